@@ -1,0 +1,75 @@
+"""Every named thing a run can be made of, and the error that names the nearest one.
+
+An entry registers itself where it is written (`@activation("relu")`); the command line, the
+plan, the conformance tests and the docs read these registries and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+class UserError(Exception):
+    """A request that cannot be carried out: names the offender, the nearest names, the way out."""
+
+
+def nearest(name: str, names: Iterable[str], kind: str) -> UserError:
+    """The error for an unknown `name` of a `kind`, with the nearest of the valid names."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
+    return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+class Registry:
+    """Names of one kind, each with the function that builds it."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Any] = {}
+
+    def add(self, name: str, entry: Any) -> None:
+        """Register `entry`; a second, different entry under one name is refused."""
+        old = self._entries.get(name)
+        if old is not None and _origin(old) != _origin(entry):
+            raise UserError(f"{self.kind} {name!r} is registered already, by {_origin(old)}; choose another name")
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            raise nearest(name, self._entries, self.kind)
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator form of `add`, for entries that are plain functions."""
+
+        def keep(entry: Any) -> Any:
+            self.add(name, entry)
+            return entry
+
+        return keep
+
+
+def _origin(entry: Any) -> str:
+    function = getattr(entry, "function", entry)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+activations = Registry("activation")
+initializers = Registry("initializer")
+optimizers = Registry("optimizer")
+networks = Registry("network")
+tasks = Registry("task")
+probes = Registry("metric")
+remedies = Registry("remedy")

@@ -1,0 +1,192 @@
+"""The results folder: tiles and the manifest in, configurations and DataFrames out. NumPy and files only.
+
+A tile file holds, for R runs that were trained together over E measured epochs:
+
+- `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
+- `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
+- `metric:NAME/SITE`: R x E, float32, NaN where the metric is empty;
+- `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relu_study.registry import UserError
+from relu_study.spec import RunSpec
+
+FORMAT = 1
+Tile = dict[str, np.ndarray]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_tile(folder: Path, tile: Tile) -> Path:
+    """Store one tile under `folder`/raw, named by the runs it holds."""
+    name = hashlib.sha256("".join(sorted(tile["run_id"])).encode()).hexdigest()[:12]
+    path = folder / "raw" / f"tile-{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **tile)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_tile(path: Path) -> Tile:
+    """One stored tile; a damaged file is named, with the way out."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            tile = {name: data[name] for name in data.files}
+        for name in ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance"):
+            tile[name]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
+    return tile
+
+
+def tile_paths(folder: Path) -> list[Path]:
+    """Every stored tile of a results folder, in name order."""
+    return sorted((folder / "raw").glob("tile-*.npz"))
+
+
+def stored_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """run_id -> provenance of every run that has a stored tile."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in tile_paths(folder):
+        tile = read_tile(path)
+        provenance = json.loads(str(tile["provenance"]))
+        found.update((str(run), provenance) for run in tile["run_id"])
+    return found
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json`, keys in the order given."""
+    write_atomically(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a results folder; a folder without one is refused."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'")
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{path} has format {manifest['format']}, this relu-study reads format {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is garbled ({error!r}); restore it or run the study into a new folder") from None
+    return manifest
+
+
+@dataclass
+class Configuration:
+    """All stored runs of one configuration, one row a run, in seed order.
+
+    `values["metric/site"]` is n x E; `dead[site]` and `certified_dead[site]` are n x E x U (certified: absent where empty).
+    """
+
+    config_id: str
+    spec: dict[str, Any]  # every RunSpec field but the seed
+    wanted: int  # runs the study asks for
+    run_ids: list[str]
+    seeds: np.ndarray
+    epochs: np.ndarray
+    status: np.ndarray
+    first_bad_epoch: np.ndarray
+    probe_examples: int
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    dead: dict[str, np.ndarray] = field(default_factory=dict)
+    certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[str]:
+        return list(self.dead)
+
+
+def collect(folder: Path, manifest: dict[str, Any] | None = None) -> dict[str, Configuration]:
+    """The stored runs that the manifest asks for, by configuration, in declared order.
+
+    Configurations without a stored run are left out; each run counts once.
+    """
+    manifest = manifest or read_manifest(folder)
+    wanted: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
+    specs: dict[str, dict[str, Any]] = {}
+    for entry in manifest["declaration"]["configurations"]:
+        specs[entry["config_id"]] = entry["spec"]
+    for config_id, spec in specs.items():
+        for seed in range(manifest["declaration"]["seeds"]):
+            wanted[RunSpec(**spec, seed=seed).run_id] = (config_id, seed)
+
+    rows: dict[str, list[tuple[int, Tile, int]]] = {}
+    for tile in _tiles(folder):
+        for row, run in enumerate(tile["run_id"]):
+            if (place := wanted.pop(str(run), None)) is not None:
+                rows.setdefault(place[0], []).append((place[1], tile, row))
+    return {
+        config_id: _configuration(config_id, spec, manifest["declaration"]["seeds"], rows[config_id])
+        for config_id, spec in specs.items()
+        if config_id in rows
+    }
+
+
+def _tiles(folder: Path) -> Iterator[Tile]:
+    for path in tile_paths(folder):
+        yield read_tile(path)
+
+
+def _configuration(config_id: str, spec: dict[str, Any], seeds: int, rows: list[tuple[int, Tile, int]]) -> Configuration:
+    rows.sort(key=lambda r: r[0])
+    first = rows[0][1]
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([tile[name][row] for _, tile, row in rows])
+
+    def bits(kind: str) -> dict[str, np.ndarray]:
+        sites = [name.removeprefix("units:") for name in first if name.startswith("units:")]
+        return {
+            site: np.unpackbits(stack(f"{kind}:{site}"), axis=-1, count=int(first[f"units:{site}"])).astype(bool)
+            for site in sites
+            if f"{kind}:{site}" in first
+        }
+
+    return Configuration(
+        config_id=config_id,
+        spec=spec,
+        wanted=seeds,
+        run_ids=[str(tile["run_id"][row]) for _, tile, row in rows],
+        seeds=np.array([seed for seed, _, _ in rows]),
+        epochs=first["epoch"],
+        status=stack("status"),
+        first_bad_epoch=stack("first_bad_epoch"),
+        probe_examples=int(first["probe_examples"]),
+        values={name.removeprefix("metric:"): stack(name) for name in first if name.startswith("metric:")},
+        dead=bits("dead"),
+        certified_dead=bits("certified_dead"),
+    )

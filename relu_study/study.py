@@ -1,0 +1,247 @@
+"""What a study is: experiments, claims, tables and figures, all plain data that fit in a manifest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from relu_study.registry import UserError, nearest
+from relu_study.spec import FIELDS, RunSpec
+
+REPORT_EPOCHS = (0, 1, 2, 5, 10)
+DIRECTIONS = ("less", "greater", "equivalent")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target of a task: its variance (the best constant's squared error) and its floor (the least loss)."""
+
+    name: str
+    variance: float = 1.0
+    floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms to compare: each arm is a label and a RunSpec without its seed and target."""
+
+    name: str
+    arms: Mapping[str, RunSpec]
+    title: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One testable row of a claim; the rows that share `claim` are answered together by its `overall` row.
+
+    The number of a run is `metric/site` at `epoch` ("last", a number, or "min"/"max" over all
+    epochs), divided by `metric/over` where `over` names a site, turned into an indicator where
+    `equals` is set, and with the target's floor taken off where `excess` is set. It is compared, seed by
+    seed, with the same number of the arm `against` (at `against_epoch`, default `epoch`), or with
+    a constant where `against` is a number. `arm` may be several labels: their mean, per seed.
+
+    `margin` is the smallest difference that matters, in units of the target's variance where
+    `relative` is set. With `less` and `greater` a negative margin claims "no better than": `greater` with -0.05
+    is confirmed when the interval lies wholly above -0.05.
+    `against_dead_site` keeps the seeds whose `against` run ends with a dead site;
+    `least_seeds` and `off_floor` (mean loss of the arm at least this share of the target's variance above the floor)
+    say when a row is not testable.
+    """
+
+    claim: str
+    statement: str
+    metric: str
+    arm: str | tuple[str, ...]
+    against: str | float
+    direction: str
+    margin: float
+    site: str = "all"
+    epoch: str | float = "last"
+    against_epoch: str | float | None = None
+    over: str | None = None
+    equals: float | None = None
+    excess: bool = False
+    relative: bool = False
+    against_dead_site: bool = False
+    least_seeds: int = 2
+    off_floor: float | None = None
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise nearest(self.direction, DIRECTIONS, f"direction of claim {self.claim}")
+        if self.direction == "equivalent" and self.margin <= 0:
+            raise UserError(f"claim {self.claim}: an equivalence needs a margin above 0, not {self.margin:g}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms of some experiments as rows, `metrics` ("metric", "metric/site" or "metric/site@epoch") as columns.
+
+    `tune` names a swept field: its best value is chosen by `val_loss` on the even seeds
+    and reported on the odd ones.
+    """
+
+    name: str
+    caption: str
+    experiments: tuple[str, ...]
+    metrics: tuple[str, ...]
+    epoch: str | float = "last"
+    arms: tuple[str, ...] = ()
+    baseline: str | None = None
+    tune: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: `curves` of metrics over epochs, `survival` of units, or `forest` of a claim's rows."""
+
+    name: str
+    caption: str
+    kind: str
+    experiments: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("curves", "survival", "forest"):
+            raise nearest(self.kind, ("curves", "survival", "forest"), f"kind of figure {self.name}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question of the report: its prose, and the names of the tables, figures and claims that answer it."""
+
+    title: str
+    text: str
+    claims: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named set of experiments with the claims they answer; `presets` change its size by name."""
+
+    name: str
+    title: str
+    text: str
+    experiments: Sequence[Experiment]
+    seeds: int = 16
+    targets: Sequence[Target] = (Target("wave"),)
+    claims: Sequence[Claim] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    sections: Sequence[Section] = ()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    use_targets: tuple[str, ...] = ()  # the targets of this size; empty: all
+    skip: tuple[str, ...] = ()  # experiments left out at this size
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seeds, int) or isinstance(self.seeds, bool) or self.seeds < 1:
+            raise UserError(f"study {self.name}: seeds must be a whole number of at least 1, not {self.seeds!r}")
+        if not self.experiments:
+            raise UserError(f"study {self.name} declares no experiments; give it at least one Experiment")
+        for kind, names in (("experiment", [e.name for e in self.experiments]), ("target", [t.name for t in self.targets])):
+            twice = {n for n in names if names.count(n) > 1}
+            if twice:
+                raise UserError(f"study {self.name}: {kind} {sorted(twice)[0]!r} is declared twice")
+        arms = self.arms()
+        for claim in self.claims:
+            for label in [*_labels(claim.arm), *([claim.against] if isinstance(claim.against, str) else [])]:
+                if label not in arms:
+                    raise nearest(label, arms, f"arm in claim {claim.claim}")
+        names = [e.name for e in self.experiments]
+        for item in (*self.tables, *self.figures):
+            for name in item.experiments:
+                if name not in names:
+                    raise nearest(name, names, f"experiment in {item.name}")
+        for name in (*self.skip, *(n for p in self.presets.values() for n in p.get("skip", ()))):
+            if name not in names:
+                raise nearest(name, names, "experiment")
+
+    def arms(self) -> dict[str, RunSpec]:
+        """Every arm by its label; one label is one RunSpec throughout a study."""
+        found: dict[str, RunSpec] = {}
+        for experiment in self.experiments:
+            for label, spec in experiment.arms.items():
+                if found.setdefault(label, spec) != spec:
+                    raise UserError(f"study {self.name}: arm {label!r} stands for two different RunSpecs")
+        return found
+
+    def sized(self, preset: str | None = None, **changes: Any) -> Study:
+        """This study at a preset's size, with `changes` (seeds, epochs) on top."""
+        study = self
+        if preset and preset != "default":
+            if preset not in self.presets:
+                raise nearest(preset, ["default", *self.presets], "preset")
+            study = replace(study, **self.presets[preset])
+        epochs = changes.pop("epochs", None)
+        study = replace(study, **{k: v for k, v in changes.items() if v is not None})
+        if epochs is not None:
+            study = replace(
+                study,
+                experiments=[
+                    replace(e, arms={k: s.but(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments
+                ],
+            )
+        return study
+
+    def configurations(self) -> list[tuple[str, str, RunSpec]]:
+        """(experiment, arm, RunSpec with seed 0) for each experiment of this size, crossed with its targets."""
+        known = [t.name for t in self.targets]
+        for name in self.use_targets:
+            if name not in known:
+                raise nearest(name, known, "target")
+        targets = self.use_targets or known
+        return [
+            (e.name, label, spec.but(target=target) if known else spec)
+            for e in self.experiments
+            if e.name not in self.skip
+            for label, spec in e.arms.items()
+            for target in (targets or [spec.target])
+        ]
+
+    def runs(self) -> list[RunSpec]:
+        """Every run once, in the order the configurations are declared, seeds innermost."""
+        configs = dict.fromkeys(spec for _, _, spec in self.configurations())
+        return [spec.but(seed=seed) for spec in configs for seed in range(self.seeds)]
+
+    def declaration(self) -> dict[str, Any]:
+        """The whole study as plain data for `manifest.json`."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiments", "presets")}
+        for name in ("targets", "claims", "tables", "figures", "sections"):
+            plain[name] = [asdict(item) for item in plain[name]]
+        plain["experiments"] = [
+            {"name": e.name, "title": e.title, "text": e.text}
+            for e in self.experiments
+            if e.name not in self.skip
+        ]
+        plain["configurations"] = [
+            {"experiment": e, "arm": arm, "config_id": s.config_id, "spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
+            for e, arm, s in self.configurations()
+        ]
+        return plain
+
+
+def grid(base: RunSpec | None = None, **values: Sequence[Any]) -> dict[str, RunSpec]:
+    """Arms for every combination of the swept fields, labelled "value" or "field=value, ..."."""
+    base = base or RunSpec()
+    for name in values:
+        if name not in FIELDS:
+            raise nearest(name, FIELDS, "RunSpec field")
+    arms = {}
+    for combo in itertools.product(*values.values()):
+        pairs = dict(zip(values, combo, strict=True))
+        label = str(combo[0]) if len(pairs) == 1 else ", ".join(f"{k}={v}" for k, v in pairs.items())
+        arms[label] = base.but(**pairs)
+    return arms
+
+
+def _labels(arm: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (arm,) if isinstance(arm, str) else tuple(arm)
