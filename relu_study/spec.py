@@ -37,7 +37,7 @@ class RunSpec:
     rows: int = _marked("step", 200_000)  # training and validation rows together
     initializer: str = _marked("start", "glorot_uniform")
     task: str = _marked("data", "negative_box")
-    target: str = _marked("data", "wave")
+    target: str = _marked("data", "default")  # a task's choice of y
     inputs: str = _marked("data", "raw")  # raw | centred
     epochs: float = _marked("length", 25)  # a fraction ends inside its last epoch
     learning_rate: float = _marked("knob", 1e-3)

@@ -43,7 +43,7 @@ class Claim:
     seed, with the same number of the arm `against` (at `against_epoch`, default `epoch`), or with
     a constant where `against` is a number. `arm` may be several labels: their mean, per seed.
 
-    `margin` is the smallest difference that matters, in units of the target's variance where
+    `margin` is the smallest difference that matters; it and a constant `against` are in units of the target's variance where
     `relative` is set. With `less` and `greater` a negative margin claims "no better than": `greater` with -0.05
     is confirmed when the interval lies wholly above -0.05.
     `against_dead_site` keeps the seeds whose `against` run ends with a dead site;
@@ -133,7 +133,7 @@ class Study:
     text: str
     experiments: Sequence[Experiment]
     seeds: int = 16
-    targets: Sequence[Target] = (Target("wave"),)
+    targets: Sequence[Target] = ()  # empty: each arm keeps the target of its own RunSpec
     claims: Sequence[Claim] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
@@ -215,6 +215,8 @@ class Study:
     def declaration(self) -> dict[str, Any]:
         """The whole study as plain data for `manifest.json`."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiments", "presets")}
+        if not self.targets:
+            plain["targets"] = [Target(name) for name in dict.fromkeys(spec.target for _, _, spec in self.configurations())]
         for name in ("targets", "claims", "tables", "figures", "sections"):
             plain[name] = [asdict(item) for item in plain[name]]
         plain["experiments"] = [

@@ -1,0 +1,51 @@
+"""relu_study: train thousands of small networks at once and see every unit that dies.
+
+Everything below is imported when first used, so that words and reports never wait for JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from relu_study.activations import activation as activation
+    from relu_study.initializers import initializer as initializer
+    from relu_study.registry import UserError as UserError
+    from relu_study.runner import run as run
+    from relu_study.spec import RunSpec as RunSpec
+    from relu_study.study import Claim as Claim
+    from relu_study.study import Experiment as Experiment
+    from relu_study.study import Figure as Figure
+    from relu_study.study import Section as Section
+    from relu_study.study import Study as Study
+    from relu_study.study import Table as Table
+    from relu_study.study import Target as Target
+    from relu_study.study import grid as grid
+    from relu_study.tables import load as load
+    from relu_study.tasks import Signature as Signature
+    from relu_study.tasks import Task as Task
+    from relu_study.tasks import task as task
+
+_HOMES = {
+    "spec": ("RunSpec",),
+    "registry": ("UserError",),
+    "study": ("Claim", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
+    "tables": ("load",),
+    "runner": ("run",),
+    "activations": ("activation",),
+    "initializers": ("initializer",),
+    "optimizers": ("optimizer",),
+    "networks": ("network",),
+    "tasks": ("Signature", "Task", "task"),
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"relu_study.{home}"), name)
+    raise AttributeError(f"module 'relu_study' has no attribute {name!r}")

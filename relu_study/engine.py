@@ -1,0 +1,272 @@
+"""From a tile of runs to their numbers. Pure JAX: no files, no clocks, no printing.
+
+Each program of `programs.py` is vmapped over the runs of a tile and compiled once per cohort and device; `advance` is
+the same whether or not anyone measures. A tile is a message: plain specs in, plain arrays out (`train_tile`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
+from relu_study import optimizers as _optimizers  # noqa: F401
+from relu_study.networks import MLP as _mlp  # noqa: F401
+from relu_study.plan import Work
+from relu_study.programs import (
+    BLOCK,
+    Data,
+    Probing,
+    State,
+    Weights,
+    make_advance,
+    make_init,
+    make_measure,
+    make_sample,
+    site_units,
+    steps_per_epoch,
+)
+from relu_study.registry import UserError, activations, initializers, networks, optimizers, tasks
+from relu_study.spec import KNOBS, RunSpec
+from relu_study.tasks import Signature
+
+ENGINE = 1  # grows when a change moves bits; committed results are then regenerated
+IN_FLIGHT = 3  # epochs queued on a device ahead of the one it works on
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of one cohort."""
+
+    advance: Callable[..., State]
+    measure: Callable[..., dict[str, Array]]
+
+
+def check(spec: RunSpec, probing: Probing) -> None:
+    """Refuse what cannot be trained, by name and before anything compiles."""
+    for registry, name in (
+        (networks, spec.network),
+        (activations, spec.activation),
+        (activations, spec.output),
+        (initializers, spec.initializer),
+        (optimizers, spec.optimizer),
+        (tasks, spec.task),
+    ):
+        registry[name]
+    signature = tasks[spec.task](spec).signature
+    if signature.train_rows < 1 or signature.val_rows < 1:
+        raise UserError(f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more")
+    if spec.batch_size > signature.train_rows:
+        raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows; make it smaller")
+    if probing.examples is not None and probing.examples > signature.train_rows:
+        raise UserError(
+            f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows; "
+            f"ask for at most that many"
+        )
+
+
+def describe(spec: RunSpec) -> Work:
+    """What a run asks of a machine, from shapes alone: nothing is compiled."""
+    step, signature = cohort(spec, tasks[spec.task](spec).signature)
+    units = list(site_units(step, signature).values())
+    widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
+    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
+    name = hashlib.sha256(repr((step.changed(), tuple(signature))).encode()).hexdigest()[:8]
+    extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
+    return Work(
+        cohort=name,
+        title=" ".join([spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer, f"batch {spec.batch_size}"]),
+        steps=round(spec.epochs * per_epoch),
+        flops=6 * spec.batch_size * weights,
+        batch=spec.batch_size,
+        scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
+        data=4 * (signature.train_rows + signature.val_rows) * columns + 16 * weights,
+    )
+
+
+def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
+    """What the runs of one cohort share: the step fields and the task's signature."""
+    return RunSpec(**dict(spec.marked("step"))), signature
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code.
+    fast = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=fast)
+
+
+@lru_cache(maxsize=None)
+def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
+    """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
+    measure_one = make_measure(step_spec, signature, probing, boxed)
+
+    def measure(*tile: Any) -> dict[str, Array]:
+        return jax.lax.map(lambda run: measure_one(*run), tile)
+
+    advance = jax.vmap(make_advance(step_spec, signature), in_axes=(0, 0, 0, 0, None, None, None))
+    return Programs(_compiled(advance), _compiled(measure))
+
+
+@lru_cache(maxsize=None)
+def _init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
+    return _compiled(jax.vmap(make_init(spec, d_in, d_out)))
+
+
+@lru_cache(maxsize=None)
+def _opt_program(optimizer: str) -> Callable[..., Any]:
+    def init(params: Any) -> Any:
+        return optimizers[optimizer](0.0, 0.0).init(params)
+
+    return _compiled(jax.vmap(init))
+
+
+@lru_cache(maxsize=None)
+def _sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[..., Data]:
+    return _compiled(jax.vmap(make_sample(tasks[spec.task](spec), phase, probing)))
+
+
+@jax.jit
+def _mix(parts: list[Any], source: Int[Array, " W"]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[source, jnp.arange(source.size)], *parts)
+
+
+def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
+    """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
+    keys = [key(spec) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    parts = [make(one) for one in distinct]
+    return parts[0] if len(parts) == 1 else _mix(parts, np.array([distinct.index(one) for one in keys]))
+
+
+def _start_spec(spec: RunSpec) -> RunSpec:
+    """The fields that decide the first weights: an initialiser that does not look at its inputs shares its program."""
+    start = RunSpec(**dict(spec.marked("step", "start"))).but(optimizer="adam", batch_size=128, dropout="none")
+    fanout = activations[spec.activation].fanout
+    return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.but(activation="linear", rows=2)
+
+
+def _data_spec(spec: RunSpec) -> RunSpec:
+    return RunSpec(rows=spec.rows, **dict(spec.marked("data")))
+
+
+class Pending(NamedTuple):
+    """A tile that is queued on a device: its numbers may not have been computed yet."""
+
+    runs: list[RunSpec]
+    epochs: np.ndarray
+    units: dict[str, int]
+    measured: list[dict[str, Array]]
+    params: Any
+    probe_examples: int
+
+
+def epochs_measured(epochs: float) -> np.ndarray:
+    """0, 1, 2, ... and the last, which may be a fraction."""
+    return np.append(np.arange(math.ceil(epochs)), epochs).astype(float) if epochs else np.zeros(1)
+
+
+def start_tile(
+    runs: list[RunSpec],
+    width: int,
+    device: Any,
+    probing: Probing = Probing(),
+    probe: bool = True,
+    chunk: int | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Pending | None:
+    """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
+
+    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch.
+    Neither moves a bit of the training.
+    """
+    specs = [*runs, *[runs[0]] * (width - len(runs))]
+    task = tasks[specs[0].task](specs[0])
+    signature = task.signature
+    boxed = task.box is not None
+    total, per_epoch = specs[0].epochs, steps_per_epoch(signature.train_rows, specs[0].batch_size)
+    program = programs(*cohort(specs[0], signature), probing, boxed)
+
+    with jax.default_device(device):
+        put = lambda value: jax.device_put(value, device)  # noqa: E731
+        seeds = put(np.array([s.seed for s in specs], np.uint32))
+        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float))) for name in KNOBS}
+        box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)))
+
+        def sample(phase: int) -> Data:
+            return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+
+        data, phase = sample(0), 0
+        looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+        weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
+        state = State(*weights, _opt_program(specs[0].optimizer)(weights.params))
+        measured = [program.measure(state, state.params, data, knobs, box)]
+        for epoch in range(1, math.ceil(total) + 1):
+            if not wanted():
+                return None
+            now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
+            if now != phase:
+                data, phase = sample(now), now
+            last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
+            previous = state.params
+            for start in range(0, last, chunk or last):
+                at = [put(np.int32(i)) for i in (epoch, start, min(start + (chunk or last), last))]
+                state = program.advance(state, data.train, seeds, knobs, *at)
+            if probe or epoch == math.ceil(total):
+                measured.append(program.measure(state, previous, data, knobs, box))
+            if len(measured) > IN_FLIGHT:
+                jax.block_until_ready(measured[-IN_FLIGHT])
+    epochs = epochs_measured(total)
+    return Pending(
+        runs,
+        epochs if probe else epochs[[0, -1]][: len(measured)],
+        site_units(*cohort(specs[0], signature)),
+        measured,
+        state.params,
+        probing.probe_set(signature),
+    )
+
+
+def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
+    """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
+    n = len(pending.runs)
+    epochs = jax.device_get(pending.measured)
+    tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
+    finite = tile.pop("finite")
+    # Once bad, a run stays bad: what it shows later is not a measurement.
+    bad = ~np.logical_and.accumulate(finite, axis=1)
+    for name, values in tile.items():
+        if name.startswith("metric:"):
+            values[bad] = np.nan
+        if name.startswith("metric:update_norm/"):
+            values[:, pending.epochs == 0] = np.nan
+    first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
+    tile |= {
+        "epoch": pending.epochs,
+        "status": np.where(bad.any(axis=1), "nonfinite", "ok"),
+        "first_bad_epoch": first_bad,
+        "probe_examples": np.array(pending.probe_examples),
+        **{f"units:{site}": np.array(units) for site, units in pending.units.items()},
+    }
+    if keep_params:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
+            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+            tile[f"param:{name}"] = np.asarray(leaf)[:n]
+    return tile
+
+
+def train_tile(runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any) -> dict[str, np.ndarray]:
+    """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
+    keep_params = options.pop("keep_params", False)
+    pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
+    assert pending is not None
+    return collect(pending, keep_params)

@@ -1,0 +1,270 @@
+"""The results as DataFrames, and the CSV files they become: one row a run, a configuration, a cell, a site.
+
+Everything is formed from arrays of whole configurations; no row is ever appended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study import stats
+from relu_study.registry import UserError
+from relu_study.spec import FIELDS, RunSpec
+from relu_study.store import Configuration, collect, read_manifest
+from relu_study.verdicts import TEXTS
+
+PROPORTIONS = ("collapsed", "constant")  # 0 or 1 a run: a Wilson interval, not a t interval
+SPREAD = ("mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max")
+CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
+_KIND = {f.name: {"str": "str", "int": "int64", "float": "float64"}[str(f.type)] for f in dataclasses.fields(RunSpec)}
+_WORDS = ("run_id", "config_id", "status", "experiment", "metric", "site")
+
+
+@dataclass
+class Results:
+    """A results folder in memory: `runs` (one row a run), `summary` (one row a configuration, metric, site and epoch).
+
+    `params` holds final parameters by run_id, where the call that trained them kept them.
+    """
+
+    folder: Path
+    runs: pd.DataFrame
+    summary: pd.DataFrame
+    read_curves: pd.DataFrame | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Columns run_id, config_id, seed, metric, site, epoch, value (float32; NaN: empty or nonfinite)."""
+        if self.read_curves is None:
+            raise UserError(
+                f"curves need {self.folder / 'raw'}, which is not there (a clone has only the CSVs); run the study again"
+            )
+        return self.read_curves
+
+
+def load(folder: str | Path) -> Results:
+    """A results folder as DataFrames; a folder without manifest.json, runs.csv or summary.csv is refused by name."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    stored = curves(collect(folder, manifest)) if (folder / "raw").is_dir() else None
+    return Results(folder, read_csv(folder / "runs.csv"), read_csv(folder / "summary.csv"), stored)
+
+
+def frames(
+    configurations: dict[str, Configuration], manifest: dict[str, Any], all_epochs: bool = False
+) -> dict[str, pd.DataFrame]:
+    """The frames behind runs.csv, experiments.csv, summary.csv, units.csv and survival.csv, by name."""
+    declared = manifest["declaration"]["configurations"]
+    pairs = dict.fromkeys((entry["experiment"], entry["config_id"]) for entry in declared)
+    return {
+        "runs": runs_frame(configurations, manifest),
+        "experiments": pd.DataFrame(list(pairs), columns=["experiment", "config_id"]),
+        "summary": summary_frame(configurations, manifest, None if all_epochs else report_epochs(manifest["declaration"])),
+        "units": units_frame(configurations),
+        "survival": survival_frame(configurations),
+    }
+
+
+def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any]) -> pd.DataFrame:
+    """Each wanted run once, seeds innermost, with its metrics at its last epoch; one not stored is `interrupted`."""
+    seeds = manifest["declaration"]["seeds"]
+    specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
+    found = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
+    names = list(dict.fromkeys([*manifest["declaration"]["columns"], *found]))
+    column = {name: i for i, name in enumerate(names)}
+    status = np.full((len(specs), seeds), "interrupted", dtype=object)
+    bad, probed = np.full((2, len(specs), seeds), np.nan)
+    last = np.full((len(specs), seeds, len(names)), np.nan, np.float32)
+    for row, config_id in enumerate(specs):
+        if (c := configurations.get(config_id)) is None:
+            continue
+        status[row, c.seeds], bad[row, c.seeds], probed[row, c.seeds] = c.status, c.first_bad_epoch, c.probe_examples
+        for name, values in c.values.items():
+            last[row, c.seeds, column[name]] = values[:, -1]
+    ids = [RunSpec(**spec, seed=seed).run_id for spec in specs.values() for seed in range(seeds)]
+    fields = _spec_columns(specs, np.repeat(list(specs), seeds)).assign(seed=np.tile(np.arange(seeds), len(specs)))
+    fields.insert(0, "run_id", ids)
+    fields = fields.assign(status=status.ravel(), first_bad_epoch=bad.ravel(), probe_examples=pd.array(probed.ravel(), "Int64"))
+    metrics = pd.DataFrame(last.reshape(len(fields), len(names)), columns=names)
+    return pd.concat([fields, metrics], axis=1)
+
+
+def report_epochs(declaration: dict[str, Any]) -> set[float]:
+    """The epochs that summary.csv holds besides each run's last: the study's, and every one that a claim or table names."""
+    named = list(declaration["report_epochs"])
+    for claim in declaration["claims"]:
+        named += [claim["epoch"], claim["against_epoch"]]
+    for table in declaration["tables"]:
+        named += [table["epoch"], *(metric.partition("@")[2] for metric in table["metrics"])]
+    return {float(epoch) for epoch in named if epoch is not None and re.fullmatch(r"\d+(\.\d*)?", str(epoch))}
+
+
+def summary_frame(
+    configurations: dict[str, Configuration], manifest: dict[str, Any], epochs: set[float] | None = None
+) -> pd.DataFrame:
+    """One row a configuration, metric, site and epoch: the runs' mean with its 95 % interval, and their spread.
+
+    n counts the runs wanted, n_finite those with a value. `epochs` None keeps all, else these and the last.
+    """
+    parts = [_summarised(c, manifest["declaration"]["metrics"]) for c in configurations.values()]
+    specs = {config_id: c.spec for config_id, c in configurations.items()}
+    sizes = [len(part["n"]) for part in parts]
+    cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *SPREAD])
+    summary = pd.concat([_spec_columns(specs, np.repeat(list(specs), sizes)), cells], axis=1)
+    return summary if epochs is None else at_epochs(summary, epochs)
+
+
+def at_epochs(summary: pd.DataFrame, epochs: set[float]) -> pd.DataFrame:
+    """The rows at some epochs and at each configuration's last."""
+    last = summary.groupby("config_id", sort=False)["epoch"].transform("max")
+    return summary[summary["epoch"].isin(epochs) | (summary["epoch"] == last)].reset_index(drop=True)
+
+
+def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
+    """One row a configuration and site: how many units were born dead, died, revived and are dead at the end.
+
+    Counts are over all runs, those at the end over the runs that stayed finite; the fraction is of their units, its interval
+    a bootstrap over runs. `certified_revived` counts the units that were certified dead and later no longer (empty: nothing can be certified).
+    """
+    counts = ("born_dead", "died", "revived")
+    parts = []
+    for c in configurations.values():
+        for site, dead in c.dead.items():
+            lives = stats.unit_lives(dead, c.epochs, c.first_bad_epoch)
+            row: dict[str, Any] = {"config_id": c.config_id, "site": site, "probe_examples": c.probe_examples}
+            row |= {"runs": len(dead), "units": dead[:, 0].size}
+            row |= {name: int(getattr(lives, name).sum()) for name in counts}
+            at_end, units = np.where(lives.censored, 0, lives.dead_at_end), np.where(lives.censored, 0, dead.shape[2])
+            row["dead_at_end"] = int(at_end.sum())
+            row["dead_at_end_fraction"] = at_end.sum() / units.sum() if units.any() else np.nan
+            row["ci_lo"], row["ci_hi"] = stats.bootstrap_ratio(at_end, units, f"{c.config_id}/{site}")
+            if (certified := c.certified_dead.get(site)) is not None:
+                row["certified_revived"] = int(stats.unit_lives(certified, c.epochs, c.first_bad_epoch).revived.sum())
+            parts.append(row)
+    columns = ["config_id", "site", "probe_examples", "runs", "units", *counts]
+    columns += ["dead_at_end", "dead_at_end_fraction", "ci_lo", "ci_hi", "certified_revived"]
+    return pd.DataFrame(parts, columns=columns).astype({"certified_revived": "Int64"})
+
+
+def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
+    """One row a configuration, site and epoch: the share of the units born alive that has not died (Kaplan-Meier)."""
+    parts = []
+    for c in configurations.values():
+        for site, dead in c.dead.items():
+            curve = stats.survival(dead, c.epochs, c.first_bad_epoch, f"{c.config_id}/{site}")
+            size = len(c.epochs)
+            head = {"config_id": c.config_id, "site": site, "epoch": c.epochs, "probe_examples": c.probe_examples}
+            parts.append({name: np.broadcast_to(value, size) for name, value in (head | dict(curve)).items()})
+    columns = ["config_id", "site", "epoch", "probe_examples", "runs", "at_risk", "died", "censored", "survival", "lo", "hi"]
+    return _stacked(parts, columns)
+
+
+def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
+    """One row a stored run, metric, site and epoch, the names as categories: about 20 bytes a row."""
+    names = {name for c in configurations.values() for name in c.values}
+    metrics, sites = sorted({n.split("/")[0] for n in names}), sorted({n.split("/")[1] for n in names}, key=_site_order)
+    parts, first = [], 0
+    for number, c in enumerate(configurations.values()):
+        split = [name.split("/") for name in c.values]
+        cells = {
+            "run_id": np.arange(first, first + len(c.seeds), dtype=np.int32)[:, None, None],
+            "config_id": np.array(number, np.int16),
+            "seed": c.seeds.astype(np.uint32)[:, None, None],
+            "metric": np.array([metrics.index(m) for m, _ in split], np.int16)[:, None],
+            "site": np.array([sites.index(s) for _, s in split], np.int16)[:, None],
+            "epoch": c.epochs.astype(np.float32),
+            "value": np.stack(list(c.values.values()), axis=1).astype(np.float32),
+        }
+        shape, first = cells["value"].shape, first + len(c.seeds)
+        parts.append({name: np.broadcast_to(v, shape).ravel() for name, v in cells.items()})
+    frame = _stacked(parts, ["run_id", "config_id", "seed", "metric", "site", "epoch", "value"])
+    runs = [run for c in configurations.values() for run in c.run_ids]
+    for name, known in {"run_id": runs, "config_id": list(configurations), "metric": metrics, "site": sites}.items():
+        frame[name] = pd.Categorical.from_codes(frame[name], known)
+    return frame
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV: nine digits (a float32 survives), RunSpec fields exact, NaN empty, the same text each time."""
+    exact = {name: [_shortest(v) for v in frame[name]] for name in CONFIG_FIELDS if name in frame and _KIND[name] == "float64"}
+    return frame.assign(**exact).to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any]) -> str:
+    """The text of runs.csv."""
+    return csv_text(runs_frame(configurations, manifest))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file of a results folder, with the types it was written with; a missing one is named, with the way out."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
+    kinds: dict[str, Any] = dict.fromkeys(_WORDS, "str") | _KIND
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        if "verdict" in header:
+            kinds |= dict.fromkeys(TEXTS, "str")
+        if "run_id" in header:
+            kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
+        kinds = {name: kind for name, kind in kinds.items() if name in header}
+        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise UserError(f"{path} is garbled ({error}); restore it, or make it with 'relu-study report {path.parent}'") from None
+    words = [name for name, kind in kinds.items() if kind == "str"]
+    return frame.assign(**{name: frame[name].fillna("") for name in words})
+
+
+def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarray]:
+    """The cells of one configuration, series outermost: all its series are summarised in one call."""
+    names = _ordered(c.values, metrics)
+    values = np.stack([c.values[name] for name in names], axis=1).astype(float)  # runs x series x epochs
+    cells = stats.summarise(values)
+    for i, name in enumerate(names):
+        if name.split("/")[0] in PROPORTIONS:
+            cells["ci_lo"][i], cells["ci_hi"][i] = stats.wilson(np.nansum(values[:, i], axis=0), cells["n_finite"][i])
+    shape = values.shape[1:]
+    metric, site = np.array([name.split("/") for name in names]).T[:, :, None]
+    cells |= {
+        "metric": metric,
+        "site": site,
+        "epoch": c.epochs,
+        "probe_examples": np.array(c.probe_examples),
+        "n": np.array(c.wanted),
+    }
+    return {name: np.broadcast_to(cell, shape).ravel() for name, cell in cells.items()}
+
+
+def _spec_columns(specs: dict[str, dict[str, Any]], config_ids: Iterable[str]) -> pd.DataFrame:
+    """config_id and every RunSpec field but the seed, one row for each of `config_ids`."""
+    frame = pd.DataFrame([{"config_id": c, **spec} for c, spec in specs.items()], columns=["config_id", *CONFIG_FIELDS])
+    frame = frame.astype({name: _KIND[name] for name in CONFIG_FIELDS})
+    return frame.iloc[pd.Index(frame["config_id"]).get_indexer(list(config_ids))].reset_index(drop=True)
+
+
+def _stacked(parts: list[dict[str, np.ndarray]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) if parts else [] for name in columns})
+
+
+def _ordered(names: Iterable[str], metrics: Iterable[str]) -> list[str]:
+    """`metric/site` names in the order the metrics are declared, `all` first and site_10 after site_9."""
+    place = {metric: i for i, metric in enumerate(metrics)}
+    split = sorted((name.split("/") for name in names), key=lambda s: (place.get(s[0], len(place)), s[0], *_site_order(s[1])))
+    return ["/".join(pair) for pair in split]
+
+
+def _site_order(site: str) -> tuple[bool, int, str]:
+    return site != "all", len(site), site
+
+
+def _shortest(value: float) -> str:
+    # Nine digits where they say it all; a field must come back as the number that its run_id was made from.
+    return text if float(text := f"{value:.9g}") == value else repr(value)

@@ -1,0 +1,48 @@
+"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` whose nonlinearities are `Site` modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from relu_study.registry import activations, networks
+from relu_study.sites import Context, Dense, Dropout, Norm, Site
+from relu_study.spec import RunSpec
+
+
+network = networks.register
+
+
+class Block(nnx.Module):
+    """Dense, then normalisation, then the site, then dropout; the middle and the end only where the spec asks."""
+
+    def __init__(self, spec: RunSpec, index: int, d_in: int, rngs: nnx.Rngs):
+        self.dense = Dense(d_in, spec.width)
+        self.norm = Norm(spec.norm, spec.width, rngs) if spec.norm != "none" else None
+        self.site = Site(spec.activation)
+        self.dropout = Dropout(spec.dropout, index) if spec.dropout != "none" else None
+
+    def __call__(self, x: Any, ctx: Context) -> Any:
+        x = self.dense(x, ctx)
+        if self.norm is not None:
+            x = self.norm(x, ctx)
+        x = self.site(x, ctx)
+        return x if self.dropout is None else self.dropout(x, ctx)
+
+
+@network("mlp")
+class MLP(nnx.Module):
+    """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
+
+    def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
+        after = spec.width * activations[spec.activation].fanout
+        self.hidden = nnx.List([Block(spec, i, after if i else d_in, rngs) for i in range(spec.depth)])
+        self.output = Dense(after, d_out)
+        self.output_site = Site(spec.output) if spec.output != "linear" else None
+
+    def __call__(self, x: Any, ctx: Context) -> Any:
+        for block in self.hidden:
+            x = block(x, ctx)
+        x = self.output(x, ctx)
+        return x if self.output_site is None else self.output_site(x, ctx)

@@ -1,0 +1,138 @@
+"""How runs become work: cohorts that share a program, cut into tiles of one width. Plain data, no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from relu_study.spec import RunSpec
+
+
+class Work(NamedTuple):
+    """What one run of a spec asks of a machine."""
+
+    cohort: str  # id of the program it shares
+    title: str  # the cohort in words
+    steps: int  # in the whole run
+    flops: int  # of one step
+    batch: int
+    scratch: int  # bytes a run adds to a program's temporary memory
+    data: int  # bytes of a run's data and state
+
+
+class Rule(NamedTuple):
+    """Tile widths of a device kind: powers of two in [least, most] whose scratch stays within a budget."""
+
+    least: int
+    most: int
+    scratch: int  # bytes
+
+
+# On a CPU the steps of a tile should stay in a core's cache (measured: results/speed). An accelerator wants
+# thousands of runs; its rule has not been measured yet.
+WIDTHS = {"cpu": Rule(2, 32, 4 << 20), "gpu": Rule(2, 4096, 2 << 30), "tpu": Rule(2, 4096, 2 << 30)}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Up to `width` runs of one cohort and length, trained together on one device."""
+
+    cohort: str
+    width: int
+    runs: tuple[RunSpec, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The runs that share one training program."""
+
+    name: str
+    work: Work
+    width: int
+    runs: int
+    starts: int  # distinct ways to begin: programs of `init`
+    tiles: list[Tile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be trained, before anything is."""
+
+    cohorts: list[Cohort]
+    devices: int
+    platform: str
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """All tiles, the costliest first, so that devices finish together."""
+        cost = {id(t): c.work for c in self.cohorts for t in c.tiles}
+        return sorted((t for c in self.cohorts for t in c.tiles), key=lambda t: -seconds(t, cost[id(t)], "cpu"))
+
+    def compilations(self) -> int:
+        """The most backend compilations to expect: `advance`, `measure` and each `init`, once per device that is used."""
+        return sum((2 + c.starts) * min(self.devices, len(c.tiles)) for c in self.cohorts)
+
+    def bytes(self) -> int:
+        """Peak memory of the tiles in flight: the largest tile on every device."""
+        return self.devices * max((c.width * (c.work.data + c.work.scratch) for c in self.cohorts), default=0)
+
+    def seconds(self) -> float | None:
+        """Expected time of training, compiling apart; None on a platform not yet measured."""
+        if self.platform != "cpu":
+            return None
+        return sum(seconds(t, c.work, "cpu") for c in self.cohorts for t in c.tiles) / self.devices
+
+
+def seconds(tile: Tile, work: Work, platform: str) -> float:
+    """Expected time of a tile on one CPU device, measured on one Zen 4 core: fixed + per example + arithmetic."""
+    return tile.width * tile.steps * (2e-6 + 55e-9 * work.batch + work.flops / 43e9)
+
+
+def width(work: Work, runs: int, platform: str) -> int:
+    """The tile width of a cohort, in the one place that decides it."""
+    rule = WIDTHS.get(platform, WIDTHS["cpu"])
+    wide = rule.least
+    while wide * 2 <= rule.most and wide * 2 * work.scratch <= rule.scratch and wide < runs:
+        wide *= 2
+    return wide
+
+
+def plan(
+    runs: Sequence[RunSpec],
+    work: Callable[[RunSpec], Work],
+    widths: Mapping[str, int],
+    devices: int,
+    platform: str,
+    missing: Callable[[RunSpec], bool] = lambda run: True,
+) -> Plan:
+    """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
+
+    Within a cohort, runs are ordered by length, data and start, so that a tile mixes as few of them as it can.
+    """
+    groups: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        groups.setdefault(work(run).cohort, []).append(run)
+    cohorts = []
+    for name, members in groups.items():
+        asked = work(members[0])
+        wide = widths.get(name) or width(asked, len(members), platform)
+        todo = [run for run in members if missing(run)]
+        rank: dict[object, int] = {}
+
+        def place(run: RunSpec, rank: dict[object, int] = rank) -> tuple[int, ...]:
+            keys = (run.epochs, run.marked("data"), run.marked("start"), run.config_id)
+            return (*(rank.setdefault(key, len(rank)) for key in keys), run.seed)
+
+        tiles = []
+        by_length: dict[float, list[RunSpec]] = {}
+        for run in sorted(todo, key=place):
+            by_length.setdefault(run.epochs, []).append(run)
+        for same in by_length.values():
+            for i in range(0, len(same), wide):
+                part = tuple(same[i : i + wide])
+                tiles.append(Tile(name, wide, part, work(part[0]).steps))
+        starts = len({run.marked("start") for run in todo})
+        cohorts.append(Cohort(name, asked, wide, len(todo), starts, tiles))
+    return Plan(cohorts, devices, platform)

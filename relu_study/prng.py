@@ -1,0 +1,78 @@
+"""Named random streams, and the order in which an epoch visits its rows."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, UInt32
+
+ROUNDS = 6
+
+
+def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | Int[Array, ""]) -> Key[Array, ""]:
+    """The random key of a named stream, e.g. `stream(seed, "order", epoch)`.
+
+    Names enter by their CRC-32 and numbers as they are, one `fold_in` each, so that no stream
+    depends on how many others there are or in what order they are drawn.
+    """
+    key = jax.random.key(seed)
+    for part in path:
+        key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
+    return key
+
+
+def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UInt32[Array, "6"]:
+    """The words that key one epoch's order."""
+    return jax.random.bits(stream(seed, "order", epoch), (ROUNDS,), jnp.uint32)
+
+
+def shuffled(key: UInt32[Array, "6"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
+    """The row visited at each `position` of an epoch: a keyed bijection of 0..rows-1.
+
+    A position is written q b + r on an a x b grid of least excess over `rows`; six rounds add a
+    keyed hash of one coordinate to the other, modulo its range, which is invertible round by
+    round. Images beyond the last row walk on along their cycle until they land inside. Unlike a
+    sort it makes any part of an epoch's order by itself, in constant memory.
+
+    Positions must be below `rows` (< 2**32), of any shape.
+    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", section 3 (cycle walking) and
+    section 4 (Feistel on a x b); the rounds' hash is Wellons' `lowbias32` (2018).
+    """
+    a, b = _grid(rows)
+
+    def permute(index: UInt32[Array, " *n"]) -> UInt32[Array, " *n"]:
+        q, r = index // b, index % b
+        for round_ in range(0, ROUNDS, 2):
+            r = _add(r, _hash(q ^ key[round_]), b)
+            q = _add(q, _hash(r ^ key[round_ + 1]), a)
+        return q * b + r
+
+    index = permute(position)
+    if a * b == rows:
+        return index
+    return jax.lax.while_loop(
+        lambda i: jnp.any(i >= rows),
+        lambda i: jnp.where(i >= rows, permute(i), i),
+        index,
+    )
+
+
+def _grid(rows: int) -> tuple[int, int]:
+    root = math.isqrt(rows - 1) + 1 if rows > 1 else 1
+    heights = range(min(root, max(2, root // 2)), root + 1)
+    return min(((a, -(-rows // a)) for a in heights), key=lambda ab: (ab[0] * ab[1], -ab[0]))
+
+
+def _add(value: UInt32[Array, " *n"], word: UInt32[Array, " *n"], modulus: int) -> UInt32[Array, " *n"]:
+    # The high 16 bits scaled to the range: no division, and a range never exceeds 2**16.
+    total = value + ((word >> 16) * jnp.uint32(modulus) >> 16)
+    return jnp.where(total >= modulus, total - jnp.uint32(modulus), total)
+
+
+def _hash(word: UInt32[Array, " *n"]) -> UInt32[Array, " *n"]:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+    return word ^ (word >> 16)

@@ -1,0 +1,33 @@
+"""What holds for every input of the task's box, not only on the probe set: see `relu_study.bounds` for the proof."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from relu_study.probes.metric import probe
+from relu_study.probes.snapshot import SiteView
+
+certified = functools.partial(probe, per="unit", unit="fraction", low=0, high=1, needs=("bound",))
+
+
+@certified(
+    "certified_dead_fraction", keep=True, source="ours, by the interval bounds of Gowal et al. 2018, arXiv 1810.12715, section 3"
+)
+def certified_dead(site: SiteView) -> Bool[Array, "U"] | None:
+    """The bound on pre over the task's box lies inside a flat piece of phi; a subset of dead, exact at site_1."""
+    pieces = site.activation.flat
+    if site.bound is None or not pieces:
+        return None
+    return jnp.stack([site.bound.inside(piece) for piece in pieces]).any(axis=0)
+
+
+@certified("certified_always_on_fraction", direction="none", source="as certified_dead_fraction")
+def certified_always_on(site: SiteView) -> Bool[Array, "U"] | None:
+    """The bound on pre over the task's box lies inside the identity piece of a piecewise linear phi; a subset of always on."""
+    identity = site.activation.identity
+    if site.bound is None or identity is None or site.activation.smooth:
+        return None
+    return site.bound.inside(identity)

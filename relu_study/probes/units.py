@@ -1,0 +1,65 @@
+"""What each unit does on the probe set. Counting zero entries is not counting dead units: these count units."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from relu_study.probes.metric import probe
+from relu_study.probes.snapshot import SiteView
+
+NEARLY = 100  # nearly dead: open on fewer than one in so many examples
+SATURATED = 0.01  # of the largest slope
+TAU = 0.025  # dormant: share of the layer's average
+
+fraction = functools.partial(probe, per="unit", unit="fraction", low=0, high=1)
+
+
+@fraction("dead_fraction", needs=("slope",), keep=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")
+def dead(site: SiteView) -> Bool[Array, "U"]:
+    """phi'(pre) = 0 on every probe example; an upper bound on true death."""
+    return jnp.all(site.slope == 0, axis=0)
+
+
+@fraction("nearly_dead_fraction", needs=("slope",))
+def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
+    """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
+    open_on = jnp.sum(site.slope != 0, axis=0)
+    return (open_on > 0) & (NEARLY * open_on < site.slope.shape[0])
+
+
+@fraction("always_on_fraction", direction="none", needs=("pre",))
+def always_on(site: SiteView) -> Bool[Array, "U"] | None:
+    """pre in the identity piece on every probe example, so that the unit is linear; piecewise linear phi only."""
+    if site.activation.smooth or site.activation.identity is None:
+        return None
+    lo, hi = site.activation.identity
+    return jnp.all((site.pre >= lo) & (site.pre <= hi), axis=0)
+
+
+@fraction(
+    "saturated_fraction",
+    needs=("slope", "max_slope"),
+    source="after Glorot & Bengio 2010, AISTATS, section 3; the threshold is ours",
+)
+def saturated(site: SiteView) -> Bool[Array, "U"] | None:
+    """abs phi'(pre) below 0.01 of its maximum on every probe example; smooth phi only."""
+    if not site.activation.smooth:
+        return None
+    return jnp.all(site.slope < SATURATED * site.max_slope, axis=0)
+
+
+@fraction("dormant_fraction", needs=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
+def dormant(site: SiteView) -> Bool[Array, "U"]:
+    """Mean abs(post) at most tau = 0.025 of its layer's average; every unit where the layer is all zero."""
+    score = jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1).mean(axis=0)
+    return score <= TAU * jnp.mean(score)
+
+
+@fraction("zero_gradient_fraction", needs=("kernel_grad",))
+def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
+    """The probe-set loss gradient of all incoming weights and the bias is exactly 0; the unit may be dead downstream instead."""
+    still = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
+    return still if site.bias_grad is None else still & (site.bias_grad == 0)

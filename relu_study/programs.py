@@ -1,0 +1,301 @@
+"""The four programs of one run, as pure functions of plain arrays.
+
+`sample` draws its data, `init` its first state, `advance` trains from one step of an epoch to another, and
+`measure` looks at a state without touching it. The engine vmaps and compiles them; nothing in here prints, calls
+back, or reads a clock or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from relu_study import prng, probes
+from relu_study.bounds import Interval
+from relu_study.initializers import Layer
+from relu_study.registry import activations, initializers, networks, optimizers
+from relu_study.sites import Context, Dense, Site
+from relu_study.spec import KNOBS, RunSpec
+from relu_study.tasks import LOSSES, METRICS, Signature, Task
+
+BLOCK = 32  # steps whose rows are ordered and gathered at once
+
+Knobs = Mapping[str, Float[Array, ""]]
+
+
+class State(NamedTuple):
+    """All that training changes of a run."""
+
+    params: Any
+    stats: Any
+    opt: Any
+
+
+class Weights(NamedTuple):
+    """What a run begins with, before its optimiser has seen it."""
+
+    params: Any
+    stats: Any
+
+
+class Data(NamedTuple):
+    """What one run trains on and is judged by: inputs and targets side by side."""
+
+    train: Float[Array, "n DO"]
+    val: Float[Array, "v DO"]
+
+
+class Probing(NamedTuple):
+    """How a run is looked at: training examples in the probe set, and the most validation rows (None: all)."""
+
+    examples: int | None = None  # None: 8,192, or all where there are fewer
+    val_examples: int | None = 8192
+
+    def probe_set(self, signature: Signature) -> int:
+        """N: the first N training examples are the probe set."""
+        return min(self.examples or 8192, signature.train_rows)
+
+
+def steps_per_epoch(train_rows: int, batch_size: int) -> int:
+    """floor(n / B) full batches, and one of the n mod B remaining rows."""
+    return -(-train_rows // batch_size)
+
+
+def build(spec: RunSpec, d_in: int, d_out: int) -> nnx.Module:
+    """The network of a spec with its weights still blank."""
+    return networks[spec.network](spec, d_in, d_out, rngs=nnx.Rngs(0))
+
+
+def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
+    """Units at each site, from shapes alone."""
+
+    def units(x: Float[Array, "1 D"]) -> list[Array]:
+        ctx = Context({name: jnp.zeros(()) for name in KNOBS})
+        build(spec, signature.d_in, signature.d_out)(x, ctx)
+        return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]
+
+    shapes = jax.eval_shape(units, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
+    return {f"site_{i + 1}": pre.shape[-1] for i, pre in enumerate(shapes)}
+
+
+def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, Any, Any]:
+    return nnx.split(build(spec, signature.d_in, signature.d_out), nnx.Param, nnx.BatchStat)
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
+    """`advance(state, train, seed, knobs, epoch, start, stop)`: train one run over steps start..stop-1 of an epoch.
+
+    Epochs count from 1. Steps 0..floor(n / B)-1 take full batches; the last step of an epoch, where B does not divide n,
+    takes the n mod B rows left over, in a step body of its own.
+    """
+    graph, _, _ = _parts(spec, signature)
+    loss_of = LOSSES[signature.loss]
+    rows, batch, d_in = signature.train_rows, min(spec.batch_size, signature.train_rows), signature.d_in
+    full, rest = divmod(rows, batch)
+    block = min(BLOCK, full)
+
+    def update(state: State, xy: Float[Array, "B DO"], key: Array, knobs: Knobs) -> State:
+        def loss(params: Any) -> tuple[Array, Any]:
+            model = nnx.merge(graph, params, state.stats, copy=True)
+            prediction = model(xy[:, :d_in], Context(knobs, train=True, key=key))
+            return loss_of(prediction, xy[:, d_in:]), nnx.state(model, nnx.BatchStat)
+
+        grads, stats = jax.grad(loss, has_aux=True)(state.params)
+        tx = optimizers[spec.optimizer](knobs["learning_rate"], knobs["weight_decay"])
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), stats, opt)
+
+    def advance(
+        state: State,
+        train: Float[Array, "n DO"],
+        seed: UInt32[Array, ""],
+        knobs: Knobs,
+        epoch: Int[Array, ""],
+        start: Int[Array, ""],
+        stop: Int[Array, ""],
+    ) -> State:
+        order = prng.order_key(seed, epoch)
+        dropout = prng.stream(seed, "dropout")
+
+        def gather(position: Int[Array, " m"]) -> Float[Array, "m DO"]:
+            # Positions past the end of the last block are gathered but never trained on.
+            inside = jnp.minimum(position, rows - 1).astype(jnp.uint32)
+            index = prng.shuffled(order, inside, rows).astype(jnp.int32)
+            return train.at[index].get(mode="promise_in_bounds")
+
+        def key_of(step: Int[Array, ""]) -> Array:
+            return jax.random.fold_in(dropout, (epoch - 1) * (full + (rest > 0)) + step)
+
+        def run_block(j: Int[Array, ""], state: State) -> State:
+            xy = gather(j * block * batch + jnp.arange(block * batch)).reshape(block, batch, -1)
+
+            def one(k: Int[Array, ""], state: State) -> State:
+                return update(state, jax.lax.dynamic_index_in_dim(xy, k, keepdims=False), key_of(j * block + k), knobs)
+
+            first, last = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, full) - j * block, block)
+            return jax.lax.fori_loop(first, last, one, state)
+
+        state = jax.lax.fori_loop(start // block, (jnp.minimum(stop, full) + block - 1) // block, run_block, state)
+        if rest == 0:
+            return state
+
+        def remainder(state: State) -> State:
+            return update(state, gather(full * batch + jnp.arange(rest)), key_of(jnp.asarray(full)), knobs)
+
+        return jax.lax.cond((stop > full) & (start <= full), remainder, lambda s: s, state)
+
+    return advance
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Callable[..., dict[str, Array]]:
+    """`measure(state, previous, data, knobs, box)`: every metric and unit mask of one run, in evaluation mode.
+
+    `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
+    """
+    graph, _, _ = _parts(spec, signature)
+    loss_of = LOSSES[signature.loss]
+    d_in, n = signature.d_in, probing.probe_set(signature)
+
+    def measure(state: State, previous: Any, data: Data, knobs: Knobs, box: Float[Array, "2"]) -> dict[str, Array]:
+        x, y = data.train[:n, :d_in], data.train[:n, d_in:]
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            ctx = Context(knobs)
+            prediction = nnx.merge(graph, params, state.stats, copy=True)(x, ctx)
+            passes = [(entry[1], entry[2]) for entry in ctx.tape if isinstance(entry[0], Site)]
+            return loss_of(prediction, y), (prediction, passes)
+
+        (train_loss, (prediction, passes)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        model = nnx.merge(graph, state.params, state.stats, copy=True)
+        bounds = _bounds(model, knobs, box, d_in) if boxed else None
+        steps = jax.tree.map(jnp.subtract, state.params, previous)
+        val = nnx.merge(graph, state.params, state.stats, copy=True)(data.val[:, :d_in], Context(knobs))
+        views = []
+        for i, (dense_path, phi) in enumerate(_feeds(model, knobs, x)):
+            pre, post = passes[i]
+            weights, gradient, step = (_weights(tree, dense_path) for tree in (state.params, grads, steps))
+            views.append(
+                probes.SiteView(
+                    activation=phi,
+                    pre=pre,
+                    post=post,
+                    slope=phi.slope(pre, knobs),
+                    kernel=weights[0],
+                    bias=weights[1],
+                    kernel_grad=gradient[0],
+                    bias_grad=gradient[1],
+                    kernel_step=step[0],
+                    bias_step=step[1],
+                    bound=bounds[i] if bounds is not None else None,
+                    max_slope=phi.max_slope(knobs),
+                )
+            )
+        snapshot = probes.Snapshot(
+            sites=tuple(views),
+            prediction=prediction,
+            target_variance=jnp.sum(jnp.var(y, axis=0)),
+            train_loss=train_loss,
+            val_loss=loss_of(val, data.val[:, d_in:]),
+            params=state.params,
+            grads=grads,
+            steps=steps,
+        )
+        metrics, masks = probes.measure(snapshot)
+        extra = {f"{name}/all": METRICS[name](prediction, y) for name in signature.metrics}
+        finite = jnp.isfinite(train_loss)
+        for leaf in jax.tree.leaves(state.params):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
+        return {**{f"metric:{k}": v for k, v in {**metrics, **extra}.items()}, **packed, "finite": finite}
+
+    return measure
+
+
+def _bounds(model: nnx.Module, knobs: Knobs, box: Float[Array, "2"], d_in: int) -> list[Interval] | None:
+    ctx = Context(knobs)
+    try:
+        model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
+    except (TypeError, AttributeError):  # a network that does more with its input than bounds can follow
+        return None
+    return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]
+
+
+def _feeds(model: nnx.Module, knobs: Knobs, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
+    """For each site, in the order of the calls: the path of the Dense last applied before it, and its activation."""
+    ctx = Context(knobs)
+    model(x, ctx)
+    paths = {id(module): path for path, module in nnx.iter_modules(model)}
+    feeds, dense = [], None
+    for module, *_ in ctx.tape:
+        if isinstance(module, Dense):
+            dense = module
+        else:
+            feeds.append((paths[id(dense)], activations[module.activation]))
+    return feeds
+
+
+def _weights(tree: Any, path: tuple[Any, ...]) -> tuple[Array, Array]:
+    for key in path:
+        tree = tree[key]
+    return tree["kernel"][...], tree["bias"][...]
+
+
+# ----------------------------------------------------------------------------------- the beginning
+
+
+def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
+    """`init(seed, knobs, x)`: the weights of one run before its first step, given the inputs of its probe set.
+
+    One forward pass of the probe set: each Dense is set when the pass reaches it, so an initialiser sees the inputs as
+    they arrive there.
+    """
+    scheme, of_output = initializers[spec.initializer], initializers["glorot_uniform"]
+
+    def init(seed: UInt32[Array, ""], knobs: Knobs, x: Float[Array, "N D"]) -> Weights:
+        model = build(spec, d_in, d_out)
+        depth = sum(isinstance(module, Dense) for _, module in nnx.iter_modules(model))
+        done: list[Dense] = []
+
+        def prepare(dense: Dense, inputs: Float[Array, "N D"]) -> None:
+            fan_in, fan_out = dense.kernel.shape
+            layer = Layer(len(done), depth, fan_in, fan_out, last=len(done) == depth - 1)
+            done.append(dense)
+            key = prng.stream(seed, "init", layer.index)
+            if layer.last and not scheme.output:
+                kernel, bias = of_output(key, layer, inputs)
+            else:
+                kernel, bias = scheme(key, layer, inputs)
+            if not layer.last:
+                kernel, bias = kernel * knobs["gain"], bias + knobs["bias_shift"]
+            dense.kernel[...], dense.bias[...] = kernel, bias
+
+        model(x, Context(knobs, prepare=prepare))
+        _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return Weights(params, stats)
+
+    return init
+
+
+def make_sample(task: Task, phase: int, probing: Probing) -> Callable[..., Data]:
+    """`sample(seed)`: the data of one run; of the validation rows only those that `val_loss` reads."""
+    n, v = task.signature.train_rows, task.signature.val_rows
+    keep = v if probing.val_examples is None else min(v, probing.val_examples)
+
+    def sample(seed: UInt32[Array, ""]) -> Data:
+        x, y = task.sample(prng.stream(seed, "data", phase), phase)
+        xy = jnp.concatenate([x, y], axis=1)
+        return Data(xy[:n], xy[n : n + keep])
+
+    return sample

@@ -1,0 +1,73 @@
+"""What a person sees of a long run: one live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from relu_study.plan import Plan, Tile
+
+EVERY = 15.0  # seconds between plain lines
+
+
+class Progress:
+    """Runs done, dead fraction so far and time left; time left is by the cost of the tiles that remain."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.done = 0
+        self._bar: Bar | None = None
+        self._dead = self._weight = self._spent = 0.0
+        self._said = -math.inf
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, plan: Plan, stored: int) -> None:
+        """Told before the first tile is queued."""
+        self.total = sum(len(t.runs) for t in plan.tiles) + stored
+        self.done = stored
+        self._cost = max(sum(self._cost_of(t) for t in plan.tiles), 1)
+        self._began = time.monotonic()
+        if self.console.is_terminal and plan.tiles:
+            self._bar = Bar(
+                TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+                console=self.console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("runs", total=self.total, completed=stored, note="compiling")
+
+    @staticmethod
+    def _cost_of(tile: Tile) -> int:
+        return tile.steps * tile.width
+
+    def tile(self, tile: Tile, dead_fraction: float) -> None:
+        """Told when a tile is stored."""
+        self.done += len(tile.runs)
+        self._spent += self._cost_of(tile)
+        if math.isfinite(dead_fraction):
+            self._dead += dead_fraction * len(tile.runs)
+            self._weight += len(tile.runs)
+        now = time.monotonic()
+        left = (now - self._began) * (self._cost / max(self._spent, 1) - 1)
+        dead = f"{self._dead / self._weight:.1%} dead" if self._weight else "dead fraction not known"
+        note = f"{dead}, {left:.0f} s left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=note)
+        elif now - self._said > EVERY or self.done == self.total:
+            self._said = now
+            self.console.print(f"{self.done}/{self.total} runs, {note}", highlight=False)
+
+    def say(self, line: str) -> None:
+        """One line above the bar."""
+        self.console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,114 @@
+"""The modules that networks are built of: Dense, Norm, Site, Dropout. Each is called with a Context.
+
+Any of them also takes an `Interval` in place of an array and then bounds its output over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from relu_study import bounds
+from relu_study.bounds import Interval
+from relu_study.registry import activations
+
+ALPHA_PRIME = -1.7580993408473766  # SELU's value at minus infinity: -lambda alpha
+
+
+@dataclass
+class Context:
+    """What a forward pass is given beside its input, and what it leaves on the tape.
+
+    `tape` collects, in the order of the calls, every Dense with its input and every Site with
+    its pre and post; `prepare(dense, inputs)` is called before a Dense is applied. Both act
+    while the pass is traced and leave no trace in the compiled program.
+    """
+
+    knobs: Mapping[str, Float[Array, ""]]
+    train: bool = False
+    key: Key[Array, ""] | None = None
+    tape: list[tuple[Any, ...]] = field(default_factory=list)
+    prepare: Callable[[Dense, Any], None] | None = None
+
+
+class Dense(nnx.Module):
+    """x W + b in full float precision; weights are set by the run's initialiser."""
+
+    def __init__(self, d_in: int, d_out: int):
+        self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
+        self.bias = nnx.Param(jnp.zeros(d_out))
+
+    def __call__(self, x: Float[Array, "B D"] | Interval, ctx: Context) -> Any:
+        if ctx.prepare:
+            ctx.prepare(self, x)
+        ctx.tape.append((self, x))
+        kernel, bias = self.kernel[...], self.bias[...]
+        if isinstance(x, Interval):
+            return bounds.dense(x, kernel, bias)
+        return jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+class Site(nnx.Module):
+    """A nonlinearity whose units are watched: z -> phi(z)."""
+
+    def __init__(self, activation: str):
+        self.activation = activation
+
+    def __call__(self, pre: Float[Array, "B U"] | Interval, ctx: Context) -> Any:
+        phi = activations[self.activation]
+        post = bounds.through(phi, pre, ctx.knobs) if isinstance(pre, Interval) else phi(pre, ctx.knobs)
+        ctx.tape.append((self, pre, post))
+        return post
+
+
+class Norm(nnx.Module):
+    """Batch or layer normalisation with learned scale and shift, between a Dense and its Site.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167 (running averages, momentum 0.99, in evaluation
+    mode); Ba, Kiros & Hinton 2016, arXiv 1607.06450.
+    """
+
+    def __init__(self, kind: str, width: int, rngs: nnx.Rngs):
+        self.kind = kind
+        self.norm = (nnx.BatchNorm if kind == "batch_norm" else nnx.LayerNorm)(width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B U"] | Interval, ctx: Context) -> Any:
+        if not isinstance(x, Interval):
+            return self.norm(x, use_running_average=not ctx.train) if self.kind == "batch_norm" else self.norm(x)
+        scale, shift = self.norm.scale[...], self.norm.bias[...]
+        if self.kind == "layer_norm":
+            return bounds.layer_norm(x, scale, shift, self.norm.epsilon)
+        return bounds.batch_norm(x, self.norm.mean[...], self.norm.var[...], scale, shift, self.norm.epsilon)
+
+
+class Dropout(nnx.Module):
+    """Dropout with a traced rate: `dropout` zeroes and rescales, `alpha_dropout` keeps SELU's mean and variance.
+
+    With q = 1 - rate, alpha dropout sets a share `rate` to alpha' and applies a x + b,
+    a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a (1 - q) alpha'. Rates are met to within 2^-17.
+
+    Source: Srivastava et al. 2014; Klambauer et al. 2017, arXiv 1706.02515, section 3.
+    """
+
+    def __init__(self, kind: str, index: int):
+        self.kind = kind
+        self.index = index
+
+    def __call__(self, x: Float[Array, "B U"] | Interval, ctx: Context) -> Any:
+        if not ctx.train:
+            return x
+        assert ctx.key is not None and not isinstance(x, Interval)
+        threshold = jnp.round(ctx.knobs["dropout_rate"] * 65536)
+        q = 1 - threshold / 65536
+        bits = jax.random.bits(jax.random.fold_in(ctx.key, self.index), x.shape, jnp.uint16)
+        keep = bits.astype(x.dtype) >= threshold
+        if self.kind == "dropout":
+            return jnp.where(keep, x / q, 0)
+        a = (q + ALPHA_PRIME**2 * q * (1 - q)) ** -0.5
+        return a * jnp.where(keep, x, ALPHA_PRIME) - a * (1 - q) * ALPHA_PRIME

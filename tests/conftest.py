@@ -1,0 +1,68 @@
+"""What every test runs under: annotations checked at each call, four CPU devices, compiled programs kept from run to run."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICES = 4
+
+# Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
+# Left out are the words and the door: they refuse bad input themselves, in their own words, and tests give them bad input.
+UNCHECKED = {"registry", "spec", "study", "cli"}
+CHECKED = [f"relu_study.{m.name}" for m in pkgutil.iter_modules([str(ROOT / "relu_study")]) if m.name not in UNCHECKED]
+# An int passes for a float, as it does for mypy.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(CHECKED, CHECKER)
+
+# More devices than cores, so that tiles meet on devices in every order. Set here and not in the environment:
+# a subprocess of a test starts as a user's would.
+jax.config.update("jax_num_cpu_devices", DEVICES)
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")
+
+# The same examples every time, on a slow machine too; compiling for the first time is no sign of a slow test.
+hypothesis.settings.register_profile(
+    "relu_study", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("relu_study")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs beside pytest's own cache: a second run starts warm, a clean clone cold."""
+    if (cache := getattr(config, "cache", None)) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel and nothing of this source tree: put it on a subprocess's PYTHONPATH.
+
+    A pure wheel is installed by unpacking it; its dependencies are those of the interpreter that runs the tests.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
