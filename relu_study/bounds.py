@@ -85,7 +85,7 @@ def affine(interval: Interval, scale: Float[Array, "*U"], shift: Float[Array, "*
     corners = (interval.lo - centre) * scale, (interval.hi - centre) * scale
     size = _largest(interval) + jnp.abs(centre)
     # The signs of the terms are those of x only where nothing is taken off it.
-    never_above, never_below = ((centre == 0) & sign for sign in _signs(interval, scale))
+    never_above, never_below = (_is_zero(centre) & sign for sign in _signs(interval, scale))
     return _outward(
         jnp.minimum(*corners) + shift,
         jnp.maximum(*corners) + shift,
@@ -106,7 +106,9 @@ def batch_norm(
     epsilon: float,
 ) -> Interval:
     """Bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias with running averages: evaluation mode."""
-    return affine(interval, scale * lax.rsqrt(variance + epsilon), bias, mean)
+    factor = jnp.maximum(jnp.abs(scale) * lax.rsqrt(variance + epsilon), jnp.finfo(scale.dtype).tiny)
+    # A product that XLA flushes to zero would lose its sign, and with it the sign of the whole term.
+    return affine(interval, jnp.where(_is_zero(scale), 0.0, jnp.copysign(factor, scale)), bias, mean)
 
 
 def layer_norm(interval: Interval, scale: Float[Array, "U"], bias: Float[Array, "U"], epsilon: float) -> Interval:
@@ -129,7 +131,7 @@ def through(activation: Activation, interval: Interval, knobs: Mapping[str, Arra
     """Bounds of phi(pre), (fanout * U,), for pre in the interval (U,).
 
     phi is monotone between its turning points, so its range is that of the ends and of the turning points within. On flat
-    and identity pieces no rounding happens; elsewhere phi is trusted to 16 roundings of 1 + abs(pre) + abs(phi).
+    and identity pieces no rounding happens; elsewhere phi is trusted to 2^-19 (1 + abs(pre) + abs(phi)) in float32.
     """
     lo, hi = _normal(interval)
     post = jnp.stack([activation(z, knobs) for z in (lo, hi, *(jnp.clip(t, lo, hi) for t in activation.turning_points))])
@@ -158,10 +160,13 @@ def _rank(x: Array) -> Array:
 
 def _signs(interval: Interval, weight: ArrayLike) -> tuple[Array, Array]:
     """Is weight * x never above 0, and never below 0, for x in the interval?"""
-    positive, negative = at_most(0.0, weight), at_most(weight, 0.0)  # a zero weight is both
-    low, high = at_most(interval.hi, 0.0), at_most(0.0, interval.lo)
-    zero = positive & negative
-    return (positive & low) | (negative & high) | zero, (positive & high) | (negative & low) | zero
+    positive, negative = at_most(0.0, weight), at_most(weight, 0.0)
+    low, high, still = at_most(interval.hi, 0.0), at_most(0.0, interval.lo), _is_zero(weight)
+    return (positive & low) | (negative & high) | still, (positive & high) | (negative & low) | still
+
+
+def _is_zero(x: ArrayLike) -> Array:
+    return at_most(x, 0.0) & at_most(0.0, x)
 
 
 def _largest(interval: Interval) -> Array:

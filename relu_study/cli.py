@@ -160,8 +160,8 @@ def run(
                 val_examples=probing.val_examples,
                 all_epochs=all_epochs,
                 watcher=progress,
+                preset=preset,
                 command=command,
-                preset_name=preset,
             )
         except KeyboardInterrupt:
             progress.say(f"interrupted: {progress.done} finished runs are kept in {folder}; go on with: {command}")

@@ -94,6 +94,11 @@ def describe(spec: RunSpec) -> Work:
     )
 
 
+def sites(spec: RunSpec) -> list[str]:
+    """The sites of a spec's network, nearest the input first."""
+    return list(site_units(*cohort(spec, tasks[spec.task](spec).signature)))
+
+
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
     """What the runs of one cohort share: the step fields and the task's signature."""
     return RunSpec(**dict(spec.marked("step"))), signature
@@ -124,10 +129,10 @@ def _init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights
 
 @lru_cache(maxsize=None)
 def _opt_program(optimizer: str) -> Callable[..., Any]:
-    def init(params: Any) -> Any:
+    def fresh(params: Any) -> Any:
         return optimizers[optimizer](0.0, 0.0).init(params)
 
-    return _compiled(jax.vmap(init))
+    return _compiled(jax.vmap(fresh))
 
 
 @lru_cache(maxsize=None)
@@ -196,35 +201,38 @@ def start_tile(
     total, per_epoch = specs[0].epochs, steps_per_epoch(signature.train_rows, specs[0].batch_size)
     program = programs(*cohort(specs[0], signature), probing, boxed)
 
-    with jax.default_device(device):
-        put = lambda value: jax.device_put(value, device)  # noqa: E731
-        seeds = put(np.array([s.seed for s in specs], np.uint32))
-        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float))) for name in KNOBS}
-        box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)))
+    def put(value: Any) -> Any:
+        # Committed inputs alone decide where a program runs: a default device would make each program trace anew per device.
+        return jax.device_put(value, device)
 
-        def sample(phase: int) -> Data:
-            return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+    seeds = put(np.array([s.seed for s in specs], np.uint32))
+    knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float))) for name in KNOBS}
+    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)))
 
-        data, phase = sample(0), 0
-        looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
-        weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
-        state = State(*weights, _opt_program(specs[0].optimizer)(weights.params))
-        measured = [program.measure(state, state.params, data, knobs, box)]
-        for epoch in range(1, math.ceil(total) + 1):
-            if not wanted():
-                return None
-            now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
-            if now != phase:
-                data, phase = sample(now), now
-            last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
-            previous = state.params
-            for start in range(0, last, chunk or last):
-                at = [put(np.int32(i)) for i in (epoch, start, min(start + (chunk or last), last))]
-                state = program.advance(state, data.train, seeds, knobs, *at)
-            if probe or epoch == math.ceil(total):
-                measured.append(program.measure(state, previous, data, knobs, box))
-            if len(measured) > IN_FLIGHT:
-                jax.block_until_ready(measured[-IN_FLIGHT])
+    def sample(phase: int) -> Data:
+        return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+
+    data, phase = sample(0), 0
+    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
+    # A fresh optimiser depends on no input, so its program would leave it uncommitted.
+    state = put(State(*weights, _opt_program(specs[0].optimizer)(weights.params)))
+    measured = [program.measure(state, state.params, data, knobs, box)]
+    for epoch in range(1, math.ceil(total) + 1):
+        if not wanted():
+            return None
+        now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
+        if now != phase:
+            data, phase = sample(now), now
+        last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
+        previous = state.params
+        for start in range(0, last, chunk or last):
+            at = [put(np.int32(i)) for i in (epoch, start, min(start + (chunk or last), last))]
+            state = program.advance(state, data.train, seeds, knobs, *at)
+        if probe or epoch == math.ceil(total):
+            measured.append(program.measure(state, previous, data, knobs, box))
+        if len(measured) > IN_FLIGHT:
+            jax.block_until_ready(measured[-IN_FLIGHT])
     epochs = epochs_measured(total)
     return Pending(
         runs,

@@ -25,7 +25,7 @@ from relu_study.frames import summary_frame
 from relu_study.store import Configuration
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
-LONGEST_NAME = 120  # characters of a run's name: file systems allow 255 bytes, the list in TensorBoard shows far fewer
+LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
 TAGS = {"mean": "mean", "lo": "ci_lo", "hi": "ci_hi"}  # tag -> its column in summary.csv
 _HALF_WRITTEN = ".half-written"  # without "tfevents" in it TensorBoard does not open it
 
@@ -53,7 +53,7 @@ def run_names(manifest: dict[str, Any]) -> dict[str, str]:
     """config_id -> the name of its TensorBoard run: `arm@target`, unique and safe as a folder's name.
 
     Arms that are one configuration share its run and are joined by `~`. Without declared targets the arm stands alone.
-    Names that would coincide (on a file system that ignores case, too) end in their config_id.
+    Names that would coincide (also on a file system that ignores case), or are too long, end in their config_id.
     """
     arms: dict[str, dict[str, None]] = {}
     targets: dict[str, str] = {}
@@ -61,23 +61,27 @@ def run_names(manifest: dict[str, Any]) -> dict[str, str]:
         arms.setdefault(entry["config_id"], {})[entry["arm"]] = None
         targets[entry["config_id"]] = f"@{entry['spec']['target']}" if manifest["declaration"]["targets"] else ""
     plain = {config_id: _safe("~".join(labels) + targets[config_id]) for config_id, labels in arms.items()}
-    uses = Counter(name[:LONGEST_NAME].casefold() for name in plain.values())
+    short = {config_id: name.encode()[:LONGEST_NAME].decode(errors="ignore") for config_id, name in plain.items()}
+    uses = Counter(name.casefold() for name in short.values())
     return {
-        config_id: name if len(name) <= LONGEST_NAME and uses[name.casefold()] == 1 else f"{name[:LONGEST_NAME]}@{config_id}"
-        for config_id, name in plain.items()
+        config_id: name if name == plain[config_id] and uses[name.casefold()] == 1 else f"{name}@{config_id}"
+        for config_id, name in short.items()
     }
 
 
 def _safe(name: str) -> str:
+    name = re.sub(r"\s*,\s*", ",", unicodedata.normalize("NFC", name))
     # A leading dot would hide the folder, and some systems drop a trailing one.
-    return re.sub(r"[^\w.+=,@~()-]+", "_", unicodedata.normalize("NFC", name)).strip("._") or "run"
+    return re.sub(r"[^\w.+=,@~()-]+", "_", name).strip("._") or "run"
 
 
 def _drop_undeclared(root: Path, names: set[str]) -> None:
     # Left in place, a configuration whose arm has a new label would be shown twice.
     for old in root.iterdir():
-        if old.is_dir() and old.name not in names and [f.name for f in old.iterdir()] == [EVENT_FILE]:
-            shutil.rmtree(old)
+        if old.is_dir() and old.name not in names:
+            files = {file.name for file in old.iterdir() if not file.name.startswith(_HALF_WRITTEN)}
+            if files == {EVENT_FILE}:
+                shutil.rmtree(old)
 
 
 def _write_run(run: Path, events: Iterable[Event]) -> None:

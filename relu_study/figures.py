@@ -7,6 +7,7 @@ as the declaration says, and `drawing` draws them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,12 +54,12 @@ def draw_tabulated(
 def _metric_bands(summary: pd.DataFrame, drawn: set[str]) -> dict[tuple[str, str], Band]:
     rows = summary[summary["metric"].isin({name.split("/")[0] for name in drawn})]
     cells = rows.groupby(["config_id", "metric", "site"], sort=False)
-    return {(c, f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite") for (c, m, s), cell in cells}
+    return {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite") for (c, m, s), cell in cells}
 
 
 def _survival_bands(survival: pd.DataFrame) -> dict[tuple[str, str], Band]:
     cells = survival.groupby(["config_id", "site"], sort=False)
-    return {(c, f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs") for (c, s), cell in cells}
+    return {(str(c), f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs") for (c, s), cell in cells}
 
 
 def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str) -> Band:
@@ -117,13 +118,15 @@ def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: dict[str, 
     about = metrics.get(metric, {})
     share = metric.endswith("_fraction") or metric in PROPORTIONS
     where = site if site != "all" else "all sites" if metric.endswith("_fraction") else ""
-    words = ", ".join(filter(None, [_words(metric), where])) + _unit(about, "\n")
+    words = textwrap.fill(", ".join(filter(None, [_words(metric), where])), 26) + _unit(metric, about, "\n")
     label = f"{words}\n{_probe_set(cells)}" if share else words
     return Row(label, cells, log and not share, about.get("low"), about.get("high"))
 
 
-def _unit(about: dict[str, Any], before: str = " ") -> str:
-    return f"{before}({about['unit']})" if about.get("unit") else ""
+def _unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
+    """The unit in brackets, unless the metric's own name says it (a loss is in units of loss)."""
+    unit = "share of runs" if metric in PROPORTIONS else about.get("unit")
+    return f"{before}({unit})" if unit and unit not in metric else ""
 
 
 def _words(metric: str) -> str:
@@ -133,7 +136,7 @@ def _words(metric: str) -> str:
 def _probe_set(cells: list[dict[str, Band]]) -> str:
     sizes = [band.probe_examples for cell in cells for band in cell.values()]
     span = f"{min(sizes):,}" if len(set(sizes)) == 1 else f"{min(sizes):,} to {max(sizes):,}"
-    return f"N = {span} probe examples"
+    return textwrap.fill(f"N = {span} probe examples", 26)
 
 
 def _effects(rows: list[dict[str, Any]], declaration: dict[str, Any]) -> list[Effect]:
@@ -157,13 +160,15 @@ def _effects(rows: list[dict[str, Any]], declaration: dict[str, Any]) -> list[Ef
 def _block(row: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
     if " over " in row["site"]:  # a ratio of two sites has no unit
         return f"difference in {_words(row['metric'])}, {row['site']}"
-    return f"difference in {_words(row['metric'])}" + _unit(metrics.get(row["metric"], {}))
+    return f"difference in {_words(row['metric'])}" + _unit(row["metric"], metrics.get(row["metric"], {}))
 
 
 def _asked(row: dict[str, Any]) -> str:
     """The contrast with its site and epoch, where they are not the usual ones and not said already."""
     epoch = str(row["epoch"])
-    when = {"last": "", "min": "least over the epochs", "max": "greatest over the epochs"}.get(epoch, f"epoch {epoch}")
+    when = {"last": "", "min": "least over the epochs", "max": "greatest over the epochs"}.get(
+        epoch, f"epoch\N{NO-BREAK SPACE}{epoch}"
+    )
     where = "" if row["site"] == "all" or " over " in row["site"] else row["site"]
     return ", ".join(filter(None, [row["contrast"], where, "" if "at epoch" in row["contrast"] else when]))
 

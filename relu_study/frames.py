@@ -6,6 +6,7 @@ Everything is formed from arrays of whole configurations; no row is ever appende
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from relu_study import stats
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import Configuration, collect, read_manifest
-from relu_study.verdicts import TEXTS
 
 PROPORTIONS = ("collapsed", "constant")  # 0 or 1 a run: a Wilson interval, not a t interval
 SPREAD = ("mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max")
@@ -133,7 +133,7 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
     """One row a configuration and site: how many units were born dead, died, revived and are dead at the end.
 
     Counts are over all runs, those at the end over the runs that stayed finite; the fraction is of their units, its interval
-    a bootstrap over runs. `certified_revived` counts the units that were certified dead and later no longer (empty: nothing can be certified).
+    a bootstrap over runs. `certified_revived`: certified dead and later no longer (empty where nothing can be certified).
     """
     counts = ("born_dead", "died", "revived")
     parts = []
@@ -162,7 +162,7 @@ def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
         for site, dead in c.dead.items():
             curve = stats.survival(dead, c.epochs, c.first_bad_epoch, f"{c.config_id}/{site}")
             size = len(c.epochs)
-            head = {"config_id": c.config_id, "site": site, "epoch": c.epochs, "probe_examples": c.probe_examples}
+            head: dict[str, Any] = {"config_id": c.config_id, "site": site, "epoch": c.epochs, "probe_examples": c.probe_examples}
             parts.append({name: np.broadcast_to(value, size) for name, value in (head | dict(curve)).items()})
     columns = ["config_id", "site", "epoch", "probe_examples", "runs", "at_risk", "died", "censored", "survival", "lo", "hi"]
     return _stacked(parts, columns)
@@ -175,7 +175,7 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
     parts, first = [], 0
     for number, c in enumerate(configurations.values()):
         split = [name.split("/") for name in c.values]
-        cells = {
+        cells: dict[str, np.ndarray] = {
             "run_id": np.arange(first, first + len(c.seeds), dtype=np.int32)[:, None, None],
             "config_id": np.array(number, np.int16),
             "seed": c.seeds.astype(np.uint32)[:, None, None],
@@ -189,7 +189,7 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
     frame = _stacked(parts, ["run_id", "config_id", "seed", "metric", "site", "epoch", "value"])
     runs = [run for c in configurations.values() for run in c.run_ids]
     for name, known in {"run_id": runs, "config_id": list(configurations), "metric": metrics, "site": sites}.items():
-        frame[name] = pd.Categorical.from_codes(frame[name], known)
+        frame[name] = pd.Categorical.from_codes(frame[name].to_numpy(), pd.Index(known, dtype="str"))
     return frame
 
 
@@ -204,15 +204,16 @@ def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any])
     return csv_text(runs_frame(configurations, manifest))
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file of a results folder, with the types it was written with; a missing one is named, with the way out."""
+def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV file of a results folder, with the types it was written with; a missing one is named, with the way out.
+
+    `words` are columns of text besides those that every file has.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
-    kinds: dict[str, Any] = dict.fromkeys(_WORDS, "str") | _KIND
+    kinds: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | _KIND | dict.fromkeys((*_WORDS, *words), "str")
     try:
         header = pd.read_csv(path, nrows=0).columns
-        if "verdict" in header:
-            kinds |= dict.fromkeys(TEXTS, "str")
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
         kinds = {name: kind for name, kind in kinds.items() if name in header}
@@ -265,6 +266,8 @@ def _site_order(site: str) -> tuple[bool, int, str]:
     return site != "all", len(site), site
 
 
-def _shortest(value: float) -> str:
+def _shortest(value: Any) -> str:
+    if isinstance(value, str) or math.isnan(value):
+        return ""
     # Nine digits where they say it all; a field must come back as the number that its run_id was made from.
     return text if float(text := f"{value:.9g}") == value else repr(value)

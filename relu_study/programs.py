@@ -213,7 +213,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
             steps=steps,
         )
         metrics, masks = probes.measure(snapshot)
-        extra = {f"{name}/all": METRICS[name](prediction, y) for name in signature.metrics}
+        extra = {f"{name}/all": METRICS[name].function(prediction, y) for name in signature.metrics}
         finite = jnp.isfinite(train_loss)
         for leaf in jax.tree.leaves(state.params):
             finite &= jnp.all(jnp.isfinite(leaf))

@@ -28,7 +28,8 @@ from relu_study.registry import UserError, nearest, tasks
 from relu_study.report import report
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
-from relu_study.tables import Results, load, runs_csv
+from relu_study.tasks import METRICS
+from relu_study.frames import Results, load, runs_csv
 
 DERIVED = ("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv", "report.md")
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
@@ -101,7 +102,7 @@ def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
     work = _cached(engine.describe)
     planned = plan(runs, work, widths, len(jax.devices()), jax.devices()[0].platform, lambda run: run.run_id not in stored)
     widths |= {c.name: c.width for c in planned.cohorts}
-    return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), _columns(runs, work))
+    return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), _columns(runs, _cached(engine.sites)))
 
 
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
@@ -116,23 +117,16 @@ def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
     return call
 
 
-def _columns(runs: list[RunSpec], work: Any) -> list[str]:
+def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]]) -> list[str]:
     """Every metric/site of the study, in the metrics' order: the columns of `runs.csv`, whatever is stored so far."""
-    sites: dict[str, None] = {}
-    extra: dict[str, None] = {}
-    for spec in {run.but(seed=0, **_defaults_off("step", "data", run)): None for run in runs}:
-        signature = tasks[spec.task](spec).signature
-        sites.update(dict.fromkeys(engine.site_units(*engine.cohort(spec, signature))))
-        extra.update(dict.fromkeys(signature.metrics))
-    ordered = ["all", *sorted(sites, key=lambda s: int(s.rpartition("_")[2]))]
-    declared = {**probes.declared(), **{name: {"sites": False} for name in extra}}
-    return [f"{name}/{site}" for name, about in declared.items() for site in (ordered if about["sites"] else ["all"])]
+    found = ["all", *sorted({site for run in runs for site in sites(run)}, key=lambda site: int(site.rpartition("_")[2]))]
+    return [f"{name}/{site}" for name, about in declared_metrics(runs).items() for site in (found if about["sites"] else found[:1])]
 
 
-def _defaults_off(*marks: Any) -> dict[str, Any]:
-    *kept, run = marks
-    other = [m for m in ("start", "length", "knob") if m not in kept]
-    return {name: getattr(RunSpec(), name) for name, _ in run.marked(*other) if name != "seed"} | {"dropout_rate": 0.0}
+def declared_metrics(runs: list[RunSpec]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of every metric of these runs: the probes', then their tasks' own."""
+    of_tasks = {name: METRICS[name] for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
+    return {**probes.declared(), **{name: metric.declared() for name, metric in of_tasks.items()}}
 
 
 def _stored(study: Study, folder: Path | None, made: dict[str, Any]) -> tuple[dict[str, int], set[str]]:
@@ -148,11 +142,14 @@ def _stored(study: Study, folder: Path | None, made: dict[str, Any]) -> tuple[di
     manifest = store.read_manifest(folder)
     if manifest["study"] != study.name:
         raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study.name!r}; name another folder with --out")
-    differs = [f"{k}: {manifest['provenance'].get(k)} there, {made[k]} here" for k in made if manifest["provenance"].get(k) != made[k]]
-    stored = set(store.stored_runs(folder))
-    if differs and stored:
-        raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; name another folder with --out")
-    return ({} if differs else dict(manifest["widths"])), stored
+    stored = store.stored_runs(folder)
+    for there in [manifest["provenance"], *(made_there for _, made_there in stored.values())]:
+        differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if there.get(k) != made[k]]
+        if differs and stored:
+            raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; name another folder with --out")
+        if differs:
+            return {}, set()
+    return dict(manifest["widths"]), set(stored)
 
 
 # ------------------------------------------------------------------------------------------ run
@@ -209,8 +206,7 @@ def manifest_of(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
     declaration = job.study.declaration()
     specs = [entry["spec"] for entry in declaration["configurations"]]
     declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
-    extra = dict.fromkeys(m for run in {r.task: r for r in job.study.runs()}.values() for m in tasks[run.task](run).signature.metrics)
-    declaration["metrics"] = {**probes.declared(), **{m: engine.declared_metric(m) for m in extra}}
+    declaration["metrics"] = declared_metrics(job.study.runs())
     declaration["report_epochs"] = list(REPORT_EPOCHS)
     declaration["columns"] = job.columns
     text = json.dumps(declaration, sort_keys=True, default=list)
@@ -240,7 +236,7 @@ def train(job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Ma
     finally:
         counts = {"ok": 0, "nonfinite": 0}
         wanted = {run.run_id for run in job.study.runs()}
-        for status in (s for run, s in store.stored_status(folder).items() if run in wanted):
+        for status in (status for run, (status, _) in store.stored_runs(folder).items() if run in wanted):
             counts[status] += 1
         counts["interrupted"] = len(wanted) - sum(counts.values())
         store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": counts})

@@ -206,13 +206,11 @@ def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
         difference = np.array([block.sum() for block in np.array_split(difference, BLOCKS)])
     first, second = (_signed_sums(half) for half in np.array_split(difference, 2))
     second = np.sort(second)
-    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()  # sums that differ by rounding are ties
-
-    def share(least: float) -> float:  # of the patterns with first + second >= least
-        below = np.searchsorted(second, least - slack - first).sum()
-        return 1 - int(below) / (first.size * second.size)
-
-    return share(observed), share(-observed)  # the patterns come in pairs of opposite sum
+    # Sums that differ by rounding are ties, and the patterns come in pairs of opposite sum.
+    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()
+    fewer, more = (int(np.searchsorted(second, least - slack - first).sum()) for least in (observed, -observed))
+    patterns = first.size * second.size
+    return 1 - fewer / patterns, 1 - more / patterns
 
 
 def _signed_sums(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 2**n"]:

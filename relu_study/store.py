@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from relu_study.registry import UserError
 from relu_study.spec import RunSpec
 
 FORMAT = 1
+NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 Tile = dict[str, np.ndarray]
 
 
@@ -59,13 +60,14 @@ def write_tile(folder: Path, tile: Tile) -> Path:
     return path
 
 
-def read_tile(path: Path) -> Tile:
-    """One stored tile; a damaged file is named, with the way out."""
+def read_tile(path: Path, names: Collection[str] | None = None) -> Tile:
+    """One stored tile, or the named arrays of it; a damaged file is named, with the way out."""
     try:
         with np.load(path, allow_pickle=False) as data:
-            tile = {name: data[name] for name in data.files}
-        for name in ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance"):
-            tile[name]
+            missing = [name for name in NEEDED if name not in data.files]
+            if missing:
+                raise ValueError(f"it has no {missing[0]}")
+            tile = {name: data[name] for name in names or data.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
     return tile
@@ -76,13 +78,13 @@ def tile_paths(folder: Path) -> list[Path]:
     return sorted((folder / "raw").glob("tile-*.npz"))
 
 
-def stored_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """run_id -> provenance of every run that has a stored tile."""
-    found: dict[str, dict[str, Any]] = {}
+def stored_runs(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """run_id -> (status, provenance) of every run that has a stored tile."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for path in tile_paths(folder):
-        tile = read_tile(path)
-        provenance = json.loads(str(tile["provenance"]))
-        found.update((str(run), provenance) for run in tile["run_id"])
+        tile = read_tile(path, ("run_id", "status", "provenance"))
+        made = json.loads(str(tile["provenance"]))
+        found.update((str(run), (str(status), made)) for run, status in zip(tile["run_id"], tile["status"], strict=True))
     return found
 
 

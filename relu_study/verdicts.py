@@ -73,7 +73,7 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
         row["p_corrected"] = float(corrected)
         row["verdict"], why = _judge(row, len(tested))
         row["reason"] = "; ".join(filter(None, (why, row["reason"])))
-    return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
+    return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])] if targets else []
 
 
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
@@ -135,7 +135,7 @@ def _with_overall(rows: list[Row]) -> list[Row]:
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
     last: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS}
     last |= {"claim": rows[0]["claim"], "statement": rows[0]["statement"], "contrast": "overall", "verdict": said}
-    return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}] if rows else []
+    return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 
 
 def _paired(

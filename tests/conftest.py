@@ -15,7 +15,6 @@ import jaxtyping
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVICES = 4
 
 # Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
 # Left out are the words and the door: they refuse bad input themselves, in their own words, and tests give them bad input.
@@ -27,7 +26,7 @@ jaxtyping.install_import_hook(CHECKED, CHECKER)
 
 # More devices than cores, so that tiles meet on devices in every order. Set here and not in the environment:
 # a subprocess of a test starts as a user's would.
-jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_num_cpu_devices", 4)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 

@@ -34,7 +34,7 @@ def slow_survival(dead: np.ndarray, epochs: list[float], bad: np.ndarray) -> dic
     """The life table, counted unit by unit and epoch by epoch."""
     table: dict[str, list[float]] = {name: [] for name in ("runs", "at_risk", "died", "censored", "survival")}
     left = 1.0
-    for index, epoch in enumerate(epochs):
+    for index in range(len(epochs)):
         count = dict.fromkeys(("runs", "at_risk", "died", "censored"), 0)
         for run in range(len(dead)):
             finite = [not e >= bad[run] for e in epochs]

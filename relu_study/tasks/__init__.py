@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -47,7 +47,27 @@ def squared_error(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Fl
 
 
 LOSSES = {"squared_error": squared_error}
-METRICS: dict[str, Callable[[Float[Array, "N O"], Float[Array, "N O"]], Float[Array, ""]]] = {}
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """A metric of a task's own: a number of the whole network from predictions and targets on the probe set."""
+
+    function: Callable[[Float[Array, "N O"], Float[Array, "N O"]], Float[Array, ""]]
+    unit: str
+    direction: str  # which is better: lower | higher | none
+    text: str
+    source: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    def declared(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        said = {name: getattr(self, name) for name in ("unit", "direction", "low", "high")}
+        return {**said, "sites": False, "text": self.text, "source": self.source}
+
+
+METRICS: dict[str, TaskMetric] = {}
 
 task = tasks.register
 

@@ -1,0 +1,285 @@
+"""The tables a study declares: CSV for a machine, Markdown for a page, LaTeX (booktabs) for a paper.
+
+Made from runs.csv and summary.csv alone, so that a clone remakes them byte for byte. Rows are the
+arms of each target, cells the mean over the runs with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study import stats
+from relu_study.frames import PROPORTIONS, Results, csv_text, frames, load, runs_csv
+from relu_study.registry import UserError, nearest
+from relu_study.spec import FIELDS
+from relu_study.typeset import Shown, latex_table, markdown_table, measured
+
+__all__ = ["Results", "check", "frames", "load", "runs_csv", "tables"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of a table, at one site and epoch (None: each arm's last)."""
+
+    name: str
+    metric: str
+    site: str
+    epoch: float | None
+    direction: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the runs of one arm have in one column: `n` runs wanted, `n_finite` with a value; `defined`: there could be one."""
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+    n_finite: int
+    defined: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: an arm on a target, its N, its cells, and the value it was tuned to where a field was tuned."""
+
+    target: str
+    arm: str
+    config_id: str
+    probe_examples: int | None
+    cells: tuple[Cell, ...]
+    tuned: Any = ""
+
+
+Lookup = Callable[[str, Column], Cell]
+
+
+def check(declaration: dict[str, Any]) -> None:
+    """Refuse a table whose metrics, epochs or arms cannot be read, with the nearest valid names. Nothing has to have run."""
+    labels = {entry["arm"] for entry in declaration["configurations"]}
+    for table in declaration["tables"]:
+        columns = _columns(table, declaration["metrics"])
+        where = f"of table {table['name']}"
+        for label in [*table["arms"], *([table["baseline"]] if table["baseline"] else [])]:
+            if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
+                raise nearest(label, labels, f"arm {where}")
+        if table["tune"] and table["tune"] not in FIELDS:
+            raise nearest(table["tune"], FIELDS, f"tuned field {where}")
+        if table["tune"] and any(column.epoch is not None for column in columns):
+            raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch; leave out epoch and @")
+
+
+def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """name -> {"csv", "md", "tex"} of every declared table that has an arm at this size.
+
+    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold is the best mean of a column on its target, by the
+    metric's direction and among the arms whose runs are all finite; the baseline has a dagger.
+    """
+    declaration, made = manifest["declaration"], {}
+    check(declaration)
+    shown = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
+    look = _in_summary(summary, shown, declaration["seeds"])
+    probed = summary.groupby("config_id")["probe_examples"].first().to_dict()
+    for table in declaration["tables"]:
+        columns = _columns(table, declaration["metrics"])
+        lines = [
+            Line(target, arm, config_id, probed.get(config_id), tuple(cell(config_id, column) for column in columns), tuned)
+            for target, arm, config_id, tuned, cell in (
+                _tuned(table, declaration, runs) if table["tune"] else ((*row, "", look) for row in _rows(table, declaration))
+            )
+        ]
+        if lines:
+            made[table["name"]] = {
+                "csv": csv_text(_machine(table, columns, lines)),
+                "md": markdown_table(text := _shown(table, columns, lines)),
+                "tex": latex_table(text, f"tab:{table['name']}"),
+            }
+    return made
+
+
+# ------------------------------------------------------------------------------- rows, columns, cells
+
+
+def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[Column]:
+    found: dict[tuple[str, str, float | None], Column] = {}
+    for name in table["metrics"]:
+        rest, _, at = name.partition("@")
+        metric, _, site = rest.partition("/")
+        if metric not in metrics:
+            raise nearest(metric, metrics, f"metric of table {table['name']}")
+        if site not in ("", "all") and not metrics[metric]["sites"]:
+            raise UserError(f"{name} of table {table['name']}: {metric} is measured for the whole network only, not for {site}")
+        epoch = _epoch(at or table["epoch"], f"{name} of table {table['name']}")
+        found.setdefault((metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"]))
+    return list(found.values())
+
+
+def _epoch(text: str | float, where: str) -> float | None:
+    if text == "last":
+        return None
+    if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
+        raise UserError(f"{where}: the epoch must be 'last' or a number, not {text!r}")
+    return float(text)
+
+
+def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(target, arm, config_id) of a table, targets outermost, both in declared order."""
+    entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
+    found = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
+    targets, arms = dict.fromkeys(target for target, _ in found), table["arms"] or dict.fromkeys(arm for _, arm in found)
+    return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
+
+
+def _in_summary(summary: pd.DataFrame, metrics: set[str], seeds: int) -> Lookup:
+    last = summary.groupby("config_id")["epoch"].max().to_dict()
+    alive = summary.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
+    rows = summary[summary["metric"].isin(metrics)]
+    keys = zip(*(rows[name] for name in ("config_id", "metric", "site", "epoch")), strict=True)
+    numbers = rows[["mean", "ci_lo", "ci_hi", "n", "n_finite"]].to_numpy(float)
+    cells = dict(zip(keys, numbers.tolist(), strict=True))
+
+    def look(config_id: str, column: Column) -> Cell:
+        epoch = last.get(config_id) if column.epoch is None else column.epoch
+        found = cells.get((config_id, column.metric, column.site, epoch))
+        if found is None:  # no run stored, or an arm that has no such site or epoch
+            return Cell(math.nan, math.nan, math.nan, seeds, 0, config_id not in last)
+        mean, lo, hi, n, finite = found
+        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or alive[config_id, epoch] == 0)
+
+    return look
+
+
+def _tuned(table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame) -> Iterable[tuple[str, str, str, Any, Lookup]]:
+    """One row for the arms that differ in the tuned field alone: the value that is best on even seeds, seen on odd ones."""
+    specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for target, arm, config_id in _rows(table, declaration):
+        rest = str({**specs[config_id], table["tune"]: None})
+        groups.setdefault((target, rest), {}).setdefault(config_id, arm)
+    by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
+    for (target, _), arms in groups.items():
+        tried = list(arms)
+        parts = [by_config[config_id] for config_id in tried]
+        best = stats.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
+        chosen = tried[max(best, 0)]
+        yield target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else "", _on_odd_seeds(by_config[chosen])
+
+
+def _on_odd_seeds(runs: pd.DataFrame) -> Lookup:
+    runs = runs[runs["seed"] % 2 == 1]
+    alive = int(runs[[name for name in runs.columns if "/" in name]].notna().any(axis=1).sum())
+
+    def look(_: str, column: Column) -> Cell:
+        name = f"{column.metric}/{column.site}"
+        values = runs[name].to_numpy(float) if name in runs.columns else np.full(len(runs), math.nan)
+        found = stats.summarise(values)
+        k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
+        if column.metric in PROPORTIONS:
+            lo, hi = stats.wilson(int(np.nansum(values)), k)
+        return Cell(float(found["mean"]), float(lo), float(hi), len(runs), k, k > 0 or alive == 0)
+
+    return look
+
+
+# --------------------------------------------------------------------------------- as they are shown
+
+
+def _machine(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:
+    frame = pd.DataFrame({name: [getattr(line, name) for line in lines] for name in ("target", "arm", "config_id")})
+    if table["tune"]:
+        frame[table["tune"]] = [line.tuned for line in lines]
+    frame["n"] = [max((cell.n for cell in line.cells), default=0) for line in lines]
+    frame["probe_examples"] = pd.array([line.probe_examples for line in lines], "Int64")
+    for i, column in enumerate(columns):
+        for name, part in (("mean", "mean"), ("ci_lo", "lo"), ("ci_hi", "hi"), ("n_finite", "n_finite")):
+            frame[f"{column.name} {name}"] = [getattr(line.cells[i], part) for line in lines]
+    return frame
+
+
+def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> Shown:
+    several = len({line.target for line in lines}) > 1
+    best = [_best(column, [(line.target, line.cells[i]) for line in lines]) for i, column in enumerate(columns)]
+    heads = [
+        [
+            *([line.target] if several else []),
+            line.arm + ("†" if line.arm == table["baseline"] else ""),
+            *([_number(line.tuned)] if table["tune"] else []),
+        ]
+        for line in lines
+    ]
+    cells = [[_text(c, column.metric in PROPORTIONS) for c, column in zip(line.cells, columns, strict=True)] for line in lines]
+    return Shown(
+        caption=table["caption"],
+        headers=[
+            *(["target"] if several else []),
+            "arm",
+            *([_words(table["tune"])] if table["tune"] else []),
+            *map(_header, columns),
+        ],
+        rows=[head + row for head, row in zip(heads, cells, strict=True)],
+        bold={(k, len(heads[0]) + i) for i, column in enumerate(best) for k, is_best in enumerate(column) if is_best},
+        left=len(heads[0]),
+        note=_note(table, columns, lines, any(any(column) for column in best)),
+    )
+
+
+def _best(column: Column, cells: Sequence[tuple[str, Cell]]) -> list[bool]:
+    whole = [(target, cell.mean) for target, cell in cells if cell.n_finite == cell.n > 0]
+    ends = {}
+    for target in {t for t, _ in whole}:
+        means = [mean for t, mean in whole if t == target]
+        if column.direction != "none" and min(means) < max(means):
+            ends[target] = min(means) if column.direction == "lower" else max(means)
+    return [cell.n_finite == cell.n > 0 and cell.mean == ends.get(target) for target, cell in cells]
+
+
+def _text(cell: Cell, proportion: bool) -> str:
+    count = f" (n={cell.n_finite}/{cell.n})" if cell.defined and cell.n_finite < cell.n else ""
+    if cell.n_finite == 0:
+        return f"-{count}"
+    if proportion:
+        return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{count}"
+    return measured(cell.mean, (cell.hi - cell.lo) / 2) + count
+
+
+def _header(column: Column) -> str:
+    epoch = f"epoch {column.epoch:g}" if "@" in column.name and column.epoch is not None else ""
+    return ", ".join(filter(None, [_words(column.metric), "" if column.site == "all" else column.site, epoch]))
+
+
+def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], bold: bool) -> str:
+    """What one must know to read the table, N included."""
+    metrics = {column.metric for column in columns}
+    events = [_words(name) for name in PROPORTIONS if name in metrics]
+    over = f"over n = {max((cell.n for line in lines for cell in line.cells), default=0)} seeds"
+    if table["tune"]:
+        over += f", the odd ones; {_words(table['tune'])} chosen by validation loss on the even ones"
+    when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
+    sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
+    shares = events or any(metric.endswith("_fraction") for metric in metrics)
+    per = " on its target" if len({line.target for line in lines}) > 1 else ""
+    texts = [
+        f"Mean ± half width of the 95 % interval {over}." if metrics - set(PROPORTIONS) else "",
+        f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
+        f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
+        f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
+        f"Bold: the best of its column{per}, among arms whose runs are all finite." if bold else "",
+        "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
+    ]
+    return " ".join(filter(None, texts))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

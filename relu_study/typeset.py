@@ -1,0 +1,90 @@
+"""Numbers and names as they are printed, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$"}
+    | {"±": r"$\pm$", "†": r"$^\dagger$"}
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table as text: its rows, which (row, column) are bold, how many columns are aligned left, what is said below."""
+
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bold: set[tuple[int, int]]
+    left: int
+    note: str
+
+
+def measured(mean: float, half: float) -> str:
+    """A mean and its half width, both to the second digit of the half width: "0.312 ± 0.043".
+
+    Above 1e5 and below 1e-3 with an exponent, "(1.20 ± 0.15)e-05"; without a half width (NaN) three digits of the mean.
+    """
+    size = max(abs(mean), 0 if math.isnan(half) else half)
+    if math.isnan(half):
+        return f"{mean:.3g}"
+    if size > 0 and not 1e-3 <= size < 1e5:
+        exponent = math.floor(math.log10(size))
+        return f"({measured(mean / 10**exponent, half / 10**exponent)})e{exponent:+03d}"
+    if half == 0:
+        return f"{mean:.4g} ± 0"
+    digits = min(max(1 - math.floor(math.log10(half)), 0), 6)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def markdown_text(text: str) -> str:
+    """A name as it stands, whatever Markdown would make of it."""
+    marks = r"[\\`*|]|<(?=[\w/!?])|\](?=[(\[])|(?<!\w)_|_(?!\w)"
+    return re.sub(marks, lambda found: f"\\{found.group()}", text.replace("\n", " "))
+
+
+def markdown_grid(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of Markdown under their headers; the first `left` columns are aligned left, the others right."""
+    rule = ["---" if i < left else "---:" for i in range(len(headers))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, rule, *rows))
+
+
+def markdown_table(shown: Shown) -> str:
+    """Caption, table and note in Markdown."""
+    rows = [
+        [f"**{markdown_text(text)}**" if (k, i) in shown.bold else markdown_text(text) for i, text in enumerate(row)]
+        for k, row in enumerate(shown.rows)
+    ]
+    grid = markdown_grid([markdown_text(header) for header in shown.headers], rows, shown.left)
+    return f"**{markdown_text(shown.caption)}**\n\n{grid}\n\n{markdown_text(shown.note)}\n"
+
+
+def latex_text(text: str) -> str:
+    """A name or number for LaTeX: special characters escaped, minus signs and exponents as mathematics."""
+    text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text.translate(_LATEX))
+    return re.sub(r"\)e([+-]\d+)", lambda found: rf")$\times 10^{{{int(found[1])}}}$", text)
+
+
+def latex_table(shown: Shown, label: str) -> str:
+    """A booktabs table with caption, note and label; it needs the packages booktabs and no other."""
+    cells = [
+        [rf"\textbf{{{latex_text(text)}}}" if (k, i) in shown.bold else latex_text(text) for i, text in enumerate(row)]
+        for k, row in enumerate(shown.rows)
+    ]
+    style = pd.DataFrame(cells, columns=[latex_text(header) for header in shown.headers]).style.hide(axis="index")
+    return style.to_latex(
+        hrules=True,
+        caption=f"{latex_text(shown.caption)}{'' if shown.caption.endswith(('.', '?', '!')) else '.'} {latex_text(shown.note)}",
+        label=label,
+        position="tbp",
+        position_float="centering",
+        column_format="l" * shown.left + "r" * (len(shown.headers) - shown.left),
+    )

@@ -1,0 +1,187 @@
+"""The engine's promises: bits that depend on a run's spec and its tile's width alone, and no compile too many."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from relu_study import engine
+from relu_study.programs import Probing
+from relu_study.registry import UserError
+from relu_study.spec import RunSpec
+
+SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
+PROBE = Probing(200, 100)
+
+
+def runs(n: int, base: RunSpec = SMALL) -> list[RunSpec]:
+    return [base.but(seed=seed) for seed in range(n)]
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rows_a: list[int], rows_b: list[int]) -> None:
+    """Bit for bit, whatever the dtype; NaN equals NaN of the same bits."""
+    assert set(a) == set(b)
+    for name in a:
+        if name == "epoch" or a[name].ndim == 0:
+            assert np.array_equal(a[name], b[name]), name
+        else:
+            for i, j in zip(rows_a, rows_b, strict=True):
+                assert a[name][i].tobytes() == b[name][j].tobytes(), f"{name} of row {i}"
+
+
+@pytest.fixture(scope="module", params=["none", "dropout"])
+def base(request: pytest.FixtureRequest) -> RunSpec:
+    return SMALL if request.param == "none" else SMALL.but(dropout="dropout", dropout_rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def whole(base: RunSpec) -> dict[str, np.ndarray]:
+    return engine.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
+
+
+def test_neighbours_and_order_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    mixed = [base.but(seed=9), base.but(seed=2), base.but(seed=0, learning_rate=0.5), base.but(seed=1)]
+    tile = engine.train_tile(mixed, 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [2, 1], [1, 3])
+
+
+def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    mixed = [base.but(seed=3, initializer="negative_uniform"), base.but(seed=3), base.but(seed=3, target="sum", inputs="centred")]
+    tile = engine.train_tile([*mixed, base.but(seed=0)], 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [3, 0], [1, 3])
+    alone = engine.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
+    same(alone, tile, [0], [0])
+    assert not np.array_equal(tile["metric:train_loss/all"][0], tile["metric:train_loss/all"][1])
+
+
+def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    bad = base.but(seed=1, learning_rate=1e30)
+    tile = engine.train_tile([base.but(seed=0), bad, base.but(seed=3)], 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [0, 3], [0, 2])
+    assert tile["status"].tolist() == ["ok", "nonfinite", "ok"]
+    assert tile["first_bad_epoch"][1] == 1 and np.isnan(tile["metric:train_loss/all"][1, 1:]).all()
+    assert np.isfinite(tile["metric:train_loss/all"][1, 0])
+
+
+def test_alone_and_padded(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    for seed in range(4):
+        same(whole, engine.train_tile([base.but(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
+
+
+def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    assert len(jax.devices()) > 1
+    tile = engine.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE, keep_params=True)
+    same(whole, tile, [0, 1, 2, 3], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13])
+def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -> None:
+    same(whole, engine.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
+
+
+def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    unwatched = engine.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
+    assert unwatched["epoch"].tolist() == [0, 3]
+    for name in whole:
+        if name.startswith("param:"):
+            assert whole[name].tobytes() == unwatched[name].tobytes(), name
+    watched_less = engine.train_tile(runs(4, base), 4, probing=Probing(50, 20), keep_params=True)
+    for name in whole:
+        if name.startswith("param:"):
+            assert whole[name].tobytes() == watched_less[name].tobytes(), name
+
+
+def test_training_goes_somewhere(whole: dict[str, np.ndarray]) -> None:
+    loss = whole["metric:train_loss/all"]
+    assert (loss[:, -1] < loss[:, 0]).all() and np.isfinite(loss).all()
+    assert np.isnan(whole["metric:update_norm/all"][:, 0]).all() and (whole["metric:update_norm/all"][:, 1:] > 0).all()
+    assert len({row.tobytes() for row in loss}) == 4
+
+
+class Heard:
+    """Counts what JAX reports while it is listening: traces and backend compiles by program."""
+
+    def __init__(self) -> None:
+        self.traces: Counter[str] = Counter()
+        self.compiles: Counter[str] = Counter()
+        self.on = False
+        jax.monitoring.register_event_duration_secs_listener(self.hear)
+
+    def hear(self, event: str, duration: float, fun_name: str = "", **_: object) -> None:
+        name = fun_name.removeprefix("jit(").removesuffix(")")
+        if self.on and event == "/jax/core/compile/jaxpr_trace_duration":
+            self.traces[name] += 1
+        if self.on and event == "/jax/core/compile/backend_compile_duration":
+            self.compiles[name] += 1
+
+
+def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
+    heard = Heard()
+    base = SMALL.but(width=7, rows=610, epochs=1)  # as no other test here: what is compiled already is not compiled again
+    devices = jax.devices()[:2]
+    cohorts = [base, base.but(activation="tanh")]
+    heard.on = True
+    for device in (*devices, *devices):
+        for spec in cohorts:
+            knobs = [spec.but(seed=5), spec.but(learning_rate=0.1, seed=1), spec.but(target="sum", epochs=1)]
+            engine.train_tile(knobs, 4, device, PROBE)
+            engine.train_tile([s.but(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, PROBE)
+    heard.on = False
+    for program in ("advance", "measure"):
+        assert heard.traces[program] == len(cohorts), heard.traces
+        assert heard.compiles[program] == len(cohorts) * len(devices), heard.compiles
+    # Two initialisers that do not look at their inputs, shared by both activations; four kinds of data.
+    assert heard.compiles["init"] == 2 * len(devices), heard.compiles
+    assert heard.compiles["sample"] == 4 * len(devices), heard.compiles
+
+
+COLD_START = """
+import jax, json, sys
+from collections import Counter
+heard = Counter()
+jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.rpartition("/")[2]]))
+from relu_study import runner
+runner.use_devices()
+from relu_study import engine
+from relu_study.spec import RunSpec
+engine.train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
+print(json.dumps(heard))
+"""
+
+
+def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    counts = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", COLD_START], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        counts.append(json.loads(done.stdout))
+    cold, warm = counts
+    assert cold["cache_misses"] > 3
+    assert warm.get("cache_misses", 0) == 0 and warm["cache_hits"] >= cold["cache_misses"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "probing", "word"),
+    [
+        ({"activation": "rleu"}, PROBE, "relu"),
+        ({"initializer": "he_norml"}, PROBE, "he_normal"),
+        ({"optimizer": "adan"}, PROBE, "adam"),
+        ({"task": "negativ_box"}, PROBE, "negative_box"),
+        ({"target": "wav"}, PROBE, "wave"),
+        ({"network": "mpl"}, PROBE, "mlp"),
+        ({"batch_size": 421}, PROBE, "420 training rows"),
+        ({}, Probing(421), "420 training rows"),
+    ],
+)
+def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: Probing, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        engine.check(SMALL.but(**changes), probing)

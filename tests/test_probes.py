@@ -1,0 +1,573 @@
+"""Every probe against the slowest, most obvious reference: float64 loops over units and examples."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relu_study import probes
+from relu_study.activations import relu
+from relu_study.bounds import Interval, dense, through
+from relu_study.probes.moments import moments
+from relu_study.probes.norms import norm
+from relu_study.registry import UserError, activations
+from relu_study.registry import probes as registry
+
+KNOBS = {"leak": 0.01}
+BOX = (-1.0, 0.0)
+NAMES = [
+    "always_on_fraction",
+    "certified_always_on_fraction",
+    "certified_dead_fraction",
+    "collapsed",
+    "constant",
+    "dead_fraction",
+    "dormant_fraction",
+    "grad_norm",
+    "nearly_dead_fraction",
+    "post_mean",
+    "post_std",
+    "saturated_fraction",
+    "train_loss",
+    "update_norm",
+    "val_loss",
+    "weight_norm",
+    "zero_gradient_fraction",
+]
+
+# ------------------------------------------------------------- the plain network that is measured
+
+
+def predict(params, names, x):
+    """Dense layers with a linear output: the prediction, and the pre and post of each site."""
+    sites = []
+    for (kernel, bias), name in zip(params, names, strict=False):
+        pre = jnp.dot(x, kernel, precision="highest") + bias
+        x = activations[name](pre, KNOBS)
+        sites.append((pre, x))
+    return jnp.dot(x, params[-1][0], precision="highest") + params[-1][1], sites
+
+
+def snapshot(params, names, x, y, previous=None, box=BOX) -> probes.Snapshot:
+    """What the engine would show the probes of this network."""
+    params = [(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in params]
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def mean_loss(params):
+        prediction, sites = predict(params, names, x)
+        return jnp.mean((prediction - y) ** 2), (prediction, sites)
+
+    (value, (prediction, sites)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    steps = None if previous is None else jax.tree.map(jnp.subtract, params, previous)
+    bound = None if box is None else Interval(jnp.full(x.shape[1], box[0]), jnp.full(x.shape[1], box[1]))
+    views = []
+    for i, (name, (pre, post)) in enumerate(zip(names, sites, strict=True)):
+        phi = activations[name]
+        pre_bound = None if bound is None else dense(bound, *params[i])
+        bound = None if pre_bound is None else through(phi, pre_bound, KNOBS)
+        views.append(
+            probes.SiteView(
+                activation=phi,
+                pre=pre,
+                post=post,
+                slope=phi.slope(pre, KNOBS),
+                kernel=params[i][0],
+                bias=params[i][1],
+                kernel_grad=grads[i][0],
+                bias_grad=grads[i][1],
+                kernel_step=None if steps is None else steps[i][0],
+                bias_step=None if steps is None else steps[i][1],
+                bound=pre_bound,
+                max_slope=phi.max_slope(KNOBS),
+            )
+        )
+    return probes.Snapshot(tuple(views), prediction, jnp.sum(jnp.var(y, axis=0)), value, jnp.asarray(0.5), params, grads, steps)
+
+
+@functools.cache
+def program(names, box=BOX, metrics=()):
+    """The compiled program that measures such networks, as in the engine; `metrics`: names to compile it anew for."""
+    return jax.jit(lambda params, x, y, previous: probes.measure(snapshot(params, names, x, y, previous, box)))
+
+
+def measured(params, names, x, y, previous=None, box=BOX):
+    """All metrics as floats and all masks as arrays."""
+    values, masks = program(tuple(names), box, tuple(registry))(params, x, y, previous)
+    return {k: float(v) for k, v in values.items()}, {k: np.asarray(v) for k, v in masks.items()}
+
+
+# --------------------------------------------------------------------------- the slow reference
+
+SELU = 1.0507009873554805, 1.6732632423543772
+PHI = {  # value, slope, largest slope, flat pieces, identity piece, smooth
+    "relu": (lambda z: max(z, 0.0), lambda z: float(z > 0), 1, [(-math.inf, 0)], (0, math.inf), False),
+    "leaky_relu": (lambda z: z if z > 0 else 0.01 * z, lambda z: 1.0 if z > 0 else 0.01, 1, [], (0, math.inf), False),
+    "hard_tanh": (
+        lambda z: min(max(z, -1.0), 1.0), lambda z: float(-1 < z < 1), 1, [(-math.inf, -1), (1, math.inf)], (-1, 1), False,
+    ),
+    "linear": (lambda z: z, lambda z: 1.0, 1, [], (-math.inf, math.inf), False),
+    "tanh": (math.tanh, lambda z: 1 / math.cosh(z) ** 2, 1, [], None, True),
+    "sigmoid": (
+        lambda z: 1 / (1 + math.exp(-z)), lambda z: 1 / (1 + math.exp(-z)) / (1 + math.exp(z)), 0.25, [], None, True,
+    ),
+    "selu": (
+        lambda z: SELU[0] * (z if z > 0 else SELU[1] * math.expm1(z)),
+        lambda z: SELU[0] * (1 if z > 0 else SELU[1] * math.exp(z)), SELU[0] * SELU[1], [], None, True,
+    ),
+}  # fmt: skip
+
+
+def reference(params, names, x, y, previous=None, box=BOX):
+    """Every metric of the network, unit by unit and example by example, in float64."""
+    params = [(np.asarray(w, float), np.asarray(b, float)) for w, b in params]
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    n, posts, pres, grads = len(x), [x], [], []
+    for name, (w, b) in zip(names, params, strict=False):
+        pre = np.array([[sum(row[d] * w[d, u] for d in range(len(w))) + b[u] for u in range(len(b))] for row in posts[-1]])
+        pres.append(pre)
+        posts.append(np.array([[PHI[name][0](z) for z in row] for row in pre]))
+    prediction = posts[-1] @ params[-1][0] + params[-1][1]
+    delta = 2 * (prediction - y) / y.size
+    for i in reversed(range(len(params))):
+        grads.insert(0, (posts[i].T @ delta, delta.sum(axis=0)))
+        if i:
+            slope = np.array([[PHI[names[i - 1]][1](z) for z in row] for row in pres[i - 1]])
+            delta = (delta @ params[i][0].T) * slope
+
+    units: dict[str, dict[str, list[bool]]] = {name: {} for name in NAMES if name.endswith("_fraction")}
+    box_units = certified(params, names, box) if box else [(None, None)] * len(names)
+    for i, name in enumerate(names):
+        site, (_, slope_of, steepest, flat, identity, smooth) = f"site_{i + 1}", PHI[name]
+        average = np.mean([np.mean([abs(posts[i + 1][e, u]) for e in range(n)]) for u in range(pres[i].shape[1])])
+        rows: dict[str, list[bool]] = {}
+        for u in range(pres[i].shape[1]):
+            slopes = [slope_of(z) for z in pres[i][:, u]]
+            lit = sum(s != 0 for s in slopes)
+            rows.setdefault("dead_fraction", []).append(lit == 0)
+            rows.setdefault("nearly_dead_fraction", []).append(0 < lit < 0.01 * n)
+            rows.setdefault("dormant_fraction", []).append(np.mean(np.abs(posts[i + 1][:, u])) <= 0.025 * average)
+            still = all(g == 0 for g in grads[i][0][:, u]) and grads[i][1][u] == 0
+            rows.setdefault("zero_gradient_fraction", []).append(still)
+            if smooth:
+                rows.setdefault("saturated_fraction", []).append(all(s < 0.01 * steepest for s in slopes))
+            elif identity:
+                rows.setdefault("always_on_fraction", []).append(all(identity[0] <= z <= identity[1] for z in pres[i][:, u]))
+        for metric, pieces, sure in zip(
+            ("certified_dead_fraction", "certified_always_on_fraction"),
+            (flat, [identity] if identity and not smooth else []),
+            box_units[i],
+            strict=True,
+        ):
+            if pieces and sure is not None:
+                rows[metric] = sure
+        for metric, flags in rows.items():
+            units[metric][site] = flags
+
+    def size(arrays):
+        return math.sqrt(sum(float(v) ** 2 for a in arrays for v in np.ravel(a)))
+
+    values = {f"{m}/all": np.mean(sum(s.values(), [])) for m, s in units.items() if s}
+    values |= {f"{m}/{site}": np.mean(flags) for m, s in units.items() for site, flags in s.items()}
+    sites = {f"site_{i + 1}": i for i in range(len(names))}
+    steps = [(w - np.asarray(p, float), b - np.asarray(q, float)) for (w, b), (p, q) in zip(params, previous, strict=True)] if previous else None
+    for metric, trees in (("grad_norm", grads), ("weight_norm", params), ("update_norm", steps)):
+        if trees:
+            values[f"{metric}/all"] = size(a for pair in trees for a in pair)
+            values |= {f"{metric}/{site}": size(trees[i]) for site, i in sites.items()}
+    everything = np.concatenate([np.ravel(p) for p in posts[1:]])
+    for site, post in (("all", everything), *((s, posts[i + 1]) for s, i in sites.items())):
+        values |= {f"post_mean/{site}": np.mean(post), f"post_std/{site}": np.std(post)}
+    values["train_loss/all"] = np.mean((prediction - y) ** 2)
+    values["val_loss/all"] = 0.5
+    values["collapsed/all"] = float(any(all(flags) for flags in units["dead_fraction"].values()))
+    values["constant/all"] = float(sum(np.var(prediction, axis=0)) <= 1e-4 * sum(np.var(y, axis=0)))
+    masks = {f"{m.removesuffix('_fraction')}:{s}": flags for m in ("dead_fraction", "certified_dead_fraction") for s, flags in units[m].items()}
+    return values, masks
+
+
+def certified(params, names, box):
+    """Per site, whether each unit's pre is inside a flat piece, and inside the identity piece, on the whole box; in float64."""
+    lo, hi = (np.full(len(params[0][0]), float(end)) for end in box)
+    found = []
+    for name, (w, b) in zip(names, params, strict=False):
+        low = np.array([b[u] + sum(min(w[d, u] * lo[d], w[d, u] * hi[d]) for d in range(len(w))) for u in range(len(b))])
+        high = np.array([b[u] + sum(max(w[d, u] * lo[d], w[d, u] * hi[d]) for d in range(len(w))) for u in range(len(b))])
+        value, _, _, flat, identity, _ = PHI[name]
+        dead = [any(p <= a and c <= q for p, q in flat) for a, c in zip(low, high, strict=True)]
+        on = [identity is not None and identity[0] <= a and c <= identity[1] for a, c in zip(low, high, strict=True)]
+        found.append((dead, on))
+        lo, hi = np.array([value(z) for z in low]), np.array([value(z) for z in high])
+    return found
+
+
+def random_net(sizes, seed, scale=0.7, bias=0.2):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.normal(0, scale, (i, o)).astype(np.float32), rng.normal(0, bias, o).astype(np.float32))
+        for i, o in zip(sizes, sizes[1:], strict=False)
+    ]
+
+
+def data(n=150, d=4, outputs=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 0, (n, d)).astype(np.float32), rng.normal(size=(n, outputs)).astype(np.float32)
+
+
+def assert_agree(got, wanted):
+    values, masks = got
+    expected, flags = wanted
+    assert set(expected) <= set(values)
+    for key, value in values.items():
+        if key in expected:
+            assert value == pytest.approx(expected[key], rel=2e-5, abs=1e-7), key
+        else:
+            assert math.isnan(value), key
+    assert set(masks) == set(flags)
+    for key, mask in masks.items():
+        assert mask.dtype == bool and mask.tolist() == [bool(f) for f in flags[key]], key
+
+
+NETS = [
+    *(([4, *[9] * depth, 1], ["relu"] * depth) for depth in (1, 2, 3, 4)),
+    ([4, 9, 7, 2], ["leaky_relu"] * 2),
+    ([4, 9, 7, 1], ["tanh"] * 2),
+    ([4, 9, 7, 1], ["sigmoid"] * 2),
+    ([4, 9, 7, 1], ["selu"] * 2),
+    ([4, 9, 7, 1], ["hard_tanh"] * 2),
+    ([4, 9, 8, 7, 5, 2], ["relu", "tanh", "leaky_relu", "linear"]),
+]
+
+
+def scale_of(names, seed):
+    """From small to large weights; not so large that a tanh behind a relu has slope 0 in float32, which float64 does not see."""
+    return (0.7, 1.5, 4.0 if len(set(names)) == 1 else 1.5)[seed]
+
+
+@pytest.mark.parametrize(("sizes", "names"), NETS, ids=["-".join([*map(str, s), n[0]]) for s, n in NETS])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_nets_agree_with_the_loops(sizes, names, seed):
+    params, previous = (random_net(sizes, s, scale_of(names, seed)) for s in (seed, seed + 100))
+    x, y = data(outputs=sizes[-1], seed=seed)
+    assert_agree(measured(params, names, x, y, previous), reference(params, names, x, y, previous))
+
+
+def test_random_nets_hold_units_of_every_kind():
+    """The comparison above would be empty if no unit were ever dead, certified, nearly dead, ..."""
+    seen = dict.fromkeys(NAMES, 0.0)
+    for sizes, names in NETS:
+        for seed in (0, 1, 2):
+            x, y = data(outputs=sizes[-1], seed=seed)
+            values, _ = reference(random_net(sizes, seed, scale_of(names, seed)), names, x, y)
+            for name in NAMES:
+                seen[name] = max(seen[name], values.get(f"{name}/all", 0))
+    assert {name for name, most in seen.items() if most == 0} <= {"update_norm", "constant", "collapsed"}, seen
+
+
+# ------------------------------------------------------------------------------- constructed units
+
+
+def layer(*units):
+    """A dense layer from (weights, bias) of each unit."""
+    return np.array([w for w, _ in units], np.float32).T, np.array([b for _, b in units], np.float32)
+
+
+DEAD, ON, MIXED = ([1, 1, 1, 1], 0.0), ([-1, -1, -1, -1], 0.0), ([1, -1, 1, -1], 0.0)
+OUT = (np.ones((3, 1), np.float32), np.zeros(1, np.float32))
+
+
+def test_one_dead_one_always_on_one_mixed():
+    x, y = data()
+    args = [layer(DEAD, ON, MIXED), OUT], ["relu"], x, y
+    values, masks = measured(*args)
+    assert masks["dead:site_1"].tolist() == masks["certified_dead:site_1"].tolist() == [True, False, False]
+    for metric in ("dead", "certified_dead", "always_on", "certified_always_on", "dormant", "zero_gradient"):
+        assert values[f"{metric}_fraction/site_1"] == values[f"{metric}_fraction/all"] == pytest.approx(1 / 3)
+    assert values["nearly_dead_fraction/all"] == values["collapsed/all"] == values["constant/all"] == 0
+    assert math.isnan(values["saturated_fraction/all"])
+    assert_agree((values, masks), reference(*args))
+
+
+def test_all_dead_and_none_dead():
+    x, y = data()
+    values, masks = measured([layer(DEAD, DEAD, DEAD), OUT], ["relu"], x, y)
+    for metric in ("dead_fraction", "certified_dead_fraction", "dormant_fraction", "zero_gradient_fraction", "collapsed", "constant"):
+        assert values[f"{metric}/all"] == 1
+    assert masks["dead:site_1"].all() and values["grad_norm/site_1"] == values["post_std/all"] == 0 < values["grad_norm/all"]
+    values, masks = measured([layer(ON, MIXED, MIXED), OUT], ["relu"], x, y)
+    assert values["dead_fraction/all"] == values["collapsed/all"] == 0 and not masks["dead:site_1"].any()
+
+
+def test_dead_on_the_probe_set_is_not_certified():
+    """Open only at corners of the box that no example reaches: dead, but not certified dead."""
+    x, y = data()
+    unit = ([-1, 0, 0, 0], -0.995)
+    values, masks = measured([layer(unit, ON, MIXED), OUT], ["relu"], np.maximum(x, -0.99), y)
+    assert masks["dead:site_1"].tolist() == [True, False, False]
+    assert not masks["certified_dead:site_1"].any() and values["certified_dead_fraction/all"] == 0
+
+
+@pytest.mark.parametrize(("n", "open_on", "nearly"), [(1000, 0, False), (1000, 1, True), (1000, 9, True), (1000, 10, False), (99, 1, False), (101, 1, True)])
+def test_nearly_dead_is_open_on_fewer_than_one_in_a_hundred(n, open_on, nearly):
+    x = np.full((n, 1), -0.5, np.float32)
+    x[:open_on] = 0.5
+    params = [(np.ones((1, 1), np.float32), np.zeros(1, np.float32)), (np.ones((1, 1), np.float32), np.zeros(1, np.float32))]
+    values, _ = measured(params, ["relu"], x, x)
+    assert values["nearly_dead_fraction/all"] == nearly and values["dead_fraction/all"] == (open_on == 0)
+
+
+def test_saturated_tanh_is_not_certified_and_hardly_dead():
+    x, y = data()
+    units = ([0, 0, 0, 0], 4.0), ([0, 0, 0, 0], -4.0), ([0.1, 0, 0, 0], 2.0)
+    args = [layer(*units), OUT], ["tanh"], x, y
+    values, masks = measured(*args)
+    assert values["saturated_fraction/site_1"] == pytest.approx(2 / 3) and values["dead_fraction/all"] == 0
+    for metric in ("always_on", "certified_dead", "certified_always_on"):
+        assert math.isnan(values[f"{metric}_fraction/all"]) and math.isnan(values[f"{metric}_fraction/site_1"])
+    assert list(masks) == ["dead:site_1"]
+    assert_agree((values, masks), reference(*args))
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "selu", "elu", "gelu", "silu", "crelu", "linear", "sigmoid"])
+def test_units_without_a_flat_piece_are_never_certified_dead(name):
+    """Negative pre everywhere, as far as -1e6: certified dead is empty, not 0."""
+    x, y = data()
+    units = ([1, 1, 1, 1], -1.0), ([1, 0, 0, 0], -1e3), ([1, 0, 0, 0], -1e6)
+    fanout = activations[name].fanout
+    values, masks = measured([layer(*units), (np.ones((3 * fanout, 1), np.float32), np.zeros(1, np.float32))], [name], x, y)
+    assert math.isnan(values["certified_dead_fraction/all"]) and "certified_dead:site_1" not in masks
+    assert math.isnan(values["certified_always_on_fraction/all"]) == (name not in ("leaky_relu", "linear"))
+    if name in ("leaky_relu", "linear", "crelu"):
+        assert values["dead_fraction/all"] == 0
+
+
+def test_a_fraction_over_all_pools_units_where_it_is_defined():
+    """12 units of relu (3 dead) and 4 of tanh: dead over 16, certified dead over 12, saturated over 4."""
+    x, y = data()
+    params = [layer(*[DEAD] * 3, *[ON] * 9), (np.full((12, 4), 0.1, np.float32), np.float32([30, 0, 0, 0])), (np.ones((4, 1), np.float32), np.zeros(1, np.float32))]
+    values, _ = measured(params, ["relu", "tanh"], x, y)
+    assert values["certified_dead_fraction/all"] == values["certified_dead_fraction/site_1"] == 0.25
+    assert values["saturated_fraction/all"] == values["saturated_fraction/site_2"] == 0.25
+    assert math.isnan(values["certified_dead_fraction/site_2"]) and math.isnan(values["saturated_fraction/site_1"])
+    dead = 3 + 4 * values["dead_fraction/site_2"]  # tanh(30) has slope 0 in float32: the unit is dead there
+    assert values["dead_fraction/all"] == pytest.approx(dead / 16)
+
+
+def test_a_unit_that_is_dead_downstream_has_zero_gradient_but_is_not_dead():
+    x, y = data()
+    blind = np.array([[-1, -1], [0, 0], [-2, -1]], np.float32), np.zeros(2, np.float32)  # every unit of site_2 is dead
+    values, masks = measured([layer(ON, MIXED, MIXED), blind, (np.ones((2, 1), np.float32), np.zeros(1, np.float32))], ["relu"] * 2, x, y)
+    assert values["zero_gradient_fraction/site_1"] == 1 and values["dead_fraction/site_1"] == 0
+    assert values["dead_fraction/site_2"] == values["collapsed/all"] == 1 and values["certified_dead_fraction/site_2"] == 1
+    half = blind[0].copy()
+    half[:, 0] = [1, 0, 0]  # the first unit of site_1 is heard again
+    values, _ = measured([layer(ON, MIXED, MIXED), (half, blind[1]), (np.ones((2, 1), np.float32), np.zeros(1, np.float32))], ["relu"] * 2, x, y)
+    assert values["zero_gradient_fraction/site_1"] == pytest.approx(2 / 3) and values["collapsed/all"] == 0
+
+
+def test_only_the_bias_gradient_moves():
+    """With inputs all zero the weights get no gradient, the bias does."""
+    x, y = np.zeros((50, 4), np.float32), np.ones((50, 1), np.float32)
+    params = [layer(([1, 1, 1, 1], 1.0), ([1, 1, 1, 1], -1.0), ([1, 1, 1, 1], 1.0)), OUT]
+    values, _ = measured(params, ["relu"], x, y)
+    assert values["zero_gradient_fraction/site_1"] == pytest.approx(1 / 3)
+
+
+def test_dormant_units_are_those_far_below_the_average():
+    x, y = np.full((20, 1), -1.0, np.float32), np.zeros((20, 1), np.float32)
+    scores = np.float32([1.0, 0.0246, 0.0121, 0.013, 1.0])  # average 0.40994, tau times it 0.010249
+    for factor, wanted in ((1.0, 0), (0.5, 2), (0.4, 3)):
+        low = scores.copy()
+        low[1:4] *= factor
+        average = low.mean()
+        params = [(-low[None, :], np.zeros(5, np.float32)), (np.ones((5, 1), np.float32), np.zeros(1, np.float32))]
+        values, _ = measured(params, ["relu"], x, y)
+        assert values["dormant_fraction/all"] * 5 == pytest.approx(sum(low <= 0.025 * average)) == wanted
+
+
+def test_a_unit_of_crelu_is_judged_by_both_its_coordinates():
+    x, y = data()
+    params = [layer(DEAD, ON, ([0, 0, 0, 0], 0.0)), (np.ones((6, 1), np.float32), np.zeros(1, np.float32))]
+    values, masks = measured(params, ["crelu"], x, y)
+    assert values["dormant_fraction/site_1"] == pytest.approx(1 / 3)
+    assert masks["dead:site_1"].tolist() == [False, False, True]
+    pre = np.asarray(x) @ params[0][0]
+    post = np.concatenate([np.maximum(pre, 0), np.maximum(-pre, 0)], axis=1)
+    assert values["post_mean/all"] == pytest.approx(post.mean(), rel=1e-5) and values["post_std/all"] == pytest.approx(post.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("spread", "wanted"), [(0.0, 1), (0.0099, 1), (0.0101, 0), (1.0, 0)])
+def test_constant_is_a_variance_of_at_most_one_ten_thousandth(spread, wanted):
+    """Targets +-1 in two outputs: variance 2 in all; the prediction has `spread` of its amplitude."""
+    sign = np.tile(np.float32([-1.0, 1.0]), 50)[:, None]
+    kernel = np.array([[spread, spread]], np.float32)
+    params = [(np.ones((1, 1), np.float32), np.zeros(1, np.float32)), (kernel, np.float32([7.0, -3.0]))]
+    values, _ = measured(params, ["linear"], sign, np.concatenate([sign, -sign], axis=1))
+    assert values["constant/all"] == wanted
+
+
+def test_a_target_without_variance_breaks_nothing():
+    x, _ = data()
+    y = np.full((len(x), 1), 0.3, np.float32)
+    for params, wanted in (([layer(DEAD, DEAD, DEAD), (OUT[0], np.float32([0.1]))], 1), ([layer(ON, ON, ON), OUT], 0)):
+        values, _ = measured(params, ["relu"], x, y)
+        assert values["constant/all"] == wanted and not math.isnan(values["train_loss/all"])
+
+
+def test_without_a_box_nothing_is_certified_and_before_training_nothing_was_updated():
+    x, y = data()
+    values, masks = measured([layer(DEAD, ON, MIXED), OUT], ["relu"], x, y, box=None)
+    empty = {key for key, value in values.items() if math.isnan(value)}
+    assert empty == {f"{m}/{s}" for m in ("certified_dead_fraction", "certified_always_on_fraction", "saturated_fraction", "update_norm") for s in ("all", "site_1")}
+    assert list(masks) == ["dead:site_1"]
+    nowhere = [(np.full_like(w, np.nan), np.full_like(b, np.nan)) for w, b in ([layer(DEAD, ON, MIXED), OUT])]
+    values, _ = measured([layer(DEAD, ON, MIXED), OUT], ["relu"], x, y, nowhere)
+    assert math.isnan(values["update_norm/all"]) and math.isnan(values["update_norm/site_1"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), depth=st.integers(1, 4), exponent=st.integers(-12, 12))
+def test_certified_is_always_a_subset(seed, depth, exponent):
+    params = random_net([4, *[8] * depth, 1], seed, scale=10.0**exponent, bias=10.0**exponent * (seed % 3))
+    values, masks = measured(params, ["relu"] * depth, *data(n=400, seed=1))
+    for site in range(1, depth + 1):
+        assert np.all(masks[f"dead:site_{site}"] | ~masks[f"certified_dead:site_{site}"])
+        assert values[f"certified_always_on_fraction/site_{site}"] <= values[f"always_on_fraction/site_{site}"]
+
+
+# --------------------------------------------------------------------------- the exact facts
+
+
+def sites_of(kernel, x):
+    """A site of many units at once, seen by the probes."""
+    pre = jnp.dot(x, kernel, precision="highest")
+    bound = dense(Interval(-jnp.ones(4), jnp.zeros(4)), kernel, jnp.zeros(kernel.shape[1]))
+    zeros, bias = jnp.zeros_like(kernel), jnp.zeros(kernel.shape[1])
+    return probes.SiteView(relu, pre, relu(pre, {}), relu.slope(pre, {}), kernel, bias, zeros, bias, None, None, bound, jnp.ones(()))
+
+
+def test_one_unit_in_sixteen_is_certified_dead_and_one_always_on():
+    kernel = np.random.default_rng(5).normal(0, 0.05, (4, 120_000)).astype(np.float32)
+    site = sites_of(jnp.asarray(kernel), jnp.asarray(data(n=64)[0]))
+    dead, on = (np.asarray(registry[f"{name}_fraction"].function(site)) for name in ("certified_dead", "certified_always_on"))
+    assert np.array_equal(dead, (kernel >= 0).all(axis=0)) and np.array_equal(on, (kernel <= 0).all(axis=0))
+    for mask in (dead, on):
+        assert abs(mask.mean() - 1 / 16) < 4 * math.sqrt(15 / 256 / mask.size)
+    plain_dead, plain_on = (np.asarray(registry[f"{name}_fraction"].function(site)) for name in ("dead", "always_on"))
+    assert np.all(plain_dead >= dead) and np.all(plain_on >= on) and plain_dead.sum() > dead.sum()
+
+
+def test_negative_weights_are_exactly_never_dead_and_always_on():
+    kernel = -np.random.default_rng(6).uniform(0, 1, (4, 2000)).astype(np.float32)
+    x, y = data(n=200)
+    params = [(kernel, np.zeros(2000, np.float32)), (np.ones((2000, 1), np.float32), np.zeros(1, np.float32))]
+    values, _ = measured(params, ["relu"], x, y)
+    assert values["dead_fraction/site_1"] == values["certified_dead_fraction/site_1"] == 0
+    assert values["always_on_fraction/site_1"] == values["certified_always_on_fraction/site_1"] == 1
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(0.0, 1.0), (1e3, 1e-2), (1e5, 1.0), (-7.0, 1e-4)])
+def test_moments_of_values_far_from_zero(offset, spread):
+    values = (offset + spread * np.random.default_rng(0).normal(size=(8192, 32))).astype(np.float32)
+    mean, variance = (float(m) for m in jax.jit(moments)(values))
+    assert mean == pytest.approx(values.mean(dtype=float), rel=2e-7, abs=1e-7 * spread)
+    assert math.sqrt(variance) == pytest.approx(values.std(dtype=float), rel=1e-4)
+
+
+def test_moments_of_equal_values_and_of_sites_far_apart():
+    assert float(jax.jit(moments)(jnp.full((8192, 32), 0.1))[1]) < 1e-16
+    rng = np.random.default_rng(0)
+    posts = [rng.normal(mean, spread, (500, units)).astype(np.float32) for mean, spread, units in ((1e3, 0.1, 3), (-2, 0.01, 5))]
+    view = probes.SiteView(relu, *[None] * 11)
+    shot = probes.Snapshot(tuple(view._replace(post=jnp.asarray(post)) for post in posts), *[None] * 7)
+    together = np.concatenate([np.ravel(post) for post in posts]).astype(float)
+    for site, post in (("site_1", posts[0].astype(float)), ("site_2", posts[1].astype(float)), ("all", together)):
+        assert float(registry["post_mean"].function(shot)[site]) == pytest.approx(post.mean(), rel=1e-6)
+        assert float(registry["post_std"].function(shot)[site]) == pytest.approx(post.std(), rel=1e-5)
+
+
+def test_norms_of_tiny_and_huge_vectors():
+    for scale in (1e-36, 1e-30, 1.0, 1e30):
+        tree = {"a": jnp.full((3, 4), scale), "b": (jnp.full(4, -scale),)}
+        assert float(norm(tree)) == pytest.approx(4 * scale, rel=1e-6)
+    assert float(norm([jnp.zeros(3)])) == 0 and float(norm([])) == 0 and float(norm([jnp.zeros((0, 3))])) == 0
+    assert math.isnan(float(norm([jnp.array([1.0, jnp.nan])]))) and float(norm([jnp.array([1.0, -jnp.inf])])) == math.inf
+
+
+def test_a_network_that_went_nonfinite_still_measures():
+    x, y = data()
+    values, masks = measured([(np.full((4, 3), np.nan, np.float32), OUT[1].repeat(3)), OUT], ["relu"], x, y)
+    assert math.isnan(values["train_loss/all"]) and math.isnan(values["grad_norm/all"]) and not masks["certified_dead:site_1"].any()
+
+
+def test_one_program_measures_many_runs_as_it_measures_one():
+    x, y = data()
+    nets = [random_net([4, 6, 5, 1], seed) for seed in range(5)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+    many, masks = jax.jit(jax.vmap(lambda params: probes.measure(snapshot(params, ["relu", "tanh"], x, y))))(stacked)
+    for i, net in enumerate(nets):
+        alone, flags = measured(net, ["relu", "tanh"], x, y)
+        for key, value in alone.items():
+            assert float(many[key][i]) == pytest.approx(value, rel=1e-5, nan_ok=True), key
+        assert all(np.array_equal(np.asarray(masks[key])[i], flag) for key, flag in flags.items())
+
+
+# -------------------------------------------------------------------------------- the declaration
+
+
+def test_declared_is_plain_data_and_names_every_metric_of_the_contract():
+    declared = probes.declared()
+    assert list(declared) == NAMES
+    assert json.loads(json.dumps(declared, allow_nan=False)) == declared
+    for name, metric in declared.items():
+        assert metric["direction"] in ("lower", "higher", "none") and metric["text"] and isinstance(metric["sites"], bool)
+        assert list(metric) == ["unit", "direction", "low", "high", "sites", "text", "source"]
+        assert metric["sites"] == (name not in ("train_loss", "val_loss", "collapsed", "constant"))
+
+
+def test_values_lie_in_the_declared_range_and_keys_come_in_a_fixed_order():
+    x, y = data()
+    values, masks = measured(random_net([4, 6, 5, 1], 0), ["relu", "relu"], x, y, random_net([4, 6, 5, 1], 1))
+    wanted = [f"{name}/{site}" for name, metric in probes.declared().items() for site in (["all", "site_1", "site_2"] if metric["sites"] else ["all"])]
+    assert sorted(values) == sorted(wanted) and sorted(masks) == sorted(f"{k}:site_{i}" for k in ("dead", "certified_dead") for i in (1, 2))
+    order = []
+    jax.eval_shape(lambda net: order.extend(probes.measure(snapshot(net, ["relu", "relu"], x, y))[0]), random_net([4, 6, 5, 1], 0))
+    assert order == wanted
+    for key, value in values.items():
+        metric = probes.declared()[key.split("/")[0]]
+        assert math.isnan(value) or (metric["low"] is None or value >= metric["low"]) and (metric["high"] is None or value <= metric["high"])
+
+
+def test_a_new_probe_is_one_function_and_a_misspelt_word_is_refused():
+    for words, message in (
+        (dict(per="layer", unit="1"), "per of metric _new 'layer'"),
+        (dict(per="unit", unit="1", direction="up"), "direction of metric _new 'up'"),
+        (dict(per="unit", unit="1", needs=("slop",)), "need of metric _new 'slop'; did you mean slope"),
+    ):
+        with pytest.raises(UserError, match=message):
+            probes.probe("_new", **words)
+    try:
+
+        @probes.probe("_new_fraction", per="unit", unit="fraction", needs=("bias_step",), keep=True)
+        def still(site):
+            """Units whose bias did not move."""
+            return site.bias_step == 0
+
+        x, y = data()
+        params = [layer(DEAD, ON, MIXED), OUT]
+        moved = [(params[0][0], np.float32([0, 1, 1])), OUT]
+        values, masks = measured(params, ["relu"], x, y, moved)
+        assert values["_new_fraction/all"] == pytest.approx(1 / 3) and masks["_new:site_1"].tolist() == [True, False, False]
+        values, masks = measured(params, ["relu"], x, y)
+        assert math.isnan(values["_new_fraction/all"]) and "_new:site_1" not in masks
+        assert probes.declared()["_new_fraction"]["text"] == "Units whose bias did not move."
+    finally:
+        registry._entries.pop("_new_fraction", None)
