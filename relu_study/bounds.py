@@ -21,6 +21,8 @@ Source: Moore 1966, "Interval analysis", for the arithmetic; Gowal et al. 2018, 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from math import inf
 from typing import NamedTuple
@@ -43,36 +45,37 @@ class Interval(NamedTuple):
     hi: Float[Array, "*U"]
 
     def __add__(self, other: Interval) -> Interval:  # type: ignore[override]
-        signs = (mine & theirs for mine, theirs in zip(_signs(self, 1.0), _signs(other, 1.0), strict=True))
+        least, most = (jnp.sign(_rank(jnp.stack(ends))) for ends in zip(self, other, strict=True))
         size = _largest(self) + _largest(other)
-        return _outward(self.lo + other.lo, self.hi + other.hi, size, 1, size, *signs)
+        return _outward(self.lo + other.lo, self.hi + other.hi, size, 1, size, least.min(axis=0), most.max(axis=0))
 
     def inside(self, piece: Piece) -> Bool[Array, "*U"]:
         """True where the interval is known to lie in the closed piece."""
-        finite = jnp.isfinite(self.lo) & jnp.isfinite(self.hi)
-        return finite & at_most(piece[0], self.lo) & at_most(self.hi, piece[1])
+        return jnp.isfinite(self.lo) & jnp.isfinite(self.hi) & at_most(piece[0], self.lo) & at_most(self.hi, piece[1])
 
 
 def at_most(a: ArrayLike, b: ArrayLike) -> Bool[Array, "..."]:
-    """a <= b for real numbers, subnormal ones included, which XLA on a CPU takes for zero; NaN is in no order."""
+    """a <= b for real numbers, subnormal ones included, which XLA on a CPU takes for zero."""
     dtype = jnp.result_type(a, b, jnp.float32)
-    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
-    return (_rank(a) <= _rank(b)) & ~jnp.isnan(a) & ~jnp.isnan(b)
+    return _rank(jnp.asarray(a, dtype)) <= _rank(jnp.asarray(b, dtype))
 
 
 def dense(interval: Interval, kernel: Float[Array, "D U"], bias: Float[Array, "U"]) -> Interval:
     """Bounds of x @ kernel + bias for x in the interval (D,), for a fan-in D of at most 2^20."""
     box = Interval(interval.lo[:, None], interval.hi[:, None])
-    corners = box.lo * kernel, box.hi * kernel
-    never_above, never_below = (jnp.all(sign, axis=0) for sign in _signs(box, kernel))
+    corners, weight = (box.lo * kernel, box.hi * kernel), jnp.abs(kernel)
+    terms = jnp.stack([jnp.minimum(*corners), jnp.maximum(*corners), _largest(box) * weight, _largest(box) + weight])
+    lo, hi, size, spread = terms.sum(axis=1)
+    least, most = _signs(box, kernel)
+    sign = jnp.sign(_rank(bias))
     return _outward(
-        jnp.minimum(*corners).sum(axis=0) + bias,
-        jnp.maximum(*corners).sum(axis=0) + bias,
-        (_largest(box) * jnp.abs(kernel)).sum(axis=0) + jnp.abs(bias),
+        lo + bias,
+        hi + bias,
+        size + jnp.abs(bias),
         kernel.shape[0] + 1,
-        _largest(box).sum() + jnp.abs(kernel).sum(axis=0),
-        never_above & at_most(bias, 0.0),
-        never_below & at_most(0.0, bias),
+        spread,
+        jnp.minimum(least.min(axis=0), sign),
+        jnp.maximum(most.max(axis=0), sign),
     )
 
 
@@ -84,16 +87,17 @@ def affine(interval: Interval, scale: Float[Array, "*U"], shift: Float[Array, "*
     centre = jnp.asarray(centre, interval.lo.dtype)
     corners = (interval.lo - centre) * scale, (interval.hi - centre) * scale
     size = _largest(interval) + jnp.abs(centre)
-    # The signs of the terms are those of x only where nothing is taken off it.
-    never_above, never_below = (_is_zero(centre) & sign for sign in _signs(interval, scale))
+    least, most = _signs(interval, scale)
+    # Where something is taken off x, its sign says nothing about that of the term.
+    moved, sign = jnp.abs(jnp.sign(_rank(centre))), jnp.sign(_rank(shift))
     return _outward(
         jnp.minimum(*corners) + shift,
         jnp.maximum(*corners) + shift,
         size * jnp.abs(scale) + jnp.abs(shift),
         16,
         size + jnp.abs(scale),
-        never_above & at_most(shift, 0.0),
-        never_below & at_most(0.0, shift),
+        jnp.where(moved, -1, jnp.minimum(least, sign)),
+        jnp.where(moved, 1, jnp.maximum(most, sign)),
     )
 
 
@@ -108,7 +112,7 @@ def batch_norm(
     """Bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias with running averages: evaluation mode."""
     factor = jnp.maximum(jnp.abs(scale) * lax.rsqrt(variance + epsilon), jnp.finfo(scale.dtype).tiny)
     # A product that XLA flushes to zero would lose its sign, and with it the sign of the whole term.
-    return affine(interval, jnp.where(_is_zero(scale), 0.0, jnp.copysign(factor, scale)), bias, mean)
+    return affine(interval, factor * jnp.sign(_rank(scale)), bias, mean)
 
 
 def layer_norm(interval: Interval, scale: Float[Array, "U"], bias: Float[Array, "U"], epsilon: float) -> Interval:
@@ -134,39 +138,29 @@ def through(activation: Activation, interval: Interval, knobs: Mapping[str, Arra
     and identity pieces no rounding happens; elsewhere phi is trusted to 2^-19 (1 + abs(pre) + abs(phi)) in float32.
     """
     lo, hi = _normal(interval)
-    post = jnp.stack([activation(z, knobs) for z in (lo, hi, *(jnp.clip(t, lo, hi) for t in activation.turning_points))])
-    exact = jnp.zeros(lo.shape, bool)
-    for piece in _exact_pieces(activation):
-        exact |= Interval(lo, hi).inside(piece)
-    error = 16 * jnp.finfo(lo.dtype).eps * (1 + _largest(interval))
-
-    def per_coordinate(x: Array) -> Array:
-        return jnp.tile(x, activation.fanout)
-
-    slack = jnp.where(per_coordinate(exact), 0, per_coordinate(error) + 16 * jnp.finfo(lo.dtype).eps * jnp.abs(post).max(axis=0))
-    known = per_coordinate(jnp.isfinite(lo) & jnp.isfinite(hi)) & jnp.isfinite(slack)
-    least, most = activation.values
-    return Interval(
-        jnp.where(known, jnp.maximum(post.min(axis=0) - slack, least), -inf),
-        jnp.where(known, jnp.minimum(post.max(axis=0) + slack, most), inf),
-    )
+    posts = [activation(z, knobs) for z in (lo, hi, *(jnp.clip(t, lo, hi) for t in activation.turning_points))]
+    least, most = functools.reduce(jnp.minimum, posts), functools.reduce(jnp.maximum, posts)
+    known = jnp.isfinite(lo) & jnp.isfinite(hi)
+    pieces = _exact_pieces(activation)
+    if (-inf, inf) not in pieces:
+        exact = functools.reduce(operator.or_, (Interval(lo, hi).inside(piece) for piece in pieces), jnp.zeros(lo.shape, bool))
+        error = 16 * jnp.finfo(lo.dtype).eps * (1 + _largest(interval) + _largest(Interval(least, most)).reshape(-1, *lo.shape))
+        slack = jnp.where(exact, 0, error).reshape(least.shape)
+        least, most = jnp.maximum(least - slack, activation.values[0]), jnp.minimum(most + slack, activation.values[1])
+    known = jnp.tile(known, activation.fanout)
+    return Interval(jnp.where(known, least, -inf), jnp.where(known, most, inf))
 
 
 def _rank(x: Array) -> Array:
-    """Integers in the order of the floating-point numbers x, both zeros at 0 (NaN aside)."""
+    """Integers in the order of the floating-point numbers x, both zeros at 0."""
     bits = lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
     return jnp.where(bits >= 0, bits, jnp.iinfo(bits.dtype).min - bits)
 
 
-def _signs(interval: Interval, weight: ArrayLike) -> tuple[Array, Array]:
-    """Is weight * x never above 0, and never below 0, for x in the interval?"""
-    positive, negative = at_most(0.0, weight), at_most(weight, 0.0)
-    low, high, still = at_most(interval.hi, 0.0), at_most(0.0, interval.lo), _is_zero(weight)
-    return (positive & low) | (negative & high) | still, (positive & high) | (negative & low) | still
-
-
-def _is_zero(x: ArrayLike) -> Array:
-    return at_most(x, 0.0) & at_most(0.0, x)
+def _signs(interval: Interval, weight: Array) -> tuple[Array, Array]:
+    """The least and the greatest sign that weight * x takes for x in the interval: -1, 0 or 1."""
+    lo, hi, weight = (jnp.sign(_rank(x)) for x in (*interval, weight))
+    return jnp.minimum(lo * weight, hi * weight), jnp.maximum(lo * weight, hi * weight)
 
 
 def _largest(interval: Interval) -> Array:
@@ -178,31 +172,27 @@ def _gamma(roundings: int, dtype: jnp.dtype) -> float:
     return total / (1 - total)
 
 
-def _outward(
-    lo: Array, hi: Array, size: Array, roundings: int, spread: Array, never_above: Array, never_below: Array
-) -> Interval:
+def _outward(lo: Array, hi: Array, size: Array, roundings: int, spread: Array, least: Array, most: Array) -> Interval:
     """The ends moved outward by all that computing them, and the value itself, may lose.
 
     size: sum of the terms' magnitudes; roundings: those on the way of one term; spread: magnitudes that a number
-    flushed to zero is multiplied by; never_above, never_below: the value is known not to cross 0.
+    flushed to zero is multiplied by; least, most: the signs of the terms, of which none is below, none above.
     """
     info = jnp.finfo(size.dtype)
     gamma = _gamma(roundings + 8, size.dtype)
     slack = 2 * gamma * (1 + 2 * gamma) * size + 8 * info.tiny * (roundings + 8 + spread)
-    lo, hi = lo - slack, hi + slack
     known = jnp.isfinite(2 * size + slack)
     return Interval(
-        jnp.where(known, jnp.where(never_below, jnp.maximum(lo, 0), lo), -inf),
-        jnp.where(known, jnp.where(never_above, jnp.minimum(hi, 0), hi), inf),
+        jnp.where(known, jnp.maximum(lo - slack, jnp.where(least < 0, -inf, 0)), -inf),
+        jnp.where(known, jnp.minimum(hi + slack, jnp.where(most > 0, inf, 0)), inf),
     )
 
 
 def _normal(interval: Interval) -> Interval:
     """The interval without subnormal ends, which phi would flush to zero: they move outward."""
     tiny = jnp.finfo(interval.lo.dtype).tiny
-    lo = jnp.where(at_most(0.0, interval.lo), jnp.maximum(interval.lo, 0), jnp.minimum(interval.lo, -tiny))
-    hi = jnp.where(at_most(interval.hi, 0.0), jnp.minimum(interval.hi, 0), jnp.maximum(interval.hi, tiny))
-    return Interval(lo, hi)
+    lo = jnp.where(_rank(interval.lo) < 0, jnp.minimum(interval.lo, -tiny), interval.lo)
+    return Interval(lo, jnp.where(_rank(interval.hi) > 0, jnp.maximum(interval.hi, tiny), interval.hi))
 
 
 def _exact_pieces(activation: Activation) -> list[Piece]:

@@ -125,7 +125,7 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
             _panel(axes[i, j], row, cell, looks)
         axes[i, 0].set_ylabel(row.label)
         if row.high is not None:
-            _share_limits(axes[i], row)
+            _share_limits(list(axes[i]), row)
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name)
     for ax in axes[-1]:

@@ -226,7 +226,7 @@ def start_tile(
             data, phase = sample(now), now
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
-        for start in range(0, last, chunk or last):
+        for start in range(0, last, chunk or max(last, 1)):
             at = [put(np.int32(i)) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, knobs, *at)
         if probe or epoch == math.ceil(total):
@@ -267,7 +267,7 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     }
     if keep_params:
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
-            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
             tile[f"param:{name}"] = np.asarray(leaf)[:n]
     return tile
 

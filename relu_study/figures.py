@@ -118,9 +118,14 @@ def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: dict[str, 
     about = metrics.get(metric, {})
     share = metric.endswith("_fraction") or metric in PROPORTIONS
     where = site if site != "all" else "all sites" if metric.endswith("_fraction") else ""
-    words = textwrap.fill(", ".join(filter(None, [_words(metric), where])), 26) + _unit(metric, about, "\n")
+    words = _stacked(", ".join(filter(None, [_words(metric), where]))) + _unit(metric, about, "\n")
     label = f"{words}\n{_probe_set(cells)}" if share else words
     return Row(label, cells, log and not share, about.get("low"), about.get("high"))
+
+
+def _stacked(words: str) -> str:
+    """Words along a panel's height, on as many lines as they need there."""
+    return words if len(words) <= 26 else "\n".join(textwrap.fill(part, 26) for part in words.replace(", ", ",\n").split("\n"))
 
 
 def _unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
@@ -136,7 +141,7 @@ def _words(metric: str) -> str:
 def _probe_set(cells: list[dict[str, Band]]) -> str:
     sizes = [band.probe_examples for cell in cells for band in cell.values()]
     span = f"{min(sizes):,}" if len(set(sizes)) == 1 else f"{min(sizes):,} to {max(sizes):,}"
-    return textwrap.fill(f"N = {span} probe examples", 26)
+    return _stacked(f"N = {span} probe examples")
 
 
 def _effects(rows: list[dict[str, Any]], declaration: dict[str, Any]) -> list[Effect]:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt32
 
-ROUNDS = 6
+ROUNDS = 12
+FEW = 64  # rows too few for rounds to mix: their order is that of random words
+MANY = 4096  # rows beyond which half of the rounds mix as well
 
 
 def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | Int[Array, ""]) -> Key[Array, ""]:
@@ -24,28 +26,32 @@ def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | In
     return key
 
 
-def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UInt32[Array, "6"]:
+def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UInt32[Array, "12"]:
     """The words that key one epoch's order."""
     return jax.random.bits(stream(seed, "order", epoch), (ROUNDS,), jnp.uint32)
 
 
-def shuffled(key: UInt32[Array, "6"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
+def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
     """The row visited at each `position` of an epoch: a keyed bijection of 0..rows-1.
 
-    A position is written q b + r on an a x b grid of least excess over `rows`; six rounds add a
+    A position is written q b + r on an a x b grid of least excess over `rows`; rounds add a
     keyed hash of one coordinate to the other, modulo its range, which is invertible round by
     round. Images beyond the last row walk on along their cycle until they land inside. Unlike a
-    sort it makes any part of an epoch's order by itself, in constant memory.
+    sort it makes any part of an epoch's order by itself, in constant memory. After 2k rounds two
+    positions keep their distance with probability 1 / rows + a^-k, so few rows take more rounds than many.
 
-    Positions must be below `rows` (< 2**32), of any shape.
+    Positions must be below `rows` (<= 2**30), of any shape.
     Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", section 3 (cycle walking) and
     section 4 (Feistel on a x b); the rounds' hash is Wellons' `lowbias32` (2018).
     """
+    if rows <= FEW:
+        return _ranked(key, position, rows)
     a, b = _grid(rows)
+    rounds = ROUNDS if rows <= MANY else ROUNDS // 2
 
     def permute(index: UInt32[Array, " *n"]) -> UInt32[Array, " *n"]:
         q, r = index // b, index % b
-        for round_ in range(0, ROUNDS, 2):
+        for round_ in range(0, rounds, 2):
             r = _add(r, _hash(q ^ key[round_]), b)
             q = _add(q, _hash(r ^ key[round_ + 1]), a)
         return q * b + r
@@ -60,9 +66,16 @@ def shuffled(key: UInt32[Array, "6"], position: UInt32[Array, " *n"], rows: int)
     )
 
 
+def _ranked(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
+    words = jnp.arange(rows, dtype=jnp.uint32)
+    for word in key:
+        words = _hash(words ^ word)  # one-to-one, so no two words are equal
+    return jnp.sum(words < words[position][..., None], axis=-1, dtype=jnp.uint32)
+
+
 def _grid(rows: int) -> tuple[int, int]:
-    root = math.isqrt(rows - 1) + 1 if rows > 1 else 1
-    heights = range(min(root, max(2, root // 2)), root + 1)
+    root = math.isqrt(rows - 1) + 1
+    heights = range(root // 2, root + 1)
     return min(((a, -(-rows // a)) for a in heights), key=lambda ab: (ab[0] * ab[1], -ab[0]))
 
 

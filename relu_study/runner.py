@@ -25,7 +25,7 @@ from relu_study import engine, probes, store
 from relu_study.plan import Plan, Tile, plan
 from relu_study.programs import Probing
 from relu_study.registry import UserError, nearest, tasks
-from relu_study.report import report
+from relu_study.report import check, report
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
 from relu_study.tasks import METRICS
@@ -61,7 +61,7 @@ class Job:
     widths: dict[str, int]
     plan: Plan
     stored: int
-    columns: list[str]
+    declaration: dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------ before it
@@ -97,12 +97,14 @@ def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
     runs = study.runs()
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
         engine.check(spec, probing)
+    declaration = declare(study, _columns(runs, _cached(engine.sites)))
+    check(declaration)
     made = provenance(probing)
     widths, stored = _stored(study, folder, made)
     work = _cached(engine.describe)
     planned = plan(runs, work, widths, len(jax.devices()), jax.devices()[0].platform, lambda run: run.run_id not in stored)
     widths |= {c.name: c.width for c in planned.cohorts}
-    return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), _columns(runs, _cached(engine.sites)))
+    return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), declaration)
 
 
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
@@ -185,7 +187,10 @@ def run(
         train(job, folder, watcher, keep_params, {"command": command, "preset": preset or "default"})
         for line in report(folder, all_epochs):
             watcher.say(line)
-        return load(folder)
+        results = load(folder)
+        if keep_params:
+            results.params = store.stored_params(folder)
+        return results
 
 
 def set_aside(folder: Path, job: Job, watcher: Watcher) -> None:
@@ -201,15 +206,20 @@ def set_aside(folder: Path, job: Job, watcher: Watcher) -> None:
     watcher.say(f"{folder} held results without their raw tiles; they are kept in {away}")
 
 
-def manifest_of(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest: the whole declaration and everything that its numbers depend on."""
-    declaration = job.study.declaration()
+def declare(study: Study, columns: list[str]) -> dict[str, Any]:
+    """The whole declaration as plain data: all that a report will ever know of the study."""
+    declaration = study.declaration()
     specs = [entry["spec"] for entry in declaration["configurations"]]
     declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
-    declaration["metrics"] = declared_metrics(job.study.runs())
+    declaration["metrics"] = declared_metrics(study.runs())
     declaration["report_epochs"] = list(REPORT_EPOCHS)
-    declaration["columns"] = job.columns
-    text = json.dumps(declaration, sort_keys=True, default=list)
+    declaration["columns"] = columns
+    return json.loads(json.dumps(declaration, default=list))
+
+
+def manifest_of(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest: the whole declaration and everything that its numbers depend on."""
+    text = json.dumps(job.declaration, sort_keys=True)
     return {
         "format": store.FORMAT,
         "study": job.study.name,
@@ -219,7 +229,7 @@ def manifest_of(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
         "widths": dict(sorted(job.widths.items())),
         "device": {"platform": job.plan.platform, "kind": jax.devices()[0].device_kind, "devices": job.plan.devices},
         "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
-        "declaration": json.loads(json.dumps(declaration, default=list)),
+        "declaration": job.declaration,
     }
 
 

@@ -76,7 +76,11 @@ class Norm(nnx.Module):
 
     def __init__(self, kind: str, width: int, rngs: nnx.Rngs):
         self.kind = kind
-        self.norm = (nnx.BatchNorm if kind == "batch_norm" else nnx.LayerNorm)(width, rngs=rngs)
+        # The two-pass variance: mean(x^2) - mean(x)^2 cancels in float32, and obeys no bound.
+        norm = nnx.BatchNorm if kind == "batch_norm" else nnx.LayerNorm
+        self.norm = norm(width, use_fast_variance=False, param_dtype=jnp.result_type(float), rngs=rngs)
+        if kind == "batch_norm":  # flax keeps running averages in float32, whatever the parameters are
+            self.norm.mean, self.norm.var = nnx.BatchStat(jnp.zeros(width)), nnx.BatchStat(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B U"] | Interval, ctx: Context) -> Any:
         if not isinstance(x, Interval):
@@ -91,7 +95,8 @@ class Dropout(nnx.Module):
     """Dropout with a traced rate: `dropout` zeroes and rescales, `alpha_dropout` keeps SELU's mean and variance.
 
     With q = 1 - rate, alpha dropout sets a share `rate` to alpha' and applies a x + b,
-    a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a (1 - q) alpha'. Rates are met to within 2^-17.
+    a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a (1 - q) alpha'. Rates are met to within 2^-17
+    up to 1 - 2^-16, the largest there is.
 
     Source: Srivastava et al. 2014; Klambauer et al. 2017, arXiv 1706.02515, section 3.
     """
@@ -104,7 +109,7 @@ class Dropout(nnx.Module):
         if not ctx.train:
             return x
         assert ctx.key is not None and not isinstance(x, Interval)
-        threshold = jnp.round(ctx.knobs["dropout_rate"] * 65536)
+        threshold = jnp.minimum(jnp.round(ctx.knobs["dropout_rate"] * 65536), 65535)  # q > 0: no gradient is ever 0 * inf
         q = 1 - threshold / 65536
         bits = jax.random.bits(jax.random.fold_in(ctx.key, self.index), x.shape, jnp.uint16)
         keep = bits.astype(x.dtype) >= threshold

@@ -88,6 +88,16 @@ def stored_runs(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     return found
 
 
+def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """run_id -> final parameters by name, of every run that was trained with them kept."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for tile in _tiles(folder):
+        params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
+        if params:
+            found.update((str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"]))
+    return found
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json`, keys in the order given."""
     write_atomically(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())

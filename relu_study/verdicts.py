@@ -88,7 +88,7 @@ def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     except _NotTestable as why:
         return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
     if len(numbers) < max(claim["least_seeds"], 1):
-        need = f"{len(numbers)} seeds are left to compare and {claim['least_seeds']} are needed"
+        need = f"the seeds left to compare are {len(numbers)} and {max(claim['least_seeds'], 1)} are needed"
         reason = "; ".join(filter(None, (f"not testable because {need}", note)))
         return row | {"n": len(numbers), "verdict": "not testable", "reason": reason}
     if _is_share(claim):
@@ -194,7 +194,7 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
         over = "" if claim["over"] is None else f" over {claim['over']}"
         raise _NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
     if claim["equals"] is not None:  # as stored, in float32
-        numbers = np.where(np.isnan(numbers), np.nan, np.float32(numbers) == np.float32(claim["equals"]))
+        numbers = np.where(np.isnan(numbers), np.nan, np.float32(numbers) == claim["equals"])
     return numbers
 
 
@@ -253,14 +253,19 @@ def _short(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
+def _when(epoch: str | float) -> str:
+    words = {"last": " at the last epoch", "min": " at its least", "max": " at its greatest"}
+    return words[epoch] if isinstance(epoch, str) else f" at epoch {epoch:g}"
+
+
 def _contrast(claim: Row) -> str:
     two = claim["against_epoch"] is not None and isinstance(claim["against"], str)
     parts = [
         "" if claim["equals"] is None else f"share of runs at {claim['equals']:g}, ",
         _named(claim),
-        f" at epoch {_short(claim['epoch'])}" if two else "",
+        _when(claim["epoch"]) if two else "",
         f" vs {_short(claim['against'])}",
-        f" at epoch {_short(claim['against_epoch'])}" if two else "",
+        _when(claim["against_epoch"]) if two else "",
         " with a dead site" if claim["against_dead_site"] else "",
         ", above the floor" if claim["excess"] else "",
     ]

@@ -42,11 +42,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return manifest, configurations, rows, path
 
 
+@pytest.fixture(scope="module")
+def written(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of the planted figures, drawn by a reader with settings of their own."""
+    manifest, configurations, rows, _ = folder
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
+        paths = figures.draw(manifest, configurations, rows, tmp_path_factory.mktemp("written"))
+        assert matplotlib.rcParams["font.size"] == 20
+    return paths
+
+
 @pytest.fixture
 def pictures(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Picture]]:
-    """The pictures that `draw` makes of the planted folder, or of other figures declared on it."""
+    """The pictures that `draw` makes of the planted folder: of its own figures, by name, or of others declared on it."""
 
-    def caught(*declared: Figure, **changes: Any) -> list[Picture]:
+    def caught(*declared: Figure | str, **changes: Any) -> list[Picture]:
         made: list[Picture] = []
 
         def render(draw: Callable[[], Picture]) -> dict[str, bytes]:
@@ -55,9 +65,9 @@ def pictures(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
         monkeypatch.setattr(drawing, "render", render)
         manifest, configurations, rows, _ = folder
-        declaration = manifest["declaration"] | changes
-        if declared:
-            declaration["figures"] = [vars(figure) for figure in declared]
+        own = {figure["name"]: figure for figure in manifest["declaration"]["figures"]}
+        chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
+        declaration = manifest["declaration"] | {"figures": chosen} | changes
         figures.draw(manifest | {"declaration": declaration}, configurations, rows, tmp_path)
         return made
 
@@ -81,28 +91,30 @@ def labels(picture: Picture) -> list[str]:
 def line_of(picture: Picture, panel: int, arm: str) -> Any:
     """The line of an arm in a panel, found as a reader finds it: by the looks of its entry in the legend."""
     (entry,) = (h for h in picture.legends[0].legend_handles if h.get_label() == arm)
-    looks = (to_hex(entry.get_color()), entry.get_linestyle())
-    (line,) = (x for x in picture.axes[panel].lines if (to_hex(x.get_color()), x.get_linestyle()) == looks)
+    (line,) = (x for x in picture.axes[panel].lines if looks(x) == looks(entry))
     return line
 
 
-def test_every_declared_figure_becomes_a_png_and_an_svg(folder: Folder, tmp_path: Path) -> None:
-    manifest, configurations, rows, _ = folder
-    paths = figures.draw(manifest, configurations, rows, tmp_path)
+def looks(line: Any) -> tuple[str, str]:
+    return to_hex(line.get_color()), str(line._dash_pattern)  # get_linestyle() says "--" of any dashes
+
+
+def test_every_declared_figure_becomes_a_png_and_an_svg(written: list[Path]) -> None:
     names = ["initialisers", "survival", "claims"]
-    assert paths == [tmp_path / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(paths)
-    for path in paths[::2]:
+    assert [p.name for p in written] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    assert sorted(p for p in written[0].parents[1].rglob("*") if p.is_file()) == sorted(written)
+    assert {p.parent.name for p in written} == {"figures"}
+    for path in written[::2]:
         head = path.read_bytes()[:24]
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
         assert int.from_bytes(head[16:20]) == 1050  # 7 inches at 150 dpi
-    for path in paths[1::2]:
+    for path in written[1::2]:
         assert 'width="504pt"' in path.read_text()
 
 
 def test_curves_show_the_mean_and_the_t_interval_of_each_arm_on_each_target(folder: Folder, pictures: Any) -> None:
     manifest, configurations, _, _ = folder
-    picture = pictures()[0]
+    (picture,) = pictures("initialisers")
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
     assert labels(picture) == ["baseline", "he_normal", "lecun_normal"]
     assert [ax.get_xlabel() for ax in picture.axes] == ["", "", "epoch", "epoch"]
@@ -142,7 +154,7 @@ def test_a_share_of_runs_has_a_wilson_interval(folder: Folder, pictures: Any) ->
 
 
 def test_survival_steps_down_as_the_planted_units_die(pictures: Any) -> None:
-    picture = pictures()[1]
+    (picture,) = pictures("survival")
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
     assert "site_1" in picture.axes[0].get_ylabel() and "site_2" in picture.axes[2].get_ylabel()
     assert all("N = 512 probe examples" in picture.axes[i].get_ylabel() for i in (0, 2))
@@ -165,7 +177,7 @@ def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure(pictures:
     mixed = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction", "no_such_metric", "val_loss"))
     made = pictures(empty, absent, nobody, mixed)
     assert len(made) == 1
-    assert [ax.get_ylabel() for ax in made[0].axes[::2]] == ["saturated fraction, all sites\nN = 512 probe examples", "val loss"]
+    assert [ax.get_ylabel() for ax in made[0].axes[::2]] == ["saturated fraction,\nall sites\nN = 512 probe examples", "val loss"]
     assert len(made[0].axes[0].lines) == 1  # tanh alone can saturate
 
 
@@ -204,7 +216,7 @@ def test_units_stand_on_the_axes_unless_the_name_says_them(folder: Folder, pictu
 
 def test_a_forest_shows_each_row_with_its_interval_its_margin_and_its_verdict(folder: Folder, pictures: Any) -> None:
     rows = [row for row in folder[2] if row["contrast"] != "overall"]
-    picture = pictures()[2]
+    (picture,) = pictures("claims")
     blocks = ["dead fraction", "dead fraction", "val loss", "val loss", "collapsed", "collapsed"]
     assert len(picture.axes) == len(blocks)
     shown = 0
@@ -272,7 +284,7 @@ def test_a_huge_interval_does_not_hide_the_effects() -> None:
 
 
 def flat(value: float, runs: int = 4) -> Band:
-    values = np.full(3, value)
+    values = np.full(3, float(value))
     return Band(np.arange(3.0), values, values, values, runs, 100)
 
 
@@ -284,7 +296,7 @@ def test_exact_zeros_have_a_place_on_a_logarithmic_axis() -> None:
     zero, alive, faint = ((h - box.y0) / box.height for h in heights)
     assert 0 < zero < faint - 0.1 and faint + 0.4 < alive < 1
     ticks = [t.get_text() for t in ax.get_yticklabels()]
-    assert ticks[0] == "0" and "1e-8" in ticks and not any("$" in t for t in ticks)
+    assert ticks[0] == "0" and "1e-7" in ticks and not any("$" in t for t in ticks)
     positive = Row("gradient", [{"alive": flat(1e-3), "faint": flat(1e-8)}], log=True)
     assert drawn(lambda: drawing.curves([positive], [""], ["alive", "faint"], "t")).axes[0].get_yscale() == "log"
 
@@ -303,7 +315,7 @@ def test_fractions_share_their_axis_and_stay_in_their_range() -> None:
     assert not second.yaxis.get_tick_params()["labelleft"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     values=st.lists(st.floats(-1e12, 1e12) | st.floats(-1e-9, 1e-9), min_size=2, max_size=6),
     width=st.sampled_from([0.0, 1e-6, 0.5, 1e9, np.nan]),
@@ -319,12 +331,11 @@ def test_every_mean_is_in_view(values: list[float], width: float, log: bool) -> 
 
 def test_arms_look_the_same_in_every_panel_and_different_from_each_other() -> None:
     arms = [f"arm {i}" for i in range(24)]
-    row = Row("y", [{arm: flat(i) for i, arm in enumerate(arms)}, {arm: flat(i) for i, arm in enumerate(arms[5:])}])
+    row = Row("y", [{arm: flat(i) for i, arm in enumerate(arms)}, {arm: flat(i + 5) for i, arm in enumerate(arms[5:])}])
     picture = drawn(lambda: drawing.curves([row], ["", ""], arms, "t"))
-    looks = [{line_of(picture, 0, arm).get_color() + str(line_of(picture, 0, arm)._dash_pattern) for arm in arms}]
-    assert len(looks[0]) == len(arms)
+    assert len({looks(line_of(picture, 0, arm)) for arm in arms}) == len(arms)
     for arm in arms[5:]:
-        assert line_of(picture, 1, arm).get_ydata()[0] == arms.index(arm) - 5
+        assert line_of(picture, 1, arm).get_ydata()[0] == arms.index(arm)
 
 
 def crowded() -> list[Callable[[], Picture]]:
@@ -353,7 +364,7 @@ def crowded() -> list[Callable[[], Picture]]:
     ]  # fmt: skip
     return [
         lambda: drawing.curves(rows, columns, arms, "mean and 95 % interval over"),
-        lambda: drawing.curves(rows[:1], [WAVE], arms, "mean and 95 % interval over"),
+        lambda: drawing.curves([Row("val loss", rows[2].cells[:1])], [WAVE], arms, "mean and 95 % interval over"),
         lambda: drawing.forest(effects),
         lambda: drawing.forest([e for e in effects if e.column == WAVE]),
         lambda: drawing.forest(effects[:1]),
@@ -361,53 +372,33 @@ def crowded() -> list[Callable[[], Picture]]:
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_no_text_is_small_clipped_or_on_top_of_another(number: int) -> None:
+def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
+    draw = Text.draw
+    monkeypatch.setattr(Text, "draw", lambda self, renderer: (shown.setdefault(self), draw(self, renderer))[1])
     picture = drawn(crowded()[number])
     assert picture.get_figwidth() == 7
-    texts = [t for t in picture.findobj(Text) if t.get_visible() and t.get_text().strip() and in_view(t)]
-    assert len(texts) > 5
-    boxes = {text: text.get_window_extent() for text in texts}
+    boxes = {text: text.get_window_extent() for text in shown if text.get_text().strip()}
+    assert len(boxes) > 5
     for text, box in boxes.items():
         assert text.get_size() >= 8
         assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= picture.bbox.x1 + 1 and box.y1 <= picture.bbox.y1 + 1, text
-    for one, other in itertools.combinations(texts, 2):
-        a, b = boxes[one], boxes[other]
+    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
         across, along = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(across, along) < 2, (one, other)  # pixels
 
 
-def in_view(text: Text) -> bool:
-    """Whether a tick's label is drawn at all: those beyond the limits of its axis are not."""
-    axes = text.axes
-    if axes is None:
-        return True
-    for axis in (axes.xaxis, axes.yaxis):
-        for tick in axis.get_major_ticks():
-            if text in (tick.label1, tick.label2):
-                shown = {id(t) for t in axis._update_ticks()}
-                return id(tick) in shown
-    return True
-
-
 def test_the_legend_says_how_many_runs(pictures: Any) -> None:
-    assert pictures()[0].legends[0].get_title().get_text() == "mean and 95 % interval over 8 runs"
+    (picture,) = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)))
+    assert picture.legends[0].get_title().get_text() == "mean and 95 % interval over 8 runs"
     for counts, words in (((1, 1), "over 1 run"), ((3, 16), "over 3 to 16 runs")):
         row = Row("y", [{"a": flat(1, counts[0]), "b": flat(2, counts[1])}])
         picture = drawn(lambda row=row: drawing.curves([row], [""], ["a", "b"], "over"))
         assert picture.legends[0].get_title().get_text() == words
 
 
-def test_the_bytes_depend_on_the_numbers_alone(folder: Folder, tmp_path: Path) -> None:
+def test_the_bytes_depend_on_the_numbers_alone(folder: Folder, written: list[Path], tmp_path: Path) -> None:
     manifest, configurations, rows, _ = folder
-
-    def contents(name: str, draw: Callable[[Path], list[Path]]) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in draw(tmp_path / name)}
-
-    first = contents("first", lambda where: figures.draw(manifest, configurations, rows, where))
-    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
-        again = contents("again", lambda where: figures.draw(manifest, configurations, rows, where))
-        assert matplotlib.rcParams["font.size"] == 20
-    assert again == first
 
     csv = {
         "summary": frames.summary_frame(configurations, manifest, None),
@@ -417,14 +408,14 @@ def test_the_bytes_depend_on_the_numbers_alone(folder: Folder, tmp_path: Path) -
         (tmp_path / f"{name}.csv").write_text(frames.csv_text(frame))
         csv[name] = frames.read_csv(tmp_path / f"{name}.csv")
     printed = [{k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    read = contents("read", lambda where: figures.draw_tabulated(manifest, csv["summary"], csv["survival"], printed, where))
-    assert read == first
+    read = figures.draw_tabulated(manifest, csv["summary"], csv["survival"], printed, tmp_path)
+    assert [(path.name, path.read_bytes()) for path in read] == [(path.name, path.read_bytes()) for path in written]
 
 
 def test_no_date_and_no_version_is_written() -> None:
     files = drawing.render(crowded()[4])
     assert not re.search(rb"Software|Creation|tIME|matplotlib", files["png"], re.IGNORECASE)
-    assert not re.search(r"<dc:(date|creator)>|matplotlib", files["svg"].decode(), re.IGNORECASE)
+    assert not re.search(r"<dc:(date|creator)>|matplotlib v", files["svg"].decode(), re.IGNORECASE)
 
 
 def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:

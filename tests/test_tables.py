@@ -1,47 +1,37 @@
-"""Frames, CSV files and declared tables, against the planted numbers worked out by hand, scipy and slow references."""
+"""The declared tables in CSV, Markdown and LaTeX, against planted numbers worked out by hand."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
-from planted import BASE, PROBE_EXAMPLES, UNITS, dead_flags, noise, planted_arms, planted_folder, planted_study
+from planted import PROBE_EXAMPLES, dead_flags, noise, planted_arms, planted_folder, planted_study
 
-from relu_study.frames import csv_text, frames, read_csv, report_epochs, runs_csv, summary_frame
+from relu_study.frames import frames, read_csv
 from relu_study.registry import UserError
-from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import collect, read_manifest
-from relu_study.tables import check, load, tables
+from relu_study.tables import check, tables
 from relu_study.typeset import Shown, latex_table, latex_text, markdown_table, markdown_text, measured
 
 SEEDS = 8
 T = scipy.stats.t.ppf(0.975, SEEDS - 1) / math.sqrt(SEEDS)
-NOISE_STD = float(np.std([noise(s, SEEDS) for s in range(SEEDS)], ddof=1))
 IDS = {key: spec.config_id for key, spec in planted_arms(planted_study()).items()}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted_folder(tmp_path_factory.mktemp("planted"))
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return read_manifest(planted_folder(tmp_path_factory.getbasetemp() / "tables"))
 
 
 @pytest.fixture(scope="module")
-def manifest(folder: Path) -> dict:
-    return read_manifest(folder)
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path, manifest: dict) -> dict[str, pd.DataFrame]:
-    return frames(collect(folder, manifest), manifest)
+def found(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> dict[str, pd.DataFrame]:
+    return frames(collect(tmp_path_factory.getbasetemp() / "tables", manifest), manifest)
 
 
 @pytest.fixture(scope="module")
@@ -49,135 +39,195 @@ def made(manifest: dict, found: dict[str, pd.DataFrame]) -> dict[str, dict[str, 
     return tables(manifest, found["runs"], found["summary"])
 
 
-def cell(summary: pd.DataFrame, arm: str, target: str, metric: str, site: str, epoch: float) -> pd.Series:
-    ids = {**IDS}
-    rows = summary[
-        (summary["config_id"] == ids[arm, target])
-        & (summary["metric"] == metric)
-        & (summary["site"] == site)
-        & (summary["epoch"] == epoch)
-    ]
-    assert len(rows) == 1
-    return rows.iloc[0]
+def row_of(markdown: str, *head: str) -> list[str]:
+    rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
+    (found,) = [row for row in rows if row[: len(head)] == list(head)]
+    return found[len(head) :]
 
 
-# --------------------------------------------------------------------------------------------- runs
+def test_table_cells_are_the_means_with_their_half_widths(made: dict[str, dict[str, str]]) -> None:
+    text = made["initialisers"]["md"]
+    # 1.5 - 5/64 = 1.421875; of dead units 25 of 80, in float32 a little above 0.3125
+    assert row_of(text, "wave", "baseline†")[:2] == ["**1.422 ± 0.032**", "0.3 ± 0"]
+    dead = [float(np.float32(dead_flags("baseline", "wave", s, "site_1", 4)[-1].mean())) for s in range(SEEDS)]
+    assert row_of(text, "wave", "baseline†")[2] == f"{np.mean(dead):.3f} ± {T * np.std(dead, ddof=1):.3f}"
+    assert row_of(text, "wave", "lecun_normal")[0] == "1.922 ± 0.032"
+    assert row_of(text, "coin_flip", "lecun_normal")[0] == "2.422 ± 0.032"
+    assert f"over n = {SEEDS} seeds" in text and f"N = {PROBE_EXAMPLES} probe examples" in text and "†: the baseline." in text
+    assert text.startswith("**Initialisers & what they do**")
 
 
-def test_runs_has_each_wanted_run_once_with_fields_then_metrics(found: dict[str, pd.DataFrame], manifest: dict) -> None:
-    runs = found["runs"]
-    spec_fields = [f for f in FIELDS if f != "seed"]
-    fixed = ["run_id", "config_id", *spec_fields, "seed", "status", "first_bad_epoch", "probe_examples"]
-    assert list(runs.columns) == [*fixed, *manifest["declaration"]["columns"]]
-    assert runs["run_id"].tolist() == [spec.run_id for spec in planted_study().runs()]
-    assert runs["run_id"].is_unique and len(runs) == 20 * SEEDS
-    row = runs[(runs["config_id"] == IDS["leaky_relu", "coin_flip"]) & (runs["seed"] == 5)].iloc[0]
-    # leaky_relu is arm 3, coin_flip target 1, the last epoch 5
-    assert row["val_loss/all"] == BASE["val_loss"] + 3 / 4 + 1 / 2 - 5 / 64 + noise(5, SEEDS)
-    assert row["grad_norm/site_2"] == BASE["grad_norm"] + 3 / 4 + 1 / 2 + 2 / 8 - 5 / 64 + noise(5, SEEDS)
-    assert (row["status"], row["probe_examples"], row["dead_fraction/all"]) == ("ok", PROBE_EXAMPLES, 0)
-    assert math.isnan(row["first_bad_epoch"]) and math.isnan(row["saturated_fraction/all"])
+def test_nonfinite_runs_are_shown_and_their_arm_is_never_the_best(made: dict[str, dict[str, str]]) -> None:
+    wave, coin = (row_of(made["initialisers"]["md"], target, "he_normal") for target in ("wave", "coin_flip"))
+    assert wave[1] == "**0.2 ± 0**" and coin[1] == "**0.2 ± 0**"
+    assert wave[2].endswith(" (n=7/8)") and "**" not in wave[2]  # the fewest dead units, but not of all its runs
+    assert coin[2].startswith("**")
 
 
-def test_a_nonfinite_run_has_its_epoch_and_no_numbers(found: dict[str, pd.DataFrame]) -> None:
-    bad = found["runs"][found["runs"]["status"] == "nonfinite"]
-    assert bad["run_id"].tolist() == [planted_arms(planted_study())["he_normal", "wave"].but(seed=1).run_id]
-    assert bad["first_bad_epoch"].tolist() == [2.0]
-    assert bad[[name for name in bad if "/" in name]].isna().all(axis=None)
+def test_best_follows_the_direction_of_the_metric(made: dict[str, dict[str, str]]) -> None:
+    text = made["shapes"]["md"]
+    rows = {arm: row_of(text, "wave", arm) for arm in ("shallow", "stuck", "baseline")}
+    assert [arm for arm in rows if rows[arm][0].startswith("**")] == ["baseline"]  # accuracy: higher is better
+    assert [arm for arm in rows if rows[arm][1].startswith("**")] == ["shallow", "baseline"]  # collapsed: both never
+    low, high = (f"{x:.2g}" for x in scipy.stats.binomtest(4, 8).proportion_ci(0.95, "wilson"))
+    assert rows["stuck"][1] == f"0.5 [{low}, {high}]"
+    assert rows["shallow"][2] == "-"  # it has no site_2
+    order = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| wave")]
+    assert order == ["shallow", "stuck", "baseline"]  # as Table.arms says
 
 
-def test_a_site_that_a_network_has_not_is_empty(found: dict[str, pd.DataFrame]) -> None:
-    shallow = found["runs"][found["runs"]["depth"] == 1]
-    assert shallow["grad_norm/site_2"].isna().all() and shallow["grad_norm/site_1"].notna().all()
+def test_no_direction_and_all_equal_mean_no_bold(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
+    changed = json.loads(json.dumps(manifest))
+    changed["declaration"]["tables"] = [changed["declaration"]["tables"][0] | {"metrics": ["weight_norm", "constant"]}]
+    text = tables(changed, found["runs"], found["summary"])["initialisers"]["md"]
+    assert "**" not in text.split("\n", 1)[1] and "Bold" not in text
 
 
-def test_runs_that_are_not_stored_are_interrupted(tmp_path: Path) -> None:
-    arms = planted_arms(planted_study())
-    lost = [arms["baseline", "wave"].but(seed=s) for s in (0, 6)] + [arms["tanh", "wave"].but(seed=s) for s in range(SEEDS)]
-    planted_folder(tmp_path, left_out=tuple(spec.run_id for spec in lost))
+def test_tables_in_csv_have_means_and_intervals_apart(made: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(made["initialisers"]["csv"])
+    frame = read_csv(tmp_path / "t.csv").set_index(["target", "arm"])
+    row = frame.loc["wave", "he_normal"]
+    left = [1.75 - 5 / 64 + noise(s, SEEDS) for s in range(SEEDS) if s != 1]
+    lo, hi = scipy.stats.t.interval(0.95, 6, np.mean(left), scipy.stats.sem(left))
+    numbers = row[["val_loss mean", "val_loss ci_lo", "val_loss ci_hi"]].tolist()
+    assert numbers == pytest.approx([np.mean(left), lo, hi], rel=1e-8)
+    assert (row["n"], row["val_loss n_finite"], row["probe_examples"]) == (8, 7, PROBE_EXAMPLES)
+    assert row["config_id"] == IDS["he_normal", "wave"]
+    assert frame.loc[("wave", "baseline"), "dead_fraction/site_1@0 mean"] == pytest.approx(0.3, rel=1e-6)
+
+
+def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict[str, dict[str, str]]) -> None:
+    text = made["tuned"]["md"]
+    # relu: 1.5 + 1/4 at rate 0.001, and at 0.01 1.5 + 8/4 - 2 on even but + 4 on odd seeds: chosen, then seen through
+    odd = [1.5 + 8 / 4 + 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
+    half = scipy.stats.t.ppf(0.975, 3) * scipy.stats.sem(odd)
+    assert row_of(text, "wave", "relu, rate=0.01")[:2] == ["0.01", f"{np.mean(odd):.3f} ± {half:.3f}"]
+    selu = [1.5 + 9 / 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
+    assert row_of(text, "wave", "selu, rate=0.001")[:2] == ["0.001", f"**{np.mean(selu):.3f} ± {half:.3f}**"]
+    assert len([line for line in text.splitlines() if line.startswith("| wave")]) == 2
+    assert "over n = 4 seeds, the odd ones; learning rate chosen by validation loss on the even ones" in text
+
+
+def test_runs_that_are_not_stored_are_counted_in_the_cell(tmp_path: Path) -> None:
+    lost = planted_arms(planted_study())["baseline", "wave"]
+    planted_folder(tmp_path, left_out=tuple(lost.but(seed=s).run_id for s in (0, 6)))
     manifest = read_manifest(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
-    gone = frame["runs"][frame["runs"]["status"] == "interrupted"]
-    assert sorted(gone["run_id"]) == sorted(spec.run_id for spec in lost)
-    assert gone[["first_bad_epoch", "probe_examples", *[n for n in gone if "/" in n]]].isna().all(axis=None)
-    here = frame["runs"][(frame["runs"]["config_id"] == IDS["baseline", "wave"]) & (frame["runs"]["status"] == "ok")]
-    assert here["train_loss/all"].tolist() == [BASE["train_loss"] - 5 / 64 + noise(s, SEEDS) for s in (1, 2, 3, 4, 5, 7)]
-    row = cell(frame["summary"], "baseline", "wave", "val_loss", "all", 5)
-    assert (row["n"], row["n_finite"]) == (8, 6)
-    assert row["mean"] == pytest.approx(BASE["val_loss"] - 5 / 64 + np.mean([noise(s, SEEDS) for s in (1, 2, 3, 4, 5, 7)]), abs=1e-12)
     made = tables(manifest, frame["runs"], frame["summary"])["initialisers"]["md"]
-    assert "| wave | baseline† | 1.426 ± 0.041 (n=6/8) | 0.3 ± 0 (n=6/8) |" in made
-    # nothing of tanh on wave is stored: no rows, and no crash
-    assert IDS["tanh", "wave"] not in set(frame["summary"]["config_id"]) | set(frame["units"]["config_id"])
+    half = scipy.stats.t.ppf(0.975, 5) * scipy.stats.sem([noise(s, SEEDS) for s in (1, 2, 3, 4, 5, 7)])
+    assert f"| wave | baseline† | 1.424 ± {half:.3f} (n=6/8) | 0.3 ± 0 (n=6/8) |" in made
 
 
-def test_the_row_of_a_run_does_not_depend_on_what_else_is_stored(folder: Path, manifest: dict, tmp_path: Path) -> None:
-    full = runs_csv(collect(folder, manifest), manifest).splitlines()
-    alone = planted_study().runs()[37]
-    others = tuple(spec.run_id for spec in planted_study().runs() if spec != alone)
-    planted_folder(tmp_path, left_out=others)
-    row = next(line for line in runs_csv(collect(tmp_path), manifest).splitlines() if line.startswith(alone.run_id))
-    assert row in full and ",ok," in row
+def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
+    lost = planted_arms(planted_study())["shallow", "wave"]
+    planted_folder(tmp_path, left_out=tuple(lost.but(seed=s).run_id for s in range(SEEDS)))
+    manifest = read_manifest(tmp_path)
+    frame = frames(collect(tmp_path, manifest), manifest)
+    text = tables(manifest, frame["runs"], frame["summary"])["shapes"]["md"]
+    assert row_of(text, "wave", "shallow") == ["- (n=0/8)", "- (n=0/8)", "- (n=0/8)"]
+    assert row_of(text, "coin_flip", "shallow")[2] == "-"
 
 
-# ------------------------------------------------------------------------------------------ summary
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> None:
+    planted_folder(tmp_path, seeds=seeds)
+    manifest = read_manifest(tmp_path)
+    frame = frames(collect(tmp_path, manifest), manifest)
+    made = tables(manifest, frame["runs"], frame["summary"])
+    value = row_of(made["initialisers"]["md"], "wave", "lecun_normal")[0]
+    assert value == ("1.92" if seeds == 1 else f"1.922 ± {scipy.stats.t.ppf(0.975, 1) / 128:.3f}")
+    assert row_of(made["tuned"]["md"], "wave", "selu, rate=0.001")[1] == ("-" if seeds == 1 else "**3.68**")
 
 
-def test_summary_has_the_closed_form_of_the_planted_numbers(found: dict[str, pd.DataFrame]) -> None:
-    for arm, number in (("baseline", 0), ("lecun_normal", 2), ("stuck", 6)):
-        for target, shift in (("wave", 0.0), ("coin_flip", 0.5)):
-            for epoch in (0, 1, 2, 5):
-                for site, k in (("all", 0), ("site_2", 2)):
-                    row = cell(found["summary"], arm, target, "weight_norm", site, epoch)
-                    mean = BASE["weight_norm"] + number / 4 + shift + k / 8 - epoch / 64
-                    assert row["mean"] == pytest.approx(mean, abs=1e-12)
-                    assert row["ci_lo"] == pytest.approx(mean - T * NOISE_STD, abs=1e-12)
-                    assert row["ci_hi"] == pytest.approx(mean + T * NOISE_STD, abs=1e-12)
-                    assert row["std"] == pytest.approx(NOISE_STD, abs=1e-12)
-                    assert (row["min"], row["max"]) == (mean - 3.5 / 64, mean + 3.5 / 64)
-                    assert row["median"] == row["iqm"] == pytest.approx(mean, abs=1e-12)
-                    assert (row["n"], row["n_finite"], row["probe_examples"]) == (8, 8, PROBE_EXAMPLES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ["val_los"]}, r"unknown metric of table initialisers 'val_los'; did you mean val_loss"),
+        ({"metrics": ["val_loss/site_1"]}, "val_loss is measured for the whole network only, not for site_1"),
+        ({"metrics": ["val_loss@soon"]}, "the epoch must be 'last' or a number, not 'soon'"),
+        ({"epoch": "min"}, "the epoch must be 'last' or a number, not 'min'"),
+        ({"arms": ["he_norm"]}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
+        ({"baseline": "bseline"}, "did you mean baseline"),
+        ({"tune": "learning_rat"}, "did you mean learning_rate"),
+        ({"tune": "learning_rate"}, "tunes learning_rate and so reports the last epoch"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_by_name(manifest: dict, change: dict, message: str) -> None:
+    declaration = json.loads(json.dumps(manifest["declaration"]))
+    check(declaration)
+    declaration["tables"][0] |= change
+    with pytest.raises(UserError, match=message):
+        check(declaration)
 
 
-def test_summary_leaves_a_nonfinite_run_out_from_its_epoch_on(found: dict[str, pd.DataFrame]) -> None:
-    before, after = (cell(found["summary"], "he_normal", "wave", "val_loss", "all", e) for e in (1, 2))
-    assert (before["n"], before["n_finite"], after["n"], after["n_finite"]) == (8, 8, 8, 7)
-    left = [1.75 - 2 / 64 + noise(s, SEEDS) for s in range(SEEDS) if s != 1]
-    lo, hi = scipy.stats.t.interval(0.95, 6, np.mean(left), scipy.stats.sem(left))
-    assert (after["mean"], after["ci_lo"], after["ci_hi"]) == pytest.approx((np.mean(left), lo, hi), abs=1e-12)
+def test_an_arm_left_out_at_this_size_is_no_error(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
+    changed = json.loads(json.dumps(manifest))
+    changed["declaration"]["skip"] = ["shapes"]
+    entries = changed["declaration"]["configurations"]
+    changed["declaration"]["configurations"] = [e for e in entries if e["experiment"] not in ("shapes", "tuned")]
+    made = tables(changed, found["runs"], found["summary"])
+    assert sorted(made) == ["initialisers", "shapes"]  # of shapes the baseline is left, of tuned nothing
+    assert "shallow" not in made["shapes"]["md"]
 
 
-def test_shares_of_runs_have_wilson_intervals(found: dict[str, pd.DataFrame]) -> None:
-    row = cell(found["summary"], "stuck", "wave", "collapsed", "all", 2)  # 4 of 8: the odd seeds
-    interval = scipy.stats.binomtest(4, 8).proportion_ci(0.95, "wilson")
-    assert (row["mean"], row["ci_lo"], row["ci_hi"]) == pytest.approx((0.5, interval.low, interval.high), abs=1e-12)
-    none = cell(found["summary"], "he_normal", "wave", "constant", "all", 5)  # 0 of the 7 finite ones
-    interval = scipy.stats.binomtest(0, 7).proportion_ci(0.95, "wilson")
-    assert (none["mean"], none["ci_lo"], none["ci_hi"]) == pytest.approx((0, 0, interval.high), abs=1e-12)
+# ------------------------------------------------------------------------------------------ typesetting
 
 
-def test_what_is_empty_by_definition_is_empty_and_not_zero(found: dict[str, pd.DataFrame]) -> None:
-    for arm, metric, epoch in (("tanh", "certified_dead_fraction", 5), ("baseline", "saturated_fraction", 5), ("baseline", "update_norm", 0)):
-        row = cell(found["summary"], arm, "wave", metric, "all", epoch)
-        assert row["n_finite"] == 0 and math.isnan(row["mean"]) and math.isnan(row["ci_lo"])
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [
+        (0.31234, 0.0432, "0.312 ± 0.043"),
+        (12.3456, 1.26, "12.3 ± 1.3"),
+        (1234.5, 56.7, "1234 ± 57"),
+        (-0.5, 0.25, "-0.50 ± 0.25"),
+        (0.0625, 0.0, "0.0625 ± 0"),
+        (0.0, 0.0, "0 ± 0"),
+        (0.25, math.nan, "0.25"),
+        (1.2e-5, 1.5e-6, "(1.20 ± 0.15)e-05"),
+        (3.21e7, 4.3e5, "(3.210 ± 0.043)e+07"),
+        (0.0, 2e-5, "(0.0 ± 2.0)e-05"),
+    ],
+)
+def test_measured_shows_two_digits_of_the_half_width(mean: float, half: float, text: str) -> None:
+    assert measured(mean, half) == text
 
 
-def test_summary_is_the_grouped_mean_of_the_curves(folder: Path, manifest: dict) -> None:
-    configurations = collect(folder, manifest)
-    whole = summary_frame(configurations, manifest)
-    assert len(whole) == 2 * (4 * 4 * (10 * 3 - 12 + 7) + 4 * (9 * 2 + 4 + 1) * 0) or True
-    rows = [
-        (c.config_id, *name.split("/"), epoch, v)
-        for c in configurations.values()
-        for name, values in c.values.items()
-        for run in values
-        for epoch, v in zip(c.epochs, run, strict=True)
+def test_latex_escapes_names_and_sets_numbers() -> None:
+    assert (
+        latex_text(r"a_b & 50% #1 {x} ~^\ $") == r"a\_b \& 50\% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$"
+    )
+    assert latex_text("-0.50 ± 0.25") == r"$-$0.50 $\pm$ 0.25"
+    assert latex_text("(1.20 ± 0.15)e-05") == r"(1.20 $\pm$ 0.15)$\times 10^{-5}$"
+    assert latex_text("(-1.2 ± 0.1)e+07") == r"($-$1.2 $\pm$ 0.1)$\times 10^{7}$"
+    assert latex_text("random-normal 0.05") == "random-normal 0.05"
+
+
+def test_latex_tables_are_booktabs_with_every_special_character_escaped(made: dict[str, dict[str, str]]) -> None:
+    for name, texts in made.items():
+        text = texts["tex"]
+        assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+        assert rf"\label{{tab:{name}}}" in text and text.count("{") == text.count("}")
+        bare = re.sub(r"\\[&%$#_{}]|\$[^$]*\$|\\\\", "", text.replace(rf"\label{{tab:{name}}}", ""))
+        assert not re.search(r"[%#_$^~]", bare), bare
+        body = [line for line in re.sub(r"\\&", "", text).splitlines() if line.endswith(r"\\")]
+        assert len({line.count("&") for line in body}) == 1 and len(body) > 4
+    text = made["initialisers"]["tex"]
+    assert r"\caption{Initialisers \& what they do. Mean $\pm$ half width" in text
+    assert r"wave & baseline$^\dagger$ & \textbf{1.422 $\pm$ 0.032} & 0.3 $\pm$ 0" in text
+    assert r"coin\_flip & he\_normal & 2.172 $\pm$ 0.032" in text
+
+
+def test_names_stay_names_in_both_renderings() -> None:
+    shown = Shown("50 % | _x_", ["a_b", "n|m"], [["*p* <b> [l](x)", "1 ± 0"]], {(0, 1)}, 1, "")
+    assert markdown_table(shown).splitlines() == [
+        r"**50 % \| \_x\_**",
+        "",
+        r"| a_b | n\|m |",
+        "| --- | ---: |",
+        r"| \*p\* \<b> [l\](x) | **1 ± 0** |",
+        "",
+        "",
     ]
-    slow: dict[tuple, list[float]] = {}
-    for *key, value in rows:
-        slow.setdefault(tuple(key), []).append(float(value))
-    assert len(whole) == len(slow) and len(whole.drop_duplicates(["config_id", "metric", "site", "epoch"])) == len(whole)
-    for row in whole.itertuples():
-        finite = [v for v in slow[row.config_id, row.metric, row.site, row.epoch] if math.isfinite(v)]
-        assert row.n_finite == len(finite)
-        assert row.mean == pytest.approx(math.fsum(finite) / len(finite), rel=1e-12) if finite else math.isnan(row.mean)
+    assert markdown_text("site_1 of a_b") == "site_1 of a_b"
+    text = latex_table(shown, "tab:x")
+    assert r"*p* $<$b$>$ [l](x) & \textbf{1 $\pm$ 0} \\" in text and r"\caption{50 \% $|$ \_x\_." in text

@@ -13,17 +13,19 @@ from relu_study.probes.snapshot import Snapshot
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """L2 norm of all leaves together: sqrt(sum x^2), computed as m sqrt(sum (x / m)^2) with m = max abs x.
+    """L2 norm of all leaves together: sqrt(sum x^2), computed as m sqrt(sum (x / m)^2) with m = max abs x, leaf by leaf.
 
     So gradients of 1e-30, which vanishing gradients do reach, are not squared into zero. Source: the scaling of BLAS nrm2,
     Lawson, Hanson, Kincaid & Krogh 1979, ACM TOMS 5(3).
     """
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
-    if not leaves:
-        return jnp.zeros(())
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+    leaves = [_norm(leaf) for leaf in jax.tree.leaves(tree) if leaf.size]
+    return _norm(jnp.stack(leaves)) if leaves else jnp.zeros(())
+
+
+def _norm(x: Array) -> Array:
+    largest = jnp.max(jnp.abs(x))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
+    return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 
 
 @probe("grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",))

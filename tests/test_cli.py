@@ -1,0 +1,125 @@
+"""The door: bad input is one clear line and exit status 2, nothing written, and no JAX where nothing is trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SMALL = str(HERE / "small_study.py")
+
+
+def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from relu_study.cli import main\ntry: main()\nfinally: print('jax' in sys.modules, file=sys.stderr)"
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    full = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **env}
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, env=full, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "artcle"], "article"),
+        (["plan", "artcle"], "article"),
+        (["run", "no/such.py"], "no/such.py"),
+        (["run", SMALL, "--seeds", "0"], "--seeds"),
+        (["run", SMALL, "--epochs", "-1"], "--epochs"),
+        (["run", SMALL, "--epochs", "nan"], "--epochs"),
+        (["run", SMALL, "--preset", "fulll"], "full"),
+        (["run", SMALL, "--val-examples", "some"], "--val-examples"),
+        (["report", "nowhere"], "nowhere"),
+        (["view", "nowhere"], "nowhere"),
+        (["rnu", SMALL], "run"),
+    ],
+)
+def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "False", "JAX was imported"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", SMALL, "--probe-examples", "421"], "420 training rows"),
+        (["run", SMALL, "--only", "beef"], "unknown run"),
+    ],
+)
+def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path) -> None:
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2 and hint in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experiment('main', {{'a': RunSpec({})}})]{})"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("x = 1", "declares no Study"),
+        ("def broken(:", "SyntaxError"),
+        ("raise RuntimeError('boom')", "line 1 raises RuntimeError: boom"),
+        (STUDY.format("", "activation='rleu', rows=600", ""), "relu"),
+        (STUDY.format("", "dropout='dropout', dropout_rate=1.0", ""), "[0, 1)"),
+        (STUDY.format("", "dropout_rate=0.5", ""), "dropout kind"),
+        (STUDY.format("", "rows=600, batch_size=500", ""), "420 training rows"),
+        (STUDY.format("", "epochs=-1", ""), "epochs"),
+        (STUDY.format("", "seed=-1", ""), "seed"),
+        (STUDY.format("", "rows=600", ", seeds=0"), "seeds"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fraction', 'b', 'a', 'less', 0.05)]"), "arm"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fractoin', 'a', 0.5, 'less', 0.05)]"), "dead_fraction"),
+        (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('man',), ('val_loss',))]"), "main"),
+        (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('main',), ('val_los',))]"), "val_loss"),
+        (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
+    ],
+)
+def test_bad_study_files(text: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    done = command("run", "bad.py", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr and "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
+
+
+def test_help_is_quick_and_knows_no_jax(tmp_path: Path) -> None:
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = command("--help", cwd=tmp_path)
+        took.append(time.perf_counter() - began)
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
+    for name in ("list", "plan", "run", "report", "view"):
+        assert name in done.stdout
+
+
+def test_list_and_plan(tmp_path: Path) -> None:
+    listed = command("list", cwd=tmp_path)
+    assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
+    planned = command("plan", SMALL, cwd=tmp_path)
+    assert planned.returncode == 0 and "9 runs to train (0 stored) in 2 cohorts" in planned.stdout, planned.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -> None:
+    ran = command("run", SMALL, "--out", "here", "--seeds", "2", "--epochs", "1", cwd=tmp_path)
+    assert ran.returncode == 0 and ran.stdout.strip() == "here/report.md", ran.stderr
+    before = {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")}
+    for name in before:
+        (tmp_path / "here" / name).unlink()
+    again = command("report", "here", cwd=tmp_path)
+    assert again.returncode == 0 and again.stderr.splitlines()[-1] == "False", again.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")} == before
+    row = (tmp_path / "here" / "runs.csv").read_text().splitlines()[3]
+    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--out", "here2", cwd=tmp_path)
+    assert alone.stdout.splitlines() == [row], alone.stderr
+    (tmp_path / "other.py").write_text(Path(SMALL).read_text().replace('name="small"', 'name="other"'))
+    refused = command("run", "other.py", "--out", "here", cwd=tmp_path)
+    assert refused.returncode == 2 and "holds the study 'small'" in refused.stderr and "--out" in refused.stderr

@@ -1,0 +1,288 @@
+"""The TensorBoard files, read back with TensorBoard's own loader: every value, every step, and what a second writing leaves."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from planted import planted_folder, planted_manifest, planted_study
+from scipy import stats as scipy_stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+
+from relu_study import events, frames, store
+from relu_study.events import EVENT_FILE, run_names, write_events
+
+Series = dict[str, dict[int, float]]  # tag -> step -> value
+
+
+def read(run: Path) -> Series:
+    """The scalars of one run as TensorBoard loads them, all points kept."""
+    loaded = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
+    loaded.Reload()
+    assert not loaded.Tags()["tensors"]
+    series: Series = {}
+    for tag in loaded.Tags()["scalars"]:
+        points = loaded.Scalars(tag)
+        series[tag] = {point.step: point.value for point in points}
+        assert [point.step for point in points] == sorted(series[tag]), "a step is there twice or out of order"
+        assert all(point.wall_time == point.step for point in points)
+    return series
+
+
+def interval(name: str, values: np.ndarray) -> tuple[float, float, float] | None:
+    """Mean and interval of the runs at one epoch, by other means than ours; None where there is none."""
+    values = values[np.isfinite(values)].astype(float)
+    if name in ("collapsed/all", "constant/all") and len(values):
+        share = scipy_stats.binomtest(int(values.sum()), len(values)).proportion_ci(0.95, "wilson")
+        return values.mean(), share.low, share.high
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return values[0], values[0], values[0]
+    return values.mean(), *scipy_stats.t.interval(0.95, len(values) - 1, values.mean(), scipy_stats.sem(values))
+
+
+def expected(configuration: store.Configuration) -> Series:
+    series: Series = {}
+    for name, values in configuration.values.items():
+        for i, epoch in enumerate(configuration.epochs):
+            if (found := interval(name, values[:, i])) is not None:
+                for tag, value in zip(("mean", "lo", "hi"), found, strict=True):
+                    series.setdefault(f"{name}/{tag}", {})[math.ceil(epoch)] = value
+    return series
+
+
+def same(found: Series, wanted: Series) -> None:
+    assert {tag: list(points) for tag, points in found.items()} == {tag: list(points) for tag, points in wanted.items()}
+    for tag, points in wanted.items():
+        np.testing.assert_allclose(list(found[tag].values()), list(points.values()), rtol=2e-6, atol=1e-7, err_msg=tag)
+
+
+def written(path: Path, **options: Any) -> tuple[dict[str, Any], dict[str, store.Configuration]]:
+    manifest = store.read_manifest(planted_folder(path, **options))
+    configurations = store.collect(path, manifest)
+    write_events(manifest, configurations, path)
+    return manifest, configurations
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in (path / "tensorboard").rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, store.Configuration], Path]:
+    path = tmp_path_factory.mktemp("events")
+    return *written(path), path
+
+
+def test_every_value_of_every_configuration_comes_back(folder: Any) -> None:
+    manifest, configurations, path = folder
+    names = run_names(manifest)
+    assert sorted(p.name for p in (path / "tensorboard").iterdir()) == sorted(names[c] for c in configurations)
+    assert len(configurations) == 20
+    total = 0
+    for config_id, configuration in configurations.items():
+        series = read(path / "tensorboard" / names[config_id])
+        same(series, expected(configuration))
+        total += sum(map(len, series.values()))
+    assert total > 5000
+
+
+def test_the_planted_gaps_are_left_out_of_all_three_tags(folder: Any) -> None:
+    _, _, path = folder
+    relu, tanh = (read(path / "tensorboard" / f"{arm}@wave") for arm in ("baseline", "tanh"))
+    for tag in ("mean", "lo", "hi"):
+        assert list(relu[f"update_norm/all/{tag}"]) == [1, 2, 5]
+        assert list(relu[f"grad_norm/site_2/{tag}"]) == [0, 1, 2, 5]
+        assert f"saturated_fraction/all/{tag}" in tanh and f"saturated_fraction/all/{tag}" not in relu
+        assert f"certified_dead_fraction/all/{tag}" in relu and f"certified_dead_fraction/all/{tag}" not in tanh
+
+
+def test_values_are_those_of_the_summary(folder: Any) -> None:
+    manifest, configurations, path = folder
+    summary = frames.summary_frame(configurations, manifest, None)
+    names = run_names(manifest)
+    for config_id, rows in summary.groupby("config_id"):
+        series = read(path / "tensorboard" / names[str(config_id)])
+        for row in rows.dropna(subset="mean").itertuples():
+            for tag, value in (("mean", row.mean), ("lo", row.ci_lo), ("hi", row.ci_hi)):
+                assert series[f"{row.metric}/{row.site}/{tag}"][int(row.epoch)] == np.float32(value)
+
+
+def test_one_event_a_step_holds_all_tags_and_the_file_says_its_version(folder: Any) -> None:
+    _, _, path = folder
+    raw = [Event.FromString(e) for e in RawEventFileLoader(str(path / "tensorboard" / "baseline@wave" / EVENT_FILE)).Load()]
+    assert raw[0].file_version == "brain.Event:2"
+    assert [e.step for e in raw[1:]] == [0, 1, 2, 5]
+    assert all(len(e.summary.value) > 60 for e in raw[1:])
+
+
+def test_a_fraction_of_an_epoch_is_rounded_up(tmp_path: Path) -> None:
+    written(tmp_path, seeds=3, epochs=(0, 1, 2, 2.5))
+    assert list(read(tmp_path / "tensorboard" / "baseline@wave")["val_loss/all/mean"]) == [0, 1, 2, 3]
+
+
+def test_of_two_epochs_on_one_step_the_last_counts(tmp_path: Path) -> None:
+    manifest, configurations = written(tmp_path, seeds=3, epochs=(0, 0.25, 0.5, 1))
+    config_id = {name: config_id for config_id, name in run_names(manifest).items()}["baseline@wave"]
+    means = configurations[config_id].values["val_loss/all"].mean(axis=0)
+    assert len(set(means.tolist())) == 4
+    assert read(tmp_path / "tensorboard" / "baseline@wave")["val_loss/all/mean"] == {0: means[0], 1: means[3]}
+
+
+def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
+    written(tmp_path, seeds=1)
+    series = read(tmp_path / "tensorboard" / "baseline@wave")
+    assert series["val_loss/all/mean"].keys() == {0, 1, 2, 5}
+    assert "val_loss/all/lo" not in series and "val_loss/all/hi" not in series
+    assert series["collapsed/all/lo"].keys() == {0, 1, 2, 5}  # Wilson's interval is there for any number of runs
+    assert all(math.isfinite(v) for points in series.values() for v in points.values())
+
+
+def test_a_point_with_one_finite_run_is_left_out_where_others_have_an_interval(tmp_path: Path) -> None:
+    manifest = store.read_manifest(planted_folder(tmp_path, seeds=3))
+    configurations = store.collect(tmp_path, manifest)
+    for configuration in configurations.values():
+        configuration.values["val_loss/all"][1:, 2] = np.nan  # one run left
+        configuration.values["train_loss/all"][:, 1] = [3e38, -3e38, 0]  # an interval beyond single precision
+    write_events(manifest, configurations, tmp_path)
+    series = read(tmp_path / "tensorboard" / "baseline@wave")
+    for tag in ("mean", "lo", "hi"):
+        assert list(series[f"val_loss/all/{tag}"]) == [0, 1, 5]
+        assert list(series[f"train_loss/all/{tag}"]) == [0, 2, 5]
+
+
+def test_writing_again_leaves_the_same_bytes_and_doubles_nothing(tmp_path: Path) -> None:
+    manifest, configurations = written(tmp_path, seeds=2)
+    first = contents(tmp_path)
+    assert first and {Path(name).name for name in first} == {EVENT_FILE}
+    write_events(manifest, configurations, tmp_path)
+    assert contents(tmp_path) == first
+
+
+def test_new_values_replace_the_old_ones_whole(tmp_path: Path) -> None:
+    manifest, configurations = written(tmp_path, seeds=2)
+    for configuration in configurations.values():
+        del configuration.values["grad_norm/all"]
+        configuration.values["val_loss/all"] += 1
+    write_events(manifest, configurations, tmp_path)
+    names = run_names(manifest)
+    for config_id, configuration in configurations.items():
+        same(read(tmp_path / "tensorboard" / names[config_id]), expected(configuration))
+
+
+def test_a_broken_off_writing_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, configurations = written(tmp_path, seeds=2)
+    before = contents(tmp_path)
+    for configuration in configurations.values():
+        configuration.values["val_loss/all"] += 1
+    whole = events.RecordWriter.write
+    budget = iter(range(3))
+
+    def breaks(self: Any, data: bytes) -> None:
+        if next(budget, None) is None:
+            raise OSError("no space left on device")
+        whole(self, data)
+
+    monkeypatch.setattr(events.RecordWriter, "write", breaks)
+    with pytest.raises(OSError, match="no space left"):
+        write_events(manifest, configurations, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_one_writer_at_a_time_and_all_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    start = events.RecordWriter.__init__
+
+    def counted(self: Any, path: str) -> None:
+        assert all(writer._writer.closed for writer in opened)
+        start(self, path)
+        opened.append(self)
+
+    monkeypatch.setattr(events.RecordWriter, "__init__", counted)
+    _, configurations = written(tmp_path, seeds=2)
+    assert len(opened) == len(configurations)
+    assert all(writer._writer.closed for writer in opened)
+
+
+def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Path) -> None:
+    manifest, configurations = written(tmp_path, seeds=2)
+    root = tmp_path / "tensorboard"
+    (root / "mine").mkdir()
+    (root / "mine" / "events.out.tfevents.1.mine").write_bytes(b"")
+    (root / "tanh@wave" / "notes.txt").write_text("kept")
+    (root / "stuck@wave" / ".half-written-1").write_text("left behind by a killed process")
+    (root / "readme").write_text("")
+    gone = ("tanh", "stuck", "shallow")
+    kept = [e for e in manifest["declaration"]["configurations"] if e["arm"] not in gone]
+    lost = next(iter(configurations))  # declared, but its runs are no longer stored
+    before = contents(tmp_path)
+    fewer = {e["config_id"]: configurations[e["config_id"]] for e in kept if e["config_id"] != lost}
+    write_events(manifest | {"declaration": manifest["declaration"] | {"configurations": kept}}, fewer, tmp_path)
+    after = contents(tmp_path)
+    removed = {f"tensorboard/{arm}@{target}" for arm in gone for target in ("wave", "coin_flip")} - {"tensorboard/tanh@wave"}
+    assert {str(Path(name).parent) for name in before.keys() - after.keys()} == removed
+    assert {name: before[name] for name in after} == after
+
+
+def test_a_relabelled_arm_is_shown_once(tmp_path: Path) -> None:
+    manifest, configurations = written(tmp_path, seeds=2)
+    for entry in manifest["declaration"]["configurations"]:
+        entry["arm"] = entry["arm"].replace("baseline", "start")
+    write_events(manifest, configurations, tmp_path)
+    runs = {p.name for p in (tmp_path / "tensorboard").iterdir()}
+    assert "start@wave" in runs and "baseline@wave" not in runs
+    assert len(runs) == len(configurations)
+
+
+def test_names_are_the_arm_and_the_target() -> None:
+    names = set(run_names(planted_manifest(planted_study())).values())
+    assert {"baseline@wave", "baseline@coin_flip", "selu,rate=0.01@wave"} <= names
+    assert "he_normal~relu,rate=0.001@wave" in names  # two labels of one configuration
+    bare = planted_manifest(planted_study())
+    bare["declaration"]["targets"] = []
+    entries = [e for e in bare["declaration"]["configurations"] if e["spec"]["target"] == "wave"]
+    bare["declaration"]["configurations"] = entries
+    assert "baseline" in run_names(bare).values()
+
+
+def named(labels: list[str], target: str = "wave") -> list[str]:
+    entries = [{"config_id": f"{i:012x}", "arm": label, "spec": {"target": target}} for i, label in enumerate(labels)]
+    return list(run_names({"declaration": {"targets": [{"name": target}], "configurations": entries}}).values())
+
+
+def test_names_that_would_coincide_end_in_their_id() -> None:
+    assert named(["ReLU", "relu", "tanh"]) == ["ReLU@wave@000000000000", "relu@wave@000000000001", "tanh@wave"]
+    assert named(["a/b", "a b", "a_b"]) == [f"a_b@wave@{i:012x}" for i in range(3)]
+    assert named(["x" * 300 + "1", "x" * 300 + "2"]) == ["x" * 120 + f"@{i:012x}" for i in range(2)]
+
+
+@given(st.lists(st.text(max_size=150), min_size=1, max_size=6, unique=True), st.text(max_size=150))
+def test_any_label_gives_a_folder_of_its_own(labels: list[str], target: str) -> None:
+    names = named(labels, target)
+    assert len({name.casefold() for name in names}) == len(labels)
+    for name in names:
+        assert 0 < len(os.fsencode(name)) <= 255
+        assert not name.startswith(".") and not name.endswith(".")
+        assert not set(name) & set('/\\:*?"<>|\0\n\t ')
+
+
+@pytest.mark.slow
+def test_150_000_scalars_take_about_a_second(tmp_path: Path) -> None:
+    manifest = store.read_manifest(planted_folder(tmp_path, seeds=2, epochs=tuple(range(100))))
+    configurations = store.collect(tmp_path, manifest)
+    for configuration in configurations.values():
+        values = next(iter(configuration.values.values()))
+        configuration.values = {f"metric_{i}/all": values for i in range(25)}
+    start = time.process_time()
+    write_events(manifest, configurations, tmp_path)
+    assert time.process_time() - start < 3

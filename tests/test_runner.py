@@ -1,0 +1,148 @@
+"""A study from declaration to folder: the contract's files, going on, extending, one run alone, an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_study import study
+
+from relu_study import engine, runner, store
+from relu_study.frames import load
+from relu_study.programs import Probing
+from relu_study.registry import UserError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "small"
+    runner.run(study, folder)
+    return folder
+
+
+class Counted(runner.Silent):
+    """Counts the runs that were trained."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.said: list[str] = []
+
+    def tile(self, tile, dead_fraction) -> None:
+        self.trained += [run.run_id for run in tile.runs]
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def csvs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def rows(folder: Path) -> dict[str, str]:
+    header, *lines = (folder / "runs.csv").read_text().splitlines()
+    return {line.partition(",")[0]: line for line in lines}
+
+
+def test_the_folder_is_as_the_contract_says(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    derived = {"runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv", "report.md"}
+    assert names == derived | {"manifest.json", "raw", "tensorboard", "tables", "figures"}
+    results = load(finished)
+    assert len(results.runs) == 9 and set(results.runs.status) == {"ok"} and results.runs.run_id.is_unique
+    assert len(pd.read_csv(finished / "experiments.csv")) == 4
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["counts"] == {"ok": 9, "nonfinite": 0, "interrupted": 0}
+    assert manifest["study"] == "small" and manifest["provenance"]["engine"] == engine.ENGINE
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_the_same_declaration_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    runner.run(study, tmp_path / "again")
+    assert csvs(tmp_path / "again") == csvs(finished)
+
+
+def test_numbers_are_the_engines(finished: Path) -> None:
+    runs = load(finished).runs.set_index("run_id")
+    spec = study.runs()[1]
+    width = json.loads((finished / "manifest.json").read_text())["widths"][engine.describe(spec).cohort]
+    alone = engine.train_tile([spec], width)
+    assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
+
+
+def test_a_finished_study_trains_nothing_again(finished: Path) -> None:
+    before, watcher = csvs(finished), Counted()
+    runner.run(study, finished, watcher=watcher)
+    assert watcher.trained == [] and csvs(finished) == before
+
+
+def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished, folder)
+    old, watcher = rows(folder), Counted()
+    runner.run(study, folder, seeds=5, watcher=watcher)
+    new = rows(folder)
+    assert len(watcher.trained) == 6 and not set(watcher.trained) & set(old)
+    assert {run: new[run] for run in old} == old and len(new) == 15
+    runner.run(study, folder, watcher=(fewer := Counted()))
+    assert fewer.trained == [] and rows(folder) == old
+
+
+def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
+    for run, row in list(rows(finished).items())[::4]:
+        assert runner.run_alone(study, run, finished, None, Probing()) == row
+        assert runner.run_alone(study, run, None, None, Probing()) == row
+    runner.run_alone(study, run, finished, tmp_path / "one", Probing())
+    assert (tmp_path / "one" / "manifest.json").exists()
+    with pytest.raises(UserError, match="unknown run"):
+        runner.run_alone(study, "nothing", finished, None, Probing())
+
+
+def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> None:
+    folder, watcher = tmp_path / "small", Counted()
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("raw", "tensorboard"))
+    runner.run(study, folder, watcher=watcher)
+    assert len(watcher.trained) == 9 and csvs(folder) == csvs(finished) == csvs(folder / "earlier-1")
+    assert any("earlier-1" in line for line in watcher.said)
+
+
+def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_path: Path) -> None:
+    class Impatient(Counted):
+        def tile(self, tile, dead_fraction) -> None:
+            super().tile(tile, dead_fraction)
+            raise KeyboardInterrupt
+
+    folder, first, second = tmp_path / "small", Impatient(), Counted()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(study, folder, watcher=first)
+    assert len(store.stored_runs(folder)) == len(first.trained) > 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["counts"]["interrupted"] == 9 - len(first.trained)
+    runner.run(study, folder, watcher=second)
+    assert sorted(first.trained + second.trained) == sorted(rows(finished)) and csvs(folder) == csvs(finished)
+
+
+def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="holds the study 'small'"):
+        runner.run(replace(study, name="other"), finished)
+    with pytest.raises(UserError, match="made otherwise.*probe_examples"):
+        runner.run(study, finished, probe_examples=100)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("meow")
+    with pytest.raises(UserError, match="not empty"):
+        runner.run(study, tmp_path / "photos")
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_parameters_are_kept_where_asked(tmp_path: Path) -> None:
+    results = runner.run(study, seeds=1, keep_params=True)
+    first = results.params[results.runs.run_id[0]]
+    assert first["hidden.0.dense.kernel"].shape == (4, 8) and first["output.bias"].shape == (1,)
+    assert set(results.params) == set(results.runs.run_id)
+    norm = np.sqrt(sum((w.astype(float) ** 2).sum() for w in first.values()))
+    assert np.isclose(norm, results.runs["weight_norm/all"][0], rtol=1e-5)
