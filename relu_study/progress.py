@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 EVERY = 15.0  # seconds between plain lines
 
 
-class Progress:
+class Watcher:
+    """Whoever follows a run: told the plan, then each stored tile. This one is silent."""
+
+    def begin(self, plan: Plan, stored: int) -> None:
+        """Told before the first tile is queued."""
+
+    def tile(self, tile: Tile, dead_fraction: float) -> None:
+        """Told when a tile is stored, with the mean dead fraction of its runs."""
+
+    def say(self, line: str) -> None:
+        """Told one line for the person who waits."""
+
+
+class Progress(Watcher):
     """Runs done, dead fraction so far and time left; time left is by the cost of the tiles that remain."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from relu_study import engine, probes, store
 from relu_study.plan import Plan, Tile, plan
 from relu_study.programs import Probing
+from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest, tasks
 from relu_study.report import check, report
 from relu_study.spec import FIELDS, RunSpec
@@ -33,22 +34,6 @@ from relu_study.frames import Results, load, runs_csv
 
 DERIVED = ("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv", "report.md")
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
-
-
-class Watcher(Protocol):
-    """Whoever follows a run: told the plan, then each finished tile."""
-
-    def begin(self, plan: Plan, stored: int) -> None: ...
-    def tile(self, tile: Tile, dead_fraction: float) -> None: ...
-    def say(self, line: str) -> None: ...
-
-
-class Silent:
-    """Follows nothing."""
-
-    def begin(self, plan: Plan, stored: int) -> None: ...
-    def tile(self, tile: Tile, dead_fraction: float) -> None: ...
-    def say(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -182,7 +167,7 @@ def run(
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         job = prepare(sized, folder, probing)
-        watcher = watcher or Silent()
+        watcher = watcher or Watcher()
         set_aside(folder, job, watcher)
         train(job, folder, watcher, keep_params, {"command": command, "preset": preset or "default"})
         for line in report(folder, all_epochs):

@@ -14,6 +14,7 @@ from small_study import study
 from relu_study import engine, runner, store
 from relu_study.frames import load
 from relu_study.programs import Probing
+from relu_study.progress import Watcher
 from relu_study.registry import UserError
 
 
@@ -24,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Counted(runner.Silent):
+class Counted(Watcher):
     """Counts the runs that were trained."""
 
     def __init__(self) -> None:

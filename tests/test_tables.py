@@ -64,6 +64,18 @@ def test_nonfinite_runs_are_shown_and_their_arm_is_never_the_best(made: dict[str
     assert coin[2].startswith("**")
 
 
+def test_the_best_of_the_other_arms_is_bold_then(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
+    changed = json.loads(json.dumps(manifest))
+    table = changed["declaration"]["tables"][1] | {
+        "arms": ["he_normal", "stuck", "baseline"],
+        "metrics": ["dead_fraction/site_2"],
+    }
+    changed["declaration"]["tables"] = [table]
+    text = tables(changed, found["runs"], found["summary"])["shapes"]["md"]
+    arms = {target: [arm for arm in table["arms"] if "**" in row_of(text, target, arm)[0]] for target in ("wave", "coin_flip")}
+    assert arms == {"wave": ["baseline"], "coin_flip": ["he_normal"]}  # of he_normal on wave one run is nonfinite
+
+
 def test_best_follows_the_direction_of_the_metric(made: dict[str, dict[str, str]]) -> None:
     text = made["shapes"]["md"]
     rows = {arm: row_of(text, "wave", arm) for arm in ("shallow", "stuck", "baseline")}
