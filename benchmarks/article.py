@@ -22,11 +22,22 @@ TUNED = {
 }
 
 depth = {"baseline": A, "net B": B}
-data = {"baseline": A, "400k rows, equal updates": A.but(rows=400_000, epochs=12.5), "400k rows, equal epochs": A.but(rows=400_000)}
+data = {
+    "baseline": A,
+    "400k rows, equal updates": A.but(rows=400_000, epochs=12.5),
+    "400k rows, equal epochs": A.but(rows=400_000),
+}
 dropout = {"baseline": A} | {f"dropout {r}": A.but(dropout="dropout", dropout_rate=r) for r in (0.2, 0.5)}
 longer = {"100 epochs, Adam": A.but(epochs=100), "100 epochs, SGD": A.but(epochs=100, **SGD)}
-starts = {"baseline": A} | {name: A.but(initializer=name) for name in INITIALIZERS} | {"net B, he_normal": B.but(initializer="he_normal")}
-negative = {"negative weights": A.but(initializer="negative_uniform"), "net B, negative weights": B.but(initializer="negative_uniform")}
+starts = (
+    {"baseline": A}
+    | {name: A.but(initializer=name) for name in INITIALIZERS}
+    | {"net B, he_normal": B.but(initializer="he_normal")}
+)
+negative = {
+    "negative weights": A.but(initializer="negative_uniform"),
+    "net B, negative weights": B.but(initializer="negative_uniform"),
+}
 smooth = {name: A.but(activation=name) for name in ("tanh", "sigmoid", "leaky_relu")}
 deep_smooth = {f"net B, {name}": spec.but(depth=3) for name, spec in smooth.items()}
 selu = {
@@ -123,7 +134,10 @@ for name in deep_smooth:
         Claim("C8", C8, "grad_norm", name, 1.0, "less", 0.5, site="site_1", over="last", why="below half of the last site's"),
         Claim("C8", C8, "train_loss", name, 0.0, "greater", excess=True, off_floor=0.05, **LOSS),
     ]
-for net, with_, leaky in (("baseline", "selu, AlphaDropout", "leaky_relu"), ("net B", "net B, selu, AlphaDropout", "net B, leaky_relu")):
+for net, with_, leaky in (
+    ("baseline", "selu, AlphaDropout", "leaky_relu"),
+    ("net B", "net B, selu, AlphaDropout", "net B, leaky_relu"),
+):
     CLAIMS += [
         Claim("C9", C9, "dead_fraction", with_, net, "less", **SHARE),
         Claim("C9", C9, "val_loss", with_, net, "less", **LOSS),
@@ -152,11 +166,12 @@ TABLES = [
     table("data", "140,000 and 280,000 training rows.", "data"),
     table("dropout", "Dropout against none.", "dropout"),
     table("epochs", "The same runs at 25 and at 100 epochs.", "epochs",
-          metrics=tuple(f"{m}@{e}" for m in ("val_loss", "dead_fraction", "certified_dead_fraction") for e in (25, 100))),
+          metrics=(*(f"{m}@{e}" for m in ("val_loss", "dead_fraction", "certified_dead_fraction") for e in (25, 100)),
+                   "revived_fraction@100", "certified_revived_fraction@100")),
     table("initializers", "Initialisers at the start, after one epoch and at the end.", "initializers",
           metrics=("dead_fraction@0", "dead_fraction@1", "dead_fraction", "grad_norm/site_1@0", "grad_norm/site_1", "val_loss")),
     table("negative", "Weights from U(-1, 0).", "negative",
-          metrics=("dead_fraction/site_1@0", "dead_fraction/site_1", "dead_fraction/site_2@0", "always_on_fraction/site_1@0", "val_loss")),
+          metrics=("dead_fraction/site_1@0", "always_on_fraction/site_1@0", "dead_fraction/site_1", "dead_fraction/site_2@0", "val_loss")),
     table("activations", "Other activations.", "activations",
           metrics=("val_loss", "dead_fraction", "saturated_fraction", "grad_norm/site_1", "grad_norm/site_3")),
     table("selu", "SELU with and without AlphaDropout.", "selu", metrics=(*MAIN, "post_std/site_1")),
@@ -176,7 +191,7 @@ FIGURES = [
     Figure("c3", "More data: loss and dead units.", "curves", ("data",), metrics=("val_loss", "dead_fraction")),
     Figure("c4", "Dropout: loss and dead units.", "curves", ("dropout",), metrics=("val_loss", "dead_fraction")),
     Figure("c5", "A hundred epochs: loss, units dead on the probe set and certified dead units.", "curves", ("epochs",),
-           metrics=("val_loss", "dead_fraction", "certified_dead_fraction")),
+           metrics=("val_loss", "dead_fraction", "certified_dead_fraction", "revived_fraction")),
     Figure("c6", "Initialisers: dead units and first-layer gradient.", "curves", ("initializers",),
            metrics=("dead_fraction", "grad_norm/site_1")),
     Figure("c7", "Negative weights: dead units by site.", "curves", ("negative",),

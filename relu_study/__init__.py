@@ -41,7 +41,7 @@ _HOMES = {
     "networks": ("network",),
     "tasks": ("Signature", "Task", "task"),
 }
-__all__ = sorted(name for names in _HOMES.values() for name in names)  # noqa: PLE0605
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,11 @@ def load_study(path: Path) -> Study:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
-        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        at = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
         line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{line} raises {type(error).__name__}: {error}") from None
     found = [value for value in vars(module).values() if isinstance(value, Study)]
@@ -110,10 +114,11 @@ def show_plan(
         out: The results folder; what it holds is not planned again.
     """
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, 8192, out)
-    from relu_study import runner
+    from relu_study.job import prepare
+    from relu_study.runner import use_devices
 
-    runner.use_devices()
-    job = runner.prepare(declared, folder, probing)
+    use_devices()
+    job = prepare(declared, folder, probing)
     print_plan(job.plan, job.stored, f"{declared.name}: {declared.title}")
 
 
@@ -212,13 +217,21 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
 def _existing(folder: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
-        near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], "folder") if path.parent.is_dir() else None
+        near = (
+            nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], "folder") if path.parent.is_dir() else None
+        )
         raise near or UserError(f"no folder {folder}; make one with 'relu-study run STUDY --out {folder}'")
     return path
 
 
 def _asked(
-    study: str, preset: str, seeds: int | None, epochs: float | None, probe_examples: int | None, val_examples: Any, out: str | None
+    study: str,
+    preset: str,
+    seeds: int | None,
+    epochs: float | None,
+    probe_examples: int | None,
+    val_examples: Any,
+    out: str | None,
 ) -> tuple[Study, Path, Any]:
     path = find_study(study)
     for name, value, least in (("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", val_examples, 1)):
@@ -237,7 +250,6 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from relu_study.plan import seconds
 
     table = Table(title=title, title_justify="left")
     for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):
@@ -249,11 +261,13 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
         table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     asked = plan.seconds()
-    duration = "time: unknown on this device until its first tiles are done" if asked is None else f"about {asked:,.0f} s of training"
+    duration = (
+        "time: unknown on this device until its first tiles are done" if asked is None else f"about {asked:,.0f} s of training"
+    )
     runs = sum(c.runs for c in plan.cohorts)
     print(
-        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on {plan.devices} "
-        f"{plan.platform} device(s); at most {plan.compilations()} compilations; "
+        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
+        f"{plan.devices} {plan.platform} device(s); at most {plan.compilations()} compilations; "
         f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {duration}"
     )
 

@@ -7,10 +7,11 @@ the same whether or not anyone measures. A tile is a message: plain specs in, pl
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from relu_study import initializers as _initializers  # noqa: F401  (each import
 from relu_study import optimizers as _optimizers  # noqa: F401
 from relu_study.networks import MLP as _mlp  # noqa: F401
 from relu_study.plan import Work
+from relu_study.probes import revivals
 from relu_study.programs import (
     BLOCK,
     Data,
@@ -64,7 +66,9 @@ def check(spec: RunSpec, probing: Probing) -> None:
         registry[name]
     signature = tasks[spec.task](spec).signature
     if signature.train_rows < 1 or signature.val_rows < 1:
-        raise UserError(f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more")
+        raise UserError(
+            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more"
+        )
     if spec.batch_size > signature.train_rows:
         raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows; make it smaller")
     if probing.examples is not None and probing.examples > signature.train_rows:
@@ -79,13 +83,15 @@ def describe(spec: RunSpec) -> Work:
     step, signature = cohort(spec, tasks[spec.task](spec).signature)
     units = list(site_units(step, signature).values())
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
     columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
     name = hashlib.sha256(repr((step.changed(), tuple(signature))).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
     return Work(
         cohort=name,
-        title=" ".join([spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer, f"batch {spec.batch_size}"]),
+        title=" ".join(
+            [spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer, f"batch {spec.batch_size}"]
+        ),
         steps=round(spec.epochs * per_epoch),
         flops=6 * spec.batch_size * weights,
         batch=spec.batch_size,
@@ -110,7 +116,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, compiler_options=fast)
 
 
-@lru_cache(maxsize=None)
+@cache
 def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
     measure_one = make_measure(step_spec, signature, probing, boxed)
@@ -122,12 +128,12 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
     return Programs(_compiled(advance), _compiled(measure))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     return _compiled(jax.vmap(make_init(spec, d_in, d_out)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _opt_program(optimizer: str) -> Callable[..., Any]:
     def fresh(params: Any) -> Any:
         return optimizers[optimizer](0.0, 0.0).init(params)
@@ -135,7 +141,7 @@ def _opt_program(optimizer: str) -> Callable[..., Any]:
     return _compiled(jax.vmap(fresh))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[..., Data]:
     return _compiled(jax.vmap(make_sample(tasks[spec.task](spec), phase, probing)))
 
@@ -216,7 +222,7 @@ def start_tile(
     looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
     weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
     # A fresh optimiser depends on no input, so its program would leave it uncommitted.
-    state = put(State(*weights, _opt_program(specs[0].optimizer)(weights.params)))
+    state = put(State(weights.params, weights.stats, _opt_program(specs[0].optimizer)(weights.params)))
     measured = [program.measure(state, state.params, data, knobs, box)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
@@ -250,6 +256,12 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     epochs = jax.device_get(pending.measured)
     tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
     finite = tile.pop("finite")
+    masks = {
+        name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
+        for name, values in tile.items()
+        if name.startswith(("dead:", "certified_dead:"))
+    }
+    tile |= {f"metric:{name}": values for name, values in revivals.fractions(masks, list(pending.units)).items()}
     # Once bad, a run stays bad: what it shows later is not a measurement.
     bad = ~np.logical_and.accumulate(finite, axis=1)
     for name, values in tile.items():
@@ -272,7 +284,9 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     return tile
 
 
-def train_tile(runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any) -> dict[str, np.ndarray]:
+def train_tile(
+    runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any
+) -> dict[str, np.ndarray]:
     """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
     keep_params = options.pop("keep_params", False)
     pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)

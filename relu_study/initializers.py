@@ -17,10 +17,12 @@ from jaxtyping import Array, Float, Key
 from relu_study.registry import initializers
 
 Weights = tuple[Float[Array, "D U"], Float[Array, " U"]]
+
+
 class Layer(NamedTuple):
     """The place of a dense layer in its network."""
 
-    index: int  # 0 nearest the input
+    index: int  # type: ignore[assignment]  # 0 nearest the input
     depth: int  # dense layers in all, the output layer included
     fan_in: int
     fan_out: int
@@ -60,7 +62,7 @@ def _uniform(key: Key[Array, ""], layer: Layer, low: float, high: float) -> Weig
 
 @initializer("he_normal", needs_inputs=False)
 def he_normal(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """N(0, 2 / fan_in), zero bias. Source: He et al. 2015, arXiv 1502.01852, section 2.2 (Keras truncates at 2 std; we do not)."""
+    """N(0, 2 / fan_in), zero bias. Source: He et al. 2015, arXiv 1502.01852, section 2.2 (Keras truncates it)."""
     return _normal(key, layer, (2 / layer.fan_in) ** 0.5)
 
 

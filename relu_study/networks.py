@@ -10,7 +10,6 @@ from relu_study.registry import activations, networks
 from relu_study.sites import Context, Dense, Dropout, Norm, Site
 from relu_study.spec import RunSpec
 
-
 network = networks.register
 
 

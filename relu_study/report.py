@@ -20,7 +20,7 @@ from relu_study.typeset import markdown_grid, markdown_text
 from relu_study.verdicts import COLUMNS, TEXTS, answer
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
-NEEDED = ("runs", "summary", "survival", "verdicts")  # the CSVs that tables, figures and the page are made of
+NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # the CSVs that tables, figures and the page are made of
 
 
 def check(declaration: dict[str, Any]) -> None:
@@ -33,6 +33,16 @@ def check(declaration: dict[str, Any]) -> None:
                 raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
             if found.count(name) > 1:
                 raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
+    asked = [(c["metric"], c["site"], f"claim {c['claim']}") for c in declaration["claims"]]
+    asked += [
+        (*(m.split("/") if "/" in m else (m, "all")), f"figure {f['name']}") for f in declaration["figures"] for m in f["metrics"]
+    ]
+    for metric, site, where in asked:
+        if metric not in declaration["metrics"]:
+            raise nearest(metric, declaration["metrics"], f"metric of {where}")
+        if site != "last" and f"{metric}/{site}" not in declaration["columns"]:
+            sites = [name.partition("/")[2] for name in declaration["columns"] if name.startswith(f"{metric}/")]
+            raise nearest(site, sites, f"site of {metric} in {where}")
     names["claims"] = [claim["claim"] for claim in declaration["claims"]]
     for item in (*declaration["sections"], *declaration["figures"]):
         for kind in names:
@@ -66,10 +76,10 @@ def report(folder: str | Path, all_epochs: bool = False) -> list[str]:
     kept = {"tables": declared["tables"] if made is None else set(made)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
     said += _drop_stale(folder, kept)
-    if "runs" in found and "verdicts" in found:
-        write_atomically(folder / "report.md", page(folder, manifest, found["runs"], _rows(found)).encode())
+    if {"runs", "units", "verdicts"} <= set(found):
+        write_atomically(folder / "report.md", page(folder, manifest, found["runs"], found["units"], _rows(found)).encode())
     else:
-        said.append(f"{folder / 'report.md'} stays as it is: it needs runs.csv and verdicts.csv")
+        said.append(f"{folder / 'report.md'} stays as it is: it needs runs.csv, units.csv and verdicts.csv")
     return said
 
 
@@ -171,18 +181,22 @@ def _drop_stale(folder: Path, kept: dict[str, set[str]]) -> list[str]:
 # ------------------------------------------------------------------------------------------- page
 
 
-def page(folder: Path, manifest: dict[str, Any], runs: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
+def page(
+    folder: Path, manifest: dict[str, Any], runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
+) -> str:
     """The text of report.md: the study's prose, and after each question its tables, pictures, verdicts and answer.
 
-    Tables and pictures are those that `folder` holds. Every number comes from the files or the manifest.
+    Tables and pictures are those that `folder` holds; a picture of survival has the counts of its units below it.
+    Every number comes from the files or the manifest.
     """
     declaration = manifest["declaration"]
     blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), _size(declaration, runs), _in_short(verdicts)]
+    by_name = {figure["name"]: figure for figure in declaration["figures"]}
     for section in _sections(declaration):
         blocks += [f"## {section['title']}", inspect.cleandoc(section["text"])]
         blocks += [_table(folder, name) for name in section["tables"]]
-        captions = {figure["name"]: figure["caption"] for figure in declaration["figures"]}
-        blocks += [_picture(folder, name, captions[name]) for name in section["figures"]]
+        for figure in (by_name[name] for name in section["figures"]):
+            blocks += [_picture(folder, figure), _lives(figure, declaration, units) if figure["kind"] == "survival" else ""]
         blocks += [_answer(claim, verdicts, declaration) for claim in section["claims"]]
     return "\n\n".join(filter(None, [*blocks, _closing(manifest, runs)])) + "\n"
 
@@ -223,11 +237,40 @@ def _table(folder: Path, name: str) -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else _absent(f"The table {name}")
 
 
-def _picture(folder: Path, name: str, caption: str) -> str:
-    if not (folder / "figures" / f"{name}.png").is_file():
-        return _absent(f"The figure {name}")
-    text = markdown_text(caption)
-    return f"![{text}](figures/{name}.png)\n\n*{text}*"
+def _picture(folder: Path, figure: dict[str, Any]) -> str:
+    if not (folder / "figures" / f"{figure['name']}.png").is_file():
+        return _absent(f"The figure {figure['name']}")
+    text = markdown_text(figure["caption"])
+    return f"![{text}](figures/{figure['name']}.png)\n\n*{text}*"
+
+
+def _lives(figure: dict[str, Any], declaration: dict[str, Any], units: pd.DataFrame) -> str:
+    """What became of the units of a figure's arms, as units.csv counts them."""
+    by_config = {str(config_id): rows for config_id, rows in units.groupby("config_id", sort=False)}
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for entry in declaration["configurations"]:
+        if entry["experiment"] in (figure["experiments"] or [entry["experiment"]]) and entry["arm"] in (
+            figure["arms"] or [entry["arm"]]
+        ):
+            for row in by_config.get(entry["config_id"], units[:0]).to_dict("records"):
+                counts = [f"{row[name]:,}" for name in ("units", "born_dead", "died", "revived")]
+                certified = "-" if pd.isna(row["certified_revived"]) else f"{row['certified_revived']:,}"
+                share = f"{row['dead_at_end_fraction']:.3g} [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
+                cells[entry["arm"], entry["spec"]["target"], row["site"]] = [*counts, certified, f"{row['dead_at_end']:,}", share]
+    headers = [
+        "arm",
+        "target",
+        "site",
+        "units",
+        "born dead",
+        "died",
+        "revived",
+        "revived (certified)",
+        "dead at the end",
+        "their share",
+    ]
+    grid = markdown_grid(headers, [[*map(markdown_text, key), *row] for key, row in cells.items()], 3)
+    return f"{grid}\n\nUnits of all runs; of those at the end the share [95 % bootstrap interval over runs]." if cells else ""
 
 
 def _absent(what: str) -> str:
@@ -274,7 +317,7 @@ def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
         ("preset", manifest["preset"]),
         ("seeds", f"{manifest['declaration']['seeds']}"),
     ]
-    made += [(name.replace("_", " "), _flat(value)) for name, value in manifest["provenance"].items()]
+    made += [(name.replace("_", " "), _flat(value)) for name, value in manifest["provenance"].items() if name != "probe_examples"]
     lines = [f"- {name}: {text}" for name, text in made]
     files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))
     return "\n\n".join(
@@ -297,4 +340,6 @@ _RULE = (
 
 
 def _flat(value: Any) -> str:
-    return ", ".join(f"{name} {text}" for name, text in value.items()) if isinstance(value, dict) else f"{value}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text}" for name, text in value.items())
+    return "all" if value is None else f"{value}"

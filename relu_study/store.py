@@ -52,7 +52,7 @@ def write_tile(folder: Path, tile: Tile) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **tile)
+            np.savez_compressed(file, **tile)  # type: ignore[arg-type]
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -94,7 +94,9 @@ def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     for tile in _tiles(folder):
         params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
         if params:
-            found.update((str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"]))
+            found.update(
+                (str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"])
+            )
     return found
 
 
@@ -107,7 +109,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a results folder; a folder without one is refused."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'")
+        raise UserError(
+            f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'"
+        )
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:

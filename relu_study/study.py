@@ -157,7 +157,8 @@ class Study:
                 if label not in arms:
                     raise nearest(label, arms, f"arm in claim {claim.claim}")
         names = [e.name for e in self.experiments]
-        for item in (*self.tables, *self.figures):
+        shown: tuple[Table | Figure, ...] = (*self.tables, *self.figures)
+        for item in shown:
             for name in item.experiments:
                 if name not in names:
                     raise nearest(name, names, f"experiment in {item.name}")
@@ -186,9 +187,7 @@ class Study:
         if epochs is not None:
             study = replace(
                 study,
-                experiments=[
-                    replace(e, arms={k: s.but(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments
-                ],
+                experiments=[replace(e, arms={k: s.but(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments],
             )
         return study
 
@@ -220,9 +219,7 @@ class Study:
         for name in ("targets", "claims", "tables", "figures", "sections"):
             plain[name] = [asdict(item) for item in plain[name]]
         plain["experiments"] = [
-            {"name": e.name, "title": e.title, "text": e.text}
-            for e in self.experiments
-            if e.name not in self.skip
+            {"name": e.name, "title": e.title, "text": e.text} for e in self.experiments if e.name not in self.skip
         ]
         plain["configurations"] = [
             {"experiment": e, "arm": arm, "config_id": s.config_id, "spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from relu_study import engine
+from relu_study.probes import revivals
 from relu_study.programs import Probing
 from relu_study.registry import UserError
 from relu_study.spec import RunSpec
@@ -185,3 +186,14 @@ def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None
 def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: Probing, word: str) -> None:
     with pytest.raises(UserError, match=word):
         engine.check(SMALL.but(**changes), probing)
+
+
+def test_revivals_are_counted_once_a_unit() -> None:
+    flags = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool)[None]  # epochs x units
+    seen = revivals.fractions(
+        {"dead:site_1": flags, "dead:site_2": flags[..., 3:], "certified_dead:site_1": flags}, ["site_1", "site_2"]
+    )
+    assert seen["revived_fraction/site_1"].tolist() == [[0, 0.25, 0.25, 0.25, 0.5]]
+    assert seen["revived_fraction/site_2"].tolist() == [[0] * 5]
+    assert np.allclose(seen["revived_fraction/all"], [[0, 0.2, 0.2, 0.2, 0.4]])
+    assert np.isnan(seen["certified_revived_fraction/site_2"]).all() and seen["certified_revived_fraction/all"][0, -1] == 0.5

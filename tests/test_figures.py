@@ -352,12 +352,13 @@ def crowded() -> list[Callable[[], Picture]]:
         Row(name, [{arm: band(i, k == 1) for i, arm in enumerate(arms)} for _ in range(3)], log=k == 1)
         for k, name in enumerate(names)
     ]
+    rows.append(Row("post mean", [rows[2].cells[0], {}, rows[2].cells[0]]))
     columns = [WAVE, "target: sum", COIN]
     contrast = "400k rows, equal updates vs 200k rows, equal updates with a dead site, above the floor"
     effects = [
         Effect(
             f"difference in {('dead fraction', 'val loss (loss)')[k % 2]}", f"C{k}  {contrast[: 12 + 2 * k]}", column,
-            x := rng.normal(), x - 0.3, x + 0.2, (0.05, np.inf), list(drawing.VERDICTS)[k % 3],
+            x := rng.normal() if k % 4 < 3 else np.nan, x - 0.3, x + 0.2, (0.05, np.inf), list(drawing.VERDICTS)[k % 4],
         )
         for k in range(30)
         for column in columns
@@ -419,8 +420,9 @@ def test_no_date_and_no_version_is_written() -> None:
 
 
 def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:
-    row = Row("y", [{"$10 vs $\\frac{": flat(1)}])
-    assert "$10 vs $\\frac{" in drawing.render(lambda: drawing.curves([row], [""], ["$10 vs $\\frac{"], "t"))["svg"].decode()
+    arm = "from $\\frac{ to 2$"  # as mathematics this is an error
+    made = drawing.render(lambda: drawing.curves([Row("y", [{arm: flat(1)}])], [""], [arm], "t"))
+    assert arm in made["svg"].decode()
 
 
 def test_a_study_without_metrics_or_verdicts_draws_nothing(folder: Folder, tmp_path: Path) -> None:

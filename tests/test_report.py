@@ -142,6 +142,10 @@ def test_the_page_follows_the_sections(reported: Path) -> None:
         (reported / "tables" / "shapes.md").read_text().strip(),
         (reported / "tables" / "tuned.md").read_text().strip(),
         "](figures/survival.png)",
+        # 24 born dead, 4 died and 3 revived of 80 units (tests/test_frames.py), none of them certified: 25 are dead at the end
+        "| baseline | wave | site_1 | 80 | 24 | 4 | 3 | 0 | 25 | 0.312 [",
+        "| tanh | wave | site_1 | 80 | 0 | 0 | 0 | - | 0 | 0 [0, 0] |",
+        "| shallow | coin_flip | site_1 | 80 |",
         "| stuck vs 0 | wave | collapsed |",
         "## How this page was made",
         f"N = {PROBE_EXAMPLES} probe examples",
@@ -239,7 +243,7 @@ def test_a_clone_with_every_epoch_draws_its_curves_too(reported: Path, tmp_path:
     ("gone", "needs"),
     [
         ("summary", ["summary.csv is missing", "tables stays as it is: it needs runs.csv and summary.csv"]),
-        ("verdicts", ["verdicts.csv is missing", "report.md stays as it is: it needs runs.csv and verdicts.csv"]),
+        ("verdicts", ["verdicts.csv is missing", "report.md stays as it is: it needs runs.csv, units.csv and verdicts.csv"]),
         ("runs", ["runs.csv is missing", "tables stays as it is", "report.md stays as it is"]),
     ],
 )

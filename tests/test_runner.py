@@ -44,7 +44,7 @@ def csvs(folder: Path) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> dict[str, str]:
-    header, *lines = (folder / "runs.csv").read_text().splitlines()
+    _header, *lines = (folder / "runs.csv").read_text().splitlines()
     return {line.partition(",")[0]: line for line in lines}
 
 
@@ -131,7 +131,7 @@ def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) 
 
     with pytest.raises(UserError, match="holds the study 'small'"):
         runner.run(replace(study, name="other"), finished)
-    with pytest.raises(UserError, match="made otherwise.*probe_examples"):
+    with pytest.raises(UserError, match=r"made otherwise.*probe_examples"):
         runner.run(study, finished, probe_examples=100)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")

@@ -1,4 +1,4 @@
-"""Wall time, compile time and peak memory of the article study, cold: `python benchmarks/speed/article.py --preset full --out DIR`.
+"""Wall time, compile time and peak memory of the article study, cold: `python benchmarks/speed/article.py --preset full`.
 
 Runs `relu-study run article` in a process of its own with an empty compilation cache, and adds a line to
 results/speed/article.csv.
@@ -18,7 +18,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2]
 TABLE = HERE / "results" / "speed" / "article.csv"
-COLUMNS = ("date", "preset", "runs", "wall_s", "training_s", "compile_s", "report_s", "peak_mib", "devices", "processor", "jax", "command")
+COLUMNS = (
+    "date",
+    "preset",
+    "runs",
+    "wall_s",
+    "training_s",
+    "compile_s",
+    "report_s",
+    "peak_mib",
+    "devices",
+    "processor",
+    "jax",
+    "command",
+)
 
 
 def main() -> None:
@@ -65,7 +78,11 @@ def main() -> None:
 def processor() -> str:
     """The processor's name, as the system gives it."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 

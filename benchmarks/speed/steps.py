@@ -17,7 +17,10 @@ from relu_study.spec import RunSpec
 
 TABLE = Path(__file__).resolve().parents[2] / "results" / "speed" / "steps.csv"
 COLUMNS = ("net", "batch", "width", "devices", "compile_s", "watched_steps_per_s", "unwatched_steps_per_s", "watching_costs")
-NETS = {"A 4-32-1": RunSpec(epochs=4, initializer="he_normal"), "B 4-32-32-32-1": RunSpec(epochs=4, depth=3, initializer="he_normal")}
+NETS = {
+    "A 4-32-1": RunSpec(epochs=4, initializer="he_normal"),
+    "B 4-32-32-32-1": RunSpec(epochs=4, depth=3, initializer="he_normal"),
+}
 REPEATS = 5
 
 
@@ -49,10 +52,22 @@ def main() -> None:
             busy(spec.but(epochs=1), width, True)
             compiling = clock.spent()["compile_s"]
             # What an epoch costs is the difference between a long run and a short one: data and start drop out.
-            took = {probe: [busy(spec, width, probe) - busy(spec.but(epochs=1), width, probe) for _ in range(REPEATS)] for probe in (True, False)}
+            took = {
+                probe: [busy(spec, width, probe) - busy(spec.but(epochs=1), width, probe) for _ in range(REPEATS)]
+                for probe in (True, False)
+            }
             steps = 0.75 * work.steps * width * len(jax.devices())
             watched, bare = (steps / statistics.median(took[probe]) for probe in (True, False))
-            row = (name, batch, width, len(jax.devices()), round(compiling, 2), round(watched), round(bare), f"{bare / watched - 1:.1%}")
+            row = (
+                name,
+                batch,
+                width,
+                len(jax.devices()),
+                round(compiling, 2),
+                round(watched),
+                round(bare),
+                f"{bare / watched - 1:.1%}",
+            )
             lines.append(row)
             print(dict(zip(COLUMNS, row, strict=True)), flush=True)
     with TABLE.open("w", newline="") as file:

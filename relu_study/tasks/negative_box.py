@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from relu_study.registry import nearest
 from relu_study.spec import RunSpec
@@ -42,7 +42,7 @@ def negative_box(spec: RunSpec) -> Task:
     train = spec.rows * 7 // 10
     shift = 0.5 if spec.inputs == "centred" else 0.0
 
-    def sample(key: Key[Array, ""], phase: int) -> tuple[Float[Array, "n 4"], Float[Array, "n 1"]]:
+    def sample(key: Key[Array, ""], phase: Int[Array, ""] | int) -> tuple[Float[Array, "n 4"], Float[Array, "n 1"]]:
         of_x, of_coin = jax.random.split(key)
         x = -jax.random.uniform(of_x, (spec.rows, D_IN))
         y = TARGETS[spec.target](x, jax.random.bernoulli(of_coin, 0.5, (spec.rows,)))
