@@ -156,18 +156,10 @@ def run(
     from relu_study.progress import Progress
 
     command = shlex.join(["relu-study", *sys.argv[1:]])
+    runner.use_devices()
     with Progress() as progress:
         try:
-            runner.run(
-                declared,
-                folder,
-                probe_examples=probing.examples,
-                val_examples=probing.val_examples,
-                all_epochs=all_epochs,
-                watcher=progress,
-                preset=preset,
-                command=command,
-            )
+            runner.carry_out(declared, folder, probing, progress, {"command": command, "preset": preset}, all_epochs=all_epochs)
         except KeyboardInterrupt:
             progress.say(f"interrupted: {progress.done} finished runs are kept in {folder}; go on with: {command}")
             return INTERRUPTED
@@ -249,7 +241,6 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
     """The plan as a table: a cohort a line."""
     from rich.console import Console
     from rich.table import Table
-
 
     table = Table(title=title, title_justify="left")
     for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):

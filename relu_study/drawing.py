@@ -115,7 +115,8 @@ def render(draw: Callable[[], Figure]) -> dict[str, bytes]:
 
 def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], title: str) -> Figure:
     """A grid of panels, one line with its band per arm; an arm has the same colour and dashes in every panel."""
-    looks = {arm: {"color": COLOURS[i % 7], "linestyle": DASHES[i // 7 % 4]} for i, arm in enumerate(arms)}
+    # Seven colours and four kinds of dashes give 28 looks. Solid lines lie lowest: of two that coincide both can be seen.
+    looks = {arm: {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "zorder": 2 + i % 4 / 4} for i, arm in enumerate(arms)}
     shown = [arm for arm in arms if any(arm in cell for row in rows for cell in row.cells)]
     handles = [Line2D([], [], label=textwrap.fill(arm, 60), **looks[arm]) for arm in shown]
     picture = _canvas(len(columns))
@@ -158,7 +159,8 @@ def forest(effects: Sequence[Effect]) -> Figure:
             _forest_panel(axes[i, j], [held.get(column) for held in lines[block].values()], middles, heights[block])
             axes[i, j].xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 3, steps=ROUND))
         axes[i, 0].set_yticks(middles, labels[block])
-        axes[i, len(columns) // 2].set_xlabel(block)
+        for ax in axes[i] if len(columns) == 2 else [axes[i, len(columns) // 2]]:
+            ax.set_xlabel(block)
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name)
     drawn = {e.verdict for e in effects if np.isfinite(e.effect)}

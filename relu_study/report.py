@@ -257,18 +257,7 @@ def _lives(figure: dict[str, Any], declaration: dict[str, Any], units: pd.DataFr
                 certified = "-" if pd.isna(row["certified_revived"]) else f"{row['certified_revived']:,}"
                 share = f"{row['dead_at_end_fraction']:.3g} [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
                 cells[entry["arm"], entry["spec"]["target"], row["site"]] = [*counts, certified, f"{row['dead_at_end']:,}", share]
-    headers = [
-        "arm",
-        "target",
-        "site",
-        "units",
-        "born dead",
-        "died",
-        "revived",
-        "revived (certified)",
-        "dead at the end",
-        "their share",
-    ]
+    headers = ["arm", "target", "site", "units", "born dead", "died", "revived", "revived (certified)", "dead at end", "share"]
     grid = markdown_grid(headers, [[*map(markdown_text, key), *row] for key, row in cells.items()], 3)
     return f"{grid}\n\nUnits of all runs; of those at the end the share [95 % bootstrap interval over runs]." if cells else ""
 

@@ -61,7 +61,6 @@ def run(
     keep_params: bool = False,
     all_epochs: bool = False,
     watcher: Watcher | None = None,
-    command: str = "relu_study.run",
 ) -> Results:
     """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
 
@@ -70,22 +69,34 @@ def run(
     """
     use_devices()
     sized = study.sized(preset, seeds=seeds, epochs=epochs)
-    probing = Probing(probe_examples, val_examples)
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        job = prepare(sized, folder, probing)
-        watcher = watcher or Watcher()
-        set_aside(folder, job, watcher)
-        train(job, folder, watcher, keep_params, {"command": command, "preset": preset or "default"})
-        for line in report(folder, all_epochs):
-            watcher.say(line)
+        about = {"command": "relu_study.run", "preset": preset or "default"}
+        carry_out(sized, folder, Probing(probe_examples, val_examples), watcher or Watcher(), about, keep_params, all_epochs)
         results = load(folder)
         if keep_params:
             results.params = store.stored_params(folder)
         return results
 
 
-def set_aside(folder: Path, job: Job, watcher: Watcher) -> None:
+def carry_out(
+    study: Study,
+    folder: Path,
+    probing: Probing,
+    watcher: Watcher,
+    about: Mapping[str, Any],
+    keep_params: bool = False,
+    all_epochs: bool = False,
+) -> None:
+    """Train whatever a sized study still lacks in `folder` and derive everything else from it; `about` enters the manifest."""
+    job = prepare(study, folder, probing)
+    set_aside(folder, watcher)
+    train(job, folder, watcher, keep_params, about)
+    for line in report(folder, all_epochs):
+        watcher.say(line)
+
+
+def set_aside(folder: Path, watcher: Watcher) -> None:
     """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently."""
     if not (folder / "manifest.json").exists() or store.tile_paths(folder):
         return
@@ -101,7 +112,7 @@ def set_aside(folder: Path, job: Job, watcher: Watcher) -> None:
 def train(job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Mapping[str, Any]) -> None:
     """Train every tile of a job and store each as it is finished."""
     manifest = manifest_of(job, about)
-    clock = Clock()
+    clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
     store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": {}})
     watcher.begin(job.plan, job.stored)
     try:
@@ -118,9 +129,10 @@ def train(job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Ma
 
 
 class Clock:
-    """Wall time since it was made, compiling (the sum over devices) apart."""
+    """Wall time since it was made, compiling (the sum over devices) apart, on top of what was spent `before`."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self.before = before or {}
         self.began = time.perf_counter()
         self.compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
@@ -130,7 +142,9 @@ class Clock:
             self.compiling += duration_secs
 
     def spent(self) -> dict[str, float]:
-        return {"wall_s": round(time.perf_counter() - self.began, 2), "compile_s": round(self.compiling, 2)}
+        """Seconds so far."""
+        now = {"wall_s": time.perf_counter() - self.began, "compile_s": self.compiling}
+        return {name: round(self.before.get(name, 0.0) + value, 2) for name, value in now.items()}
 
 
 def message(tile: Tile, numbers: store.Tile, job: Job) -> store.Tile:

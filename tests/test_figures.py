@@ -338,6 +338,13 @@ def test_arms_look_the_same_in_every_panel_and_different_from_each_other() -> No
         assert line_of(picture, 1, arm).get_ydata()[0] == arms.index(arm)
 
 
+def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
+    picture = drawn(lambda: drawing.curves([Row("y", [{"a": flat(1), "b": flat(1), "c": flat(1)}])], [""], ["b", "c", "a"], "t"))
+    lines = [line_of(picture, 0, arm) for arm in ("b", "c", "a")]
+    assert [line.is_dashed() for line in lines] == [False, True, True]
+    assert lines[0].get_zorder() < lines[1].get_zorder() < lines[2].get_zorder()
+
+
 def crowded() -> list[Callable[[], Picture]]:
     """Pictures as full as the issue allows: 12 arms, 3 targets, 26 epochs, log and linear; a forest of 30 rows on 3 targets."""
     rng = np.random.default_rng(0)

@@ -91,32 +91,26 @@ def entries() -> Iterator[None]:
 
 
 @lru_cache(maxsize=None)
-def orders(seed: int, rows: int, epochs: int) -> np.ndarray:
-    """The rows in the order of each epoch from the first on."""
-    position = jnp.arange(rows, dtype=jnp.uint32)
-    order = jax.jit(jax.vmap(lambda epoch: prng.shuffled(prng.order_key(jnp.uint32(seed), epoch), position, rows)))
-    return np.asarray(order(jnp.arange(1, epochs + 1)))
+def visits(rows: int) -> Any:
+    """(seed, epoch) -> the rows in the order in which that epoch visits them."""
+    return jax.jit(lambda seed, epoch: prng.shuffled(prng.order_key(seed, epoch), jnp.arange(rows, dtype=jnp.uint32), rows))
 
 
 def batches(seed: int, rows: int, batch: int, epochs: float) -> list[np.ndarray]:
     """The rows of every step: full batches, then what is left; a fraction of an epoch is its first steps."""
     steps = []
-    for done, order in enumerate(orders(seed, rows, int(np.ceil(epochs)))):
+    for done in range(int(np.ceil(epochs))):
+        order = np.asarray(visits(rows)(np.uint32(seed), np.int32(done + 1)))
         cut = [order[at : at + batch] for at in range(0, rows, batch)]
         steps += cut[: round(min(1.0, epochs - done) * len(cut))]
     return steps
 
 
 @lru_cache(maxsize=None)
-def masks(seed: int) -> np.ndarray:
-    """What dropout keeps at every step and site, for a full batch and for the last of an epoch: (step, site, which) of masks."""
-
-    def kept(step: Any, site: Any, rows: int) -> Any:
-        return jax.random.bits(prng.stream(jnp.uint32(seed), "dropout", step, site), (rows, WIDTH), jnp.uint16) >= DROP * 65536
-
-    every = [jax.jit(jax.vmap(jax.vmap(lambda t, i, n=n: kept(t, i, n), (None, 0)), (0, None))) for n in (BATCH, TRAIN % BATCH)]
-    made = [np.asarray(draw(jnp.arange(STEPS * EPOCHS), jnp.arange(DEPTH))) for draw in every]
-    return {BATCH: made[0], TRAIN % BATCH: made[1]}
+def masks(seed: int, step: int, rows: int) -> list[np.ndarray]:
+    """What dropout keeps at each site in one step."""
+    keys = [prng.stream(jnp.uint32(seed), "dropout", step, site) for site in range(DEPTH)]
+    return [np.asarray(jax.random.bits(key, (rows, WIDTH), jnp.uint16)) >= DROP * 65536 for key in keys]
 
 
 # ------------------------------------------------------------------------------ both trainings of a bundle
@@ -184,7 +178,6 @@ def trained_by_reference(optimizer: str, branch: int, run: int) -> tuple[referen
     every = by_name(first_weights(blank(optimizer)[1]))
     first = {name.removeprefix(prefix): leaf[run] for name, leaf in every.items() if name.startswith(prefix)}
     net = reference.Network(first, depth=DEPTH, leak=spec.leak, rate=DROP, **kinds[branch])
-    kept = masks(spec.seed)
     steps = batches(spec.seed, TRAIN, BATCH, EPOCHS)
     assert len(steps) == 200
     reference.train(
@@ -195,7 +188,7 @@ def trained_by_reference(optimizer: str, branch: int, run: int) -> tuple[referen
         optimizer,
         spec.learning_rate,
         spec.weight_decay,
-        keep=lambda step, rows: kept[rows][step],
+        keep=lambda step, rows: masks(spec.seed, step, rows),
         outputs=len(kinds),
     )
     return net, reference.forward(net, x)[0][:, 0]
