@@ -14,9 +14,9 @@ study = Study(
     name="article_rows",
     title="Do dead units come back?",
     text=(
-        "The article says that more epochs cannot help, since a dead unit gets no gradient. Run with `--probe-examples 140000`, this "
-        "study calls a unit dead when it is so on every training row, so that no gradient can reach it; what still "
-        "moves its weights is the optimiser's memory. Adam has one, plain SGD has none."
+        "The article says that more epochs cannot help, since a dead unit gets no gradient. Run with `--probe-examples "
+        "140000`, this study calls a unit dead when it is so on every training row, so that no gradient can reach it; "
+        "what still moves its weights is the optimiser's memory. Adam has one, plain SGD has none."
     ),
     experiments=[Experiment("rows", arms)],
     seeds=16,

@@ -31,7 +31,7 @@ STEPS, EPOCHS = 5, 40
 DROP = 0.25  # a multiple of 2^-16: met exactly
 RATES = {"adam": 0.01, "sgd": 0.1, "momentum": 0.01, "rmsprop": 0.003}
 # Batch normalisation under adam is left to float64: the bias before it has gradient 0, and adam makes steps of the rounding noise.
-PARTS: dict[str, tuple[dict[str, str], ...]] = {
+PARTS: dict[str, tuple[dict[str, Any], ...]] = {
     "adam": ({"activation": "relu", "dropout": "dropout"}, {"activation": "tanh", "output": "leaky_relu"}),
     "sgd": ({"activation": "relu", "norm": "batch_norm"}, {"activation": "tanh", "norm": "batch_norm", "dropout": "dropout"}),
     "momentum": ({"activation": "selu", "dropout": "alpha_dropout"},),
@@ -39,10 +39,11 @@ PARTS: dict[str, tuple[dict[str, str], ...]] = {
 }
 
 
-def branches(optimizer: str) -> list[dict[str, str]]:
+def branches(optimizer: str) -> list[dict[str, Any]]:
     """What this optimiser trains: its share of all activations, and the parts of a network given to it."""
     names, every = list(optimizers), list(activations)
-    return [*({"activation": name} for name in every[names.index(optimizer) :: len(names)]), *PARTS.get(optimizer, ())]
+    share = [{"activation": name, "depth": 1} for name in every[names.index(optimizer) :: len(names)]]
+    return share + [{"depth": DEPTH, **parts} for parts in PARTS.get(optimizer, ())]
 
 
 class Bundle(nnx.Module):
@@ -107,10 +108,19 @@ def batches(seed: int, rows: int, batch: int, epochs: float) -> list[np.ndarray]
 
 
 @lru_cache(maxsize=None)
+def words(rows: int) -> Any:
+    """(seed, step, site) -> the random words of one dropout mask."""
+
+    def draw(seed: Any, step: Any, site: Any) -> Any:
+        return jax.random.bits(prng.stream(seed, "dropout", step, site), (rows, WIDTH), jnp.uint16)
+
+    return jax.jit(draw)
+
+
+@lru_cache(maxsize=None)
 def masks(seed: int, step: int, rows: int) -> list[np.ndarray]:
     """What dropout keeps at each site in one step."""
-    keys = [prng.stream(jnp.uint32(seed), "dropout", step, site) for site in range(DEPTH)]
-    return [np.asarray(jax.random.bits(key, (rows, WIDTH), jnp.uint16)) >= DROP * 65536 for key in keys]
+    return [np.asarray(words(rows)(np.uint32(seed), np.int32(step), np.int32(site))) >= DROP * 65536 for site in range(DEPTH)]
 
 
 # ------------------------------------------------------------------------------ both trainings of a bundle
@@ -167,7 +177,8 @@ def trained_by_engine(optimizer: str) -> tuple[dict[str, np.ndarray], np.ndarray
     def predict(params: Any, stats: Any, knobs: Any) -> Any:
         return nnx.merge(graph, params, stats)(jnp.asarray(x, dtype), Context(knobs))
 
-    return by_name((state.params, state.stats)), np.asarray(jax.vmap(predict)(state.params, state.stats, knobs), np.float64)
+    predicted = jax.jit(jax.vmap(predict))(state.params, state.stats, knobs)
+    return by_name((state.params, state.stats)), np.asarray(predicted, np.float64)
 
 
 @lru_cache(maxsize=None)
@@ -177,7 +188,7 @@ def trained_by_reference(optimizer: str, branch: int, run: int) -> tuple[referen
     prefix = f"branches.{branch}."
     every = by_name(first_weights(blank(optimizer)[1]))
     first = {name.removeprefix(prefix): leaf[run] for name, leaf in every.items() if name.startswith(prefix)}
-    net = reference.Network(first, depth=DEPTH, leak=spec.leak, rate=DROP, **kinds[branch])
+    net = reference.Network(first, leak=spec.leak, rate=DROP, **kinds[branch])
     steps = batches(spec.seed, TRAIN, BATCH, EPOCHS)
     assert len(steps) == 200
     reference.train(
@@ -188,7 +199,7 @@ def trained_by_reference(optimizer: str, branch: int, run: int) -> tuple[referen
         optimizer,
         spec.learning_rate,
         spec.weight_decay,
-        keep=lambda step, rows: masks(spec.seed, step, rows),
+        keep=(lambda step, rows: masks(spec.seed, step, rows)) if net.dropout != "none" else None,
         outputs=len(kinds),
     )
     return net, reference.forward(net, x)[0][:, 0]
@@ -265,28 +276,36 @@ def test_losses_of_every_epoch(curves):
         assert reference.loss(net, x[:71], y[:71]) < 0.8 * curves["metric:train_loss/all"][run, 0]
 
 
+def by_hand(runs: list[RunSpec], beginning: dict[str, np.ndarray], *parts: list[tuple[int, int, int]]) -> list[dict[str, np.ndarray]]:
+    """The parameters after each part of a training that is dispatched here, as (epoch, first step, last step + 1)."""
+    signature = table(runs[0]).signature
+    step, _ = engine.cohort(runs[0], signature)
+    _, params, stats = nnx.split(programs.build(step, D_IN, 2), nnx.Param, nnx.BatchStat)
+    named = iter(tile_params(beginning, slice(None)).values())
+    params = jax.tree.map(lambda _: jnp.asarray(next(named)), params)
+    state = State(params, stats, jax.vmap(optimizers[step.optimizer](0.0, 0.0).init)(params))
+    knobs = {name: np.array([getattr(run, name) for run in runs], np.float32) for name in KNOBS}
+    train = np.stack([np.concatenate(examples(CURVE.rows, 2), axis=1)[:71].astype(np.float32)] * len(runs))
+    seeds, after = np.array([run.seed for run in runs], np.uint32), []
+    for part in parts:
+        for at in part:
+            advance = engine.programs(step, signature, Probing(), False).advance
+            state = advance(state, train, seeds, knobs, *map(np.int32, at))
+        after.append({f"param:{name}": value for name, value in by_name(state.params).items()})
+    return after
+
+
 def test_a_fraction_of_an_epoch_is_the_beginning_of_it(curves):
     part, whole, beginning = (trained(PAIR, epochs=epochs) for epochs in (1.5, 3, 0))
     np.testing.assert_array_equal(part["epoch"], [0, 1, 1.5])
     for name in part:
         if name.startswith(("metric:", "dead:")):
             assert part[name][:, :2].tobytes() == whole[name][:, :2].tobytes() == curves[name][:, :2].tobytes(), name
-    # By hand, half an epoch more and then the rest of it: where the longer run passes, bit for bit.
-    signature = table(CURVE).signature
-    step, _ = engine.cohort(CURVE, signature)
-    _, blank_params, stats = nnx.split(programs.build(step, D_IN, 2), nnx.Param, nnx.BatchStat)
-    named = iter(tile_params(beginning, slice(None)).values())
-    params = jax.tree.map(lambda _: jnp.asarray(next(named)), blank_params)
-    state = State(params, stats, jax.vmap(optimizers["adam"](0.0, 0.0).init)(params))
-    advance = engine.programs(step, signature, Probing(), False).advance
-    knobs = {name: np.array([getattr(run, name) for run in PAIR], np.float32) for name in KNOBS}
-    train = np.stack([np.concatenate(examples(CURVE.rows, 2), axis=1)[:71].astype(np.float32)] * 2)
-    seeds = np.array([run.seed for run in PAIR], np.uint32)
-    for stops, tile in ((((1, 0, 36), (2, 0, 18)), part), (((2, 18, 36), (3, 0, 36)), whole)):
-        for at in stops:
-            state = advance(state, train, seeds, knobs, *map(np.int32, at))
-        for (name, mine), theirs in zip(by_name(state.params).items(), tile_params(tile, slice(None)).values()):
-            assert mine.tobytes() == theirs.tobytes(), name
+    # The longer run passes through the end of the shorter one.
+    passed, ended = by_hand(PAIR, beginning, [(1, 0, 36), (2, 0, 18)], [(2, 18, 36), (3, 0, 36)])
+    for tile, mine in ((part, passed), (whole, ended)):
+        for name, value in mine.items():
+            assert value.tobytes() == tile[name].tobytes(), name
 
 
 @pytest.mark.parametrize("whole", [0, 1])
@@ -300,8 +319,9 @@ def test_a_fraction_of_less_than_a_step_trains_nothing(whole):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_dead_unit_gets_no_gradient(optimizer):
-    runs = [run.but(initializer="test_one_far_below", weight_decay=0, optimizer=optimizer, learning_rate=0.01) for run in PAIR]
-    before, after = trained(runs, epochs=0), trained(runs, epochs=2)
+    runs = [run.but(initializer="test_one_far_below", weight_decay=0) for run in PAIR]
+    before = trained(runs, epochs=0)
+    (after,) = by_hand([run.but(optimizer=optimizer, learning_rate=0.01) for run in runs], before, [(1, 0, 36), (2, 0, 36)])
     for layer in range(3):
         kernel, bias = f"param:hidden.{layer}.dense.kernel", f"param:hidden.{layer}.dense.bias"
         assert np.all(before[bias][:, 0] == np.float32(-100) + np.float32([0, 0.1]))
