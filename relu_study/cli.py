@@ -77,11 +77,6 @@ def load_study(path: Path) -> Study:
     return found[0]
 
 
-def _count(text: str, name: str, least: int) -> None:
-    if text is not None and (int(text) if float(text).is_integer() else -1) < least:
-        raise UserError(f"--{name} must be a whole number of at least {least}, not {text}")
-
-
 # ----------------------------------------------------------------------------------------- commands
 
 StudyName = Annotated[Positional[str], arg(metavar="STUDY")]
@@ -101,6 +96,7 @@ def show_plan(
     seeds: int | None = None,
     epochs: float | None = None,
     probe_examples: int | None = None,
+    val_examples: str = "8192",
     out: str | None = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time before anything runs.
@@ -111,9 +107,10 @@ def show_plan(
         seeds: Seeds of each configuration.
         epochs: Epochs of every run.
         probe_examples: Training examples in the probe set.
+        val_examples: Validation rows that val_loss reads: a number or "all".
         out: The results folder; what it holds is not planned again.
     """
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, 8192, out)
+    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
     from relu_study.job import prepare
     from relu_study.runner import use_devices
 
@@ -128,6 +125,7 @@ def run(
     seeds: int | None = None,
     epochs: float | None = None,
     only: str | None = None,
+    like: str | None = None,
     probe_examples: int | None = None,
     val_examples: str = "8192",
     all_epochs: bool = False,
@@ -141,17 +139,17 @@ def run(
         seeds: Seeds of each configuration.
         epochs: Epochs of every run.
         only: A run_id: train that run alone and print its row of runs.csv; writes a folder only with --out.
+        like: With --only: the results folder of the sweep, whose tile widths are taken (default results/STUDY).
         probe_examples: Training examples in the probe set (default 8192, or all where there are fewer).
         val_examples: Validation rows that val_loss reads: a number or "all".
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
         out: The results folder (default results/STUDY).
     """
-    validation = None if val_examples == "all" else val_examples
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, validation, out)
+    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
     from relu_study import runner
 
     if only is not None:
-        print(runner.run_alone(declared, only, folder, Path(out) if out else None, probing))
+        print(runner.run_alone(declared, only, Path(like or f"results/{declared.name}"), Path(out) if out else None, probing))
         return 0
     from relu_study.progress import Progress
 
@@ -225,8 +223,8 @@ def _asked(
     val_examples: Any,
     out: str | None,
 ) -> tuple[Study, Path, Any]:
-    path = find_study(study)
-    for name, value, least in (("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", val_examples, 1)):
+    path, validation = find_study(study), None if val_examples == "all" else val_examples
+    for name, value, least in (("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", validation, 1)):
         if value is not None and not (str(value).isdecimal() and int(value) >= least):
             raise UserError(f"--{name} must be a whole number of at least {least}, not {value}")
     if epochs is not None and not 0 <= epochs < float("inf"):
@@ -234,7 +232,11 @@ def _asked(
     declared = load_study(path).sized(preset, seeds=seeds, epochs=epochs)
     from relu_study.programs import Probing
 
-    return declared, Path(out or f"results/{declared.name}"), Probing(probe_examples, int(val_examples) if val_examples else None)
+    return (
+        declared,
+        Path(out or f"results/{declared.name}"),
+        Probing(probe_examples or declared.probe_examples, int(validation) if validation else None),
+    )
 
 
 def print_plan(plan: Plan, stored: int, title: str) -> None:
@@ -258,7 +260,7 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
     runs = sum(c.runs for c in plan.cohorts)
     print(
         f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
-        f"{plan.devices} {plan.platform} device(s); at most {plan.compilations()} compilations; "
+        f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
         f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {duration}"
     )
 

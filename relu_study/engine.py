@@ -21,6 +21,7 @@ from jaxtyping import Array, Int
 
 from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
 from relu_study import optimizers as _optimizers  # noqa: F401
+from relu_study import registry
 from relu_study.networks import MLP as _mlp  # noqa: F401
 from relu_study.plan import Work
 from relu_study.probes import revivals
@@ -55,7 +56,7 @@ class Programs:
 
 def check(spec: RunSpec, probing: Probing) -> None:
     """Refuse what cannot be trained, by name and before anything compiles."""
-    for registry, name in (
+    for known, name in (
         (networks, spec.network),
         (activations, spec.activation),
         (activations, spec.output),
@@ -63,7 +64,7 @@ def check(spec: RunSpec, probing: Probing) -> None:
         (optimizers, spec.optimizer),
         (tasks, spec.task),
     ):
-        registry[name]
+        known[name]
     signature = tasks[spec.task](spec).signature
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(
@@ -85,7 +86,9 @@ def describe(spec: RunSpec) -> Work:
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
-    name = hashlib.sha256(repr((step.changed(), tuple(signature))).encode()).hexdigest()[:8]
+    task = tasks[spec.task](spec)
+    shared = (step.changed(), tuple(signature), task.box is not None, task.phases)
+    name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
     return Work(
         cohort=name,
@@ -146,6 +149,18 @@ def _sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[...
     return _compiled(jax.vmap(make_sample(tasks[spec.task](spec), phase, probing)))
 
 
+_replaced = 0
+
+
+def _forget_stale() -> None:
+    """Programs are kept by the names they were made from: once a name stands for something else, they are made anew."""
+    global _replaced
+    if _replaced != registry.replaced:
+        _replaced = registry.replaced
+        for kept in (programs, _init_program, _opt_program, _sample_program):
+            kept.cache_clear()
+
+
 @jax.jit
 def _mix(parts: list[Any], source: Int[Array, " W"]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[source, jnp.arange(source.size)], *parts)
@@ -200,6 +215,7 @@ def start_tile(
     `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch.
     Neither moves a bit of the training.
     """
+    _forget_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
     task = tasks[specs[0].task](specs[0])
     signature = task.signature

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +18,7 @@ from relu_study import engine, probes, store
 from relu_study.plan import Plan, plan
 from relu_study.probes import revivals
 from relu_study.programs import Probing
-from relu_study.registry import UserError, tasks
+from relu_study.registry import UserError, activations, initializers, networks, optimizers, tasks
 from relu_study.report import check
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
@@ -36,8 +38,8 @@ class Job:
     declaration: dict[str, Any]
 
 
-def provenance(probing: Probing) -> dict[str, Any]:
-    """All that a run's numbers depend on beside its RunSpec and its tile's width."""
+def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
+    """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width."""
     device = jax.devices()[0]
     return {
         "engine": engine.ENGINE,
@@ -46,7 +48,27 @@ def provenance(probing: Probing) -> dict[str, Any]:
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
         "probe_examples": probing.examples,
         "val_examples": probing.val_examples,
+        "own": _own(runs),
     }
+
+
+def _own(runs: Iterable[RunSpec]) -> dict[str, str]:
+    """The hash of the source of every entry that a study brings itself: changed, it is another entry."""
+    kinds = (
+        ("activation", activations),
+        ("initializer", initializers),
+        ("optimizer", optimizers),
+        ("network", networks),
+        ("task", tasks),
+    )
+    found = {}
+    for kind, registry in kinds:
+        for name in {getattr(run, kind) for run in runs}:
+            function = getattr(registry[name], "function", registry[name])
+            if not function.__module__.startswith("relu_study."):
+                with contextlib.suppress(OSError):  # typed at a prompt, it has no source
+                    found[f"{kind} {name}"] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+    return dict(sorted(found.items()))
 
 
 def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
@@ -56,7 +78,7 @@ def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
         engine.check(spec, probing)
     declaration = declare(study, _columns(runs, _cached(engine.sites)))
     check(declaration)
-    made = provenance(probing)
+    made = provenance(probing, runs)
     widths, stored = _stored(study, folder, made)
     work = _cached(engine.describe)
     planned = plan(runs, work, widths, len(jax.devices()), jax.devices()[0].platform, lambda run: run.run_id not in stored)

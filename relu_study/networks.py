@@ -34,6 +34,8 @@ class Block(nnx.Module):
 class MLP(nnx.Module):
     """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
 
+    bounded = True  # every module on the way takes an Interval
+
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         after = spec.width * activations[spec.activation].fanout
         self.hidden = nnx.List([Block(spec, i, after if i else d_in, rngs) for i in range(spec.depth)])

@@ -52,7 +52,7 @@ class Cohort:
     work: Work
     width: int
     runs: int
-    starts: int  # distinct ways to begin: programs of `init`
+    starts: int  # distinct ways to begin: programs of `init` and `sample`
     tiles: list[Tile] = field(default_factory=list)
 
 
@@ -67,25 +67,25 @@ class Plan:
     @property
     def tiles(self) -> list[Tile]:
         """All tiles, the costliest first, so that devices finish together."""
-        cost = {id(t): c.work for c in self.cohorts for t in c.tiles}
-        return sorted((t for c in self.cohorts for t in c.tiles), key=lambda t: -seconds(t, cost[id(t)], "cpu"))
+        costs = [(seconds(t, c.work), t) for c in self.cohorts for t in c.tiles]
+        return [tile for _, tile in sorted(costs, key=lambda cost: -cost[0])]
 
     def compilations(self) -> int:
-        """The most backend compilations to expect: `advance`, `measure` and each `init`, once per device that is used."""
+        """Backend compilations to expect: `advance`, `measure` and the starts of each cohort, once per device that it uses."""
         return sum((2 + c.starts) * min(self.devices, len(c.tiles)) for c in self.cohorts)
 
     def bytes(self) -> int:
-        """Peak memory of the tiles in flight: the largest tile on every device."""
-        return self.devices * max((c.width * (c.work.data + c.work.scratch) for c in self.cohorts), default=0)
+        """Peak memory of the tiles in flight: on every device the largest, twice, as one begins while one ends."""
+        return 2 * self.devices * max((c.width * (c.work.data + c.work.scratch) for c in self.cohorts), default=0)
 
     def seconds(self) -> float | None:
         """Expected time of training, compiling apart; None on a platform not yet measured."""
         if self.platform != "cpu":
             return None
-        return sum(seconds(t, c.work, "cpu") for c in self.cohorts for t in c.tiles) / self.devices
+        return sum(seconds(t, c.work) for c in self.cohorts for t in c.tiles) / self.devices
 
 
-def seconds(tile: Tile, work: Work, platform: str) -> float:
+def seconds(tile: Tile, work: Work) -> float:
     """Expected time of a tile on one CPU device, measured on one Zen 4 core: fixed + per example + arithmetic."""
     return tile.width * tile.steps * (2e-6 + 55e-9 * work.batch + work.flops / 43e9)
 
@@ -133,6 +133,6 @@ def plan(
             for i in range(0, len(same), wide):
                 part = tuple(same[i : i + wide])
                 tiles.append(Tile(name, wide, part, work(part[0]).steps))
-        starts = len({run.marked("start") for run in todo})
+        starts = len({run.marked("start") for run in todo}) + len({run.marked("data") for run in todo})
         cohorts.append(Cohort(name, asked, wide, len(todo), starts, tiles))
     return Plan(cohorts, devices, platform)

@@ -23,6 +23,9 @@ def nearest(name: str, names: Iterable[str], kind: str) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
+replaced = 0  # entries registered anew, as in a notebook: what was compiled before them is stale
+
+
 class Registry:
     """Names of one kind, each with the function that builds it."""
 
@@ -32,9 +35,11 @@ class Registry:
 
     def add(self, name: str, entry: Any) -> None:
         """Register `entry`; a second, different entry under one name is refused."""
+        global replaced
         old = self._entries.get(name)
         if old is not None and _origin(old) != _origin(entry):
             raise UserError(f"{self.kind} {name!r} is registered already, by {_origin(old)}; choose another name")
+        replaced += old is not None and old is not entry
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> Any:

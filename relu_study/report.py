@@ -33,7 +33,7 @@ def check(declaration: dict[str, Any]) -> None:
                 raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
             if found.count(name) > 1:
                 raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
-    asked = [(c["metric"], c["site"], f"claim {c['claim']}") for c in declaration["claims"]]
+    asked = [(c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site]
     asked += [
         (*(m.split("/") if "/" in m else (m, "all")), f"figure {f['name']}") for f in declaration["figures"] for m in f["metrics"]
     ]

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from relu_study.job import Job, manifest_of, prepare
 from relu_study.plan import Plan, Tile
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
-from relu_study.registry import nearest
+from relu_study.registry import UserError, nearest
 from relu_study.report import report
 from relu_study.study import Study
 
@@ -72,10 +73,15 @@ def run(
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
-        carry_out(sized, folder, Probing(probe_examples, val_examples), watcher or Watcher(), about, keep_params, all_epochs)
+        probing = Probing(probe_examples or sized.probe_examples, val_examples)
+        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs)
         results = load(folder)
         if keep_params:
             results.params = store.stored_params(folder)
+            if missing := set(results.runs.run_id) - set(results.params):
+                raise UserError(
+                    f"{folder} holds {len(missing)} runs trained without keeping parameters; name another folder with out="
+                )
         return results
 
 
@@ -98,7 +104,8 @@ def carry_out(
 
 def set_aside(folder: Path, watcher: Watcher) -> None:
     """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently."""
-    if not (folder / "manifest.json").exists() or store.tile_paths(folder):
+    derived = any((folder / name).exists() for name in DERIVED)
+    if not (folder / "manifest.json").exists() or not derived or store.tile_paths(folder):
         return
     n = next(i for i in range(1, 10**6) if not (folder / f"earlier-{i}").exists())
     away = folder / f"earlier-{n}"
@@ -132,19 +139,27 @@ class Clock:
     """Wall time since it was made, compiling (the sum over devices) apart, on top of what was spent `before`."""
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        _listen()
         self.before = before or {}
-        self.began = time.perf_counter()
-        self.compiling = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-    def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self.compiling += duration_secs
+        self.began, self.compiled = time.perf_counter(), _compiling["s"]
 
     def spent(self) -> dict[str, float]:
         """Seconds so far."""
-        now = {"wall_s": time.perf_counter() - self.began, "compile_s": self.compiling}
+        now = {"wall_s": time.perf_counter() - self.began, "compile_s": _compiling["s"] - self.compiled}
         return {name: round(self.before.get(name, 0.0) + value, 2) for name, value in now.items()}
+
+
+_compiling = {"s": 0.0}
+
+
+@cache
+def _listen() -> None:
+    # JAX keeps a listener for as long as the process lives: one serves every clock.
+    def hear(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            _compiling["s"] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
 
 
 def message(tile: Tile, numbers: store.Tile, job: Job) -> store.Tile:
@@ -215,24 +230,29 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
 # ------------------------------------------------------------------------------------- one alone
 
 
-def run_alone(study: Study, run_id: str, folder: Path | None, out: Path | None, probing: Probing) -> str:
-    """Train one run of a sweep by itself, at the width its cohort has in the sweep; its row of `runs.csv`."""
+def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, probing: Probing) -> str:
+    """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
+
+    With `out`, a new folder, the manifest, the tile and the row are written there.
+    """
     use_devices()
-    job = prepare(study, folder, probing)
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --like)")
+    job = prepare(study, like, probing)
     found = {run.run_id: run for run in study.runs()}
     if run_id not in found:
         raise nearest(run_id, found, f"run of study {study.name}")
     one = found[run_id]
-    width = job.widths[engine.describe(one).cohort]
-    tile = Tile(engine.describe(one).cohort, width, (one,), 0)
-    numbers = engine.train_tile([one], width, probing=probing)
-    manifest = {
-        **manifest_of(job, {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}),
-        "timing": {},
-        "counts": {},
-    }
+    name = engine.describe(one).cohort
+    tile = Tile(name, job.widths[name], (one,), 0)
+    numbers = engine.train_tile([one], tile.width, probing=probing)
+    about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
+    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:
         into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store.write_manifest(into, manifest)
         store.write_tile(into, message(tile, numbers, job))
-        return next(line for line in runs_csv(store.collect(into), manifest).splitlines() if line.startswith(run_id))
+        header, *rows = runs_csv(store.collect(into), manifest).splitlines()
+        row = next(row for row in rows if row.startswith(run_id))
+        store.write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
+        return row

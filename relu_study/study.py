@@ -12,6 +12,8 @@ from relu_study.spec import FIELDS, RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
 DIRECTIONS = ("less", "greater", "equivalent")
+SIZES = ("seeds", "use_targets", "skip", "probe_examples")  # what a preset may change
+EPOCHS = ("last", "min", "max")  # or a number
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Claim:
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise nearest(self.direction, DIRECTIONS, f"direction of claim {self.claim}")
+        for epoch in (self.epoch, self.against_epoch):
+            if isinstance(epoch, str) and epoch not in EPOCHS:
+                raise nearest(epoch, EPOCHS, f"epoch of claim {self.claim}")
         if self.direction == "equivalent" and self.margin <= 0:
             raise UserError(f"claim {self.claim}: an equivalence needs a margin above 0, not {self.margin:g}")
 
@@ -141,6 +146,7 @@ class Study:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use_targets: tuple[str, ...] = ()  # the targets of this size; empty: all
     skip: tuple[str, ...] = ()  # experiments left out at this size
+    probe_examples: int | None = None  # N, where the study needs another than the usual
 
     def __post_init__(self) -> None:
         if not isinstance(self.seeds, int) or isinstance(self.seeds, bool) or self.seeds < 1:
@@ -162,6 +168,13 @@ class Study:
             for name in item.experiments:
                 if name not in names:
                     raise nearest(name, names, f"experiment in {item.name}")
+            for label in item.arms:
+                if label not in arms:
+                    raise nearest(label, arms, f"arm in {item.name}")
+        for preset, changes in self.presets.items():
+            for key in changes:
+                if key not in SIZES:
+                    raise nearest(key, SIZES, f"setting of preset {preset}")
         for name in (*self.skip, *(n for p in self.presets.values() for n in p.get("skip", ()))):
             if name not in names:
                 raise nearest(name, names, "experiment")

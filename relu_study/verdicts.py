@@ -77,7 +77,8 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
 
 
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
-    margin = float(claim["margin"]) * (float(target["variance"]) if claim["relative"] else 1.0)
+    unit = float(target["variance"]) if claim["relative"] else 1.0
+    claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
     row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS}
     row |= {name: claim[name] for name in ("claim", "statement", "metric", "site", "direction")}
     row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
@@ -97,6 +98,10 @@ def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
         result = paired_test(numbers - against, claim["direction"], margin)
     row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi", "n")}
     return row | {"p": min(result["p"], result["p_refute"]), "reason": note}
+
+
+def _scaled(against: str | float, unit: float) -> str | float:
+    return against if isinstance(against, str) else float(against) * unit
 
 
 def _judge(row: Row, tested: int) -> tuple[str, str]:

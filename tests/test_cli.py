@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +75,12 @@ STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experime
         (STUDY.format("", "rows=600", ", seeds=0"), "seeds"),
         (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fraction', 'b', 'a', 'less', 0.05)]"), "arm"),
         (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fractoin', 'a', 0.5, 'less', 0.05)]"), "dead_fraction"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'val_loss', 'a', 0.5, 'less', 0.05, epoch='lats')]"), "last"),
+        (STUDY.format("", "rows=600", ", presets={'full': {'seedz': 4}}"), "seeds"),
+        (
+            STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), arms=('b',), metrics=('val_loss',))]"),
+            "arm",
+        ),
         (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('man',), ('val_loss',))]"), "main"),
         (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('main',), ('val_los',))]"), "val_loss"),
         (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
@@ -89,13 +94,9 @@ def test_bad_study_files(text: str, hint: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
 
 
-def test_help_is_quick_and_knows_no_jax(tmp_path: Path) -> None:
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = command("--help", cwd=tmp_path)
-        took.append(time.perf_counter() - began)
-        assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
+def test_help_knows_no_jax(tmp_path: Path) -> None:
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
     for name in ("list", "plan", "run", "report", "view"):
         assert name in done.stdout
 
@@ -118,8 +119,13 @@ def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -
     assert again.returncode == 0 and again.stderr.splitlines()[-1] == "False", again.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")} == before
     row = (tmp_path / "here" / "runs.csv").read_text().splitlines()[3]
-    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--out", "here2", cwd=tmp_path)
+    alone = command(
+        "run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--like", "here", "--out", "one", cwd=tmp_path
+    )
     assert alone.stdout.splitlines() == [row], alone.stderr
+    assert (tmp_path / "one" / "runs.csv").read_text().splitlines()[1:] == [row]
+    full = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--out", "here", cwd=tmp_path)
+    assert full.returncode == 2 and "not empty" in full.stderr
     (tmp_path / "other.py").write_text(Path(SMALL).read_text().replace('name="small"', 'name="other"'))
     refused = command("run", "other.py", "--out", "here", cwd=tmp_path)
     assert refused.returncode == 2 and "holds the study 'small'" in refused.stderr and "--out" in refused.stderr

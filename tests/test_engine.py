@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,8 +17,9 @@ import pytest
 from relu_study import engine
 from relu_study.probes import revivals
 from relu_study.programs import Probing
-from relu_study.registry import UserError
+from relu_study.registry import UserError, tasks
 from relu_study.spec import RunSpec
+from relu_study.tasks import Task
 
 SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
 PROBE = Probing(200, 100)
@@ -197,3 +199,28 @@ def test_revivals_are_counted_once_a_unit() -> None:
     assert seen["revived_fraction/site_2"].tolist() == [[0] * 5]
     assert np.allclose(seen["revived_fraction/all"], [[0, 0.2, 0.2, 0.2, 0.4]])
     assert np.isnan(seen["certified_revived_fraction/site_2"]).all() and seen["certified_revived_fraction/all"][0, -1] == 0.5
+
+
+def test_tasks_with_another_box_never_share_a_tile() -> None:
+    def boxed(spec: RunSpec) -> Task:
+        return replace(tasks["negative_box"](spec.but(task="negative_box")), box=(-1.0, 0.0))
+
+    def unboxed(spec: RunSpec) -> Task:
+        return replace(boxed(spec), box=None)
+
+    tasks.add("boxed", boxed)
+    tasks.add("unboxed", unboxed)
+    assert engine.describe(SMALL.but(task="boxed")).cohort == engine.describe(SMALL).cohort
+    assert engine.describe(SMALL.but(task="unboxed")).cohort != engine.describe(SMALL).cohort
+    tile = engine.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
+    assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
+
+
+def test_an_entry_registered_anew_is_compiled_anew() -> None:
+    losses = []
+    for slope in (1.0, -7.0):
+        code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"
+        exec(code, {"__name__": "notebook"})
+        spec = SMALL.but(activation="sloped", epochs=0)
+        losses.append(engine.train_tile([spec], 2, probing=PROBE)["metric:train_loss/all"][0, 0])
+    assert losses[0] != losses[1]

@@ -228,7 +228,7 @@ def assert_agree(got, wanted):
     assert set(expected) <= set(values)
     for key, value in values.items():
         if key in expected:
-            assert value == pytest.approx(expected[key], rel=2e-5, abs=1e-7), key
+            assert value == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
         else:
             assert math.isnan(value), key
     assert set(masks) == set(flags)
@@ -341,6 +341,20 @@ def test_nearly_dead_is_open_on_fewer_than_one_in_a_hundred(n, open_on, nearly):
     assert read("dead_fraction", slope=slope) == [open_on == 0, False]
 
 
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "selu"])
+def test_saturated_is_less_than_a_hundredth_of_the_steepest_slope_on_every_example(name):
+    steepest = PHI[name][2]
+    slope = steepest * np.float32([[0.0, 0.0099, 0.005], [0.001, 0.0098, 0.0101]])
+    assert read("saturated_fraction", name, slope=slope, max_slope=steepest) == [True, True, False]
+
+
+def test_either_flat_piece_certifies():
+    bound = Interval(jnp.array([-9.0, 1.0, -2.0, -1.0, -9.0]), jnp.array([-1.0, 9.0, 2.0, 1.0, -0.999]))
+    for metric, wanted in (("certified_dead", [1, 1, 0, 0, 0]), ("certified_always_on", [0, 0, 0, 1, 0])):
+        site = probes.SiteView(activations["hard_tanh"], *[None] * 9, bound, None)
+        assert np.asarray(registry[f"{metric}_fraction"].function(site)).tolist() == [bool(w) for w in wanted]
+
+
 def test_saturated_tanh_is_not_certified_and_hardly_dead():
     x, y = data()
     units = ([0, 0, 0, 0], 4.0), ([0, 0, 0, 0], -4.0), ([0.1, 0, 0, 0], 2.0)
@@ -437,6 +451,16 @@ def test_constant_is_a_variance_of_at_most_one_ten_thousandth(spread, wanted):
     assert bool(registry["constant"].function(one_only)) is (spread < 0.0141)
 
 
+def test_a_prediction_that_never_changes_is_constant_whatever_rounding_makes_of_its_variance():
+    """150 equal predictions, of one output each time: XLA contracts the variance of some to 1e-17 above 0."""
+    values = np.random.default_rng(0).normal(scale=100, size=(40, 1, 1)).astype(np.float32)
+    same = jnp.asarray(np.tile(values, (1, 150, 1)))
+    variance = jax.jit(jax.vmap(lambda prediction: moments(prediction, axis=0)[1]))(same)
+    assert float(variance.max()) > 0  # or this test would be empty
+    shot = probes.Snapshot((), None, jnp.asarray(0.0), *[None] * 5)
+    assert jax.jit(jax.vmap(lambda prediction: registry["constant"].function(shot._replace(prediction=prediction))))(same).all()
+
+
 def test_a_target_without_variance_breaks_nothing():
     x, _ = data()
     y = np.full((len(x), 1), 0.3, np.float32)
@@ -507,7 +531,8 @@ def test_negative_weights_are_exactly_never_dead_and_always_on():
 def test_moments_of_values_far_from_zero(offset, spread):
     values = (offset + spread * np.random.default_rng(0).normal(size=(8192, 32))).astype(np.float32)
     mean, variance = (float(m) for m in jax.jit(moments)(values))
-    assert mean == pytest.approx(values.mean(dtype=float), rel=2e-7, abs=1e-7 * spread)
+    exact = values.mean(dtype=float)
+    assert abs(mean - exact) <= max(np.spacing(np.float32(abs(exact))), 1e-7 * spread)  # the last bit
     assert math.sqrt(variance) == pytest.approx(values.std(dtype=float), rel=1e-4)
 
 
@@ -546,7 +571,7 @@ def test_one_program_measures_many_runs_as_it_measures_one():
     for i, net in enumerate(nets):
         alone, flags = measured(net, ["relu", "tanh"], x, y)
         for key, value in alone.items():
-            assert float(many[key][i]) == pytest.approx(value, rel=1e-5, nan_ok=True), key
+            assert float(many[key][i]) == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
         assert all(np.array_equal(np.asarray(masks[key])[i], flag) for key, flag in flags.items())
 
 

@@ -317,3 +317,11 @@ def test_a_row_that_would_be_confirmed_alone_is_not_among_many() -> None:
     )[0]
     assert alone["verdict"] == "confirmed" and among["verdict"] == "inconclusive"
     assert among["p"] == alone["p"] and among["ci_lo"] > 0 and "but the corrected p" in among["reason"]
+
+
+def test_a_relative_constant_is_in_units_of_the_targets_variance() -> None:
+    """An arm at the best constant's loss differs by nothing from 1 variance, whatever the target."""
+    row = ask(loss_claim(against=1.0, relative=True, margin=0.1, direction="equivalent"), COIN, arm=losses(0.25))
+    assert abs(row["effect"]) < 1e-6 and row["verdict"] == "confirmed" and np.isclose(row["margin"], 0.025)
+    row = ask(loss_claim(against=1.0, relative=True, margin=0.1, direction="less"), COIN, arm=losses(0.1))
+    assert np.isclose(row["effect"], -0.15) and row["verdict"] == "confirmed"
