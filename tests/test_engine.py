@@ -17,7 +17,7 @@ import pytest
 from relu_study import engine
 from relu_study.probes import revivals
 from relu_study.programs import Probing
-from relu_study.registry import UserError, tasks
+from relu_study.registry import UserError, activations, tasks
 from relu_study.spec import RunSpec
 from relu_study.tasks import Task
 
@@ -201,7 +201,9 @@ def test_revivals_are_counted_once_a_unit() -> None:
     assert np.isnan(seen["certified_revived_fraction/site_2"]).all() and seen["certified_revived_fraction/all"][0, -1] == 0.5
 
 
-def test_tasks_with_another_box_never_share_a_tile() -> None:
+def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
+
     def boxed(spec: RunSpec) -> Task:
         return replace(tasks["negative_box"](spec.but(task="negative_box")), box=(-1.0, 0.0))
 
@@ -216,7 +218,8 @@ def test_tasks_with_another_box_never_share_a_tile() -> None:
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 
 
-def test_an_entry_registered_anew_is_compiled_anew() -> None:
+def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "_entries", dict(activations._entries))
     losses = []
     for slope in (1.0, -7.0):
         code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"

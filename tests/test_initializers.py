@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from relu_study import engine, prng, programs
+from relu_study import engine, prng, programs  # noqa: F401  (engine fills the registries)
 from relu_study.initializers import Initializer, Layer
 from relu_study.registry import initializers
 from relu_study.spec import KNOBS, RunSpec
@@ -101,12 +101,94 @@ def test_sign_flip_is_he_normal_with_whole_units_turned():
 
 # ------------------------------------------------------------------------------------------ whole networks
 
-INPUTS = -jax.random.uniform(jax.random.key(2), (101, 4))  # the article's box: he_normal leaves units off on all of it
+# The article's box, where many a unit of he_normal is off on most of the examples.
+INPUTS = -jax.random.uniform(jax.random.key(2), (101, 4))
 
 
-def weights(spec: RunSpec, **knobs: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def weights(spec: RunSpec) -> list[tuple[np.ndarray, np.ndarray]]:
     """(kernel, bias) of each dense layer of a run before its first step, nearest the input first."""
-    values = {name: jnp.float32(knobs.get(name, getattr(spec, name))) for name in KNOBS}
-    params = programs.make_init(engine.cohort_start(spec), 4, 2)(jnp.uint32(spec.seed), values, INPUTS).params
-    layers = [params["hidden"][i]["dense"] for i in range(spec.depth)] + [params["output"]]
+    knobs = {name: jnp.float32(getattr(spec, name)) for name in KNOBS}
+    params = programs.make_init(spec, 4, 2)(jnp.uint32(spec.seed), knobs, INPUTS).params
+    layers = [*(params["hidden"][i]["dense"] for i in range(spec.depth)), params["output"]]
     return [(np.asarray(layer["kernel"][...]), np.asarray(layer["bias"][...])) for layer in layers]
+
+
+def arriving(layers: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """What arrives at each layer of a relu network."""
+    inputs = [np.asarray(INPUTS, np.float64)]
+    for kernel, bias in layers[:-1]:
+        inputs.append(np.maximum(inputs[-1] @ kernel + bias, 0))
+    return inputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
+    spec = RunSpec(depth=2, width=5, initializer=name, seed=2**32 - 1)
+    layers = weights(spec)
+    assert [kernel.shape for kernel, _ in layers] == [(4, 5), (5, 5), (5, 2)]
+    for i, ((kernel, bias), inputs) in enumerate(zip(layers, arriving(layers))):
+        entry = initializers[name if i < 2 or initializers[name].output else "glorot_uniform"]
+        layer = Layer(i, 3, *kernel.shape, last=i == 2)
+        wanted, _ = entry(prng.stream(spec.seed, "init", i), layer, jnp.asarray(inputs, jnp.float32))
+        np.testing.assert_allclose(kernel, wanted, rtol=1e-6)
+        assert np.all(bias == 0)
+    if not initializers[name].output:
+        assert np.all(np.abs(layers[2][0]) <= np.sqrt(6 / (5 + 2)))
+
+
+@pytest.mark.parametrize("name", ["he_normal", "negative_uniform", "sign_flip"])
+def test_gain_and_bias_shift_are_of_hidden_layers_alone(name):
+    spec = RunSpec(depth=2, width=5, initializer=name)
+    plain, changed = weights(spec), weights(spec.but(gain=2.5, bias_shift=0.25))
+    for kernel, bias in changed[:2]:
+        assert np.all(bias == 0.25) and np.all(kernel != 0)
+    np.testing.assert_allclose(changed[0][0], 2.5 * plain[0][0], rtol=1e-6)
+    np.testing.assert_allclose(np.abs(changed[1][0]), 2.5 * np.abs(plain[1][0]), rtol=1e-6)  # signs follow what arrives
+    assert np.array_equal(changed[2][0], plain[2][0]) and np.all(changed[2][1] == 0)
+
+
+def test_layers_and_seeds_are_drawn_apart():
+    spec = RunSpec(depth=3, width=4, initializer="he_normal")
+    kernels = [kernel for seed in (0, 1) for kernel, _ in weights(spec.but(seed=seed))[:3]]
+    assert len({kernel.tobytes() for kernel in kernels}) == 6
+
+
+def test_an_initialiser_may_set_the_output_layer_too():
+    """`last` marks the output layer; only an initialiser that says so is asked for it."""
+
+    def constant(key: Any, layer: Layer, inputs: Any) -> Any:
+        return jnp.full((layer.fan_in, layer.fan_out), 7.0 if layer.last else float(layer.index)), jnp.full(layer.fan_out, 3.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for output in (False, True):
+            patch.setitem(initializers._entries, "test_constant", Initializer(constant, output=output))
+            layers = weights(RunSpec(depth=2, width=5, initializer="test_constant"))
+            assert np.all(layers[0][0] == 0) and np.all(layers[1][0] == 1) and np.all(layers[1][1] == 3)
+            assert np.all(layers[2][0] == 7) == output and np.all(layers[2][1] == 3) == output
+
+
+# ----------------------------------------------------------------------------------------------- sign flip
+
+
+def on_shares(layers: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, list[float]]:
+    """The least share of arriving examples on which a unit is on, and the share of all that are alive after each layer."""
+    least, alive = 1.0, []
+    for inputs, (kernel, bias) in zip(arriving(layers), layers[:-1]):
+        live = inputs[np.any(inputs != 0, axis=1)]
+        on = live @ kernel + bias > 0
+        least = min(least, on.mean(axis=0).min())
+        alive.append(on.any(axis=1).sum() / len(inputs))
+    return least, alive
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), depth=st.integers(1, 4), width=st.sampled_from([1, 3, 16]))
+def test_sign_flip_keeps_half_of_what_arrives_at_every_unit(seed, depth, width):
+    least, alive = on_shares(weights(RunSpec(depth=depth, width=width, initializer="sign_flip", seed=seed)))
+    assert least >= 0.5
+    assert all(share >= 0.5 ** (i + 1) for i, share in enumerate(alive))
+
+
+def test_he_normal_does_not():
+    found = [on_shares(weights(RunSpec(depth=2, width=3, initializer="he_normal", seed=seed))) for seed in range(20)]
+    assert min(least for least, _ in found) == 0 and min(alive[-1] for _, alive in found) < 0.25
