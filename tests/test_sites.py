@@ -86,10 +86,10 @@ def test_batch_norm_moves_its_averages_in_training_only():
 # ---------------------------------------------------------------------------------------------------- SELU
 
 WIDE = RunSpec(depth=16, width=512, activation="selu", initializer="lecun_normal")
-# Of 512 units and 512 examples: in each layer the pooled mean is off by some 1/512 (of unequal norms, by their second order)
-# and by some 1/512 more (the spread of the units' own means), and a layer hands on less than 0.8 of what it got, so that in
-# any depth it stays below a few 1/512; the variance, a fourth moment larger, below some more. One layer's worth of
-# another scale goes far beyond: 1 % on lambda moves the variance by 9 %.
+# A layer hands on 0.78 of an error in its variance and 0.09 of it as an error of its mean (Klambauer et al. 2017, section 2), so
+# what each layer adds is gathered 4.6-fold at most. A layer of 512 units seen on 512 examples adds a few 1/512: pooled over the
+# units the spread of their weights' norms, over the examples that of theirs, each by its second order. Together below
+# 24/512; but 1 % on the scale of selu already moves the variance by 9 %.
 MEAN_WITHIN, VARIANCE_WITHIN = 8 / 512, 24 / 512
 
 
@@ -106,9 +106,7 @@ def test_selu_keeps_mean_0_and_variance_1_through_depth(seed):
         assert abs(mean) <= MEAN_WITHIN and abs(variance - 1) <= VARIANCE_WITHIN
 
 
-@pytest.mark.parametrize(
-    "changes", [{"initializer": "he_normal"}, {"activation": "elu"}, {"initializer": "glorot_uniform", "width": 64}]
-)
+@pytest.mark.parametrize("changes", [{"initializer": "he_normal"}, {"activation": "elu"}])
 def test_others_do_not(changes):
     _, tape = tape_of(WIDE.but(**changes), jax.random.normal(jax.random.key(0), (512, 512)))
     assert any(abs(mean) > 2 * MEAN_WITHIN or abs(variance - 1) > 2 * VARIANCE_WITHIN for mean, variance in moments(tape))
@@ -157,7 +155,7 @@ def test_alpha_dropout_of_standard_normals_has_mean_0_and_variance_1(rate):
     assert abs(second - 1) < 1e-12
     assert abs(out.mean()) <= 4 / np.sqrt(out.size)
     assert abs(out.var() - 1) <= 4 * np.sqrt((fourth - 1) / out.size)
-    dropped = np.isclose(out, a * ALPHA_PRIME + b, rtol=1e-5)
+    dropped = np.isclose(out, a * ALPHA_PRIME + b, rtol=0, atol=1e-4)
     assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * q / out.size)
     np.testing.assert_allclose(out[~dropped], (a * np.asarray(NORMAL, np.float64) + b)[~dropped], rtol=1e-4, atol=1e-5)
 

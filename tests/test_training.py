@@ -34,15 +34,15 @@ DROP = 0.25  # a multiple of 2^-16: met exactly
 RATES = {"adam": 0.01, "sgd": 0.1, "momentum": 0.01, "rmsprop": 0.003}
 # Batch normalisation is under sgd: the bias before it has gradient 0, and in float32 adam makes steps of the rounding noise.
 PARTS: tuple[dict[str, Any], ...] = (
-    {"optimizer": "adam", "activation": "tanh", "output": "leaky_relu"},
+    {"optimizer": "adam", "activation": "tanh", "output": "leaky_relu", "depth": 1},
     {"optimizer": "sgd", "activation": "relu", "norm": "batch_norm"},
-    {"optimizer": "momentum", "activation": "selu", "dropout": "alpha_dropout"},
+    {"optimizer": "momentum", "activation": "selu", "dropout": "alpha_dropout", "depth": 1},
     {"optimizer": "rmsprop", "activation": "leaky_relu", "norm": "layer_norm"},
 )
 # Every activation, the optimisers taking turns, and the parts of a network.
 TURNS = list(zip(activations, cycle(optimizers)))
 BRANCHES = [{"optimizer": turn, "activation": name, "depth": 1} for name, turn in TURNS]
-BRANCHES += [{"depth": DEPTH, **part} for part in PARTS]
+BRANCHES += [{"depth": DEPTH} | part for part in PARTS]
 NAMES = ["-".join(str(value) for value in branch.values()) for branch in BRANCHES]
 
 
