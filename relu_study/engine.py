@@ -65,6 +65,8 @@ def check(spec: RunSpec, probing: Probing) -> None:
         (tasks, spec.task),
     ):
         known[name]
+    if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
+        raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
     signature = tasks[spec.task](spec).signature
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(

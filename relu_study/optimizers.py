@@ -37,5 +37,5 @@ def momentum(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransform
 
 @optimizer("rmsprop")
 def rmsprop(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
-    """RMSProp with decay 0.9 and epsilon 1e-8. Source: Tieleman & Hinton 2012, lecture 6.5."""
+    """RMSProp with decay 0.9 and epsilon 1e-8, added inside the root. Source: Tieleman & Hinton 2012, lecture 6.5."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.rmsprop(learning_rate))

@@ -12,8 +12,8 @@ from flax import nnx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from relu_study import engine, prng, programs  # noqa: F401  (engine fills the registries)
-from relu_study.registry import activations
+from relu_study import engine, prng, programs
+from relu_study.registry import UserError, activations
 from relu_study.sites import ALPHA_PRIME, Context, Dense, Dropout, Norm, Site
 from relu_study.spec import KNOBS, RunSpec
 
@@ -60,6 +60,11 @@ def test_an_output_activation_is_a_site_too():
     prediction, tape = tape_of(RunSpec(depth=1, width=5, output="sigmoid"), jnp.ones((3, 4)))
     assert [type(entry[0]) for entry in tape] == [Dense, Site, Dense, Site]
     assert np.array_equal(prediction, tape[-1][2]) and np.array_equal(tape[-1][2], jax.nn.sigmoid(tape[-1][1]))
+
+
+def test_an_output_of_several_numbers_for_each_target_is_refused():
+    with pytest.raises(UserError, match="'crelu' gives several numbers"):
+        engine.check(RunSpec(rows=500, output="crelu"), programs.Probing())
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "layer_norm"])
