@@ -189,14 +189,15 @@ def train(
     decay: float = 0.0,
     keep: Callable[[int, int], list[np.ndarray]] | None = None,
     memory: dict | None = None,
+    done: int = 0,
     outputs: int | None = None,
 ) -> Network:
-    """Train in place over `batches` of row numbers; `keep(step, rows)` gives one mask a hidden layer.
+    """Train in place over `batches` of row numbers; `keep(step, rows)` gives one mask a hidden layer, `done` steps came before.
 
     `outputs` is what the squared error is divided by beside the rows: more than y has where others share the mean.
     """
     memory = {} if memory is None else memory
-    for step, rows in enumerate(batches):
+    for step, rows in enumerate(batches, done):
         masks = keep(step, len(rows)) if keep else None
         prediction, saved = forward(net, x[rows], masks, train=True)
         error = 2 * (prediction - y[rows]) / (len(rows) * (outputs or y.shape[1]))

@@ -189,7 +189,8 @@ def test_one_program_for_every_rate(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_is_the_identity(kind):
     x = NORMAL[:5]
-    assert Dropout(kind, 0)(x, Context(knobs(dropout_rate=0.5))) is x
+    for key in (None, jax.random.key(0)):
+        assert Dropout(kind, 0)(x, Context(knobs(dropout_rate=0.5), key=key)) is x
 
 
 @pytest.mark.parametrize("kind", KINDS)

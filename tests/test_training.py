@@ -101,40 +101,34 @@ def entries() -> Iterator[None]:
 # ------------------------------------------------------------------------- what is drawn, outside the engine
 
 
+@partial(jax.jit, static_argnums=2)
+def visited(seed: Any, epoch: Any, rows: int) -> Any:
+    return prng.shuffled(prng.order_key(seed, epoch), jnp.arange(rows, dtype=jnp.uint32), rows)
+
+
 @cache
-def visits(rows: int) -> Any:
-    """(seed, epoch) -> the rows in the order in which that epoch visits them."""
-    return jax.jit(lambda seed, epoch: prng.shuffled(prng.order_key(seed, epoch), jnp.arange(rows, dtype=jnp.uint32), rows))
-
-
 def batches(seed: int, rows: int, batch: int, epochs: float) -> list[np.ndarray]:
     """The rows of every step: full batches, then what is left; a fraction of an epoch is its first steps."""
     steps = []
     for done in range(int(np.ceil(epochs))):
-        order = np.asarray(visits(rows)(np.uint32(seed), np.int32(done + 1)))
+        order = np.asarray(visited(np.uint32(seed), np.int32(done + 1), rows))
         cut = [order[at : at + batch] for at in range(0, rows, batch)]
         steps += cut[: round(min(1.0, epochs - done) * len(cut))]
     return steps
 
 
-@cache
-def words(rows: int) -> Any:
-    """(seed, step, site) -> the random words of one dropout mask."""
-
-    def draw(seed: Any, step: Any, site: Any) -> Any:
-        return jax.random.bits(prng.stream(seed, "dropout", step, site), (rows, WIDTH), jnp.uint16)
-
-    return jax.jit(draw)
+@partial(jax.jit, static_argnums=3)
+def words(seed: Any, step: Any, site: Any, rows: int) -> Any:
+    return jax.random.bits(prng.stream(seed, "dropout", step, site), (rows, WIDTH), jnp.uint16)
 
 
 @cache
 def masks(seed: int, depth: int, step: int, rows: int) -> list[np.ndarray]:
     """What dropout keeps at each site in one step."""
-    return [np.asarray(words(rows)(np.uint32(seed), np.int32(step), np.int32(site))) >= DROP * 65536 for site in range(depth)]
+    return [np.asarray(words(np.uint32(seed), np.int32(step), np.int32(i), rows)) >= DROP * 65536 for i in range(depth)]
 
 
 # ------------------------------------------------------------------------------ both trainings of a bundle
-
 
 # The runs of one tile: they differ in every knob that training feels.
 BASE = RunSpec(network="test_bundle", optimizer="test_each_its_own", depth=DEPTH, width=WIDTH, batch_size=BATCH)
@@ -208,35 +202,18 @@ def in_float64(entries: None) -> dict[str, np.ndarray]:
         return by_name(state.params) | by_name(state.stats)
 
 
-@pytest.fixture(scope="module")
-def first(entries: None) -> dict[str, np.ndarray]:
-    return by_name(first_weights(blank()[1]))
-
-
-@cache
-def steps_of(seed: int) -> list[np.ndarray]:
-    return batches(seed, TRAIN, BATCH, EPOCHS)
-
-
-def trained_by_reference(first: dict[str, np.ndarray], branch: int, run: int) -> tuple[reference.Network, np.ndarray]:
+def trained_by_reference(branch: int, run: int) -> tuple[reference.Network, np.ndarray]:
     """The last network, and its predictions on all rows."""
     spec, kind = RUNS[run], dict(BRANCHES[branch])
     optimizer, prefix = kind.pop("optimizer"), f"branches.{branch}."
     x, y = examples(TRAIN + VAL, len(BRANCHES))
-    weights = {name.removeprefix(prefix): leaf[run] for name, leaf in first.items() if name.startswith(prefix)}
-    net = reference.Network(weights, leak=spec.leak, rate=DROP, **kind)
-    assert len(steps_of(spec.seed)) == 200
-    reference.train(
-        net,
-        x,
-        y[:, [branch]],
-        steps_of(spec.seed),
-        optimizer,
-        spec.learning_rate * RATES[optimizer],
-        spec.weight_decay,
-        keep=partial(masks, spec.seed, net.depth) if net.dropout != "none" else None,
-        outputs=len(BRANCHES),
-    )
+    every = by_name(first_weights(blank()[1]))
+    first = {name.removeprefix(prefix): leaf[run] for name, leaf in every.items() if name.startswith(prefix)}
+    net = reference.Network(first, leak=spec.leak, rate=DROP, **kind)
+    keep = partial(masks, spec.seed, net.depth) if net.dropout != "none" else None
+    steps, rate = batches(spec.seed, TRAIN, BATCH, EPOCHS), spec.learning_rate * RATES[optimizer]
+    assert len(steps) == 200
+    reference.train(net, x, y[:, [branch]], steps, optimizer, rate, spec.weight_decay, keep, outputs=len(BRANCHES))
     return net, reference.forward(net, x)[0][:, 0]
 
 
@@ -248,9 +225,9 @@ def test_the_reference_knows_every_activation_and_optimiser():
 
 @pytest.mark.parametrize("run", [0, 1])
 @pytest.mark.parametrize("branch", range(len(BRANCHES)), ids=NAMES)
-def test_200_steps(branch, run, first, predicted, in_float64):
+def test_200_steps(branch, run, predicted, in_float64):
     """Losses and outputs to 1e-4 in float32, parameters and running averages to 1e-8 in float64."""
-    net, wanted = trained_by_reference(first, branch, run)
+    net, wanted = trained_by_reference(branch, run)
     got, y = predicted[run, :, branch], examples(TRAIN + VAL, len(BRANCHES))[1][:, branch]
     assert np.max(np.abs(got - wanted)) <= 1e-4 * np.max(np.abs(wanted))
     for rows in (slice(0, TRAIN), slice(TRAIN, None)):
@@ -270,16 +247,15 @@ CURVE = RELU.but(dropout="dropout", dropout_rate=DROP)
 PAIR = [CURVE.but(seed=8, learning_rate=3e-3), CURVE.but(seed=5, bias_shift=0.1, weight_decay=0.1)]
 
 
-def tile_params(tile: dict[str, np.ndarray], run: int) -> dict[str, np.ndarray]:
+Tile = dict[str, np.ndarray]
+
+
+def tile_params(tile: Tile, run: Any) -> dict[str, np.ndarray]:
     return {name.removeprefix("param:"): value[run] for name, value in tile.items() if name.startswith("param:")}
 
 
 def trained(runs: list[RunSpec], **changes: Any) -> dict[str, np.ndarray]:
     return engine.train_tile([run.but(**changes) for run in runs], 2, keep_params=True)
-
-
-def later_masks(seed: int, done: int, step: int, rows: int) -> list[np.ndarray]:
-    return masks(seed, CURVE.depth, done + step, rows)
 
 
 @pytest.fixture(scope="module")
@@ -298,16 +274,13 @@ def test_losses_of_every_epoch(curves):
         assert len(steps) == 187
         for epoch, number in enumerate(curves["epoch"]):
             until = round(number * 34)
-            keep = partial(later_masks, spec.seed, done)
-            reference.train(net, x, y, steps[done:until], "adam", spec.learning_rate, spec.weight_decay, keep, memory)
+            keep, rate, decay = partial(masks, spec.seed, spec.depth), spec.learning_rate, spec.weight_decay
+            reference.train(net, x, y, steps[done:until], "adam", rate, decay, keep, memory, done)
             done = until
             for name, rows in (("train_loss", slice(0, 101)), ("val_loss", slice(101, None))):
                 got, wanted = curves[f"metric:{name}/all"][run, epoch], reference.loss(net, x[rows], y[rows])
                 assert abs(got - wanted) <= 1e-4 * wanted, f"{name}, epoch {number}, run {run}"
         assert reference.loss(net, x[:101], y[:101]) < 0.8 * curves["metric:train_loss/all"][run, 0]
-
-
-Tile = dict[str, np.ndarray]
 
 
 def by_hand(runs: list[RunSpec], beginning: Tile, *parts: list[tuple[int, int, int]]) -> list[Tile]:
