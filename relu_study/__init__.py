@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relu_study.activations import activation as activation
+    from relu_study.frames import load as load
     from relu_study.initializers import initializer as initializer
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from relu_study.study import Table as Table
     from relu_study.study import Target as Target
     from relu_study.study import grid as grid
-    from relu_study.tables import load as load
     from relu_study.tasks import Signature as Signature
     from relu_study.tasks import Task as Task
     from relu_study.tasks import task as task
@@ -33,7 +33,7 @@ _HOMES = {
     "spec": ("RunSpec",),
     "registry": ("UserError",),
     "study": ("Claim", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
-    "tables": ("load",),
+    "frames": ("load",),
     "runner": ("run",),
     "activations": ("activation",),
     "initializers": ("initializer",),

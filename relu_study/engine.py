@@ -83,12 +83,12 @@ def check(spec: RunSpec, probing: Probing) -> None:
 
 def describe(spec: RunSpec) -> Work:
     """What a run asks of a machine, from shapes alone: nothing is compiled."""
-    step, signature = cohort(spec, tasks[spec.task](spec).signature)
+    task = tasks[spec.task](spec)
+    step, signature = cohort(spec, task.signature)
     units = list(site_units(step, signature).values())
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
-    task = tasks[spec.task](spec)
     shared = (step.changed(), tuple(signature), task.box is not None, task.phases)
     name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]

@@ -11,6 +11,7 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -48,15 +49,9 @@ def write_tile(folder: Path, tile: Tile) -> Path:
     """Store one tile under `folder`/raw, named by the runs it holds."""
     name = hashlib.sha256("".join(sorted(tile["run_id"])).encode()).hexdigest()[:12]
     path = folder / "raw" / f"tile-{name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **tile)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    np.savez_compressed(content, **tile)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
     return path
 
 

@@ -16,12 +16,10 @@ import numpy as np
 import pandas as pd
 
 from relu_study import stats
-from relu_study.frames import PROPORTIONS, Results, csv_text, frames, load, runs_csv
+from relu_study.frames import PROPORTIONS, csv_text
 from relu_study.registry import UserError, nearest
 from relu_study.spec import FIELDS
 from relu_study.typeset import Shown, latex_table, markdown_table, measured
-
-__all__ = ["Results", "check", "frames", "load", "runs_csv", "tables"]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import BASE, PROBE_EXAMPLES, noise, planted_arms, planted_folder, planted_study
 
-from relu_study.frames import csv_text, frames, read_csv, report_epochs, runs_csv, summary_frame
+from relu_study.frames import csv_text, frames, load, read_csv, report_epochs, runs_csv, summary_frame
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import collect, read_manifest
-from relu_study.tables import load
 
 SEEDS = 8
 T = scipy.stats.t.ppf(0.975, SEEDS - 1) / math.sqrt(SEEDS)
