@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def seconds(tile: Tile, work: Work) -> float:
 
 
 def width(work: Work, runs: int, platform: str) -> int:
-    """The tile width of a cohort, in the one place that decides it."""
+    """The tile width of a cohort with at most `runs` of one length, in the one place that decides it."""
     rule = WIDTHS.get(platform, WIDTHS["cpu"])
     wide = rule.least
     while wide * 2 <= rule.most and wide * 2 * work.scratch <= rule.scratch and wide < runs:
@@ -117,7 +118,7 @@ def plan(
     cohorts = []
     for name, members in groups.items():
         asked = work(members[0])
-        wide = widths.get(name) or width(asked, len(members), platform)
+        wide = widths.get(name) or width(asked, max(Counter(run.epochs for run in members).values()), platform)
         todo = [run for run in members if missing(run)]
         rank: dict[object, int] = {}
 

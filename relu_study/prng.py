@@ -20,7 +20,7 @@ def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | In
     Names enter by their CRC-32 and numbers as they are, one `fold_in` each, so that no stream
     depends on how many others there are or in what order they are drawn.
     """
-    key = jax.random.key(seed)
+    key = jax.random.key(seed, impl="threefry2x32")  # whatever the process has for its default
     for part in path:
         key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
     return key
@@ -64,6 +64,18 @@ def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int
         lambda i: jnp.where(i >= rows, permute(i), i),
         index,
     )
+
+
+def words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Random words, one for each element of an array: its place there, keyed and hashed twice.
+
+    Much less arithmetic than `jax.random.bits`, whose Threefry would cost a small network more than its training; it is
+    left for the key, which each step and site has of its own. At most 2**32 elements; no two words are equal.
+    Source: the hash is Wellons' `lowbias32` (2018).
+    """
+    first, second = jax.random.key_data(key)
+    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    return _hash(_hash(place ^ first) + second)
 
 
 def _ranked(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from relu_study import bounds
+from relu_study import bounds, prng
 from relu_study.bounds import Interval
 from relu_study.registry import activations
 
@@ -111,8 +111,8 @@ class Dropout(nnx.Module):
         assert ctx.key is not None and not isinstance(x, Interval)
         threshold = jnp.minimum(jnp.round(ctx.knobs["dropout_rate"] * 65536), 65535)  # q > 0: no gradient is ever 0 * inf
         q = 1 - threshold / 65536
-        bits = jax.random.bits(jax.random.fold_in(ctx.key, self.index), x.shape, jnp.uint16)
-        keep = bits.astype(x.dtype) >= threshold
+        words = prng.words(jax.random.fold_in(ctx.key, self.index), x.shape)
+        keep = words >> 16 >= threshold.astype(jnp.uint32)
         if self.kind == "dropout":
             return jnp.where(keep, x / q, 0)
         a = (q + ALPHA_PRIME**2 * q * (1 - q)) ** -0.5

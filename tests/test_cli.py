@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from relu_study.cli import main
 
 HERE = Path(__file__).resolve().parent
 SMALL = str(HERE / "small_study.py")
@@ -86,11 +89,15 @@ STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experime
         (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
     ],
 )
-def test_bad_study_files(text: str, hint: str, tmp_path: Path) -> None:
+def test_bad_study_files(text: str, hint: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     (tmp_path / "bad.py").write_text(text)
-    done = command("run", "bad.py", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert hint in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["relu-study", "run", "bad.py"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    assert left.value.code == 2, said.err
+    assert hint in said.err and len(said.err.splitlines()) == 1 and not said.out
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
 
 

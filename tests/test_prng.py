@@ -134,6 +134,53 @@ def test_rows_that_stay_in_their_place(rows):
     _poisson(np.sum(orders(rows, COUNTS[rows]) == np.arange(rows), axis=1))
 
 
+# ------------------------------------------------------------------------------------------------- words
+
+
+@cache
+def drawn(count: int = 64) -> np.ndarray:
+    """(count, 128, 32): the words of as many steps."""
+    return np.asarray(jax.vmap(lambda step: prng.words(prng.stream(5, "dropout", step, 0), (128, 32)))(jnp.arange(count)))
+
+
+def lowbias32(x: int) -> int:
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+def test_words_are_the_place_keyed_and_hashed_twice():
+    first, second = data(prng.stream(5, "dropout", 2, 0))
+    slow = [lowbias32((lowbias32(place ^ first) + second) % 2**32) for place in range(128 * 32)]
+    assert drawn()[2].ravel().tolist() == slow
+    assert len(set(slow)) == len(slow)
+
+
+def test_words_are_even_in_every_bit_and_byte():
+    every = drawn(256).ravel()
+    ones = (every[:, None] >> np.arange(32, dtype=np.uint32) & 1).sum(axis=0)
+    assert min(stats.binomtest(int(n), every.size).pvalue for n in ones) > LEAST_P
+    for shift in (0, 8, 16, 24):
+        fair(np.bincount(every >> shift & 255, minlength=256))
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.5])
+def test_masks_are_independent_along_rows_columns_and_steps(rate):
+    """Drop with one threshold: neighbours of every kind agree as often as strangers, and each row drops binomially many."""
+    dropped = drawn(1024) >> 16 < round(rate * 65536)
+    for axis in range(3):
+        for lag in (1, 2, 3, 4, 8, 16):
+            here, there = (np.moveaxis(dropped, axis, 0)[cut] for cut in (slice(lag, None), slice(None, -lag)))
+            table = np.bincount((2 * here + there).ravel(), minlength=4)
+            fair(table, np.outer([1 - rate, rate], [1 - rate, rate]).ravel() * table.sum())
+    for axis in (1, 2):
+        size = dropped.shape[axis]
+        counts = np.bincount(dropped.sum(axis=axis).ravel(), minlength=size + 1)
+        expected = stats.binom.pmf(np.arange(size + 1), size, rate) * counts.sum()
+        common = expected >= 5
+        fair(np.append(counts[common], counts[~common].sum()), np.append(expected[common], expected[~common].sum()))
+
+
 # ----------------------------------------------------------------------------------------------- streams
 
 PATHS = [("init", 0), ("init", 1), ("data", 0), ("order", 0), ("order", 1), ("dropout",), ("dropout", 0, 1), ("dropout", 1, 0)]
@@ -172,3 +219,4 @@ def test_no_bit_has_moved():
         (140_000, [45211, 129431, 67953, 8931, 64967, 17570]),
     ):
         assert prng.shuffled(prng.order_key(0, 3), jnp.arange(6, dtype=jnp.uint32), rows).tolist() == first
+    assert prng.words(prng.stream(3, "dropout", 1, 0), (3,)).tolist() == [3630363671, 2606038222, 3426018123]

@@ -203,8 +203,8 @@ def test_evaluation_is_the_identity(kind):
 def test_rates_are_met(kind, rate):
     """Shown every random word once, dropout drops the rate's share of them, to within 2^-17, and never all."""
     with pytest.MonkeyPatch.context() as patch:
-        every = jnp.arange(65536, dtype=jnp.uint16).reshape(256, 256)
-        patch.setattr(jax.random, "bits", lambda key, shape, dtype: every)
+        every = jnp.arange(65536, dtype=jnp.uint32).reshape(256, 256) << 16
+        patch.setattr(prng, "words", lambda key, shape: every)
         x = jnp.ones((256, 256))
         pull = jax.vjp(lambda x: Dropout(kind, 0)(x, Context(knobs(dropout_rate=rate), train=True, key=jax.random.key(0))), x)
         out, (gradient,) = np.asarray(pull[0]), pull[1](x)

@@ -119,7 +119,7 @@ def batches(seed: int, rows: int, batch: int, epochs: float) -> list[np.ndarray]
 
 @partial(jax.jit, static_argnums=3)
 def words(seed: Any, step: Any, site: Any, rows: int) -> Any:
-    return jax.random.bits(prng.stream(seed, "dropout", step, site), (rows, WIDTH), jnp.uint16)
+    return prng.words(prng.stream(seed, "dropout", step, site), (rows, WIDTH)) >> 16
 
 
 @cache

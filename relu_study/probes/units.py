@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from relu_study.probes.metric import probe
 from relu_study.probes.snapshot import SiteView
@@ -20,14 +20,13 @@ fraction = functools.partial(probe, per="unit", unit="fraction", low=0, high=1)
 @fraction("dead_fraction", needs=("slope",), keep=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")
 def dead(site: SiteView) -> Bool[Array, "U"]:
     """phi'(pre) = 0 on every probe example; an upper bound on true death."""
-    return jnp.all(site.slope == 0, axis=0)
+    return _open_on(site) == 0
 
 
 @fraction("nearly_dead_fraction", needs=("slope",))
 def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
     """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
-    open_on = jnp.sum(site.slope != 0, axis=0)
-    return (open_on > 0) & (NEARLY * open_on < site.slope.shape[0])
+    return (_open_on(site) > 0) & (NEARLY * _open_on(site) < site.slope.shape[0])
 
 
 @fraction("always_on_fraction", direction="none", needs=("pre",))
@@ -36,7 +35,8 @@ def always_on(site: SiteView) -> Bool[Array, "U"] | None:
     if site.activation.smooth or site.activation.identity is None:
         return None
     lo, hi = site.activation.identity
-    return jnp.all((site.pre >= lo) & (site.pre <= hi), axis=0)
+    # XLA on a CPU reduces with min and max several times faster than with a comparison inside.
+    return (jnp.min(site.pre, axis=0) >= lo) & (jnp.max(site.pre, axis=0) <= hi)
 
 
 @fraction(
@@ -48,7 +48,7 @@ def saturated(site: SiteView) -> Bool[Array, "U"] | None:
     """abs phi'(pre) below 0.01 of its maximum on every probe example; smooth phi only."""
     if not site.activation.smooth:
         return None
-    return jnp.all(site.slope < SATURATED * site.max_slope, axis=0)
+    return jnp.max(site.slope, axis=0) < SATURATED * site.max_slope
 
 
 @fraction("dormant_fraction", needs=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
@@ -63,3 +63,8 @@ def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
     """The probe-set loss gradient of all incoming weights and the bias is exactly 0; the unit may be dead downstream instead."""
     still = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
     return still if site.bias_grad is None else still & (site.bias_grad == 0)
+
+
+def _open_on(site: SiteView) -> Int[Array, "U"]:
+    """On how many examples the slope is not 0: one pass over the probe set for dead and nearly dead both."""
+    return jnp.sum(site.slope != 0, axis=0)
