@@ -61,6 +61,35 @@ def test_the_folder_is_as_the_contract_says(finished: Path) -> None:
     assert not list(finished.rglob("*.tmp"))
 
 
+SPEC = (
+    "network depth width activation output norm dropout optimizer batch_size rows initializer task target inputs epochs "
+    "learning_rate weight_decay leak dropout_rate gain bias_shift"
+)
+HEADERS = {
+    "experiments": "experiment config_id",
+    "summary": f"config_id {SPEC} metric site epoch probe_examples n n_finite mean ci_lo ci_hi std median iqm min max",
+    "units": "config_id site probe_examples runs units born_dead died revived dead_at_end dead_at_end_fraction ci_lo ci_hi "
+    "certified_revived",
+    "survival": "config_id site epoch probe_examples runs at_risk died censored survival lo hi",
+    "verdicts": "claim statement contrast target metric site epoch direction margin effect ci_lo ci_hi n p p_corrected verdict reason",
+}
+METRICS = (
+    "train_loss val_loss grad_norm weight_norm update_norm post_mean post_std collapsed constant dead_fraction "
+    "certified_dead_fraction certified_always_on_fraction nearly_dead_fraction always_on_fraction saturated_fraction "
+    "dormant_fraction zero_gradient_fraction"
+)
+
+
+def test_columns_are_as_the_contract_says(finished: Path) -> None:
+    """Other programs read these files: a column that goes or changes its name breaks them."""
+    for name, header in HEADERS.items():
+        assert (finished / f"{name}.csv").read_text().partition("\n")[0].split(",") == header.split(), name
+    runs = (finished / "runs.csv").read_text().partition("\n")[0].split(",")
+    fixed = ["run_id", "config_id", *SPEC.split(), "seed", "status", "first_bad_epoch", "probe_examples"]
+    assert runs[: len(fixed)] == fixed
+    assert {name.partition("/")[0] for name in runs[len(fixed) :]} >= set(METRICS.split())
+
+
 def test_the_same_declaration_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     runner.run(study, tmp_path / "again")
     assert csvs(tmp_path / "again") == csvs(finished)
