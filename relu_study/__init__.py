@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from relu_study.activations import activation as activation
     from relu_study.frames import load as load
     from relu_study.initializers import initializer as initializer
+    from relu_study.networks import network as network
+    from relu_study.optimizers import optimizer as optimizer
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
     from relu_study.spec import RunSpec as RunSpec

@@ -54,22 +54,24 @@ def load_study(path: Path) -> Study:
     from relu_study.study import Study
 
     module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{path} is no Python file; a study's file ends in .py")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
         module_spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         at = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
             if Path(frame.filename).resolve() == path.resolve()
         ]
         line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{path}{line} raises {type(error).__name__}: {error}") from None
-    found = [value for value in vars(module).values() if isinstance(value, Study)]
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said}") from None
+    found = list({id(value): value for value in vars(module).values() if isinstance(value, Study)}.values())
     if not found:
         raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")
     if len(found) > 1:
@@ -148,8 +150,11 @@ def run(
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
     from relu_study import runner
 
+    if like is not None and only is None:
+        raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
     if only is not None:
-        print(runner.run_alone(declared, only, Path(like or f"results/{declared.name}"), Path(out) if out else None, probing))
+        sweep = Path(_existing(like) if like else f"results/{declared.name}")
+        print(runner.run_alone(declared, only, sweep, Path(out) if out else None, probing))
         return 0
     from relu_study.progress import Progress
 
@@ -235,7 +240,7 @@ def _asked(
     return (
         declared,
         Path(out or f"results/{declared.name}"),
-        Probing(probe_examples or declared.probe_examples, int(validation) if validation else None),
+        Probing(declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None),
     )
 
 
@@ -277,4 +282,6 @@ def main() -> None:
     except UserError as error:
         print(f"relu-study: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     sys.exit(status or 0)

@@ -6,9 +6,11 @@ the same whether or not anyone measures. A tile is a message: plain specs in, pl
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -65,6 +67,9 @@ def check(spec: RunSpec, probing: Probing) -> None:
         (tasks, spec.task),
     ):
         known[name]
+    for name, asked in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
+        if asked is not None and not (isinstance(asked, int) and asked >= 1):
+            raise UserError(f"{name} must be a whole number of at least 1, not {asked!r}")
     if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
         raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
     signature = tasks[spec.task](spec).signature
@@ -81,7 +86,7 @@ def check(spec: RunSpec, probing: Probing) -> None:
         )
 
 
-def describe(spec: RunSpec) -> Work:
+def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
     """What a run asks of a machine, from shapes alone: nothing is compiled."""
     task = tasks[spec.task](spec)
     step, signature = cohort(spec, task.signature)
@@ -101,8 +106,14 @@ def describe(spec: RunSpec) -> Work:
         flops=6 * spec.batch_size * weights,
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
-        data=4 * (signature.train_rows + signature.val_rows) * columns + 16 * weights,
+        data=4 * (signature.train_rows + probing.validation(signature)) * columns + 16 * weights,
     )
+
+
+def starts(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
+    """The programs that a run begins with, by what they are compiled for: its `init` and its `sample`."""
+    signature = tasks[spec.task](spec).signature
+    return ("init", _start_spec(spec), signature.d_in, signature.d_out), ("sample", _data_spec(spec))
 
 
 def sites(spec: RunSpec) -> list[str]:
@@ -118,10 +129,30 @@ def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code.
     fast = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=fast)
+    program, tracing = jax.jit(function, compiler_options=fast), threading.Lock()
+
+    def call(*args: Any) -> Any:
+        with tracing:  # the second of two devices that come at once waits for the first one's trace, but not for its compilation
+            program.trace(*args)
+        return program(*args)
+
+    return call
 
 
-@cache
+def _made_once(make: Callable[..., Any]) -> Any:
+    """`cache`, for one thread a device: no two make the same program."""
+    making, kept = threading.RLock(), cache(make)
+
+    @functools.wraps(make)
+    def get(*key: Any) -> Any:
+        with making:
+            return kept(*key)
+
+    get.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return get
+
+
+@_made_once
 def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
     measure_one = make_measure(step_spec, signature, probing, boxed)
@@ -133,12 +164,12 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
     return Programs(_compiled(advance), _compiled(measure))
 
 
-@cache
+@_made_once
 def _init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     return _compiled(jax.vmap(make_init(spec, d_in, d_out)))
 
 
-@cache
+@_made_once
 def _opt_program(optimizer: str) -> Callable[..., Any]:
     def fresh(params: Any) -> Any:
         return optimizers[optimizer](0.0, 0.0).init(params)
@@ -146,7 +177,7 @@ def _opt_program(optimizer: str) -> Callable[..., Any]:
     return _compiled(jax.vmap(fresh))
 
 
-@cache
+@_made_once
 def _sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[..., Data]:
     sample_one = make_sample(tasks[spec.task](spec), phase, probing)
 

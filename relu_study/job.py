@@ -17,7 +17,7 @@ import jax
 from relu_study import engine, probes, store
 from relu_study.plan import Plan, plan
 from relu_study.probes import revivals
-from relu_study.programs import Probing
+from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, initializers, networks, optimizers, tasks
 from relu_study.report import check
 from relu_study.spec import FIELDS, RunSpec
@@ -46,7 +46,7 @@ def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "device": f"{device.platform}: {device.device_kind}",
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
-        "probe_examples": probing.examples,
+        "probe_examples": probing.examples or DEFAULT_EXAMPLES,
         "val_examples": probing.val_examples,
         "own": _own(runs),
     }
@@ -80,8 +80,15 @@ def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
     check(declaration)
     made = provenance(probing, runs)
     widths, stored = _stored(study, folder, made)
-    work = _cached(engine.describe)
-    planned = plan(runs, work, widths, len(jax.devices()), jax.devices()[0].platform, lambda run: run.run_id not in stored)
+    planned = plan(
+        runs,
+        _cached(lambda run: engine.describe(run, probing)),
+        widths,
+        len(jax.devices()),
+        jax.devices()[0].platform,
+        missing=lambda run: run.run_id not in stored,
+        starts=_cached(engine.starts),
+    )
     widths |= {c.name: c.width for c in planned.cohorts}
     return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), declaration)
 
@@ -90,7 +97,7 @@ def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
     memory: dict[Any, Any] = {}
 
     def call(spec: RunSpec) -> Any:
-        key = (spec.marked("step"), spec.task, spec.epochs)
+        key = spec.marked("step", "start", "data", "length")
         if key not in memory:
             memory[key] = function(spec)
         return memory[key]
@@ -130,7 +137,9 @@ def _stored(study: Study, folder: Path | None, made: dict[str, Any]) -> tuple[di
         raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study.name!r}; name another folder with --out")
     stored = store.stored_runs(folder)
     for there in [manifest["provenance"], *(made_there for _, made_there in stored.values())]:
-        differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if there.get(k) != made[k]]
+        differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if k != "own" and there.get(k) != made[k]]
+        own = there.get("own", {})  # an entry that is new moves no number of the old ones
+        differs += [f"{name} has changed" for name, source in made["own"].items() if own.get(name, source) != source]
         if differs and stored:
             raise UserError(
                 f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; name another folder with --out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Cohort:
     work: Work
     width: int
     runs: int
-    starts: int  # distinct ways to begin: programs of `init` and `sample`
+    starts: Counter[tuple[int, Hashable]]  # the programs that its tiles begin with, and how many tiles each
     tiles: list[Tile] = field(default_factory=list)
 
 
@@ -72,8 +72,13 @@ class Plan:
         return [tile for _, tile in sorted(costs, key=lambda cost: -cost[0])]
 
     def compilations(self) -> int:
-        """Backend compilations to expect: `advance`, `measure` and the starts of each cohort, once per device that it uses."""
-        return sum((2 + c.starts) * min(self.devices, len(c.tiles)) for c in self.cohorts)
+        """Backend compilations to expect, at most: of each cohort three programs, and what cohorts share once, per device.
+
+        `advance`, `measure` and the optimiser's first state are a cohort's own; `init` and `sample` may serve several.
+        """
+        shared = sum((c.starts for c in self.cohorts), Counter())
+        own = sum(3 * min(self.devices, len(c.tiles)) for c in self.cohorts)
+        return own + sum(min(self.devices, tiles) for tiles in shared.values())
 
     def bytes(self) -> int:
         """Peak memory of the tiles in flight: on every device the largest, twice, as one begins while one ends."""
@@ -107,9 +112,11 @@ def plan(
     devices: int,
     platform: str,
     missing: Callable[[RunSpec], bool] = lambda run: True,
+    starts: Callable[[RunSpec], Iterable[Hashable]] = lambda run: (run.marked("start"), run.marked("data")),
 ) -> Plan:
     """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
 
+    `starts` names the programs that a run begins with; tiles of different width never share one.
     Within a cohort, runs are ordered by length, data and start, so that a tile mixes as few of them as it can.
     """
     groups: dict[str, list[RunSpec]] = {}
@@ -134,6 +141,6 @@ def plan(
             for i in range(0, len(same), wide):
                 part = tuple(same[i : i + wide])
                 tiles.append(Tile(name, wide, part, work(part[0]).steps))
-        starts = len({run.marked("start") for run in todo}) + len({run.marked("data") for run in todo})
-        cohorts.append(Cohort(name, asked, wide, len(todo), starts, tiles))
+        begun = Counter((wide, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)})
+        cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles))
     return Plan(cohorts, devices, platform)

@@ -24,6 +24,7 @@ from relu_study.sites import Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LOSSES, METRICS, Signature, Task
 
+DEFAULT_EXAMPLES = 8192  # of the probe set, or all where there are fewer
 BLOCK = 32  # steps whose rows are ordered and gathered at once
 
 Knobs = Mapping[str, Float[Array, ""]]
@@ -54,12 +55,16 @@ class Data(NamedTuple):
 class Probing(NamedTuple):
     """How a run is looked at: training examples in the probe set, and the most validation rows (None: all)."""
 
-    examples: int | None = None  # None: 8,192, or all where there are fewer
+    examples: int | None = None  # None: DEFAULT_EXAMPLES, or all where there are fewer
     val_examples: int | None = 8192
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""
-        return min(self.examples or 8192, signature.train_rows)
+        return min(self.examples or DEFAULT_EXAMPLES, signature.train_rows)
+
+    def validation(self, signature: Signature) -> int:
+        """The first of the validation rows, as many as `val_loss` reads."""
+        return signature.val_rows if self.val_examples is None else min(signature.val_rows, self.val_examples)
 
 
 def steps_per_epoch(train_rows: int, batch_size: int) -> int:
@@ -289,8 +294,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
 
 def make_sample(task: Task, phase: int, probing: Probing) -> Callable[..., Data]:
     """`sample(seed)`: the data of one run; of the validation rows only those that `val_loss` reads."""
-    n, v = task.signature.train_rows, task.signature.val_rows
-    keep = v if probing.val_examples is None else min(v, probing.val_examples)
+    n, keep = task.signature.train_rows, probing.validation(task.signature)
 
     def sample(seed: UInt32[Array, ""]) -> Data:
         x, y = task.sample(prng.stream(seed, "data", phase), phase)

@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+SHOWN = 40  # names in an error, at most
+
 
 class UserError(Exception):
     """A request that cannot be carried out: names the offender, the nearest names, the way out."""
@@ -19,7 +21,8 @@ def nearest(name: str, names: Iterable[str], kind: str) -> UserError:
     """The error for an unknown `name` of a `kind`, with the nearest of the valid names."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
+    few = [*names[:SHOWN], *([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])]
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(few) or 'none'}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -35,7 +35,9 @@ def check(declaration: dict[str, Any]) -> None:
                 raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
     asked = [(c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site]
     asked += [
-        (*(m.split("/") if "/" in m else (m, "all")), f"figure {f['name']}") for f in declaration["figures"] for m in f["metrics"]
+        (m.partition("/")[0], m.partition("/")[2] or "all", f"figure {f['name']}")
+        for f in declaration["figures"]
+        for m in f["metrics"]
     ]
     for metric, site, where in asked:
         if metric not in declaration["metrics"]:

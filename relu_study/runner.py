@@ -73,7 +73,7 @@ def run(
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
-        probing = Probing(probe_examples or sized.probe_examples, val_examples)
+        probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
         carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs)
         results = load(folder)
         if keep_params:
@@ -221,6 +221,15 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
                 raise item
             else:
                 yield item[0], engine.collect(item[1], keep_params)
+    except KeyboardInterrupt:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        # What was trained to its end by then is not thrown away.
+        while not done.empty():
+            if isinstance(item := done.get(), tuple):
+                yield item[0], engine.collect(item[1], keep_params)
+        raise
     finally:
         stopped.set()
         for thread in threads:
@@ -238,10 +247,16 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     use_devices()
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --like)")
-    job = prepare(study, like, probing)
     found = {run.run_id: run for run in study.runs()}
     if run_id not in found:
-        raise nearest(run_id, found, f"run of study {study.name}")
+        unknown = nearest(run_id, found, f"run of study {study.name} at this size")
+        raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
+    try:
+        job = prepare(study, like, probing)
+    except UserError as error:
+        raise UserError(
+            str(error).replace("name another folder with --out", "name the folder of its sweep with --like")
+        ) from None
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -55,12 +56,12 @@ class RunSpec:
                 if not isinstance(value, str):
                     raise UserError(f"{f.name} must be a name, not {value!r}")
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise UserError(f"{f.name} must be a finite number, not {value!r}")
             if kind == "int":
-                if value != int(value):
+                if not float(value).is_integer():
                     raise UserError(f"{f.name} must be a whole number, not {value!r}")
-                object.__setattr__(self, f.name, int(value))
+                object.__setattr__(self, f.name, int(float(value)))
             else:
                 object.__setattr__(self, f.name, float(value))
         for name, least in (("depth", 1), ("width", 1), ("batch_size", 1), ("rows", 2), ("epochs", 0), ("seed", 0)):

@@ -158,6 +158,9 @@ class Study:
             if twice:
                 raise UserError(f"study {self.name}: {kind} {sorted(twice)[0]!r} is declared twice")
         arms = self.arms()
+        for label, spec in arms.items():
+            if spec.seed:
+                raise UserError(f"study {self.name}: arm {label!r} has seed {spec.seed}; seeds belong to the study: seeds=N")
         for claim in self.claims:
             for label in [*_labels(claim.arm), *([claim.against] if isinstance(claim.against, str) else [])]:
                 if label not in arms:

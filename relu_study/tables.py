@@ -66,6 +66,10 @@ def check(declaration: dict[str, Any]) -> None:
     for table in declaration["tables"]:
         columns = _columns(table, declaration["metrics"])
         where = f"of table {table['name']}"
+        for column in columns:
+            if f"{column.metric}/{column.site}" not in declaration["columns"]:
+                sites = [name.partition("/")[2] for name in declaration["columns"] if name.startswith(f"{column.metric}/")]
+                raise nearest(column.site, sites, f"site of {column.metric} {where}")
         for label in [*table["arms"], *([table["baseline"]] if table["baseline"] else [])]:
             if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
                 raise nearest(label, labels, f"arm {where}")

@@ -583,7 +583,12 @@ def test_declared_is_plain_data_and_names_every_metric_of_the_contract():
     assert list(declared) == NAMES
     assert json.loads(json.dumps(declared, allow_nan=False)) == declared
     for name, metric in declared.items():
-        assert metric["direction"] in ("lower", "higher", "none") and metric["text"] and isinstance(metric["sites"], bool)
+        assert (
+            metric["direction"] in ("lower", "higher", "none")
+            and metric["text"]
+            and metric["source"]
+            and isinstance(metric["sites"], bool)
+        )
         assert list(metric) == ["unit", "direction", "low", "high", "sites", "text", "source"]
         assert metric["sites"] == (name not in ("train_loss", "val_loss", "collapsed", "constant"))
 

@@ -71,7 +71,8 @@ HEADERS = {
     "units": "config_id site probe_examples runs units born_dead died revived dead_at_end dead_at_end_fraction ci_lo ci_hi "
     "certified_revived",
     "survival": "config_id site epoch probe_examples runs at_risk died censored survival lo hi",
-    "verdicts": "claim statement contrast target metric site epoch direction margin effect ci_lo ci_hi n p p_corrected verdict reason",
+    "verdicts": "claim statement contrast target metric site epoch direction margin effect ci_lo ci_hi n p p_corrected verdict "
+    "reason",
 }
 METRICS = (
     "train_loss val_loss grad_norm weight_norm update_norm post_mean post_std collapsed constant dead_fraction "

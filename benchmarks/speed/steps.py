@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 
 import jax
+from article import processor
 
 from relu_study import engine, plan, runner
 from relu_study.spec import RunSpec
 
 TABLE = Path(__file__).resolve().parents[2] / "results" / "speed" / "steps.csv"
-COLUMNS = ("net", "batch", "width", "devices", "compile_s", "watched_steps_per_s", "unwatched_steps_per_s", "watching_costs")
+COLUMNS = (
+    *("date", "net", "batch", "width", "devices", "compile_s", "watched_steps_per_s", "unwatched_steps_per_s", "watching_costs"),
+    *("processor", "jax", "command"),
+)
 NETS = {
     "A 4-32-1": RunSpec(epochs=4, initializer="he_normal"),
     "B 4-32-32-32-1": RunSpec(epochs=4, depth=3, initializer="he_normal"),
@@ -59,6 +63,7 @@ def main() -> None:
             steps = 0.75 * work.steps * width * len(jax.devices())
             watched, bare = (steps / statistics.median(took[probe]) for probe in (True, False))
             row = (
+                time.strftime("%Y-%m-%d"),
                 name,
                 batch,
                 width,
@@ -67,6 +72,9 @@ def main() -> None:
                 round(watched),
                 round(bare),
                 f"{bare / watched - 1:.1%}",
+                processor(),
+                jax.__version__,
+                "python benchmarks/speed/steps.py",
             )
             lines.append(row)
             print(dict(zip(COLUMNS, row, strict=True)), flush=True)

@@ -14,13 +14,13 @@ from relu_study.probes.snapshot import Snapshot
 from relu_study.probes.units import dead
 
 
-@probe("train_loss", per="network", unit="loss", low=0, needs=("train_loss",))
+@probe("train_loss", per="network", unit="loss", low=0, needs=("train_loss",), source="textbook: the mean of the task's loss")
 def train_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the probe set, in evaluation mode."""
     return snapshot.train_loss
 
 
-@probe("val_loss", per="network", unit="loss", low=0, needs=("val_loss",))
+@probe("val_loss", per="network", unit="loss", low=0, needs=("val_loss",), source="textbook: the mean of the task's loss")
 def val_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the validation rows, in evaluation mode."""
     return snapshot.val_loss
@@ -39,7 +39,7 @@ def collapsed(snapshot: Snapshot) -> Bool[Array, ""]:
     return functools.reduce(operator.or_, (jnp.all(dead(site)) for site in snapshot.sites), jnp.array(False))
 
 
-@probe("constant", per="network", unit="0 or 1", low=0, high=1)
+@probe("constant", per="network", unit="0 or 1", low=0, high=1, source="ours; the threshold 1e-4 too")
 def constant(snapshot: Snapshot) -> Bool[Array, ""]:
     """1 where the prediction's variance over the probe set, summed over outputs, is at most 1e-4 of the target's.
 

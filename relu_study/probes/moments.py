@@ -36,13 +36,23 @@ def pooled(snapshot: Snapshot) -> dict[str, tuple[Float[Array, ""], Float[Array,
     return {"all": (mean, jnp.sum(share * (variances + jnp.square(means - mean)))), **found}
 
 
-@probe("post_mean", per="site", unit="post", direction="none", needs=("sites",))
+@probe(
+    "post_mean", per="site", unit="post", direction="none", needs=("sites",), source="Chan, Golub & LeVeque 1983, algorithm (1.7)"
+)
 def post_mean(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Mean of post over units and probe examples."""
     return {name: mean for name, (mean, _) in pooled(snapshot).items()}
 
 
-@probe("post_std", per="site", unit="post", direction="none", low=0, needs=("sites",))
+@probe(
+    "post_std",
+    per="site",
+    unit="post",
+    direction="none",
+    low=0,
+    needs=("sites",),
+    source="Chan, Golub & LeVeque 1983, algorithm (1.7)",
+)
 def post_std(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Standard deviation of post over units and probe examples, divided by n."""
     return {name: jnp.sqrt(variance) for name, (_, variance) in pooled(snapshot).items()}

@@ -28,20 +28,24 @@ def _norm(x: Array) -> Array:
     return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 
 
-@probe("grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",))
+@probe("grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",), source="textbook; scaled as in `norm`")
 def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the probe-set loss gradient of the kernel and bias that feed the site; `all`: of every parameter."""
     sites = {name: norm((site.kernel_grad, site.bias_grad)) for name, site in snapshot.named().items()}
     return {"all": norm(snapshot.grads), **sites}
 
 
-@probe("weight_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("params",))
+@probe(
+    "weight_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("params",), source="textbook; scaled as in `norm`"
+)
 def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the kernel and bias that feed the site; `all`: of every parameter."""
     return {"all": norm(snapshot.params), **{name: norm((site.kernel, site.bias)) for name, site in snapshot.named().items()}}
 
 
-@probe("update_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("steps",))
+@probe(
+    "update_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("steps",), source="textbook; scaled as in `norm`"
+)
 def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of theta_e - theta_(e-1), what the epoch did to the kernel and bias that feed the site; empty before training."""
     sites = {name: norm((site.kernel_step, site.bias_step)) for name, site in snapshot.named().items()}

@@ -33,6 +33,6 @@ def fractions(masks: dict[str, Bool[np.ndarray, "R E U"]], sites: list[str]) -> 
 
 def declared() -> dict[str, dict[str, Any]]:
     """What the manifest says of both."""
-    about = {"unit": "fraction", "direction": "none", "low": 0, "high": 1, "sites": True, "source": ""}
+    about = {"unit": "fraction", "direction": "none", "low": 0, "high": 1, "sites": True, "source": "ours"}
     text = "The share of units that have been alive again by this epoch after having been {}, each counted once."
     return {metric: {**about, "text": text.format(kind.replace("_", " "))} for kind, metric in KINDS.items()}

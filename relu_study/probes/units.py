@@ -23,13 +23,13 @@ def dead(site: SiteView) -> Bool[Array, "U"]:
     return _open_on(site) == 0
 
 
-@fraction("nearly_dead_fraction", needs=("slope",))
+@fraction("nearly_dead_fraction", needs=("slope",), source="ours; dead with a tolerance of 1 % of the examples")
 def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
     """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
     return (_open_on(site) > 0) & (NEARLY * _open_on(site) < site.slope.shape[0])
 
 
-@fraction("always_on_fraction", direction="none", needs=("pre",))
+@fraction("always_on_fraction", direction="none", needs=("pre",), source="ours; the counterpart of dead on the linear side")
 def always_on(site: SiteView) -> Bool[Array, "U"] | None:
     """pre in the identity piece on every probe example, so that the unit is linear; piecewise linear phi only."""
     if site.activation.smooth or site.activation.identity is None:
@@ -58,7 +58,7 @@ def dormant(site: SiteView) -> Bool[Array, "U"]:
     return score <= TAU * jnp.mean(score)
 
 
-@fraction("zero_gradient_fraction", needs=("kernel_grad",))
+@fraction("zero_gradient_fraction", needs=("kernel_grad",), source="ours; Is ReLU Dead? (2019) watches the same gradients")
 def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
     """The probe-set loss gradient of all incoming weights and the bias is exactly 0; the unit may be dead downstream instead."""
     still = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
