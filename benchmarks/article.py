@@ -320,7 +320,8 @@ SECTIONS = [
     section(
         "Vanishing or dead?",
         "The choice arises only where a ReLU net has lost a whole site; the comparison keeps the seeds where it has. With "
-        "the article's random start hardly one does; with negative weights the second site of net B is dead in every run.",
+        "the article's random start hardly one does; with negative weights the second site of net B is dead in every run. "
+        "Where there is nothing to learn, a dead net is as good as any.",
         "C10",
     ),
     Section(

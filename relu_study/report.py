@@ -308,7 +308,8 @@ def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
         ("preset", manifest["preset"]),
         ("seeds", f"{manifest['declaration']['seeds']}"),
     ]
-    made += [(name.replace("_", " "), _flat(value)) for name, value in manifest["provenance"].items() if name != "probe_examples"]
+    known = {name: value for name, value in manifest["provenance"].items() if name != "probe_examples" and value != {}}
+    made += [(name.replace("_", " "), _flat(value)) for name, value in known.items()]
     lines = [f"- {name}: {text}" for name, text in made]
     files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))
     return "\n\n".join(
