@@ -148,7 +148,7 @@ def run(
         out: The results folder (default results/STUDY).
     """
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
-    from relu_study import runner
+    from relu_study import runner, store
 
     if like is not None and only is None:
         raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
@@ -164,7 +164,8 @@ def run(
         try:
             runner.carry_out(declared, folder, probing, progress, {"command": command, "preset": preset}, all_epochs=all_epochs)
         except KeyboardInterrupt:
-            progress.say(f"interrupted: {progress.done} finished runs are kept in {folder}; go on with: {command}")
+            kept = len(store.stored_runs(folder))
+            progress.say(f"interrupted: {kept} finished runs are kept in {folder}; go on with: {command}")
             return INTERRUPTED
     print(f"{folder}/report.md")
     return 0

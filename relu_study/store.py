@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,12 +59,12 @@ def write_tile(folder: Path, tile: Tile) -> Path:
 def read_tile(path: Path, names: Collection[str] | None = None) -> Tile:
     """One stored tile, or the named arrays of it; a damaged file is named, with the way out."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             missing = [name for name in NEEDED if name not in data.files]
             if missing:
                 raise ValueError(f"it has no {missing[0]}")
             tile = {name: data[name] for name in names or data.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
     return tile
 
@@ -111,6 +112,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise UserError(f"{path} has format {manifest['format']}, this relu-study reads format {FORMAT}")
+        for name in ("study", "provenance", "widths", "declaration"):
+            manifest[name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is garbled ({error!r}); restore it or run the study into a new folder") from None
     return manifest
