@@ -327,7 +327,8 @@ _CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
 _RULE = (
     "Comparisons are paired by seed. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if "
     "the whole interval lies in the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's "
-    "correction over all testable rows. An answer is confirmed if every testable row is, and refuted if any is."
+    "correction over all testable rows; p is one-sided, that of the claim or, where the effect lies on the other side, of its "
+    "opposite, and counts twice. An answer is confirmed if every testable row is, and refuted if any is."
 )
 
 
