@@ -56,10 +56,9 @@ def main() -> None:
             busy(spec.but(epochs=1), width, True)
             compiling = clock.spent()["compile_s"]
             # What an epoch costs is the difference between a long run and a short one: data and start drop out.
-            took = {
-                probe: [busy(spec, width, probe) - busy(spec.but(epochs=1), width, probe) for _ in range(REPEATS)]
-                for probe in (True, False)
-            }
+            took: dict[bool, list[float]] = {True: [], False: []}
+            for probe in (True, False) * REPEATS:
+                took[probe].append(busy(spec, width, probe) - busy(spec.but(epochs=1), width, probe))
             steps = 0.75 * work.steps * width * len(jax.devices())
             watched, bare = (steps / statistics.median(took[probe]) for probe in (True, False))
             row = (
