@@ -71,15 +71,18 @@ def _own(runs: Iterable[RunSpec]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def prepare(study: Study, folder: Path | None, probing: Probing) -> Job:
-    """Check every run of a study and cut what is not yet stored in `folder` into tiles. Nothing compiles, nothing is written."""
+def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = "name another folder with --out") -> Job:
+    """Check every run of a study and cut what is not yet stored in `folder` into tiles. Nothing compiles, nothing is written.
+
+    A folder that cannot be continued is refused, with `way_out`.
+    """
     runs = study.runs()
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
         engine.check(spec, probing)
     declaration = declare(study, _columns(runs, _cached(engine.sites)))
     check(declaration)
     made = provenance(probing, runs)
-    widths, stored = _stored(study, folder, made)
+    widths, stored = _stored(study, folder, made, way_out)
     planned = plan(
         runs,
         _cached(lambda run: engine.describe(run, probing)),
@@ -122,7 +125,7 @@ def declared_metrics(runs: list[RunSpec]) -> dict[str, dict[str, Any]]:
     return dict(sorted(said.items()))
 
 
-def _stored(study: Study, folder: Path | None, made: dict[str, Any]) -> tuple[dict[str, int], set[str]]:
+def _stored(study: Study, folder: Path | None, made: dict[str, Any], way_out: str) -> tuple[dict[str, int], set[str]]:
     """The widths and runs that a results folder holds already; a folder that cannot be continued is refused."""
     if folder is None or not folder.exists():
         return {}, set()
@@ -130,20 +133,18 @@ def _stored(study: Study, folder: Path | None, made: dict[str, Any]) -> tuple[di
         raise UserError(f"{folder} is a file; name a folder with --out")
     if not (folder / "manifest.json").exists():
         if any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no manifest.json; name another folder with --out")
+            raise UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
         return {}, set()
     manifest = store.read_manifest(folder)
     if manifest["study"] != study.name:
-        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study.name!r}; name another folder with --out")
+        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study.name!r}; {way_out}")
     stored = store.stored_runs(folder)
     for there in [manifest["provenance"], *(made_there for _, made_there in stored.values())]:
         differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if k != "own" and there.get(k) != made[k]]
         own = there.get("own", {})  # an entry that is new moves no number of the old ones
         differs += [f"{name} has changed" for name, source in made["own"].items() if own.get(name, source) != source]
         if differs and stored:
-            raise UserError(
-                f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; name another folder with --out"
-            )
+            raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
         if differs:
             return {}, set()
     return dict(manifest["widths"]), set(stored)

@@ -42,9 +42,8 @@ def check(declaration: dict[str, Any]) -> None:
     for metric, site, where in asked:
         if metric not in declaration["metrics"]:
             raise nearest(metric, declaration["metrics"], f"metric of {where}")
-        if site != "last" and f"{metric}/{site}" not in declaration["columns"]:
-            sites = [name.partition("/")[2] for name in declaration["columns"] if name.startswith(f"{metric}/")]
-            raise nearest(site, sites, f"site of {metric} in {where}")
+        if site != "last":
+            tables.check_site(metric, site, declaration["columns"], f"in {where}")
     names["claims"] = [claim["claim"] for claim in declaration["claims"]]
     for item in (*declaration["sections"], *declaration["figures"]):
         for kind in names:

@@ -251,12 +251,7 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     if run_id not in found:
         unknown = nearest(run_id, found, f"run of study {study.name} at this size")
         raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
-    try:
-        job = prepare(study, like, probing)
-    except UserError as error:
-        raise UserError(
-            str(error).replace("name another folder with --out", "name the folder of its sweep with --like")
-        ) from None
+    job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0)

@@ -67,9 +67,7 @@ def check(declaration: dict[str, Any]) -> None:
         columns = _columns(table, declaration["metrics"])
         where = f"of table {table['name']}"
         for column in columns:
-            if f"{column.metric}/{column.site}" not in declaration["columns"]:
-                sites = [name.partition("/")[2] for name in declaration["columns"] if name.startswith(f"{column.metric}/")]
-                raise nearest(column.site, sites, f"site of {column.metric} {where}")
+            check_site(column.metric, column.site, declaration["columns"], where)
         for label in [*table["arms"], *([table["baseline"]] if table["baseline"] else [])]:
             if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
                 raise nearest(label, labels, f"arm {where}")
@@ -77,6 +75,13 @@ def check(declaration: dict[str, Any]) -> None:
             raise nearest(table["tune"], FIELDS, f"tuned field {where}")
         if table["tune"] and any(column.epoch is not None for column in columns):
             raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch; leave out epoch and @")
+
+
+def check_site(metric: str, site: str, columns: Sequence[str], where: str) -> None:
+    """Refuse a site that `metric` has no column for."""
+    if f"{metric}/{site}" not in columns:
+        sites = [name.partition("/")[2] for name in columns if name.startswith(f"{metric}/")]
+        raise nearest(site, sites, f"site of {metric} {where}")
 
 
 def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
