@@ -21,6 +21,7 @@ from relu_study.drawing import Band, Effect, Row
 from relu_study.frames import PROPORTIONS, summary_frame, survival_frame
 from relu_study.store import Configuration, write_atomically
 
+ALONG = 25  # characters on a line along the height of a panel
 Bands = Mapping[tuple[str, str], Band]  # (config_id, "metric/site" or "survival/site")
 
 
@@ -125,7 +126,9 @@ def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: dict[str, 
 
 def _stacked(words: str) -> str:
     """Words along a panel's height, on as many lines as they need there."""
-    return words if len(words) <= 26 else "\n".join(textwrap.fill(part, 26) for part in words.replace(", ", ",\n").split("\n"))
+    if len(words) <= ALONG:
+        return words
+    return "\n".join(textwrap.fill(part, ALONG) for part in words.replace(", ", ",\n").split("\n"))
 
 
 def _unit(metric: str, about: dict[str, Any], before: str = " ") -> str:

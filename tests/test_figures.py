@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,10 @@ def crowded() -> list[Callable[[], Picture]]:
         for k, name in enumerate(names)
     ]
     rows.append(Row("post mean", [rows[2].cells[0], {}, rows[2].cells[0]]))
+    shares = [{arm: replace(band(1, False), probe_examples=140_000) for arm in arms[:2]}]
+    about = {"unit": "fraction", "low": 0, "high": 1}
+    shown = ["dead_fraction", "certified_dead_fraction", "revived_fraction", "certified_revived_fraction"]
+    many = [figures._row(f"{name}/all", shares, False, {name: about}) for name in shown]
     columns = [WAVE, "target: sum", COIN]
     contrast = "400k rows, equal updates vs 200k rows, equal updates with a dead site, above the floor"
     effects = [
@@ -376,10 +381,11 @@ def crowded() -> list[Callable[[], Picture]]:
         lambda: drawing.forest(effects),
         lambda: drawing.forest([e for e in effects if e.column == WAVE]),
         lambda: drawing.forest(effects[:1]),
+        lambda: drawing.curves(many, [WAVE], arms[:2], "mean and 95 % interval over"),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
     draw = Text.draw
