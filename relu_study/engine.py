@@ -321,6 +321,8 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
+        if name.startswith("histogram:"):
+            values[bad] = 0
         if name.startswith("metric:update_norm/"):
             values[:, pending.epochs == 0] = np.nan
     first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from relu_study import prng, probes
 from relu_study.bounds import Interval
 from relu_study.initializers import Layer
+from relu_study.probes import histograms
 from relu_study.registry import activations, initializers, networks, optimizers
 from relu_study.sites import Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
@@ -53,10 +54,11 @@ class Data(NamedTuple):
 
 
 class Probing(NamedTuple):
-    """How a run is looked at: training examples in the probe set, and the most validation rows (None: all)."""
+    """How a run is looked at: training examples in the probe set, the most validation rows (None: all), histograms or none."""
 
     examples: int | None = None  # None: DEFAULT_EXAMPLES, or all where there are fewer
     val_examples: int | None = 8192
+    histograms: bool = True
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""
@@ -165,7 +167,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
 
 
 def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Callable[..., dict[str, Array]]:
-    """`measure(state, previous, data, knobs, box)`: every metric and unit mask of one run, in evaluation mode.
+    """`measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run, in evaluation mode.
 
     `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
     """
@@ -223,7 +225,13 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
         for leaf in jax.tree.leaves(state.params):
             finite &= jnp.all(jnp.isfinite(leaf))
         packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
-        return {**{f"metric:{k}": v for k, v in {**metrics, **extra}.items()}, **packed, "finite": finite}
+        counts = histograms.counts(snapshot) if probing.histograms else {}
+        return {
+            **{f"metric:{name}": value for name, value in {**metrics, **extra}.items()},
+            **{f"histogram:{name}": count for name, count in counts.items()},
+            **packed,
+            "finite": finite,
+        }
 
     return measure
 

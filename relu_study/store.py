@@ -5,7 +5,8 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 - `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
 - `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
 - `metric:NAME/SITE`: R x E, float32, NaN where the metric is empty;
-- `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U.
+- `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
+- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.probes.histograms` has the bins.
 """
 
 from __future__ import annotations
@@ -56,14 +57,17 @@ def write_tile(folder: Path, tile: Tile) -> Path:
     return path
 
 
-def read_tile(path: Path, names: Collection[str] | None = None) -> Tile:
-    """One stored tile, or the named arrays of it; a damaged file is named, with the way out."""
+def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
+    """One stored tile, or the named arrays of it; a damaged file is named, with the way out.
+
+    What begins with `leave_out` is not read.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             missing = [name for name in NEEDED if name not in data.files]
             if missing:
                 raise ValueError(f"it has no {missing[0]}")
-            tile = {name: data[name] for name in names or data.files}
+            tile = {name: data[name] for name in names or data.files if not name.startswith(leave_out)}
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
     return tile
@@ -172,7 +176,7 @@ def collect(folder: Path, manifest: dict[str, Any] | None = None) -> dict[str, C
 
 def _tiles(folder: Path) -> Iterator[Tile]:
     for path in tile_paths(folder):
-        yield read_tile(path)
+        yield read_tile(path, leave_out="histogram:")  # the bulk of a tile, and no table needs it
 
 
 def _configuration(config_id: str, spec: dict[str, Any], seeds: int, rows: list[tuple[int, Tile, int]]) -> Configuration:

@@ -220,6 +220,28 @@ def test_a_tile_says_what_is_so(name, run, epoch):
         assert kept_masks[key.replace("certified_", "")][mask].all(), "a certified unit is dead"
 
 
+@pytest.mark.parametrize(("name", "run", "epoch"), EACH)
+def test_histograms_count_what_is_so(name, run, epoch):
+    spec, first, params = RUNS[name][run], kept(trained(name, 0), run), kept(trained(name, epoch), run)
+    _, prediction, saved, grads = evaluate(spec, params, averages(spec, first, epoch))
+    layers = [f"hidden.{i}.dense" for i in range(spec.depth)] + ["output"]
+    posts = [*(layer[0] for layer in saved[1:]), prediction]
+    tile = trained(name, spec.epochs)
+    for i in range(spec.depth + (spec.output != "linear")):
+        gradient = [grads[f"{layers[i]}.{part}"].ravel() for part in ("kernel", "bias")]
+        for kind, values in (("pre", saved[i][2]), ("post", posts[i]), ("gradient", np.concatenate(gradient))):
+            count = tile[f"histogram:{kind}:site_{i + 1}"][run, epoch]
+            assert count.sum() == values.size
+            # A value within rounding of an edge may be counted on either side of it.
+            edges = np.concatenate([-(2.0 ** np.arange(7, -24, -1)), [0], 2.0 ** np.arange(-23, 8)])
+            slack = 1e-4 * np.abs(edges) + 1e-6
+            below = np.cumsum(count)[np.r_[:31, 31, 33:64]]  # of all the bins that lie below an edge
+            least, most = (np.array([np.sum(values < edge) for edge in edges + way * slack]) for way in (-1, 1))
+            assert np.all((least <= below) & (below <= most)), (kind, i)
+            if kind == "post":
+                assert count[32] == np.sum(values == 0)
+
+
 def test_nothing_is_compared_with_nothing():
     """Each kind of unit is there at some site, and some site has others beside it; both kinds of network as well."""
     seen = [wanted(*each)[0] for each in EACH]
