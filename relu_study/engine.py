@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
 from relu_study import optimizers as _optimizers  # noqa: F401
@@ -126,7 +126,8 @@ def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
     return RunSpec(**dict(spec.marked("step"))), signature
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function jit-compiled as the engine's programs are, traced once for all devices."""
     # On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code.
     fast = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
     program, tracing = jax.jit(function, compiler_options=fast), threading.Lock()
@@ -161,12 +162,12 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
         return jax.lax.map(lambda run: measure_one(*run), tile)
 
     advance = jax.vmap(make_advance(step_spec, signature), in_axes=(0, 0, 0, 0, None, None, None))
-    return Programs(_compiled(advance), _compiled(measure))
+    return Programs(compiled(advance), compiled(measure))
 
 
 @_made_once
 def _init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    return _compiled(jax.vmap(make_init(spec, d_in, d_out)))
+    return compiled(jax.vmap(make_init(spec, d_in, d_out)))
 
 
 @_made_once
@@ -174,7 +175,7 @@ def _opt_program(optimizer: str) -> Callable[..., Any]:
     def fresh(params: Any) -> Any:
         return optimizers[optimizer](0.0, 0.0).init(params)
 
-    return _compiled(jax.vmap(fresh))
+    return compiled(jax.vmap(fresh))
 
 
 @_made_once
@@ -184,7 +185,7 @@ def _sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[...
     def sample(seeds: UInt32[Array, " W"]) -> Data:
         return jax.lax.map(sample_one, seeds)  # what is not kept of one run's rows is gone before the next one's are drawn
 
-    return _compiled(sample)
+    return compiled(sample)
 
 
 _replaced = 0
@@ -223,6 +224,16 @@ def _data_spec(spec: RunSpec) -> RunSpec:
     return RunSpec(rows=spec.rows, **dict(spec.marked("data")))
 
 
+class Begun(NamedTuple):
+    """A tile of runs on its device, before the first step."""
+
+    state: State
+    data: Data
+    seeds: UInt32[Array, " W"]
+    knobs: dict[str, Float[Array, " W"]]
+    box: Float[Array, "W 2"]
+
+
 class Pending(NamedTuple):
     """A tile that is queued on a device: its numbers may not have been computed yet."""
 
@@ -237,6 +248,36 @@ class Pending(NamedTuple):
 def epochs_measured(epochs: float) -> np.ndarray:
     """0, 1, 2, ... and the last, which may be a fraction."""
     return np.append(np.arange(math.ceil(epochs)), epochs).astype(float) if epochs else np.zeros(1)
+
+
+def tile_programs(spec: RunSpec, probing: Probing = Probing()) -> Programs:
+    """The programs that train and measure a tile of runs like `spec`."""
+    task = tasks[spec.task](spec)
+    return programs(*cohort(spec, task.signature), probing, task.box is not None)
+
+
+def put(value: Any, device: Any) -> Any:
+    """Arrays committed to a device: they alone decide where a program runs; a default device would trace each anew per device."""
+    return jax.device_put(value, device)
+
+
+def draw(specs: list[RunSpec], phase: int, seeds: UInt32[Array, " W"], probing: Probing) -> Data:
+    """Each run's data of one phase of its task."""
+    return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+
+
+def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing()) -> Begun:
+    """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
+    signature = tasks[specs[0].task](specs[0]).signature
+    seeds = put(np.array([s.seed for s in specs], np.uint32), device)
+    knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in KNOBS}
+    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
+    data = draw(specs, 0, seeds, probing)
+    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
+    # A fresh optimiser depends on no input, so its program would leave it uncommitted.
+    state = put(State(weights.params, weights.stats, _opt_program(specs[0].optimizer)(weights.params)), device)
+    return Begun(state, data, seeds, knobs, box)
 
 
 def start_tile(
@@ -256,38 +297,21 @@ def start_tile(
     _forget_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
     task = tasks[specs[0].task](specs[0])
-    signature = task.signature
-    boxed = task.box is not None
-    total, per_epoch = specs[0].epochs, steps_per_epoch(signature.train_rows, specs[0].batch_size)
-    program = programs(*cohort(specs[0], signature), probing, boxed)
-
-    def put(value: Any) -> Any:
-        # Committed inputs alone decide where a program runs: a default device would make each program trace anew per device.
-        return jax.device_put(value, device)
-
-    seeds = put(np.array([s.seed for s in specs], np.uint32))
-    knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float))) for name in KNOBS}
-    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)))
-
-    def sample(phase: int) -> Data:
-        return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
-
-    data, phase = sample(0), 0
-    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
-    weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
-    # A fresh optimiser depends on no input, so its program would leave it uncommitted.
-    state = put(State(weights.params, weights.stats, _opt_program(specs[0].optimizer)(weights.params)))
+    total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
+    program = tile_programs(specs[0], probing)
+    state, data, seeds, knobs, box = begin(specs, device, probing)
+    phase = 0
     measured = [program.measure(state, state.params, data, knobs, box)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
             return None
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
-            data, phase = sample(now), now
+            data, phase = draw(specs, now, seeds, probing), now
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
-            at = [put(np.int32(i)) for i in (epoch, start, min(start + (chunk or last), last))]
+            at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, knobs, *at)
         if probe or epoch == math.ceil(total):
             measured.append(program.measure(state, previous, data, knobs, box))
@@ -297,10 +321,10 @@ def start_tile(
     return Pending(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
-        site_units(*cohort(specs[0], signature)),
+        site_units(*cohort(specs[0], task.signature)),
         measured,
         state.params,
-        probing.probe_set(signature),
+        probing.probe_set(task.signature),
     )
 
 
