@@ -339,7 +339,8 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
         for name, values in tile.items()
         if name.startswith(("dead:", "certified_dead:"))
     }
-    tile |= {f"metric:{name}": values for name, values in revivals.fractions(masks, list(pending.units)).items()}
+    if masks:
+        tile |= {f"metric:{name}": values for name, values in revivals.fractions(masks, list(pending.units)).items()}
     # Once bad, a run stays bad: what it shows later is not a measurement.
     bad = ~np.logical_and.accumulate(finite, axis=1)
     for name, values in tile.items():

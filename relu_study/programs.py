@@ -54,11 +54,12 @@ class Data(NamedTuple):
 
 
 class Probing(NamedTuple):
-    """How a run is looked at: training examples in the probe set, the most validation rows (None: all), histograms or none."""
+    """How a run is looked at. What is not asked for is not computed; a study asks for all of it."""
 
     examples: int | None = None  # None: DEFAULT_EXAMPLES, or all where there are fewer
-    val_examples: int | None = 8192
+    val_examples: int | None = 8192  # the most validation rows; None: all
     histograms: bool = True
+    metrics: tuple[str, ...] | None = None  # None: every registered one
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""
@@ -219,7 +220,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
             grads=grads,
             steps=steps,
         )
-        metrics, masks = probes.measure(snapshot)
+        metrics, masks = probes.measure(snapshot, probing.metrics)
         extra = {f"{name}/all": METRICS[name].function(prediction, y) for name in signature.metrics}
         finite = jnp.isfinite(train_loss)
         for leaf in jax.tree.leaves(state.params):

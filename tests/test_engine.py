@@ -227,3 +227,12 @@ def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPat
         spec = SMALL.but(activation="sloped", epochs=0)
         losses.append(engine.train_tile([spec], 2, probing=PROBE)["metric:train_loss/all"][0, 0])
     assert losses[0] != losses[1]
+
+
+def test_what_is_not_asked_for_is_not_there_and_moves_nothing(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
+    tile = engine.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
+    metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}
+    left = {name for name in whole if not name.startswith(("metric:", "histogram:", "dead:", "certified_dead:"))}
+    assert set(tile) == metrics | left
+    same({name: whole[name] for name in tile}, tile, [0, 1, 2, 3], [0, 1, 2, 3])

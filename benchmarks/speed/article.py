@@ -8,13 +8,14 @@ import argparse
 import csv
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from timing import processor
 
 HERE = Path(__file__).resolve().parents[2]
 TABLE = HERE / "results" / "speed" / "article.csv"
@@ -73,17 +74,6 @@ def main() -> None:
             writer.writeheader()
         writer.writerow(line)
     print(line)
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

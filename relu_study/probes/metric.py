@@ -99,15 +99,17 @@ def probe(
     return register
 
 
-def measure(snapshot: Snapshot) -> tuple[dict[str, Float[Array, ""]], dict[str, Bool[Array, "U"]]]:
-    """Every metric of one run as "metric/site", and the units behind those that are kept as "dead:site_1".
+def measure(
+    snapshot: Snapshot, only: tuple[str, ...] | None = None
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Bool[Array, "U"]]]:
+    """Every metric of one run, or `only` those named, as "metric/site", and the units behind those kept as "dead:site_1".
 
     Metrics in name order, each for `all`, site_1, site_2, ...; NaN where empty. Masks are absent where empty.
     """
     values: dict[str, Array] = {}
     masks: dict[str, Array] = {}
     dtype = jnp.result_type(float)
-    for name in probes:
+    for name in probes if only is None else only:
         metric: Metric = probes[name]
         reading = metric.read(snapshot)
         for site in ("all", *(snapshot.named() if metric.sites else ())):

@@ -1,0 +1,123 @@
+"""What it costs to watch: `python benchmarks/speed/price.py`.
+
+For each net and tile width, on every device at once: an epoch of training alone (140,000 rows, batch 128, each run's own data and
+order), and the measurement at its end, as percent of that epoch: every metric, loss and histogram, at every epoch and at
+every fourth; at the plan's own width also each metric by itself. 8,192 probe examples and 8,192 validation rows.
+
+A metric by itself pays for the passes over the probe set and validation rows that it needs (what nobody asks for, XLA does not
+compute), so the single prices add up to more than the price of all. Writes results/speed/price.csv and .md, and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import timing
+
+from relu_study import engine, plan, runner
+from relu_study.programs import Probing, steps_per_epoch
+from relu_study.registry import probes, tasks
+from relu_study.spec import RunSpec
+
+WIDTHS = (8, 32, 128, 512)
+NOTHING = ()
+
+
+def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Callable[[], float]]:
+    """Functions that measure, in seconds on every device at once, an epoch's training and each kind of measurement."""
+    begun = {}
+    for d, device in enumerate(jax.devices()):
+        tile = [base.but(seed=d * width + i) for i in range(width)]
+        signature = tasks[base.task](base).signature
+        steps = steps_per_epoch(signature.train_rows, base.batch_size)
+        begun[device] = engine.begin(tile, device), engine.put((np.int32(1), np.int32(0), np.int32(steps)), device)
+
+    def train(device: Any) -> Any:
+        (state, data, seeds, knobs, _), at = begun[device]
+        return engine.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
+
+    def measuring(probing: Probing) -> Callable[[Any], Any]:
+        def measure(device: Any) -> Any:
+            (state, data, _, knobs, box), _ = begun[device]
+            return engine.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
+
+        return measure
+
+    works = {"training": train, **{name: measuring(probing) for name, probing in kinds.items()}}
+    return {name: lambda work=work: timing.on_all(work) for name, work in works.items()}
+
+
+def kinds_of(alone: bool) -> dict[str, Probing]:
+    """Everything, and where asked for each metric and the histograms by themselves."""
+    each = {name: Probing(histograms=False, metrics=(name,)) for name in probes} if alone else {}
+    return {"all": Probing(), **each, **({"histograms": Probing(metrics=NOTHING)} if alone else {})}
+
+
+def rows(name: str, base: RunSpec, width: int, alone: bool, repeats: int) -> list[dict[str, Any]]:
+    """The lines of the table for one net at one width."""
+    took = timing.interleaved(epochs(base, width, kinds_of(alone)), repeats)
+    training = took.pop("training")
+    lines = []
+    for kind, times in took.items():
+        for every in (1, 4) if kind == "all" else (1,):
+            median, least, most = timing.ratio([t / every for t in times], training)
+            lines.append(
+                {
+                    "net": name,
+                    "batch": base.batch_size,
+                    "width": width,
+                    "watched": kind,
+                    "every": every,
+                    "epoch_ms_per_run": round(1e3 * statistics.median(training) / width, 2),
+                    "percent": round(100 * median, 2),
+                    "least": round(100 * least, 2),
+                    "most": round(100 * most, 2),
+                    "repeats": repeats,
+                    **timing.about(),
+                }
+            )
+    return lines
+
+
+def picture(lines: list[dict[str, Any]]) -> plt.Figure:
+    """Percent of an epoch against tile width, a line a net."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, shade in zip(timing.NETS, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        for every, style in ((1, "o-"), (4, "o--")):
+            shown = [line for line in lines if (line["net"], line["watched"], line["every"]) == (name, "all", every)]
+            widths = [line["width"] for line in shown]
+            label = f"{name}, {'every epoch' if every == 1 else 'every 4th'}"
+            axes.plot(widths, [line["percent"] for line in shown], style, color=shade, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tile width (runs)", ylabel="watching, % of an epoch's training", ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small", ncols=2)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    asked = parser.parse_args()
+    runner.use_devices()
+    jax.config.update("jax_enable_compilation_cache", False)
+    lines = []
+    for name, base in timing.NETS.items():
+        own = plan.width(engine.describe(base), 1000, jax.devices()[0].platform)
+        # A run of net C has 41 MB of its own data: wide tiles of it would measure how much memory there is.
+        widths = {own, *(w for w in asked.widths if w * engine.describe(base).data <= 2 << 30)}
+        for width in sorted(widths):
+            lines += rows(name, base, width, width == own, asked.repeats)
+            print(*lines[-1:], flush=True)
+    timing.write("price", lines)
+    timing.save("price", picture(lines))
+
+
+if __name__ == "__main__":
+    main()

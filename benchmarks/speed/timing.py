@@ -1,0 +1,132 @@
+"""What the speed scripts share: the nets, interleaved repeats, a whole machine kept busy, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from matplotlib.figure import Figure
+
+from relu_study import RunSpec, Signature, Task, engine, task
+from relu_study.programs import Probing
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
+ROWS = 140_000
+INPUTS, OUTPUTS = 64, 10
+
+
+@task("wide")
+def wide(spec: RunSpec) -> Task:
+    """Net C's data: ten smooth functions of sixty-four normal inputs, drawn anew for each seed."""
+
+    def sample(key: jax.Array, phase: int) -> tuple[jax.Array, jax.Array]:
+        first, second = jax.random.split(key)
+        x = jax.random.normal(first, (spec.rows, INPUTS))
+        return x, jnp.sin(x @ jax.random.normal(second, (INPUTS, OUTPUTS)) / INPUTS**0.5)
+
+    return Task(Signature(train_rows=ROWS, val_rows=spec.rows - ROWS, d_in=INPUTS, d_out=OUTPUTS), sample)
+
+
+NETS = {
+    "A 4-32-1": RunSpec(initializer="he_normal"),
+    "B 4-32-32-32-1": RunSpec(initializer="he_normal", depth=3),
+    "C 64-128-128-10": RunSpec(initializer="he_normal", depth=2, width=128, task="wide", rows=ROWS + 8192),
+}
+
+
+def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
+    """Seconds for one tile on every device at once, seeds counting through."""
+    tiles = [[spec.but(seed=d * width + i) for i in range(width)] for d in range(len(jax.devices()))]
+    threads = [
+        threading.Thread(target=engine.train_tile, args=(tile, width, device, probing), kwargs={"probe": probe})
+        for tile, device in zip(tiles, jax.devices(), strict=True)
+    ]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
+
+
+def on_all(work: Callable[[Any], Any]) -> float:
+    """Seconds for a piece of work that is queued on every device, until all are done."""
+    began = time.perf_counter()
+    jax.block_until_ready([work(device) for device in jax.devices()])
+    return time.perf_counter() - began
+
+
+def interleaved(measurements: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Each measurement `repeats` times, one after the other in turn, so that a slow minute is everybody's; one more warms up."""
+    for measure in measurements.values():
+        measure()
+    taken: dict[str, list[float]] = {name: [] for name in measurements}
+    for _ in range(repeats):
+        for name, measure in measurements.items():
+            taken[name].append(measure())
+    return taken
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and most of the ratios of two series that were measured in turn."""
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    return statistics.median(each), min(each), max(each)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def about() -> dict[str, Any]:
+    """When, where and with what something was measured, as columns."""
+    script = Path(sys.argv[0])
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "jax": importlib.metadata.version("jax"),
+        "command": " ".join([f"python benchmarks/speed/{script.name}", *sys.argv[1:]]),
+    }
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write results/speed/NAME.csv, and NAME.md without the columns that say the same in every row."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    columns = list(rows[0])
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    shared = [column for column in about() if len({str(row[column]) for row in rows}) == 1]
+    shown = [column for column in columns if column not in shared]
+    lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(str(row[column]) for column in shown) + " |" for row in rows]
+    lines += ["", "; ".join(f"{column}: {rows[0][column]}" for column in shared) + "."]
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def save(name: str, figure: Figure) -> None:
+    """Write results/speed/NAME.png and .svg."""
+    figure.savefig(RESULTS / f"{name}.png", dpi=160)
+    figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
