@@ -87,7 +87,7 @@ def rows(name: str, base: RunSpec, width: int, alone: bool, repeats: int) -> lis
 
 def picture(lines: list[dict[str, Any]]) -> plt.Figure:
     """Percent of an epoch against tile width, a line a net."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for name, shade in zip(timing.NETS, ("#0072B2", "#D55E00", "#009E73"), strict=True):
         for every, style in ((1, "o-"), (4, "o--")):
             shown = [line for line in lines if (line["net"], line["watched"], line["every"]) == (name, "all", every)]
@@ -95,8 +95,9 @@ def picture(lines: list[dict[str, Any]]) -> plt.Figure:
             label = f"{name}, {'every epoch' if every == 1 else 'every 4th'}"
             axes.plot(widths, [line["percent"] for line in shown], style, color=shade, label=label)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="tile width (runs)", ylabel="watching, % of an epoch's training", ylim=(0, None))
-    axes.legend(frameon=False, fontsize="small", ncols=2)
+    figure.legend(loc="outside upper center", frameon=False, fontsize="small", ncols=3)
     return figure
 
 
