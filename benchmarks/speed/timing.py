@@ -22,7 +22,7 @@ from relu_study import RunSpec, Signature, Task, engine, task
 from relu_study.programs import Probing
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
-ROWS = 140_000
+ROWS, VALIDATION = 140_000, 8192
 INPUTS, OUTPUTS = 64, 10
 
 
@@ -35,13 +35,13 @@ def wide(spec: RunSpec) -> Task:
         x = jax.random.normal(first, (spec.rows, INPUTS))
         return x, jnp.sin(x @ jax.random.normal(second, (INPUTS, OUTPUTS)) / INPUTS**0.5)
 
-    return Task(Signature(train_rows=ROWS, val_rows=spec.rows - ROWS, d_in=INPUTS, d_out=OUTPUTS), sample)
+    return Task(Signature(spec.rows - VALIDATION, VALIDATION, d_in=INPUTS, d_out=OUTPUTS), sample)
 
 
 NETS = {
     "A 4-32-1": RunSpec(initializer="he_normal"),
     "B 4-32-32-32-1": RunSpec(initializer="he_normal", depth=3),
-    "C 64-128-128-10": RunSpec(initializer="he_normal", depth=2, width=128, task="wide", rows=ROWS + 8192),
+    "C 64-128-128-10": RunSpec(initializer="he_normal", depth=2, width=128, task="wide", rows=ROWS + VALIDATION),
 }
 
 
@@ -110,11 +110,11 @@ def about() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def write(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
     """Write results/speed/NAME.csv, and NAME.md without the columns that say the same in every row."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+    with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -123,7 +123,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(str(row[column]) for column in shown) + " |" for row in rows]
     lines += ["", "; ".join(f"{column}: {rows[0][column]}" for column in shared) + "."]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 def save(name: str, figure: Figure) -> None:

@@ -1,0 +1,47 @@
+"""relu_study itself, for peers.py: a tile on every device of this process, with everything that can be watched.
+
+Each run has data and an order of its own; after every epoch every metric, loss and histogram is measured over 8,192 training and
+8,192 validation examples. What epochs cost is the difference between a training that is so much longer and one of a
+single step, so data and start drop out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import jax
+import peer
+import timing
+
+from relu_study import engine, plan, runner
+from relu_study.programs import Probing, steps_per_epoch
+from relu_study.registry import tasks
+
+
+WATCHED = Probing()  # everything there is
+
+
+class Ours:
+    """The engine at the width that the plan gives; a piece is whole epochs."""
+
+    def __init__(self, job: peer.Job, choice: Any) -> None:
+        base = timing.NETS[job.net]
+        rows = job.rows + timing.VALIDATION if base.task == "wide" else job.rows * 10 // 7
+        self.spec = base.but(batch_size=job.batch, rows=rows)
+        signature = tasks[base.task](self.spec).signature
+        assert signature.train_rows == job.rows
+        self.per_epoch = steps_per_epoch(job.rows, job.batch)
+        self.width = plan.width(engine.describe(self.spec, WATCHED), 1000, jax.devices()[0].platform)
+        self.networks = self.width * len(jax.devices())
+        self.piece(1)  # compiles
+
+    def piece(self, steps: int) -> tuple[int, float]:
+        epochs, little = max(round(steps / self.per_epoch), 1), 1 / self.per_epoch
+        short, long = (timing.busy(self.spec.but(epochs=n + little), self.width, WATCHED) for n in (0, epochs))
+        return epochs * self.per_epoch, long - short
+
+
+if __name__ == "__main__":
+    runner.use_devices()
+    peer.serve(f"relu_study {importlib.metadata.version('relu_study')}, jax {jax.__version__}", Ours)
