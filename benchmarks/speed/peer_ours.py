@@ -18,7 +18,6 @@ from relu_study import engine, plan, runner
 from relu_study.programs import Probing, steps_per_epoch
 from relu_study.registry import tasks
 
-
 WATCHED = Probing()  # everything there is
 
 

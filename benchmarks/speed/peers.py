@@ -152,7 +152,7 @@ def _panel(panel: Axes, rows: Sequence[Mapping[str, Any]], places: Sequence[floa
         panel.plot(row["steps_per_s"], place, "o", color=shade, markersize=4, zorder=3)
         if row["ours_over_it"]:
             panel.annotate(
-                f"{float(row['ours_over_it']):.2g}×" if float(row["ours_over_it"]) < 10 else f"{float(row['ours_over_it']):.0f}×",
+                f"{float(row['ours_over_it']):.2g}x" if float(row["ours_over_it"]) < 10 else f"{float(row['ours_over_it']):.0f}x",
                 (row["most"], place),
                 (5, 0),
                 textcoords="offset points",
