@@ -1,6 +1,7 @@
 """JAX as a user writes it, for peers.py: `jit` of `vmap` of a scan over batches, with optax.
 
-No probes. All networks of a process are fed the same rows, shuffled once an epoch by one permutation: less work than ours.
+No probes; one data set for all networks. `own`: each shuffles it for itself, as a training function of a seed does under vmap;
+`shared`: one permutation an epoch serves all networks of the process, which is less work than ours.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import peer
 from jax import Array
 
 Params = list[tuple[Array, Array]]
+OWN = sys.argv[1:] == ["own"]
 
 
 def init(layers: tuple[int, ...], width: int) -> Params:
@@ -35,12 +38,11 @@ def loss(params: Params, x: Array, y: Array) -> Array:
     return jnp.mean((x @ kernel + bias - y) ** 2)
 
 
-@functools.partial(jax.jit, static_argnames="batch")
-def shuffle(key: Array, x: Array, y: Array, batch: int) -> tuple[Array, Array]:
-    """The full batches of an epoch."""
-    steps = len(x) // batch
-    order = jax.random.permutation(key, len(x))[: steps * batch]
-    return x[order].reshape(steps, batch, -1), y[order].reshape(steps, batch, -1)
+@functools.partial(jax.jit, static_argnames=("rows", "batch"))
+def order(key: Array, rows: int, batch: int) -> Array:
+    """Which rows the full batches of an epoch take."""
+    steps = rows // batch
+    return jax.random.permutation(key, rows)[: steps * batch].reshape(steps, batch)
 
 
 class JitVmap:
@@ -54,19 +56,19 @@ class JitVmap:
         self.job, self.width, self.networks = job, width, width
         self.call = min(job.steps, math.ceil(0.3 / (job.seconds() * width)))
         self.x, self.y = (jnp.asarray(array) for array in peer.data(job))
-        self.key, adam = jax.random.key(0), optax.adam(1e-3)
+        self.key, adam, mine = jax.random.key(0), optax.adam(1e-3), 0 if OWN else None
 
-        def train(params: Params, opt: Any, xs: Array, ys: Array, start: int) -> tuple[Params, Any]:
-            def step(state: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], None]:
+        def train(params: Params, opt: Any, x: Array, y: Array, order: Array, start: int) -> tuple[Params, Any]:
+            def step(state: tuple[Params, Any], rows: Array) -> tuple[tuple[Params, Any], None]:
                 params, opt = state
-                grads = jax.grad(loss)(params, *batch)
+                grads = jax.grad(loss)(params, x[rows], y[rows])
                 updates, opt = adam.update(grads, opt)
                 return (optax.apply_updates(params, updates), opt), None
 
-            part = (jax.lax.dynamic_slice_in_dim(rows, start, self.call) for rows in (xs, ys))
-            return jax.lax.scan(step, (params, opt), tuple(part))[0]
+            return jax.lax.scan(step, (params, opt), jax.lax.dynamic_slice_in_dim(order, start, self.call))[0]
 
-        self.train = jax.jit(jax.vmap(train, in_axes=(0, 0, None, None, None)))
+        self.train = jax.jit(jax.vmap(train, in_axes=(0, 0, None, None, mine, None)))
+        self.order = jax.vmap(order, in_axes=(0, None, None)) if OWN else order
         params = init(job.layers, width)
         self.state = params, jax.vmap(adam.init)(params)
         self.piece(1)  # compiles
@@ -74,17 +76,18 @@ class JitVmap:
     def piece(self, steps: int) -> tuple[int, float]:
         calls, an_epoch = math.ceil(steps / self.call), self.job.steps // self.call
 
-        def order() -> None:
+        def shuffle() -> None:
             self.key, key = jax.random.split(self.key)
-            self.batches = jax.block_until_ready(shuffle(key, self.x, self.y, self.job.batch))
+            keys = jax.random.split(key, self.width) if OWN else key
+            self.rows = jax.block_until_ready(self.order(keys, self.job.rows, self.job.batch))
 
         def train() -> int:
             for i in range(calls):
-                self.state = self.train(*self.state, *self.batches, i % an_epoch * self.call)
+                self.state = self.train(*self.state, self.x, self.y, self.rows, i % an_epoch * self.call)
             jax.block_until_ready(self.state)
             return calls * self.call
 
-        return peer.in_proportion(order, train, self.job.steps)
+        return peer.in_proportion(shuffle, train, self.job.steps)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ error, he_normal, Adam 1e-3, float32, on the CPU. Each competitor has the machin
 - keras, tuned: the same with 128 steps to an execution;
 - torch eager: one network a process, a process a core, the fastest of PyTorch's implementations of Adam; nothing is watched;
 - torch.func.vmap: at its best width, a process a core or one with a thread a core, whichever is faster; nothing is watched;
-- jit(vmap) as written: 128 networks in one vmap in one process, with JAX's defaults; nothing is watched;
-- jit(vmap) best: the same at its best width, a process a core; nothing is watched;
+- jit(vmap) as written: 128 networks in one vmap in one process, with JAX's defaults, each with a seed and so an order of its
+  own; nothing is watched;
+- jit(vmap) best: at its best width, a process a core, one order for all networks of a process; nothing is watched;
 - relu_study: one process, a device a core, each run with rows and order of its own; everything there is to watch, every epoch.
 
 A competitor's processes are started once, sleep while others are measured, and begin each piece together. Their rates are
 added, as if each always had more to do; ours ends with the slowest device. Keras and relu_study are measured over whole epochs,
 their watching in them. The others train a piece and shuffle once, and the shuffle counts for as many epochs as the piece is
-long; where several networks are trained in a process they share their rows and order, which is less work than ours. Which way is
+long; where several networks are trained in a process they share their rows, and their order unless it says otherwise, which is
+less work than ours. Which way is
 a competitor's best is tried on the same job just before, with all its processes at work.
 
 Peers come with `pip install -e ".[peers]"`; one that cannot be started is skipped and named. Writes results/speed/peers.csv and
@@ -45,8 +47,8 @@ COMPETITORS = (
     Competitor("keras, tuned", "peer_keras.py", "histograms", choices=({"steps_per_execution": 128},)),
     Competitor("torch eager", "peer_torch.py", "nothing", choices=("fused", "foreach", "for-loop"), argument="eager"),
     Competitor("torch.func.vmap", "peer_torch.py", "nothing", (EACH, ALL), (16, 32, 64, 128, 256, 512, 1024), "vmap"),
-    Competitor("jit(vmap) as written", "peer_jax.py", "nothing", (ALL,), (128,)),
-    Competitor("jit(vmap) best", "peer_jax.py", "nothing", choices=(2, 8, 32, 128, 512)),
+    Competitor("jit(vmap) as written", "peer_jax.py", "nothing", (ALL,), (128,), "own"),
+    Competitor("jit(vmap) best", "peer_jax.py", "nothing", (EACH,), (2, 8, 32, 128, 512), "shared"),
     Competitor(OURS, "peer_ours.py", "everything", (ALL,)),
 )
 NETS = {name[0]: name for name in timing.NETS}
