@@ -255,7 +255,7 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
         table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
     for c in plan.cohorts:
         steps = sorted({t.steps for t in c.tiles}) or [c.work.steps]
-        mib = c.width * (c.work.data + c.work.scratch) / 2**20
+        mib = c.bytes() / 2**20
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
         table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -44,7 +44,10 @@ from relu_study.registry import UserError, activations, initializers, networks, 
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import Signature
 
-ENGINE = 2  # grows when a change moves bits; committed results are then regenerated
+ENGINE = 3  # grows when a change moves bits; committed results are then regenerated
+# On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code. Devices
+# share one pool of threads: a loop that XLA splits over it waits for threads that train other tiles.
+OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
 IN_FLIGHT = 3  # epochs queued on a device ahead of the one it works on
 
 
@@ -106,7 +109,8 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
         flops=6 * spec.batch_size * weights,
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
-        data=4 * (signature.train_rows + probing.validation(signature)) * columns + 16 * weights,
+        data=4 * (signature.train_rows + probing.validation(signature)) * columns,
+        state=16 * weights,
     )
 
 
@@ -128,9 +132,7 @@ def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function jit-compiled as the engine's programs are, traced once for all devices."""
-    # On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code.
-    fast = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-    program, tracing = jax.jit(function, compiler_options=fast), threading.Lock()
+    program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
 
     def call(*args: Any) -> Any:
         with tracing:  # the second of two devices that come at once waits for the first one's trace, but not for its compilation
@@ -156,13 +158,18 @@ def _made_once(make: Callable[..., Any]) -> Any:
 @_made_once
 def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
-    measure_one = make_measure(step_spec, signature, probing, boxed)
+    measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
 
-    def measure(*tile: Any) -> dict[str, Array]:
-        return jax.lax.map(lambda run: measure_one(*run), tile)
+    def measure(state: State, previous: Any, data: Data, knobs: Any, box: Array, source: Any = None) -> dict[str, Array]:
+        seen = data._replace(train=data.train[:, :n])
 
-    advance = jax.vmap(make_advance(step_spec, signature), in_axes=(0, 0, 0, 0, None, None, None))
-    return Programs(compiled(advance), compiled(measure))
+        def one(run: Any) -> dict[str, Array]:
+            state, previous, place, knobs, box = run
+            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[place], seen), knobs, box)
+
+        return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, knobs, box))
+
+    return Programs(compiled(make_advance(step_spec, signature)), compiled(measure))
 
 
 @_made_once
@@ -225,13 +232,14 @@ def _data_spec(spec: RunSpec) -> RunSpec:
 
 
 class Begun(NamedTuple):
-    """A tile of runs on its device, before the first step."""
+    """A tile of runs on its device, before the first step; `source` is the set of rows that each run reads, None: its own."""
 
     state: State
     data: Data
     seeds: UInt32[Array, " W"]
     knobs: dict[str, Float[Array, " W"]]
     box: Float[Array, "W 2"]
+    source: Int[Array, " W"] | None
 
 
 class Pending(NamedTuple):
@@ -261,23 +269,38 @@ def put(value: Any, device: Any) -> Any:
     return jax.device_put(value, device)
 
 
-def draw(specs: list[RunSpec], phase: int, seeds: UInt32[Array, " W"], probing: Probing) -> Data:
-    """Each run's data of one phase of its task."""
-    return _begin(specs, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
+    """One run for each of `sets` sets of rows, and the number of the set that each run reads; None: every run its own."""
+    if sets is None or sets == len(specs):
+        return specs, None
+    keys = [(_data_spec(spec), spec.seed) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    readers = [specs[keys.index(key)] for key in distinct]
+    return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 
-def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing()) -> Begun:
+def draw(readers: list[RunSpec], phase: int, device: Any, probing: Probing) -> Data:
+    """The rows of one phase of their task that these runs read."""
+    seeds = put(np.array([s.seed for s in readers], np.uint32), device)
+    return _begin(readers, _data_spec, lambda key: _sample_program(key, phase, probing)(seeds))
+
+
+def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets: int | None = None) -> Begun:
     """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
     signature = tasks[specs[0].task](specs[0]).signature
+    readers, source = readers_of(specs, sets)
     seeds = put(np.array([s.seed for s in specs], np.uint32), device)
     knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in KNOBS}
     box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
-    data = draw(specs, 0, seeds, probing)
+    data = draw(readers, 0, device, probing)
     looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    if source is not None:
+        source = put(source, device)
+        looked_at = looked_at[source]
     weights = _begin(specs, _start_spec, lambda key: _init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at))
     # A fresh optimiser depends on no input, so its program would leave it uncommitted.
     state = put(State(weights.params, weights.stats, _opt_program(specs[0].optimizer)(weights.params)), device)
-    return Begun(state, data, seeds, knobs, box)
+    return Begun(state, data, seeds, knobs, box, source)
 
 
 def start_tile(
@@ -287,34 +310,35 @@ def start_tile(
     probing: Probing = Probing(),
     probe: bool = True,
     chunk: int | None = None,
+    sets: int | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Pending | None:
     """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
 
-    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch.
-    Neither moves a bit of the training.
+    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `sets`, where it
+    is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
     """
     _forget_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
     task = tasks[specs[0].task](specs[0])
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = tile_programs(specs[0], probing)
-    state, data, seeds, knobs, box = begin(specs, device, probing)
+    state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
     phase = 0
-    measured = [program.measure(state, state.params, data, knobs, box)]
+    measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
             return None
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
-            data, phase = draw(specs, now, seeds, probing), now
+            data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
-            state = program.advance(state, data.train, seeds, knobs, *at)
+            state = program.advance(state, data.train, seeds, knobs, *at, source)
         if probe or epoch == math.ceil(total):
-            measured.append(program.measure(state, previous, data, knobs, box))
+            measured.append(program.measure(state, previous, data, knobs, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
     epochs = epochs_measured(total)

@@ -34,7 +34,7 @@ class Block(nnx.Module):
 class MLP(nnx.Module):
     """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
 
-    bounded = True  # every module on the way takes an Interval
+    bounded = True  # made of our modules and of sums alone, so that it takes Columns and Intervals
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         after = spec.width * activations[spec.activation].fanout

@@ -19,7 +19,8 @@ class Work(NamedTuple):
     flops: int  # of one step
     batch: int
     scratch: int  # bytes a run adds to a program's temporary memory
-    data: int  # bytes of a run's data and state
+    data: int  # bytes of the rows that a run reads
+    state: int = 0  # bytes of its parameters and all that is kept beside them
 
 
 class Rule(NamedTuple):
@@ -43,6 +44,7 @@ class Tile:
     width: int
     runs: tuple[RunSpec, ...]
     steps: int
+    sets: int | None = None  # sets of rows in its program; None: one for each run
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,14 @@ class Cohort:
     name: str
     work: Work
     width: int
+    sets: int  # of rows in a tile's program: runs with the same data and seed read the same
     runs: int
-    starts: Counter[tuple[int, Hashable]]  # the programs that its tiles begin with, and how many tiles each
+    starts: Counter[tuple[int, int, Hashable]]  # the programs that its tiles begin with, and how many tiles each
     tiles: list[Tile] = field(default_factory=list)
+
+    def bytes(self) -> int:
+        """Memory of one of its tiles."""
+        return self.sets * self.work.data + self.width * (self.work.state + self.work.scratch)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Plan:
 
     def bytes(self) -> int:
         """Peak memory of the tiles in flight: on every device the largest, twice, as one begins while one ends."""
-        return 2 * self.devices * max((c.width * (c.work.data + c.work.scratch) for c in self.cohorts), default=0)
+        return 2 * self.devices * max((c.bytes() for c in self.cohorts), default=0)
 
     def seconds(self) -> float | None:
         """Expected time of training, compiling apart; None on a platform not yet measured."""
@@ -117,7 +124,8 @@ def plan(
     """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
 
     `starts` names the programs that a run begins with; tiles of different width never share one.
-    Within a cohort, runs are ordered by length, data and start, so that a tile mixes as few of them as it can.
+    Within a cohort, runs are ordered by length, data, seed and start: a tile reads as few sets of rows as it can, and a sweep
+    that is stopped has about as many seeds of one configuration as of another.
     """
     groups: dict[str, list[RunSpec]] = {}
     for run in runs:
@@ -130,17 +138,25 @@ def plan(
         rank: dict[object, int] = {}
 
         def place(run: RunSpec, rank: dict[object, int] = rank) -> tuple[int, ...]:
-            keys = (run.epochs, run.marked("data"), run.marked("start"), run.config_id)
-            return (*(rank.setdefault(key, len(rank)) for key in keys), run.seed)
+            length, data, start, config = (
+                rank.setdefault(key, len(rank)) for key in (run.epochs, run.marked("data"), run.marked("start"), run.config_id)
+            )
+            return length, data, run.seed, start, config
 
-        tiles = []
+        parts = []
         by_length: dict[float, list[RunSpec]] = {}
         for run in sorted(todo, key=place):
             by_length.setdefault(run.epochs, []).append(run)
         for same in by_length.values():
-            for i in range(0, len(same), wide):
-                part = tuple(same[i : i + wide])
-                tiles.append(Tile(name, wide, part, work(part[0]).steps))
-        begun = Counter((wide, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)})
-        cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles))
+            parts += [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
+        sets = sets_of(parts, wide)
+        tiles = [Tile(name, wide, part, work(part[0]).steps, sets) for part in parts]
+        begun = Counter((wide, sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)})
+        cohorts.append(Cohort(name, asked, wide, sets, len(todo), begun, tiles))
     return Plan(cohorts, devices, platform)
+
+
+def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> int:
+    """How many sets of rows a tile holds: a power of two, at most one a run; a cohort's tiles alike: they share a program."""
+    most = max((len({(run.marked("data"), run.seed) for run in part}) for part in parts), default=1)
+    return min(1 << (most - 1).bit_length(), wide)

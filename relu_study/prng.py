@@ -66,8 +66,8 @@ def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int
     )
 
 
-def words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Random words, one for each element of an array: its place there, keyed and hashed twice.
+def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) -> UInt32[Array, "*shape"]:
+    """Random words, one for each element of an array: its place there (of `columns`: among the rows), keyed and hashed twice.
 
     Much less arithmetic than `jax.random.bits`, whose Threefry would cost a small network more than its training; it is
     left for the key, which each step and site has of its own. At most 2**32 elements; no two words are equal.
@@ -75,6 +75,8 @@ def words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"
     """
     first, second = jax.random.key_data(key)
     place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    if columns:
+        place = shape[0] * jnp.arange(shape[1], dtype=jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
     return _hash(_hash(place ^ first) + second)
 
 

@@ -21,7 +21,7 @@ from relu_study.bounds import Interval
 from relu_study.initializers import Layer
 from relu_study.probes import histograms
 from relu_study.registry import activations, initializers, networks, optimizers
-from relu_study.sites import Context, Dense, Site
+from relu_study.sites import Columns, Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LOSSES, METRICS, Signature, Task
 
@@ -92,30 +92,34 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
     return {f"site_{i + 1}": pre.shape[-1] for i, pre in enumerate(shapes)}
 
 
-def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, Any, Any]:
-    return nnx.split(build(spec, signature.d_in, signature.d_out), nnx.Param, nnx.BatchStat)
+def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool]:
+    """A network without its weights, and whether it takes Columns and Intervals."""
+    model = build(spec, signature.d_in, signature.d_out)
+    return nnx.split(model, nnx.Param, nnx.BatchStat)[0], getattr(model, "bounded", False)
 
 
 # --------------------------------------------------------------------------------------- training
 
 
 def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
-    """`advance(state, train, seed, knobs, epoch, start, stop)`: train one run over steps start..stop-1 of an epoch.
+    """`advance(state, train, seed, knobs, epoch, start, stop, source)`: train W runs over steps start..stop-1 of an epoch.
 
     Epochs count from 1. Steps 0..floor(n / B)-1 take full batches; the last step of an epoch, where B does not divide n,
-    takes the n mod B rows left over, in a step body of its own.
+    takes the n mod B rows left over, in a step body of its own. Run i reads set source[i] of the S sets of rows in `train`:
+    runs of the same data and seed visit the same rows in the same order, which are then fetched once. Without `source` each
+    run has a set of its own.
     """
-    graph, _, _ = _parts(spec, signature)
+    graph, columns = _parts(spec, signature)
     loss_of = LOSSES[signature.loss]
     rows, batch, d_in = signature.train_rows, min(spec.batch_size, signature.train_rows), signature.d_in
     full, rest = divmod(rows, batch)
     block = min(BLOCK, full)
 
-    def update(state: State, xy: Float[Array, "B DO"], key: Array, knobs: Knobs) -> State:
+    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: Knobs) -> State:
         def loss(params: Any) -> tuple[Array, Any]:
-            model = nnx.merge(graph, params, state.stats, copy=True)
-            prediction = model(xy[:, :d_in], Context(knobs, train=True, key=key))
-            return loss_of(prediction, xy[:, d_in:]), nnx.state(model, nnx.BatchStat)
+            model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
+            prediction = model(Columns(xy[:d_in]), ctx).values.T if columns else model(xy[:d_in].T, ctx)
+            return loss_of(prediction, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
         grads, stats = jax.grad(loss, has_aux=True)(state.params)
         tx = optimizers[spec.optimizer](knobs["learning_rate"], knobs["weight_decay"])
@@ -124,30 +128,40 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
 
     def advance(
         state: State,
-        train: Float[Array, "n DO"],
-        seed: UInt32[Array, ""],
-        knobs: Knobs,
+        train: Float[Array, "S n DO"],
+        seed: UInt32[Array, " W"],
+        knobs: Mapping[str, Float[Array, " W"]],
         epoch: Int[Array, ""],
         start: Int[Array, ""],
         stop: Int[Array, ""],
+        source: Int[Array, " W"] | None = None,
     ) -> State:
-        order = prng.order_key(seed, epoch)
-        dropout = prng.stream(seed, "dropout")
+        of_set = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
+        order = jax.vmap(lambda s: prng.order_key(s, epoch))(of_set)
+        dropout = jax.vmap(lambda s: prng.stream(s, "dropout"))(seed)
 
-        def gather(position: Int[Array, " m"]) -> Float[Array, "m DO"]:
+        def gather(first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
             # Positions past the end of the last block are gathered but never trained on.
-            inside = jnp.minimum(position, rows - 1).astype(jnp.uint32)
-            index = prng.shuffled(order, inside, rows).astype(jnp.int32)
-            return train.at[index].get(mode="promise_in_bounds")
+            inside = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
 
-        def key_of(step: Int[Array, ""]) -> Array:
-            return jax.random.fold_in(dropout, (epoch - 1) * (full + (rest > 0)) + step)
+            def of(key: Array, own: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
+                index = prng.shuffled(key, inside, rows).astype(jnp.int32)
+                xy = own.at[index].get(mode="promise_in_bounds")
+                return xy.reshape(steps, size, -1).swapaxes(1, 2)
+
+            return jax.vmap(of)(order, train)
+
+        def step(state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
+            number = (epoch - 1) * (full + (rest > 0)) + k
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(dropout)
+            mine = xy if source is None else xy.at[source].get(mode="promise_in_bounds")
+            return jax.vmap(update)(state, mine, keys, knobs)
 
         def run_block(j: Int[Array, ""], state: State) -> State:
-            xy = gather(j * block * batch + jnp.arange(block * batch)).reshape(block, batch, -1)
+            xy = gather(j * block * batch, block, batch)
 
             def one(k: Int[Array, ""], state: State) -> State:
-                return update(state, jax.lax.dynamic_index_in_dim(xy, k, keepdims=False), key_of(j * block + k), knobs)
+                return step(state, jax.lax.dynamic_index_in_dim(xy, k, axis=1, keepdims=False), j * block + k)
 
             first, last = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, full) - j * block, block)
             return jax.lax.fori_loop(first, last, one, state)
@@ -157,7 +171,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
             return state
 
         def remainder(state: State) -> State:
-            return update(state, gather(full * batch + jnp.arange(rest)), key_of(jnp.asarray(full)), knobs)
+            return step(state, gather(jnp.asarray(full * batch), 1, rest)[:, 0], jnp.asarray(full))
 
         return jax.lax.cond((stop > full) & (start <= full), remainder, lambda s: s, state)
 
@@ -172,7 +186,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
 
     `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
     """
-    graph, _, _ = _parts(spec, signature)
+    graph, bounded = _parts(spec, signature)
     loss_of = LOSSES[signature.loss]
     d_in, n = signature.d_in, probing.probe_set(signature)
 
@@ -187,7 +201,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
 
         (train_loss, (prediction, passes)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         model = nnx.merge(graph, state.params, state.stats, copy=True)
-        bounds = _bounds(model, knobs, box, d_in) if boxed else None
+        bounds = _bounds(model, knobs, box, d_in) if boxed and bounded else None
         steps = jax.tree.map(jnp.subtract, state.params, previous)
         val = nnx.merge(graph, state.params, state.stats, copy=True)(data.val[:, :d_in], Context(knobs))
         views = []
@@ -237,9 +251,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
     return measure
 
 
-def _bounds(model: nnx.Module, knobs: Knobs, box: Float[Array, "2"], d_in: int) -> list[Interval] | None:
-    if not getattr(model, "bounded", False):  # a network may do more with its input than bounds can follow
-        return None
+def _bounds(model: nnx.Module, knobs: Knobs, box: Float[Array, "2"], d_in: int) -> list[Interval]:
     ctx = Context(knobs)
     model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
     return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]

@@ -201,7 +201,9 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
         mine: set[str] = set()
         try:
             while not stopped.is_set() and (tile := take(mine)) is not None:
-                pending = engine.start_tile(list(tile.runs), tile.width, device, probing, wanted=lambda: not stopped.is_set())
+                pending = engine.start_tile(
+                    list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=lambda: not stopped.is_set()
+                )
                 if pending is not None:
                     done.put((tile, pending))
         except BaseException as error:

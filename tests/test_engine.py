@@ -17,12 +17,14 @@ import pytest
 from relu_study import engine
 from relu_study.probes import revivals
 from relu_study.programs import Probing
-from relu_study.registry import UserError, activations, tasks
+from relu_study.registry import UserError, activations, networks, tasks
 from relu_study.spec import RunSpec
 from relu_study.tasks import Task
 
 SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
 PROBE = Probing(200, 100)
+# Not under adam: the bias before batch normalisation has gradient 0, and adam makes steps of the rounding noise.
+NORMED = {"norm": "batch_norm", "optimizer": "sgd"}
 
 
 def runs(n: int, base: RunSpec = SMALL) -> list[RunSpec]:
@@ -88,6 +90,44 @@ def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
 @pytest.mark.parametrize("chunk", [1, 5, 13])
 def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -> None:
     same(whole, engine.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
+
+
+@pytest.mark.parametrize("sets", [1, 2, 4, 8])
+def test_sharing_rows(base: RunSpec, sets: int) -> None:
+    """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
+    arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))
+    tile = [
+        arm.but(seed=seed, target=target)
+        for seed, target in ((0, "wave"), (1, "sum"))[:sets]
+        for arm in arms[: 8 // min(sets, 2)]
+    ]
+    tile = tile[1:]  # padded with its first
+    alone = engine.train_tile(tile, 8, probing=PROBE, keep_params=True)
+    assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
+    together = engine.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets)
+    same(alone, together, list(range(len(tile))), list(range(len(tile))))
+
+
+def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that may do more with its input than our modules is trained on examples as rows; bits aside, that is all."""
+    monkeypatch.setattr(networks, "_entries", dict(networks._entries))
+
+    class Rows(networks["mlp"]):
+        bounded = False
+
+    networks.add("rows", Rows)
+    for changes in (
+        {},
+        {"activation": "crelu"},
+        NORMED,
+        {"norm": "layer_norm", "activation": "selu", "dropout": "alpha_dropout", "dropout_rate": 0.1},
+    ):
+        spec = SMALL.but(epochs=1, **changes)
+        columns, rows = (engine.train_tile(runs(2, one), 2, probing=PROBE) for one in (spec, spec.but(network="rows")))
+        for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
+            np.testing.assert_allclose(columns[f"metric:{name}"], rows[f"metric:{name}"], rtol=2e-4, err_msg=f"{changes} {name}")
+        assert np.isfinite(columns["metric:certified_dead_fraction/all"]).all() == (spec.activation == "relu")
+        assert np.isnan(rows["metric:certified_dead_fraction/all"]).all()
 
 
 def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:

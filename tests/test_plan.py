@@ -72,13 +72,23 @@ def test_tiles_are_cut_within_a_cohort_and_a_length() -> None:
 
 
 def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
-    """Declared seed by seed and arm by arm, cut by target, then initialiser, then configuration, seeds innermost."""
+    """Declared in any order, cut by target, then seed, initialiser and configuration: runs of the same data stay together."""
     he, lecun = SHORT.but(initializer="he_normal"), SHORT.but(initializer="lecun_normal")
     arms = [he, lecun.but(target="sum"), lecun, he.but(gain=2), he.but(target="sum")]
     made = planned([arm.but(seed=seed) for seed in (1, 0) for arm in arms], {"relu": 2})
     # he_normal was declared first, so it is first on `sum` as well.
     order = [he, he.but(gain=2), lecun, he.but(target="sum"), lecun.but(target="sum")]
-    assert [t.runs for t in made.cohorts[0].tiles] == [tuple(seeds(arm, 2)) for arm in order]
+    runs = [arm.but(seed=seed) for arms in (order[:3], order[3:]) for seed in (0, 1) for arm in arms]
+    assert [run for t in made.cohorts[0].tiles for run in t.runs] == runs
+
+
+@pytest.mark.parametrize(("gains", "width", "sets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
+def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, sets: int) -> None:
+    """A power of two, the same for every tile of a cohort, so that they share one program."""
+    runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.but(gain=gain), 8)]
+    (cohort,) = planned(runs, {"relu": width}).cohorts
+    assert cohort.sets == sets and {t.sets for t in cohort.tiles} == {sets}
+    assert cohort.bytes() == sets * 1 + width * 1
 
 
 def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays() -> None:

@@ -23,7 +23,7 @@ from relu_study import engine, prng, programs
 from relu_study.initializers import Initializer, he_normal
 from relu_study.programs import Probing, State
 from relu_study.registry import activations, initializers, networks, optimizers, tasks
-from relu_study.sites import Context
+from relu_study.sites import Columns, Context
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import Signature, Task
 
@@ -49,12 +49,17 @@ NAMES = ["-".join(str(value) for value in branch.values()) for branch in BRANCHE
 class Bundle(nnx.Module):
     """The branches, side by side."""
 
+    bounded = True
+
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         assert d_out == len(BRANCHES)
         self.branches = nnx.List([networks["mlp"](spec.but(**branch), d_in, 1, rngs=rngs) for branch in BRANCHES])
 
     def __call__(self, x: Any, ctx: Context) -> Any:
-        return jnp.concatenate([branch(x, ctx) for branch in self.branches], axis=1)
+        beside = [branch(x, ctx) for branch in self.branches]
+        if isinstance(x, Columns):
+            return Columns(jnp.concatenate([columns.values for columns in beside]))
+        return jnp.concatenate(beside, axis=1)
 
 
 def each_its_own(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:

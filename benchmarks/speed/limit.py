@@ -32,7 +32,7 @@ from jaxtyping import Array
 from relu_study import engine, plan, runner
 from relu_study.programs import BLOCK, Probing, State, build, steps_per_epoch
 from relu_study.registry import optimizers, tasks
-from relu_study.sites import Context
+from relu_study.sites import Columns, Context
 from relu_study.spec import RunSpec
 from relu_study.tasks import LOSSES, Signature
 
@@ -58,8 +58,8 @@ def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., An
 
     def loss(params: Any, stats: Any, xy: Array, knobs: Any) -> Array:
         model = nnx.merge(graph, params, stats, copy=True)
-        prediction = model(xy[:, : signature.d_in], Context(knobs, train=True, key=jax.random.key(0)))
-        return LOSSES[signature.loss](prediction, xy[:, signature.d_in :])
+        prediction = model(Columns(xy[: signature.d_in]), Context(knobs, train=True, key=jax.random.key(0))).values
+        return LOSSES[signature.loss](prediction.T, xy[signature.d_in :].T)
 
     def step(state: State, xy: Array, knobs: Any) -> State:
         params, stats, opt = state
@@ -90,23 +90,23 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     program, begun, measured = engine.tile_programs(base, probing), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
         state, data, *rest = engine.begin(tile, device, probing)
-        block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1)
+        block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
         at = engine.put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
         begun[device] = (state, data, *rest, block, at)
 
     def advance(device: Any) -> Any:
-        state, data, seeds, knobs, _, _, at = begun[device]
+        state, data, seeds, knobs, *_, at = begun[device]
         return program.advance(state, data.train, seeds, knobs, *at)
 
     def measure(device: Any) -> Any:
-        state, data, _, knobs, box, _, _ = begun[device]
+        state, data, _, knobs, box, *_ = begun[device]
         return program.measure(state, state.params, data, knobs, box)
 
     for part in PARTS[:3]:
         go = engine.compiled(repeated(engine.cohort(base, signature)[0], signature, part))
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
-            state, _, _, knobs, _, block, _ = begun[device]
+            state, _, _, knobs, *_, block, _ = begun[device]
             return go(state, block, knobs, engine.put(np.int32(rounds), device))
 
         measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)

@@ -39,12 +39,12 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Ca
         begun[device] = engine.begin(tile, device), engine.put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
-        (state, data, seeds, knobs, _), at = begun[device]
+        (state, data, seeds, knobs, *_), at = begun[device]
         return engine.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
 
     def measuring(probing: Probing) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
-            (state, data, _, knobs, box), _ = begun[device]
+            (state, data, _, knobs, box, _), _ = begun[device]
             return engine.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
 
         return measure
