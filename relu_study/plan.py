@@ -44,7 +44,7 @@ class Tile:
     width: int
     runs: tuple[RunSpec, ...]
     steps: int
-    sets: int | None = None  # sets of rows in its program; None: one for each run
+    sets: int  # of rows in its program: runs with the same data and seed read the same
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Cohort:
     name: str
     work: Work
     width: int
-    sets: int  # of rows in a tile's program: runs with the same data and seed read the same
     runs: int
-    starts: Counter[tuple[int, int, Hashable]]  # the programs that its tiles begin with, and how many tiles each
+    starts: Counter[Hashable]  # the programs that its tiles begin with, and how many tiles each
     tiles: list[Tile] = field(default_factory=list)
 
     def bytes(self) -> int:
-        """Memory of one of its tiles."""
-        return self.sets * self.work.data + self.width * (self.work.state + self.work.scratch)
+        """Memory of the largest of its tiles."""
+        sets = max((tile.sets for tile in self.tiles), default=self.width)
+        return sets * self.work.data + self.width * (self.work.state + self.work.scratch)
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,13 @@ class Plan:
     def compilations(self) -> int:
         """Backend compilations to expect, at most: of each cohort three programs, and what cohorts share once, per device.
 
-        `advance`, `measure` and the optimiser's first state are a cohort's own; `init` and `sample` may serve several.
+        `advance` and `measure`, one for each number of sets, and the optimiser's first state are a cohort's own; `init` and
+        `sample` may serve several.
         """
         shared = sum((c.starts for c in self.cohorts), Counter())
-        own = sum(3 * min(self.devices, len(c.tiles)) for c in self.cohorts)
+        alike = Counter((c.name, tile.sets) for c in self.cohorts for tile in c.tiles)
+        own = sum(2 * min(self.devices, tiles) for tiles in alike.values())
+        own += sum(min(self.devices, len(c.tiles)) for c in self.cohorts)
         return own + sum(min(self.devices, tiles) for tiles in shared.values())
 
     def bytes(self) -> int:
@@ -99,8 +102,9 @@ class Plan:
 
 
 def seconds(tile: Tile, work: Work) -> float:
-    """Expected time of a tile on one CPU device, measured on one Zen 4 core: fixed + per example + arithmetic."""
-    return tile.width * tile.steps * (2e-6 + 55e-9 * work.batch + work.flops / 43e9)
+    """Expected time of a tile on one CPU device, from one Zen 4 core: fixed + per example + arithmetic + per row fetched."""
+    fetched = tile.sets * work.batch
+    return tile.steps * (tile.width * (5e-7 + 11e-9 * work.batch + work.flops / 62e9) + 27e-9 * fetched)
 
 
 def width(work: Work, runs: int, platform: str) -> int:
@@ -143,20 +147,22 @@ def plan(
             )
             return length, data, run.seed, start, config
 
-        parts = []
+        tiles = []
         by_length: dict[float, list[RunSpec]] = {}
         for run in sorted(todo, key=place):
             by_length.setdefault(run.epochs, []).append(run)
         for same in by_length.values():
-            parts += [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
-        sets = sets_of(parts, wide)
-        tiles = [Tile(name, wide, part, work(part[0]).steps, sets) for part in parts]
-        begun = Counter((wide, sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)})
-        cohorts.append(Cohort(name, asked, wide, sets, len(todo), begun, tiles))
+            parts = [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
+            sets = sets_of(parts, wide)
+            tiles += [Tile(name, wide, part, work(part[0]).steps, sets) for part in parts]
+        begun: Counter[Hashable] = Counter(
+            (wide, tile.sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
+        )
+        cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles))
     return Plan(cohorts, devices, platform)
 
 
 def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> int:
-    """How many sets of rows a tile holds: a power of two, at most one a run; a cohort's tiles alike: they share a program."""
+    """How many sets of rows each tile holds: a power of two, at most one a run, and the same for all: they share a program."""
     most = max((len({(run.marked("data"), run.seed) for run in part}) for part in parts), default=1)
     return min(1 << (most - 1).bit_length(), wide)
