@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,8 +154,9 @@ def plan(
             by_length.setdefault(run.epochs, []).append(run)
         for same in by_length.values():
             parts = [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
-            sets = sets_of(parts, wide)
-            tiles += [Tile(name, wide, part, work(part[0]).steps, sets) for part in parts]
+            tiles += [
+                Tile(name, wide, part, work(part[0]).steps, sets) for part, sets in zip(parts, sets_of(parts, wide), strict=True)
+            ]
         begun: Counter[Hashable] = Counter(
             (wide, tile.sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
         )
@@ -162,7 +164,11 @@ def plan(
     return Plan(cohorts, devices, platform)
 
 
-def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> int:
-    """How many sets of rows each tile holds: a power of two, at most one a run, and the same for all: they share a program."""
-    most = max((len({(run.marked("data"), run.seed) for run in part}) for part in parts), default=1)
-    return min(1 << (most - 1).bit_length(), wide)
+def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:
+    """How many sets of rows each tile holds: all that it reads, where that is at most as many as most tiles do, else one a run.
+
+    So the tiles of a cohort and length share two programs at most. Between them lies a power of two.
+    """
+    read = [len({(run.marked("data"), run.seed) for run in part}) for part in parts]
+    few = min(1 << (statistics.median_low(read) - 1).bit_length(), wide)
+    return [few if count <= few else wide for count in read]

@@ -94,6 +94,13 @@ def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: i
     assert {(t.steps, t.sets) for t in mixed.tiles} == {(20, sets), (30, width)}
 
 
+def test_tiles_that_read_more_sets_than_most_share_nothing() -> None:
+    runs = [run for gain in range(1, 5) for run in seeds(SHORT.but(gain=gain), 4)]
+    (cohort,) = planned([*runs, *seeds(SHORT.but(inputs="centred"), 8)], {"relu": 4}).cohorts
+    assert [(len({run.seed for run in t.runs}), t.sets) for t in cohort.tiles] == [(1, 1)] * 4 + [(4, 4)] * 2
+    assert cohort.bytes() == 4 * 1 + 4 * 1, "of the largest tile"
+
+
 def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays() -> None:
     runs = [*seeds(SHORT, 5), *seeds(SHORT.but(epochs=3), 4)]
     (cohort,) = planned(runs).cohorts

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from relu_study.programs import Probing
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
 ROWS, VALIDATION = 140_000, 8192
+K, T = TypeVar("K"), TypeVar("T")
 INPUTS, OUTPUTS = 64, 10
 
 
@@ -47,11 +48,13 @@ NETS = {
 
 def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
-    tiles = [[spec.but(seed=d * width + i) for i in range(width)] for d in range(len(jax.devices()))]
-    threads = [
-        threading.Thread(target=engine.train_tile, args=(tile, width, device, probing), kwargs={"probe": probe})
-        for tile, device in zip(tiles, jax.devices(), strict=True)
-    ]
+    tiles = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
+    return in_threads(lambda device: engine.train_tile(tiles[device], width, device, probing, probe=probe))
+
+
+def in_threads(work: Callable[[Any], Any]) -> float:
+    """Seconds for a piece of work that a thread does on each device, until all are done."""
+    threads = [threading.Thread(target=work, args=(device,)) for device in jax.devices()]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -67,11 +70,11 @@ def on_all(work: Callable[[Any], Any]) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(measurements: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def interleaved(measurements: Mapping[K, Callable[[], T]], repeats: int, warm: bool = True) -> dict[K, list[T]]:
     """Each measurement `repeats` times, one after the other in turn, so that a slow minute is everybody's; one more warms up."""
-    for measure in measurements.values():
+    for measure in measurements.values() if warm else ():
         measure()
-    taken: dict[str, list[float]] = {name: [] for name in measurements}
+    taken: dict[K, list[T]] = {name: [] for name in measurements}
     for _ in range(repeats):
         for name, measure in measurements.items():
             taken[name].append(measure())
