@@ -108,7 +108,9 @@ def main() -> None:
             folder = Path(scratch) / start
             made = {"preset": options.preset, "start": start, **once(folder, options.preset, Path(scratch) / "cache"), **beside}
             ahead = round(3600 * beside["keras_hours"] / made["wall_s"]) if beside["keras_hours"] else ""
-            rows.append({**made, "keras_over_ours": ahead, **timing.about()})
+            words = ["--preset", options.preset, *["--cold-only"] * options.cold_only]
+            command = " ".join(["python benchmarks/speed/article.py", *words])
+            rows.append({**made, "keras_over_ours": ahead, **timing.about(), "command": command})
             print(rows[-1], flush=True)
             timing.write("article", rows)
             if options.out and start == "cold":
