@@ -1,6 +1,6 @@
 """From a tile of runs to their numbers. Pure JAX: no files, no clocks, no printing.
 
-Each program of `programs.py` is vmapped over the runs of a tile and compiled once per cohort and device; `advance` is
+Each program of `programs.py` takes the runs of a tile together and is compiled once per cohort and device; `advance` is
 the same whether or not anyone measures. A tile is a message: plain specs in, plain arrays out (`train_tile`).
 """
 
@@ -217,6 +217,7 @@ def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callab
     keys = [key(spec) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     parts = [make(one) for one in distinct]
+    parts += parts[:1] * ((1 << (len(parts) - 1).bit_length()) - len(parts))  # `_mix` compiles for few lengths
     return parts[0] if len(parts) == 1 else _mix(parts, np.array([distinct.index(one) for one in keys]))
 
 
@@ -276,6 +277,7 @@ def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], n
     keys = [(_data_spec(spec), spec.seed) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     readers = [specs[keys.index(key)] for key in distinct]
+    assert len(readers) <= sets, f"{len(readers)} sets of rows are read, not {sets}"
     return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 

@@ -1,4 +1,8 @@
-"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` whose nonlinearities are `Site` modules."""
+"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` whose nonlinearities are `Site` modules.
+
+One that is made of the modules of `sites.py` and of sums alone says so with `bounded = True`: then its units can be certified,
+and it is trained on `Columns`, which is faster. Any other is given arrays B x D.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class Block(nnx.Module):
 class MLP(nnx.Module):
     """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
 
-    bounded = True  # made of our modules and of sums alone, so that it takes Columns and Intervals
+    bounded = True
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         after = spec.width * activations[spec.activation].fanout

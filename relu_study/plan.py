@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +79,7 @@ class Plan:
         return [tile for _, tile in sorted(costs, key=lambda cost: -cost[0])]
 
     def compilations(self) -> int:
-        """Backend compilations to expect, at most: of each cohort three programs, and what cohorts share once, per device.
+        """Compilations of the engine's programs to expect, at most, per device: a cohort's own, and once what cohorts share.
 
         `advance` and `measure`, one for each number of sets, and the optimiser's first state are a cohort's own; `init` and
         `sample` may serve several.
@@ -128,9 +127,9 @@ def plan(
 ) -> Plan:
     """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
 
-    `starts` names the programs that a run begins with; tiles of different width never share one.
+    `starts` names the programs that a run begins with; tiles of different width or number of sets never share one.
     Within a cohort, runs are ordered by length, data, seed and start: a tile reads as few sets of rows as it can, and a sweep
-    that is stopped has about as many seeds of one configuration as of another.
+    that is stopped has about as many seeds of one configuration as of another on the same data.
     """
     groups: dict[str, list[RunSpec]] = {}
     for run in runs:
@@ -165,10 +164,13 @@ def plan(
 
 
 def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:
-    """How many sets of rows each tile holds: all that it reads, where that is at most as many as most tiles do, else one a run.
+    """How many sets of rows each tile holds: a power of two for those that read no more, one set a run for all others.
 
-    So the tiles of a cohort and length share two programs at most. Between them lies a power of two.
+    The power is the one with the fewest sets in all; so the tiles of a cohort and length share two programs at most.
     """
     read = [len({(run.marked("data"), run.seed) for run in part}) for part in parts]
-    few = min(1 << (statistics.median_low(read) - 1).bit_length(), wide)
-    return [few if count <= few else wide for count in read]
+
+    def held(few: int) -> list[int]:
+        return [few if count <= few else wide for count in read]
+
+    return min((held(min(1 << i, wide)) for i in range(wide.bit_length() + 1)), key=sum)

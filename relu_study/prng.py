@@ -74,9 +74,10 @@ def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) ->
     Source: the hash is Wellons' `lowbias32` (2018).
     """
     first, second = jax.random.key_data(key)
-    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     if columns:
         place = shape[0] * jnp.arange(shape[1], dtype=jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
+    else:
+        place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     return _hash(_hash(place ^ first) + second)
 
 

@@ -1,8 +1,8 @@
-"""The four programs of one run, as pure functions of plain arrays.
+"""The four programs, as pure functions of plain arrays.
 
-`sample` draws its data, `init` its first state, `advance` trains from one step of an epoch to another, and
-`measure` looks at a state without touching it. The engine vmaps and compiles them; nothing in here prints, calls
-back, or reads a clock or a file.
+`sample` draws a run's data, `init` its first state, and `measure` looks at its state without touching it; `advance` trains
+all runs of a tile from one step of an epoch to another. The engine maps the others over the runs and compiles them; nothing in
+here prints, calls back, or reads a clock or a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relu_study import prng, probes
 from relu_study.bounds import Interval
 from relu_study.initializers import Layer
 from relu_study.probes import histograms
-from relu_study.registry import activations, initializers, networks, optimizers
+from relu_study.registry import UserError, activations, initializers, networks, optimizers
 from relu_study.sites import Columns, Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LOSSES, METRICS, Signature, Task
@@ -118,8 +118,10 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: Knobs) -> State:
         def loss(params: Any) -> tuple[Array, Any]:
             model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
-            prediction = model(Columns(xy[:d_in]), ctx).values.T if columns else model(xy[:d_in].T, ctx)
-            return loss_of(prediction, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
+            said = model(Columns(xy[:d_in]) if columns else xy[:d_in].T, ctx)
+            if columns and not isinstance(said, Columns):
+                raise UserError(f"network {spec.network!r} is declared bounded but does not pass Columns on; leave `bounded` out")
+            return loss_of(said.values.T if columns else said, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
         grads, stats = jax.grad(loss, has_aux=True)(state.params)
         tx = optimizers[spec.optimizer](knobs["learning_rate"], knobs["weight_decay"])
@@ -136,6 +138,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
         stop: Int[Array, ""],
         source: Int[Array, " W"] | None = None,
     ) -> State:
+        # The runs that read a set have the same seed, so whichever is written last is right; a set that nobody reads has seed 0.
         of_set = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
         order = jax.vmap(lambda s: prng.order_key(s, epoch))(of_set)
         dropout = jax.vmap(lambda s: prng.stream(s, "dropout"))(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from relu_study.registry import activations
 ALPHA_PRIME = -1.7580993408473766  # SELU's value at minus infinity: -lambda alpha
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True)
+class Columns:
     """A batch whose examples are columns; `+` adds the batches of a skip connection.
 
     Measured on CPUs: XLA hands a batched product to its fast kernels unless the left factor is transposed. With examples as
@@ -32,7 +33,7 @@ class Columns(NamedTuple):
 
     values: Float[Array, "U B"]
 
-    def __add__(self, other: Columns) -> Columns:  # type: ignore[override]
+    def __add__(self, other: Columns) -> Columns:
         return Columns(self.values + other.values)
 
 

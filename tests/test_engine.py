@@ -92,20 +92,35 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
     same(whole, engine.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
 
 
-@pytest.mark.parametrize("sets", [1, 2, 4, 8])
+@pytest.mark.parametrize("sets", [1, 2, 4])
 def test_sharing_rows(base: RunSpec, sets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))
-    tile = [
-        arm.but(seed=seed, target=target)
-        for seed, target in ((0, "wave"), (1, "sum"))[:sets]
-        for arm in arms[: 8 // min(sets, 2)]
-    ]
-    tile = tile[1:]  # padded with its first
+    keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's
+    tile = [arm.but(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
+    each = list(range(len(tile)))
     alone = engine.train_tile(tile, 8, probing=PROBE, keep_params=True)
     assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
-    together = engine.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets)
-    same(alone, together, list(range(len(tile))), list(range(len(tile))))
+    same(alone, engine.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets), each, each)
+
+
+@pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
+def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
+    tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
+    alone, together, few = (engine.train_tile(tile, wide, probing=PROBE, keep_params=True, sets=n) for n in (None, 4, 8))
+    same(alone, together, list(range(wide)), list(range(wide)))
+    same(alone, few, list(range(wide)), list(range(wide)))
+
+
+def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
+    tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.but(task="negative_box")), phases=3))
+    tile = [SMALL.but(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
+    alone, together = (engine.train_tile(tile, 4, probing=PROBE, sets=sets) for sets in (None, 2))
+    same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
+    fixed = engine.train_tile([run.but(task="negative_box") for run in tile], 4, probing=PROBE)
+    losses = [numbers["metric:train_loss/all"] for numbers in (alone, fixed)]
+    assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
 
 
 def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +138,10 @@ def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> No
         {"norm": "layer_norm", "activation": "selu", "dropout": "alpha_dropout", "dropout_rate": 0.1},
     ):
         spec = SMALL.but(epochs=1, **changes)
-        columns, rows = (engine.train_tile(runs(2, one), 2, probing=PROBE) for one in (spec, spec.but(network="rows")))
+        columns, rows = (
+            engine.train_tile(runs(2, one), 2, probing=PROBE)
+            for one in (spec, spec.but(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
+        )
         for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
             np.testing.assert_allclose(columns[f"metric:{name}"], rows[f"metric:{name}"], rtol=2e-4, err_msg=f"{changes} {name}")
         assert np.isfinite(columns["metric:certified_dead_fraction/all"]).all() == (spec.activation == "relu")

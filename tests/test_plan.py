@@ -101,6 +101,13 @@ def test_tiles_that_read_more_sets_than_most_share_nothing() -> None:
     assert cohort.bytes() == 4 * 1 + 4 * 1, "of the largest tile"
 
 
+def test_the_fewest_sets_in_all() -> None:
+    runs = [run for gain in range(1, 21) for run in seeds(SHORT.but(gain=gain), 16)]
+    (cohort,) = planned(runs, {"relu": 32}).cohorts
+    assert {len({run.seed for run in t.runs}) for t in cohort.tiles} == {2, 3}, "of twenty arms a tile reads two seeds or three"
+    assert {t.sets for t in cohort.tiles} == {4}
+
+
 def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays() -> None:
     runs = [*seeds(SHORT, 5), *seeds(SHORT.but(epochs=3), 4)]
     (cohort,) = planned(runs).cohorts

@@ -4,7 +4,7 @@ Runs `relu-study run article` twice, each time into an empty folder in a process
 warm with the one that the first left behind. Beside it stands what Keras would take for the same networks, one process a core,
 with the article's histograms after every epoch: nets A and B at the study's batch sizes are measured for `--seconds` each, on
 140,000 rows, and every run of the study is charged its own number of steps at the rate of the measured net of its depth and
-batch size. Other widths, activations, dropout and normalisation are charged as if they were free, which favours Keras.
+batch size. Other activations, dropout and normalisation are charged as if they were free, which favours Keras.
 Without Keras installed these columns are empty.
 
 Adds its lines to results/speed/article.csv and .md.
@@ -90,7 +90,7 @@ def keras(steps: Counter[tuple[int, int]], seconds: float) -> dict[str, Any]:
         except Missing as reason:
             print(f"keras skipped: {reason}", flush=True)
             return {"keras_hours": "", "keras": ""}
-    return {"keras_hours": round(hours, 1), "keras": version}
+    return {"keras_hours": round(hours, 2), "keras": version}
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ COMMAND = [sys.executable, "-c", "from relu_study.cli import main; main()"]
 SMALL = ["run", "article", "--seeds", "2", "--epochs", "1", "--out"]
 PROGRAMS = ("advance", "measure", "init", "sample")
 HEARD = """
-import json, os, time, jax
+import json, os, jax
 from collections import defaultdict
-spent, began = defaultdict(list), time.time()
+spent = defaultdict(list)
 def hear(event, duration_secs, fun_name="", **_):
     if event == "/jax/core/compile/backend_compile_duration":
         spent[fun_name.removeprefix("jit(").removesuffix(")")].append(duration_secs)

@@ -8,9 +8,9 @@ import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,12 +54,9 @@ def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = 
 
 def in_threads(work: Callable[[Any], Any]) -> float:
     """Seconds for a piece of work that a thread does on each device, until all are done."""
-    threads = [threading.Thread(target=work, args=(device,)) for device in jax.devices()]
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(jax.devices())) as pool:
+        list(pool.map(work, jax.devices()))  # what a thread raises is raised here
     return time.perf_counter() - began
 
 
@@ -71,7 +68,7 @@ def on_all(work: Callable[[Any], Any]) -> float:
 
 
 def interleaved(measurements: Mapping[K, Callable[[], T]], repeats: int, warm: bool = True) -> dict[K, list[T]]:
-    """Each measurement `repeats` times, one after the other in turn, so that a slow minute is everybody's; one more warms up."""
+    """Each measurement `repeats` times, one after the other in turn, so that a slow minute is everybody's; and one to warm up."""
     for measure in measurements.values() if warm else ():
         measure()
     taken: dict[K, list[T]] = {name: [] for name in measurements}
