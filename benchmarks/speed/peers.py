@@ -20,16 +20,18 @@ less work than ours. Which way is
 a competitor's best is tried on the same job just before, with all its processes at work.
 
 Peers come with `pip install -e ".[peers]"`; one that cannot be started is skipped and named. Writes results/speed/peers.csv and
-.md, and a picture. With a part of the nets, batches or competitors, or --quick, it only prints, unless --out names a folder.
+.md, and a picture; with a part of the nets or batches, the table's other rows stay as they were, each with its date, engine and
+command. With a part of the competitors, or --quick, it only prints, unless --out names a folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from matplotlib.figure import Figure
 from peer_team import ALL, EACH, Competitor, Missing, Team
 
 from relu_study.drawing import COLOURS, DPI, FAINT, WIDTH, render
+from relu_study.engine import ENGINE
 
 OURS = "relu_study"
 COMPETITORS = (
@@ -54,6 +57,7 @@ COMPETITORS = (
 NETS = {name[0]: name for name in timing.NETS}
 BATCHES = (32, 128, 512)
 QUICK_ROWS = 14_000
+NUMBERS = ("batch", "steps_per_s", "least", "most")  # what the picture shows
 
 
 def start(competitors: Sequence[Competitor], stack: ExitStack) -> tuple[dict[str, Team], dict[str, str]]:
@@ -104,10 +108,20 @@ def lines(job: peer.Job, teams: Mapping[str, Team], took: Mapping[str, list[floa
             "most": round(max(rates)),
             **dict(zip(("ours_over_it", "ratio_least", "ratio_most"), ahead, strict=True)),
             "versions": versions[name],
+            "engine": ENGINE,
             **timing.about(),
         }
         table.append(rows)
     return table
+
+
+def kept(path: Path, table: list[dict]) -> list[dict]:
+    """The new rows in a table that is there already, in place of those of the same nets and batch sizes."""
+    new = {(row["net"], row["batch"]) for row in table}
+    with path.open(newline="") if path.exists() else nullcontext([]) as file:
+        old = [{**row, **{name: int(row[name]) for name in NUMBERS}} for row in csv.DictReader(file) if row["net"]]
+    rows = [row for row in old if (row["net"], row["batch"]) not in new] + table
+    return sorted(rows, key=lambda row: (row["net"], row["batch"]))
 
 
 def skipped(versions: Mapping[str, str], columns: Sequence[str]) -> list[dict]:
@@ -184,8 +198,7 @@ def parsed() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.quick:
         asked.repeats, asked.seconds = 1, 0.2
-    whole = (asked.nets, asked.batches, len(asked.only)) == (list(NETS), list(BATCHES), len(COMPETITORS))
-    if asked.out is None and whole and not asked.quick:
+    if asked.out is None and len(asked.only) == len(COMPETITORS) and not asked.quick:
         asked.out = timing.RESULTS
     return asked
 
@@ -208,6 +221,7 @@ def main() -> None:
             if team.spinning > 0.02:
                 print(f"{name} used {team.spinning:.0%} of a core while others were measured", flush=True)
     if asked.out:
+        table = kept(asked.out / "peers.csv", table)
         timing.write("peers", table + skipped(versions, list(table[0])), asked.out)
         for kind, image in render(lambda: picture(table)).items():
             (asked.out / f"peers.{kind}").write_bytes(image)
