@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
 from relu_study import optimizers as _optimizers  # noqa: F401
@@ -207,18 +207,19 @@ def _forget_stale() -> None:
             kept.cache_clear()
 
 
-@jax.jit
-def _mix(parts: list[Any], source: Int[Array, " W"]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[source, jnp.arange(source.size)], *parts)
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_in(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(where, range(1, a.ndim)), b, a), kept, other)
 
 
 def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
     """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
     keys = [key(spec) for spec in specs]
     distinct = list(dict.fromkeys(keys))
-    parts = [make(one) for one in distinct]
-    parts += parts[:1] * ((1 << (len(parts) - 1).bit_length()) - len(parts))  # `_mix` compiles for few lengths
-    return parts[0] if len(parts) == 1 else _mix(parts, np.array([distinct.index(one) for one in keys]))
+    begun = make(distinct[0])
+    for one in distinct[1:]:
+        begun = _put_in(begun, make(one), np.array([key == one for key in keys]))
+    return begun
 
 
 def _start_spec(spec: RunSpec) -> RunSpec:
