@@ -157,10 +157,10 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
     left.set(xlabel="runs", ylabel="ms a run", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")
     middle.plot(counts, [row["peak_mib"] for row in grown], "o-", color="#0072B2")
-    middle.set(xlabel="runs", ylabel="peak memory, MiB", ylim=(0, None))
+    middle.set(xlabel="runs", ylabel="peak memory, MiB", ylim=(0, 1.2 * max(row["peak_mib"] for row in grown)))
     longer = [row for row in rows if row["what"] == "rows"]
     right.plot([row["rows"] for row in longer], [row["us_a_step"] for row in longer], "o-", color="#009E73")
-    right.set(xlabel="rows", ylabel="us a run and step, a device", ylim=(0, None))
+    right.set(xlabel="rows", ylabel="us a run and step, a device", yscale="log")
     for panel in (left, middle, right):
         panel.set_xscale("log")
     return figure

@@ -171,7 +171,7 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
     axes.text(1.02, -1, "of sgemm", va="center")
     axes.set(xlim=(0, 1), xlabel="share of an epoch's time")
     axes.invert_yaxis()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(PARTS), frameon=False, fontsize="small")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=len(PARTS), frameon=False, fontsize="small")
     return figure
 
 
