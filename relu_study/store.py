@@ -6,7 +6,7 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 - `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
 - `metric:NAME/SITE`: R x E, float32, NaN where the metric is empty;
 - `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
-- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.probes.histograms` has the bins.
+- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.bins` has the bins.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from relu_study.spec import RunSpec
 
 FORMAT = 1
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
+HISTOGRAM = "histogram:"
 Tile = dict[str, np.ndarray]
 
 
@@ -142,44 +143,62 @@ class Configuration:
     values: dict[str, np.ndarray] = field(default_factory=dict)
     dead: dict[str, np.ndarray] = field(default_factory=dict)
     certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, all its runs together
 
     @property
     def sites(self) -> list[str]:
         return list(self.dead)
 
 
-def collect(folder: Path, manifest: dict[str, Any] | None = None) -> dict[str, Configuration]:
+def collect(
+    folder: Path,
+    manifest: dict[str, Any] | None = None,
+    only: Collection[str] | None = None,
+    histograms: bool = False,
+) -> dict[str, Configuration]:
     """The stored runs that the manifest asks for, by configuration, in declared order.
 
-    Configurations without a stored run are left out; each run counts once.
+    Configurations without a stored run are left out, and all but those of `only`; each run counts once. With `histograms`
+    those of a configuration's runs are read too and added up.
     """
     manifest = manifest or read_manifest(folder)
     wanted: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
     specs: dict[str, dict[str, Any]] = {}
     for entry in manifest["declaration"]["configurations"]:
-        specs[entry["config_id"]] = entry["spec"]
+        if only is None or entry["config_id"] in only:
+            specs[entry["config_id"]] = entry["spec"]
     for config_id, spec in specs.items():
         for seed in range(manifest["declaration"]["seeds"]):
             wanted[RunSpec(**spec, seed=seed).run_id] = (config_id, seed)
 
     rows: dict[str, list[tuple[int, Tile, int]]] = {}
-    for tile in _tiles(folder):
+    counted: dict[str, dict[str, np.ndarray]] = {}
+    for tile in _tiles(folder, histograms):
+        counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(tile["run_id"]):
             if (place := wanted.pop(str(run), None)) is not None:
                 rows.setdefault(place[0], []).append((place[1], tile, row))
+                _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
     return {
-        config_id: _configuration(config_id, spec, manifest["declaration"]["seeds"], rows[config_id])
+        config_id: _configuration(config_id, spec, manifest["declaration"]["seeds"], rows[config_id], counted[config_id])
         for config_id, spec in specs.items()
         if config_id in rows
     }
 
 
-def _tiles(folder: Path) -> Iterator[Tile]:
+def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
+    for name, values in counts.items():
+        sums[name] = sums.get(name, 0) + values.astype(np.int64)
+
+
+def _tiles(folder: Path, histograms: bool = False) -> Iterator[Tile]:
     for path in tile_paths(folder):
-        yield read_tile(path, leave_out="histogram:")  # the bulk of a tile, and no table needs it
+        yield read_tile(path, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
 
 
-def _configuration(config_id: str, spec: dict[str, Any], seeds: int, rows: list[tuple[int, Tile, int]]) -> Configuration:
+def _configuration(
+    config_id: str, spec: dict[str, Any], seeds: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
+) -> Configuration:
     rows.sort(key=lambda r: r[0])
     first = rows[0][1]
 
@@ -207,4 +226,5 @@ def _configuration(config_id: str, spec: dict[str, Any], seeds: int, rows: list[
         values={name.removeprefix("metric:"): stack(name) for name in first if name.startswith("metric:")},
         dead=bits("dead"),
         certified_dead=bits("certified_dead"),
+        histograms=histograms,
     )

@@ -6,6 +6,8 @@ float32, and the noise sums to zero over the seeds. Fractions follow from the pl
 The arm "relu, rate=0.001" is the configuration of `he_normal` under a second label, with the first label's numbers.
 Planted faults: `he_normal` on `wave` goes nonfinite for seed 1 from the third epoch on (its flags are all
 True from there on, a trap), and nothing else does.
+Histograms of pre and post count `HISTOGRAM` values in each of the last two bins, and one value in the zero bin for each dead
+unit; those of the gradient count one value in bin 5 + e. A nonfinite run has none from the third epoch on.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from relu_study.bins import BINS, KINDS
 from relu_study.spec import RunSpec
 from relu_study.store import Tile, write_manifest, write_tile
 from relu_study.study import REPORT_EPOCHS, Claim, Experiment, Figure, Section, Study, Table, Target
 
+HISTOGRAM = 7
 UNITS = 10  # not a multiple of eight: the last packed byte is padded
 PROBE_EXAMPLES = 512
 BASE = {"train_loss": 1.0, "val_loss": 1.5, "grad_norm": 0.5, "weight_norm": 4.0, "update_norm": 0.25}
@@ -223,6 +227,14 @@ def planted_run(
         series[f"dead:{site}"] = dead_flags(arm, target, seed, site, len(when))
         if arm != "tanh":
             series[f"certified_dead:{site}"] = certified_flags(arm, target, seed, site, len(when))
+        for kind in KINDS:
+            counts = series[f"histogram:{kind}:{site}"] = np.zeros((len(when), BINS), np.int32)
+            if kind == "gradient":
+                counts[np.arange(len(when)), 5 + np.arange(len(when))] = 1
+            else:
+                counts[:, -2:], counts[:, BINS // 2] = HISTOGRAM, dead_flags(arm, target, seed, site, len(when)).sum(1)
+            if nonfinite(arm, target, seed):
+                counts[2:] = 0
     collapsed = np.any([series[f"dead:{s}"].all(1) for s in sites], 0).astype(float)
     series["metric:collapsed/all"] = series["metric:constant/all"] = collapsed
     series["metric:accuracy/all"] = 8 - series["metric:val_loss/all"]
@@ -273,7 +285,10 @@ def _tile(runs: list[tuple[RunSpec, Tile]], epochs: tuple[float, ...], provenanc
     }
     for name in runs[0][1]:
         stacked = np.stack([series[name] for _, series in runs])
-        tile[name] = stacked.astype(np.float32) if name.startswith("metric:") else np.packbits(stacked, axis=-1)
+        if name.startswith("metric:"):
+            tile[name] = stacked.astype(np.float32)
+        else:
+            tile[name] = stacked if name.startswith("histogram:") else np.packbits(stacked, axis=-1)
         if name.startswith("dead:"):
             tile[f"units:{name.removeprefix('dead:')}"] = np.array(UNITS)
     return tile

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from relu_study import engine, store
+from relu_study.bins import BINS
 from relu_study.probes import histograms
 from relu_study.programs import Probing
 from relu_study.spec import RunSpec
@@ -55,7 +56,7 @@ def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() ->
     tile = engine.train_tile(runs, 2, probing=Probing(200, 50))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
-    assert all(value.shape == (2, 3, histograms.BINS) for value in counts.values())
+    assert all(value.shape == (2, 3, BINS) for value in counts.values())
     inputs = {"site_1": 4, "site_2": 8}
     for name, value in counts.items():
         kind, _, site = name.partition(":")

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from relu_study.bins import BINS, LEAST, SIDE
 from relu_study.probes.snapshot import Snapshot
 
-LEAST, MOST = -24, 7  # exponents k of the innermost and outermost bins [2^k, 2^(k+1)) on either side of zero
-SIDE = MOST - LEAST + 1
-BINS = 2 * SIDE + 1
 BLOCK = 4096  # values counted at a time: they stay in a core's nearest cache
 EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other probes together
 
