@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,8 @@ def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
     found = _CONDITION.fullmatch(text)
     if found is None or not found[3]:
         raise UserError(f"cannot read the condition {text!r}; write NAME=VALUE, with = != < <= > or >=, e.g. activation=relu,selu")
-    name, compared, values = found[1], found[2], [value.strip() for value in found[3].split(",")]
+    name, compared = found[1], found[2]
+    values = [value.strip() for value in found[3].split(",")]
     metric, _, site = name.partition("/")
     if metric in declaration["metrics"]:
         column = f"{metric}/{site or 'all'}"
@@ -145,3 +147,37 @@ def _meets(value: Any, condition: Condition) -> Any:
         return compare(value, condition.values[0])
     found = np.isin(value, condition.values) if isinstance(value, np.ndarray) else value in condition.values
     return found if condition.compared == "=" else np.logical_not(found)
+
+
+def held(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The configurations that differ in the `free` factors alone, and the value at which every other factor is held.
+
+    Each factor that varies and is not free is held at its most common value among the distinct configurations; if `arm` is free,
+    only the factors that vary within an arm are. Of two values that are equally common neither is chosen: that is refused.
+    """
+    specs = {entry["config_id"]: entry["spec"] for entry in entries}
+    varied = [name for name in FIELDS if name != "seed" and len({spec[name] for spec in specs.values()}) > 1]
+    if "arm" in free:
+        by_arm: dict[str, list[dict[str, Any]]] = {}
+        for entry in entries:
+            by_arm.setdefault(entry["arm"], []).append(entry["spec"])
+        varied = [name for name in varied if any(len({spec[name] for spec in arm}) > 1 for arm in by_arm.values())]
+    found: dict[str, Any] = {}
+    for name in varied:
+        if name in free:
+            continue
+        (first, most), *others = Counter(spec[name] for spec in specs.values()).most_common()
+        tied = [first, *(value for value, count in others if count == most)]
+        if len(tied) > 1:
+            some = ", ".join(shown(value) for value in tied)
+            raise UserError(
+                f"{name} varies too, and {some} are equally common; choose one with --where {name}={shown(first)}, "
+                f"or put {name} among the rows or columns"
+            )
+        found[name] = first
+    return [entry for entry in entries if all(entry["spec"][name] == value for name, value in found.items())], found
+
+
+def shown(value: Any) -> str:
+    """A factor's value as it is printed."""
+    return value if isinstance(value, str) else f"{value:g}"
