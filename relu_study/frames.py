@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relu_study import stats
+from relu_study import lives, stats
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import Configuration, collect, read_manifest
@@ -74,8 +74,8 @@ def frames(
     }
 
 
-def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any]) -> pd.DataFrame:
-    """Each wanted run once, seeds innermost, with its metrics at its last epoch; one not stored is `interrupted`."""
+def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any], epoch: float | None = None) -> pd.DataFrame:
+    """Each wanted run once, seeds innermost, with its metrics at an epoch (None: its last); one not stored is `interrupted`."""
     seeds = manifest["declaration"]["seeds"]
     specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
     found = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
@@ -83,28 +83,30 @@ def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any
     column = {name: i for i, name in enumerate(names)}
     status = np.full((len(specs), seeds), "interrupted", dtype=object)
     bad, probed = np.full((2, len(specs), seeds), np.nan)
-    last = np.full((len(specs), seeds, len(names)), np.nan, np.float32)
+    numbers = np.full((len(specs), seeds, len(names)), np.nan, np.float32)
     for row, config_id in enumerate(specs):
         if (c := configurations.get(config_id)) is None:
             continue
         status[row, c.seeds], bad[row, c.seeds], probed[row, c.seeds] = c.status, c.first_bad_epoch, c.probe_examples
-        for name, values in c.values.items():
-            last[row, c.seeds, column[name]] = values[:, -1]
+        at = c.epochs == (c.epochs[-1] if epoch is None else epoch)
+        for name, values in c.values.items() if at.any() else ():
+            numbers[row, c.seeds, column[name]] = values[:, at.argmax()]
     ids = [RunSpec(**spec, seed=seed).run_id for spec in specs.values() for seed in range(seeds)]
     fields = _spec_columns(specs, np.repeat(list(specs), seeds)).assign(seed=np.tile(np.arange(seeds), len(specs)))
     fields.insert(0, "run_id", ids)
     fields = fields.assign(status=status.ravel(), first_bad_epoch=bad.ravel(), probe_examples=pd.array(probed.ravel(), "Int64"))
-    metrics = pd.DataFrame(last.reshape(len(fields), len(names)), columns=names)
+    metrics = pd.DataFrame(numbers.reshape(len(fields), len(names)), columns=names)
     return pd.concat([fields, metrics], axis=1)
 
 
 def report_epochs(declaration: dict[str, Any]) -> set[float]:
-    """The epochs that summary.csv holds besides each run's last: the study's, and every one that a claim or table names."""
+    """The epochs that summary.csv holds besides each run's last: the study's, and each that a claim, table or map names."""
     named = list(declaration["report_epochs"])
     for claim in declaration["claims"]:
         named += [claim["epoch"], claim["against_epoch"]]
     for table in declaration["tables"]:
         named += [table["epoch"], *(metric.partition("@")[2] for metric in table["metrics"])]
+    named += [figure["epoch"] for figure in declaration["figures"] if figure["kind"] == "map"]
     return {float(epoch) for epoch in named if epoch is not None and re.fullmatch(r"\d+(\.\d*)?", str(epoch))}
 
 
@@ -133,22 +135,22 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
     """One row a configuration and site: how many units were born dead, died, revived and are dead at the end.
 
     Counts are over all runs, those at the end over the runs that stayed finite; the fraction is of their units, its interval
-    a bootstrap over runs. `certified_revived`: certified dead and later no longer (empty where nothing can be certified).
+    over runs (`stats.over_runs`). `certified_revived`: certified dead and later no longer (empty where nothing can be certified).
     """
     counts = ("born_dead", "died", "revived")
     parts = []
     for c in configurations.values():
         for site, dead in c.dead.items():
-            lives = stats.unit_lives(dead, c.epochs, c.first_bad_epoch)
+            lived = lives.unit_lives(dead, c.epochs, c.first_bad_epoch)
             row: dict[str, Any] = {"config_id": c.config_id, "site": site, "probe_examples": c.probe_examples}
             row |= {"runs": len(dead), "units": dead[:, 0].size}
-            row |= {name: int(getattr(lives, name).sum()) for name in counts}
-            at_end, units = np.where(lives.censored, 0, lives.dead_at_end), np.where(lives.censored, 0, dead.shape[2])
+            row |= {name: int(getattr(lived, name).sum()) for name in counts}
+            at_end, units = np.where(lived.censored, 0, lived.dead_at_end), np.where(lived.censored, 0, dead.shape[2])
             row["dead_at_end"] = int(at_end.sum())
             row["dead_at_end_fraction"] = at_end.sum() / units.sum() if units.any() else np.nan
-            row["ci_lo"], row["ci_hi"] = stats.bootstrap_ratio(at_end, units, f"{c.config_id}/{site}")
+            row["ci_lo"], row["ci_hi"] = stats.ratio_interval(at_end, units, stats.generator(f"{c.config_id}/{site}"))
             if (certified := c.certified_dead.get(site)) is not None:
-                row["certified_revived"] = int(stats.unit_lives(certified, c.epochs, c.first_bad_epoch).revived.sum())
+                row["certified_revived"] = int(lives.unit_lives(certified, c.epochs, c.first_bad_epoch).revived.sum())
             parts.append(row)
     columns = ["config_id", "site", "probe_examples", "runs", "units", *counts]
     columns += ["dead_at_end", "dead_at_end_fraction", "ci_lo", "ci_hi", "certified_revived"]
@@ -160,7 +162,7 @@ def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
     parts = []
     for c in configurations.values():
         for site, dead in c.dead.items():
-            curve = stats.survival(dead, c.epochs, c.first_bad_epoch, f"{c.config_id}/{site}")
+            curve = lives.survival(dead, c.epochs, c.first_bad_epoch, stats.generator(f"{c.config_id}/{site}"))
             size = len(c.epochs)
             head: dict[str, Any] = {"config_id": c.config_id, "site": site, "epoch": c.epochs, "probe_examples": c.probe_examples}
             parts.append({name: np.broadcast_to(value, size) for name, value in (head | dict(curve)).items()})
@@ -191,6 +193,28 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
     for name, known in {"run_id": runs, "config_id": list(configurations), "metric": metrics, "site": sites}.items():
         frame[name] = pd.Categorical.from_codes(frame[name].to_numpy(), pd.Index(known, dtype="str"))
     return frame
+
+
+def last_epochs(runs: pd.DataFrame) -> dict[str, Configuration]:
+    """The runs of runs.csv by configuration, with their metrics at their last epoch and nothing of the epochs before."""
+    found = {}
+    columns = [name for name in runs.columns if "/" in name]
+    for config_id, rows in runs.groupby("config_id", sort=False):
+        stored = rows[rows["status"] != "interrupted"]
+        if len(stored):
+            found[str(config_id)] = Configuration(
+                config_id=str(config_id),
+                spec={name: stored[name].iloc[0] for name in CONFIG_FIELDS},
+                wanted=len(rows),
+                run_ids=list(stored["run_id"]),
+                seeds=stored["seed"].to_numpy(),
+                epochs=stored["epochs"].to_numpy(float)[:1],
+                status=stored["status"].to_numpy(str),
+                first_bad_epoch=stored["first_bad_epoch"].to_numpy(float),
+                probe_examples=int(stored["probe_examples"].iloc[0]),
+                values={name: stored[name].to_numpy(np.float32)[:, None] for name in columns},
+            )
+    return found
 
 
 def csv_text(frame: pd.DataFrame) -> str:

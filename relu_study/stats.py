@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Float, Real
 from scipy import special
 from scipy import stats as scipy_stats
 
-from relu_study.registry import nearest
-from relu_study.study import DIRECTIONS
+from relu_study.registry import UserError
 
 RESAMPLES = 2_000
-BLOCKS = 24
+LEAST_RUNS = 20  # below, the percentile bootstrap covers too little
 MOMENTS = ("mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max")
 
 
@@ -45,7 +43,7 @@ def summarise(values: Real[np.ndarray, "n ..."]) -> dict[str, np.ndarray]:
 
 
 def _moments(ordered: Float[np.ndarray, "k cells"]) -> dict[str, np.ndarray]:
-    mean, std, half = _t_interval(ordered, 0.95)
+    mean, std, half = t_interval(ordered, 0.95)
     return {
         "mean": mean,
         "ci_lo": mean - half,
@@ -58,7 +56,7 @@ def _moments(ordered: Float[np.ndarray, "k cells"]) -> dict[str, np.ndarray]:
     }
 
 
-def _t_interval(values: Float[np.ndarray, "k cells"], level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def t_interval(values: Float[np.ndarray, "k cells"], level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, standard deviation and half the width of the t interval of each cell; NaN where k is too small for it."""
     k, unknown = len(values), np.full(values.shape[1], np.nan)
     if k < 2:
@@ -88,223 +86,79 @@ def wilson(
     return np.where(k == 0, 0.0 * share, centre - half), np.where(k == n, 1.0 * share, centre + half)
 
 
-def resamples(n: int, key: str) -> Float[np.ndarray, "resamples n"]:
-    """How often each of n runs is drawn in each of 2,000 bootstrap samples; the same for the same `key` anywhere."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+def generator(key: str) -> np.random.Generator:
+    """The random numbers that belong to `key`: the same anywhere, whatever was drawn before."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
-def bootstrap_ratio(numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"], key: str) -> tuple[float, float]:
-    """95 % interval of sum(numerator) / sum(denominator) over n runs, such as dead units over units.
+def bootstrap(
+    statistic: Callable[[Float[np.ndarray, "m n"]], Float[np.ndarray, "m *s"]],
+    n: int,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    least: int = LEAST_RUNS,
+) -> tuple[Float[np.ndarray, " *s"], Float[np.ndarray, " *s"]]:
+    """Percentile bootstrap interval of a statistic of n runs: its quantiles over 2,000 resamples of whole runs.
 
-    Percentile bootstrap over runs; resamples whose denominator is 0 are left out. Fewer than two runs: NaN.
+    `statistic` takes m samples at once, as weights (how often each run is drawn), and gives m values, or arrays; samples for
+    which it is NaN are left out. Fewer than `least` runs are refused, since the interval is then too short. How often 95 % of it
+    held the mean of n normal numbers (4,000 draws each): n = 5: 83 %, 10: 90 %, 20: 93 %, 100: 95 %.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
-    if len(numerator) < 2:
-        return np.nan, np.nan
-    drawn = resamples(len(numerator), key)
-    above, below = drawn @ np.asarray(numerator, np.float64), drawn @ np.asarray(denominator, np.float64)
-    ratios = above[below > 0] / below[below > 0]
-    if ratios.size == 0:
-        return np.nan, np.nan
-    lo, hi = np.percentile(ratios, (2.5, 97.5))
-    return float(lo), float(hi)
+    if n < least:
+        raise UserError(
+            f"a percentile bootstrap of {n} runs covers too little (83 % at 5, 90 % at 10, 93 % at 20 where 95 % is meant); "
+            f"give at least {least} runs, or use over_runs, which takes the jackknife there"
+        )
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    lo, hi = np.percentile(_known(statistic(drawn)), (50 * (1 - level), 50 * (1 + level)), axis=0)
+    return np.asarray(lo), np.asarray(hi)
 
 
-@dataclass(frozen=True)
-class UnitLives:
-    """What became of the U units of each of R runs at one site.
+def jackknife(
+    statistic: Callable[[Float[np.ndarray, "m n"]], Float[np.ndarray, "m *s"]], n: int, level: float = 0.95
+) -> tuple[Float[np.ndarray, " *s"], Float[np.ndarray, " *s"]]:
+    """Interval of a statistic of n runs from leaving each run out: theta -+ t(n - 1) sqrt((n - 1) / n sum (theta_i - mean)^2).
 
-    Counts: `born_dead`; `died` (born alive, later dead); `revived` (was dead, later alive; each unit once); `dead_at_end`, at the
-    last epoch at which the run was finite. `first_death`: the index of the epoch at which a unit died, -1 where it did not.
-    `censored`: the run went nonfinite.
+    Of a mean it is the t interval. `statistic` as in `bootstrap`. It holds for statistics that are smooth in the weights.
+
+    Source: Tukey 1958, Annals of Mathematical Statistics 29, 614 (the jackknife, with t).
     """
-
-    born_dead: Int[np.ndarray, " R"]
-    died: Int[np.ndarray, " R"]
-    revived: Int[np.ndarray, " R"]
-    dead_at_end: Int[np.ndarray, " R"]
-    first_death: Int[np.ndarray, "R U"]
-    censored: Bool[np.ndarray, " R"]
+    whole, left = statistic(np.ones((1, n)))[0], _known(statistic(1 - np.eye(n)))
+    half = special.stdtrit(n - 1, 0.5 + level / 2) * np.sqrt((n - 1) * ((left - left.mean(axis=0)) ** 2).mean(axis=0))
+    return np.asarray(whole - half), np.asarray(whole + half)
 
 
-def unit_lives(
-    dead: Bool[np.ndarray, "R E U"], epochs: Real[np.ndarray, " E"], first_bad_epoch: Float[np.ndarray, " R"]
-) -> UnitLives:
-    """The life of every unit, from its dead (or certified dead) flags over the epochs.
+def over_runs(
+    statistic: Callable[[Float[np.ndarray, "m n"]], Float[np.ndarray, "m *s"]], n: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " *s"], Float[np.ndarray, " *s"]]:
+    """95 % interval of a statistic of n runs: percentile bootstrap from 20 runs on, the jackknife below; n < 2: NaN."""
+    if n >= LEAST_RUNS:
+        return bootstrap(statistic, n, rng)
+    if n >= 2:
+        return jackknife(statistic, n)
+    unknown = np.full(statistic(np.ones((1, n))).shape[1:], np.nan)
+    return unknown, unknown
 
-    Born dead and died are disjoint: a unit that is born dead, revives and dies again was never at risk and counts as
-    born dead and revived. From `first_bad_epoch` on (NaN: never) the flags of a run mean nothing and are not read.
+
+def _known(values: Float[np.ndarray, "m *s"]) -> Float[np.ndarray, "k *s"]:
+    known = ~np.isnan(values.reshape(len(values), -1)).any(axis=1)
+    return values[known] if known.any() else np.full_like(values[:1], np.nan)
+
+
+def ratio_interval(
+    numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"], rng: np.random.Generator
+) -> tuple[float, float]:
+    """95 % interval, in [0, 1], of a share sum(numerator) / sum(denominator) over n runs, such as dead units over units.
+
+    By `over_runs`: runs are resampled, and not their units, which share their fate.
     """
-    seen = _seen(epochs, first_bad_epoch)
-    dead, alive = dead & seen[:, :, None], ~dead & seen[:, :, None]
-    falls = dead & alive[:, :1]
-    was_dead = np.logical_or.accumulate(dead, axis=1)
-    end = np.maximum(seen.sum(axis=1) - 1, 0)  # a run that was never finite has no flags left to count there
-    return UnitLives(
-        born_dead=dead[:, 0].sum(axis=1),
-        died=falls.any(axis=1).sum(axis=1),
-        revived=(was_dead & alive).any(axis=1).sum(axis=1),
-        dead_at_end=dead[np.arange(len(dead)), end].sum(axis=1),
-        first_death=np.where(falls.any(axis=1), falls.argmax(axis=1), -1),
-        censored=~seen[:, -1],
-    )
+    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
 
+    def share(weights: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " m"]:
+        units = weights @ below
+        return np.divide(weights @ above, units, out=np.full(len(weights), np.nan), where=units > 0)
 
-def _seen(epochs: Real[np.ndarray, " E"], first_bad_epoch: Float[np.ndarray, " R"]) -> Bool[np.ndarray, "R E"]:
-    return ~(np.asarray(epochs)[None, :] >= np.asarray(first_bad_epoch, np.float64)[:, None])  # no epoch is >= NaN
-
-
-def survival(
-    dead: Bool[np.ndarray, "R E U"], epochs: Real[np.ndarray, " E"], first_bad_epoch: Float[np.ndarray, " R"], key: str
-) -> dict[str, np.ndarray]:
-    """Share of the units born alive that have not died yet, epoch by epoch: S_e = prod over j <= e of (1 - died_j / at_risk_j).
-
-    Returns, each (E,): `runs` that are still finite; `at_risk`, their units born alive and not dead before this epoch; those
-    that `died` at it; `censored`, units at risk whose run went nonfinite at it, so that at_risk - died - the next censored is
-    the next at_risk; `survival` in [0, 1] with `lo` and `hi`, its 95 % percentile bootstrap over runs (NaN for fewer than two).
-    Survival is NaN where no run is finite any more, and everywhere if no unit is born alive.
-
-    Source: Kaplan & Meier 1958, Journal of the American Statistical Association 53, 457-481; interval by resampling whole runs,
-    as the units of one run share their fate.
-    """
-    seen = _seen(epochs, first_bad_epoch)
-    born_alive = ~dead[:, 0] & seen[:, :1]
-    death = unit_lives(dead, epochs, first_bad_epoch).first_death
-    index = np.arange(dead.shape[1])[None, :, None]
-    pending = (born_alive[:, None] & ((death[:, None] < 0) | (death[:, None] >= index))).sum(axis=2)
-    at_risk, died = pending * seen, (death[:, None] == index).sum(axis=2)
-    lost = pending * (~seen & np.roll(seen, 1, axis=1) & (index[:, :, 0] > 0))
-    runs = seen.sum(axis=0)
-    totals = {"runs": runs, "at_risk": at_risk.sum(axis=0), "died": died.sum(axis=0), "censored": lost.sum(axis=0)}
-    curve = _kaplan_meier(totals["at_risk"], totals["died"])
-    lo = hi = np.full(len(runs), np.nan)
-    if len(dead) > 1:
-        drawn = resamples(len(dead), key)
-        curves = _kaplan_meier(drawn @ at_risk.astype(np.float64), drawn @ died.astype(np.float64))
-        if (curves := curves[~np.isnan(curves[:, 0])]).size:
-            lo, hi = np.percentile(curves, (2.5, 97.5), axis=0)
-    return totals | {name: np.where(runs > 0, x, np.nan) for name, x in (("survival", curve), ("lo", lo), ("hi", hi))}
-
-
-def _kaplan_meier(at_risk: Real[np.ndarray, "... E"], died: Real[np.ndarray, "... E"]) -> Float[np.ndarray, "... E"]:
-    left = 1 - died / np.where(at_risk > 0, at_risk, 1)
-    return np.where(at_risk[..., :1] > 0, np.cumprod(left, axis=-1), np.nan)
-
-
-def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Exact one-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
-
-    Valid at every n for independent differences that are symmetric about their mean. Up to n = 24 over all 2^n patterns, so
-    p >= 2^-n; beyond, 24 blocks of neighbouring seeds change sign as one, which is as exact. A pattern that ties with the
-    observed one counts whole (counted half, errors come up to twice as often as p says); a zero is the same under both
-    signs. No values: (1, 1).
-
-    Source: Fisher 1935, The Design of Experiments, section 21; Hemerik & Goeman 2018, Test 27, 811-825 (a subgroup of the flips).
-    """
-    difference = np.asarray(difference, np.float64)
-    if len(difference) > BLOCKS:
-        difference = np.array([block.sum() for block in np.array_split(difference, BLOCKS)])
-    first, second = (_signed_sums(half) for half in np.array_split(difference, 2))
-    second = np.sort(second)
-    # Sums that differ by rounding are ties, and the patterns come in pairs of opposite sum.
-    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()
-    fewer, more = (int(np.searchsorted(second, least - slack - first).sum()) for least in (observed, -observed))
-    patterns = first.size * second.size
-    return 1 - fewer / patterns, 1 - more / patterns
-
-
-def _signed_sums(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 2**n"]:
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
-
-
-def paired_test(difference: Float[np.ndarray, " n"], direction: str, margin: float) -> dict[str, float]:
-    """Differences of n pairs of runs against a margin, in the units of the metric.
-
-    `effect` is their mean, `ci_lo` and `ci_hi` its t interval (95 %, or 90 % for `equivalent`; zero width if all are the same)
-    and `n` their number, nonfinite ones left out. `p` is that of the claim, by `sign_flip` of difference - bound: one-sided
-    towards the claimed side (above `margin` for `greater`, below -`margin` for `less`), or the larger of the two one-sided p
-    (TOST) for `equivalent`. `p_refute` is that of its opposite against the same bounds. Fewer than two values: no interval.
-
-    All rests on differences that are symmetric about their mean. What happens in fewer than 1 run in n is not excluded by n
-    runs that missed it, and a long tail on one side makes p too small. Shares of runs against a constant have `share_test`.
-
-    Source: Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680 (TOST); p by sign flips where his is by t.
-    """
-    difference = np.asarray(difference, np.float64)
-    difference = difference[np.isfinite(difference)]
-    (mean,), _, (half,) = _t_interval(difference[:, None], _level(direction))
-    p, p_refute = _both_p(direction, margin, lambda bound: sign_flip(difference - bound))
-    return _result(float(mean), float(mean - half), float(mean + half), len(difference), p, p_refute)
-
-
-def share_test(hits: Float[np.ndarray, " n"], against: float, direction: str, margin: float) -> dict[str, float]:
-    """The share of n runs that are 1 rather than 0, less a constant, against a margin.
-
-    Returns what `paired_test` does, with Wilson's interval and exact binomial p: 0 of 16 runs do not prove that fewer than 1
-    in 20 collapse (p 0.44), though 16 equal differences have p 2^-16 by sign flips.
-    """
-    hits = np.asarray(hits, np.float64)
-    hits = hits[np.isfinite(hits)]
-    k, n = int(hits.sum()), len(hits)
-    lo, hi = (float(end) for end in wilson(k, n, _level(direction))) if n > 1 else (np.nan, np.nan)
-    p, p_refute = _both_p(direction, margin, lambda bound: _binomial(k, n, against + bound))
-    return _result(k / n - against if n else np.nan, lo - against, hi - against, n, p, p_refute)
-
-
-def _binomial(k: int, n: int, share: float) -> tuple[float, float]:
-    if n == 0:
-        return 1.0, 1.0
-    if not 0 <= share <= 1:  # no share lies there, so one of the two is certain
-        return (0.0, 1.0) if share < 0 else (1.0, 0.0)
-    above, below = (float(scipy_stats.binomtest(k, n, share, alternative=side).pvalue) for side in ("greater", "less"))
-    return above, below
-
-
-def _level(direction: str) -> float:
-    return 0.90 if direction == "equivalent" else 0.95
-
-
-def _both_p(direction: str, margin: float, tails: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
-    if direction == "equivalent":
-        (over, under_top), (above_bottom, below) = tails(margin), tails(-margin)
-        return max(under_top, above_bottom), min(over, below)
-    if direction not in DIRECTIONS:
-        raise nearest(direction, DIRECTIONS, "direction")
-    above, below = tails(margin if direction == "greater" else -margin)
-    return (above, below) if direction == "greater" else (below, above)
-
-
-def _result(effect: float, lo: float, hi: float, n: int, p: float, p_refute: float) -> dict[str, float]:
-    return {"effect": effect, "ci_lo": lo, "ci_hi": hi, "n": n, "p": p, "p_refute": p_refute}
-
-
-def holm(p: Sequence[float] | Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """p of m questions asked together, corrected so that with probability 0.95 no true null falls below 0.05.
-
-    The i-th smallest times m - i + 1, never below its predecessor's, at most 1. p in [0, 1].
-
-    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
-    """
-    p = np.asarray(p, np.float64)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return corrected
-
-
-def tuned(seeds: Sequence[Int[np.ndarray, " n"]], losses: Sequence[Float[np.ndarray, " n"]]) -> int:
-    """Which of several tried values is the best on the even seeds; report it on the odd ones, that the choice never saw.
-
-    One array of seeds and one of last `val_loss` for each tried value. The best has the fewest nonfinite runs, then the
-    lowest mean loss, then comes first. Returns its index, -1 if no value has a finite run on an even seed.
-    """
-    ranks = []
-    for index, (seed, loss) in enumerate(zip(seeds, losses, strict=True)):
-        chosen = np.asarray(loss, np.float64)[np.asarray(seed) % 2 == 0]
-        finite = chosen[np.isfinite(chosen)]
-        if finite.size:
-            ranks.append((chosen.size - finite.size, float(finite.mean()), index))
-    return min(ranks)[2] if ranks else -1
+    lo, hi = over_runs(share, len(above), rng)
+    return float(np.clip(lo, 0, 1)), float(np.clip(hi, 0, 1))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from relu_study.comparisons import BLOCKS, holm, paired_test, share_test
 from relu_study.registry import nearest
-from relu_study.stats import BLOCKS, holm, paired_test, share_test
 from relu_study.store import Configuration
 from relu_study.study import DIRECTIONS
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_study import stats
+from relu_study import lives, stats
 
 NAN = float("nan")
 
@@ -71,29 +72,29 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @given(histories())
 def test_lives_are_those_of_the_slow_loop(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     dead, epochs, bad = history
-    lives = stats.unit_lives(dead, epochs, bad)
+    found = lives.unit_lives(dead, epochs, bad)
     for run in range(len(dead)):
         told = [slow_life(dead[run, :, u].tolist(), epochs.tolist(), bad[run]) for u in range(dead.shape[2])]
         for name in ("born_dead", "died", "revived", "dead_at_end"):
-            assert getattr(lives, name)[run] == sum(life[name] for life in told), name
-        assert lives.first_death[run].tolist() == [-1 if life["death"] is None else life["death"] for life in told]
-        assert lives.censored[run] == (not np.isnan(bad[run]))
+            assert getattr(found, name)[run] == sum(life[name] for life in told), name
+        assert found.first_death[run].tolist() == [-1 if life["death"] is None else life["death"] for life in told]
+        assert found.censored[run] == (not np.isnan(bad[run]))
 
 
 @settings(max_examples=150, deadline=None)
 @given(histories())
 def test_survival_is_that_of_the_slow_loop_and_its_table_adds_up(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     dead, epochs, bad = history
-    found = stats.survival(dead, epochs, bad, "key")
+    found = lives.survival(dead, epochs, bad, stats.generator("key"))
     for name, expected in slow_survival(dead, epochs.tolist(), bad).items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-12, err_msg=name)
     np.testing.assert_array_equal(found["at_risk"][1:], (found["at_risk"] - found["died"])[:-1] - found["censored"][1:])
-    assert found["died"].sum() == stats.unit_lives(dead, epochs, bad).died.sum()
+    assert found["died"].sum() == lives.unit_lives(dead, epochs, bad).died.sum()
     assert (found["lo"] <= found["hi"]).all() or np.isnan(found["lo"]).any()
 
 
 def test_each_kind_of_life_once() -> None:
-    lives = {
+    told = {
         "never dead": "....",
         "dies for good": ".##.."[:2] + "##",
         "born dead": "####",
@@ -101,8 +102,8 @@ def test_each_kind_of_life_once() -> None:
         "dies, revived, dies again": ".#.#",
         "born dead, revived, dead again": "#.##",
     }
-    dead = np.array([[c == "#" for c in life] for life in lives.values()]).T[None]
-    found = stats.unit_lives(dead, np.array([0.0, 1, 2, 5]), np.array([NAN]))
+    dead = np.array([[c == "#" for c in life] for life in told.values()]).T[None]
+    found = lives.unit_lives(dead, np.array([0.0, 1, 2, 5]), np.array([NAN]))
     assert found.born_dead.tolist() == [3]
     assert found.died.tolist() == [2]
     assert found.revived.tolist() == [3]  # once each, however often
@@ -115,9 +116,9 @@ def test_flags_of_a_nonfinite_run_are_not_read() -> None:
     trap = alive.copy()
     trap[1, 2:] = True  # from epoch 2 on every unit of run 1 looks dead
     epochs, bad = np.array([0.0, 1, 2, 3]), np.array([NAN, 2.0])
-    lives = stats.unit_lives(trap, epochs, bad)
-    assert lives.died.tolist() == [0, 0] and lives.dead_at_end.tolist() == [0, 0] and lives.censored.tolist() == [False, True]
-    found = stats.survival(trap, epochs, bad, "key")
+    lived = lives.unit_lives(trap, epochs, bad)
+    assert lived.died.tolist() == [0, 0] and lived.dead_at_end.tolist() == [0, 0] and lived.censored.tolist() == [False, True]
+    found = lives.survival(trap, epochs, bad, stats.generator("key"))
     assert found["survival"].tolist() == [1, 1, 1, 1]
     assert found["at_risk"].tolist() == [6, 6, 3, 3] and found["censored"].tolist() == [0, 0, 3, 0]
     assert found["runs"].tolist() == [2, 2, 1, 1]
@@ -128,7 +129,7 @@ def test_survival_by_hand() -> None:
     dead = np.zeros((2, 4, 4), bool)
     for unit in range(3):
         dead[0, unit + 1 :, unit] = True
-    found = stats.survival(dead, np.array([0.0, 1, 2, 3]), np.array([NAN, 3.0]), "key")
+    found = lives.survival(dead, np.array([0.0, 1, 2, 3]), np.array([NAN, 3.0]), stats.generator("key"))
     assert found["at_risk"].tolist() == [8, 8, 7, 2]
     assert found["died"].tolist() == [0, 1, 1, 1]
     assert found["censored"].tolist() == [0, 0, 0, 4]
@@ -149,34 +150,52 @@ def test_survival_is_scipys_kaplan_meier() -> None:
             death = int(dead[run, :, unit].argmax()) if dead[run, :, unit].any() else 99
             died.append(death) if death <= last else left.append(last)
     curve = scipy.stats.ecdf(scipy.stats.CensoredData(uncensored=died, right=left)).sf
-    np.testing.assert_allclose(stats.survival(dead, epochs, bad, "key")["survival"], curve.evaluate(epochs), rtol=1e-12)
+    np.testing.assert_allclose(
+        lives.survival(dead, epochs, bad, stats.generator("key"))["survival"], curve.evaluate(epochs), rtol=1e-12
+    )
 
 
-def test_survival_band_is_the_percentiles_of_resampled_runs() -> None:
-    rng = np.random.default_rng(1)
-    dead = np.logical_or.accumulate(rng.random((4, 3, 3)) < 0.3, axis=1)
-    epochs, bad = np.array([0.0, 1, 2]), np.array([NAN, NAN, 2.0, NAN])
+def few_and_many(runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dead = np.logical_or.accumulate(np.random.default_rng(1).random((runs, 3, 3)) < 0.3, axis=1)
+    return dead, np.array([0.0, 1, 2]), np.where(np.arange(runs) == 2, 2.0, NAN)
+
+
+def test_survival_band_of_many_runs_is_the_percentiles_of_resampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "RESAMPLES", 200)
+    dead, epochs, bad = few_and_many(20)
+    drawn = stats.generator("key").multinomial(20, np.full(20, 1 / 20), size=stats.RESAMPLES)
     curves = []
-    for times in stats.resamples(4, "key").astype(int):
-        runs = np.repeat(np.arange(4), times)
+    for times in drawn:
+        runs = np.repeat(np.arange(20), times)
         curves.append(slow_survival(dead[runs], epochs.tolist(), bad[runs])["survival"])
-    found = stats.survival(dead, epochs, bad, "key")
-    # Where the only runs drawn are the nonfinite one, the curve is carried on from the epoch before.
-    carried = np.array([np.where(np.isnan(c), c[1], c) for c in curves])
-    carried = carried[~np.isnan(carried[:, 0])]
-    np.testing.assert_allclose([found["lo"], found["hi"]], np.percentile(carried, (2.5, 97.5), axis=0), rtol=1e-12)
+    found = lives.survival(dead, epochs, bad, stats.generator("key"))
+    np.testing.assert_allclose([found["lo"], found["hi"]], np.percentile(curves, (2.5, 97.5), axis=0), rtol=1e-12)
+    assert found["lo"][2] < found["survival"][2] < found["hi"][2]
+
+
+def test_survival_band_of_few_runs_leaves_each_out_once() -> None:
+    dead, epochs, bad = few_and_many(6)
+    curves = []
+    for left_out in range(6):
+        runs = np.delete(np.arange(6), left_out)
+        curves.append(slow_survival(dead[runs], epochs.tolist(), bad[runs])["survival"])
+    spread = np.sqrt(5 / 6 * ((np.array(curves) - np.mean(curves, axis=0)) ** 2).sum(axis=0))
+    half = scipy.stats.t.ppf(0.975, 5) * spread
+    found = lives.survival(dead, epochs, bad, stats.generator("key"))
+    np.testing.assert_allclose(found["lo"], np.clip(found["survival"] - half, 0, 1), rtol=1e-12)
+    np.testing.assert_allclose(found["hi"], np.clip(found["survival"] + half, 0, 1), rtol=1e-12)
     assert found["lo"][2] < found["survival"][2] < found["hi"][2]
 
 
 def test_survival_where_nothing_can_be_said() -> None:
     epochs = np.array([0.0, 1])
-    born_dead = stats.survival(np.ones((3, 2, 4), bool), epochs, np.full(3, NAN), "key")
+    born_dead = lives.survival(np.ones((3, 2, 4), bool), epochs, np.full(3, NAN), stats.generator("key"))
     assert np.isnan(born_dead["survival"]).all() and np.isnan(born_dead["lo"]).all()
     assert born_dead["at_risk"].tolist() == [0, 0]
-    gone = stats.survival(np.zeros((2, 2, 4), bool), epochs, np.array([1.0, 1.0]), "key")
+    gone = lives.survival(np.zeros((2, 2, 4), bool), epochs, np.array([1.0, 1.0]), stats.generator("key"))
     np.testing.assert_array_equal(gone["survival"], [1, NAN])
     np.testing.assert_array_equal(gone["hi"], [1, NAN])
-    alone = stats.survival(np.zeros((1, 2, 4), bool), epochs, np.array([NAN]), "key")
+    alone = lives.survival(np.zeros((1, 2, 4), bool), epochs, np.array([NAN]), stats.generator("key"))
     assert alone["survival"].tolist() == [1, 1] and np.isnan(alone["lo"]).all()
-    never = stats.unit_lives(np.ones((1, 2, 4), bool), epochs, np.array([0.0]))
+    never = lives.unit_lives(np.ones((1, 2, 4), bool), epochs, np.array([0.0]))
     assert never.born_dead.tolist() == never.dead_at_end.tolist() == [0]

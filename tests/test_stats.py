@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -97,19 +96,29 @@ def test_wilson_is_scipys(level: float) -> None:
     assert np.isnan(stats.wilson(0, 0)).all()
 
 
-def test_resamples_draw_whole_samples_with_the_moments_of_a_multinomial() -> None:
-    drawn = stats.resamples(10, "a")
-    assert drawn.shape == (2000, 10) and (drawn.sum(axis=1) == 10).all()
-    # Each run is drawn Binomial(10, 1/10) times: mean 1, variance 0.9; 5 standard errors over 20,000 counts.
-    assert abs(drawn.var() - 0.9) < 5 * np.sqrt((3 * 0.9**2 + 0.9) / 20_000)
-    assert (np.abs(drawn.mean(axis=0) - 1) < 5 * np.sqrt(0.9 / 2000)).all()
+def share(numerator: np.ndarray, denominator: np.ndarray, key: str = "key") -> tuple[float, float]:
+    return stats.ratio_interval(numerator, denominator, stats.generator(key))
 
 
-def test_bootstrap_ratio_agrees_with_scipys_bootstrap() -> None:
+def mean_of(values: np.ndarray):
+    return lambda weights: weights @ values / weights.sum(axis=1, keepdims=values.ndim > 1)
+
+
+def test_the_bootstrap_resamples_whole_runs_with_the_moments_of_a_multinomial() -> None:
+    drawn = []
+    stats.bootstrap(lambda weights: drawn.append(weights) or weights[:, 0], 20, stats.generator("a"))
+    (weights,) = drawn
+    assert weights.shape == (2000, 20) and (weights.sum(axis=1) == 20).all()
+    # Each run is drawn Binomial(20, 1/20) times: mean 1, variance 0.95; 5 standard errors over 40,000 counts.
+    assert abs(weights.var() - 0.95) < 5 * np.sqrt((3 * 0.95**2 + 0.95) / 40_000)
+    assert (np.abs(weights.mean(axis=0) - 1) < 5 * np.sqrt(0.95 / 2000)).all()
+
+
+def test_a_share_of_many_runs_has_scipys_bootstrap_interval() -> None:
     rng = np.random.default_rng(2)
     denominator = rng.integers(5, 30, 40).astype(float)
     numerator = denominator * rng.uniform(0, 1, 40)
-    lo, hi = stats.bootstrap_ratio(numerator, denominator, "key")
+    lo, hi = share(numerator, denominator)
     expected = scipy.stats.bootstrap(
         (numerator, denominator),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
@@ -123,196 +132,83 @@ def test_bootstrap_ratio_agrees_with_scipys_bootstrap() -> None:
     np.testing.assert_allclose([lo, hi], expected.confidence_interval, atol=0.25 * wide)
 
 
-def test_bootstrap_ratio_pools_its_units_and_resamples_its_runs() -> None:
+def test_a_share_pools_its_units_and_resamples_its_runs() -> None:
     # 20 runs of 1,000 units that live or die together: as wide as 20 coins, not as 20,000.
     dead = np.where(np.arange(20) < 10, 1000, 0)
-    lo, hi = stats.bootstrap_ratio(dead, np.full(20, 1000), "runs")
+    lo, hi = share(dead, np.full(20, 1000))
     assert 0.2 <= lo <= 0.35 and 0.65 <= hi <= 0.8
     # A run without units adds nothing; equal ratios have no width however the runs are drawn.
-    assert stats.bootstrap_ratio(np.array([1, 2, 0]), np.array([4, 8, 0]), "k") == (0.25, 0.25)
+    assert share(np.array([1, 2, 0]), np.array([4, 8, 0])) == (0.25, 0.25)
+    assert share(np.tile([1, 2, 0], 10), np.tile([4, 8, 0], 10)) == (0.25, 0.25)
 
 
-def test_bootstrap_ratio_without_anything_to_resample() -> None:
-    assert np.isnan(stats.bootstrap_ratio(np.array([3]), np.array([10]), "k")).all()
-    assert np.isnan(stats.bootstrap_ratio(np.array([0, 0]), np.array([0, 0]), "k")).all()
+def test_a_share_of_few_runs_has_the_t_interval_of_its_runs() -> None:
+    # Runs with as many units each: the jackknife of their share is the t interval of their own shares.
+    dead = np.array([1, 0, 3, 2, 2, 5, 1])
+    interval = scipy.stats.ttest_1samp(dead / 8, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(share(dead, np.full(7, 8)), interval, rtol=1e-12)
+    assert share(np.array([0, 0, 8]), np.full(3, 8)) == (0.0, 1.0)  # no share lies beyond
 
 
-def test_bootstrap_is_the_same_in_any_process_and_another_for_another_key() -> None:
+def test_a_share_without_anything_to_resample() -> None:
+    assert np.isnan(share(np.array([3]), np.array([10]))).all()
+    for n in (2, 30):
+        assert np.isnan(share(np.zeros(n, int), np.zeros(n, int))).all()
+
+
+def test_a_percentile_bootstrap_of_few_runs_is_refused_unless_one_insists() -> None:
+    values = np.arange(19.0)
+    with pytest.raises(UserError, match=r"19 runs covers too little.*at least 20"):
+        stats.bootstrap(mean_of(values), 19, stats.generator("k"))
+    lo, hi = stats.bootstrap(mean_of(values), 19, stats.generator("k"), least=2)
+    assert lo < 9 < hi
+
+
+def test_the_bootstrap_is_the_same_in_any_process_and_another_for_another_key() -> None:
     code = (
-        "import numpy as np; from relu_study import stats\nprint(*stats.bootstrap_ratio(np.arange(9), np.full(9, 20), 'site_1'))"
+        "import numpy as np; from relu_study import stats\n"
+        "print(*stats.ratio_interval(np.arange(24), np.full(24, 30), stats.generator('site_1')))"
     )
     command, env = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": "1"}
     said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    assert tuple(float(end) for end in said.split()) == stats.bootstrap_ratio(np.arange(9), np.full(9, 20), "site_1")
-    assert not np.array_equal(stats.resamples(9, "site_1"), stats.resamples(9, "b"))
+    assert tuple(float(end) for end in said.split()) == share(np.arange(24), np.full(24, 30), "site_1")
+    assert share(np.arange(24), np.full(24, 30), "site_1") != share(np.arange(24), np.full(24, 30), "b")
 
 
-# sign_flip
+# how often an interval holds what it should
 
 
-def brute(difference: np.ndarray) -> tuple[float, float]:
-    """Every sign pattern, one after the other in one matrix."""
-    signs = np.array(list(itertools.product((1, -1), repeat=len(difference))))
-    sums, seen = signs @ difference, difference.sum()
-    tie = 1e-9 * np.abs(difference).sum()
-    return (sums >= seen - tie).mean(), (sums <= seen + tie).mean()
+@pytest.mark.parametrize("n", [5, 10, 32])
+def test_a_t_interval_of_95_percent_holds_95_percent(n: int) -> None:
+    found = stats.summarise(np.random.default_rng(n).normal(3, 2, (n, 40_000)))
+    held = np.mean((found["ci_lo"] <= 3) & (found["ci_hi"] >= 3))
+    assert abs(held - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 40_000)
+    assert 0.93 < held < 0.97
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(NUMBERS, st.sampled_from([0.0, 1.0, -1.0])), min_size=1, max_size=11))
-def test_sign_flip_is_brute_force(values: list[float]) -> None:
-    difference = np.array(values)
-    assert stats.sign_flip(difference) == brute(difference)
+def test_wilson_holds_95_percent_of_32_runs_on_average() -> None:
+    k = np.arange(33)
+    lo, hi = stats.wilson(k, np.full(33, 32))
+    held = [scipy.stats.binom.pmf(k, 32, p)[(lo <= p) & (p <= hi)].sum() for p in np.linspace(0.05, 0.95, 181)]
+    assert 0.93 < np.mean(held) < 0.97  # exact: no simulation
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties"])
-def test_sign_flip_is_scipys_permutation_test(kind: str) -> None:
-    rng = np.random.default_rng(4)
-    for n in (2, 5, 8, 12):
-        x = rng.normal(0.4, 1, n) if kind == "normal" else rng.integers(-2, 4, n).astype(float)
-        for side, p in zip(("greater", "less"), stats.sign_flip(x), strict=True):
-            expected = scipy.stats.permutation_test(
-                (x,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative=side
-            ).pvalue
-            # Below 2 / 2^n scipy's estimate and ours count the observed pattern alike, as all are enumerated.
-            np.testing.assert_allclose(p, expected, atol=1e-12)
+DOCUMENTED = {5: 0.83, 10: 0.90, 20: 0.93, 100: 0.95}  # in the docstring of `bootstrap`
 
 
-def test_sign_flip_hand_computed() -> None:
-    # Sums of (+-3, +-1, +-1): 5, 3, 3, 1, -1, -3, -3, -5. Observed 3 - 1 + 1 = 3: three of eight are at least 3.
-    assert stats.sign_flip(np.array([3.0, -1, 1])) == (3 / 8, 7 / 8)
-    assert stats.sign_flip(np.full(16, 0.3)) == (2.0**-16, 1.0)
-    assert stats.sign_flip(np.zeros(5)) == (1.0, 1.0)
-    assert stats.sign_flip(np.array([])) == (1.0, 1.0)
-    assert stats.sign_flip(np.array([2.0])) == (0.5, 1.0)
-    assert stats.sign_flip(np.full(32, 0.3)) == (2.0**-24, 1.0)
+@pytest.mark.parametrize("n", DOCUMENTED)
+def test_the_percentile_bootstrap_holds_what_its_docs_say(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(n, 4_000))
+    lo, hi = stats.bootstrap(mean_of(values), n, stats.generator("coverage"), least=2)
+    held = np.mean((lo <= 0) & (hi >= 0))
+    assert abs(held - DOCUMENTED[n]) < 0.005 + 4 * np.sqrt(held * (1 - held) / 4_000)
+    text = " ".join((stats.bootstrap.__doc__ or "").split())
+    assert ", ".join(f"{m}: {share:.0%}".replace("%", " %") for m, share in DOCUMENTED.items()) in text.replace("n = 5", "5")
+    assert (0.93 < held < 0.97) == (n == 100) or n == 20
 
 
-def test_sign_flip_of_sixteen_and_of_more_than_it_enumerates() -> None:
-    rng = np.random.default_rng(5)
-    x = rng.normal(0.3, 1, 16)
-    assert stats.sign_flip(x) == brute(x)
-    many = rng.normal(0.25, 1, 60)
-    blocks = np.array([b.sum() for b in np.array_split(many, 24)])
-    signs = rng.choice((-1.0, 1.0), size=(200_000, 24))
-    simulated = (signs @ blocks >= blocks.sum()).mean()
-    p = stats.sign_flip(many)[0]
-    assert abs(simulated - p) < 4 * np.sqrt(p / 200_000)
-    assert 0.2 < p / scipy.stats.ttest_1samp(many, 0, alternative="greater").pvalue < 5
-
-
-def test_sign_flip_p_is_valid_where_ties_abound_and_half_ties_would_not_be() -> None:
-    # All 2^10 equally likely outcomes of ten +-1 differences: an exact level, no simulation.
-    p, half = np.empty(1024), np.empty(1024)
-    for i, signs in enumerate(itertools.product((1.0, -1.0), repeat=10)):
-        over = stats.sign_flip(np.array(signs))
-        p[i], half[i] = over[0], (over[0] + 1 - over[1]) / 2
-    for alpha in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2):
-        assert (p <= alpha).mean() <= alpha
-    assert any((half <= alpha).mean() > alpha for alpha in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2))
-
-
-# paired_test, share_test
-
-
-@pytest.mark.parametrize(("direction", "level"), [("less", 0.95), ("greater", 0.95), ("equivalent", 0.90)])
-def test_paired_test_has_scipys_interval_and_brute_force_p(direction: str, level: float) -> None:
-    x = np.random.default_rng(6).normal(0.02, 0.05, 10)
-    found = stats.paired_test(np.append(x, [NAN, INF]), direction, 0.03)
-    interval = scipy.stats.ttest_1samp(x, 0).confidence_interval(level)
-    np.testing.assert_allclose((found["effect"], found["ci_lo"], found["ci_hi"]), (x.mean(), *interval), rtol=1e-12)
-    above, below = {}, {}
-    for bound in (0.03, -0.03):
-        above[bound], below[bound] = brute(x - bound)
-    expected = {
-        "greater": (above[0.03], below[0.03]),
-        "less": (below[-0.03], above[-0.03]),
-        "equivalent": (max(below[0.03], above[-0.03]), min(above[0.03], below[-0.03])),
-    }[direction]
-    assert (found["p"], found["p_refute"]) == expected
-    assert found["n"] == 10
-
-
-def test_paired_test_of_constant_differences_has_no_width() -> None:
-    found = stats.paired_test(np.full(7, 0.1), "greater", 0.05)
-    assert found == {"effect": 0.1, "ci_lo": 0.1, "ci_hi": 0.1, "n": 7, "p": 2.0**-7, "p_refute": 1.0}
-    assert stats.paired_test(np.zeros(7), "equivalent", 0.05)["p"] == 2.0**-7
-
-
-@pytest.mark.parametrize("test", [stats.paired_test, lambda x, d, m: stats.share_test(x, 0.0, d, m)])
-@pytest.mark.parametrize("direction", ["less", "greater", "equivalent"])
-def test_one_pair_or_none_has_no_interval(test, direction: str) -> None:
-    for values in (np.array([1.0]), np.array([]), np.array([NAN, 1.0])):
-        found = test(values, direction, 0.05)
-        assert np.isnan([found["ci_lo"], found["ci_hi"]]).all() and found["n"] == np.isfinite(values).sum()
-        assert np.isnan(found["effect"]) == (found["n"] == 0)
-        assert 0 <= found["p"] <= 1 and 0 <= found["p_refute"] <= 1
-
-
-def test_an_unknown_direction_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="greater"):
-        stats.paired_test(np.zeros(4), "greter", 0.1)
-
-
-@pytest.mark.parametrize("hits", [0, 1, 5, 16])
-@pytest.mark.parametrize("against", [0.0, 0.4, 1.0])
-def test_share_test_is_scipys_binomial_test(hits: int, against: float) -> None:
-    x = np.append(np.repeat([1.0, 0.0], [hits, 16 - hits]), NAN)
-
-    def p(bound: float, side: str) -> float:
-        if not 0 <= bound <= 1:  # a share is certainly above a negative bound, and below one above 1
-            return float((bound < 0) == (side == "less"))
-        return scipy.stats.binomtest(hits, 16, bound, alternative=side).pvalue
-
-    top, bottom = against + 0.05, against - 0.05
-    expected = {
-        "greater": (p(top, "greater"), p(top, "less")),
-        "less": (p(bottom, "less"), p(bottom, "greater")),
-        "equivalent": (max(p(top, "less"), p(bottom, "greater")), min(p(top, "greater"), p(bottom, "less"))),
-    }
-    for direction, level in (("greater", 0.95), ("less", 0.95), ("equivalent", 0.90)):
-        found = stats.share_test(x, against, direction, 0.05)
-        interval = scipy.stats.binomtest(hits, 16).proportion_ci(level, method="wilson")
-        np.testing.assert_allclose((found["ci_lo"], found["ci_hi"]), np.array(interval) - against, atol=1e-12)
-        np.testing.assert_allclose((found["p"], found["p_refute"]), expected[direction], atol=1e-15)
-        assert (found["n"], found["effect"]) == (16, hits / 16 - against)
-
-
-# holm, tuned
-
-
-def test_holm_hand_computed() -> None:
-    np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(stats.holm([0.5, 0.9]), [1, 1])
-    assert stats.holm([]).shape == (0,)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_what_the_step_down_procedure_rejects(values: list[float]) -> None:
-    corrected = stats.holm(np.array(values))
-    for level in (0.01, 0.05, 0.5):
-        rejected: set[int] = set()
-        for i in sorted(range(len(values)), key=lambda i: values[i]):
-            if values[i] * (len(values) - len(rejected)) > level:
-                break
-            rejected.add(i)
-        assert rejected == set(np.flatnonzero(corrected <= level).tolist())
-
-
-def test_tuned_looks_at_even_seeds_alone() -> None:
-    seeds = np.arange(6)
-    steady = np.full(6, 1.0)
-    parity = np.where(seeds % 2 == 0, 0.5, 9.0)  # better on the even seeds, far worse on the odd ones
-    flattered = np.where(seeds % 2 == 0, 2.0, 0.0)
-    assert stats.tuned([seeds] * 3, [steady, parity, flattered]) == 1
-    assert stats.tuned([seeds] * 2, [steady, flattered]) == 0
-
-
-def test_tuned_does_not_reward_divergence_and_takes_the_first_of_equals() -> None:
-    seeds = np.array([0, 2, 3])
-    risky, steady = np.array([0.1, NAN, 0.1]), np.array([1.0, 1.0, NAN])
-    assert stats.tuned([seeds, seeds, seeds], [risky, steady, steady]) == 1
-    assert stats.tuned([seeds], [np.full(3, INF)]) == -1
-    assert stats.tuned([np.array([1, 3])], [np.array([1.0, 1.0])]) == -1
-    assert stats.tuned([], []) == -1
+@pytest.mark.parametrize("n", [5, 10, 19])
+def test_the_jackknife_of_few_runs_holds_95_percent(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(n, 4_000))
+    lo, hi = stats.over_runs(mean_of(values), n, stats.generator("coverage"))
+    assert 0.93 < np.mean((lo <= 0) & (hi >= 0)) < 0.97

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from asked import COIN, NAN, NOISE, SEEDS, WAVE, ask, claims, loss_claim, losses, stored
 
+from relu_study.comparisons import holm
 from relu_study.registry import UserError
-from relu_study.stats import holm
 from relu_study.store import Configuration
 from relu_study.verdicts import answer, verdict
 
