@@ -57,7 +57,7 @@ def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Conditio
 def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
     found = _CONDITION.fullmatch(text)
     if found is None or not found[3]:
-        raise UserError(f"cannot read the condition {text!r}; write NAME=VALUE, with = != < <= > or >=, e.g. activation=relu,selu")
+        raise UserError(f"cannot read the condition {text!r}; write NAME=VALUE with = != < <= > or >=, e.g. activation=relu,selu")
     name, compared = found[1], found[2]
     values = [value.strip() for value in found[3].split(",")]
     metric, _, site = name.partition("/")

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from relu_study import stats
+from relu_study import comparisons
+from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
 from relu_study.frames import PROPORTIONS, csv_text
 from relu_study.registry import UserError, nearest
 from relu_study.spec import FIELDS
-from relu_study.typeset import Shown, latex_table, markdown_table, measured
+from relu_study.typeset import Shown, latex_table, markdown_table
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,6 @@ class Column:
     site: str
     epoch: float | None
     direction: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the runs of one arm have in one column: `n` runs wanted, `n_finite` with a value; `defined`: there could be one."""
-
-    mean: float
-    lo: float
-    hi: float
-    n: int
-    n_finite: int
-    defined: bool
 
 
 @dataclass(frozen=True)
@@ -88,12 +76,12 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     """name -> {"csv", "md", "tex"} of every declared table that has an arm at this size.
 
     `runs` and `summary` are the frames of runs.csv and summary.csv. Bold is the best mean of a column on its target, by the
-    metric's direction and among the arms whose runs are all finite; the baseline has a dagger.
+    metric's direction and among the arms whose runs are all finite; `cells.marks` says what else is marked.
     """
     declaration, made = manifest["declaration"], {}
     check(declaration)
-    shown = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
-    look = _in_summary(summary, shown, declaration["seeds"])
+    asked = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
+    look = _in_summary(summary, Runs(runs), asked, declaration["seeds"])
     probed = summary.groupby("config_id")["probe_examples"].first().to_dict()
     for table in declaration["tables"]:
         columns = _columns(table, declaration["metrics"])
@@ -106,8 +94,8 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
         if lines:
             made[table["name"]] = {
                 "csv": csv_text(_machine(table, columns, lines)),
-                "md": markdown_table(text := _shown(table, columns, lines)),
-                "tex": latex_table(text, f"tab:{table['name']}"),
+                "md": markdown_table(shown := _shown(table, columns, lines)),
+                "tex": latex_table(shown, f"tab:{table['name']}"),
             }
     return made
 
@@ -124,12 +112,13 @@ def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[
             raise nearest(metric, metrics, f"metric of table {table['name']}")
         if site not in ("", "all") and not metrics[metric]["sites"]:
             raise UserError(f"{name} of table {table['name']}: {metric} is measured for the whole network only, not for {site}")
-        epoch = _epoch(at or table["epoch"], f"{name} of table {table['name']}")
+        epoch = epoch_of(at or table["epoch"], f"{name} of table {table['name']}")
         found.setdefault((metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"]))
     return list(found.values())
 
 
-def _epoch(text: str | float, where: str) -> float | None:
+def epoch_of(text: str | float, where: str) -> float | None:
+    """The epoch that "last" (None) or a number means; anything else is refused."""
     if text == "last":
         return None
     if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
@@ -145,7 +134,7 @@ def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str,
     return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
 
 
-def _in_summary(summary: pd.DataFrame, metrics: set[str], seeds: int) -> Lookup:
+def _in_summary(summary: pd.DataFrame, runs: Runs, metrics: set[str], seeds: int) -> Lookup:
     last = summary.groupby("config_id")["epoch"].max().to_dict()
     alive = summary.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
     rows = summary[summary["metric"].isin(metrics)]
@@ -159,7 +148,8 @@ def _in_summary(summary: pd.DataFrame, metrics: set[str], seeds: int) -> Lookup:
         if found is None:  # no run stored, or an arm that has no such site or epoch
             return Cell(math.nan, math.nan, math.nan, seeds, 0, config_id not in last)
         mean, lo, hi, n, finite = found
-        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or alive[config_id, epoch] == 0)
+        values = runs.values(config_id, f"{column.metric}/{column.site}") if column.epoch is None else None
+        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or alive[config_id, epoch] == 0, values)
 
     return look
 
@@ -172,28 +162,14 @@ def _tuned(table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFram
         rest = str({**specs[config_id], table["tune"]: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
+    unseen = Runs(runs, (runs["seed"] % 2 == 1).to_numpy())
     for (target, _), arms in groups.items():
         tried = list(arms)
         parts = [by_config[config_id] for config_id in tried]
-        best = stats.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
+        best = comparisons.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = tried[max(best, 0)]
-        yield target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else "", _on_odd_seeds(by_config[chosen])
-
-
-def _on_odd_seeds(runs: pd.DataFrame) -> Lookup:
-    runs = runs[runs["seed"] % 2 == 1]
-    alive = int(runs[[name for name in runs.columns if "/" in name]].notna().any(axis=1).sum())
-
-    def look(_: str, column: Column) -> Cell:
-        name = f"{column.metric}/{column.site}"
-        values = runs[name].to_numpy(float) if name in runs.columns else np.full(len(runs), math.nan)
-        found = stats.summarise(values)
-        k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
-        if column.metric in PROPORTIONS:
-            lo, hi = stats.wilson(int(np.nansum(values)), k)
-        return Cell(float(found["mean"]), float(lo), float(hi), len(runs), k, k > 0 or alive == 0)
-
-    return look
+        tuned = specs[chosen][table["tune"]] if best >= 0 else ""
+        yield target, arms[chosen], chosen, tuned, lambda config_id, column: unseen.cell(config_id, column.metric, column.site)
 
 
 # --------------------------------------------------------------------------------- as they are shown
@@ -213,7 +189,7 @@ def _machine(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[L
 
 def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> Shown:
     several = len({line.target for line in lines}) > 1
-    best = [_best(column, [(line.target, line.cells[i]) for line in lines]) for i, column in enumerate(columns)]
+    marked = _marked(table, columns, lines)
     heads = [
         [
             *([line.target] if several else []),
@@ -222,7 +198,10 @@ def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Lin
         ]
         for line in lines
     ]
-    cells = [[_text(c, column.metric in PROPORTIONS) for c, column in zip(line.cells, columns, strict=True)] for line in lines]
+    cells = [
+        [text(cell, column.metric, marked[k, i]) for i, (cell, column) in enumerate(zip(line.cells, columns, strict=True))]
+        for k, line in enumerate(lines)
+    ]
     return Shown(
         caption=table["caption"],
         headers=[
@@ -232,29 +211,23 @@ def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Lin
             *map(_header, columns),
         ],
         rows=[head + row for head, row in zip(heads, cells, strict=True)],
-        bold={(k, len(heads[0]) + i) for i, column in enumerate(best) for k, is_best in enumerate(column) if is_best},
+        bold={(k, len(heads[0]) + i) for (k, i), mark in marked.items() if mark.best},
         left=len(heads[0]),
-        note=_note(table, columns, lines, any(any(column) for column in best)),
+        note=_note(table, columns, lines, list(marked.values())),
     )
 
 
-def _best(column: Column, cells: Sequence[tuple[str, Cell]]) -> list[bool]:
-    whole = [(target, cell.mean) for target, cell in cells if cell.n_finite == cell.n > 0]
-    ends = {}
-    for target in {t for t, _ in whole}:
-        means = [mean for t, mean in whole if t == target]
-        if column.direction != "none" and min(means) < max(means):
-            ends[target] = min(means) if column.direction == "lower" else max(means)
-    return [cell.n_finite == cell.n > 0 and cell.mean == ends.get(target) for target, cell in cells]
-
-
-def _text(cell: Cell, proportion: bool) -> str:
-    count = f" (n={cell.n_finite}/{cell.n})" if cell.defined and cell.n_finite < cell.n else ""
-    if cell.n_finite == 0:
-        return f"-{count}"
-    if proportion:
-        return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{count}"
-    return measured(cell.mean, (cell.hi - cell.lo) / 2) + count
+def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> dict[tuple[int, int], Mark]:
+    """(row, column) -> what is said of that cell; cells of one column and target are compared with each other."""
+    places, groups = [], []
+    for target in dict.fromkeys(line.target for line in lines):
+        rows = [k for k, line in enumerate(lines) if line.target == target]
+        base = next((i for i, k in enumerate(rows) if lines[k].arm == table["baseline"]), None)
+        for i, column in enumerate(columns):
+            places.append([(k, i) for k in rows])
+            groups.append(Group(column.direction, [lines[k].cells[i] for k in rows], base))
+    found = marks(groups)
+    return {place: mark for at, said in zip(places, found, strict=True) for place, mark in zip(at, said, strict=True)}
 
 
 def _header(column: Column) -> str:
@@ -262,23 +235,22 @@ def _header(column: Column) -> str:
     return ", ".join(filter(None, [_words(column.metric), "" if column.site == "all" else column.site, epoch]))
 
 
-def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], bold: bool) -> str:
+def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], marked: Sequence[Mark]) -> str:
     """What one must know to read the table, N included."""
+    cells = [cell for line in lines for cell in line.cells]
     metrics = {column.metric for column in columns}
-    events = [_words(name) for name in PROPORTIONS if name in metrics]
-    over = f"over n = {max((cell.n for line in lines for cell in line.cells), default=0)} seeds"
+    over = f"over n = {max((cell.n for cell in cells), default=0)} seeds"
     if table["tune"]:
         over += f", the odd ones; {_words(table['tune'])} chosen by validation loss on the even ones"
     when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
     sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
-    shares = events or any(metric.endswith("_fraction") for metric in metrics)
-    per = " on its target" if len({line.target for line in lines}) > 1 else ""
+    shares = any(metric in PROPORTIONS or metric.endswith("_fraction") for metric in metrics)
+    how, *said = legend(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
     texts = [
-        f"Mean ± half width of the 95 % interval {over}." if metrics - set(PROPORTIONS) else "",
-        f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
+        how,
         f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
         f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
-        f"Bold: the best of its column{per}, among arms whose runs are all finite." if bold else "",
+        *said,
         "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
     ]
     return " ".join(filter(None, texts))

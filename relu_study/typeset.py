@@ -12,8 +12,9 @@ import pandas as pd
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$"}
-    | {"±": r"$\pm$", "†": r"$^\dagger$"}
+    | {"±": r"$\pm$", "†": r"$^\dagger$", "≈": r"$^{\approx}$", "◦": r"$^{\circ}$", "•": r"$^{\bullet}$"}
 )
+NEAR, BETTER, WORSE = "≈", "◦", "•"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def markdown_table(shown: Shown) -> str:
 
 def latex_text(text: str) -> str:
     """A name or number for LaTeX: special characters escaped, minus signs and exponents as mathematics."""
+    text = re.sub(rf"(?<=[\d\])]) (?=[{NEAR}{BETTER}{WORSE}])", "", text)  # marks are set high, close to their number
     text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text.translate(_LATEX))
     return re.sub(r"\)e([+-]\d+)", lambda found: rf")$\times 10^{{{int(found[1])}}}$", text)
 

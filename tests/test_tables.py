@@ -82,7 +82,7 @@ def test_best_follows_the_direction_of_the_metric(made: dict[str, dict[str, str]
     assert [arm for arm in rows if rows[arm][0].startswith("**")] == ["baseline"]  # accuracy: higher is better
     assert [arm for arm in rows if rows[arm][1].startswith("**")] == ["shallow", "baseline"]  # collapsed: both never
     low, high = (f"{x:.2g}" for x in scipy.stats.binomtest(4, 8).proportion_ci(0.95, "wilson"))
-    assert rows["stuck"][1] == f"0.5 [{low}, {high}]"
+    assert rows["stuck"][1] == f"0.5 [{low}, {high}] ≈"  # four of eight pairs that differ: p is 1/8
     assert rows["shallow"][2] == "-"  # it has no site_2
     order = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| wave")]
     assert order == ["shallow", "stuck", "baseline"]  # as Table.arms says
@@ -113,7 +113,7 @@ def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict
     # relu: 1.5 + 1/4 at rate 0.001, and at 0.01 1.5 + 8/4 - 2 on even but + 4 on odd seeds: chosen, then seen through
     odd = [1.5 + 8 / 4 + 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
     half = scipy.stats.t.ppf(0.975, 3) * scipy.stats.sem(odd)
-    assert row_of(text, "wave", "relu, rate=0.01")[:2] == ["0.01", f"{np.mean(odd):.3f} ± {half:.3f}"]
+    assert row_of(text, "wave", "relu, rate=0.01")[:2] == ["0.01", f"{np.mean(odd):.3f} ± {half:.3f} ≈"]  # four pairs tell nothing apart
     selu = [1.5 + 9 / 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
     assert row_of(text, "wave", "selu, rate=0.001")[:2] == ["0.001", f"**{np.mean(selu):.3f} ± {half:.3f}**"]
     assert len([line for line in text.splitlines() if line.startswith("| wave")]) == 2
@@ -147,7 +147,7 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
     frame = frames(collect(tmp_path, manifest), manifest)
     made = tables(manifest, frame["runs"], frame["summary"])
     value = row_of(made["initialisers"]["md"], "wave", "lecun_normal")[0]
-    assert value == ("1.92" if seeds == 1 else f"1.922 ± {scipy.stats.t.ppf(0.975, 1) / 128:.3f}")
+    assert value == ("1.92 ≈" if seeds == 1 else f"1.922 ± {scipy.stats.t.ppf(0.975, 1) / 128:.3f} ≈")
     assert row_of(made["tuned"]["md"], "wave", "selu, rate=0.001")[1] == ("-" if seeds == 1 else "**3.68**")
 
 

@@ -1,0 +1,189 @@
+"""The cells of a table: what the runs of a configuration have in one column, and which cells are the best or as good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from relu_study import stats
+from relu_study.comparisons import holm, two_sided
+from relu_study.frames import PROPORTIONS
+from relu_study.typeset import BETTER, NEAR, WORSE, measured
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the runs of one configuration have in one column: `n` runs wanted, `n_finite` with a value.
+
+    `defined`: there could be one. `values` has a number for each seed, NaN where its run has none; None where only the summary
+    is known, so that nothing can be compared.
+    """
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+    n_finite: int
+    defined: bool
+    values: Float[np.ndarray, " seeds"] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Has every wanted run a value?"""
+        return self.n_finite == self.n > 0
+
+
+class Runs:
+    """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted."""
+
+    def __init__(self, frame: pd.DataFrame, kept: np.ndarray | None = None) -> None:
+        self.frame = frame
+        codes, names = pd.factorize(frame["config_id"])
+        self.row = {str(name): i for i, name in enumerate(names)}
+        seeds = frame["seed"].to_numpy()
+        self.place = codes, seeds
+        self.shape = len(names), int(seeds.max(initial=-1)) + 1
+        self.wanted = self._by_seed(np.ones(len(frame)) if kept is None else kept.astype(float)) == 1
+        metrics = [name for name in frame.columns if "/" in name]
+        alive = frame[metrics].notna().any(axis=1).to_numpy()
+        self.alive = (self.wanted & (self._by_seed(alive.astype(float)) == 1)).any(axis=1)
+        self._read: dict[str, np.ndarray] = {}
+
+    def _by_seed(self, column: np.ndarray) -> np.ndarray:
+        table = np.full(self.shape, np.nan)
+        table[self.place] = column
+        return table
+
+    def values(self, config_id: str, name: str) -> Float[np.ndarray, " seeds"]:
+        """The last value of `metric/site` of each seed's run, NaN where there is none."""
+        if config_id not in self.row:
+            return np.full(self.shape[1], np.nan)
+        if name not in self._read:
+            column = self.frame[name].to_numpy(float) if name in self.frame.columns else np.full(len(self.frame), np.nan)
+            values = self._by_seed(column)
+            self._read[name] = np.where(self.wanted & np.isfinite(values), values, np.nan)
+        return self._read[name][self.row[config_id]]
+
+    def cell(self, config_id: str, metric: str, site: str) -> Cell:
+        """The runs of a configuration in numbers: mean, and its t interval, or Wilson's for a share of runs."""
+        if config_id not in self.row:
+            return Cell(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan))
+        row = self.row[config_id]
+        values = self.values(config_id, f"{metric}/{site}")
+        found = stats.summarise(values[self.wanted[row]])
+        k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
+        if metric in PROPORTIONS:
+            lo, hi = stats.wilson(int(np.nansum(values)), k)
+        defined = k > 0 or not bool(self.alive[row])
+        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is said of a cell: the `best` of its group, `near` it, `better` or `worse` than the baseline (`versus`)."""
+
+    best: bool = False
+    near: bool = False
+    versus: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that are compared with each other: one column on one target. `better` is lower, higher or none."""
+
+    better: str
+    cells: Sequence[Cell]
+    baseline: int | None = None  # index of its cell
+
+
+def marks(groups: Sequence[Group]) -> list[list[Mark]]:
+    """What is said of every cell of every group of a table.
+
+    `best`: the best mean among cells all of whose runs are finite, unless all means are equal. `near`: of such cells, one whose
+    difference from the best, paired by seed, has a two-sided sign-flip p of at least 0.05 after Holm's correction over all
+    comparisons with a best in the table. `versus`: a cell whose p against the baseline is below 0.05, Holm's correction being
+    over all comparisons with a baseline in the table.
+    """
+    best = [_best(group) for group in groups]
+    p_best = _corrected([_against(group, found) for group, found in zip(groups, best, strict=True)])
+    p_base = _corrected([_against(group, group.baseline) for group in groups])
+    marked = []
+    for group, first, near, other in zip(groups, best, p_best, p_base, strict=True):
+        ends = {group.cells[first].mean} if first is not None else set()
+        is_best = [cell.whole and cell.mean in ends for cell in group.cells]
+        marked.append(
+            [
+                Mark(is_best[i], not is_best[i] and bool(cell.whole and near[i] >= SIGNIFICANT), _versus(group, i, other[i]))
+                for i, cell in enumerate(group.cells)
+            ]
+        )
+    return marked
+
+
+def _best(group: Group) -> int | None:
+    whole = [i for i, cell in enumerate(group.cells) if cell.whole]
+    means = [group.cells[i].mean for i in whole]
+    if group.better == "none" or not means or min(means) == max(means):
+        return None
+    return whole[means.index(min(means) if group.better == "lower" else max(means))]
+
+
+def _against(group: Group, index: int | None) -> list[float]:
+    """p of each cell's difference from one of them; NaN where there is nothing to compare."""
+    if index is None or (reference := group.cells[index].values) is None:
+        return [math.nan] * len(group.cells)
+    found = []
+    for i, cell in enumerate(group.cells):
+        pairs = math.nan if i == index or cell.values is None else cell.values - reference
+        found.append(two_sided(pairs) if np.isfinite(pairs).any() else math.nan)
+    return found
+
+
+def _corrected(found: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    p = np.array([value for group in found for value in group])
+    p[~np.isnan(p)] = holm(p[~np.isnan(p)])
+    return np.split(p, np.cumsum([len(group) for group in found])[:-1])
+
+
+def _versus(group: Group, i: int, p: float) -> str:
+    if group.better == "none" or group.baseline is None or not p < SIGNIFICANT:
+        return ""
+    ours, theirs = group.cells[i].values, group.cells[group.baseline].values
+    assert ours is not None and theirs is not None
+    return "better" if (np.nanmean(ours - theirs) < 0) == (group.better == "lower") else "worse"
+
+
+def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
+    """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing."""
+    count = f" (n={cell.n_finite}/{cell.n})" if cell.defined and cell.n_finite < cell.n else ""
+    if cell.n_finite == 0:
+        return f"-{count}"
+    signs = f"{NEAR if mark.near else ''}{ {'better': BETTER, 'worse': WORSE}.get(mark.versus, '') }"
+    signs = f" {signs}" if signs else ""
+    if metric in PROPORTIONS:
+        return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{count}"
+    return measured(cell.mean, (cell.hi - cell.lo) / 2) + signs + count
+
+
+def legend(marked: Collection[Mark], cells: Collection[Cell], metrics: Collection[str], over: str, per: str) -> list[str]:
+    """What one must know to read such cells, as sentences: `over` says what n is, `per` what a group is."""
+    events = [name.replace("_", " ") for name in PROPORTIONS if name in metrics]
+    sentences = [
+        f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(PROPORTIONS) else "",
+        f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
+        "n=k/m: k of m runs are finite." if any(c.defined and c.n_finite < c.n for c in cells) else "",
+        f"Bold: the best of its {per}, among those whose runs are all finite." if any(m.best for m in marked) else "",
+        f"{NEAR}: not distinguishable from it." if any(m.near for m in marked) else "",
+    ]
+    versus = [f"{sign} {word}" for sign, word in ((BETTER, "better"), (WORSE, "worse")) if any(m.versus == word for m in marked)]
+    sentences.append(f"{', '.join(versus)} than the baseline." if versus else "")
+    if versus or any(m.near for m in marked):
+        sentences.append("Tests: paired by seed, two-sided, by sign flips, at 0.05 after Holm's correction over the table.")
+    return [sentence for sentence in sentences if sentence]
