@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$"}
     | {"±": r"$\pm$", "†": r"$^\dagger$", "≈": r"$^{\approx}$", "◦": r"$^{\circ}$", "•": r"$^{\bullet}$"}
 )
+_CAPITAL = ("GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
+_GREEK = (*_CAPITAL, *("ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI"))
+_SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # what a stock TeX has no letters for
 NEAR, BETTER, WORSE = "≈", "◦", "•"
 
 
@@ -72,7 +76,20 @@ def latex_text(text: str) -> str:
     """A name or number for LaTeX: special characters escaped, minus signs and exponents as mathematics."""
     text = re.sub(rf"(?<=[\d\])]) (?=[{NEAR}{BETTER}{WORSE}])", "", text)  # marks are set high, close to their number
     text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text.translate(_LATEX))
+    text = re.sub(r"[^\x00-\xff]", lambda found: _symbol(found[0]), text)
     return re.sub(r"\)e([+-]\d+)", lambda found: rf")$\times 10^{{{int(found[1])}}}$", text)
+
+
+def _symbol(letter: str) -> str:
+    """A Greek letter or a sign as mathematics, any other letter as it is."""
+    alphabet, _, name = unicodedata.name(letter, "").partition(" LETTER ")
+    name = name.replace("LAMDA", "LAMBDA")  # as Unicode spells it
+    if alphabet == "GREEK SMALL" and name in _GREEK:
+        return f"$\\{name.lower()}$"
+    if alphabet == "GREEK CAPITAL" and name in _CAPITAL:
+        return f"$\\{name.capitalize()}$"
+    sign = _SYMBOLS.get(letter, "")
+    return f"$\\{sign}$" if sign.isalpha() else sign or letter
 
 
 def latex_table(shown: Shown, label: str) -> str:
