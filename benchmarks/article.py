@@ -213,11 +213,15 @@ TABLES = [
 ]  # fmt: skip
 
 CURVES = ("train_loss", "dead_fraction", "grad_norm/site_1")
+SEEN = ("post/site_1", "gradient/site_1")  # what the article's own pictures show: outputs and gradients of the first layer
 FIGURES = [
     Figure("headline", "Validation loss and dead units of the baseline and of what helps.", "curves", ("remedies",),
            metrics=("val_loss", "dead_fraction")),
     Figure("c1", "The baseline: loss, dead units and first-layer gradient, nets A and B.", "curves", ("depth",), metrics=CURVES),
+    Figure("c1_histograms", "Outputs and gradients of the first layer, nets A and B: how many are how large, and exactly zero.",
+           "histograms", ("depth",), metrics=SEEN),
     Figure("c2", "Survival of the units alive at the start, by site.", "survival", ("depth",)),
+    Figure("c2_sites", "Dead units of each site.", "curves", ("depth",), metrics=("dead_fraction/*",)),
     Figure("c3", "More data: loss and dead units.", "curves", ("data",), metrics=("val_loss", "dead_fraction")),
     Figure("c4", "Dropout: loss and dead units.", "curves", ("dropout",), metrics=("val_loss", "dead_fraction")),
     Figure("c5", "A hundred epochs: loss, units dead on the probe set and certified dead units.", "curves", ("epochs",),
@@ -225,13 +229,21 @@ FIGURES = [
     Figure("c6", "Initialisers: dead units and first-layer gradient.", "curves", ("initializers",),
            metrics=("dead_fraction", "grad_norm/site_1")),
     Figure("c7", "Negative weights: dead units by site.", "curves", ("negative",),
-           metrics=("dead_fraction/site_1", "dead_fraction/site_2", "val_loss")),
+           metrics=("dead_fraction/*", "val_loss")),
     Figure("c8", "Net B with other activations: loss and the gradients of its first and last site.", "curves", ("activations",),
            arms=("net B", *deep_smooth), metrics=("train_loss", "grad_norm/site_1", "grad_norm/site_3"), log=True),
+    Figure("c8_depth", "Net B: the gradient's norm at each site, before training and at the end.", "depth", ("activations",),
+           arms=("net B", *deep_smooth), metrics=("grad_norm",), epoch=(0, "last")),
     Figure("c9", "SELU against ReLU: loss, first-layer output spread and gradient.", "curves", ("selu",),
            metrics=("val_loss", "post_std/site_1", "grad_norm/site_1"), log=True),
+    Figure("c9_histograms", "Outputs and gradients of the first layer, SELU against ReLU.", "histograms", ("selu",),
+           arms=("baseline", "selu", "selu, AlphaDropout"), metrics=SEEN),
     Figure("output", "A ReLU on the output: loss, dead units and first-layer gradient.", "curves", ("output",),
            metrics=("val_loss", "dead_fraction", "grad_norm/site_1")),
+    Figure("output_histograms", "Outputs and gradients of the first layer, with a linear output and with ReLU there too.",
+           "histograms", ("output",), metrics=SEEN),
+    Figure("tuned", "Loss and dead units of each arm at each learning rate.", "map", ("tuned",),
+           metrics=("val_loss", "dead_fraction"), rows="arm", cols="learning_rate", log=True),
     Figure("c10", "Vanishing or dead: the contrasts on the seeds whose ReLU run lost a whole site.", "forest", claims=("C10",)),
 ]  # fmt: skip
 
@@ -257,6 +269,7 @@ SECTIONS = [
         "asks.",
         "C1",
         "depth",
+        figures=("c1", "c1_histograms"),
     ),
     section(
         "Do more layers help?",
@@ -264,6 +277,7 @@ SECTIONS = [
         "reason than the inputs' sign. The figure follows the units that were alive at the start.",
         "C2",
         "depth",
+        figures=("c2", "c2_sites"),
     ),
     section(
         "Does more data help?",
@@ -309,6 +323,7 @@ SECTIONS = [
         "end of training is no such thing where the loss has reached its floor, and there this is not testable.",
         "C8",
         "activations",
+        figures=("c8", "c8_depth"),
     ),
     section(
         "Does SELU rescue?",
@@ -316,6 +331,7 @@ SECTIONS = [
         "AlphaDropout, against ReLU and leaky ReLU of the same depth.",
         "C9",
         "selu",
+        figures=("c9", "c9_histograms"),
     ),
     section(
         "Vanishing or dead?",
@@ -329,7 +345,7 @@ SECTIONS = [
         "With a ReLU on the output too, zero is the best answer to a target that is never positive, and reaching it "
         "silences every gradient: outputs and gradients at zero are then the optimum, not a disease.",
         tables=("output",),
-        figures=("output",),
+        figures=("output", "output_histograms"),
     ),
     Section("Does it hang on our choices?", "Width, optimiser and batch size, on net A.", tables=("sensitivity",)),
     Section(
@@ -337,6 +353,7 @@ SECTIONS = [
         "A comparison at one rate can be one of rates. Here each arm has five, the best is chosen by validation loss on "
         "the even seeds and reported on the odd ones.",
         tables=("tuned",),
+        figures=("tuned",),
     ),
 ]
 

@@ -141,7 +141,7 @@ def _against(group: Group, index: int | None) -> list[float]:
         return [math.nan] * len(group.cells)
     found = []
     for i, cell in enumerate(group.cells):
-        pairs = math.nan if i == index or cell.values is None else cell.values - reference
+        pairs = np.empty(0) if i == index or cell.values is None else cell.values - reference
         found.append(two_sided(pairs) if np.isfinite(pairs).any() else math.nan)
     return found
 

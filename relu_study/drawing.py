@@ -1,4 +1,4 @@
-"""Pictures of plain numbers: a grid of curves with bands, and a forest of effects. Knows no study and no files.
+"""Pictures of plain numbers: the canvas of them all, and curves with bands. Knows no study and no files.
 
 The bytes of a picture depend on its numbers alone: the reader's own Matplotlib settings are set aside while
 it is drawn, and no date and no version is written. At 7 inches across, no letter is smaller than 8 pt.
@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 WIDTH = 7.0  # inches
@@ -29,14 +29,10 @@ DPI = 150
 # Okabe and Ito's colours, safe for colour-blind readers, without the yellow: too pale for a line on white paper.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
-CLAIMED, FAINT = "#E3E3E3", "#707070"
+FAINT = "#707070"
+HEAT = matplotlib.colormaps["Blues"]  # one hue, so the same to colour-blind readers and in grey; little ink where there is little
+HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#B0B0B0", "hatch": "////", "linewidth": 0}  # nothing here
 ROUND = [1, 2, 5, 10]  # steps between ticks
-VERDICTS: dict[str, dict[str, Any]] = {
-    "confirmed": {"marker": "o", "color": "#009E73"},
-    "refuted": {"marker": "X", "color": "#D55E00"},
-    "inconclusive": {"marker": "D", "color": "#0072B2", "markerfacecolor": "white"},
-    "not testable": {"marker": "s", "color": FAINT, "markerfacecolor": "white"},
-}
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib: the same letters on every machine
     "font.size": 8,
@@ -56,12 +52,16 @@ STYLE: Any = {
     "legend.handlelength": 2.6,  # long enough to tell the dashes apart
     "text.parse_math": False,  # a dollar sign in an arm's label is a dollar sign
     "svg.hashsalt": "relu_study",
+    "pdf.fonttype": 42,  # letters that a publisher's tools can read
 }
 
 
 @dataclass(frozen=True)
 class Band:
-    """A line over E epochs with its 95 % interval, the number of runs behind it and the size of their probe set."""
+    """A line over E epochs with its 95 % interval, the number of runs behind it and the size of their probe set.
+
+    `count` is "n=31/32" where runs are missing or go nonfinite, else empty.
+    """
 
     epochs: Float[np.ndarray, " E"]
     mean: Float[np.ndarray, " E"]
@@ -69,6 +69,7 @@ class Band:
     hi: Float[np.ndarray, " E"]
     runs: int
     probe_examples: int
+    count: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,42 +85,42 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """One row of a forest: an effect with its interval, the range that was claimed for it, and the verdict.
+class Panel:
+    """A panel of a `sheet`: is it the first of its line, is it the last of its column?"""
 
-    Effects of one `block` share an x axis (labelled `block`) and stand in the panel of their `column`.
-    """
-
-    block: str
-    label: str
-    column: str
-    effect: float
-    lo: float
-    hi: float
-    claimed: tuple[float, float]
-    verdict: str
+    ax: Axes
+    first: bool
+    last: bool
 
 
-def render(draw: Callable[[], Figure]) -> dict[str, bytes]:
-    """The picture that `draw` makes, as {"png": ..., "svg": ...}; the same bytes for the same numbers."""
-    png, svg = io.BytesIO(), io.BytesIO()
+def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """The picture that `draw` makes, by format ("png", "svg", "pdf"); the same bytes for the same numbers."""
+    made = {name: io.BytesIO() for name in ("png", *formats)}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         picture = draw()
-        FigureCanvasAgg(picture).print_png(png, metadata={"Software": None})
-        picture.set_layout_engine("none")  # laid out by now
-        FigureCanvasSVG(picture).print_svg(svg, metadata={"Date": None, "Creator": None})
-    return {"png": png.getvalue(), "svg": svg.getvalue()}
+        # First and always: this lays the picture out, the same for every format.
+        FigureCanvasAgg(picture).print_png(made["png"], metadata={"Software": None})
+        picture.set_layout_engine("none")
+        if "svg" in made:
+            FigureCanvasSVG(picture).print_svg(made["svg"], metadata={"Date": None, "Creator": None})
+        picture.set_dpi(DPI)  # the last format has set it to its own, and pixels within a picture are made at it
+        if "pdf" in made:
+            FigureCanvasPdf(picture).print_pdf(made["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return {name: made[name].getvalue() for name in formats}
 
 
-def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], title: str) -> Figure:
-    """A grid of panels, one line with its band per arm; an arm has the same colour and dashes in every panel."""
+def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], title: str, note: str = "") -> Figure:
+    """A grid of panels, one line with its band per arm; an arm has the same colour and dashes in every panel.
+
+    `note` stands below the title of the legend.
+    """
     # Seven colours and four kinds of dashes give 28 looks. Solid lines lie lowest: of two that coincide both can be seen.
     looks = {arm: {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "zorder": 2 + i % 4 / 4} for i, arm in enumerate(arms)}
     shown = [arm for arm in arms if any(arm in cell for row in rows for cell in row.cells)]
-    handles = [Line2D([], [], label=textwrap.fill(arm, 60), **looks[arm]) for arm in shown]
-    picture = _canvas(len(columns))
+    handles = [Line2D([], [], label=textwrap.fill(arm + _counts(arm, rows, columns), 60), **looks[arm]) for arm in shown]
+    picture = canvas(len(columns))
     axes = picture.subplots(len(rows), len(columns), squeeze=False, sharex=True)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row.cells):
@@ -132,56 +133,57 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
-    legend = _legend(picture, handles, f"{title} {_runs(rows)}")
+    bands = [band for row in rows for cell in row.cells for band in cell.values()]
+    legend = legend_below(picture, handles, f"{title} {runs({band.runs for band in bands})}", note)
     picture.set_size_inches(picture.get_figwidth(), 1.6 * len(rows) + 0.5 + legend)
     return picture
 
 
-def forest(effects: Sequence[Effect]) -> Figure:
-    """Effects with their intervals, a panel per block and column; the range claimed of each is shaded.
-
-    Effects with the same label stand in one line across the columns; a second one in the same panel gets a line of its own.
-    """
-    columns, blocks = list(dict.fromkeys(e.column for e in effects)), list(dict.fromkeys(e.block for e in effects))
-    lines: dict[str, dict[tuple[str, int], dict[str, Effect]]] = {block: {} for block in blocks}
-    for e in effects:
-        turn = sum(e.column in held for (label, _), held in lines[e.block].items() if label == e.label)
-        lines[e.block].setdefault((e.label, turn), {})[e.column] = e
-    labels = {block: [textwrap.fill(label, 40) for label, _ in lines[block]] for block in blocks}
-    # Inches: a line of text takes 0.14, and each row some air.
-    heights = {block: [0.08 + 0.14 * (label.count("\n") + 1) for label in labels[block]] for block in blocks}
-    picture = _canvas(len(columns))
-    ratios = [sum(heights[block]) for block in blocks]
-    axes = picture.subplots(len(blocks), len(columns), squeeze=False, height_ratios=ratios)
-    for i, block in enumerate(blocks):
-        middles = (np.cumsum(heights[block]) - np.array(heights[block]) / 2).tolist()
-        for j, column in enumerate(columns):
-            _forest_panel(axes[i, j], [held.get(column) for held in lines[block].values()], middles, heights[block])
-            axes[i, j].xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 3, steps=ROUND))
-        axes[i, 0].set_yticks(middles, labels[block])
-        for ax in axes[i] if len(columns) == 2 else [axes[i, len(columns) // 2]]:
-            ax.set_xlabel(block)
-    for ax, name in zip(axes[0], columns, strict=True):
-        ax.set_title(name)
-    drawn = {e.verdict for e in effects if np.isfinite(e.effect)}
-    handles: list[Any] = [Line2D([], [], label=v, **VERDICTS[v]) for v in VERDICTS if v in drawn]
-    patch = [Patch(color=CLAIMED, label="range that was claimed")] if drawn else []
-    legend = _legend(picture, [*handles, *patch], "effect with its 95 % interval (90 % for equivalence)") if drawn else 0.0
-    picture.set_size_inches(picture.get_figwidth(), sum(ratios) + 0.5 * len(blocks) + 0.25 + legend)
-    return picture
-
-
-def _canvas(columns: int) -> Figure:
+def canvas(columns: int) -> Figure:
+    """An empty picture, 7 inches across or as much more as that many panels beside each other need."""
     picture = Figure(figsize=(max(WIDTH, 1.6 * columns + 0.8), 4.0), dpi=DPI, layout="constrained")
     FigureCanvasAgg(picture)
     return picture
 
 
-def _legend(picture: Figure, handles: Sequence[Any], title: str) -> float:
+def sheet(names: Sequence[str], counts: Sequence[Mapping[str, str]], across: int | None = None) -> list[list[Panel]]:
+    """A canvas with groups of panels, one for each name in each group; `across` panels to a line, or four at most.
+
+    Where a group fits on one line its names stand above the first group alone; `counts` ("n=31/32") stand above their own panels.
+    """
+    across = across or -(-len(names) // -(-len(names) // 4))
+    deep = -(-len(names) // across)
+    picture = canvas(1)
+    axes = picture.subplots(deep * len(counts), across, squeeze=False)
+    for group in range(len(counts)):
+        for ax in axes[group * deep : (group + 1) * deep].ravel()[len(names) :]:
+            ax.set_visible(False)
+    found = []
+    for group, marks in enumerate(counts):
+        panels = []
+        for i, name in enumerate(names):
+            row, column = group * deep + i // across, i % across
+            title = textwrap.fill(name, 84 // across) if deep > 1 or group == 0 else ""
+            axes[row, column].set_title("\n".join(filter(None, [title, marks.get(name, "")])))
+            last = row == len(axes) - 1 or not axes[row + 1, column].get_visible()
+            axes[row, column].tick_params(labelleft=column == 0, labelbottom=last)
+            panels.append(Panel(axes[row, column], first=column == 0, last=last))
+        found.append(panels)
+    return found
+
+
+def lines(panels: Sequence[Panel]) -> int:
+    """On how many lines the panels of a group stand."""
+    return sum(panel.first for panel in panels)
+
+
+def legend_below(picture: Figure, handles: Sequence[Any], title: str, note: str = "") -> float:
     """Put the legend below the panels, in as few rows as fit its width; returns its height in inches."""
-    for rows in range(-(-len(handles) // 6), len(handles) + 1):
-        columns = -(-len(handles) // rows)
-        legend = picture.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
+    texts = [*filter(None, [title]), *(line for part in note.split("\n") for line in textwrap.wrap(part, 100))]
+    for rows in range(max(-(-len(handles) // 6), 1), max(len(handles), 1) + 1):
+        columns = max(-(-len(handles) // rows), 1)
+        legend = picture.legend(handles=handles, loc="outside lower center", ncols=columns, title="\n".join(texts))
+        legend.get_title().set_multialignment("center")
         box = legend.get_window_extent(picture.canvas.get_renderer())  # type: ignore[attr-defined]
         if columns == 1 or box.width < 0.98 * picture.get_figwidth() * picture.dpi:
             break
@@ -189,10 +191,21 @@ def _legend(picture: Figure, handles: Sequence[Any], title: str) -> float:
     return float(box.height / picture.dpi)
 
 
-def _runs(rows: Sequence[Row]) -> str:
-    counts = {band.runs for row in rows for cell in row.cells for band in cell.values()}
+def runs(counts: Collection[int]) -> str:
+    """How many runs, in words: "32 runs", "3 to 16 runs"."""
     span = f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return f"{span} run{'s' if max(counts) > 1 else ''}"
+
+
+def _counts(arm: str, rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """What an arm's entry in the legend says of runs that are missing or nonfinite, and in which column, unless in all."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for column, cell in zip(columns, row.cells, strict=True):
+            if arm in cell:
+                found.setdefault(cell[arm].count, {})[column] = None
+    words = [", ".join(filter(None, [count] if len(found) == 1 else [*names, count])) for count, names in found.items() if count]
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def _panel(ax: Axes, row: Row, cell: Mapping[str, Band], looks: Mapping[str, dict[str, Any]]) -> None:
@@ -206,16 +219,16 @@ def _panel(ax: Axes, row: Row, cell: Mapping[str, Band], looks: Mapping[str, dic
         shade: dict[str, Any] = {"color": looks[arm]["color"], "alpha": 0.13 if len(cell) < 7 else 0.08, "linewidth": 0}
         ax.fill_between(band.epochs, band.lo, band.hi, step="post" if row.steps else None, **shade)
     if row.log:
-        _log_scale(ax, cell.values())
+        log_scale(ax, finite(band.mean for band in cell.values()))
     else:
-        ax.set_ylim(_limits(cell.values(), row.low, row.high))
+        ax.set_ylim(limits(cell.values(), row.low, row.high))
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
 
 
-def _limits(bands: Collection[Band], low: float | None, high: float | None) -> tuple[float, float]:
+def limits(bands: Collection[Band], low: float | None, high: float | None) -> tuple[float, float]:
     """All of the lines, and of their intervals as much as leaves the lines readable, inside the possible range."""
     least, most = -np.inf if low is None else low, np.inf if high is None else high
-    means, edges = _finite(b.mean for b in bands), _finite(x for b in bands for x in (b.mean, b.lo, b.hi))
+    means, edges = finite(b.mean for b in bands), finite(x for b in bands for x in (b.mean, b.lo, b.hi))
     spread = 2 * np.ptp(means) or np.inf
     bottom, top = max(edges.min(), means.min() - spread, least), min(edges.max(), means.max() + spread, most)
     if top == bottom:
@@ -223,29 +236,43 @@ def _limits(bands: Collection[Band], low: float | None, high: float | None) -> t
     return bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)
 
 
-def _log_scale(ax: Axes, bands: Collection[Band]) -> None:
-    """A logarithmic axis; where a mean is exactly 0, one that is linear in its lowest decade, so that 0 has a place."""
-    means = _finite(b.mean for b in bands)
-    positive = means[means > 0]
-    if not len(positive) or (means < 0).any():
+def log_scale(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic y axis for finite values; where one is exactly 0, linear in its lowest decade, so that 0 has a place.
+
+    With a negative value, or none above 0, the axis stays as it is.
+    """
+    positive = values[values > 0]
+    if not len(positive) or (values < 0).any():
         return
     bottom, top = positive.min() / 1.5, positive.max() * 1.5
-    first, last = math.floor(math.log10(bottom)), math.ceil(math.log10(top))
-    digits = (1, 1.5, 2, 3, 4, 6, 8) if top < 10 * bottom else (1, 2, 5) if top < 100 * bottom else (1,)
-    ticks = [digit * 10.0**power for power in range(first, last + 1, 1 + (last - first) // 7) for digit in digits]
-    if (means > 0).all():
+    ticks, names = log_ticks(bottom, top)
+    if (values > 0).all():
         ax.set_yscale("log")
     else:
-        ax.set_yscale("symlog", linthresh=10.0**first)
-        bottom, ticks = -0.2 * 10.0**first, [0.0, *ticks]
-    ticks = [tick for tick in ticks if bottom <= tick <= top]
-    # Written out, as the exponent of a power of ten would be set smaller than 8 pt.
-    ax.set_yticks(ticks, [f"{tick:g}".replace("e-0", "e-") for tick in ticks])
+        least = 10.0 ** math.floor(math.log10(bottom))
+        ax.set_yscale("symlog", linthresh=least)
+        bottom, ticks, names = -0.2 * least, [0.0, *ticks], ["0", *names]
+    ax.set_yticks(ticks, names)
     ax.set_yticks([], minor=True)
     ax.set_ylim(bottom, top)
 
 
-def _finite(columns: Iterable[np.ndarray]) -> np.ndarray:
+def log_ticks(bottom: float, top: float) -> tuple[list[float], list[str]]:
+    """Round numbers on a logarithmic scale, and as they are written."""
+    first, last = math.floor(math.log10(bottom)), math.ceil(math.log10(top))
+    digits = (1, 1.5, 2, 3, 4, 6, 8) if top < 10 * bottom else (1, 2, 5) if top < 100 * bottom else (1,)
+    ticks = [digit * 10.0**power for power in range(first, last + 1, 1 + (last - first) // 7) for digit in digits]
+    ticks = [tick for tick in ticks if bottom <= tick <= top]
+    return ticks, [plain(tick) for tick in ticks]
+
+
+def plain(value: float, digits: int = 6) -> str:
+    """A number written out: the exponent of a power of ten would be set smaller than 8 pt."""
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def finite(columns: Iterable[np.ndarray]) -> np.ndarray:
+    """All finite values of some arrays."""
     values = np.concatenate([np.ravel(column) for column in columns])
     return values[np.isfinite(values)]
 
@@ -253,32 +280,5 @@ def _finite(columns: Iterable[np.ndarray]) -> np.ndarray:
 def _share_limits(axes: Sequence[Axes], row: Row) -> None:
     used = [ax for ax, cell in zip(axes, row.cells, strict=True) if cell]
     for ax in used:
-        ax.set_ylim(_limits([band for cell in row.cells for band in cell.values()], row.low, row.high))
+        ax.set_ylim(limits([band for cell in row.cells for band in cell.values()], row.low, row.high))
         ax.tick_params(labelleft=ax is used[0])
-
-
-def _forest_panel(ax: Axes, effects: Sequence[Effect | None], middles: Sequence[float], heights: Sequence[float]) -> None:
-    left, right = _reach([e for e in effects if e])
-    ax.set(yticks=[], xlim=(left, right), ylim=(sum(heights), 0))
-    ax.axvline(0, color="black", linewidth=0.6, zorder=1)
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    for e, y, height in zip(effects, middles, heights, strict=True):
-        if e is None:
-            continue
-        if not np.isfinite(e.effect):
-            ax.text(0.5, y, e.verdict, transform=ax.get_yaxis_transform(), ha="center", va="center", color=FAINT)
-            continue
-        low, high = np.clip(e.claimed, left, right)
-        ax.barh(y, high - low, left=low, height=0.86 * height, color=CLAIMED, zorder=0)
-        ax.plot([e.lo, e.hi], [y, y], color=VERDICTS[e.verdict]["color"], zorder=2)
-        ax.plot([e.effect], [y], zorder=3, **(VERDICTS[e.verdict] | {"linestyle": "none"}))
-
-
-def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
-    """The x range: zero, every margin and every effect, and of the intervals as much as leaves those readable."""
-    points = _finite(np.array([0.0, e.effect, *e.claimed]) for e in effects)
-    edges = _finite(np.array([0.0, e.lo, e.hi, *points]) for e in effects)
-    spread = np.ptp(points) or 1.0
-    left, right = max(edges.min(), points.min() - spread), min(edges.max(), points.max() + spread)
-    return left - 0.06 * (right - left), right + 0.06 * (right - left)

@@ -1,14 +1,13 @@
-"""The figures a study declares: curves over the epochs, survival of units, and forests of the claims' effects.
+"""The figures of a study: arranged as the declaration says, from the numbers of a results folder, and written.
 
-The numbers come as the frames behind summary.csv, survival.csv and verdicts.csv; here they are arranged
-as the declaration says, and `drawing` draws them.
+Here are curves over the epochs, survival of units, and forests of the claims' effects; `panels` arranges the other kinds.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,70 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relu_study import drawing
-from relu_study.drawing import Band, Effect, Row
-from relu_study.frames import PROPORTIONS, summary_frame, survival_frame
+from relu_study import drawing, forests, panels
+from relu_study.drawing import Band, Row
+from relu_study.forests import Effect
+from relu_study.frames import summary_frame, survival_frame
+from relu_study.registry import nearest
 from relu_study.store import Configuration, write_atomically
+from relu_study.study import Figure
+from relu_study.wording import at_site, count, is_share, probe_set, stacked, unit, words
 
-ALONG = 25  # characters on a line along the height of a panel
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Figure)}  # a folder of an earlier version may lack what is new
+NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
+    "curves": ("summary", "survival"),
+    "survival": ("summary", "survival"),
+    "forest": ("verdicts",),
+    "depth": ("runs",),
+    "histograms": (),
+    "map": ("summary",),
+}
 Bands = Mapping[tuple[str, str], Band]  # (config_id, "metric/site" or "survival/site")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What figures are made of: the frames of summary.csv and survival.csv, the rows of verdicts.csv, the runs themselves.
+
+    Curves need every epoch in `summary`; `depth` needs the values of `configurations` at the epoch shown, and histograms need
+    their histograms.
+    """
+
+    summary: pd.DataFrame
+    survival: pd.DataFrame
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+
+
+def check(declaration: Mapping[str, Any]) -> None:
+    """Refuse a figure whose metrics, claims or factors cannot be shown. Nothing has to have run: this is for before it."""
+    claims = {claim["claim"] for claim in declaration["claims"]}
+    for figure in (DEFAULTS | figure for figure in declaration["figures"]):
+        panels.expanded(figure, declaration)
+        for claim in figure["claims"]:
+            if claim not in claims:
+                raise nearest(claim, claims, f"name among the claims of {figure['name']!r}")
+        if figure["kind"] == "map":
+            panels.kept(figure, declaration)
+
+
+def lacking(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
+    """What a figure needs besides the CSV files `found` ("summary" and so on), or nothing: a clone has no raw/."""
+    figure, raw = DEFAULTS | dict(figure), folder / "raw"
+    missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
+    if missing:
+        return missing[0]
+    if figure["kind"] == "histograms":
+        return f"{raw} (no CSV file holds histograms)"
+    if figure["kind"] == "curves":
+        at = [set(zip(found[name]["config_id"], found[name]["epoch"], strict=True)) for name in NEEDED["curves"]]
+        return "" if at[0] >= at[1] else f"{raw} (summary.csv has the report epochs only)"
+    if figure["kind"] == "depth":
+        epochs = figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]
+        return "" if all(epoch == "last" for epoch in epochs) else f"{raw} (runs.csv has the last epoch only)"
+    if figure["kind"] == "map" and figure["epoch"] != "last" and float(figure["epoch"]) not in set(found["summary"]["epoch"]):
+        return f"{raw} (summary.csv has no epoch {float(figure['epoch']):g})"
+    return ""
 
 
 def draw(
@@ -34,17 +90,14 @@ def draw(
     Returns the paths written, in declared order.
     """
     summary = summary_frame(configurations, manifest, epochs=None)
-    return draw_tabulated(manifest, summary, survival_frame(configurations), verdicts, folder)
+    return draw_from(manifest, Numbers(summary, survival_frame(configurations), verdicts, configurations), folder)
 
 
-def draw_tabulated(
-    manifest: dict[str, Any], summary: pd.DataFrame, survival: pd.DataFrame, verdicts: list[dict[str, Any]], folder: Path
-) -> list[Path]:
-    """`draw` from the frames of summary.csv, survival.csv and verdicts.csv: the same bytes, if `summary` has every epoch."""
-    figures, paths = manifest["declaration"]["figures"], []
-    bands = _metric_bands(summary, {m for f in figures for m in f["metrics"]}) | _survival_bands(survival)
-    for figure in figures:
-        if (picture := _picture(figure, manifest["declaration"], bands, verdicts)) is None:
+def draw_from(manifest: dict[str, Any], numbers: Numbers, folder: Path) -> list[Path]:
+    """`draw` from numbers that are at hand: the same bytes from the CSVs, where these suffice."""
+    paths = []
+    for figure in manifest["declaration"]["figures"]:
+        if (picture := arranged(figure, manifest["declaration"], numbers)) is None:
             continue
         for kind, content in drawing.render(picture).items():
             paths.append(folder / "figures" / f"{figure['name']}.{kind}")
@@ -52,126 +105,122 @@ def draw_tabulated(
     return paths
 
 
-def _metric_bands(summary: pd.DataFrame, drawn: set[str]) -> dict[tuple[str, str], Band]:
-    rows = summary[summary["metric"].isin({name.split("/")[0] for name in drawn})]
-    cells = rows.groupby(["config_id", "metric", "site"], sort=False)
-    return {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite") for (c, m, s), cell in cells}
-
-
-def _survival_bands(survival: pd.DataFrame) -> dict[tuple[str, str], Band]:
-    cells = survival.groupby(["config_id", "site"], sort=False)
-    return {(str(c), f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs") for (c, s), cell in cells}
-
-
-def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str) -> Band:
-    # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
-    mean, lo, hi = (np.array([_number(x) for x in rows[column].to_numpy(float)]) for column in columns)
-    return Band(rows["epoch"].to_numpy(float), mean, lo, hi, int(rows[runs].max()), int(rows["probe_examples"].iloc[0]))
-
-
-def _picture(
-    figure: dict[str, Any], declaration: dict[str, Any], bands: Bands, verdicts: list[dict[str, Any]]
+def arranged(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str = ""
 ) -> Callable[[], drawing.Figure] | None:
+    """What draws a figure, with `note` below it; None where there is nothing to draw."""
+    figure = DEFAULTS | dict(figure)
     if figure["kind"] == "forest":
-        effects = _effects([row for row in verdicts if row["claim"] in figure["claims"]], declaration)
-        return partial(drawing.forest, effects) if effects else None
-    arms, columns = _layout(figure, declaration)
+        effects = _effects([row for row in numbers.verdicts if row["claim"] in figure["claims"]], declaration)
+        return partial(forests.forest, effects, note) if effects else None
+    if figure["kind"] == "map":
+        return panels.map_over(figure, declaration, numbers.summary, note)
+    if figure["kind"] in ("depth", "histograms"):
+        arrange = panels.depth if figure["kind"] == "depth" else panels.histograms
+        return arrange(figure, declaration, numbers.configurations, note)
+    return _lines(figure, declaration, numbers, note)
+
+
+# ------------------------------------------------------------------------------ curves, survival
+
+
+def _lines(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str
+) -> Callable[[], drawing.Figure] | None:
+    arms, columns = panels.layout(figure, declaration)
+    shown = {config_id for ids in columns.values() for config_id in ids.values()}
     survival = figure["kind"] == "survival"
-    names = _survival_names(columns, bands) if survival else [m if "/" in m else f"{m}/all" for m in figure["metrics"]]
-    rows = []
+    if survival:
+        bands = _survival_bands(numbers, shown)
+        names = sorted({name for _, name in bands}, key=lambda name: (len(name), name))
+    else:
+        names = panels.expanded(figure, declaration)
+        bands = _metric_bands(numbers, shown, {name.partition("/")[0] for name in names})
+    rows, empty = [], []
     for name in names:
         found = [{arm: bands[ids[arm], name] for arm in arms if (ids.get(arm), name) in bands} for ids in columns.values()]
         cells = [{arm: band for arm, band in cell.items() if np.isfinite(band.mean).any()} for cell in found]
         if any(cells):
             rows.append(_row(name, cells, figure["log"], declaration["metrics"]))
-    titles = [f"target: {target}" if declaration["targets"] else "" for target in columns]
-    kind = "share and 95 % bootstrap band over" if survival else "mean and 95 % interval over"
-    return partial(drawing.curves, rows, titles, arms, kind) if rows else None
+        else:
+            empty.append(at_site(*name.split("/")))
+    if not rows:
+        return None
+    empty += [arm for arm in arms if not any(arm in cell for row in rows for cell in row.cells)]
+    titles = [panels.title(target, declaration) for target in columns]
+    kind = "share and its 95 % band over" if survival else "mean and 95 % interval over"
+    notes = "\n".join(filter(None, [note, f"no values: {', '.join(empty)}" if empty else ""]))
+    return partial(drawing.curves, rows, titles, arms, kind, notes)
 
 
-def _layout(figure: dict[str, Any], declaration: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The arms of a figure, and target -> arm -> config_id, both in declared order."""
-    entries = [
-        entry
-        for entry in declaration["configurations"]
-        if (not figure["experiments"] or entry["experiment"] in figure["experiments"])
-        and (not figure["arms"] or entry["arm"] in figure["arms"])
-    ]
-    present = {entry["spec"]["target"] for entry in entries}
-    targets = [t["name"] for t in declaration["targets"] if t["name"] in present] or sorted(present)
-    columns: dict[str, dict[str, str]] = {target: {} for target in targets}
-    for entry in entries:
-        columns[entry["spec"]["target"]][entry["arm"]] = entry["config_id"]
-    found = dict.fromkeys(entry["arm"] for entry in entries)
-    return [arm for arm in figure["arms"] or found if arm in found], columns
+def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[tuple[str, str], Band]:
+    counts = _counts(numbers.summary)
+    rows = numbers.summary[numbers.summary["metric"].isin(metrics) & numbers.summary["config_id"].isin(shown)]
+    cells = rows.groupby(["config_id", "metric", "site"], sort=False)
+    return {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite", counts) for (c, m, s), cell in cells}
 
 
-def _survival_names(columns: dict[str, dict[str, str]], bands: Bands) -> list[str]:
-    drawn = {config_id for column in columns.values() for config_id in column.values()}
-    return sorted({name for c, name in bands if c in drawn and name.startswith("survival/")}, key=lambda name: (len(name), name))
+def _survival_bands(numbers: Numbers, shown: set[str]) -> dict[tuple[str, str], Band]:
+    counts = _counts(numbers.summary)
+    cells = numbers.survival[numbers.survival["config_id"].isin(shown)].groupby(["config_id", "site"], sort=False)
+    return {(str(c), f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs", counts) for (c, s), cell in cells}
 
 
-def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: dict[str, dict[str, Any]]) -> Row:
+def _counts(summary: pd.DataFrame) -> dict[str, str]:
+    """config_id -> "n=31/32" where not all runs are finite at the end."""
+    last = summary[summary["epoch"] == summary.groupby("config_id")["epoch"].transform("max")]
+    found = last.groupby("config_id")[["n_finite", "n"]].max()
+    return {str(c): count(int(alive), int(n)) for c, (alive, n) in zip(found.index, found.to_numpy(), strict=True)}
+
+
+def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str, counts: Mapping[str, str]) -> Band:
+    # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
+    mean, lo, hi = (np.array([_number(x) for x in rows[column].to_numpy(float)]) for column in columns)
+    first = rows.iloc[0]
+    n = counts.get(str(first["config_id"]), "")
+    return Band(rows["epoch"].to_numpy(float), mean, lo, hi, int(rows[runs].max()), int(first["probe_examples"]), n)
+
+
+def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: Mapping[str, dict[str, Any]]) -> Row:
     metric, site = name.split("/")
+    n = stacked(probe_set({band.probe_examples for cell in cells for band in cell.values()}))
     if metric == "survival":
-        label = f"units not yet dead, {site}\n(share of those born alive)\n{_probe_set(cells)}"
-        return Row(label, cells, low=0, high=1, steps=True)
+        return Row(f"units not yet dead, {site}\n(share of those born alive)\n{n}", cells, low=0, high=1, steps=True)
     about = metrics.get(metric, {})
-    share = metric.endswith("_fraction") or metric in PROPORTIONS
-    where = site if site != "all" else "all sites" if metric.endswith("_fraction") else ""
-    words = _stacked(", ".join(filter(None, [_words(metric), where]))) + _unit(metric, about, "\n")
-    label = f"{words}\n{_probe_set(cells)}" if share else words
-    return Row(label, cells, log and not share, about.get("low"), about.get("high"))
+    label = stacked(at_site(metric, site)) + unit(metric, about, "\n")
+    share = is_share(metric)
+    return Row(f"{label}\n{n}" if share else label, cells, log and not share, about.get("low"), about.get("high"))
 
 
-def _stacked(words: str) -> str:
-    """Words along a panel's height, on as many lines as they need there."""
-    if len(words) <= ALONG:
-        return words
-    return "\n".join(textwrap.fill(part, ALONG) for part in words.replace(", ", ",\n").split("\n"))
+# ---------------------------------------------------------------------------------------- forests
 
 
-def _unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
-    """The unit in brackets, unless the metric's own name says it (a loss is in units of loss)."""
-    unit = "share of runs" if metric in PROPORTIONS else about.get("unit")
-    return f"{before}({unit})" if unit and unit not in metric else ""
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _probe_set(cells: list[dict[str, Band]]) -> str:
-    sizes = [band.probe_examples for cell in cells for band in cell.values()]
-    span = f"{min(sizes):,}" if len(set(sizes)) == 1 else f"{min(sizes):,} to {max(sizes):,}"
-    return _stacked(f"N = {span} probe examples")
-
-
-def _effects(rows: list[dict[str, Any]], declaration: dict[str, Any]) -> list[Effect]:
+def _effects(rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any]) -> list[Effect]:
     rows = [row for row in rows if row["contrast"] != "overall"]
     several = len({row["claim"] for row in rows}) > 1
     return [
         Effect(
             block=_block(row, declaration["metrics"]),
             label=f"{row['claim']}  {_asked(row)}" if several else _asked(row),
-            column=f"target: {row['target']}" if declaration["targets"] else "",
+            column=panels.title(row["target"], declaration),
             effect=_number(row["effect"]),
             lo=_number(row["ci_lo"]),
             hi=_number(row["ci_hi"]),
             claimed=_claimed(row["direction"], _number(row["margin"])),
             verdict=row["verdict"],
+            count=count(int(row["n"]), declaration["seeds"]),
         )
         for row in rows
     ]
 
 
-def _block(row: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
+def _block(row: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> str:
     if " over " in row["site"]:  # a ratio of two sites has no unit
-        return f"difference in {_words(row['metric'])}, {row['site']}"
-    return f"difference in {_words(row['metric'])}" + _unit(row["metric"], metrics.get(row["metric"], {}))
+        return f"difference in {words(row['metric'])}, {row['site']}"
+    return f"difference in {words(row['metric'])}" + unit(row["metric"], metrics.get(row["metric"], {}))
 
 
-def _asked(row: dict[str, Any]) -> str:
+def _asked(row: Mapping[str, Any]) -> str:
     """The contrast with its site and epoch, where they are not the usual ones and not said already."""
     epoch = str(row["epoch"])
     when = {"last": "", "min": "least over the epochs", "max": "greatest over the epochs"}.get(

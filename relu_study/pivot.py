@@ -16,8 +16,8 @@ from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
 from relu_study.frames import PROPORTIONS, csv_text, read_csv, runs_frame
 from relu_study.registry import UserError, nearest
 from relu_study.selection import LABELS, shown
-from relu_study.spec import FIELDS
-from relu_study.store import collect, read_manifest
+from relu_study.store import collect, read_whole_manifest
+from relu_study.study import FACTORS
 from relu_study.tables import check_site, epoch_of
 from relu_study.typeset import Shown, latex_table, markdown_table
 
@@ -72,7 +72,7 @@ def table(
     Unknown names, values that no configuration has and a table without a row are refused, with the way out.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_whole_manifest(folder)
     if format not in FORMATS:
         raise nearest(format, FORMATS, "format")
     asked = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
@@ -98,7 +98,7 @@ def compare(
     with the columns of `comparisons.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_whole_manifest(folder)
     asked = _checked(manifest["declaration"], _names(by), (), (metric,), site, epoch, _names(where))
     grid = _grid(folder, manifest, asked, baseline)
     values = [cell.values for cell in grid.cells.values() if cell.values is not None]
@@ -119,13 +119,12 @@ def _checked(
     epoch: str | float,
     where: tuple[str, ...],
 ) -> Asked:
-    known = [name for name in (*FIELDS, *LABELS) if name != "seed"]
     for kind, names in (("rows", rows), ("columns", cols)):
         for name in names:
             if name == "seed":
                 raise UserError("a cell is a mean over seeds, so seed cannot be among the rows or columns; see runs.csv")
-            if name not in known:
-                raise nearest(name, known, f"factor among the {kind}")
+            if name not in FACTORS:
+                raise nearest(name, FACTORS, f"factor among the {kind}")
     twice = [name for name in (*rows, *cols) if (*rows, *cols).count(name) > 1]
     if twice:
         raise UserError(f"{twice[0]} is asked for twice among the rows and columns; leave one out")

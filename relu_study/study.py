@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -14,6 +15,8 @@ REPORT_EPOCHS = (0, 1, 2, 5, 10)
 DIRECTIONS = ("less", "greater", "equivalent")
 SIZES = ("seeds", "use_targets", "skip", "probe_examples")  # what a preset may change
 EPOCHS = ("last", "min", "max")  # or a number
+FIGURE_KINDS = ("curves", "survival", "forest", "depth", "histograms", "map")
+FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # what a map may have as rows and columns
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: `curves` of metrics over epochs, `survival` of units, or `forest` of a claim's rows."""
+    """A picture of one kind, of the arms of some experiments (none named: all) on each of their targets.
+
+    - `curves`: mean and interval of `metrics` ("metric", "metric/site"; "metric/*": each site) over the epochs;
+    - `survival`: the share of units not yet dead over the epochs, by site;
+    - `forest`: the rows of `claims`, each effect with its interval and the range that was claimed;
+    - `depth`: `metrics` that have sites, from the first site to the last, as quantiles over the runs at each `epoch`;
+    - `histograms`: pre, post or gradient of a site ("post/site_1", "gradient/*") over the epochs, pooled over the runs;
+    - `map`: the mean of `metrics` at `epoch` by two factors, `rows` and `cols`: RunSpec fields, `arm` or `experiment`.
+
+    `log` asks for a logarithmic scale where one is possible; `depth` has one for norms without asking.
+    """
 
     name: str
     caption: str
@@ -112,10 +125,32 @@ class Figure:
     metrics: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     log: bool = False
+    rows: str | None = None
+    cols: str | None = None
+    epoch: str | float | tuple[str | float, ...] = "last"  # several for `depth` alone
 
     def __post_init__(self) -> None:
-        if self.kind not in ("curves", "survival", "forest"):
-            raise nearest(self.kind, ("curves", "survival", "forest"), f"kind of figure {self.name}")
+        if self.kind not in FIGURE_KINDS:
+            raise nearest(self.kind, FIGURE_KINDS, f"kind of figure {self.name}")
+        if not self.metrics and self.kind not in ("survival", "forest"):
+            raise UserError(f"figure {self.name} is of kind {self.kind} and names no metrics; say which, e.g. metrics=(...,)")
+        if self.kind == "forest" and not self.claims:
+            raise UserError(f"figure {self.name} is a forest and names no claims; say which, e.g. claims=(...,)")
+        for way, name in (("rows", self.rows), ("cols", self.cols)):
+            if (name is None) == (self.kind == "map"):
+                need = "needs a factor as" if name is None else "is no map and has no"
+                raise UserError(f"figure {self.name} {need} {way}; a map has both: rows='activation', cols='learning_rate'")
+            if name is not None and name not in FACTORS:
+                raise nearest(name, FACTORS, f"factor as {way} of figure {self.name}")
+        if self.rows is not None and self.rows == self.cols:
+            raise UserError(f"figure {self.name} has {self.rows} as rows and as cols; name two factors")
+        epochs = self.epoch if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
+        for epoch in epochs:
+            _epoch_of(epoch, self.name)
+        if self.kind not in ("depth", "map") and tuple(epochs) != ("last",):
+            raise UserError(f"figure {self.name} is of kind {self.kind}, which shows every epoch; leave out epoch")
+        if len(epochs) != 1 and self.kind == "map":
+            raise UserError(f"figure {self.name} is a map and shows one epoch, not {len(epochs)}")
 
 
 @dataclass(frozen=True)
@@ -260,3 +295,12 @@ def grid(base: RunSpec | None = None, **values: Sequence[Any]) -> dict[str, RunS
 
 def _labels(arm: str | tuple[str, ...]) -> tuple[str, ...]:
     return (arm,) if isinstance(arm, str) else tuple(arm)
+
+
+def _epoch_of(epoch: Any, figure: str) -> None:
+    try:
+        fine = epoch == "last" or 0 <= float(epoch) < math.inf
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise UserError(f"figure {figure}: the epoch must be 'last' or a number of at least 0, not {epoch!r}")

@@ -1,13 +1,11 @@
-"""The figures: the numbers they show, the words around them, that they can be read, and the same bytes each time."""
+"""Curves and survival: the numbers they show, the words around them, that they can be read, and the same bytes each time."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,89 +13,30 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from crowded import COIN, WAVE, crowded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure as Picture
 from matplotlib.text import Text
-from planted import planted_folder, planted_manifest, planted_study
+from pictured import config_ids, drawn, flat, labels, line_of, looks, pictures, planted, said
+from planted import planted_manifest, planted_study
 from scipy import stats as scipy_stats
 
-from relu_study import drawing, figures, frames, store, verdicts
-from relu_study.drawing import Band, Effect, Row
+from relu_study import drawing, figures, frames
+from relu_study.drawing import Band, Row
+from relu_study.figures import Numbers
+from relu_study.registry import UserError
 from relu_study.study import Figure
 
-WAVE, COIN = "target: wave", "target: coin_flip"
-Folder = tuple[dict[str, Any], dict[str, store.Configuration], list[dict[str, Any]], Path]
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    path = planted_folder(tmp_path_factory.mktemp("figures"))
-    manifest = store.read_manifest(path)
-    configurations = store.collect(path, manifest)
-    pairs = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
-    stored = {pair: configurations[config_id] for pair, config_id in pairs.items()}
-    rows = verdicts.answer(manifest["declaration"]["claims"], stored, manifest["declaration"]["targets"])
-    return manifest, configurations, rows, path
-
-
-@pytest.fixture(scope="module")
-def written(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files of the planted figures, drawn by a reader with settings of their own."""
-    manifest, configurations, rows, _ = folder
+    manifest, configurations, rows = planted()
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
         paths = figures.draw(manifest, configurations, rows, tmp_path_factory.mktemp("written"))
         assert matplotlib.rcParams["font.size"] == 20
     return paths
-
-
-@pytest.fixture
-def pictures(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Picture]]:
-    """The pictures that `draw` makes of the planted folder: of its own figures, by name, or of others declared on it."""
-
-    def caught(*declared: Figure | str, **changes: Any) -> list[Picture]:
-        made: list[Picture] = []
-
-        def render(draw: Callable[[], Picture]) -> dict[str, bytes]:
-            made.append(drawn(draw))
-            return {"png": b""}
-
-        monkeypatch.setattr(drawing, "render", render)
-        manifest, configurations, rows, _ = folder
-        own = {figure["name"]: figure for figure in manifest["declaration"]["figures"]}
-        chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
-        declaration = manifest["declaration"] | {"figures": chosen} | changes
-        figures.draw(manifest | {"declaration": declaration}, configurations, rows, tmp_path)
-        return made
-
-    return caught
-
-
-def drawn(draw: Callable[[], Picture]) -> Picture:
-    """A picture as it is rendered: in our style, and laid out."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(drawing.STYLE)
-        picture = draw()
-        FigureCanvasAgg(picture).print_png(io.BytesIO())
-    return picture
-
-
-def labels(picture: Picture) -> list[str]:
-    return [text.get_text() for legend in picture.legends for text in legend.get_texts()]
-
-
-def line_of(picture: Picture, panel: int, arm: str) -> Any:
-    """The line of an arm in a panel, found as a reader finds it: by the looks of its entry in the legend."""
-    (entry,) = (h for h in picture.legends[0].legend_handles if h.get_label() == arm)
-    (line,) = (x for x in picture.axes[panel].lines if looks(x) == looks(entry))
-    return line
-
-
-def looks(line: Any) -> tuple[str, str]:
-    return to_hex(line.get_color()), str(line._dash_pattern)  # get_linestyle() says "--" of any dashes
 
 
 def test_every_declared_figure_becomes_a_png_and_an_svg(written: list[Path]) -> None:
@@ -113,16 +52,16 @@ def test_every_declared_figure_becomes_a_png_and_an_svg(written: list[Path]) -> 
         assert 'width="504pt"' in path.read_text()
 
 
-def test_curves_show_the_mean_and_the_t_interval_of_each_arm_on_each_target(folder: Folder, pictures: Any) -> None:
-    manifest, configurations, _, _ = folder
+def test_curves_show_the_mean_and_the_t_interval_of_each_arm_on_each_target() -> None:
+    manifest, configurations, _ = planted()
     (picture,) = pictures("initialisers")
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
-    assert labels(picture) == ["baseline", "he_normal", "lecun_normal"]
+    assert labels(picture) == ["baseline", "he_normal (target: wave, n=7/8)", "lecun_normal"]
     assert [ax.get_xlabel() for ax in picture.axes] == ["", "", "epoch", "epoch"]
     ids = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
     panels = itertools.product(("dead_fraction/all", "val_loss/all"), ("wave", "coin_flip"))
     for panel, (name, target) in enumerate(panels):
-        for arm in labels(picture):
+        for arm in ("baseline", "he_normal", "lecun_normal"):
             values = configurations[ids[arm, target]].values[name].astype(float)
             n = np.isfinite(values).sum(0)
             assert n[-1] == (7 if (arm, target) == ("he_normal", "wave") else 8)
@@ -143,7 +82,7 @@ def edges(ax: Any, colour: str) -> tuple[list[float], list[float]]:
     return [min(ys) for ys in at], [max(ys) for ys in at]
 
 
-def test_a_share_of_runs_has_a_wilson_interval(folder: Folder, pictures: Any) -> None:
+def test_a_share_of_runs_has_a_wilson_interval() -> None:
     picture = pictures(Figure("f", "", "curves", ("shapes",), metrics=("collapsed",)))[0]
     line = line_of(picture, 0, "stuck")
     np.testing.assert_array_equal(line.get_ydata(), [0, 0, 0.5, 0.5])
@@ -154,7 +93,7 @@ def test_a_share_of_runs_has_a_wilson_interval(folder: Folder, pictures: Any) ->
     assert picture.axes[0].get_ylabel() == "collapsed\n(share of runs)\nN = 512 probe examples"
 
 
-def test_survival_steps_down_as_the_planted_units_die(pictures: Any) -> None:
+def test_survival_steps_down_as_the_planted_units_die() -> None:
     (picture,) = pictures("survival")
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
     assert "site_1" in picture.axes[0].get_ylabel() and "site_2" in picture.axes[2].get_ylabel()
@@ -168,28 +107,96 @@ def test_survival_steps_down_as_the_planted_units_die(pictures: Any) -> None:
     expected = np.cumprod([1, 1 - 4 / 72, 1 - 4 * 9 / at_risk, 1])
     np.testing.assert_allclose(line_of(picture, 2, "stuck").get_ydata(), expected, rtol=1e-8)
     assert "shallow" not in {h.get_label() for h in picture.axes[2].lines}
-    assert "bootstrap" in picture.legends[0].get_title().get_text()
+    assert said(picture) == "share and its 95 % band over 8 runs"
 
 
-def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure(pictures: Any) -> None:
+def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure() -> None:
     empty = Figure("e", "", "curves", ("initialisers",), metrics=("saturated_fraction",))
-    absent = Figure("a", "", "curves", ("initialisers",), metrics=("no_such_metric",))
     nobody = Figure("n", "", "forest", claims=("P9",))
-    mixed = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction", "no_such_metric", "val_loss"))
-    made = pictures(empty, absent, nobody, mixed)
+    mixed = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction", "val_loss"))
+    made = pictures(empty, nobody, mixed)
     assert len(made) == 1
     assert [ax.get_ylabel() for ax in made[0].axes[::2]] == ["saturated fraction,\nall sites\nN = 512 probe examples", "val loss"]
     assert len(made[0].axes[0].lines) == 1  # tanh alone can saturate
 
 
-def test_an_arm_absent_on_one_target_leaves_a_panel_that_says_so(folder: Folder, pictures: Any) -> None:
-    declared = folder[0]["declaration"]["configurations"]
+def test_what_has_no_values_is_said_below() -> None:
+    relu = Figure("m", "", "curves", ("initialisers",), metrics=("saturated_fraction", "val_loss"))
+    assert said(pictures(relu)[0]).splitlines()[1:] == ["no values: saturated fraction, all sites"]
+    arms = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction",))
+    assert said(pictures(arms)[0]).splitlines()[1:] == ["no values: baseline, leaky_relu"]
+
+
+def test_a_metric_at_each_site_is_a_row_for_each_site_that_has_values() -> None:
+    both, one = (Figure("f", "", "curves", arms=(arm,), metrics=("dead_fraction/*",)) for arm in ("baseline", "shallow"))
+    made = pictures(both, one)
+    rows = [[ax.get_ylabel().splitlines()[0] for ax in picture.axes[::2]] for picture in made]
+    assert rows == [["dead fraction, site_1", "dead fraction, site_2"], ["dead fraction, site_1"]]
+    values = planted()[1][config_ids()["baseline", "coin_flip"]].values["dead_fraction/site_2"]
+    np.testing.assert_allclose(line_of(made[0], 3, "baseline").get_ydata(), values.mean(0, dtype=float), rtol=1e-8)
+
+
+def test_runs_that_are_not_stored_are_counted_as_lost() -> None:
+    manifest, configurations, _ = planted()
+    few = {config_id: replace(c, wanted=32) for config_id, c in configurations.items()}
+    shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
+    of = Numbers(frames.summary_frame(few, manifest, None), frames.survival_frame(few))
+    curves, survival = pictures(*shown, of=of)
+    assert labels(curves) == [
+        "baseline (n=8/32)",
+        "he_normal (target: wave, n=7/32; target: coin_flip, n=8/32)",
+        "lecun_normal (n=8/32)",
+    ]
+    assert labels(survival)[0] == "baseline (n=8/32)"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (("val_los",), "unknown metric of figure f 'val_los'; did you mean val_loss"),
+        (("dead_fraction/site_3",), "unknown site of dead_fraction of figure f 'site_3'; did you mean site_"),
+        (("val_loss/*",), "val_loss is measured for the whole network only"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused(metrics: tuple[str, ...], message: str) -> None:
+    declared = Figure("f", "", "curves", metrics=metrics)
+    with pytest.raises(UserError, match=re.escape(message)):
+        figures.check(planted()[0]["declaration"] | {"figures": [vars(declared)]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "curve"}, "unknown kind of figure f 'curve'; did you mean curves"),
+        ({"metrics": ()}, "names no metrics"),
+        ({"kind": "forest"}, "names no claims"),
+        ({"kind": "map"}, "needs a factor as rows"),
+        ({"kind": "map", "rows": "activation"}, "needs a factor as cols"),
+        (
+            {"kind": "map", "rows": "activaton", "cols": "depth"},
+            "unknown factor as rows of figure f 'activaton'; did you mean",
+        ),
+        ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
+        ({"rows": "depth"}, "is no map and has no rows"),
+        ({"epoch": 5}, "shows every epoch; leave out epoch"),
+        ({"kind": "depth", "epoch": (0, "lst")}, "the epoch must be 'last' or a number of at least 0, not 'lst'"),
+        ({"kind": "depth", "epoch": float("nan")}, "not nan"),
+        ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_refused_where_it_is_declared(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Figure(**{"name": "f", "caption": "", "kind": "curves", "metrics": ("val_loss",), **change})
+
+
+def test_an_arm_absent_on_one_target_leaves_a_panel_that_says_so() -> None:
+    declared = planted()[0]["declaration"]["configurations"]
     kept = [e for e in declared if e["arm"] != "tanh" or e["spec"]["target"] == "wave"]
     picture = pictures(Figure("f", "", "curves", ("activations",), metrics=("saturated_fraction",)), configurations=kept)[0]
     assert [[t.get_text() for t in ax.texts] for ax in picture.axes] == [[], ["no values"]]
 
 
-def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_declaration(pictures: Any) -> None:
+def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_declaration() -> None:
     chosen = Figure("f", "", "curves", ("initialisers", "activations"), arms=("tanh", "baseline"), metrics=("grad_norm/site_2",))
     picture = pictures(chosen)[0]
     assert labels(picture) == ["tanh", "baseline"]
@@ -201,8 +208,8 @@ def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_decla
     assert {ax.get_title() for ax in nameless.axes} == {""}
 
 
-def test_units_stand_on_the_axes_unless_the_name_says_them(folder: Folder, pictures: Any) -> None:
-    known = folder[0]["declaration"]["metrics"]
+def test_units_stand_on_the_axes_unless_the_name_says_them() -> None:
+    known = planted()[0]["declaration"]["metrics"]
     units = {"val_loss": "loss", "grad_norm": "L2 norm", "dead_fraction": "fraction"}
     metrics = {name: about | {"unit": units.get(name, "")} for name, about in known.items()}
     declared = Figure("f", "", "curves", ("shapes",), metrics=tuple(units)), Figure("g", "", "forest", claims=("P1", "P3"))
@@ -215,78 +222,10 @@ def test_units_stand_on_the_axes_unless_the_name_says_them(folder: Folder, pictu
     assert "difference in collapsed (share of runs)" in {ax.get_xlabel() for ax in made[1].axes}
 
 
-def test_a_forest_shows_each_row_with_its_interval_its_margin_and_its_verdict(folder: Folder, pictures: Any) -> None:
-    rows = [row for row in folder[2] if row["contrast"] != "overall"]
-    (picture,) = pictures("claims")
-    blocks = ["dead fraction", "dead fraction", "val loss", "val loss", "collapsed", "collapsed"]
-    assert len(picture.axes) == len(blocks)
-    shown = 0
-    for i, (ax, block) in enumerate(zip(picture.axes, blocks, strict=True)):
-        asked = [r for r in rows if r["metric"].replace("_", " ") == block and r["target"] == ("wave", "coin_flip")[i % 2]]
-        for row, y in zip(asked, panel_rows(picture, i), strict=True):
-            interval, marker = (line for line in ax.lines if np.all(line.get_ydata() == y))
-            np.testing.assert_allclose(interval.get_xdata(), [row["ci_lo"], row["ci_hi"]], rtol=1e-8)
-            np.testing.assert_allclose(marker.get_xdata(), [row["effect"]], rtol=1e-8)
-            assert marker.get_marker() == drawing.VERDICTS[row["verdict"]]["marker"]
-            assert interval.get_color() == marker.get_color() == drawing.VERDICTS[row["verdict"]]["color"]
-            (shade,) = (p for p in ax.patches if p.get_y() < y < p.get_y() + p.get_height())
-            left, right = ax.get_xlim()
-            margin = row["margin"]
-            bounds = {"less": (left, -margin), "greater": (margin, right), "equivalent": (-margin, margin)}[row["direction"]]
-            np.testing.assert_allclose((shade.get_x(), shade.get_x() + shade.get_width()), bounds, rtol=1e-8)
-            assert left < row["effect"] < right and left < 0 < right
-            shown += 1
-    assert shown == len(rows) == 8
-    assert {"confirmed", "range that was claimed"} <= set(labels(picture))
-    ticks = [t.get_text() for t in picture.axes[0].get_yticklabels()]
-    assert ticks == ["P1  leaky_relu vs baseline", "P1  leaky_relu vs baseline, site_1,\nepoch\N{NO-BREAK SPACE}1"]
-
-
-def panel_rows(picture: Picture, panel: int) -> list[float]:
-    """The heights at which the rows of a forest's panel stand: those of the labels in its first column."""
-    return list(picture.axes[panel - panel % 2].get_yticks())
-
-
-def test_markers_and_colours_both_tell_the_verdicts_apart() -> None:
-    for sign in ("marker", "color"):
-        assert len({look[sign] for look in drawing.VERDICTS.values()}) == 4
-
-
-def effect(label: str = "a vs b", verdict: str = "confirmed", column: str = "", value: float = 0.1) -> Effect:
-    return Effect("difference in val loss", label, column, value, value - 0.01, value + 0.01, (0.05, np.inf), verdict)
-
-
-def test_rows_that_read_the_same_are_all_drawn() -> None:
-    effects = [effect(), effect(verdict="refuted", value=-0.2), effect(column="x"), effect(column="x", value=0.3)]
-    picture = drawn(lambda: drawing.forest(effects))
-    markers = [[line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "None"] for ax in picture.axes]
-    np.testing.assert_allclose(markers, [[0.1, -0.2], [0.1, 0.3]])
-    assert [t.get_text() for t in picture.axes[0].get_yticklabels()] == ["a vs b"] * 2
-
-
-def test_a_row_that_cannot_be_tested_says_so_and_claims_nothing() -> None:
-    effects = [effect(), effect("c vs d", "not testable", value=np.nan)]
-    picture = drawn(lambda: drawing.forest(effects))
-    (ax,) = picture.axes
-    assert [t.get_text() for t in ax.texts] == ["not testable"]
-    assert len(ax.patches) == 1
-    assert labels(picture) == ["confirmed", "range that was claimed"]
-    alone = drawn(lambda: drawing.forest(effects[1:]))
-    assert not alone.legends and [t.get_text() for t in alone.axes[0].texts] == ["not testable"]
-
-
-def test_a_huge_interval_does_not_hide_the_effects() -> None:
-    wide = Effect("b", "l", "", 0.1, -1e6, 1e6, (0.05, np.inf), "inconclusive")
-    left, right = drawn(lambda: drawing.forest([wide])).axes[0].get_xlim()
-    assert -1 < left < 0.05 < 0.1 < right < 1
+def test_a_huge_interval_does_not_hide_the_lines() -> None:
     band = Band(np.arange(3.0), np.array([1.0, 2.0, 3.0]), np.full(3, -1e6), np.full(3, 1e6), 2, 10)
     low, high = drawn(lambda: drawing.curves([Row("y", [{"a": band}])], [""], ["a"], "t")).axes[0].get_ylim()
     assert -10 < low < 1 and 3 < high < 10
-
-
-def flat(value: float, runs: int = 4) -> Band:
-    values = np.full(3, float(value))
-    return Band(np.arange(3.0), values, values, values, runs, 100)
 
 
 def test_exact_zeros_have_a_place_on_a_logarithmic_axis() -> None:
@@ -302,7 +241,7 @@ def test_exact_zeros_have_a_place_on_a_logarithmic_axis() -> None:
     assert drawn(lambda: drawing.curves([positive], [""], ["alive", "faint"], "t")).axes[0].get_yscale() == "log"
 
 
-def test_fractions_are_never_drawn_on_a_logarithmic_axis(pictures: Any) -> None:
+def test_fractions_are_never_drawn_on_a_logarithmic_axis() -> None:
     declared = Figure("f", "", "curves", ("shapes",), metrics=("dead_fraction", "collapsed", "grad_norm"), log=True)
     picture = pictures(declared)[0]
     assert [ax.get_yscale() for ax in picture.axes[::2]] == ["linear", "linear", "log"]
@@ -346,52 +285,13 @@ def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
     assert lines[0].get_zorder() < lines[1].get_zorder() < lines[2].get_zorder()
 
 
-def crowded() -> list[Callable[[], Picture]]:
-    """Pictures as full as the issue allows: 12 arms, 3 targets, 26 epochs, log and linear; a forest of 30 rows on 3 targets."""
-    rng = np.random.default_rng(0)
-    arms = [*(f"arm number {i}" for i in range(9)), "net B, selu, AlphaDropout", "U(-1, 0) weights", "relu"]
-    names = ["certified always on fraction,\nsite_1\nN = 8,192 probe examples", "grad norm, site_1\n(L2 norm)", "val loss"]
-
-    def band(i: int, log: bool) -> Band:
-        mean = 10 ** (-rng.random(26) * i) if log else 1e-4 * rng.random(26).cumsum() * i
-        return Band(np.arange(26.0), mean, mean * 0.8, mean * 1.2, 16, 8192)
-
-    rows = [
-        Row(name, [{arm: band(i, k == 1) for i, arm in enumerate(arms)} for _ in range(3)], log=k == 1)
-        for k, name in enumerate(names)
-    ]
-    rows.append(Row("post mean", [rows[2].cells[0], {}, rows[2].cells[0]]))
-    shares = [{arm: replace(band(1, False), probe_examples=140_000) for arm in arms[:2]}]
-    about = {"unit": "fraction", "low": 0, "high": 1}
-    shown = ["dead_fraction", "certified_dead_fraction", "revived_fraction", "certified_revived_fraction"]
-    many = [figures._row(f"{name}/all", shares, False, {name: about}) for name in shown]
-    columns = [WAVE, "target: sum", COIN]
-    contrast = "400k rows, equal updates vs 200k rows, equal updates with a dead site, above the floor"
-    effects = [
-        Effect(
-            f"difference in {('dead fraction', 'val loss (loss)')[k % 2]}", f"C{k}  {contrast[: 12 + 2 * k]}", column,
-            x := rng.normal() if k % 4 < 3 else np.nan, x - 0.3, x + 0.2, (0.05, np.inf), list(drawing.VERDICTS)[k % 4],
-        )
-        for k in range(30)
-        for column in columns
-    ]  # fmt: skip
-    return [
-        lambda: drawing.curves(rows, columns, arms, "mean and 95 % interval over"),
-        lambda: drawing.curves([Row("val loss", rows[2].cells[:1])], [WAVE], arms, "mean and 95 % interval over"),
-        lambda: drawing.forest(effects),
-        lambda: drawing.forest([e for e in effects if e.column == WAVE]),
-        lambda: drawing.forest(effects[:1]),
-        lambda: drawing.curves(many, [WAVE], arms[:2], "mean and 95 % interval over"),
-    ]
-
-
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(18))
 def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
     draw = Text.draw
     monkeypatch.setattr(Text, "draw", lambda self, renderer: (shown.setdefault(self), draw(self, renderer))[1])
     picture = drawn(crowded()[number])
-    assert picture.get_figwidth() == 7
+    assert picture.get_figwidth() == (pytest.approx(9.5, abs=0.5) if number == 16 else 7)  # a map grows with its columns
     boxes = {text: text.get_window_extent() for text in shown if text.get_text().strip()}
     assert len(boxes) > 5
     for text, box in boxes.items():
@@ -402,7 +302,7 @@ def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch:
         assert min(across, along) < 2, (one, other)  # pixels
 
 
-def test_the_legend_says_how_many_runs(pictures: Any) -> None:
+def test_the_legend_says_how_many_runs() -> None:
     (picture,) = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)))
     assert picture.legends[0].get_title().get_text() == "mean and 95 % interval over 8 runs"
     for counts, words in (((1, 1), "over 1 run"), ((3, 16), "over 3 to 16 runs")):
@@ -411,8 +311,8 @@ def test_the_legend_says_how_many_runs(pictures: Any) -> None:
         assert picture.legends[0].get_title().get_text() == words
 
 
-def test_the_bytes_depend_on_the_numbers_alone(folder: Folder, written: list[Path], tmp_path: Path) -> None:
-    manifest, configurations, rows, _ = folder
+def test_the_bytes_depend_on_the_numbers_alone(written: list[Path], tmp_path: Path) -> None:
+    manifest, configurations, rows = planted()
 
     csv = {
         "summary": frames.summary_frame(configurations, manifest, None),
@@ -422,14 +322,22 @@ def test_the_bytes_depend_on_the_numbers_alone(folder: Folder, written: list[Pat
         (tmp_path / f"{name}.csv").write_text(frames.csv_text(frame))
         csv[name] = frames.read_csv(tmp_path / f"{name}.csv")
     printed = [{k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    read = figures.draw_tabulated(manifest, csv["summary"], csv["survival"], printed, tmp_path)
+    read = figures.draw_from(manifest, Numbers(csv["summary"], csv["survival"], printed), tmp_path)
     assert [(path.name, path.read_bytes()) for path in read] == [(path.name, path.read_bytes()) for path in written]
 
 
 def test_no_date_and_no_version_is_written() -> None:
-    files = drawing.render(crowded()[4])
+    files = drawing.render(crowded()[4], ("png", "svg", "pdf"))
+    assert not re.search(rb"CreationDate|Creator|Producer|[Mm]atplotlib", files["pdf"]) and files["pdf"].startswith(b"%PDF")
     assert not re.search(rb"Software|Creation|tIME|matplotlib", files["png"], re.IGNORECASE)
     assert not re.search(r"<dc:(date|creator)>|matplotlib v", files["svg"].decode(), re.IGNORECASE)
+
+
+def test_a_format_has_the_same_bytes_whichever_others_are_written() -> None:
+    draw = crowded()[12]
+    every = drawing.render(draw, ("pdf", "svg", "png"))
+    assert list(every) == ["pdf", "svg", "png"]
+    assert {name: drawing.render(draw, (name,))[name] for name in every} == every
 
 
 def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:
@@ -438,8 +346,8 @@ def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:
     assert arm in made["svg"].decode()
 
 
-def test_a_study_without_metrics_or_verdicts_draws_nothing(folder: Folder, tmp_path: Path) -> None:
-    manifest, _, _, _ = folder
+def test_a_study_without_metrics_or_verdicts_draws_nothing(tmp_path: Path) -> None:
+    manifest, _, _ = planted()
     assert figures.draw(manifest, {}, [], tmp_path) == []
     bare = planted_manifest(planted_study())
     bare["declaration"]["figures"] = []

@@ -113,7 +113,8 @@ def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict
     # relu: 1.5 + 1/4 at rate 0.001, and at 0.01 1.5 + 8/4 - 2 on even but + 4 on odd seeds: chosen, then seen through
     odd = [1.5 + 8 / 4 + 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
     half = scipy.stats.t.ppf(0.975, 3) * scipy.stats.sem(odd)
-    assert row_of(text, "wave", "relu, rate=0.01")[:2] == ["0.01", f"{np.mean(odd):.3f} ± {half:.3f} ≈"]  # four pairs tell nothing apart
+    # Four pairs tell nothing apart.
+    assert row_of(text, "wave", "relu, rate=0.01")[:2] == ["0.01", f"{np.mean(odd):.3f} ± {half:.3f} ≈"]
     selu = [1.5 + 9 / 4 - 5 / 64 + noise(s, SEEDS) for s in (1, 3, 5, 7)]
     assert row_of(text, "wave", "selu, rate=0.001")[:2] == ["0.001", f"**{np.mean(selu):.3f} ± {half:.3f}**"]
     assert len([line for line in text.splitlines() if line.startswith("| wave")]) == 2

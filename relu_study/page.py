@@ -1,0 +1,256 @@
+"""The page of a study: its prose with tables, pictures and answers, as Markdown and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from relu_study.typeset import markdown_grid, markdown_text
+
+LARGEST = 400_000  # bytes of an SVG in the HTML page; in place of a larger one stands the PNG
+
+
+def page(
+    folder: Path, manifest: dict[str, Any], runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
+) -> str:
+    """The text of report.md: the study's prose, and after each question its tables, pictures, verdicts and answer.
+
+    Tables and pictures are those that `folder` holds; a picture of survival has the counts of its units below it.
+    Every number comes from the files or the manifest.
+    """
+    declaration = manifest["declaration"]
+    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), _size(declaration, runs), _in_short(verdicts)]
+    by_name = {figure["name"]: figure for figure in declaration["figures"]}
+    for section in _sections(declaration):
+        blocks += [f"## {section['title']}", inspect.cleandoc(section["text"])]
+        blocks += [_table(folder, name) for name in section["tables"]]
+        for figure in (by_name[name] for name in section["figures"]):
+            blocks += [_picture(folder, figure), _lives(figure, declaration, units) if figure["kind"] == "survival" else ""]
+        blocks += [_answer(claim, verdicts, declaration) for claim in section["claims"]]
+    return "\n\n".join(filter(None, [*blocks, _closing(manifest, runs)])) + "\n"
+
+
+def _sections(declaration: dict[str, Any]) -> list[dict[str, Any]]:
+    """The declared sections, and one more for whatever they leave out."""
+    sections = declaration["sections"]
+    every = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
+    every["claims"] = list(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
+    left = {kind: [n for n in names if not any(n in s[kind] for s in sections)] for kind, names in every.items()}
+    rest = {"title": "Further results" if sections else "Results", "text": "", **left}
+    return [*sections, *([rest] if any(left.values()) else [])]
+
+
+def _size(declaration: dict[str, Any], runs: pd.DataFrame) -> str:
+    counts = runs["status"].value_counts()
+    status = ", ".join(f"{counts[s]:,} {s}" for s in ("ok", "nonfinite", "oom", "interrupted") if s in counts)
+    targets = ", ".join(dict.fromkeys(runs["target"]))
+    several = "s" if runs["target"].nunique() > 1 else ""
+    return (
+        f"{len(runs):,} runs of {runs['config_id'].nunique():,} configurations with {declaration['seeds']:,} seeds each, "
+        f"on the target{several} {markdown_text(targets)}: {status}. {_probed(runs)}"
+    )
+
+
+def _probed(runs: pd.DataFrame) -> str:
+    sizes = sorted(runs["probe_examples"].dropna().unique())
+    return f"Dead units are counted on N = {', '.join(f'{n:,}' for n in sizes)} probe examples a run." if sizes else ""
+
+
+def _in_short(verdicts: Sequence[dict[str, Any]]) -> str:
+    rows = [[row["claim"], row["statement"], row["verdict"]] for row in verdicts if row["contrast"] == "overall"]
+    return markdown_grid(["", "claim", "answer"], [[markdown_text(text) for text in row] for row in rows], 3) if rows else ""
+
+
+def _table(folder: Path, name: str) -> str:
+    path = folder / "tables" / f"{name}.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else _absent(f"The table {name}")
+
+
+def _picture(folder: Path, figure: dict[str, Any]) -> str:
+    if not (folder / "figures" / f"{figure['name']}.png").is_file():
+        return _absent(f"The figure {figure['name']}")
+    text = markdown_text(figure["caption"])
+    return f"![{text}](figures/{figure['name']}.png)\n\n*{text}*"
+
+
+def _lives(figure: dict[str, Any], declaration: dict[str, Any], units: pd.DataFrame) -> str:
+    """What became of the units of a figure's arms, as units.csv counts them."""
+    by_config = {str(config_id): rows for config_id, rows in units.groupby("config_id", sort=False)}
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for entry in declaration["configurations"]:
+        if entry["experiment"] in (figure["experiments"] or [entry["experiment"]]) and entry["arm"] in (
+            figure["arms"] or [entry["arm"]]
+        ):
+            for row in by_config.get(entry["config_id"], units[:0]).to_dict("records"):
+                counts = [f"{row[name]:,}" for name in ("units", "born_dead", "died", "revived")]
+                certified = "-" if pd.isna(row["certified_revived"]) else f"{row['certified_revived']:,}"
+                interval = "" if pd.isna(row["ci_lo"]) else f" [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
+                share = "-" if pd.isna(row["dead_at_end_fraction"]) else f"{row['dead_at_end_fraction']:.3g}{interval}"
+                cells[entry["arm"], entry["spec"]["target"], row["site"]] = [*counts, certified, f"{row['dead_at_end']:,}", share]
+    headers = ["arm", "target", "site", "units", "born dead", "died", "revived", "revived (certified)", "dead at end", "share"]
+    grid = markdown_grid(headers, [[*map(markdown_text, key), *row] for key, row in cells.items()], 3)
+    return f"{grid}\n\nUnits of all runs; of those at the end the share [95 % interval over runs]." if cells else ""
+
+
+def _absent(what: str) -> str:
+    return f"*{what} is not here: nothing that it shows is part of the study at this size.*"
+
+
+def _answer(claim: str, verdicts: Sequence[dict[str, Any]], declaration: dict[str, Any]) -> str:
+    rows = [row for row in verdicts if row["claim"] == claim]
+    if not rows:
+        return ""
+    *parts, overall = rows
+    several = len({row["target"] for row in parts}) > 1
+    headers = ["contrast", *(["target"] if several else []), "number", "effect [interval]", "claimed", "n", "verdict"]
+    cells = [[row["contrast"], *([row["target"]] if several else []), _number(row), *_effect(row)] for row in parts]
+    grid = markdown_grid(headers, [[markdown_text(text) for text in row] for row in cells], 3 if several else 2)
+    whys = dict.fromkeys(c["why"] for c in declaration["claims"] if c["claim"] == claim and c["why"])
+    return "\n\n".join(
+        [
+            grid,
+            *([f"On the margins: {markdown_text('; '.join(whys))}."] if whys else []),
+            f"**{markdown_text(claim)}: {overall['verdict']}.** {markdown_text(overall['statement'])}: {overall['reason']}.",
+        ]
+    )
+
+
+def _number(row: Mapping[str, Any]) -> str:
+    epoch = {"last": "", "min": "least of all epochs", "max": "greatest of all epochs"}.get(row["epoch"], f"epoch {row['epoch']}")
+    return ", ".join(filter(None, [row["metric"].replace("_", " "), "" if row["site"] == "all" else row["site"], epoch]))
+
+
+def _effect(row: Mapping[str, Any]) -> list[str]:
+    margin = row["margin"]
+    claimed = {"less": f"< {0 - margin:.3g}", "greater": f"> {margin:.3g}", "equivalent": f"within ±{margin:.3g}"}[
+        row["direction"]
+    ]
+    if row["verdict"] == "not testable":
+        return ["", claimed, f"{row['n']:.0f}", row["reason"]]
+    return [f"{row['effect']:.3g} [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]", claimed, f"{row['n']:.0f}", row["verdict"]]
+
+
+def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
+    made = [
+        ("command", f"`{manifest['command']}`"),
+        ("preset", manifest["preset"]),
+        ("seeds", f"{manifest['declaration']['seeds']}"),
+    ]
+    known = {name: value for name, value in manifest["provenance"].items() if name != "probe_examples" and value != {}}
+    made += [(name.replace("_", " "), _flat(value)) for name, value in known.items()]
+    lines = [f"- {name}: {text}" for name, text in made]
+    files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))
+    return "\n\n".join(
+        [
+            "## How this page was made",
+            f"{_probed(runs)} A dead fraction depends on that number: fewer examples make more units look dead.",
+            "\n".join(lines),
+            _RULE,
+            f"The numbers: {files}. `relu-study report` makes this page anew from them.",
+        ]
+    )
+
+
+_CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
+_RULE = (
+    "Comparisons are paired by seed. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if "
+    "the whole interval lies in the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's "
+    "correction over all testable rows; p is one-sided, that of the claim or, where the effect lies on the other side, of its "
+    "opposite, and counts twice. An answer is confirmed if every testable row is, and refuted if any is."
+)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text}" for name, text in value.items())
+    return "all" if value is None else f"{value}"
+
+
+# ------------------------------------------------------------------------------------------- HTML
+
+
+def html(text: str, title: str, folder: Path) -> str:
+    """The page as one HTML file: the text of report.md with its pictures inside, readable from disk and without a network.
+
+    What looks like HTML in the text stands as text. Links to files stay relative to `folder`; a picture that is not below
+    `folder` becomes a link.
+    """
+    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    tokens = reader.parse(text)
+    for token in tokens:
+        for part in token.children or ():
+            if part.type == "image":
+                _inline(part, folder)
+    body = reader.renderer.render(tokens, reader.options, {})
+    body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    return _HTML.format(title=escape(title), style=_STYLE, body=body)
+
+
+def _inline(image: Token, folder: Path) -> None:
+    """Put the picture itself where its file is named: sharp at any size as SVG, unless that is too long."""
+    name = str(image.attrGet("src"))
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        image.type, image.tag, image.nesting = "html_inline", "", 0
+        image.content = f'<a href="{escape(name)}">{escape(image.content)}</a>'
+        return
+    vector = path.with_suffix(".svg")
+    if vector.is_file() and vector.stat().st_size <= LARGEST:
+        path = vector
+    kind = {".svg": "svg+xml", ".jpg": "jpeg"}.get(path.suffix, path.suffix[1:])
+    image.attrSet("src", f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}")
+
+
+_HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<main>
+{body}</main>
+</body>
+</html>
+"""
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #1a1a1a; font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+p, ul { max-width: 46rem; overflow-wrap: break-word; }
+p:has(img) { max-width: none; }
+h1, h2 { line-height: 1.2; text-wrap: balance; }
+h2 { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid #d0d0d0; }
+a { color: #0b57a4; }
+img { display: block; max-width: 100%; height: auto; margin: 1.5rem 0 0; }
+code { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: 0.92em; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; font-size: 0.875rem;
+  line-height: 1.35; font-variant-numeric: tabular-nums; }
+thead { border-bottom: 1px solid #1a1a1a; }
+th, td { padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; }
+td[style*="right"] { white-space: nowrap; }
+tbody tr:hover { background: #f3f6f9; }
+@media print {
+  body { font-size: 10pt; }
+  main { max-width: none; padding: 0; }
+  .wide { overflow: visible; }
+  table { font-size: 8pt; }
+  td[style*="right"] { white-space: normal; }
+  thead { display: table-header-group; }
+  tr, img { break-inside: avoid; }
+  h2, h2 + p { break-after: avoid; }
+}
+""".strip()
