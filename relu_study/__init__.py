@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from relu_study.initializers import initializer as initializer
     from relu_study.networks import network as network
     from relu_study.optimizers import optimizer as optimizer
+    from relu_study.pictures import figure as figure
+    from relu_study.pivot import compare as compare
+    from relu_study.pivot import table as table
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
     from relu_study.spec import RunSpec as RunSpec
@@ -36,6 +39,8 @@ _HOMES = {
     "registry": ("UserError",),
     "study": ("Claim", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
     "frames": ("load",),
+    "pivot": ("compare", "table"),
+    "pictures": ("figure",),
     "runner": ("run",),
     "activations": ("activation",),
     "initializers": ("initializer",),

@@ -1,13 +1,13 @@
-"""The door: `relu-study list | plan | run | report | view`. JAX is imported only when something will be trained."""
+"""The door: `relu-study list | plan | run | report | figure | view`. JAX is imported only when something will be trained."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
+import re
 import shlex
+import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
+from relu_study.finding import find_study, load_study, studies
 from relu_study.registry import UserError, nearest
 
 if TYPE_CHECKING:
@@ -22,61 +23,7 @@ if TYPE_CHECKING:
     from relu_study.study import Study
 
 INTERRUPTED = 130
-
-
-# ------------------------------------------------------------------------------------------ studies
-
-
-def studies() -> dict[str, Path]:
-    """The studies by name: from a clone's `benchmarks`, or from an installed wheel."""
-    here = Path(__file__).resolve().parent
-    for folder in (here.parent / "benchmarks", here / "benchmarks"):
-        if (folder / "article.py").is_file():
-            return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
-    return {}
-
-
-def find_study(name: str) -> Path:
-    """The file of a study, by name or by path."""
-    if name.endswith(".py") or "/" in name:
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"no study file {name}; give a path to a Python file, or one of: {', '.join(studies())}")
-        return path
-    known = studies()
-    if name not in known:
-        raise nearest(name, known, "study")
-    return known[name]
-
-
-def load_study(path: Path) -> Study:
-    """Run a study file (it is Python, and does what it contains) and take the Study it declares."""
-    from relu_study.study import Study
-
-    module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"{path} is no Python file; a study's file ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (Exception, SystemExit) as error:
-        at = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(frame.filename).resolve() == path.resolve()
-        ]
-        line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        said = " ".join(str(error).split())
-        raise UserError(f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said}") from None
-    found = list({id(value): value for value in vars(module).values() if isinstance(value, Study)}.values())
-    if not found:
-        raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")
-    if len(found) > 1:
-        raise UserError(f"{path} declares {len(found)} studies; keep one to a file")
-    return found[0]
+SELECTED_BY_ITSELF = 40  # runs; of more, some of TensorBoard's tabs select none
 
 
 # ----------------------------------------------------------------------------------------- commands
@@ -131,6 +78,7 @@ def run(
     probe_examples: int | None = None,
     val_examples: str = "8192",
     all_epochs: bool = False,
+    per_seed: bool = False,
     out: str | None = None,
 ) -> int:
     """Train a study and write its results folder; run it again to go on where it stopped.
@@ -145,6 +93,7 @@ def run(
         probe_examples: Training examples in the probe set (default 8192, or all where there are fewer).
         val_examples: Validation rows that val_loss reads: a number or "all".
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
+        per_seed: Add a TensorBoard run for each single seed (at most 500 in all).
         out: The results folder (default results/STUDY).
     """
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
@@ -152,6 +101,8 @@ def run(
 
     if like is not None and only is None:
         raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
+    if per_seed and only is not None:
+        raise UserError("--per-seed adds runs to the TensorBoard of a sweep; --only RUN_ID trains one run and writes none")
     if only is not None:
         sweep = Path(_existing(like) if like else f"results/{declared.name}")
         print(runner.run_alone(declared, only, sweep, Path(out) if out else None, probing))
@@ -162,7 +113,8 @@ def run(
     runner.use_devices()
     with Progress() as progress:
         try:
-            runner.carry_out(declared, folder, probing, progress, {"command": command, "preset": preset}, all_epochs=all_epochs)
+            about = {"command": command, "preset": preset}
+            runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
         except KeyboardInterrupt:
             kept = len(store.stored_runs(folder))
             progress.say(f"interrupted: {kept} finished runs are kept in {folder}; go on with: {command}")
@@ -171,18 +123,100 @@ def run(
     return 0
 
 
-def rebuild(folder: Folder, all_epochs: bool = False) -> None:
+def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) -> None:
     """Rebuild everything that is derived from a results folder's raw tiles, without JAX.
 
     Args:
         folder: The results folder.
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
+        per_seed: Add a TensorBoard run for each single seed (at most 500 in all); without it those that were there go.
     """
     from relu_study.report import report
 
-    for line in report(_existing(folder), all_epochs):
+    for line in report(_existing(folder), all_epochs, per_seed):
         print(line)
     print(f"{folder}/report.md")
+
+
+def draw_figure(
+    folder: Folder,
+    name: str | None = None,
+    kind: str | None = None,
+    metrics: Annotated[tuple[str, ...], arg(aliases=("--metric",))] = (),
+    experiments: tuple[str, ...] = (),
+    arms: tuple[str, ...] = (),
+    rows: str | None = None,
+    cols: str | None = None,
+    epoch: tuple[str, ...] = (),
+    claims: tuple[str, ...] = (),
+    log: bool = False,
+    where: tuple[str, ...] = (),
+    out: tuple[str, ...] = (),
+) -> None:
+    """Draw a figure that the study declares, or one of your own, without JAX.
+
+    Args:
+        folder: The results folder.
+        name: A figure that the study declares.
+        kind: One of your own: curves, survival, forest, depth, histograms or map.
+        metrics: What to show: "metric", "metric/site" or "metric/*" for each site; for histograms pre, post or gradient.
+        experiments: Of these experiments alone.
+        arms: These arms alone, in this order.
+        rows: For a map: the factor down its side (a field such as activation, or arm, or experiment).
+        cols: For a map: the factor along its foot.
+        epoch: For a map or depth: "last" or a number; depth takes several.
+        claims: For a forest: these claims alone.
+        log: A logarithmic scale where one is possible.
+        where: Conditions that all hold: activation=relu,selu "learning_rate>=0.01" "dead_fraction/site_1<0.5" seed=0,1.
+        out: Files to write; .png, .svg or .pdf says the format (default KIND.png in the current folder).
+    """
+    from relu_study.pictures import figure
+
+    paths = figure(
+        _existing(folder),
+        kind,
+        name=name,
+        metrics=metrics,
+        experiments=experiments,
+        arms=arms,
+        rows=rows,
+        cols=cols,
+        epoch=epoch,
+        claims=claims,
+        log=log,
+        where=where,
+        out=out,
+    )
+    print("\n".join(map(str, paths)))
+
+
+def make_table(
+    folder: Folder,
+    rows: tuple[str, ...] = ("arm",),
+    cols: tuple[str, ...] = (),
+    metric: Annotated[tuple[str, ...], arg(aliases=("--metrics",))] = ("val_loss",),
+    site: str = "all",
+    epoch: str = "last",
+    baseline: str | None = None,
+    where: tuple[str, ...] = (),
+    format: str = "markdown",
+) -> None:
+    """Print a table of a results folder: factors as rows and columns, metrics as cells.
+
+    Args:
+        folder: The results folder.
+        rows: Factors (RunSpec fields, "arm", "experiment") whose values make the rows.
+        cols: Factors whose values make the columns.
+        metric: One or several metrics of the study.
+        site: "all", or one site of the networks, e.g. site_1.
+        epoch: "last", or a number (needs raw/).
+        baseline: The label of the row that the others are compared with.
+        where: Conditions on factors and metrics, e.g. activation=relu,selu learning_rate<=0.01 dead_fraction<0.5 seed<16.
+        format: markdown, latex (booktabs) or csv.
+    """
+    from relu_study.pivot import table
+
+    print(table(_existing(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
 
 
 def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
@@ -196,18 +230,33 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
     logs = _existing(folder) / "tensorboard"
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
-    if port == 0:
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
-    print(f"http://{host}:{port}/", flush=True)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program, it takes TensorBoard along
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    listens = False
     try:
-        return subprocess.call(command)
+        for line in running.stderr:  # it says where it listens, once it does: the port may be any, or taken
+            if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
+                listens = True
+                print(found[1], flush=True)
+                if (runs := len(list(logs.iterdir()))) > SELECTED_BY_ITSELF:
+                    print(
+                        f"{runs} runs: in Custom Scalars and Histograms TensorBoard selects none of more than "
+                        f"{SELECTED_BY_ITSELF}; press Toggle All Runs there, or filter them, e.g. by ^baseline@",
+                        file=sys.stderr,
+                    )
+            else:
+                print(line, end="", file=sys.stderr, flush=True)
+        status = running.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        running.terminate()
+        running.wait()
+    if not listens:
+        raise UserError(f"TensorBoard did not start (above is what it said); --port 0 takes any free port instead of {port}")
+    return status
 
 
 def _existing(folder: str) -> Path:
@@ -271,7 +320,15 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"list": list_studies, "plan": show_plan, "run": run, "report": rebuild, "view": view}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "list": list_studies,
+    "plan": show_plan,
+    "run": run,
+    "report": rebuild,
+    "table": make_table,
+    "figure": draw_figure,
+    "view": view,
+}
 
 
 def main() -> None:

@@ -6,12 +6,15 @@ time of an event is its step, in seconds), so writing the same results twice giv
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
+import math
 import os
 import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +24,64 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from relu_study import dashboards
 from relu_study.frames import summary_frame
+from relu_study.registry import UserError
 from relu_study.store import Configuration
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
 LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
 TAGS = {"mean": "mean", "lo": "ci_lo", "hi": "ci_hi"}  # tag -> its column in summary.csv
+MOST_SINGLE_SEEDS = 500
 _HALF_WRITTEN = ".half-written"  # without "tfevents" in it TensorBoard does not open it
+_SEED = re.compile(r"seed-\d+")
 
 
-def write_events(manifest: dict[str, Any], configurations: dict[str, Configuration], folder: Path) -> None:
+def write_events(
+    manifest: dict[str, Any], configurations: dict[str, Configuration], folder: Path, per_seed: bool = False
+) -> None:
     """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
 
     The values are those of `summary.csv`, at every epoch; the step is the epoch, rounded up where it is
     a fraction (a run of 12.5 epochs ends at step 13). A point without a value is left out of all three tags;
-    a tag without any value is left out (with a single seed there is a mean, but no interval).
+    a tag without any value is left out (with a single seed there is a mean, but no interval). With them stand a layout of
+    Custom Scalars, a row of HParams and, of those configurations that come with them, histograms (`relu_study.dashboards`).
+
+    `per_seed` adds the run NAME/seed-003 for the configuration's run of seed 3, with tags `metric/site/run`; more than 500 of
+    them are refused (UserError). Without it those that were there go: none stays beside newer numbers.
 
     Each file replaces its predecessor in one rename. A run that the manifest no longer declares is
-    removed if all it holds is our event file; one that is declared but has no stored runs stays as it is.
+    removed if all it holds is ours; one that is declared but is not among `configurations` stays as it is.
     """
+    declaration = manifest["declaration"]
+    if per_seed:
+        check_per_seed(declaration)
     root = folder / "tensorboard"
     names = run_names(manifest)
     root.mkdir(parents=True, exist_ok=True)
     _drop_undeclared(root, set(names.values()))
     points = _points(summary_frame(configurations, manifest, epochs=None))
-    for config_id, rows in points.groupby("config_id", sort=False):
-        _write_run(root / names[str(config_id)], _events(rows.drop(columns="config_id")))
+    shown = {str(config_id): rows for config_id, rows in points.groupby("config_id", sort=False)}
+    for config_id, configuration in configurations.items():
+        name, rows = names[config_id], shown.get(config_id, points[:0])
+        session = list(dashboards.session(configuration, declaration["factors"], name))
+        first = [dashboards.layout(_banded(rows), declaration["metrics"]), *session]
+        _write_run(root / name, _events(first, _aggregated(rows), dashboards.histograms(configuration)))
+        _write_seeds(root / name, configuration if per_seed else None, session)
+
+
+def check_per_seed(declaration: Mapping[str, Any]) -> None:
+    """Refuse (UserError) a study of more runs than TensorBoard shows well one by one."""
+    runs = len({entry["config_id"] for entry in declaration["configurations"]}) * declaration["seeds"]
+    if runs > MOST_SINGLE_SEEDS:
+        raise UserError(
+            f"--per-seed would add {runs:,} single-seed runs, and the limit is {MOST_SINGLE_SEEDS}: above it TensorBoard selects "
+            "no run by itself, and it takes most of a minute to load a thousand; leave --per-seed out (the configurations' runs "
+            "have the mean and the interval over the seeds), or take fewer seeds or configurations"
+        )
+
+
+# ----------------------------------------------------------------------------------------- names
 
 
 def run_names(manifest: dict[str, Any]) -> dict[str, str]:
@@ -75,50 +110,106 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.+=,@~()-]+", "_", name).strip("._") or "run"
 
 
+# ----------------------------------------------------------------------------------------- files
+
+
 def _drop_undeclared(root: Path, names: set[str]) -> None:
     # Left in place, a configuration whose arm has a new label would be shown twice.
     for old in root.iterdir():
-        if old.is_dir() and old.name not in names:
-            files = {file.name for file in old.iterdir() if not file.name.startswith(_HALF_WRITTEN)}
-            if files == {EVENT_FILE}:
-                shutil.rmtree(old)
+        if old.name not in names and _is_ours(old):
+            shutil.rmtree(old)
 
 
-def _write_run(run: Path, events: Iterable[Event]) -> None:
+def _is_ours(run: Path) -> bool:
+    """Is this folder a run of ours, and does it hold nothing else?"""
+    if run.is_symlink() or not run.is_dir():
+        return False
+    left = [path for path in run.iterdir() if not path.name.startswith(_HALF_WRITTEN)]
+    seeds = [path for path in left if _SEED.fullmatch(path.name) and _is_ours(path)]
+    return {path.name for path in left if path not in seeds} == {EVENT_FILE}
+
+
+def _write_seeds(run: Path, configuration: Configuration | None, session: list[Summary.Value]) -> None:
+    """The single-seed runs of a configuration, and no others of ours; with None there are none at all."""
+    wanted: dict[str, Iterable[bytes]] = {}
+    if configuration is not None:
+        digits = max(3, len(str(configuration.wanted - 1)))
+        for row, seed in enumerate(configuration.seeds):
+            # In the group of its configuration a single seed makes no row of its own in the HParams tab.
+            wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row), {})
+    for old in run.iterdir():
+        if _SEED.fullmatch(old.name) and old.name not in wanted and (old / EVENT_FILE).is_file():
+            (old / EVENT_FILE).unlink()
+            with contextlib.suppress(OSError):  # it holds something that is not ours
+                old.rmdir()
+    for name, events in wanted.items():
+        _write_run(run / name, events)
+
+
+def _write_run(run: Path, events: Iterable[bytes]) -> None:
     run.mkdir(exist_ok=True)
-    unfinished = run / f"{_HALF_WRITTEN}-{os.getpid()}"
-    writer = RecordWriter(str(unfinished))
+    path, unfinished = run / EVENT_FILE, run / f"{_HALF_WRITTEN}-{os.getpid()}"
     try:
-        try:
+        with contextlib.closing(RecordWriter(str(unfinished))) as writer:
             for event in events:
-                writer.write(event.SerializeToString())
-        finally:
-            writer.close()
-        os.replace(unfinished, run / EVENT_FILE)
-    except BaseException:
+                writer.write(event)
+        if not path.is_file() or not filecmp.cmp(unfinished, path, shallow=False):
+            os.replace(unfinished, path)  # what has not changed stays as it is, for a TensorBoard that has read it
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
 
 
-def _events(points: pd.DataFrame) -> Iterator[Event]:
-    """The events of one run: the format's version, then one per step, holding every tag that has a value there."""
-    yield Event(file_version="brain.Event:2")
-    held: dict[int, list[Summary.Value]] = {}
-    for step, metric, site, *values in points.itertuples(index=False, name=None):
-        for tag, value in zip(TAGS, values, strict=True):
+# ---------------------------------------------------------------------------------------- events
+
+Scalars = dict[int, dict[str, float]]  # step -> tag -> value
+
+
+def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[int, list[Summary.Value]]) -> Iterator[bytes]:
+    """The events of one run: the format's version, what holds for all of it, then one per step with all its values."""
+    yield Event(file_version="brain.Event:2").SerializeToString()
+    yield Event(summary=Summary(value=first)).SerializeToString()
+    for step in sorted(scalars.keys() | histograms.keys()):
+        event = Event(wall_time=step, step=step)
+        for tag, value in scalars.get(step, {}).items():
+            event.summary.value.add(tag=tag, simple_value=value)
+        event.summary.value.extend(histograms.get(step, ()))
+        yield event.SerializeToString()
+
+
+def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
+    """What one run measured; of points on one step the last that has a value."""
+    found: Scalars = {}
+    steps = np.ceil(configuration.epochs).astype(int).tolist()
+    for name, values in configuration.values.items():
+        for step, value in zip(steps, values[row].tolist(), strict=True):
+            if math.isfinite(value):
+                found.setdefault(step, {})[f"{name}/run"] = value
+    return found
+
+
+def _aggregated(points: pd.DataFrame) -> Scalars:
+    """The points of one configuration; a tag without any value is left out."""
+    found: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
+    names, steps = points["name"].tolist(), points["step"].tolist()
+    for tag, column in TAGS.items():
+        for name, step, value in zip(names, steps, points[column].tolist(), strict=True):
             if value == value:  # NaN: the series has no such tag
-                held.setdefault(step, []).append(Summary.Value(tag=f"{metric}/{site}/{tag}", simple_value=value))
-    for step in sorted(held):
-        yield Event(wall_time=step, step=step, summary=Summary(value=held[step]))
+                found[step][f"{name}/{tag}"] = value
+    return found
+
+
+def _banded(points: pd.DataFrame) -> list[str]:
+    """The metric/site names that have all three tags, in the order of the metrics."""
+    return points["name"][points[list(TAGS.values())].notna().all(axis=1)].unique().tolist()
 
 
 def _points(summary: pd.DataFrame) -> pd.DataFrame:
-    """config_id, step, metric, site and the value of each tag, for every point that is shown; of points on one step the last."""
-    series = [summary[name] for name in ("config_id", "metric", "site")]
+    """config_id, name (metric/site), step and the value of each tag, for all that is shown; of points on one step the last."""
+    names = [f"{metric}/{site}" for metric, site in zip(summary["metric"].tolist(), summary["site"].tolist(), strict=True)]
+    points = pd.DataFrame({"config_id": summary["config_id"], "name": np.array(names, dtype=object)})
+    points["step"] = np.ceil(summary["epoch"]).astype(int)
     with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
     known = values.notna()
-    shown = (known | ~known.groupby(series).transform("any")).all(axis=1)
-    points = pd.concat([summary[["config_id", "metric", "site"]], values], axis=1)
-    points.insert(1, "step", np.ceil(summary["epoch"]).astype(int))
-    return points[shown].drop_duplicates(["config_id", "step", "metric", "site"], keep="last")
+    shown = (known | ~known.groupby([points["config_id"], points["name"]]).transform("any")).all(axis=1)
+    return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

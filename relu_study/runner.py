@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,8 +22,10 @@ import jax
 import numpy as np
 
 from relu_study import engine, store
+from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
 from relu_study.job import Job, manifest_of, prepare
+from relu_study.live import Live
 from relu_study.plan import Plan, Tile
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
@@ -29,7 +33,10 @@ from relu_study.registry import UserError, nearest
 from relu_study.report import report
 from relu_study.study import Study
 
-DERIVED = ("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv", "report.md")
+DERIVED = (
+    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv"),
+    *("report.md", "report.html"),
+)
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
 
 
@@ -61,12 +68,14 @@ def run(
     val_examples: int | None = 8192,
     keep_params: bool = False,
     all_epochs: bool = False,
+    per_seed: bool = False,
     watcher: Watcher | None = None,
 ) -> Results:
     """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
 
     `out=None` leaves no folder behind. `keep_params` returns the final parameters too, as
-    `Results.params[run_id]`. Interrupted, it keeps every finished tile; the same call goes on from there.
+    `Results.params[run_id]`. `per_seed` adds a TensorBoard run for each single seed. Interrupted, it keeps every
+    finished tile; the same call goes on from there.
     """
     use_devices()
     sized = study.sized(preset, seeds=seeds, epochs=epochs)
@@ -74,7 +83,7 @@ def run(
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
         probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs)
+        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs, per_seed)
         results = load(folder)
         if keep_params:
             results.params = store.stored_params(folder)
@@ -93,12 +102,18 @@ def carry_out(
     about: Mapping[str, Any],
     keep_params: bool = False,
     all_epochs: bool = False,
+    per_seed: bool = False,
 ) -> None:
-    """Train whatever a sized study still lacks in `folder` and derive everything else from it; `about` enters the manifest."""
+    """Train whatever a sized study still lacks in `folder` and derive everything else from it; `about` enters the manifest.
+
+    `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
+    """
     job = prepare(study, folder, probing)
+    if per_seed:
+        check_per_seed(job.declaration)
     set_aside(folder, watcher)
-    train(job, folder, watcher, keep_params, about)
-    for line in report(folder, all_epochs):
+    shown = train(job, folder, watcher, keep_params, about, per_seed)
+    for line in report(folder, all_epochs, per_seed, shown):
         watcher.say(line)
 
 
@@ -116,15 +131,22 @@ def set_aside(folder: Path, watcher: Watcher) -> None:
     watcher.say(f"{folder} held results without their raw tiles; they are kept in {away}")
 
 
-def train(job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Mapping[str, Any]) -> None:
-    """Train every tile of a job and store each as it is finished."""
+def train(
+    job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
+) -> set[str]:
+    """Train every tile of a job and store each as it is finished; complete configurations appear in TensorBoard meanwhile.
+
+    Returns the configurations whose TensorBoard files are written.
+    """
     manifest = manifest_of(job, about)
     clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
     store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": {}})
+    live = Live(folder, manifest, per_seed)
     watcher.begin(job.plan, job.stored)
     try:
         for tile, numbers in trained(job.plan, job.probing, keep_params):
-            store.write_tile(folder, message(tile, numbers, job))
+            path = store.write_tile(folder, message(tile, numbers, job))
+            live.tile(path, [run.run_id for run in tile.runs])
             watcher.tile(tile, _dead_fraction(numbers))
     finally:
         counts = {"ok": 0, "nonfinite": 0}
@@ -133,6 +155,8 @@ def train(job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Ma
             counts[status] += 1
         counts["interrupted"] = len(wanted) - sum(counts.values())
         store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": counts})
+        live.write()
+    return live.shown
 
 
 class Clock:
@@ -180,9 +204,11 @@ def _dead_fraction(numbers: store.Tile) -> float:
 def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Iterator[tuple[Tile, store.Tile]]:
     """Every tile of a plan with its numbers, in the order they are finished.
 
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for.
+    One thread per device queues tiles asynchronously, each before the one before it has been waited for. The programs of a
+    cohort are let go after its last tile, so that memory does not grow with the number of cohorts.
     """
     tiles, lock, stopped = planned.tiles, threading.Lock(), threading.Event()
+    remaining = Counter(tile.cohort for tile in tiles)
     done: queue.Queue[Any] = queue.Queue()
     begun: set[str] = set()
 
@@ -222,7 +248,12 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
             elif isinstance(item, BaseException):
                 raise item
             else:
-                yield item[0], engine.collect(item[1], keep_params)
+                tile, pending = item
+                yield tile, engine.collect(pending, keep_params)
+                remaining[tile.cohort] -= 1
+                if not remaining[tile.cohort]:
+                    engine.forget(tile.runs[0], probing)
+                    _give_back()
     except KeyboardInterrupt:
         stopped.set()
         for thread in threads:
@@ -236,6 +267,12 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
         stopped.set()
         for thread in threads:
             thread.join()
+
+
+def _give_back() -> None:
+    # glibc keeps what the compiler has freed: some 40 MiB a program and device.
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 # ------------------------------------------------------------------------------------- one alone

@@ -18,7 +18,8 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from relu_study.spec import RunSpec
 
 FORMAT = 1
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
+DECLARED = ("configurations", "seeds", "targets", "metrics", "columns", "claims", "tables", "figures", "sections")
 HISTOGRAM = "histogram:"
 Tile = dict[str, np.ndarray]
 
@@ -92,7 +94,7 @@ def stored_runs(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """run_id -> final parameters by name, of every run that was trained with them kept."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for tile in _tiles(folder):
+    for tile in _tiles(tile_paths(folder)):
         params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
         if params:
             found.update(
@@ -121,6 +123,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest[name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is garbled ({error!r}); restore it or run the study into a new folder") from None
+    return manifest
+
+
+def read_whole_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, refused where its declaration lacks what tables, figures and the page are made of."""
+    manifest = read_manifest(folder)
+    missing = [name for name in DECLARED if name not in manifest["declaration"]]
+    if missing:
+        raise UserError(
+            f"{folder / 'manifest.json'} declares no {missing[0]}: it is damaged, or another version of relu-study wrote it; "
+            "restore it, or run the study into a new folder"
+        )
     return manifest
 
 
@@ -155,11 +169,14 @@ def collect(
     manifest: dict[str, Any] | None = None,
     only: Collection[str] | None = None,
     histograms: bool = False,
+    paths: Iterable[Path] | None = None,
+    runs: Collection[str] | None = None,
 ) -> dict[str, Configuration]:
     """The stored runs that the manifest asks for, by configuration, in declared order.
 
     Configurations without a stored run are left out, and all but those of `only`; each run counts once. With `histograms`
-    those of a configuration's runs are read too and added up.
+    those of a configuration's runs are read too and added up. `paths`: the tiles to read, where it is known which; else all.
+    `runs`: the run_ids that are asked for, where it is not all; no other counts as missing.
     """
     manifest = manifest or read_manifest(folder)
     wanted: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
@@ -169,18 +186,21 @@ def collect(
             specs[entry["config_id"]] = entry["spec"]
     for config_id, spec in specs.items():
         for seed in range(manifest["declaration"]["seeds"]):
-            wanted[RunSpec(**spec, seed=seed).run_id] = (config_id, seed)
-
+            run_id = RunSpec(**spec, seed=seed).run_id
+            if runs is None or run_id in runs:
+                wanted[run_id] = (config_id, seed)
+    asked = Counter(config_id for config_id, _ in wanted.values())
     rows: dict[str, list[tuple[int, Tile, int]]] = {}
     counted: dict[str, dict[str, np.ndarray]] = {}
-    for tile in _tiles(folder, histograms):
+    some = None if only is None and runs is None else wanted
+    for tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(tile["run_id"]):
             if (place := wanted.pop(str(run), None)) is not None:
                 rows.setdefault(place[0], []).append((place[1], tile, row))
                 _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
     return {
-        config_id: _configuration(config_id, spec, manifest["declaration"]["seeds"], rows[config_id], counted[config_id])
+        config_id: _configuration(config_id, spec, asked[config_id], rows[config_id], counted[config_id])
         for config_id, spec in specs.items()
         if config_id in rows
     }
@@ -191,13 +211,15 @@ def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
         sums[name] = sums.get(name, 0) + values.astype(np.int64)
 
 
-def _tiles(folder: Path, histograms: bool = False) -> Iterator[Tile]:
-    for path in tile_paths(folder):
+def _tiles(paths: Iterable[Path], histograms: bool = False, of: Mapping[str, Any] | None = None) -> Iterator[Tile]:
+    for path in paths:
+        if of is not None and not any(str(run) in of for run in read_tile(path, ("run_id",))["run_id"]):
+            continue
         yield read_tile(path, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
 
 
 def _configuration(
-    config_id: str, spec: dict[str, Any], seeds: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
+    config_id: str, spec: dict[str, Any], wanted: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
 ) -> Configuration:
     rows.sort(key=lambda r: r[0])
     first = rows[0][1]
@@ -216,7 +238,7 @@ def _configuration(
     return Configuration(
         config_id=config_id,
         spec=spec,
-        wanted=seeds,
+        wanted=wanted,
         run_ids=[str(tile["run_id"][row]) for _, tile, row in rows],
         seeds=np.array([seed for seed, _, _ in rows]),
         epochs=first["epoch"],

@@ -17,7 +17,7 @@ _LATEX = str.maketrans(
 )
 _CAPITAL = ("GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
 _GREEK = (*_CAPITAL, *("ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI"))
-_SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # what a stock TeX has no letters for
+_SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # no letters in a stock TeX
 NEAR, BETTER, WORSE = "≈", "◦", "•"
 
 

@@ -38,9 +38,12 @@ hypothesis.settings.load_profile("relu_study")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs beside pytest's own cache: a second run starts warm, a clean clone cold."""
+    """Keep compiled programs beside pytest's own cache, subprocesses' too: a second run starts warm, a clean clone cold."""
     if (cache := getattr(config, "cache", None)) is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
+        kept = {"compilation_cache_dir": str(cache.mkdir("jax"))}
+        kept |= {"persistent_cache_min_compile_time_secs": "0", "persistent_cache_min_entry_size_bytes": "-1"}
+        os.environ |= {f"JAX_{name}".upper(): value for name, value in kept.items()}
+        jax.config.update("jax_compilation_cache_dir", kept["compilation_cache_dir"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

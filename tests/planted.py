@@ -7,7 +7,7 @@ The arm "relu, rate=0.001" is the configuration of `he_normal` under a second la
 Planted faults: `he_normal` on `wave` goes nonfinite for seed 1 from the third epoch on (its flags are all
 True from there on, a trap), and nothing else does.
 Histograms of pre and post count `HISTOGRAM` values in each of the last two bins, and one value in the zero bin for each dead
-unit; those of the gradient count one value in bin 5 + e. A nonfinite run has none from the third epoch on.
+unit; those of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run has none from the third epoch on.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def planted_run(
         for kind in KINDS:
             counts = series[f"histogram:{kind}:{site}"] = np.zeros((len(when), BINS), np.int32)
             if kind == "gradient":
-                counts[np.arange(len(when)), 5 + np.arange(len(when))] = 1
+                counts[np.arange(len(when)), (5 + np.arange(len(when))) % BINS] = 1
             else:
                 counts[:, -2:], counts[:, BINS // 2] = HISTOGRAM, dead_flags(arm, target, seed, site, len(when)).sum(1)
             if nonfinite(arm, target, seed):

@@ -36,6 +36,10 @@ def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
         (["run", SMALL, "--val-examples", "some"], "--val-examples"),
         (["report", "nowhere"], "nowhere"),
         (["view", "nowhere"], "nowhere"),
+        (["figure", "nowhere"], "nowhere"),
+        (["table", "nowhere"], "nowhere"),
+        (["table", str(HERE)], "no manifest.json"),
+        (["figure", str(HERE)], "no manifest.json"),
         (["rnu", SMALL], "run"),
     ],
 )
@@ -104,7 +108,7 @@ def test_bad_study_files(text: str, hint: str, tmp_path: Path, monkeypatch: Any,
 def test_help_knows_no_jax(tmp_path: Path) -> None:
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
-    for name in ("list", "plan", "run", "report", "view"):
+    for name in ("list", "plan", "run", "report", "figure", "view"):
         assert name in done.stdout
 
 

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from relu_study import events, frames, store
+from relu_study import frames, store
 from relu_study.events import EVENT_FILE, run_names, write_events
 
 Series = dict[str, dict[int, float]]  # tag -> step -> value
@@ -28,7 +28,6 @@ def read(run: Path) -> Series:
     """The scalars of one run as TensorBoard loads them, all points kept."""
     loaded = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
     loaded.Reload()
-    assert not loaded.Tags()["tensors"]
     series: Series = {}
     for tag in loaded.Tags()["scalars"]:
         points = loaded.Scalars(tag)
@@ -122,8 +121,9 @@ def test_one_event_a_step_holds_all_tags_and_the_file_says_its_version(folder: A
     _, _, path = folder
     raw = [Event.FromString(e) for e in RawEventFileLoader(str(path / "tensorboard" / "baseline@wave" / EVENT_FILE)).Load()]
     assert raw[0].file_version == "brain.Event:2"
-    assert [e.step for e in raw[1:]] == [0, 1, 2, 5]
-    assert all(len(e.summary.value) > 60 for e in raw[1:])
+    assert [value.metadata.plugin_data.plugin_name for value in raw[1].summary.value] == ["custom_scalars", "hparams", "hparams"]
+    assert [e.step for e in raw[2:]] == [0, 1, 2, 5]
+    assert all(len(e.summary.value) > 60 for e in raw[2:])
 
 
 def test_a_fraction_of_an_epoch_is_rounded_up(tmp_path: Path) -> None:
@@ -185,33 +185,23 @@ def test_a_broken_off_writing_leaves_the_old_file_and_no_rubbish(tmp_path: Path,
     before = contents(tmp_path)
     for configuration in configurations.values():
         configuration.values["val_loss/all"] += 1
-    whole = events.RecordWriter.write
-    budget = iter(range(3))
+    write, budget = Path.write_bytes, iter(range(3))
 
-    def breaks(self: Any, data: bytes) -> None:
+    def breaks(self: Path, data: bytes) -> int:
         if next(budget, None) is None:
+            write(self, data[:100])
             raise OSError("no space left on device")
-        whole(self, data)
+        return write(self, data)
 
-    monkeypatch.setattr(events.RecordWriter, "write", breaks)
+    monkeypatch.setattr(Path, "write_bytes", breaks)
     with pytest.raises(OSError, match="no space left"):
         write_events(manifest, configurations, tmp_path)
-    assert contents(tmp_path) == before
-
-
-def test_one_writer_at_a_time_and_all_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    start = events.RecordWriter.__init__
-
-    def counted(self: Any, path: str) -> None:
-        assert all(writer._writer.closed for writer in opened)
-        start(self, path)
-        opened.append(self)
-
-    monkeypatch.setattr(events.RecordWriter, "__init__", counted)
-    _, configurations = written(tmp_path, seeds=2)
-    assert len(opened) == len(configurations)
-    assert all(writer._writer.closed for writer in opened)
+    after = contents(tmp_path)
+    assert after.keys() == before.keys() and sum(after[name] != before[name] for name in before) == 3
+    monkeypatch.undo()
+    write_events(manifest, configurations, tmp_path)
+    whole_now = contents(tmp_path)
+    assert all(after[name] in (before[name], whole_now[name]) for name in before), "a file is the old one or the new one"
 
 
 def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Path) -> None:
@@ -285,4 +275,4 @@ def test_150_000_scalars_take_about_a_second(tmp_path: Path) -> None:
         configuration.values = {f"metric_{i}/all": values for i in range(25)}
     start = time.process_time()
     write_events(manifest, configurations, tmp_path)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 1.5

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,42 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert csvs(cut) == csvs(tmp_path / "whole") and len(csvs(cut)) == 6
 
 
+SAID = ["NOTE: fast loading\n", "TensorBoard 2.21.0 at http://127.0.0.1:7007/ (Press CTRL+C to quit)\n", "a later warning\n"]
+
+
+class Started:
+    """In TensorBoard's place: says what it would, then the person presses Ctrl-C, or it ends with `status`."""
+
+    status: int | None = None
+    said: list[str] = SAID
+
+    def __init__(self, commands: list[list[str]], command: list[str]) -> None:
+        commands.append(command)
+        self.ended = False
+
+    @property
+    def stderr(self) -> Iterator[str]:
+        yield from self.said
+        if self.status is None:
+            raise KeyboardInterrupt
+
+    def terminate(self) -> None:
+        self.ended = True
+
+    def wait(self) -> int | None:
+        assert self.ended or self.status is not None, "nobody ended it"
+        return self.status
+
+
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that `view` starts, in a folder with a TensorBoard to show; the person then presses Ctrl-C."""
-    started: list[list[str]] = []
-
-    def call(command: list[str]) -> int:
-        started.append(command)
-        raise KeyboardInterrupt
-
+    """The commands that `view` starts, in a folder with a TensorBoard to show."""
+    commands: list[list[str]] = []
     (tmp_path / "sweep" / "tensorboard").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "call", call)
-    return started
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: Started(commands, command))
+    return commands
 
 
 def view(*words: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -91,22 +115,33 @@ def view(*words: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return left.value.code
 
 
-def test_view_starts_tensorboard_and_prints_its_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_view_starts_tensorboard_and_passes_on_its_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     assert view("sweep", monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out == "http://127.0.0.1:6006/\n"
-    assert view("sweep", "--port", "7000", "--host", "0.0.0.0", monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out == "http://0.0.0.0:7000/\n"
+    said = capsys.readouterr()
+    assert said.out == "http://127.0.0.1:7007/\n" and said.err == SAID[0] + SAID[2]
+    assert view("sweep", "--port", "7007", "--host", "0.0.0.0", monkeypatch=monkeypatch) == 0
     tensorboard = [sys.executable, "-m", "tensorboard.main", "--logdir", str(Path("sweep/tensorboard"))]
     assert opened == [
         [*tensorboard, "--host", "127.0.0.1", "--port", "6006"],
-        [*tensorboard, "--host", "0.0.0.0", "--port", "7000"],
+        [*tensorboard, "--host", "0.0.0.0", "--port", "7007"],
     ]
 
 
-def test_view_takes_any_free_port(opened: Any, monkeypatch: Any, capsys: Any) -> None:
-    assert view("sweep", "--port", "0", monkeypatch=monkeypatch) == 0
-    port = opened[0][-1]
-    assert 1024 <= int(port) < 2**16 and capsys.readouterr().out == f"http://127.0.0.1:{port}/\n"
+def test_view_says_where_many_runs_have_to_be_selected(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+    for i in range(41):
+        assert view("sweep", monkeypatch=monkeypatch) == 0
+        assert "Toggle All Runs" not in capsys.readouterr().err
+        Path(f"sweep/tensorboard/run {i}").mkdir()
+    assert view("sweep", monkeypatch=monkeypatch) == 0
+    assert "41 runs" in (said := capsys.readouterr().err) and "Toggle All Runs" in said
+
+
+def test_view_names_no_address_that_is_not_listened_at(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(Started, "status", 1)
+    monkeypatch.setattr(Started, "said", ["TensorBoard could not bind to port 6006, it was already in use\n"])
+    assert view("sweep", monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr()
+    assert not said.out and "already in use" in said.err and "--port 0" in said.err
 
 
 def test_view_says_how_to_make_what_is_missing(opened: Any, monkeypatch: Any, capsys: Any) -> None:

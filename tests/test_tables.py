@@ -213,7 +213,7 @@ def test_latex_escapes_names_and_sets_numbers() -> None:
     assert latex_text("(1.20 ± 0.15)e-05") == r"(1.20 $\pm$ 0.15)$\times 10^{-5}$"
     assert latex_text("(-1.2 ± 0.1)e+07") == r"($-$1.2 $\pm$ 0.1)$\times 10^{7}$"
     assert latex_text("random-normal 0.05") == "random-normal 0.05"
-    assert latex_text("β λ Δ ≤ −1, naïve") == r"$\beta$ $\lambda$ $\Delta$ $\le$ -1, naïve"
+    assert latex_text("β λ Δ ≤ \N{MINUS SIGN}1, naïve") == r"$\beta$ $\lambda$ $\Delta$ $\le$ -1, naïve"
     assert latex_text("0.50 ± 0.10 ≈•") == r"0.50 $\pm$ 0.10$^{\approx}$$^{\bullet}$"
 
 

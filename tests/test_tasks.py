@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from relu_study.cli import find_study, load_study
+from relu_study.finding import find_study, load_study
 from relu_study.programs import Probing, make_sample
 from relu_study.registry import UserError, tasks
 from relu_study.spec import RunSpec

@@ -30,7 +30,7 @@ import peer
 import timing
 from peer_team import Competitor, Missing, Team
 
-from relu_study.cli import find_study, load_study
+from relu_study.finding import find_study, load_study
 from relu_study.programs import steps_per_epoch
 from relu_study.registry import tasks
 

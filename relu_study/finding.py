@@ -1,0 +1,66 @@
+"""Studies as files: found by name, from a clone or an installed wheel, or by path."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relu_study.registry import UserError, nearest
+
+if TYPE_CHECKING:
+    from relu_study.study import Study
+
+
+def studies() -> dict[str, Path]:
+    """The studies by name: from a clone's `benchmarks`, or from an installed wheel."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "benchmarks", here / "benchmarks"):
+        if (folder / "article.py").is_file():
+            return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+    return {}
+
+
+def find_study(name: str) -> Path:
+    """The file of a study, by name or by path."""
+    if name.endswith(".py") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no study file {name}; give a path to a Python file, or one of: {', '.join(studies())}")
+        return path
+    known = studies()
+    if name not in known:
+        raise nearest(name, known, "study")
+    return known[name]
+
+
+def load_study(path: Path) -> Study:
+    """Run a study file (it is Python, and does what it contains) and take the Study it declares."""
+    from relu_study.study import Study
+
+    module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{path} is no Python file; a study's file ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (Exception, SystemExit) as error:
+        at = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
+        line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said}") from None
+    found = list({id(value): value for value in vars(module).values() if isinstance(value, Study)}.values())
+    if not found:
+        raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")
+    if len(found) > 1:
+        raise UserError(f"{path} declares {len(found)} studies; keep one to a file")
+    return found[0]
