@@ -1,4 +1,4 @@
-"""What every test runs under: annotations checked at each call, four CPU devices, compiled programs kept from run to run."""
+"""What every test runs under: annotations checked at each call, two CPU devices, compiled programs kept from run to run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CHECKED = [f"relu_study.{m.name}" for m in pkgutil.iter_modules([str(ROOT / "rel
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
 
-# More devices than cores, so that tiles meet on devices in every order. Set here and not in the environment:
-# a subprocess of a test starts as a user's would.
-jax.config.update("jax_num_cpu_devices", 4)
+# Two devices, so that tiles meet on them in every order; every further one would compile each program once more. Set here and
+# not in the environment: a subprocess of a test starts as a user's would.
+jax.config.update("jax_num_cpu_devices", 2)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 

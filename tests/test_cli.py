@@ -121,7 +121,7 @@ def test_list_and_plan(tmp_path: Path) -> None:
 
 
 def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -> None:
-    ran = command("run", SMALL, "--out", "here", "--seeds", "2", "--epochs", "1", cwd=tmp_path)
+    ran = command("run", SMALL, "--out", "here", "--epochs", "1", cwd=tmp_path)
     assert ran.returncode == 0 and ran.stdout.strip() == "here/report.md", ran.stderr
     before = {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")}
     for name in before:
@@ -130,12 +130,10 @@ def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -
     assert again.returncode == 0 and again.stderr.splitlines()[-1] == "False", again.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")} == before
     row = (tmp_path / "here" / "runs.csv").read_text().splitlines()[3]
-    alone = command(
-        "run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--like", "here", "--out", "one", cwd=tmp_path
-    )
+    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--like", "here", "--out", "one", cwd=tmp_path)
     assert alone.stdout.splitlines() == [row], alone.stderr
     assert (tmp_path / "one" / "runs.csv").read_text().splitlines()[1:] == [row]
-    full = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--seeds", "2", "--out", "here", cwd=tmp_path)
+    full = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--out", "here", cwd=tmp_path)
     assert full.returncode == 2 and "not empty" in full.stderr
     (tmp_path / "other.py").write_text(Path(SMALL).read_text().replace('name="small"', 'name="other"'))
     refused = command("run", "other.py", "--out", "here", cwd=tmp_path)

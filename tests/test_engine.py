@@ -95,7 +95,7 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
     same(whole, engine.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
 
 
-@pytest.mark.parametrize("sets", [1, 2, 4])
+@pytest.mark.parametrize("sets", [1, 4])
 def test_sharing_rows(base: RunSpec, sets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))
@@ -107,6 +107,7 @@ def test_sharing_rows(base: RunSpec, sets: int) -> None:
     same(alone, engine.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets), each, each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
 def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
     tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
@@ -220,6 +221,7 @@ print(json.dumps(heard))
 """
 
 
+@pytest.mark.slow
 def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None:
     ours = {name: value for name, value in os.environ.items() if "CACHE" not in name}  # not the cache that tests share
     env = {**ours, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
