@@ -127,6 +127,7 @@ def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
 
 
+@pytest.mark.slow
 def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that may do more with its input than our modules is trained on examples as rows; bits aside, that is all."""
     monkeypatch.setattr(networks, "_entries", dict(networks._entries))

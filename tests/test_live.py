@@ -143,6 +143,7 @@ def ids(study: Study) -> list[str]:
     return list(dict.fromkeys(run.config_id for run in study.runs()))
 
 
+@pytest.mark.slow
 def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path) -> None:
     watcher = Looks(tmp_path / "four", FOUR)
     runner.run(FOUR, tmp_path / "four", watcher=watcher)
