@@ -216,7 +216,7 @@ CURVES = ("train_loss", "dead_fraction", "grad_norm/site_1")
 SEEN = ("post/site_1", "gradient/site_1")  # what the article's own pictures show: outputs and gradients of the first layer
 FIGURES = [
     Figure("headline", "Validation loss and dead units of the baseline and of what helps.", "curves", ("remedies",),
-           metrics=("val_loss", "dead_fraction")),
+           metrics=("val_loss", "dead_fraction"), log=True),
     Figure("c1", "The baseline: loss, dead units and first-layer gradient, nets A and B.", "curves", ("depth",), metrics=CURVES),
     Figure("c1_histograms", "Outputs and gradients of the first layer, nets A and B: how many are how large, and exactly zero.",
            "histograms", ("depth",), metrics=SEEN),

@@ -16,6 +16,7 @@ from relu_study.frames import PROPORTIONS
 from relu_study.typeset import BETTER, NEAR, WORSE, measured
 
 SIGNIFICANT = 0.05
+VERSUS = {"better": BETTER, "worse": WORSE}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Group:
 def marks(groups: Sequence[Group]) -> list[list[Mark]]:
     """What is said of every cell of every group of a table.
 
-    `best`: the best mean among cells all of whose runs are finite, unless all means are equal. `near`: of such cells, one whose
+    `best`: the best mean among cells all of whose runs are finite, unless all of them are equal. `near`: of such cells, one whose
     difference from the best, paired by seed, has a two-sided sign-flip p of at least 0.05 after Holm's correction over all
     comparisons with a best in the table. `versus`: a cell whose p against the baseline is below 0.05, Holm's correction being
     over all comparisons with a baseline in the table.
@@ -130,7 +131,8 @@ def marks(groups: Sequence[Group]) -> list[list[Mark]]:
 def _best(group: Group) -> int | None:
     whole = [i for i, cell in enumerate(group.cells) if cell.whole]
     means = [group.cells[i].mean for i in whole]
-    if group.better == "none" or not means or min(means) == max(means):
+    others = any(cell.defined and not cell.whole for cell in group.cells)
+    if group.better == "none" or not means or (min(means) == max(means) and not (others and len(whole) == 1)):
         return None
     return whole[means.index(min(means) if group.better == "lower" else max(means))]
 
@@ -165,7 +167,7 @@ def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
     count = f" (n={cell.n_finite}/{cell.n})" if cell.defined and cell.n_finite < cell.n else ""
     if cell.n_finite == 0:
         return f"-{count}"
-    signs = f"{NEAR if mark.near else ''}{ {'better': BETTER, 'worse': WORSE}.get(mark.versus, '') }"
+    signs = (NEAR if mark.near else "") + VERSUS.get(mark.versus, "")
     signs = f" {signs}" if signs else ""
     if metric in PROPORTIONS:
         return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{count}"
@@ -178,11 +180,11 @@ def legend(marked: Collection[Mark], cells: Collection[Cell], metrics: Collectio
     sentences = [
         f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(PROPORTIONS) else "",
         f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
-        "n=k/m: k of m runs are finite." if any(c.defined and c.n_finite < c.n for c in cells) else "",
+        "n=k/m: k of m runs are finite; such cells are not ranked." if any(c.defined and c.n_finite < c.n for c in cells) else "",
         f"Bold: the best of its {per}, among those whose runs are all finite." if any(m.best for m in marked) else "",
         f"{NEAR}: not distinguishable from it." if any(m.near for m in marked) else "",
     ]
-    versus = [f"{sign} {word}" for sign, word in ((BETTER, "better"), (WORSE, "worse")) if any(m.versus == word for m in marked)]
+    versus = [f"{sign} {word}" for word, sign in VERSUS.items() if any(m.versus == word for m in marked)]
     sentences.append(f"{', '.join(versus)} than the baseline." if versus else "")
     if versus or any(m.near for m in marked):
         sentences.append("Tests: paired by seed, two-sided, by sign flips, at 0.05 after Holm's correction over the table.")

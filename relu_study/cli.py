@@ -1,8 +1,9 @@
-"""The door: `relu-study list | plan | run | report | figure | view`. JAX is imported only when something will be trained."""
+"""The door: one function for each command of `relu-study`. JAX is imported only when something will be trained."""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 import shlex
 import signal
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from relu_study.finding import find_study, load_study, studies
-from relu_study.registry import UserError, nearest
+from relu_study.registry import UserError
 
 if TYPE_CHECKING:
     from relu_study.plan import Plan
@@ -219,6 +220,32 @@ def make_table(
     print(table(_existing(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
 
 
+def make_comparison(
+    folder: Folder,
+    by: tuple[str, ...] = ("arm",),
+    metric: str = "val_loss",
+    site: str = "all",
+    epoch: str = "last",
+    baseline: str | None = None,
+    where: tuple[str, ...] = (),
+) -> None:
+    """Print the comparisons of a results folder's configurations as CSV, paired by seed.
+
+    Args:
+        folder: The results folder.
+        by: Factors (RunSpec fields, "arm", "experiment") in which the configurations differ.
+        metric: A metric of the study.
+        site: "all", or one site of the networks, e.g. site_1.
+        epoch: "last", or a number (needs raw/).
+        baseline: The label that all others are compared with (Holm's correction); without it every pair (Benjamini-Hochberg's).
+        where: Conditions as those of `table`.
+    """
+    from relu_study.frames import csv_text
+    from relu_study.pivot import compare
+
+    print(csv_text(compare(_existing(folder), by, metric, site, epoch, baseline, where)), end="")
+
+
 def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
     """Open TensorBoard on a results folder and print its address.
 
@@ -227,7 +254,10 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
         port: The port to listen on; 0 takes any free one.
         host: The address to listen on; this machine alone unless told.
     """
+    from relu_study.store import read_manifest
+
     logs = _existing(folder) / "tensorboard"
+    read_manifest(logs.parent)
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
@@ -240,7 +270,7 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
             if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
                 listens = True
                 print(found[1], flush=True)
-                if (runs := len(list(logs.iterdir()))) > SELECTED_BY_ITSELF:
+                if (runs := len({path.parent for path in logs.rglob("events.*")})) > SELECTED_BY_ITSELF:
                     print(
                         f"{runs} runs: in Custom Scalars and Histograms TensorBoard selects none of more than "
                         f"{SELECTED_BY_ITSELF}; press Toggle All Runs there, or filter them, e.g. by ^baseline@",
@@ -261,11 +291,13 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
 
 def _existing(folder: str) -> Path:
     path = Path(folder)
+    if path.is_file():
+        raise UserError(f"{folder} is a file; give the results folder that it lies in, {path.parent}")
     if not path.is_dir():
-        near = (
-            nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], "folder") if path.parent.is_dir() else None
-        )
-        raise near or UserError(f"no folder {folder}; make one with 'relu-study run STUDY --out {folder}'")
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside)]
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"no folder {folder}; {hint}make one with 'relu-study run STUDY --out {folder}'")
     return path
 
 
@@ -326,6 +358,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
     "report": rebuild,
     "table": make_table,
+    "compare": make_comparison,
     "figure": draw_figure,
     "view": view,
 }

@@ -1,43 +1,54 @@
-"""Configurations compared, paired by seed: differences with intervals, exact p by sign flips, corrected for many questions."""
+"""Configurations compared, paired by seed: differences with intervals, p by sign flips, corrected for many questions."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 
-from relu_study.registry import nearest
-from relu_study.stats import t_interval, wilson
+from relu_study.registry import UserError, nearest
+from relu_study.stats import generator, t_interval, wilson
 from relu_study.study import DIRECTIONS
 
-BETTER = ("lower", "higher", "none")
-BLOCKS = 24
+ENDS = ("lower", "higher", "none")  # which end of a metric is better
+EXACT = 24  # differences whose sign patterns are all enumerated
+PATTERNS = 1 << 17  # drawn for more than that
 
 
 def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Exact one-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
+    """One-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
 
-    Valid at every n for independent differences that are symmetric about their mean. Up to n = 24 over all 2^n patterns, so
-    p >= 2^-n; beyond, 24 blocks of neighbouring seeds change sign as one, which is as exact. A pattern that ties with the
-    observed one counts whole (counted half, errors come up to twice as often as p says); a zero is the same under both
-    signs. No values: (1, 1).
+    Valid at every n for independent differences that are symmetric about their mean. Up to n = 24 exact, over all 2^n patterns,
+    so that p >= 2^-n; beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the same ones each time, so that
+    p >= 2^-17. A pattern that ties with the observed one counts whole (counted half, errors come up to twice as often as p
+    says); a zero is the same under both signs. No values: (1, 1).
 
-    Source: Fisher 1935, The Design of Experiments, section 21; Hemerik & Goeman 2018, Test 27, 811-825 (a subgroup of the flips).
+    Source: Fisher 1935, The Design of Experiments, section 21; Phipson & Smyth 2010, arXiv:1603.05766, for counting the observed.
     """
     difference = np.asarray(difference, np.float64)
-    if len(difference) > BLOCKS:
-        difference = np.array([block.sum() for block in np.array_split(difference, BLOCKS)])
+    # Sums that differ by rounding are ties.
+    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()
+    if len(difference) > EXACT:
+        sums = _flipped(len(difference)) @ difference
+        return float(np.mean(sums >= observed - slack)), float(np.mean(sums <= observed + slack))
     first, second = (_signed_sums(half) for half in np.array_split(difference, 2))
     second = np.sort(second)
-    # Sums that differ by rounding are ties, and the patterns come in pairs of opposite sum.
-    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()
+    # The patterns come in pairs of opposite sum.
     fewer, more = (int(np.searchsorted(second, least - slack - first).sum()) for least in (observed, -observed))
     patterns = first.size * second.size
     return 1 - fewer / patterns, 1 - more / patterns
+
+
+@lru_cache(maxsize=2)
+def _flipped(n: int) -> Float[np.ndarray, "patterns n"]:
+    signs = 1.0 - 2 * generator(f"sign_flip/{n}").integers(0, 2, (PATTERNS, n), dtype=np.int8)
+    signs[0] = 1  # the observed pattern
+    return signs
 
 
 def _signed_sums(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 2**n"]:
@@ -157,10 +168,13 @@ def compare(
     probability of it), `p` (two-sided, by sign flips) and `p_corrected`: Holm's against a baseline, Benjamini and Hochberg's for
     all pairs. Without a pair all are NaN, p among them, and the row is not one of those corrected for.
     """
-    if better not in BETTER:
-        raise nearest(better, BETTER, "direction of a metric")
+    if better not in ENDS:
+        raise nearest(better, ENDS, "direction of a metric")
     if baseline is not None and baseline not in names:
         raise nearest(baseline, names, "baseline")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise UserError(f"{twice!r} names two configurations; give each a name of its own")
     place = {name: i for i, name in enumerate(names)}
     pairs = [(a, baseline) for a in names if a != baseline] if baseline is not None else list(itertools.combinations(names, 2))
     rows = [{"name": a, "against": b, **_compared(values[:, place[a]] - values[:, place[b]], better)} for a, b in pairs]

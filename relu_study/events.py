@@ -43,8 +43,9 @@ def write_events(
     """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
 
     The values are those of `summary.csv`, at every epoch; the step is the epoch, rounded up where it is
-    a fraction (a run of 12.5 epochs ends at step 13). A point without a value is left out of all three tags;
-    a tag without any value is left out (with a single seed there is a mean, but no interval). With them stand a layout of
+    a fraction (a run of 12.5 epochs ends at step 13). A point at which the metric means nothing is left out of all three tags;
+    where runs went nonfinite, what cannot be said stands as NaN. A tag without any value is left out (with a single seed there
+    is a mean, but no interval). With them stand a layout of
     Custom Scalars, a row of HParams and, of those configurations that come with them, histograms (`relu_study.dashboards`).
 
     `per_seed` adds the run NAME/seed-003 for the configuration's run of seed 3, with tags `metric/site/run`; more than 500 of
@@ -190,11 +191,10 @@ def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
 def _aggregated(points: pd.DataFrame) -> Scalars:
     """The points of one configuration; a tag without any value is left out."""
     found: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
-    names, steps = points["name"].tolist(), points["step"].tolist()
     for tag, column in TAGS.items():
-        for name, step, value in zip(names, steps, points[column].tolist(), strict=True):
-            if value == value:  # NaN: the series has no such tag
-                found[step][f"{name}/{tag}"] = value
+        shown = points[points[column].notna().groupby(points["name"]).transform("any")]
+        for name, step, value in zip(shown["name"].tolist(), shown["step"].tolist(), shown[column].tolist(), strict=True):
+            found[step][f"{name}/{tag}"] = value
     return found
 
 
@@ -210,6 +210,7 @@ def _points(summary: pd.DataFrame) -> pd.DataFrame:
     points["step"] = np.ceil(summary["epoch"]).astype(int)
     with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
-    known = values.notna()
-    shown = (known | ~known.groupby([points["config_id"], points["name"]]).transform("any")).all(axis=1)
+    alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")
+    defined = (summary["n_finite"] > 0) | (alive == 0)  # of runs that are finite none has a value: there is none to have
+    shown = defined & values["mean"].notna().groupby([points["config_id"], points["name"]]).transform("any")
     return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from relu_study import lives, stats
+from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
-from relu_study.store import Configuration, collect, read_manifest
+from relu_study.store import Configuration, collect, tile_paths
 
 PROPORTIONS = ("collapsed", "constant")  # 0 or 1 a run: a Wilson interval, not a t interval
-SPREAD = ("mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max")
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
 _KIND = {f.name: {"str": "str", "int": "int64", "float": "float64"}[str(f.type)] for f in dataclasses.fields(RunSpec)}
 _WORDS = ("run_id", "config_id", "status", "experiment", "metric", "site")
@@ -54,9 +54,9 @@ class Results:
 def load(folder: str | Path) -> Results:
     """A results folder as DataFrames; a folder without manifest.json, runs.csv or summary.csv is refused by name."""
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    stored = curves(collect(folder, manifest)) if (folder / "raw").is_dir() else None
-    return Results(folder, read_csv(folder / "runs.csv"), read_csv(folder / "summary.csv"), stored)
+    manifest = read_whole_manifest(folder)
+    stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
+    return Results(folder, read_runs(folder, manifest), read_csv(folder / "summary.csv"), stored)
 
 
 def frames(
@@ -120,7 +120,7 @@ def summary_frame(
     parts = [_summarised(c, manifest["declaration"]["metrics"]) for c in configurations.values()]
     specs = {config_id: c.spec for config_id, c in configurations.items()}
     sizes = [len(part["n"]) for part in parts]
-    cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *SPREAD])
+    cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *stats.MOMENTS])
     summary = pd.concat([_spec_columns(specs, np.repeat(list(specs), sizes)), cells], axis=1)
     return summary if epochs is None else at_epochs(summary, epochs)
 
@@ -152,9 +152,7 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
             if (certified := c.certified_dead.get(site)) is not None:
                 row["certified_revived"] = int(lives.unit_lives(certified, c.epochs, c.first_bad_epoch).revived.sum())
             parts.append(row)
-    columns = ["config_id", "site", "probe_examples", "runs", "units", *counts]
-    columns += ["dead_at_end", "dead_at_end_fraction", "ci_lo", "ci_hi", "certified_revived"]
-    return pd.DataFrame(parts, columns=columns).astype({"certified_revived": "Int64"})
+    return pd.DataFrame(parts, columns=list(COLUMNS["units"])).astype({"certified_revived": "Int64"})
 
 
 def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
@@ -166,8 +164,7 @@ def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
             size = len(c.epochs)
             head: dict[str, Any] = {"config_id": c.config_id, "site": site, "epoch": c.epochs, "probe_examples": c.probe_examples}
             parts.append({name: np.broadcast_to(value, size) for name, value in (head | dict(curve)).items()})
-    columns = ["config_id", "site", "epoch", "probe_examples", "runs", "at_risk", "died", "censored", "survival", "lo", "hi"]
-    return _stacked(parts, columns)
+    return _stacked(parts, list(COLUMNS["survival"]))
 
 
 def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
@@ -228,6 +225,30 @@ def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any])
     return csv_text(runs_frame(configurations, manifest))
 
 
+def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
+    """runs.csv, refused where its runs or its metrics are not those that the manifest declares."""
+    frame, path, declaration = read_csv(folder / "runs.csv"), folder / "runs.csv", manifest["declaration"]
+    configs = {entry["config_id"] for entry in declaration["configurations"]}
+    wanted = len(configs) * declaration["seeds"]
+    found = frame["config_id"].isin(configs) & (frame["seed"] < declaration["seeds"])
+    if len(frame) != wanted or not found.all() or frame.duplicated(["config_id", "seed"]).any():
+        raise UserError(
+            f"{path} has {int(found.sum()):,} of the {wanted:,} runs that manifest.json declares: it is cut off, or of another "
+            f"time; restore it, or make it with 'relu-study report {folder}'"
+        )
+    _has(frame.columns, declaration["columns"], path)
+    return frame
+
+
+def _has(found: Collection[str], needed: Iterable[str], path: Path) -> None:
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise UserError(
+            f"{path} has no column {missing[0]}: it is garbled, or another version wrote it; restore it, "
+            f"or make it with 'relu-study report {path.parent}'"
+        )
+
+
 def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV file of a results folder, with the types it was written with; a missing one is named, with the way out.
 
@@ -237,6 +258,8 @@ def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
     kinds: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | _KIND | dict.fromkeys((*_WORDS, *words), "str")
     try:
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut off")
         header = pd.read_csv(path, nrows=0).columns
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
@@ -244,6 +267,7 @@ def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise UserError(f"{path} is garbled ({error}); restore it, or make it with 'relu-study report {path.parent}'") from None
+    _has(frame.columns, COLUMNS.get(path.stem, words), path)
     words = [name for name, kind in kinds.items() if kind == "str"]
     return frame.assign(**{name: frame[name].fillna("") for name in words})
 

@@ -15,7 +15,7 @@ from relu_study import fans, maps, selection, spreads
 from relu_study.bins import KINDS
 from relu_study.registry import UserError, nearest
 from relu_study.store import Configuration
-from relu_study.wording import BETTER, HISTOGRAMS, at_epoch, at_site, count, factor, is_share, probe_set, stacked, unit, words
+from relu_study.wording import HISTOGRAMS, WHICH_END, at_epoch, at_site, count, factor, is_share, probe_set, stacked, unit, words
 
 Draw = Callable[[], Picture]
 Entry = dict[str, Any]  # of the declaration's configurations
@@ -273,5 +273,6 @@ def _board_label(name: str, figure: Mapping[str, Any], declaration: Mapping[str,
     metric, site = name.split("/")
     about = declaration["metrics"].get(metric, {})
     n = [probe_set(sizes)] if is_share(metric) and sizes else []
-    texts = [at_site(metric, site) + unit(metric, about), at_epoch(figure["epoch"]), BETTER[about.get("direction", "none")], *n]
+    end = WHICH_END[about.get("direction", "none")]
+    texts = [at_site(metric, site) + unit(metric, about), at_epoch(figure["epoch"]), end, *n]
     return "\n".join(texts)

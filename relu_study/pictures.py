@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from relu_study import drawing, selection
+from relu_study.contract import read_whole_manifest
 from relu_study.figures import DEFAULTS, NEEDED, Numbers, arranged, check, lacking
-from relu_study.frames import last_epochs, read_csv, runs_frame, summary_frame, survival_frame
+from relu_study.frames import last_epochs, read_csv, read_runs, runs_frame, summary_frame, survival_frame
 from relu_study.panels import chosen
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition
-from relu_study.store import Configuration, collect, read_whole_manifest, tile_paths, write_atomically
+from relu_study.store import Configuration, collect, tile_paths, write_atomically
 from relu_study.study import FIGURE_KINDS, Figure
 from relu_study.verdicts import TEXTS
 
@@ -60,7 +61,7 @@ def figure(
         raise UserError(f"no configuration is left to draw: {_filter(asked, where)}")
     check(some)
     ids = {entry["config_id"] for entry in entries}
-    numbers = _numbers(folder, {**manifest, "declaration": some}, asked, conditions, ids, where)
+    numbers = _numbers(folder, manifest, some, asked, conditions, ids, where)
     picture = arranged(asked, some, numbers, f"where {', '.join(_several(where))}" if where else "")
     if picture is None:
         raise UserError(f"there is nothing to draw: {_empty(asked, numbers)}; {_filter(asked, where)}")
@@ -114,6 +115,9 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
             if value not in names_of:
                 raise nearest(value, names_of, label)
     given = dict(given) | {"metrics": given["metrics"] or USUAL.get(kind, ())}
+    for word in ("metrics", "log") if kind == "survival" else ():
+        if given[word]:
+            raise UserError(f"survival shows every site and takes no {word}; choose with arms, experiments and conditions")
     if kind == "forest":
         for word in ("metrics", *known):
             if given[word]:
@@ -148,15 +152,22 @@ def _filter(asked: Mapping[str, Any], where: Words) -> str:
 
 
 def _numbers(
-    folder: Path, manifest: dict[str, Any], asked: Mapping[str, Any], conditions: Sequence[Condition], ids: set[str], where: Words
+    folder: Path,
+    whole: dict[str, Any],
+    some: dict[str, Any],
+    asked: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    ids: set[str],
+    where: Words,
 ) -> Numbers:
+    manifest = {**whole, "declaration": some}
     kind, of_runs = asked["kind"], [c for c in conditions if not c.of_configurations]
     if kind == "forest":
         return _verdicts(folder, manifest, conditions)
     raw = bool(tile_paths(folder))
     runs = None
     if of_runs:
-        frame = runs_frame(collect(folder, manifest, only=ids), manifest) if raw else read_csv(folder / "runs.csv")
+        frame = runs_frame(collect(folder, manifest, only=ids), manifest) if raw else read_runs(folder, whole)
         frame = frame[frame["config_id"].isin(ids)]
         frame = frame[selection.runs(conditions, frame, manifest["declaration"])]
         if not len(frame):
@@ -169,7 +180,7 @@ def _numbers(
         return _of_runs(last_epochs(frame), manifest)
     if runs is not None:
         raise UserError(f"conditions on single runs need {folder / 'raw'} for {kind}, which is not here; run the study again")
-    return _from_files(folder, manifest, asked, ids)
+    return _from_files(folder, whole, some, asked, ids)
 
 
 def _at_the_end(asked: Mapping[str, Any]) -> bool:
@@ -183,8 +194,12 @@ def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], surviva
     return Numbers(summary_frame(stored, manifest, None), lives, (), stored)
 
 
-def _from_files(folder: Path, manifest: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]) -> Numbers:
-    read = {name: read_csv(folder / f"{name}.csv") for name in NEEDED[asked["kind"]]}
+def _from_files(
+    folder: Path, whole: dict[str, Any], some: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]
+) -> Numbers:
+    manifest = {**whole, "declaration": some}
+    needed = NEEDED[asked["kind"]]
+    read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
     if needs := lacking(asked, found, folder):
         raise UserError(f"this figure needs {needs}, which is not here; run the study again")
@@ -217,6 +232,8 @@ def _empty(asked: Mapping[str, Any], numbers: Numbers) -> str:
     if asked["kind"] in ("depth", "map") and not _at_the_end(asked):
         when = ", ".join(f"{epoch:g}" for epoch in _several(asked["epoch"]) if epoch != "last")
         return f"no value of {what} at epoch {when}; measured were epochs {', '.join(f'{epoch:g}' for epoch in epochs)}"
+    if len(numbers.summary) and not numbers.summary["n_finite"].any():
+        return "none of the runs is finite"
     return f"no value of {what} in {len(numbers.summary['config_id'].unique()) or len(numbers.configurations)} configurations"
 
 

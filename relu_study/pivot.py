@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ import pandas as pd
 
 from relu_study import comparisons, selection
 from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
-from relu_study.frames import PROPORTIONS, csv_text, read_csv, runs_frame
+from relu_study.contract import read_whole_manifest
+from relu_study.frames import csv_text, read_csv, read_runs, runs_frame
 from relu_study.registry import UserError, nearest
-from relu_study.selection import LABELS, shown
-from relu_study.store import collect, read_whole_manifest
+from relu_study.selection import LABELS, Condition, shown
+from relu_study.store import collect, tile_paths
 from relu_study.study import FACTORS
-from relu_study.tables import check_site, epoch_of
+from relu_study.tables import Column, Lookup, check_site, epoch_of, in_summary
 from relu_study.typeset import Shown, latex_table, markdown_table
+from relu_study.wording import is_share, words
 
 FORMATS = ("markdown", "latex", "csv")
-Key = tuple[Any, ...]
+AGAINST = {"n": "pairs", "difference": "difference", "ci_lo": "difference_lo", "ci_hi": "difference_hi"} | {
+    name: name for name in ("improvement", "p", "p_corrected")
+}
+Key = tuple[Any, ...]  # values of factors
+Place = tuple[Key, Key, Column]
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,7 @@ class Asked:
 
     rows: tuple[str, ...]
     cols: tuple[str, ...]
-    metrics: tuple[str, ...]
-    site: str
+    columns: tuple[Column, ...]  # one for each metric
     epoch: float | None  # None: the last
     where: tuple[str, ...]
 
@@ -45,7 +51,7 @@ class Grid:
     rows: list[Key]
     cols: list[Key]
     configs: Mapping[tuple[Key, Key], str]
-    cells: Mapping[tuple[Key, Key, str], Cell]
+    cells: Mapping[Place, Cell]
     held: Mapping[str, Any]
     probe_examples: list[int]
     baseline: int | None
@@ -65,9 +71,10 @@ def table(
     """A table of a results folder as text: `rows` by `cols`, each cell the mean of a metric over the seeds with its interval.
 
     `rows` and `cols` are names of factors (RunSpec fields, `arm`, `experiment`). Every other factor that varies is held at its
-    most common value, which the note names, unless `where` chooses another (see `selection.parse` for its conditions). `metric`
-    may be several; `epoch` is "last" or a number, which needs raw/. `baseline` is the label of a row. `format` is markdown,
-    latex (booktabs) or csv, which has a line for each cell, with every comparison. `cells.marks` says what is marked.
+    most common value, which the note names, unless `where` chooses another (see `selection.parse` for its conditions). Without
+    `cols` the targets are the columns, if there are several. `metric`, or "metric/site", may be several; `epoch` is "last" or a
+    number: one that summary.csv lacks needs raw/, and without raw/ nothing is compared. `baseline` is the label of a row.
+    `format` is markdown, latex (booktabs) or csv, which has a line for each cell. `cells.marks` says what is marked.
 
     Unknown names, values that no configuration has and a table without a row are refused, with the way out.
     """
@@ -78,9 +85,9 @@ def table(
     asked = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
     grid = _grid(folder, manifest, asked, baseline)
     if format == "csv":
-        return csv_text(_machine(grid, manifest["declaration"]["metrics"]))
-    made = _shown(grid, manifest["declaration"]["metrics"])
-    return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(asked.metrics)}")
+        return csv_text(_machine(grid))
+    made = _shown(grid)
+    return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(c.metric for c in asked.columns)}")
 
 
 def compare(
@@ -99,11 +106,15 @@ def compare(
     """
     folder = Path(folder)
     manifest = read_whole_manifest(folder)
-    asked = _checked(manifest["declaration"], _names(by), (), (metric,), site, epoch, _names(where))
-    grid = _grid(folder, manifest, asked, baseline)
+    asked = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
+    if len(asked.columns) > 1:
+        raise UserError("one metric at a time is compared; leave all but one out")
+    grid = _grid(folder, manifest, asked, baseline, targets=False)
     values = [cell.values for cell in grid.cells.values() if cell.values is not None]
-    direction = manifest["declaration"]["metrics"][metric]["direction"]
-    return pd.DataFrame(comparisons.compare([_label(row) for row in grid.rows], np.stack(values, axis=1), direction, baseline))
+    if not values:
+        raise UserError(f"epoch {asked.epoch:g} needs {folder / 'raw'} to compare run by run; leave the epoch out")
+    labels, better = [_label(row) for row in grid.rows], asked.columns[0].direction
+    return pd.DataFrame(comparisons.compare(labels, np.stack(values, axis=1), better, baseline))
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -130,22 +141,27 @@ def _checked(
         raise UserError(f"{twice[0]} is asked for twice among the rows and columns; leave one out")
     if not rows or not metrics:
         raise UserError("a table needs at least one factor as rows and one metric; e.g. rows arm, metric val_loss")
-    for metric in metrics:
+    at, columns = epoch_of(epoch, "a table"), []
+    for name in dict.fromkeys(metrics):
+        metric, _, own = name.partition("/")
         if metric not in declaration["metrics"]:
             raise nearest(metric, declaration["metrics"], "metric")
-        check_site(metric, site, declaration["columns"], "in this table")
-    return Asked(rows, cols, tuple(dict.fromkeys(metrics)), site, epoch_of(epoch, "this table"), where)
+        check_site(metric, own or site, declaration["columns"], "of the network")
+        columns.append(Column(name, metric, own or site, at, declaration["metrics"][metric]["direction"]))
+    return Asked(rows, cols, tuple(columns), at, where)
 
 
 # ------------------------------------------------------------------------------------- rows, columns, cells
 
 
-def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | None) -> Grid:
+def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | None, targets: bool = True) -> Grid:
     declaration = manifest["declaration"]
     conditions = selection.parse(asked.where, declaration)
     wanted = selection.configurations(conditions, declaration)
     if not wanted:
         raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}; leave a condition out")
+    if targets and not asked.cols and "target" not in asked.rows and len({entry["spec"]["target"] for entry in wanted}) > 1:
+        asked = replace(asked, cols=("target",))
     entries, held = selection.held(wanted, (*asked.rows, *asked.cols))
     rows, cols = (_keys(wanted, names) for names in (asked.rows, asked.cols))
     found = {(_key(entry, asked.rows), _key(entry, asked.cols)): entry["config_id"] for entry in entries}
@@ -153,14 +169,14 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     cols = [col for col in cols if any((row, col) in found for row in rows)]
     last, frame = _frames(folder, manifest, asked.epoch)
     kept = selection.runs(conditions, last, declaration)
-    runs = Runs(frame, kept)
+    look = _of_runs(frame, kept) if frame is not None else _of_summary(folder, last, conditions, asked, declaration["seeds"])
     cells = {
-        (row, col, metric): runs.cell(found.get((row, col), ""), metric, asked.site)
-        for row, col, metric in itertools.product(rows, cols, asked.metrics)
+        (row, col, column): look(found.get((row, col), ""), column)
+        for row, col, column in itertools.product(rows, cols, asked.columns)
     }
     if not any(cell.n for cell in cells.values()):
         raise UserError(f"no run of {folder} meets {' and '.join(asked.where)}; leave a condition out, or choose another value")
-    sizes = sorted({int(n) for n in frame.loc[kept & frame["config_id"].isin(found.values()), "probe_examples"].dropna()})
+    sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(found.values()), "probe_examples"].dropna()})
     return Grid(asked, rows, cols, found, cells, held, sizes, _baseline(baseline, rows, asked.rows))
 
 
@@ -193,79 +209,95 @@ def _label(key: Key) -> str:
     return ", ".join(shown(value) for value in key)
 
 
-def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a run, with its last metrics (runs.csv) and with those at an epoch (raw/)."""
-    if epoch is None:
-        last = read_csv(folder / "runs.csv")
-        return last, last
-    if not (folder / "raw").is_dir():
+def _of_runs(frame: pd.DataFrame, kept: np.ndarray) -> Lookup:
+    runs = Runs(frame, kept)
+    return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
+
+
+def _of_summary(folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: int) -> Lookup:
+    """The cells of an epoch that only summary.csv knows: their runs cannot be chosen or compared."""
+    if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
-            f"epoch {epoch:g} needs {folder / 'raw'}, which is not there (runs.csv holds the last epoch); "
-            f"leave the epoch out, or run the study again"
+            f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is not here; leave it out"
         )
+    summary = read_csv(folder / "summary.csv")
+    _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
+    look = in_summary(summary, Runs(last), {column.metric for column in asked.columns}, seeds)
+    nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False)
+    return lambda config_id, column: look(config_id, column) if config_id else nothing
+
+
+def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """One row a run, with its last metrics (runs.csv) and with those at an epoch (raw/; None: there is no raw/)."""
+    if epoch is None or not tile_paths(folder):
+        last = read_runs(folder, manifest)
+        return last, last if epoch is None else None
     configurations = collect(folder, manifest)
-    known = sorted({float(measured) for c in configurations.values() for measured in c.epochs})
-    if epoch not in known:
-        few = (
-            f"they were at {', '.join(f'{e:g}' for e in known)}"
-            if len(known) < 12
-            else f"they were from {known[0]:g} to {known[-1]:g}"
-        )
-        raise UserError(f"no run of {folder} was measured at epoch {epoch:g}; {few}")
+    _check_epoch(folder, epoch, [float(measured) for c in configurations.values() for measured in c.epochs])
     return runs_frame(configurations, manifest), runs_frame(configurations, manifest, epoch)
+
+
+def _check_epoch(folder: Path, epoch: float | None, known: Sequence[float], hint: str = "") -> None:
+    if epoch not in (known := sorted(set(known))):
+        few = ", ".join(f"{e:g}" for e in known) if len(known) < 12 else f"{known[0]:g} to {known[-1]:g}"
+        raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
 
 
 # ---------------------------------------------------------------------------------------- as they are shown
 
 
-def _marked(grid: Grid, metrics: Mapping[str, Any]) -> dict[tuple[Key, Key, str], Mark]:
-    columns = list(itertools.product(grid.cols, grid.asked.metrics))
+def _marked(grid: Grid) -> dict[Place, Mark]:
+    columns = list(itertools.product(grid.cols, grid.asked.columns))
     groups = [
-        Group(metrics[metric]["direction"], [grid.cells[row, col, metric] for row in grid.rows], grid.baseline)
-        for col, metric in columns
+        Group(column.direction, [grid.cells[row, col, column] for row in grid.rows], grid.baseline) for col, column in columns
     ]
     return {
-        (row, col, metric): mark
-        for (col, metric), found in zip(columns, marks(groups), strict=True)
+        (row, col, column): mark
+        for (col, column), found in zip(columns, marks(groups), strict=True)
         for row, mark in zip(grid.rows, found, strict=True)
     }
 
 
-def _shown(grid: Grid, metrics: Mapping[str, Any]) -> Shown:
-    asked, marked = grid.asked, _marked(grid, metrics)
-    columns = list(itertools.product(grid.cols, asked.metrics))
-    several = len(asked.metrics) > 1
-    headers = [
-        ", ".join(filter(None, [_label(col), _words(metric) if several or not asked.cols else ""])) for col, metric in columns
-    ]
+def _shown(grid: Grid) -> Shown:
+    asked, marked = grid.asked, _marked(grid)
+    columns = list(itertools.product(grid.cols, asked.columns))
     left, body, bold = len(asked.rows), [], set()
     for k, row in enumerate(grid.rows):
         heads = [shown(value) for value in row]
         heads[-1] += "†" if k == grid.baseline else ""
-        body.append(heads + [text(grid.cells[row, c, m], m, marked[row, c, m]) for c, m in columns])
-        bold |= {(k, left + i) for i, (c, m) in enumerate(columns) if marked[row, c, m].best}
-    by = f"by {' and '.join(_words(name) for name in (*asked.rows, *asked.cols))}"
-    named = ", ".join(_words(metric) for metric in asked.metrics)
-    caption = f"{named[0].upper()}{named[1:]}{'' if asked.site == 'all' else f', {asked.site}'} {by}."
-    return Shown(caption, [*map(_words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values()), metrics))
+        body.append(heads + [text(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
+        bold |= {(k, left + i) for i, (col, c) in enumerate(columns) if marked[row, col, c].best}
+    named = len(asked.columns) > 1 or not asked.cols
+    headers = [", ".join(filter(None, [_label(col), _title(c) if named else ""])) for col, c in columns]
+    return Shown(_caption(asked), [*map(words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values())))
 
 
-def _note(grid: Grid, marked: Sequence[Mark], metrics: Mapping[str, Any]) -> str:
+def _title(column: Column) -> str:
+    return words(column.metric) + ("" if column.site == "all" else f", {column.site}")
+
+
+def _caption(asked: Asked) -> str:
+    named = "; ".join(map(_title, asked.columns))
+    return f"{named[0].upper()}{named[1:]} by {' and '.join(map(words, (*asked.rows, *asked.cols)))}."
+
+
+def _note(grid: Grid, marked: Sequence[Mark]) -> str:
     asked, cells = grid.asked, list(grid.cells.values())
+    metrics = [column.metric for column in asked.columns]
     counts = sorted({cell.n for cell in cells if cell.n})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    ends = {end: [_words(m) for m in asked.metrics if metrics[m]["direction"] == end] for end in ("lower", "higher")}
-    better = [f"{end.capitalize()} is better: {', '.join(named)}." for end, named in ends.items() if named]
-    shares = any(m in PROPORTIONS or m.endswith("_fraction") for m in asked.metrics)
-    held = [f"{_words(name)} {shown(value)}" for name, value in grid.held.items()]
-    how, *said = legend(marked, cells, asked.metrics, f"over n = {n} seed{'s' if n != '1' else ''}", "column")
+    ends = {end: [_title(c) for c in asked.columns if c.direction == end] for end in ("lower", "higher")}
+    held = [f"{words(name)} {shown(value)}" for name, value in grid.held.items()]
+    how, *said = legend(marked, cells, metrics, f"over n = {n} seed{'s' if n != '1' else ''}", "column")
+    sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
     missing = len(grid.configs) < len(grid.rows) * len(grid.cols)
     texts = [
         how,
         "After the last epoch." if asked.epoch is None else f"After epoch {asked.epoch:g}.",
-        *better,
-        f"Fractions on N = {', '.join(f'{size:,}' for size in grid.probe_examples)} probe examples." if shares else "",
+        *(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
+        f"Fractions on N = {sizes} probe examples." if sizes and any(map(is_share, metrics)) else "",
         *said,
+        "Nothing is compared: the runs at this epoch are not here." if all(cell.values is None for cell in cells) else "",
         "†: the baseline." if grid.baseline is not None else "",
         "-: no such configuration, or no such number." if missing or any(not cell.defined for cell in cells) else "",
         f"Held fixed: {', '.join(held)}." if held else "",
@@ -274,39 +306,33 @@ def _note(grid: Grid, marked: Sequence[Mark], metrics: Mapping[str, Any]) -> str
     return " ".join(filter(None, texts))
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _machine(grid: Grid, metrics: Mapping[str, Any]) -> pd.DataFrame:
+def _machine(grid: Grid) -> pd.DataFrame:
     """One line a cell: its factors, its numbers, its marks and its comparison with the baseline."""
-    asked, marked, against = grid.asked, _marked(grid, metrics), _against_baseline(grid, metrics)
+    asked, marked, against = grid.asked, _marked(grid), _against_baseline(grid)
     lines = []
-    for row, col, metric in itertools.product(grid.rows, grid.cols, asked.metrics):
-        cell, mark = grid.cells[row, col, metric], marked[row, col, metric]
+    for row, col, column in itertools.product(grid.rows, grid.cols, asked.columns):
+        cell, mark = grid.cells[row, col, column], marked[row, col, column]
         line: dict[str, Any] = dict(zip((*asked.rows, *asked.cols), (*row, *col), strict=True))
-        line |= {"metric": metric, "site": asked.site, "epoch": "last" if asked.epoch is None else asked.epoch}
+        line |= {"metric": column.metric, "site": column.site, "epoch": "last" if asked.epoch is None else asked.epoch}
         line |= {"config_id": grid.configs.get((row, col), ""), "n": cell.n, "n_finite": cell.n_finite}
-        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near_best": mark.near}
-        lines.append(line | against.get((row, col, metric), {}))
+        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.near}
+        lines.append(line | against.get((row, col, column), {}))
     return pd.DataFrame(lines)
 
 
-def _against_baseline(grid: Grid, metrics: Mapping[str, Any]) -> dict[tuple[Key, Key, str], dict[str, Any]]:
+def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
     """Every cell's comparison with the baseline of its column, p corrected over the whole table."""
     if grid.baseline is None:
         return {}
-    base, labels = grid.rows[grid.baseline], [_label(row) for row in grid.rows]
-    found: dict[tuple[Key, Key, str], dict[str, Any]] = {}
-    for col, metric in itertools.product(grid.cols, grid.asked.metrics):
-        values = [grid.cells[row, col, metric].values for row in grid.rows]
-        table = np.stack([value for value in values if value is not None], axis=1)
-        for row in comparisons.compare(labels, table, metrics[metric]["direction"], _label(base)):
-            key = grid.rows[labels.index(row["name"])], col, metric
-            found[key] = {
-                "pairs": row["n"], "difference": row["difference"], "difference_lo": row["ci_lo"],
-                "difference_hi": row["ci_hi"], "improvement": row["improvement"], "p": row["p"],
-            }  # fmt: skip
+    labels = [_label(row) for row in grid.rows]
+    found: dict[Place, dict[str, Any]] = {}
+    for col, column in itertools.product(grid.cols, grid.asked.columns):
+        values = [value for row in grid.rows if (value := grid.cells[row, col, column].values) is not None]
+        for row in (
+            comparisons.compare(labels, np.stack(values, axis=1), column.direction, labels[grid.baseline]) if values else ()
+        ):
+            key = grid.rows[labels.index(row["name"])], col, column
+            found[key] = {AGAINST[name]: value for name, value in row.items() if name in AGAINST}
     asked = [row for row in found.values() if row["pairs"]]
     for row, p in zip(asked, comparisons.holm([row["p"] for row in asked]), strict=True):
         row["p_corrected"] = float(p)

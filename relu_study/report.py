@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from relu_study import figures, tables
+from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.events import check_per_seed, write_events
 from relu_study.figures import Numbers, draw_from, lacking
 from relu_study.frames import (
@@ -18,14 +20,15 @@ from relu_study.frames import (
     frames,
     last_epochs,
     read_csv,
+    read_runs,
     report_epochs,
     summary_frame,
     survival_frame,
 )
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
-from relu_study.store import Configuration, collect, read_whole_manifest, write_atomically
-from relu_study.verdicts import COLUMNS, TEXTS, answer
+from relu_study.store import Configuration, collect, tile_paths, write_atomically
+from relu_study.verdicts import TEXTS, answer
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # the CSVs that tables, figures and the page are made of
@@ -70,12 +73,13 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     check(manifest["declaration"])
     if per_seed:
         check_per_seed(manifest["declaration"])
-    raw, said = (folder / "raw").is_dir(), []
+    raw = bool(tile_paths(folder))
+    said: list[str] = []
     if raw:
-        whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown)
+        whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, said)
     else:
-        said.append(f"{folder / 'raw'} is not here (a clone has none): the CSV files and tensorboard/ stay as they are")
-    found = _read(folder, said)
+        said.append(f"{folder / 'raw'} has no tile (a clone has none): the CSV files and tensorboard/ stay as they are")
+    found = _read(folder, manifest, said)
     made = _write_tables(folder, manifest, found, said)
     if not raw:
         whole = found.get("summary", summary_frame({}, manifest))
@@ -97,22 +101,41 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
 
 
 def _derive(
-    folder: Path, manifest: dict[str, Any], all_epochs: bool, per_seed: bool, shown: Collection[str]
+    folder: Path, manifest: dict[str, Any], all_epochs: bool, per_seed: bool, shown: Collection[str], said: list[str]
 ) -> tuple[pd.DataFrame, dict[str, Configuration]]:
     """Write the CSVs, verdicts.csv and tensorboard/ from raw/; returns the summary at every epoch, and the runs."""
     declared = {entry["config_id"] for entry in manifest["declaration"]["configurations"]}
     drawn = any(figure["kind"] == "histograms" for figure in manifest["declaration"]["figures"])
     configurations = collect(folder, manifest, histograms=drawn or not declared <= set(shown))
     found = frames(configurations, manifest, all_epochs=True)
+    said += _missing(folder, found["runs"])
     whole = found["summary"]
     if not all_epochs:
         found["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
     arms, targets = _asked(manifest["declaration"], configurations)
-    found["verdicts"] = pd.DataFrame(answer(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS))
+    found["verdicts"] = pd.DataFrame(answer(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"]))
     for name, frame in found.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
     write_events(manifest, {name: c for name, c in configurations.items() if name not in shown}, folder, per_seed)
     return whole, configurations
+
+
+def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
+    """What there is to say of runs that are not stored; that raw/ lost some which runs.csv holds finished is refused."""
+    interrupted = set(runs["run_id"][runs["status"] == "interrupted"])
+    if interrupted and (folder / "runs.csv").is_file():
+        before = set()
+        with contextlib.suppress(UserError):  # garbled, it holds nothing to lose
+            frame = read_csv(folder / "runs.csv")
+            before = set(frame["run_id"][frame["status"].isin(["ok", "nonfinite"])])
+        if lost := interrupted & before:
+            raise UserError(
+                f"{folder / 'raw'} lacks {len(lost):,} runs that runs.csv holds ({min(lost)} is one): a tile is gone; "
+                "restore it, run the study again, or move runs.csv away to report what is left"
+            )
+    return (
+        [f"{len(runs) - len(interrupted):,} of {len(runs):,} runs are stored; the others are interrupted"] if interrupted else []
+    )
 
 
 def _asked(
@@ -134,13 +157,13 @@ def _asked(
     return arms, targets or [{"name": shared, "variance": 1.0, "floor": 0.0}]
 
 
-def _read(folder: Path, said: list[str]) -> dict[str, pd.DataFrame]:
+def _read(folder: Path, manifest: dict[str, Any], said: list[str]) -> dict[str, pd.DataFrame]:
     """The CSVs that are there, as they are on disk: what is made of them is then the same in a clone."""
     found, missing = {}, []
     for name in NEEDED:
         path = folder / f"{name}.csv"
         if path.is_file():
-            found[name] = read_csv(path, TEXTS if name == "verdicts" else ())
+            found[name] = read_runs(folder, manifest) if name == "runs" else read_csv(path, TEXTS if name == "verdicts" else ())
         else:
             missing.append(f"{path} is missing; it is made from {folder / 'raw'}: run the study again, or restore the file")
     if not found:

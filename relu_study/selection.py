@@ -179,5 +179,9 @@ def held(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list
 
 
 def shown(value: Any) -> str:
-    """A factor's value as it is printed."""
-    return value if isinstance(value, str) else f"{value:g}"
+    """A factor's value as it is printed: short, and never like another value."""
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    exact = f"{int(value)}" if float(value).is_integer() and abs(value) < 1e15 else repr(value)
+    return short if float(short) == value and "e+" not in short else exact

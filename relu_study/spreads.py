@@ -69,7 +69,10 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
     bar = picture.colorbar(
         ScalarMappable(norm, HEAT), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
     )
-    bar.set_label(f"share of the values of an epoch, pooled over {runs(counts)} (white: next to none)")
+    bar.set_label(
+        f"share of the values of an epoch, pooled over {runs(counts)} (white: next to none); "
+        "the bins next to 0 hold all that is smaller than 6e-8"
+    )
     _percent(bar.ax)
     picture.set_size_inches(picture.get_figwidth(), sum(heights) + 0.25 * len(heights) + 0.9 + legend)
     return picture

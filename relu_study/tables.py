@@ -16,10 +16,12 @@ import pandas as pd
 
 from relu_study import comparisons
 from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
-from relu_study.frames import PROPORTIONS, csv_text
+from relu_study.frames import csv_text
 from relu_study.registry import UserError, nearest
+from relu_study.selection import shown as shown_value
 from relu_study.spec import FIELDS
 from relu_study.typeset import Shown, latex_table, markdown_table
+from relu_study.wording import is_share, words
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def check_site(metric: str, site: str, columns: Sequence[str], where: str) -> No
     """Refuse a site that `metric` has no column for."""
     if f"{metric}/{site}" not in columns:
         sites = [name.partition("/")[2] for name in columns if name.startswith(f"{metric}/")]
-        raise nearest(site, sites, f"site of {metric} {where}")
+        raise nearest(site, sites, f"site {where}, for {metric}:")
 
 
 def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
@@ -81,7 +83,7 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     declaration, made = manifest["declaration"], {}
     check(declaration)
     asked = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
-    look = _in_summary(summary, Runs(runs), asked, declaration["seeds"])
+    look = in_summary(summary, Runs(runs), asked, declaration["seeds"])
     probed = summary.groupby("config_id")["probe_examples"].first().to_dict()
     for table in declaration["tables"]:
         columns = _columns(table, declaration["metrics"])
@@ -134,7 +136,8 @@ def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str,
     return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
 
 
-def _in_summary(summary: pd.DataFrame, runs: Runs, metrics: set[str], seeds: int) -> Lookup:
+def in_summary(summary: pd.DataFrame, runs: Runs, metrics: set[str], seeds: int) -> Lookup:
+    """What summary.csv has of a configuration in a column; with the values of its runs, where those are of the last epoch."""
     last = summary.groupby("config_id")["epoch"].max().to_dict()
     alive = summary.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
     rows = summary[summary["metric"].isin(metrics)]
@@ -194,7 +197,7 @@ def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Lin
         [
             *([line.target] if several else []),
             line.arm + ("†" if line.arm == table["baseline"] else ""),
-            *([_number(line.tuned)] if table["tune"] else []),
+            *([shown_value(line.tuned)] if table["tune"] else []),
         ]
         for line in lines
     ]
@@ -207,7 +210,7 @@ def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Lin
         headers=[
             *(["target"] if several else []),
             "arm",
-            *([_words(table["tune"])] if table["tune"] else []),
+            *([words(table["tune"])] if table["tune"] else []),
             *map(_header, columns),
         ],
         rows=[head + row for head, row in zip(heads, cells, strict=True)],
@@ -232,7 +235,7 @@ def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Li
 
 def _header(column: Column) -> str:
     epoch = f"epoch {column.epoch:g}" if "@" in column.name and column.epoch is not None else ""
-    return ", ".join(filter(None, [_words(column.metric), "" if column.site == "all" else column.site, epoch]))
+    return ", ".join(filter(None, [words(column.metric), "" if column.site == "all" else column.site, epoch]))
 
 
 def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], marked: Sequence[Mark]) -> str:
@@ -241,24 +244,17 @@ def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line
     metrics = {column.metric for column in columns}
     over = f"over n = {max((cell.n for cell in cells), default=0)} seeds"
     if table["tune"]:
-        over += f", the odd ones; {_words(table['tune'])} chosen by validation loss on the even ones"
+        over += f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones"
     when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
     sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
-    shares = any(metric in PROPORTIONS or metric.endswith("_fraction") for metric in metrics)
+    shares = any(map(is_share, metrics))
     how, *said = legend(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
     texts = [
         how,
         f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
         f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
         *said,
+        "Columns at an epoch of their own are not tested." if said and any(c.epoch is not None for c in columns) else "",
         "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
     ]
     return " ".join(filter(None, texts))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _number(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"

@@ -18,7 +18,7 @@ _LATEX = str.maketrans(
 _CAPITAL = ("GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
 _GREEK = (*_CAPITAL, *("ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI"))
 _SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # no letters in a stock TeX
-NEAR, BETTER, WORSE = "≈", "◦", "•"
+NEAR, BETTER, WORSE = "≈", "◦", "•"  # marks of a cell
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def markdown_table(shown: Shown) -> str:
 
 def latex_text(text: str) -> str:
     """A name or number for LaTeX: special characters escaped, minus signs and exponents as mathematics."""
+    text = re.sub(r"^(?=[\[*])", "{}", " ".join(text.split()))  # at a row's beginning LaTeX takes [ and * for its own
     text = re.sub(rf"(?<=[\d\])]) (?=[{NEAR}{BETTER}{WORSE}])", "", text)  # marks are set high, close to their number
     text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text.translate(_LATEX))
     text = re.sub(r"[^\x00-\xff]", lambda found: _symbol(found[0]), text)
-    return re.sub(r"\)e([+-]\d+)", lambda found: rf")$\times 10^{{{int(found[1])}}}$", text)
+    return re.sub(r"(?<=[\d)])e([+-]\d\d+)\b", lambda found: rf"$\times 10^{{{int(found[1])}}}$", text)
 
 
 def _symbol(letter: str) -> str:

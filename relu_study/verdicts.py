@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from relu_study.comparisons import BLOCKS, holm, paired_test, share_test
+from relu_study.comparisons import EXACT, holm, paired_test, share_test
+from relu_study.contract import COLUMNS
 from relu_study.registry import nearest
 from relu_study.store import Configuration
 from relu_study.study import DIRECTIONS
 
-COLUMNS = (
-    *("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "margin"),
-    *("effect", "ci_lo", "ci_hi", "n", "p", "p_corrected", "verdict", "reason"),
-)
 TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
 SIGNIFICANT = 0.05
 SLACK = 1e-5  # of the margin: a value stored in float32 that sits on the bound is not beyond it
@@ -79,7 +76,7 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     unit = float(target["variance"]) if claim["relative"] else 1.0
     claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
-    row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS}
+    row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
     row |= {name: claim[name] for name in ("claim", "statement", "metric", "site", "direction")}
     row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
     if claim["over"] is not None:
@@ -123,7 +120,7 @@ def _judge(row: Row, tested: int) -> tuple[str, str]:
         return said, where + ("; p is that of the opposite claim" if said == "refuted" else "")
     doubt = f"the corrected p {row['p_corrected']:.3g} is not below {SIGNIFICANT:g}"
     needed = math.floor(math.log2(2 * tested / SIGNIFICANT)) + 1
-    if said != "inconclusive" and row["n"] < needed <= BLOCKS:
+    if said != "inconclusive" and row["n"] < needed <= EXACT:
         doubt += f" (with {tested} testable rows, {needed} seeds are enough for that and {row['n']} may be too few)"
     return "inconclusive", f"{where}{', and' if said == 'inconclusive' else ', but'} {doubt}"
 
@@ -138,7 +135,7 @@ def _with_overall(rows: list[Row]) -> list[Row]:
     else:
         said = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
-    last: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS}
+    last: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
     last |= {"claim": rows[0]["claim"], "statement": rows[0]["statement"], "contrast": "overall", "verdict": said}
     return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 

@@ -15,7 +15,7 @@ HISTOGRAMS = {
     "post": "post, {} (a unit's output)",
     "gradient": "gradient, {} (loss per parameter)",
 }
-BETTER = {"lower": "lower is better", "higher": "higher is better", "none": "neither end is better"}
+WHICH_END = {"lower": "lower is better", "higher": "higher is better", "none": "neither end is better"}
 
 
 def words(name: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from relu_study.contract import COLUMNS
 from relu_study.store import Configuration
 from relu_study.study import Claim
-from relu_study.verdicts import COLUMNS, answer
+from relu_study.verdicts import answer
 
 NAN = float("nan")
 WAVE = {"name": "wave", "variance": 1.0, "floor": 0.0}
@@ -57,7 +58,7 @@ def ask(claim: Claim, target: dict[str, Any] = WAVE, **arms: Configuration) -> d
     """The one row of one claim."""
     rows = answer(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
     assert len(rows) == 2 and rows[1]["contrast"] == "overall"
-    assert all(tuple(row) == COLUMNS for row in rows)
+    assert all(tuple(row) == COLUMNS["verdicts"] for row in rows)
     return rows[0]
 
 

@@ -46,6 +46,13 @@ def test_neither_all_equal_nor_without_direction_is_there_a_best() -> None:
     assert said(Group("none", [BEST, FAR], baseline=0)) == [Mark(), Mark()]
 
 
+def test_the_only_cell_without_nonfinite_runs_is_the_best() -> None:
+    holes = np.where(np.arange(SEEDS) == 3, np.nan, NOISE - 5)
+    assert said(Group("lower", [cell(holes), FAR])) == [Mark(), Mark(best=True)]
+    absent = Cell(math.nan, math.nan, math.nan, SEEDS, 0, False, np.full(SEEDS, np.nan))
+    assert said(Group("lower", [absent, FAR])) == [Mark(), Mark()]  # nothing to be better than
+
+
 def test_a_cell_with_nonfinite_runs_is_neither_best_nor_near() -> None:
     holes = np.where(np.arange(SEEDS) == 3, np.nan, NOISE - 5)
     assert said(Group("lower", [cell(holes), BEST, NEAR])) == [Mark(), Mark(best=True), Mark(near=True)]

@@ -55,20 +55,23 @@ def test_sign_flip_hand_computed() -> None:
     assert comparisons.sign_flip(np.zeros(5)) == (1.0, 1.0)
     assert comparisons.sign_flip(np.array([])) == (1.0, 1.0)
     assert comparisons.sign_flip(np.array([2.0])) == (0.5, 1.0)
-    assert comparisons.sign_flip(np.full(32, 0.3)) == (2.0**-24, 1.0)
+    assert comparisons.sign_flip(np.full(32, 0.3)) == (2.0**-17, 1.0)  # of the patterns drawn, the observed one alone
 
 
-def test_sign_flip_of_sixteen_and_of_more_than_it_enumerates() -> None:
-    rng = np.random.default_rng(5)
-    x = rng.normal(0.3, 1, 16)
+def test_sign_flip_of_sixteen_is_brute_force() -> None:
+    x = np.random.default_rng(5).normal(0.3, 1, 16)
     assert comparisons.sign_flip(x) == brute(x)
-    many = rng.normal(0.25, 1, 60)
-    blocks = np.array([b.sum() for b in np.array_split(many, 24)])
-    signs = rng.choice((-1.0, 1.0), size=(200_000, 24))
-    simulated = (signs @ blocks >= blocks.sum()).mean()
-    p = comparisons.sign_flip(many)[0]
-    assert abs(simulated - p) < 4 * np.sqrt(p / 200_000)
-    assert 0.2 < p / scipy.stats.ttest_1samp(many, 0, alternative="greater").pvalue < 5
+
+
+@pytest.mark.parametrize("n", [25, 32, 64])
+def test_sign_flip_of_more_than_it_enumerates_is_scipys_monte_carlo(n: int) -> None:
+    x = np.random.default_rng(n).normal(0.2, 1, n)
+    for side, p in zip(("greater", "less"), comparisons.sign_flip(x), strict=True):
+        expected = scipy.stats.permutation_test(
+            (x,), np.mean, permutation_type="samples", n_resamples=50_000, alternative=side, rng=np.random.default_rng(9)
+        ).pvalue
+        assert abs(p - expected) < 5 * np.sqrt(p * (1 - p) * (1 / 50_000 + 1 / comparisons.PATTERNS)) + 2 / 50_000
+    assert comparisons.sign_flip(x) == comparisons.sign_flip(x.copy()), "the same patterns each time"
 
 
 def test_sign_flip_p_is_valid_where_ties_abound_and_half_ties_would_not_be() -> None:

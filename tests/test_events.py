@@ -52,10 +52,20 @@ def interval(name: str, values: np.ndarray) -> tuple[float, float, float] | None
 
 def expected(configuration: store.Configuration) -> Series:
     series: Series = {}
+    every = np.stack(list(configuration.values.values()))
+    alive = np.isfinite(every).any(axis=(0, 1))
     for name, values in configuration.values.items():
+        counts = np.isfinite(values).sum(axis=0)
+        known = [tag for tag, least in (("mean", 1), ("lo", 2), ("hi", 2)) if counts.max() >= least]
+        if name in ("collapsed/all", "constant/all"):
+            known = ["mean", "lo", "hi"]
         for i, epoch in enumerate(configuration.epochs):
-            if (found := interval(name, values[:, i])) is not None:
-                for tag, value in zip(("mean", "lo", "hi"), found, strict=True):
+            if not known or (alive[i] and not counts[i]):
+                continue
+            alone = values[:, i][np.isfinite(values[:, i])].mean() if counts[i] else math.nan
+            found = interval(name, values[:, i]) or (alone, math.nan, math.nan)
+            for tag, value in zip(("mean", "lo", "hi"), found, strict=True):
+                if tag in known:
                     series.setdefault(f"{name}/{tag}", {})[math.ceil(epoch)] = value
     return series
 
@@ -148,7 +158,7 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
     assert all(math.isfinite(v) for points in series.values() for v in points.values())
 
 
-def test_a_point_with_one_finite_run_is_left_out_where_others_have_an_interval(tmp_path: Path) -> None:
+def test_what_cannot_be_said_of_nonfinite_runs_stands_as_nan_on_the_same_steps(tmp_path: Path) -> None:
     manifest = store.read_manifest(planted_folder(tmp_path, seeds=3))
     configurations = store.collect(tmp_path, manifest)
     for configuration in configurations.values():
@@ -157,8 +167,23 @@ def test_a_point_with_one_finite_run_is_left_out_where_others_have_an_interval(t
     write_events(manifest, configurations, tmp_path)
     series = read(tmp_path / "tensorboard" / "baseline@wave")
     for tag in ("mean", "lo", "hi"):
-        assert list(series[f"val_loss/all/{tag}"]) == [0, 1, 5]
-        assert list(series[f"train_loss/all/{tag}"]) == [0, 2, 5]
+        assert list(series[f"val_loss/all/{tag}"]) == list(series[f"train_loss/all/{tag}"]) == [0, 1, 2, 5]
+        assert np.isnan(series[f"val_loss/all/{tag}"][2]) == (tag != "mean")
+        assert np.isnan(series[f"train_loss/all/{tag}"][1]) == (tag != "mean")
+    assert series["val_loss/all/mean"][2] == np.float32(configurations[next(iter(configurations))].values["val_loss/all"][0, 2])
+
+
+def test_the_last_point_is_that_of_the_summary_though_every_run_went_nonfinite(tmp_path: Path) -> None:
+    manifest = store.read_manifest(planted_folder(tmp_path, seeds=3))
+    configurations = store.collect(tmp_path, manifest)
+    for configuration in configurations.values():
+        for values in configuration.values.values():
+            values[:, 2:] = np.nan
+    write_events(manifest, configurations, tmp_path)
+    series = read(tmp_path / "tensorboard" / "baseline@wave")
+    for tag in ("mean", "lo", "hi"):
+        assert list(series[f"val_loss/all/{tag}"]) == [0, 1, 2, 5] and np.isnan(series[f"val_loss/all/{tag}"][5])
+        assert list(series[f"update_norm/all/{tag}"]) == [1, 2, 5]  # before training there is none to have
 
 
 def test_writing_again_leaves_the_same_bytes_and_doubles_nothing(tmp_path: Path) -> None:

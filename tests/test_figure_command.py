@@ -200,7 +200,7 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
         figure(tmp_path, "depth")
     write_manifest(tmp_path, {**manifest, "declaration": {"configurations": []}})
     for refused in (lambda: figure(tmp_path, "depth"), lambda: report(tmp_path)):
-        with pytest.raises(UserError, match=r"manifest.json declares no seeds: it is damaged, or another version"):
+        with pytest.raises(UserError, match=r"manifest.json declares no targets: it is damaged, or another version"):
             refused()
     write_manifest(tmp_path, manifest)  # half-written: nothing is trained yet
     with pytest.raises(UserError, match=r"runs.csv is missing; make it with 'relu-study report"):

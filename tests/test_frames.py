@@ -303,7 +303,7 @@ def test_a_run_comes_back_from_its_row_with_its_id(
 ) -> None:
     spec = RunSpec(learning_rate=rate, seed=seed, target=word)
     frame = pd.DataFrame([{"run_id": spec.run_id, "config_id": "0123456789", **spec.as_dict(), "probe_examples": 1}])
-    path = tmp_path_factory.getbasetemp() / "runs.csv"
+    path = tmp_path_factory.getbasetemp() / "row.csv"
     path.write_text(csv_text(frame))
     row = read_csv(path).iloc[0]
     assert (

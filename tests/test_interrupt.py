@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from relu_study import cli, store
+from relu_study.events import EVENT_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 # One program and many tiles: a length touches no program, and a tile has one length.
@@ -102,6 +103,8 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that `view` starts, in a folder with a TensorBoard to show."""
     commands: list[list[str]] = []
     (tmp_path / "sweep" / "tensorboard").mkdir(parents=True)
+    said = {"format": store.FORMAT, "study": "sweep", "provenance": {}, "widths": {}, "declaration": {}}
+    store.write_manifest(tmp_path / "sweep", said)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: Started(commands, command))
@@ -131,7 +134,9 @@ def test_view_says_where_many_runs_have_to_be_selected(opened: Any, monkeypatch:
     for i in range(41):
         assert view("sweep", monkeypatch=monkeypatch) == 0
         assert "Toggle All Runs" not in capsys.readouterr().err
-        Path(f"sweep/tensorboard/run {i}").mkdir()
+        path = Path("sweep/tensorboard/run", "" if i == 0 else f"seed-{i:03}", EVENT_FILE)  # single seeds count too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     assert view("sweep", monkeypatch=monkeypatch) == 0
     assert "41 runs" in (said := capsys.readouterr().err) and "Toggle All Runs" in said
 

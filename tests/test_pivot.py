@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import shutil
 import subprocess
@@ -68,7 +69,7 @@ def test_a_nonfinite_run_is_counted_and_never_shown_as_a_number(folder: Path) ->
     text = table(folder, "initializer", "target", "dead_fraction", where="activation=relu")
     wave, coin = rows_of(text)["he_normal"]
     assert wave.endswith(" (n=7/8)") and "**" not in wave and "n=" not in coin
-    assert "n=k/m: k of m runs are finite." in text and "nan" not in text.lower()
+    assert "n=k/m: k of m runs are finite; such cells are not ranked." in text and "nan" not in text.lower()
 
 
 def test_several_metrics_arms_as_rows_and_a_baseline(folder: Path) -> None:
@@ -87,10 +88,23 @@ def test_an_epoch_of_ones_choice_needs_the_tiles(folder: Path, clone: Path) -> N
     assert rows_of(table(clone, "arm", metric="val_loss", where="target=wave")) == rows_of(
         table(folder, "arm", metric="val_loss", where="target=wave")
     )
-    with pytest.raises(UserError, match=r"epoch 1 needs .*raw, which is not there"):
-        table(clone, "arm", epoch=1, where="target=wave")
-    with pytest.raises(UserError, match=r"no run of .* was measured at epoch 3; they were at 0, 1, 2, 5"):
-        table(folder, "arm", epoch=3, where="target=wave")
+    known = rows_of(table(clone, "arm", metric="val_loss", epoch=1, where="target=wave"))  # from summary.csv
+    assert {arm: cells[0].strip("* ≈") for arm, cells in known.items()} == {
+        arm: cells[0].strip("* ≈") for arm, cells in found.items()
+    }
+    assert "Nothing is compared" in table(clone, "arm", epoch=1, where="target=wave")
+    with pytest.raises(UserError, match=r"at epoch 1 a condition on seed needs .*raw"):
+        table(clone, "arm", epoch=1, where=["target=wave", "seed<3"])
+    with pytest.raises(UserError, match=r"to compare run by run"):
+        compare(clone, "arm", epoch=1, where="target=wave")
+    for where in (folder, clone):
+        with pytest.raises(UserError, match=r"has no numbers of epoch 3; it has those of epochs 0, 1, 2, 5"):
+            table(where, "arm", epoch=3, where="target=wave")
+
+
+def test_without_columns_the_targets_are_the_columns(folder: Path) -> None:
+    assert table(folder, "arm") == table(folder, "arm", "target")
+    assert table(folder, "arm", metric=["dead_fraction/site_1", "val_loss"]).splitlines()[2].count("site_1") == 2
 
 
 def test_conditions_on_runs_are_counted_in_n(folder: Path) -> None:
@@ -136,8 +150,9 @@ def test_compare_pairs_by_seed(folder: Path) -> None:
         ({"rows": "seed"}, r"a cell is a mean over seeds"),
         ({"rows": "target"}, r"target is asked for twice"),
         ({"rows": ()}, r"at least one factor as rows"),
+        ({"metric": []}, r"at least one factor as rows and one metric"),
         ({"metric": "val_los"}, r"unknown metric 'val_los'; did you mean val_loss"),
-        ({"site": "site_7"}, r"unknown site of val_loss in this table 'site_7'"),
+        ({"site": "site_7"}, r"unknown site of the network, for val_loss: 'site_7'"),
         ({"epoch": "soon"}, r"the epoch must be 'last' or a number, not 'soon'"),
         ({"baseline": "rel"}, r"unknown baseline among the rows \(activation\) 'rel'; did you mean relu"),
         ({"format": "tex"}, r"unknown format 'tex'; did you mean latex"),
@@ -164,6 +179,66 @@ def test_a_folder_that_holds_no_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match=r"has format 99, this relu-study reads format 1"):
         table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"])
+def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
+    whole = (folder / name).read_text()
+    header, *lines = whole.splitlines()
+    for column in header.split(","):
+        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False).drop(columns=column)
+        (folder / name).write_text(frame.to_csv(index=False))
+        with pytest.raises(UserError, match=rf"{name} has no column {column}"):
+            report(folder)
+        (folder / name).write_text(whole)
+    for text in ("", header, whole[: len(whole) // 2].rstrip("\n")):
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} is garbled"):
+            report(folder)
+    if name == "runs.csv":
+        (folder / name).write_text("\n".join([header, *lines[:20], ""]))
+        for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
+            with pytest.raises(UserError, match=r"runs.csv has 20 of the 160 runs that manifest.json declares"):
+                use(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: None, "has no declaration"),
+        (lambda d: d | {"configurations": []}, "declares no runs"),
+        (lambda d: {k: v for k, v in d.items() if k != "metrics"}, "declares no metrics"),
+        (lambda d: d | {"metrics": []}, "declares metrics that cannot be read"),
+        (lambda d: d | {"figures": [{}]}, "declares one of its figures without name"),
+        (lambda d: d | {"configurations": [{"arm": "a"}]}, "declares a configuration without experiment"),
+        (
+            lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"colour": 1}}]},
+            "with colour, which this version",
+        ),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"depth": 0}}]}, "depth must be at least 1"),
+    ],
+)
+def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "other"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"declaration": change(manifest["declaration"])}))
+    for use in (report, table, relu_study.load, lambda f: relu_study.figure(f, "survival")):
+        with pytest.raises(UserError, match=message):
+            use(folder)
+
+
+def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_know(clone: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "earlier"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["declaration"]["configurations"]:
+        assert entry["spec"].pop("weight_decay") == 0
+    for figure in manifest["declaration"]["figures"]:
+        del figure["rows"], figure["cols"], figure["epoch"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert table(folder) == table(clone)
+    report(folder)
+    assert (folder / "report.md").read_bytes() == (clone / "report.md").read_bytes()
 
 
 def test_the_command_prints_what_python_returns_without_jax(clone: Path) -> None:

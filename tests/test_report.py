@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from planted import PROBE_EXAMPLES, planted_arms, planted_folder, planted_study
 
+from relu_study.contract import COLUMNS
 from relu_study.frames import read_csv
 from relu_study.registry import UserError
 from relu_study.report import check, report
 from relu_study.store import read_manifest, write_manifest
-from relu_study.verdicts import COLUMNS, TEXTS
+from relu_study.verdicts import TEXTS
 
 CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
 
@@ -90,7 +91,7 @@ def test_a_second_report_changes_no_byte_and_all_epochs_only_the_summary(tmp_pat
 
 def test_verdicts_are_those_of_the_planted_effects(reported: Path) -> None:
     rows = read_csv(reported / "verdicts.csv", TEXTS)
-    assert tuple(rows.columns) == COLUMNS
+    assert tuple(rows.columns) == COLUMNS["verdicts"]
     overall = rows[rows["contrast"] == "overall"].set_index("claim")["verdict"].to_dict()
     assert {name: overall[name] for name in ("P1", "P2")} == {"P1": "confirmed", "P2": "refuted"}
     loss = rows[(rows["claim"] == "P2") & (rows["target"] == "coin_flip")].iloc[0]
@@ -115,10 +116,25 @@ def test_a_folder_without_any_finished_tile_says_so(tmp_path: Path) -> None:
     folder = planted_folder(tmp_path, seeds=1)
     shutil.rmtree(folder / "raw")
     (folder / "raw").mkdir()
-    report(folder)
-    assert set(read_csv(folder / "runs.csv")["status"]) == {"interrupted"}
-    assert len(read_csv(folder / "summary.csv")) == len(read_csv(folder / "units.csv")) == 0
-    assert "20 interrupted" in (folder / "report.md").read_text()
+    with pytest.raises(UserError, match="nothing to report"):
+        report(folder)
+
+
+def test_a_folder_that_lost_its_tiles_keeps_its_files(reported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reported, tmp_path / "lost"))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    gone = sorted((folder / "raw").iterdir())
+    gone[0].unlink()
+    with pytest.raises(UserError, match=r"lacks \d runs that runs.csv holds .*a tile is gone; restore it"):
+        report(folder)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
+    (folder / "runs.csv").unlink()
+    assert any(re.search(r"15\d of 160 runs are stored; the others are interrupted", line) for line in report(folder))
+    for path in gone[1:]:
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    assert any("has no tile" in line for line in report(folder)), "an empty raw/ is that of a clone"
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
 
 
 # ---------------------------------------------------------------------------------------- the page
