@@ -16,14 +16,14 @@ from relu_study.stats import generator, t_interval, wilson
 from relu_study.study import DIRECTIONS
 
 ENDS = ("lower", "higher", "none")  # which end of a metric is better
-EXACT = 24  # differences whose sign patterns are all enumerated
+EXACT = 32  # differences whose sign patterns are all counted, half of them at a time
 PATTERNS = 1 << 17  # drawn for more than that
 
 
 def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """One-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
 
-    Valid at every n for independent differences that are symmetric about their mean. Up to n = 24 exact, over all 2^n patterns,
+    Valid at every n for independent differences that are symmetric about their mean. Up to n = 32 exact, over all 2^n patterns,
     so that p >= 2^-n; beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the same ones each time, so that
     p >= 2^-17. A pattern that ties with the observed one counts whole (counted half, errors come up to twice as often as p
     says); a zero is the same under both signs. No values: (1, 1).

@@ -70,7 +70,7 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
         ScalarMappable(norm, HEAT), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
     )
     bar.set_label(
-        f"share of the values of an epoch, pooled over {runs(counts)} (white: next to none); "
+        f"share of the values of an epoch, pooled over {runs(counts)} (white: next to none);\n"
         "the bins next to 0 hold all that is smaller than 6e-8"
     )
     _percent(bar.ax)

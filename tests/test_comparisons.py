@@ -55,7 +55,8 @@ def test_sign_flip_hand_computed() -> None:
     assert comparisons.sign_flip(np.zeros(5)) == (1.0, 1.0)
     assert comparisons.sign_flip(np.array([])) == (1.0, 1.0)
     assert comparisons.sign_flip(np.array([2.0])) == (0.5, 1.0)
-    assert comparisons.sign_flip(np.full(32, 0.3)) == (2.0**-17, 1.0)  # of the patterns drawn, the observed one alone
+    assert comparisons.sign_flip(np.full(32, 0.3)) == (2.0**-32, 1.0)
+    assert comparisons.sign_flip(np.full(33, 0.3)) == (2.0**-17, 1.0)  # of the patterns drawn, the observed one alone
 
 
 def test_sign_flip_of_sixteen_is_brute_force() -> None:
@@ -63,8 +64,8 @@ def test_sign_flip_of_sixteen_is_brute_force() -> None:
     assert comparisons.sign_flip(x) == brute(x)
 
 
-@pytest.mark.parametrize("n", [25, 32, 64])
-def test_sign_flip_of_more_than_it_enumerates_is_scipys_monte_carlo(n: int) -> None:
+@pytest.mark.parametrize("n", [25, 32, 33, 64])
+def test_sign_flip_of_many_is_scipys_monte_carlo(n: int) -> None:
     x = np.random.default_rng(n).normal(0.2, 1, n)
     for side, p in zip(("greater", "less"), comparisons.sign_flip(x), strict=True):
         expected = scipy.stats.permutation_test(
