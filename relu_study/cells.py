@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,28 @@ class Runs:
             lo, hi = stats.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row])
         return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values)
+
+
+class Summary:
+    """The rows of summary.csv by configuration, metric, site and epoch; only those of some `metrics`."""
+
+    def __init__(self, frame: pd.DataFrame, metrics: Collection[str], seeds: int) -> None:
+        by_config = frame.groupby("config_id")
+        self.seeds, self.last = seeds, by_config["epoch"].max().to_dict()
+        self.probe_examples: dict[Any, Any] = by_config["probe_examples"].first().to_dict()
+        self.alive = frame.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
+        rows = frame[frame["metric"].isin(metrics)]
+        keys = zip(*(rows[name] for name in ("config_id", "metric", "site", "epoch")), strict=True)
+        self.rows = dict(zip(keys, rows[["mean", "ci_lo", "ci_hi", "n", "n_finite"]].to_numpy(float).tolist(), strict=True))
+
+    def cell(self, config_id: str, metric: str, site: str, epoch: float | None) -> Cell:
+        """The runs of a configuration in numbers at an epoch (None: its last); their values are not known."""
+        when = self.last.get(config_id) if epoch is None else epoch
+        found = self.rows.get((config_id, metric, site, when))
+        if found is None:  # no run stored, or an arm that has no such site or epoch
+            return Cell(math.nan, math.nan, math.nan, self.seeds, 0, config_id not in self.last)
+        mean, lo, hi, n, finite = found
+        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or self.alive[config_id, when] == 0)
 
 
 @dataclass(frozen=True)

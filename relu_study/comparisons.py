@@ -177,15 +177,20 @@ def compare(
         raise UserError(f"{twice!r} names two configurations; give each a name of its own")
     place = {name: i for i, name in enumerate(names)}
     pairs = [(a, baseline) for a in names if a != baseline] if baseline is not None else list(itertools.combinations(names, 2))
-    rows = [{"name": a, "against": b, **_compared(values[:, place[a]] - values[:, place[b]], better)} for a, b in pairs]
-    asked = [row for row in rows if row["n"]]
-    correct = benjamini_hochberg if baseline is None else holm
-    for row, corrected in zip(asked, correct([row["p"] for row in asked]), strict=True):
-        row["p_corrected"] = float(corrected)
+    rows = [{"name": a, "against": b, **compared(values[:, place[a]] - values[:, place[b]], better)} for a, b in pairs]
+    correct(rows, benjamini_hochberg if baseline is None else holm)
     return rows
 
 
-def _compared(difference: Float[np.ndarray, " n"], better: str) -> dict[str, Any]:
+def correct(rows: Sequence[dict[str, Any]], by: Callable[[Sequence[float]], Float[np.ndarray, " m"]]) -> None:
+    """Fill in the `p_corrected` of rows of comparisons that are asked together; one without a `p` is none of the questions."""
+    asked = [row for row in rows if not np.isnan(row["p"])]
+    for row, corrected in zip(asked, by([row["p"] for row in asked]), strict=True):
+        row["p_corrected"] = float(corrected)
+
+
+def compared(difference: Float[np.ndarray, " n"], better: str) -> dict[str, Any]:
+    """One row of `compare` from the differences of n pairs, nonfinite ones left out; `p_corrected` is yet to be filled in."""
     finite = difference[np.isfinite(difference)]
     (mean,), _, (half,) = t_interval(finite[:, None], 0.95)
     return {

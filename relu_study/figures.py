@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,8 @@ from relu_study.forests import Effect
 from relu_study.frames import summary_frame, survival_frame
 from relu_study.registry import nearest
 from relu_study.store import Configuration, write_atomically
-from relu_study.study import Figure
 from relu_study.wording import at_site, count, is_share, probe_set, stacked, unit, words
 
-DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Figure)}  # a folder of an earlier version may lack what is new
 NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
     "curves": ("summary", "survival"),
     "survival": ("summary", "survival"),
@@ -53,7 +51,7 @@ class Numbers:
 def check(declaration: Mapping[str, Any]) -> None:
     """Refuse a figure whose metrics, claims or factors cannot be shown. Nothing has to have run: this is for before it."""
     claims = {claim["claim"] for claim in declaration["claims"]}
-    for figure in (DEFAULTS | figure for figure in declaration["figures"]):
+    for figure in declaration["figures"]:
         panels.expanded(figure, declaration)
         for claim in figure["claims"]:
             if claim not in claims:
@@ -64,7 +62,7 @@ def check(declaration: Mapping[str, Any]) -> None:
 
 def lacking(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
     """What a figure needs besides the CSV files `found` ("summary" and so on), or nothing: a clone has no raw/."""
-    figure, raw = DEFAULTS | dict(figure), folder / "raw"
+    raw = folder / "raw"
     missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
     if missing:
         return missing[0]
@@ -109,7 +107,6 @@ def arranged(
     figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str = ""
 ) -> Callable[[], drawing.Figure] | None:
     """What draws a figure, with `note` below it; None where there is nothing to draw."""
-    figure = DEFAULTS | dict(figure)
     if figure["kind"] == "forest":
         effects = _effects([row for row in numbers.verdicts if row["claim"] in figure["claims"]], declaration)
         return partial(forests.forest, effects, note) if effects else None

@@ -258,8 +258,10 @@ def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
     kinds: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | _KIND | dict.fromkeys((*_WORDS, *words), "str")
     try:
-        if not path.read_bytes().endswith(b"\n"):
-            raise ValueError("its last line is cut off")
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 1, 0))
+            if file.read() != b"\n":
+                raise ValueError("its last line is cut off")
         header = pd.read_csv(path, nrows=0).columns
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure as Picture
 
 from relu_study import fans, maps, selection, spreads
 from relu_study.bins import KINDS
+from relu_study.cells import Cell, Summary
 from relu_study.registry import UserError, nearest
 from relu_study.store import Configuration
 from relu_study.wording import HISTOGRAMS, WHICH_END, at_epoch, at_site, count, factor, is_share, probe_set, stacked, unit, words
@@ -173,23 +173,27 @@ def map_over(figure: Mapping[str, Any], declaration: Mapping[str, Any], summary:
     rows, cols = figure["rows"], figure["cols"]
     by_target = "target" not in (rows, cols)
     keys = {way: _keys(way, other, entries) for way, other in ((rows, cols), (cols, rows))}
-    values = {way: _in_order(keys[way]) for way in keys}
-    look, groups = _Means(summary, {name.partition("/")[0] for name in expanded(figure, declaration)}, declaration["seeds"]), []
+    values = {way: selection.in_order(keys[way]) for way in keys}
+    names, groups = expanded(figure, declaration), []
+    known = Summary(summary, {name.partition("/")[0] for name in names}, declaration["seeds"])
+    epoch = None if figure["epoch"] == "last" else float(figure["epoch"])
+    shown = {entry["config_id"] for entry in entries}
+    sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}
     targets = _targets(entries, declaration) if by_target else [""]
-    for name in expanded(figure, declaration):
+    for name in names:
+        metric, site = name.split("/")
         boards = {}
         for target in targets:
-            places = {
-                (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): entry["config_id"]
+            cells = {
+                (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): known.cell(
+                    entry["config_id"], metric, site, epoch
+                )
                 for i, entry in enumerate(entries)
                 if not by_target or entry["spec"]["target"] == target
             }
-            boards[title(target, declaration) if by_target else ""] = _board(
-                places, (len(values[rows]), len(values[cols])), partial(look, name, figure["epoch"])
-            )
-        sizes = look.probe_examples({entry["config_id"] for entry in entries})
-        log = figure["log"] and not is_share(name.split("/")[0])
-        shared = declaration["metrics"].get(name.split("/")[0], {}).get("high") is not None  # a loss is that of its own target
+            boards[title(target, declaration) if by_target else ""] = _board(cells, (len(values[rows]), len(values[cols])))
+        log = figure["log"] and not is_share(metric)
+        shared = declaration["metrics"].get(metric, {}).get("high") is not None  # a loss is that of its own target
         groups.append(maps.Boards(_board_label(name, figure, declaration, sizes), boards, log, shared))
     groups = [group for group in groups if any(np.isfinite(board.values).any() for board in group.cells.values())]
     if not groups:
@@ -211,7 +215,7 @@ def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[lis
 def _keys(way: str, other: str, entries: Sequence[Entry]) -> list[Any]:
     """The value of a factor for each entry."""
     if way != "arm" or other == "experiment":
-        return [entry[way] if way in selection.LABELS else entry["spec"][way] for entry in entries]
+        return [selection.factor(entry, way) for entry in entries]
     alike: dict[str, list[str]] = {}
     rest = [str({**entry["spec"], other: None, "target": None}) for entry in entries]
     for text, entry in zip(rest, entries, strict=True):
@@ -228,44 +232,13 @@ def _shared(labels: Sequence[str]) -> str:
     return ", ".join(same) or labels[0]
 
 
-def _in_order(found: Sequence[Any]) -> list[Any]:
-    values = list(dict.fromkeys(found))
-    return values if any(isinstance(value, str) for value in values) else sorted(values)
-
-
-class _Means:
-    """The means of summary.csv by configuration, metric and epoch."""
-
-    def __init__(self, summary: pd.DataFrame, metrics: set[str], seeds: int):
-        self.last = summary.groupby("config_id")["epoch"].max().to_dict()
-        self.alive = summary.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
-        self.sizes = summary.groupby("config_id")["probe_examples"].first().to_dict()
-        self.seeds = seeds
-        rows = summary[summary["metric"].isin(metrics)]
-        keys = zip(*(rows[name] for name in ("config_id", "metric", "site", "epoch")), strict=True)
-        self.cells = dict(zip(keys, rows[["mean", "n_finite", "n"]].to_numpy(float).tolist(), strict=True))
-
-    def __call__(self, name: str, epoch: Any, config_id: str) -> tuple[float, str]:
-        """The mean and the count of its runs; NaN without a count where the metric is not defined."""
-        if config_id not in self.last:
-            return math.nan, count(0, self.seeds)
-        when = self.last[config_id] if epoch == "last" else float(epoch)
-        metric, site = name.split("/")
-        mean, finite, wanted = self.cells.get((config_id, metric, site, when), (math.nan, 0, self.seeds))
-        defined = finite > 0 or self.alive.get((config_id, when), 1) == 0
-        # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
-        return float(f"{mean:.9g}"), count(int(finite), int(wanted)) if defined else ""
-
-    def probe_examples(self, configs: set[str]) -> set[int]:
-        return {int(size) for config_id, size in self.sizes.items() if config_id in configs}
-
-
-def _board(places: Mapping[tuple[int, int], str], shape: tuple[int, int], look: Callable[[str], tuple[float, str]]) -> maps.Board:
+def _board(cells: Mapping[tuple[int, int], Cell], shape: tuple[int, int]) -> maps.Board:
     values, known = np.full(shape, np.nan), np.zeros(shape, bool)
     counts = [["" for _ in range(shape[1])] for _ in range(shape[0])]
-    for (i, j), config_id in places.items():
+    for (i, j), cell in cells.items():
         known[i, j] = True
-        values[i, j], counts[i][j] = look(config_id)
+        # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
+        values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), count(cell.n_finite, cell.n) if cell.defined else ""
     return maps.Board(values, known, counts)
 
 

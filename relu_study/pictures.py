@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from relu_study import drawing, selection
 from relu_study.contract import read_whole_manifest
-from relu_study.figures import DEFAULTS, NEEDED, Numbers, arranged, check, lacking
+from relu_study.figures import NEEDED, Numbers, arranged, check, lacking
 from relu_study.frames import last_epochs, read_csv, read_runs, runs_frame, summary_frame, survival_frame
 from relu_study.panels import chosen
 from relu_study.registry import UserError, nearest
@@ -95,10 +96,11 @@ def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration
     known = {figure["name"]: figure for figure in declaration["figures"]}
     if name not in known:
         raise nearest(name, known, "figure of this study")
-    also = [word for word, value in {"kind": kind, **given}.items() if value != DEFAULTS.get(word) and value is not None]
+    usual = {field.name: field.default for field in fields(Figure)}
+    also = [word for word, value in {"kind": kind, **given}.items() if value != usual[word] and value is not None]
     if also:
         raise UserError(f"the figure {name} is drawn as it is declared; leave out {also[0]}, or give a kind in place of its name")
-    return DEFAULTS | dict(known[name])
+    return known[name]
 
 
 def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from relu_study import comparisons, selection
-from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
+from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, text
 from relu_study.contract import read_whole_manifest
 from relu_study.frames import csv_text, read_csv, read_runs, runs_frame
 from relu_study.registry import UserError, nearest
-from relu_study.selection import LABELS, Condition, shown
+from relu_study.selection import Condition, shown
 from relu_study.store import collect, tile_paths
 from relu_study.study import FACTORS
 from relu_study.tables import Column, Lookup, check_site, epoch_of, in_summary
@@ -25,9 +25,7 @@ from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import is_share, words
 
 FORMATS = ("markdown", "latex", "csv")
-AGAINST = {"n": "pairs", "difference": "difference", "ci_lo": "difference_lo", "ci_hi": "difference_hi"} | {
-    name: name for name in ("improvement", "p", "p_corrected")
-}
+AGAINST = {"n": "pairs", "ci_lo": "difference_lo", "ci_hi": "difference_hi"}  # beside a cell's own n and interval
 Key = tuple[Any, ...]  # values of factors
 Place = tuple[Key, Key, Column]
 
@@ -181,19 +179,14 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
 
 
 def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
-    return tuple(entry[name] if name in LABELS else entry["spec"][name] for name in names)
+    return tuple(selection.factor(entry, name) for name in names)
 
 
 def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Key]:
     """The values that there are, numbers in rising order and names as declared."""
-    keys = list(dict.fromkeys(_key(entry, names) for entry in entries))
-    order = [list(dict.fromkeys(key[i] for key in keys)) for i in range(len(names))]
-    rank = [
-        {value: i for i, value in enumerate(sorted(found) if not isinstance(found[0], str) else found)}
-        for found in order
-        if found
-    ]
-    return sorted(keys, key=lambda key: tuple(rank[i][value] for i, value in enumerate(key)))
+    keys = dict.fromkeys(_key(entry, names) for entry in entries)
+    orders = [selection.in_order([key[i] for key in keys]) for i in range(len(names))]
+    return sorted(keys, key=lambda key: [order.index(value) for order, value in zip(orders, key, strict=True)])
 
 
 def _baseline(label: str | None, rows: Sequence[Key], names: Sequence[str]) -> int | None:
@@ -222,7 +215,7 @@ def _of_summary(folder: Path, last: pd.DataFrame, conditions: Sequence[Condition
         )
     summary = read_csv(folder / "summary.csv")
     _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
-    look = in_summary(summary, Runs(last), {column.metric for column in asked.columns}, seeds)
+    look = in_summary(Summary(summary, {column.metric for column in asked.columns}, seeds), Runs(last))
     nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False)
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 
@@ -308,7 +301,8 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
 
 def _machine(grid: Grid) -> pd.DataFrame:
     """One line a cell: its factors, its numbers, its marks and its comparison with the baseline."""
-    asked, marked, against = grid.asked, _marked(grid), _against_baseline(grid)
+    # Marks against the baseline would test once more what stands in the columns of the comparison.
+    asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)
     lines = []
     for row, col, column in itertools.product(grid.rows, grid.cols, asked.columns):
         cell, mark = grid.cells[row, col, column], marked[row, col, column]
@@ -324,16 +318,12 @@ def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
     """Every cell's comparison with the baseline of its column, p corrected over the whole table."""
     if grid.baseline is None:
         return {}
-    labels = [_label(row) for row in grid.rows]
+    base = grid.rows[grid.baseline]
     found: dict[Place, dict[str, Any]] = {}
-    for col, column in itertools.product(grid.cols, grid.asked.columns):
-        values = [value for row in grid.rows if (value := grid.cells[row, col, column].values) is not None]
-        for row in (
-            comparisons.compare(labels, np.stack(values, axis=1), column.direction, labels[grid.baseline]) if values else ()
-        ):
-            key = grid.rows[labels.index(row["name"])], col, column
-            found[key] = {AGAINST[name]: value for name, value in row.items() if name in AGAINST}
-    asked = [row for row in found.values() if row["pairs"]]
-    for row, p in zip(asked, comparisons.holm([row["p"] for row in asked]), strict=True):
-        row["p_corrected"] = float(p)
+    for (row, col, column), cell in grid.cells.items():
+        reference = grid.cells[base, col, column].values
+        if row != base and cell.values is not None and reference is not None:
+            said = comparisons.compared(cell.values - reference, column.direction)
+            found[row, col, column] = {AGAINST.get(name, name): value for name, value in said.items()}
+    comparisons.correct(list(found.values()), comparisons.holm)
     return found

@@ -81,10 +81,8 @@ def _values(name: str, values: Sequence[str], declaration: Mapping[str, Any], te
         return [_as_number(value, text) for value in values]
     if name == "status":
         known: list[Any] = ["ok", "nonfinite", "oom", "interrupted"]
-    elif name in LABELS:
-        known = list(dict.fromkeys(entry[name] for entry in declaration["configurations"]))
     else:
-        known = list(dict.fromkeys(entry["spec"][name] for entry in declaration["configurations"]))
+        known = list(dict.fromkeys(factor(entry, name) for entry in declaration["configurations"]))
     if not isinstance(known[0], str):
         numbers = [_as_number(value, text) for value in values]
         for number in numbers if compared in ("=", "!=") else ():
@@ -121,12 +119,8 @@ def _as_number(value: str, text: str) -> float:
 
 def configurations(conditions: Sequence[Condition], declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The declared configurations (one entry an experiment, arm and target) that meet every condition on configurations."""
-    kept = []
-    for entry in declaration["configurations"]:
-        known = {**entry["spec"], "experiment": entry["experiment"], "arm": entry["arm"]}
-        if all(_meets(known[c.name], c) for c in conditions if c.of_configurations):
-            kept.append(entry)
-    return kept
+    asked = [condition for condition in conditions if condition.of_configurations]
+    return [e for e in declaration["configurations"] if all(_meets(factor(e, c.name), c) for c in asked)]
 
 
 def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Mapping[str, Any]) -> Bool[np.ndarray, " R"]:
@@ -176,6 +170,17 @@ def held(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list
             )
         found[name] = first
     return [entry for entry in entries if all(entry["spec"][name] == value for name, value in found.items())], found
+
+
+def factor(entry: Mapping[str, Any], name: str) -> Any:
+    """The value of a factor, or the label, of a declared configuration."""
+    return entry[name] if name in LABELS else entry["spec"][name]
+
+
+def in_order(found: Sequence[Any]) -> list[Any]:
+    """The values that there are, each once: numbers in rising order, names as they come."""
+    values = list(dict.fromkeys(found))
+    return values if any(isinstance(value, str) for value in values) else sorted(values)
 
 
 def shown(value: Any) -> str:

@@ -6,16 +6,15 @@ arms of each target, cells the mean over the runs with its 95 % interval.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from relu_study import comparisons
-from relu_study.cells import Cell, Group, Mark, Runs, legend, marks, text
+from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, text
 from relu_study.frames import csv_text
 from relu_study.registry import UserError, nearest
 from relu_study.selection import shown as shown_value
@@ -83,12 +82,19 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     declaration, made = manifest["declaration"], {}
     check(declaration)
     asked = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
-    look = in_summary(summary, Runs(runs), asked, declaration["seeds"])
-    probed = summary.groupby("config_id")["probe_examples"].first().to_dict()
+    known = Summary(summary, asked, declaration["seeds"])
+    look, probed = in_summary(known, Runs(runs)), known.probe_examples
     for table in declaration["tables"]:
         columns = _columns(table, declaration["metrics"])
         lines = [
-            Line(target, arm, config_id, probed.get(config_id), tuple(cell(config_id, column) for column in columns), tuned)
+            Line(
+                target,
+                arm,
+                config_id,
+                probed.get(config_id),
+                tuple(cell(config_id, column) for column in columns),
+                tuned,
+            )
             for target, arm, config_id, tuned, cell in (
                 _tuned(table, declaration, runs) if table["tune"] else ((*row, "", look) for row in _rows(table, declaration))
             )
@@ -136,23 +142,14 @@ def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str,
     return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
 
 
-def in_summary(summary: pd.DataFrame, runs: Runs, metrics: set[str], seeds: int) -> Lookup:
+def in_summary(summary: Summary, runs: Runs) -> Lookup:
     """What summary.csv has of a configuration in a column; with the values of its runs, where those are of the last epoch."""
-    last = summary.groupby("config_id")["epoch"].max().to_dict()
-    alive = summary.groupby(["config_id", "epoch"])["n_finite"].max().to_dict()
-    rows = summary[summary["metric"].isin(metrics)]
-    keys = zip(*(rows[name] for name in ("config_id", "metric", "site", "epoch")), strict=True)
-    numbers = rows[["mean", "ci_lo", "ci_hi", "n", "n_finite"]].to_numpy(float)
-    cells = dict(zip(keys, numbers.tolist(), strict=True))
 
     def look(config_id: str, column: Column) -> Cell:
-        epoch = last.get(config_id) if column.epoch is None else column.epoch
-        found = cells.get((config_id, column.metric, column.site, epoch))
-        if found is None:  # no run stored, or an arm that has no such site or epoch
-            return Cell(math.nan, math.nan, math.nan, seeds, 0, config_id not in last)
-        mean, lo, hi, n, finite = found
-        values = runs.values(config_id, f"{column.metric}/{column.site}") if column.epoch is None else None
-        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or alive[config_id, epoch] == 0, values)
+        cell = summary.cell(config_id, column.metric, column.site, column.epoch)
+        if column.epoch is not None:
+            return cell
+        return replace(cell, values=runs.values(config_id, f"{column.metric}/{column.site}"))
 
     return look
 
