@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +17,9 @@ from relu_study.finding import find_study, load_study, studies
 from relu_study.registry import UserError
 
 if TYPE_CHECKING:
-    from relu_study.plan import Plan
     from relu_study.study import Study
 
 INTERRUPTED = 130
-SELECTED_BY_ITSELF = 40  # runs; of more, some of TensorBoard's tabs select none
 
 
 # ----------------------------------------------------------------------------------------- commands
@@ -62,6 +57,7 @@ def show_plan(
     """
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
     from relu_study.job import prepare
+    from relu_study.progress import print_plan
     from relu_study.runner import use_devices
 
     use_devices()
@@ -254,39 +250,14 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
         port: The port to listen on; 0 takes any free one.
         host: The address to listen on; this machine alone unless told.
     """
+    from relu_study.board import show
     from relu_study.store import read_manifest
 
     logs = _existing(folder) / "tensorboard"
     read_manifest(logs.parent)
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program, it takes TensorBoard along
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    listens = False
-    try:
-        for line in running.stderr:  # it says where it listens, once it does: the port may be any, or taken
-            if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
-                listens = True
-                print(found[1], flush=True)
-                if (runs := len({path.parent for path in logs.rglob("events.*")})) > SELECTED_BY_ITSELF:
-                    print(
-                        f"{runs} runs: in Custom Scalars and Histograms TensorBoard selects none of more than "
-                        f"{SELECTED_BY_ITSELF}; press Toggle All Runs there, or filter them, e.g. by ^baseline@",
-                        file=sys.stderr,
-                    )
-            else:
-                print(line, end="", file=sys.stderr, flush=True)
-        status = running.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        running.terminate()
-        running.wait()
-    if not listens:
-        raise UserError(f"TensorBoard did not start (above is what it said); --port 0 takes any free port instead of {port}")
-    return status
+    return show(logs, host, port)
 
 
 def _existing(folder: str) -> Path:
@@ -323,32 +294,6 @@ def _asked(
         declared,
         Path(out or f"results/{declared.name}"),
         Probing(declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None),
-    )
-
-
-def print_plan(plan: Plan, stored: int, title: str) -> None:
-    """The plan as a table: a cohort a line."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):
-        table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
-    for c in plan.cohorts:
-        steps = sorted({t.steps for t in c.tiles}) or [c.work.steps]
-        mib = c.bytes() / 2**20
-        span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-        table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    asked = plan.seconds()
-    duration = (
-        "time: unknown on this device until its first tiles are done" if asked is None else f"about {asked:,.0f} s of training"
-    )
-    runs = sum(c.runs for c in plan.cohorts)
-    print(
-        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
-        f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
-        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {duration}"
     )
 
 

@@ -1,14 +1,16 @@
-"""What a person sees of a long run: one live bar in a terminal, plain lines elsewhere."""
+"""What a person sees of a run: the plan before it, then one live bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 if TYPE_CHECKING:
     from relu_study.plan import Plan, Tile
@@ -84,3 +86,26 @@ class Progress(Watcher):
     def say(self, line: str) -> None:
         """One line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_plan(plan: Plan, stored: int, title: str) -> None:
+    """The plan as a table: a cohort a line."""
+    table = Table(title=title, title_justify="left")
+    for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):
+        table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
+    for c in plan.cohorts:
+        steps = sorted({t.steps for t in c.tiles}) or [c.work.steps]
+        mib = c.bytes() / 2**20
+        span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
+        table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    asked = plan.seconds()
+    duration = (
+        "time: unknown on this device until its first tiles are done" if asked is None else f"about {asked:,.0f} s of training"
+    )
+    runs = sum(c.runs for c in plan.cohorts)
+    print(
+        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
+        f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
+        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {duration}"
+    )

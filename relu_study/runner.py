@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from relu_study import engine, store
+from relu_study import engine, store, tiles
 from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
 from relu_study.job import Job, manifest_of, prepare
@@ -207,8 +207,8 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
     One thread per device queues tiles asynchronously, each before the one before it has been waited for. The programs of a
     cohort are let go after its last tile, so that memory does not grow with the number of cohorts.
     """
-    tiles, lock, stopped = planned.tiles, threading.Lock(), threading.Event()
-    remaining = Counter(tile.cohort for tile in tiles)
+    todo, lock, stopped = planned.tiles, threading.Lock(), threading.Event()
+    remaining = Counter(tile.cohort for tile in todo)
     done: queue.Queue[Any] = queue.Queue()
     begun: set[str] = set()
 
@@ -216,18 +216,18 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
         # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
         with lock:
             for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in begun, lambda t: True):
-                for i, tile in enumerate(tiles):
+                for i, tile in enumerate(todo):
                     if fits(tile):
                         begun.add(tile.cohort)
                         mine.add(tile.cohort)
-                        return tiles.pop(i)
+                        return todo.pop(i)
             return None
 
     def work(device: Any) -> None:
         mine: set[str] = set()
         try:
             while not stopped.is_set() and (tile := take(mine)) is not None:
-                pending = engine.start_tile(
+                pending = tiles.start_tile(
                     list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=lambda: not stopped.is_set()
                 )
                 if pending is not None:
@@ -249,7 +249,7 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
                 raise item
             else:
                 tile, pending = item
-                yield tile, engine.collect(pending, keep_params)
+                yield tile, tiles.collect(pending, keep_params)
                 remaining[tile.cohort] -= 1
                 if not remaining[tile.cohort]:
                     engine.forget(tile.runs[0], probing)
@@ -261,7 +261,7 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
         # What was trained to its end by then is not thrown away.
         while not done.empty():
             if isinstance(item := done.get(), tuple):
-                yield item[0], engine.collect(item[1], keep_params)
+                yield item[0], tiles.collect(item[1], keep_params)
         raise
     finally:
         stopped.set()
@@ -294,7 +294,7 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0, sets=1)
-    numbers = engine.train_tile([one], tile.width, probing=probing, sets=tile.sets)
+    numbers = tiles.train_tile([one], tile.width, probing=probing, sets=tile.sets)
     about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:

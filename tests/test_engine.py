@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from relu_study import engine
+from relu_study import engine, tiles
 from relu_study.probes import revivals
 from relu_study.programs import Probing
 from relu_study.registry import UserError, activations, networks, tasks
@@ -52,27 +52,27 @@ def base(request: pytest.FixtureRequest) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def whole(base: RunSpec) -> dict[str, np.ndarray]:
-    return engine.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
+    return tiles.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
 
 
 def test_neighbours_and_order_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     mixed = [base.but(seed=9), base.but(seed=2), base.but(seed=0, learning_rate=0.5), base.but(seed=1)]
-    tile = engine.train_tile(mixed, 4, probing=PROBE, keep_params=True)
+    tile = tiles.train_tile(mixed, 4, probing=PROBE, keep_params=True)
     same(whole, tile, [2, 1], [1, 3])
 
 
 def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     mixed = [base.but(seed=3, initializer="negative_uniform"), base.but(seed=3), base.but(seed=3, target="sum", inputs="centred")]
-    tile = engine.train_tile([*mixed, base.but(seed=0)], 4, probing=PROBE, keep_params=True)
+    tile = tiles.train_tile([*mixed, base.but(seed=0)], 4, probing=PROBE, keep_params=True)
     same(whole, tile, [3, 0], [1, 3])
-    alone = engine.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
+    alone = tiles.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
     same(alone, tile, [0], [0])
     assert not np.array_equal(tile["metric:train_loss/all"][0], tile["metric:train_loss/all"][1])
 
 
 def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     bad = base.but(seed=1, learning_rate=1e30)
-    tile = engine.train_tile([base.but(seed=0), bad, base.but(seed=3)], 4, probing=PROBE, keep_params=True)
+    tile = tiles.train_tile([base.but(seed=0), bad, base.but(seed=3)], 4, probing=PROBE, keep_params=True)
     same(whole, tile, [0, 3], [0, 2])
     assert tile["status"].tolist() == ["ok", "nonfinite", "ok"]
     assert tile["first_bad_epoch"][1] == 1 and np.isnan(tile["metric:train_loss/all"][1, 1:]).all()
@@ -81,18 +81,18 @@ def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpe
 
 def test_alone_and_padded(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     for seed in range(4):
-        same(whole, engine.train_tile([base.but(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
+        same(whole, tiles.train_tile([base.but(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
 
 
 def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     assert len(jax.devices()) > 1
-    tile = engine.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE, keep_params=True)
+    tile = tiles.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE, keep_params=True)
     same(whole, tile, [0, 1, 2, 3], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 13])
 def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -> None:
-    same(whole, engine.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
+    same(whole, tiles.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
 
 
 @pytest.mark.parametrize("sets", [1, 4])
@@ -102,16 +102,16 @@ def test_sharing_rows(base: RunSpec, sets: int) -> None:
     keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's
     tile = [arm.but(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
     each = list(range(len(tile)))
-    alone = engine.train_tile(tile, 8, probing=PROBE, keep_params=True)
+    alone = tiles.train_tile(tile, 8, probing=PROBE, keep_params=True)
     assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
-    same(alone, engine.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets), each, each)
+    same(alone, tiles.train_tile(tile, 8, probing=PROBE, keep_params=True, sets=sets), each, each)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
 def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
     tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
-    alone, together, few = (engine.train_tile(tile, wide, probing=FEW, keep_params=True, sets=n) for n in (None, 4, 8))
+    alone, together, few = (tiles.train_tile(tile, wide, probing=FEW, keep_params=True, sets=n) for n in (None, 4, 8))
     same(alone, together, list(range(wide)), list(range(wide)))
     same(alone, few, list(range(wide)), list(range(wide)))
 
@@ -120,9 +120,9 @@ def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
     tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.but(task="negative_box")), phases=3))
     tile = [SMALL.but(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
-    alone, together = (engine.train_tile(tile, 4, probing=FEW, sets=sets) for sets in (None, 2))
+    alone, together = (tiles.train_tile(tile, 4, probing=FEW, sets=sets) for sets in (None, 2))
     same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
-    fixed = engine.train_tile([run.but(task="negative_box") for run in tile], 4, probing=FEW)
+    fixed = tiles.train_tile([run.but(task="negative_box") for run in tile], 4, probing=FEW)
     losses = [numbers["metric:val_loss/all"] for numbers in (alone, fixed)]
     assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
 
@@ -143,7 +143,7 @@ def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         spec = SMALL.but(epochs=1, **changes)
         columns, rows = (
-            engine.train_tile(runs(2, one), 2, probing=FEW)
+            tiles.train_tile(runs(2, one), 2, probing=FEW)
             for one in (spec, spec.but(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
         )
         for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
@@ -153,12 +153,12 @@ def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
-    unwatched = engine.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
+    unwatched = tiles.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
     assert unwatched["epoch"].tolist() == [0, 3]
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == unwatched[name].tobytes(), name
-    watched_less = engine.train_tile(runs(4, base), 4, probing=Probing(50, 20), keep_params=True)
+    watched_less = tiles.train_tile(runs(4, base), 4, probing=Probing(50, 20), keep_params=True)
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == watched_less[name].tobytes(), name
@@ -197,8 +197,8 @@ def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
     for device in (*devices, *devices):
         for spec in cohorts:
             knobs = [spec.but(seed=5), spec.but(learning_rate=0.1, seed=1), spec.but(target="sum", epochs=1)]
-            engine.train_tile(knobs, 4, device, PROBE)
-            engine.train_tile([s.but(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, PROBE)
+            tiles.train_tile(knobs, 4, device, PROBE)
+            tiles.train_tile([s.but(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, PROBE)
     heard.on = False
     for program in ("advance", "measure"):
         assert heard.traces[program] == len(cohorts), heard.traces
@@ -215,9 +215,9 @@ heard = Counter()
 jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.rpartition("/")[2]]))
 from relu_study import runner
 runner.use_devices()
-from relu_study import engine
+from relu_study import tiles
 from relu_study.spec import RunSpec
-engine.train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
+tiles.train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
 print(json.dumps(heard))
 """
 
@@ -278,7 +278,7 @@ def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPat
     tasks.add("unboxed", unboxed)
     assert engine.describe(SMALL.but(task="boxed")).cohort == engine.describe(SMALL).cohort
     assert engine.describe(SMALL.but(task="unboxed")).cohort != engine.describe(SMALL).cohort
-    tile = engine.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
+    tile = tiles.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 
 
@@ -289,13 +289,13 @@ def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPat
         code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"
         exec(code, {"__name__": "notebook"})
         spec = SMALL.but(activation="sloped", epochs=0)
-        losses.append(engine.train_tile([spec], 2, probing=PROBE)["metric:train_loss/all"][0, 0])
+        losses.append(tiles.train_tile([spec], 2, probing=PROBE)["metric:train_loss/all"][0, 0])
     assert losses[0] != losses[1]
 
 
 def test_what_is_not_asked_for_is_not_there_and_moves_nothing(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
-    tile = engine.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
+    tile = tiles.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
     metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}
     left = {name for name in whole if not name.startswith(("metric:", "histogram:", "dead:", "certified_dead:"))}
     assert set(tile) == metrics | left

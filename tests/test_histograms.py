@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from relu_study import engine, store
+from relu_study import store, tiles
 from relu_study.bins import BINS
 from relu_study.probes import histograms
 from relu_study.programs import Probing
@@ -53,7 +53,7 @@ def test_edges_and_zeros() -> None:
 def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
     runs = [base, base.but(seed=1, learning_rate=1e30)]
-    tile = engine.train_tile(runs, 2, probing=Probing(200, 50))
+    tile = tiles.train_tile(runs, 2, probing=Probing(200, 50))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
     assert all(value.shape == (2, 3, BINS) for value in counts.values())
@@ -70,8 +70,8 @@ def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() ->
 
 def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
     runs = [RunSpec(rows=600, batch_size=50, width=8, epochs=2)]
-    plain = engine.train_tile(runs, 2, probing=Probing(200, 50, histograms=False))
-    full = engine.train_tile(runs, 2, probing=Probing(200, 50))
+    plain = tiles.train_tile(runs, 2, probing=Probing(200, 50, histograms=False))
+    full = tiles.train_tile(runs, 2, probing=Probing(200, 50))
     assert {name for name in full if name not in plain} == {f"histogram:{kind}:site_1" for kind in ("pre", "post", "gradient")}
     assert all(plain[name].tobytes() == full[name].tobytes() for name in plain)
     path = store.write_tile(tmp_path, {"run_id": np.array(["a"]), "spec": np.array(["{}"]), "provenance": np.array("{}"), **full})
@@ -81,6 +81,6 @@ def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
 
 def test_no_more_examples_are_counted_than_said() -> None:
     run = RunSpec(rows=6000, batch_size=500, width=8, epochs=0)
-    tile = engine.train_tile([run], 2)
+    tile = tiles.train_tile([run], 2)
     assert tile["probe_examples"] > histograms.EXAMPLES
     assert tile["histogram:pre:site_1"].sum() == histograms.EXAMPLES * 8

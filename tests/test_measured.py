@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 
-from relu_study import engine, prng
+from relu_study import prng, tiles
 from relu_study.programs import Probing
 from relu_study.registry import probes, tasks
 from relu_study.spec import RunSpec
@@ -60,7 +60,7 @@ Arrays = dict[str, np.ndarray]
 @cache
 def trained(name: str, epochs: float) -> Arrays:
     runs = [spec.but(epochs=epochs) for spec in RUNS[name]]
-    return engine.train_tile(runs, len(runs), probing=Probing(PROBE, VAL), keep_params=True)
+    return tiles.train_tile(runs, len(runs), probing=Probing(PROBE, VAL), keep_params=True)
 
 
 def unpacked(tile: Arrays) -> Arrays:
@@ -266,7 +266,7 @@ SEEDS = 100
 def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     """100 networks of 1,024 units, and their first kernels: (run, input, unit)."""
     runs = [WIDE.but(initializer=initializer, seed=seed) for seed in range(SEEDS)]
-    tile = engine.train_tile(runs, SEEDS, probing=Probing(50, 10), keep_params=True)
+    tile = tiles.train_tile(runs, SEEDS, probing=Probing(50, 10), keep_params=True)
     assert not tile["param:hidden.0.dense.bias"].any()
     return tile, tile["param:hidden.0.dense.kernel"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import shutil
 import subprocess
@@ -179,66 +178,6 @@ def test_a_folder_that_holds_no_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match=r"has format 99, this relu-study reads format 1"):
         table(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"])
-def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
-    folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
-    whole = (folder / name).read_text()
-    header, *lines = whole.splitlines()
-    for column in header.split(","):
-        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False).drop(columns=column)
-        (folder / name).write_text(frame.to_csv(index=False))
-        with pytest.raises(UserError, match=rf"{name} has no column {column}"):
-            report(folder)
-        (folder / name).write_text(whole)
-    for text in ("", header, whole[: len(whole) // 2].rstrip("\n")):
-        (folder / name).write_text(text)
-        with pytest.raises(UserError, match=rf"{name} is garbled"):
-            report(folder)
-    if name == "runs.csv":
-        (folder / name).write_text("\n".join([header, *lines[:20], ""]))
-        for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
-            with pytest.raises(UserError, match=r"runs.csv has 20 of the 160 runs that manifest.json declares"):
-                use(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: None, "has no declaration"),
-        (lambda d: d | {"configurations": []}, "declares no runs"),
-        (lambda d: {k: v for k, v in d.items() if k != "metrics"}, "declares no metrics"),
-        (lambda d: d | {"metrics": []}, "declares metrics that cannot be read"),
-        (lambda d: d | {"figures": [{}]}, "declares one of its figures without name"),
-        (lambda d: d | {"configurations": [{"arm": "a"}]}, "declares a configuration without experiment"),
-        (
-            lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"colour": 1}}]},
-            "with colour, which this version",
-        ),
-        (lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"depth": 0}}]}, "depth must be at least 1"),
-    ],
-)
-def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
-    folder = Path(shutil.copytree(clone, tmp_path / "other"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"declaration": change(manifest["declaration"])}))
-    for use in (report, table, relu_study.load, lambda f: relu_study.figure(f, "survival")):
-        with pytest.raises(UserError, match=message):
-            use(folder)
-
-
-def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_know(clone: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(clone, tmp_path / "earlier"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for entry in manifest["declaration"]["configurations"]:
-        assert entry["spec"].pop("weight_decay") == 0
-    for figure in manifest["declaration"]["figures"]:
-        del figure["rows"], figure["cols"], figure["epoch"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert table(folder) == table(clone)
-    report(folder)
-    assert (folder / "report.md").read_bytes() == (clone / "report.md").read_bytes()
 
 
 def test_the_command_prints_what_python_returns_without_jax(clone: Path) -> None:

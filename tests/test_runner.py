@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from small_study import study
 
-from relu_study import engine, runner, store
+from relu_study import engine, runner, store, tiles
 from relu_study.frames import load
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
@@ -100,7 +100,7 @@ def test_numbers_are_the_engines(finished: Path) -> None:
     runs = load(finished).runs.set_index("run_id")
     spec = study.runs()[1]
     width = json.loads((finished / "manifest.json").read_text())["widths"][engine.describe(spec).cohort]
-    alone = engine.train_tile([spec], width)
+    alone = tiles.train_tile([spec], width)
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 

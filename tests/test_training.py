@@ -19,7 +19,7 @@ import pytest
 import reference
 from flax import nnx
 
-from relu_study import engine, prng, programs
+from relu_study import engine, prng, programs, tiles
 from relu_study.initializers import Initializer, he_normal
 from relu_study.programs import Probing, State
 from relu_study.registry import activations, initializers, networks, optimizers, tasks
@@ -260,7 +260,7 @@ def tile_params(tile: Tile, run: Any) -> dict[str, np.ndarray]:
 
 
 def trained(runs: list[RunSpec], **changes: Any) -> dict[str, np.ndarray]:
-    return engine.train_tile([run.but(**changes) for run in runs], 2, keep_params=True)
+    return tiles.train_tile([run.but(**changes) for run in runs], 2, keep_params=True)
 
 
 @pytest.fixture(scope="module")

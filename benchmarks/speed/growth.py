@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timing
 
-from relu_study import Experiment, RunSpec, Study, engine, grid, runner
+from relu_study import Experiment, RunSpec, Study, engine, grid, runner, tiles
 from relu_study.job import prepare
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
@@ -103,11 +103,11 @@ def bare(plan: Any) -> float:
     def work(device: Any) -> None:
         trained = []
         for tile in shares[device]:
-            begun = engine.begin(list(tile.runs), device, Probing(), tile.sets)
+            begun = tiles.begin(list(tile.runs), device, Probing(), tile.sets)
             state, programs = begun.state, engine.tile_programs(tile.runs[0])
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):
-                at = [engine.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
+                at = [tiles.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
                 state = programs.advance(state, begun.data.train, begun.seeds, begun.knobs, *at, begun.source)
             trained.append(state.params)
         jax.block_until_ready(trained)

@@ -89,9 +89,9 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     tiles = [[base.but(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
     program, begun, measured = engine.tile_programs(base, probing), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
-        state, data, *rest = engine.begin(tile, device, probing)
+        state, data, *rest = tiles.begin(tile, device, probing)
         block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
-        at = engine.put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
+        at = tiles.put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
         begun[device] = (state, data, *rest, block, at)
 
     def advance(device: Any) -> Any:
@@ -107,7 +107,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
             state, _, _, knobs, *_, block, _ = begun[device]
-            return go(state, block, knobs, engine.put(np.int32(rounds), device))
+            return go(state, block, knobs, tiles.put(np.int32(rounds), device))
 
         measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)
     measured["step"] = lambda: timing.on_all(advance) / per_epoch

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timing
 
-from relu_study import engine, plan, runner
+from relu_study import engine, plan, runner, tiles
 from relu_study.programs import Probing, steps_per_epoch
 from relu_study.registry import probes, tasks
 from relu_study.spec import RunSpec
@@ -36,7 +36,7 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Ca
         tile = [base.but(seed=d * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
-        begun[device] = engine.begin(tile, device), engine.put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        begun[device] = tiles.begin(tile, device), tiles.put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
         (state, data, seeds, knobs, *_), at = begun[device]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from relu_study import RunSpec, Signature, Task, engine, task
+from relu_study import RunSpec, Signature, Task, task
 from relu_study.programs import Probing
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
@@ -49,7 +49,7 @@ NETS = {
 def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
     tiles = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
-    return in_threads(lambda device: engine.train_tile(tiles[device], width, device, probing, probe=probe))
+    return in_threads(lambda device: tiles.train_tile(tiles[device], width, device, probing, probe=probe))
 
 
 def in_threads(work: Callable[[Any], Any]) -> float:

@@ -1,0 +1,203 @@
+"""From a tile of runs to their numbers, on one device. A tile is a message: plain specs in, plain arrays out (`train_tile`)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from relu_study import engine
+from relu_study.probes import revivals
+from relu_study.programs import Data, Probing, State, Weights, site_units, steps_per_epoch
+from relu_study.registry import tasks
+from relu_study.spec import KNOBS, RunSpec
+
+IN_FLIGHT = 3  # epochs queued on a device ahead of the one it works on
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_in(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(where, range(1, a.ndim)), b, a), kept, other)
+
+
+def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
+    """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
+    keys = [key(spec) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    begun = make(distinct[0])
+    for one in distinct[1:]:
+        begun = _put_in(begun, make(one), np.array([key == one for key in keys]))
+    return begun
+
+
+class Begun(NamedTuple):
+    """A tile of runs on its device, before the first step; `source` is the set of rows that each run reads, None: its own."""
+
+    state: State
+    data: Data
+    seeds: UInt32[Array, " W"]
+    knobs: dict[str, Float[Array, " W"]]
+    box: Float[Array, "W 2"]
+    source: Int[Array, " W"] | None
+
+
+class Pending(NamedTuple):
+    """A tile that is queued on a device: its numbers may not have been computed yet."""
+
+    runs: list[RunSpec]
+    epochs: np.ndarray
+    units: dict[str, int]
+    measured: list[dict[str, Array]]
+    params: Any
+    probe_examples: int
+
+
+def epochs_measured(epochs: float) -> np.ndarray:
+    """0, 1, 2, ... and the last, which may be a fraction."""
+    return np.append(np.arange(math.ceil(epochs)), epochs).astype(float) if epochs else np.zeros(1)
+
+
+def put(value: Any, device: Any) -> Any:
+    """Arrays committed to a device: they alone decide where a program runs; a default device would trace each anew per device."""
+    return jax.device_put(value, device)
+
+
+def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
+    """One run for each of `sets` sets of rows, and the number of the set that each run reads; None: every run its own."""
+    if sets is None or sets == len(specs):
+        return specs, None
+    keys = [(engine.data_spec(spec), spec.seed) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    readers = [specs[keys.index(key)] for key in distinct]
+    assert len(readers) <= sets, f"{len(readers)} sets of rows are read, not {sets}"
+    return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
+
+
+def draw(readers: list[RunSpec], phase: int, device: Any, probing: Probing) -> Data:
+    """The rows of one phase of their task that these runs read."""
+    seeds = put(np.array([s.seed for s in readers], np.uint32), device)
+    return _begin(readers, engine.data_spec, lambda key: engine.sample_program(key, phase, probing)(seeds))
+
+
+def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets: int | None = None) -> Begun:
+    """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
+    signature = tasks[specs[0].task](specs[0]).signature
+    readers, source = readers_of(specs, sets)
+    seeds = put(np.array([s.seed for s in specs], np.uint32), device)
+    knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in KNOBS}
+    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
+    data = draw(readers, 0, device, probing)
+    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    if source is not None:
+        source = put(source, device)
+        looked_at = looked_at[source]
+
+    def first(key: RunSpec) -> Weights:
+        return engine.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at)
+
+    weights = _begin(specs, engine.start_spec, first)
+    # A fresh optimiser depends on no input, so its program would leave it uncommitted.
+    state = put(State(weights.params, weights.stats, engine.opt_program(specs[0].optimizer)(weights.params)), device)
+    return Begun(state, data, seeds, knobs, box, source)
+
+
+def start_tile(
+    runs: list[RunSpec],
+    width: int,
+    device: Any,
+    probing: Probing = Probing(),
+    probe: bool = True,
+    chunk: int | None = None,
+    sets: int | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Pending | None:
+    """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
+
+    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `sets`, where it
+    is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
+    """
+    engine.forget_stale()
+    specs = [*runs, *[runs[0]] * (width - len(runs))]
+    task = tasks[specs[0].task](specs[0])
+    total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
+    program = engine.tile_programs(specs[0], probing)
+    state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
+    phase = 0
+    measured = [program.measure(state, state.params, data, knobs, box, source)]
+    for epoch in range(1, math.ceil(total) + 1):
+        if not wanted():
+            return None
+        now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
+        if now != phase:
+            data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
+        last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
+        previous = state.params
+        for start in range(0, last, chunk or max(last, 1)):
+            at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
+            state = program.advance(state, data.train, seeds, knobs, *at, source)
+        if probe or epoch == math.ceil(total):
+            measured.append(program.measure(state, previous, data, knobs, box, source))
+        if len(measured) > IN_FLIGHT:
+            jax.block_until_ready(measured[-IN_FLIGHT])
+    epochs = epochs_measured(total)
+    return Pending(
+        runs,
+        epochs if probe else epochs[[0, -1]][: len(measured)],
+        site_units(*engine.cohort(specs[0], task.signature)),
+        measured,
+        state.params,
+        probing.probe_set(task.signature),
+    )
+
+
+def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
+    """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
+    n = len(pending.runs)
+    epochs = jax.device_get(pending.measured)
+    tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
+    finite = tile.pop("finite")
+    masks = {
+        name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
+        for name, values in tile.items()
+        if name.startswith(("dead:", "certified_dead:"))
+    }
+    if masks:
+        tile |= {f"metric:{name}": values for name, values in revivals.fractions(masks, list(pending.units)).items()}
+    # Once bad, a run stays bad: what it shows later is not a measurement.
+    bad = ~np.logical_and.accumulate(finite, axis=1)
+    for name, values in tile.items():
+        if name.startswith("metric:"):
+            values[bad] = np.nan
+        if name.startswith("histogram:"):
+            values[bad] = 0
+        if name.startswith("metric:update_norm/"):
+            values[:, pending.epochs == 0] = np.nan
+    first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
+    tile |= {
+        "epoch": pending.epochs,
+        "status": np.where(bad.any(axis=1), "nonfinite", "ok"),
+        "first_bad_epoch": first_bad,
+        "probe_examples": np.array(pending.probe_examples),
+        **{f"units:{site}": np.array(units) for site, units in pending.units.items()},
+    }
+    if keep_params:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
+            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
+            tile[f"param:{name}"] = np.asarray(leaf)[:n]
+    return tile
+
+
+def train_tile(
+    runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any
+) -> dict[str, np.ndarray]:
+    """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
+    keep_params = options.pop("keep_params", False)
+    pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
+    assert pending is not None
+    return collect(pending, keep_params)
