@@ -70,7 +70,7 @@ class Registry:
 
 
 def _origin(entry: Any) -> str:
-    function = getattr(entry, "function", entry)
+    function = getattr(entry, "function", getattr(entry, "draw", entry))
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
 
 
@@ -81,3 +81,4 @@ networks = Registry("network")
 tasks = Registry("task")
 probes = Registry("metric")
 remedies = Registry("remedy")
+statistics = Registry("statistic")
