@@ -12,6 +12,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relu_study.activations import activation as activation
+    from relu_study.draws import CellClaim as CellClaim
+    from relu_study.draws import CellFigure as CellFigure
+    from relu_study.draws import CellTable as CellTable
+    from relu_study.draws import Draws as Draws
+    from relu_study.draws import DrawStudy as DrawStudy
+    from relu_study.draws import crossed as crossed
     from relu_study.frames import load as load
     from relu_study.initializers import initializer as initializer
     from relu_study.networks import network as network
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
     from relu_study.spec import RunSpec as RunSpec
+    from relu_study.statistics import Number as Number
+    from relu_study.statistics import Theory as Theory
+    from relu_study.statistics import statistic as statistic
     from relu_study.study import Claim as Claim
     from relu_study.study import Experiment as Experiment
     from relu_study.study import Figure as Figure
@@ -38,6 +47,8 @@ _HOMES = {
     "spec": ("RunSpec",),
     "registry": ("UserError",),
     "study": ("Claim", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
+    "draws": ("CellClaim", "CellFigure", "CellTable", "DrawStudy", "Draws", "crossed"),
+    "statistics": ("Number", "Theory", "statistic"),
     "frames": ("load",),
     "pivot": ("compare", "table"),
     "pictures": ("figure",),

@@ -17,6 +17,7 @@ from relu_study.finding import find_study, load_study, studies
 from relu_study.registry import UserError
 
 if TYPE_CHECKING:
+    from relu_study.draws import DrawStudy
     from relu_study.study import Study
 
 INTERRUPTED = 130
@@ -42,6 +43,7 @@ def show_plan(
     epochs: float | None = None,
     probe_examples: int | None = None,
     val_examples: str = "8192",
+    draws: int | None = None,
     out: str | None = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time before anything runs.
@@ -53,16 +55,24 @@ def show_plan(
         epochs: Epochs of every run.
         probe_examples: Training examples in the probe set.
         val_examples: Validation rows that val_loss reads: a number or "all".
+        draws: Of a draw study: at most so many draws of each cell.
         out: The results folder; what it holds is not planned again.
     """
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
+    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    from relu_study.draw_job import prepare_draws
+    from relu_study.draws import DrawStudy
     from relu_study.job import prepare
-    from relu_study.progress import print_plan
+    from relu_study.progress import print_draws, print_plan
     from relu_study.runner import use_devices
 
     use_devices()
-    job = prepare(declared, folder, probing)
-    print_plan(job.plan, job.stored, f"{declared.name}: {declared.title}")
+    title = f"{declared.name}: {declared.title}"
+    if isinstance(declared, DrawStudy):
+        drawing = prepare_draws(declared, folder)
+        print_draws(drawing.plan, drawing.stored, title)
+    else:
+        job = prepare(declared, folder, probing)
+        print_plan(job.plan, job.stored, title)
 
 
 def run(
@@ -76,6 +86,7 @@ def run(
     val_examples: str = "8192",
     all_epochs: bool = False,
     per_seed: bool = False,
+    draws: int | None = None,
     out: str | None = None,
 ) -> int:
     """Train a study and write its results folder; run it again to go on where it stopped.
@@ -91,15 +102,19 @@ def run(
         val_examples: Validation rows that val_loss reads: a number or "all".
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
         per_seed: Add a TensorBoard run for each single seed (at most 500 in all).
+        draws: Of a draw study: at most so many draws of each cell.
         out: The results folder (default results/STUDY).
     """
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, out)
-    from relu_study import runner, store
+    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    from relu_study import estimates, runner, store
+    from relu_study.draws import DrawStudy
 
     if like is not None and only is None:
         raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
     if per_seed and only is not None:
         raise UserError("--per-seed adds runs to the TensorBoard of a sweep; --only RUN_ID trains one run and writes none")
+    if isinstance(declared, DrawStudy) and (only is not None or per_seed or all_epochs):
+        raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
     if only is not None:
         sweep = Path(_existing(like) if like else f"results/{declared.name}")
         print(runner.run_alone(declared, only, sweep, Path(out) if out else None, probing))
@@ -113,8 +128,9 @@ def run(
             about = {"command": command, "preset": preset}
             runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
         except KeyboardInterrupt:
-            kept = len(store.stored_runs(folder))
-            progress.say(f"interrupted: {kept} finished runs are kept in {folder}; go on with: {command}")
+            drawn = sum(count for _, _, count in estimates.stored_blocks(folder))
+            kept = f"{drawn:,} draws" if isinstance(declared, DrawStudy) else f"{len(store.stored_runs(folder))} finished runs"
+            progress.say(f"interrupted: {kept} are kept in {folder}; go on with: {command}")
             return INTERRUPTED
     print(f"{folder}/report.md")
     return 0
@@ -279,15 +295,29 @@ def _asked(
     epochs: float | None,
     probe_examples: int | None,
     val_examples: Any,
+    draws: int | None,
     out: str | None,
-) -> tuple[Study, Path, Any]:
+) -> tuple[Study | DrawStudy, Path, Any]:
+    from relu_study.draws import DrawStudy
+
     path, validation = find_study(study), None if val_examples == "all" else val_examples
-    for name, value, least in (("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", validation, 1)):
+    for name, value, least in (
+        *(("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", validation, 1)),
+        ("draws", draws, 1),
+    ):
         if value is not None and not (str(value).isdecimal() and int(value) >= least):
             raise UserError(f"--{name} must be a whole number of at least {least}, not {value}")
     if epochs is not None and not 0 <= epochs < float("inf"):
         raise UserError(f"--epochs must be at least 0, not {epochs:g}")
-    declared = load_study(path).sized(preset, seeds=seeds, epochs=epochs)
+    found = load_study(path)
+    if isinstance(found, DrawStudy):
+        for name, value in (("seeds", seeds), ("epochs", epochs), ("probe-examples", probe_examples)):
+            if value is not None:
+                raise UserError(f"{found.name} draws networks and trains none: --{name} does not apply; --draws sets its size")
+        return found.sized(preset, draws), Path(out or f"results/{found.name}"), None
+    if draws is not None:
+        raise UserError(f"{found.name} trains networks: --draws does not apply; --seeds sets its size")
+    declared = found.sized(preset, seeds=seeds, epochs=epochs)
     from relu_study.programs import Probing
 
     return (

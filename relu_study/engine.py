@@ -137,7 +137,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _made_once(make: Callable[..., Any]) -> Any:
+def made_once(make: Callable[..., Any]) -> Any:
     """`cache`, for one thread a device: no two make the same program; `get.kept` holds what was made, by its key."""
     making = threading.RLock()
     kept: dict[Any, Any] = {}
@@ -153,7 +153,7 @@ def _made_once(make: Callable[..., Any]) -> Any:
     return get
 
 
-@_made_once
+@made_once
 def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
     measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
@@ -170,13 +170,13 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
     return Programs(compiled(make_advance(step_spec, signature)), compiled(measure))
 
 
-@_made_once
+@made_once
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """First weights: (seeds, knobs, inputs) of W runs -> their parameters and statistics."""
     return compiled(jax.vmap(make_init(spec, d_in, d_out)))
 
 
-@_made_once
+@made_once
 def opt_program(optimizer: str) -> Callable[..., Any]:
     """The optimiser's first state, from the parameters of W runs."""
 
@@ -186,7 +186,7 @@ def opt_program(optimizer: str) -> Callable[..., Any]:
     return compiled(jax.vmap(fresh))
 
 
-@_made_once
+@made_once
 def sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[..., Data]:
     """The rows of one phase of a task, from the seeds of W runs."""
     sample_one = make_sample(tasks[spec.task](spec), phase, probing)

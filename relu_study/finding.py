@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from relu_study.registry import UserError, nearest
 
 if TYPE_CHECKING:
+    from relu_study.draws import DrawStudy
     from relu_study.study import Study
 
 
@@ -36,8 +37,9 @@ def find_study(name: str) -> Path:
     return known[name]
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path) -> Study | DrawStudy:
     """Run a study file (it is Python, and does what it contains) and take the Study it declares."""
+    from relu_study.draws import DrawStudy
     from relu_study.study import Study
 
     module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
@@ -58,7 +60,7 @@ def load_study(path: Path) -> Study:
         line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         said = " ".join(str(error).split())
         raise UserError(f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said}") from None
-    found = list({id(value): value for value in vars(module).values() if isinstance(value, Study)}.values())
+    found = list({id(value): value for value in vars(module).values() if isinstance(value, (Study, DrawStudy))}.values())
     if not found:
         raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")
     if len(found) > 1:

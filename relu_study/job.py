@@ -40,20 +40,6 @@ class Job:
 
 def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
     """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width."""
-    device = jax.devices()[0]
-    return {
-        "engine": engine.ENGINE,
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "device": f"{device.platform}: {device.device_kind}",
-        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
-        "probe_examples": probing.examples or DEFAULT_EXAMPLES,
-        "val_examples": probing.val_examples,
-        "own": _own(runs),
-    }
-
-
-def _own(runs: Iterable[RunSpec]) -> dict[str, str]:
-    """The hash of the source of every entry that a study brings itself: changed, it is another entry."""
     kinds = (
         ("activation", activations),
         ("initializer", initializers),
@@ -61,14 +47,36 @@ def _own(runs: Iterable[RunSpec]) -> dict[str, str]:
         ("network", networks),
         ("task", tasks),
     )
+    brought = {f"{kind} {name}": registry[name] for kind, registry in kinds for name in {getattr(run, kind) for run in runs}}
+    return {
+        **host(),
+        "probe_examples": probing.examples or DEFAULT_EXAMPLES,
+        "val_examples": probing.val_examples,
+        "measured_every": probing.every,
+        "own": sources(brought),
+    }
+
+
+def host() -> dict[str, Any]:
+    """What every number depends on: the engine's version, those of the packages, the device and its precision."""
+    device = jax.devices()[0]
+    return {
+        "engine": engine.ENGINE,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "device": f"{device.platform}: {device.device_kind}",
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+    }
+
+
+def sources(entries: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of the source of every entry that a study brings itself: changed, it is another entry."""
     found = {}
-    for kind, registry in kinds:
-        for name in {getattr(run, kind) for run in runs}:
-            function = getattr(registry[name], "function", registry[name])
-            if not function.__module__.startswith("relu_study."):
-                with contextlib.suppress(OSError):  # typed at a prompt, it has no source
-                    found[f"{kind} {name}"] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
-    return dict(sorted(found.items()))
+    for name, entry in sorted(entries.items()):
+        function = getattr(entry, "function", getattr(entry, "draw", entry))
+        if not function.__module__.startswith("relu_study."):
+            with contextlib.suppress(OSError):  # typed at a prompt, it has no source
+                found[name] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+    return found
 
 
 def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = "name another folder with --out") -> Job:
@@ -76,7 +84,7 @@ def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = 
 
     A folder that cannot be continued is refused, with `way_out`.
     """
-    runs = study.runs()
+    runs, probing = study.runs(), probing._replace(every=study.every)
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
         engine.check(spec, probing)
     declaration = declare(study, _columns(runs, _cached(engine.sites)))
@@ -127,27 +135,45 @@ def declared_metrics(runs: list[RunSpec]) -> dict[str, dict[str, Any]]:
 
 def _stored(study: Study, folder: Path | None, made: dict[str, Any], way_out: str) -> tuple[dict[str, int], set[str]]:
     """The widths and runs that a results folder holds already; a folder that cannot be continued is refused."""
-    if folder is None or not folder.exists():
+    manifest = continued(study.name, folder, way_out)
+    if manifest is None or folder is None:
         return {}, set()
+    stored = store.stored_runs(folder)
+    same = alike(folder, made, manifest["provenance"], (made_there for _, made_there in stored.values()), way_out)
+    return (dict(manifest["widths"]), set(stored)) if same else ({}, set())
+
+
+def continued(study: str, folder: Path | None, way_out: str) -> dict[str, Any] | None:
+    """The manifest of a results folder that a study may go on in, or None where it begins; any other folder is refused."""
+    if folder is None or not folder.exists():
+        return None
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder with --out")
     if not (folder / "manifest.json").exists():
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
-        return {}, set()
+        return None
     manifest = store.read_manifest(folder)
-    if manifest["study"] != study.name:
-        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study.name!r}; {way_out}")
-    stored = store.stored_runs(folder)
-    for there in [manifest["provenance"], *(made_there for _, made_there in stored.values())]:
+    if manifest["study"] != study:
+        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {way_out}")
+    return manifest
+
+
+def alike(
+    folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str
+) -> bool:
+    """Were a folder's manifest (`first`) and tiles made as they would be now? Refused where tiles were not, since none would mix."""
+    stored = list(stored)
+    for there in [first, *stored]:
+        there = {"measured_every": 1, **there}  # what an earlier version did
         differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if k != "own" and there.get(k) != made[k]]
         own = there.get("own", {})  # an entry that is new moves no number of the old ones
         differs += [f"{name} has changed" for name, source in made["own"].items() if own.get(name, source) != source]
         if differs and stored:
             raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
         if differs:
-            return {}, set()
-    return dict(manifest["widths"]), set(stored)
+            return False
+    return True
 
 
 def declare(study: Study, columns: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,51 @@ def page(
     Every number comes from the files or the manifest.
     """
     declaration = manifest["declaration"]
-    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), _size(declaration, runs), _in_short(verdicts)]
+
+    def below(figure: dict[str, Any]) -> str:
+        return _lives(figure, declaration, units) if figure["kind"] == "survival" else ""
+
+    return _composed(folder, declaration, verdicts, _size(declaration, runs), below, _closing(manifest, runs))
+
+
+def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
+    """The text of report.md of a draw study."""
+    declaration = manifest["declaration"]
+    draws = {(c["cell_id"], c["draws"]) for c in declaration["cells"]}
+    stored = int(cells.drop_duplicates(["experiment", "cell_id"])["draws"].sum())
+    size = (
+        f"{len({name for name, _ in draws}):,} cells, {sum(count for _, count in draws):,} networks drawn and none trained"
+        f"{'' if stored else ': none is stored'}; {len(cells):,} rows in [cells.csv](cells.csv)."
+    )
+    made = [("command", f"`{manifest['command']}`"), ("preset", manifest["preset"])]
+    made += [(name, _flat(value)) for name, value in manifest["provenance"].items() if value != {}]
+    closing = [
+        "## How this page was made",
+        "\n".join(f"- {name}: {text}" for name, text in made),
+        _DRAW_RULE,
+        "The numbers: [cells.csv](cells.csv), [verdicts.csv](verdicts.csv), [manifest.json](manifest.json). "
+        "`relu-study report` makes this page anew from them.",
+    ]
+    return _composed(folder, declaration, verdicts, size, lambda figure: "", "\n\n".join(closing))
+
+
+def _composed(
+    folder: Path,
+    declaration: dict[str, Any],
+    verdicts: Sequence[dict[str, Any]],
+    size: str,
+    below: Callable[[dict[str, Any]], str],
+    closing: str,
+) -> str:
+    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), size, _in_short(verdicts)]
     by_name = {figure["name"]: figure for figure in declaration["figures"]}
     for section in _sections(declaration):
         blocks += [f"## {section['title']}", inspect.cleandoc(section["text"])]
         blocks += [_table(folder, name) for name in section["tables"]]
         for figure in (by_name[name] for name in section["figures"]):
-            blocks += [_picture(folder, figure), _lives(figure, declaration, units) if figure["kind"] == "survival" else ""]
+            blocks += [_picture(folder, figure), below(figure)]
         blocks += [_answer(claim, verdicts, declaration) for claim in section["claims"]]
-    return "\n\n".join(filter(None, [*blocks, _closing(manifest, runs)])) + "\n"
+    return "\n\n".join(filter(None, [*blocks, closing])) + "\n"
 
 
 def _sections(declaration: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,6 +196,13 @@ def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
 
 
 _CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
+_DRAW_RULE = (
+    "Every draw is a network of its own, from a stream of its own. A share has Wilson's 95 % interval, a mean the t interval; "
+    "z = (estimate - theory) / standard error, that of a share as it is if the theory holds, with the error of a theory that is itself "
+    "drawn. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if the whole interval lies in "
+    "the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's correction over all testable rows; p "
+    "is one-sided and counts twice. An answer is confirmed if every testable row is, and refuted if any is."
+)
 _RULE = (
     "Comparisons are paired by seed. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if "
     "the whole interval lies in the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's "

@@ -46,6 +46,16 @@ class Tile:
     steps: int
     sets: int  # of rows in its program: runs with the same data and seed read the same
 
+    @property
+    def size(self) -> int:
+        """Its runs."""
+        return len(self.runs)
+
+    @property
+    def price(self) -> float:
+        """Its cost beside that of other tiles."""
+        return self.steps * self.width
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -71,6 +81,7 @@ class Plan:
     cohorts: list[Cohort]
     devices: int
     platform: str
+    noun: str = "runs"
 
     @property
     def tiles(self) -> list[Tile]:

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from relu_study.draws import Block, DrawPlan
     from relu_study.plan import Plan, Tile
 
 EVERY = 15.0  # seconds between plain lines
@@ -21,10 +22,10 @@ EVERY = 15.0  # seconds between plain lines
 class Watcher:
     """Whoever follows a run: told the plan, then each stored tile. This one is silent."""
 
-    def begin(self, plan: Plan, stored: int) -> None:
+    def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
-    def tile(self, tile: Tile, dead_fraction: float) -> None:
+    def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
         """Told when a tile is stored, with the mean dead fraction of its runs."""
 
     def say(self, line: str) -> None:
@@ -48,44 +49,56 @@ class Progress(Watcher):
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, plan: Plan, stored: int) -> None:
+    def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
-        self.total = sum(len(t.runs) for t in plan.tiles) + stored
+        self.total, self.noun = sum(t.size for t in plan.tiles) + stored, plan.noun
         self.done = stored
-        self._cost = max(sum(self._cost_of(t) for t in plan.tiles), 1)
+        self._cost = max(sum(t.price for t in plan.tiles), 1)
         self._began = time.monotonic()
         if self.console.is_terminal and plan.tiles:
             self._bar = Bar(
-                TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+                TextColumn(self.noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
                 console=self.console,
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task("runs", total=self.total, completed=stored, note="compiling")
+            self._task = self._bar.add_task(self.noun, total=self.total, completed=stored, note="compiling")
 
-    @staticmethod
-    def _cost_of(tile: Tile) -> int:
-        return tile.steps * tile.width
-
-    def tile(self, tile: Tile, dead_fraction: float) -> None:
+    def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
         """Told when a tile is stored."""
-        self.done += len(tile.runs)
-        self._spent += self._cost_of(tile)
+        self.done += tile.size
+        self._spent += tile.price
         if math.isfinite(dead_fraction):
-            self._dead += dead_fraction * len(tile.runs)
-            self._weight += len(tile.runs)
+            self._dead += dead_fraction * tile.size
+            self._weight += tile.size
         now = time.monotonic()
         left = (now - self._began) * (self._cost / max(self._spent, 1) - 1)
-        dead = f"{self._dead / self._weight:.1%} dead" if self._weight else "dead fraction not known"
-        note = f"{dead}, {left:.0f} s left"
+        dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction not known, "
+        note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=note)
         elif now - self._said > EVERY or self.done == self.total:
             self._said = now
-            self.console.print(f"{self.done}/{self.total} runs, {note}", highlight=False)
+            self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
     def say(self, line: str) -> None:
         """One line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_draws(plan: DrawPlan, stored: int, title: str) -> None:
+    """The plan of a draw study as a table: a statistic a line."""
+    table = Table(title=title, title_justify="left")
+    for column in ("statistic", "cells", "draws", "blocks"):
+        table.add_column(column, justify="left" if column == "statistic" else "right")
+    for name in dict.fromkeys(block.statistic for block in plan.tiles):
+        own = [block for block in plan.tiles if block.statistic == name]
+        table.add_row(name, f"{len({b.cohort for b in own}):,}", f"{sum(b.count for b in own):,}", f"{len(own):,}")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(
+        f"{sum(block.count for block in plan.tiles):,} draws to make ({stored:,} stored) in {len({b.cohort for b in plan.tiles})} "
+        f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); a compilation a cell; "
+        "time: unknown until the first blocks are done"
+    )
 
 
 def print_plan(plan: Plan, stored: int, title: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from relu_study import figures, tables
+from relu_study.cell_report import report_draws
 from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.events import check_per_seed, write_events
 from relu_study.figures import Numbers, draw_from, lacking
@@ -27,7 +28,7 @@ from relu_study.frames import (
 )
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
-from relu_study.store import Configuration, collect, tile_paths, write_atomically
+from relu_study.store import Configuration, collect, read_manifest, tile_paths, write_atomically
 from relu_study.verdicts import TEXTS, answer
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
@@ -69,6 +70,8 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     Returns what there is to say: lines on what was left, missing or removed.
     """
     folder = Path(folder)
+    if "cells" in read_manifest(folder)["declaration"]:
+        return report_draws(folder)
     manifest = read_whole_manifest(folder)
     check(manifest["declaration"])
     if per_seed:

@@ -13,15 +13,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from relu_study import engine, store, tiles
+from relu_study import blocks, engine, estimates, store, tiles
+from relu_study.draw_job import DrawJob, draw_manifest, prepare_draws
+from relu_study.draws import Block, DrawPlan, DrawStudy
 from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
 from relu_study.job import Job, manifest_of, prepare
@@ -32,12 +34,15 @@ from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest
 from relu_study.report import report
 from relu_study.study import Study
+from relu_study.sums import Sums
 
 DERIVED = (
-    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv"),
+    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
     *("report.md", "report.html"),
 )
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
+T = TypeVar("T", Tile, Block)
+N = TypeVar("N")
 
 
 def use_devices() -> None:
@@ -95,7 +100,7 @@ def run(
 
 
 def carry_out(
-    study: Study,
+    study: Study | DrawStudy,
     folder: Path,
     probing: Probing,
     watcher: Watcher,
@@ -108,6 +113,13 @@ def carry_out(
 
     `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
     """
+    if isinstance(study, DrawStudy):
+        drawing = prepare_draws(study, folder)
+        set_aside(folder, watcher)
+        draw(drawing, folder, watcher, about)
+        for line in report(folder):
+            watcher.say(line)
+        return
     job = prepare(study, folder, probing)
     if per_seed:
         check_per_seed(job.declaration)
@@ -120,7 +132,8 @@ def carry_out(
 def set_aside(folder: Path, watcher: Watcher) -> None:
     """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently."""
     derived = any((folder / name).exists() for name in DERIVED)
-    if not (folder / "manifest.json").exists() or not derived or store.tile_paths(folder):
+    stored = store.tile_paths(folder) or estimates.block_paths(folder)
+    if not (folder / "manifest.json").exists() or not derived or stored:
         return
     n = next(i for i in range(1, 10**6) if not (folder / f"earlier-{i}").exists())
     away = folder / f"earlier-{n}"
@@ -157,6 +170,21 @@ def train(
         store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": counts})
         live.write()
     return live.shown
+
+
+def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
+    """Draw every block of a job and store each as it is finished."""
+    manifest = draw_manifest(job, about)
+    clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
+    store.write_manifest(folder, {**manifest, "timing": clock.spent()})
+    watcher.begin(job.plan, job.stored)
+    try:
+        for block, sums in drawn(job.plan):
+            made = {**job.provenance, "width": block.width}
+            estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
+            watcher.tile(block, math.nan)
+    finally:
+        store.write_manifest(folder, {**manifest, "timing": clock.spent()})
 
 
 class Clock:
@@ -202,17 +230,39 @@ def _dead_fraction(numbers: store.Tile) -> float:
 
 
 def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Iterator[tuple[Tile, store.Tile]]:
-    """Every tile of a plan with its numbers, in the order they are finished.
+    """Every tile of a plan with its numbers, in the order they are finished."""
 
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for. The programs of a
-    cohort are let go after its last tile, so that memory does not grow with the number of cohorts.
+    def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
+        return tiles.start_tile(list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=wanted)
+
+    def collect(pending: tiles.Pending) -> store.Tile:
+        return tiles.collect(pending, keep_params)
+
+    yield from finished(planned.tiles, start, collect, lambda tile: engine.forget(tile.runs[0], probing))
+
+
+def drawn(planned: DrawPlan) -> Iterator[tuple[Block, Sums]]:
+    """Every block of a plan with its sums, in the order they are finished."""
+    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.forget)
+
+
+def finished(
+    planned: Sequence[T],
+    start: Callable[[T, Any, Callable[[], bool]], Any],
+    collect: Callable[[Any], N],
+    forget: Callable[[T], None],
+) -> Iterator[tuple[T, N]]:
+    """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
+
+    One thread per device queues tiles asynchronously, each before the one before it has been waited for. What a cohort's
+    programs take is let go (`forget`) after its last tile, so that memory does not grow with the number of cohorts.
     """
-    todo, lock, stopped = planned.tiles, threading.Lock(), threading.Event()
+    todo, lock, stopped = list(planned), threading.Lock(), threading.Event()
     remaining = Counter(tile.cohort for tile in todo)
     done: queue.Queue[Any] = queue.Queue()
     begun: set[str] = set()
 
-    def take(mine: set[str]) -> Tile | None:
+    def take(mine: set[str]) -> T | None:
         # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
         with lock:
             for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in begun, lambda t: True):
@@ -227,9 +277,7 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
         mine: set[str] = set()
         try:
             while not stopped.is_set() and (tile := take(mine)) is not None:
-                pending = tiles.start_tile(
-                    list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=lambda: not stopped.is_set()
-                )
+                pending = start(tile, device, lambda: not stopped.is_set())
                 if pending is not None:
                     done.put((tile, pending))
         except BaseException as error:
@@ -249,19 +297,19 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
                 raise item
             else:
                 tile, pending = item
-                yield tile, tiles.collect(pending, keep_params)
+                yield tile, collect(pending)
                 remaining[tile.cohort] -= 1
                 if not remaining[tile.cohort]:
-                    engine.forget(tile.runs[0], probing)
+                    forget(tile)
                     _give_back()
     except KeyboardInterrupt:
         stopped.set()
         for thread in threads:
             thread.join()
-        # What was trained to its end by then is not thrown away.
+        # What was finished by then is not thrown away.
         while not done.empty():
             if isinstance(item := done.get(), tuple):
-                yield item[0], tiles.collect(item[1], keep_params)
+                yield item[0], collect(item[1])
         raise
     finally:
         stopped.set()

@@ -65,12 +65,24 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
     ids = dict.fromkeys(claim["claim"] for claim in claims)
     asked = [(claim, target) for name in ids for claim in claims if claim["claim"] == name for target in targets]
     rows = [_measure(claim, target, configurations) for claim, target in asked]
+    return settled(rows) if targets else []
+
+
+def settled(rows: Sequence[Row]) -> list[Row]:
+    """Measured rows with their verdicts, and the `overall` row of each claim after its own; claims in their first order."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
     for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
         row["p_corrected"] = float(corrected)
         row["verdict"], why = _judge(row, len(tested))
         row["reason"] = "; ".join(filter(None, (why, row["reason"])))
-    return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])] if targets else []
+    ids = dict.fromkeys(row["claim"] for row in rows)
+    return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
+
+
+def blank(claim: Row) -> Row:
+    """A row of verdicts.csv of which nothing but the claim is known."""
+    row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
+    return row | {name: claim[name] for name in ("claim", "statement", "direction")}
 
 
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:

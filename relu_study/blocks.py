@@ -1,0 +1,87 @@
+"""From a block of draws to its sums, on one device: `draw(cell, key)` mapped over the keys of the block."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study import prng
+from relu_study import statistics as _statistics  # noqa: F401  (fills its registry)
+from relu_study.draws import BLOCK, Block, cell_id
+from relu_study.engine import compiled, made_once
+from relu_study.registry import UserError, statistics
+from relu_study.sums import Sums, add
+from relu_study.tiles import put
+
+AT_ONCE = {"cpu": 2.0**24, "gpu": 2.0**36, "tpu": 2.0**36}  # operations of a dispatch: on a CPU some 10 ms, and in its cache
+IN_FLIGHT = 3  # dispatches queued on a device ahead of the one it works on
+
+
+def width(cost: float, platform: str) -> int:
+    """How many draws are made at a time: a power of two, the most whose operations fit one dispatch."""
+    wide = 1
+    while wide < BLOCK and 2 * wide * cost <= AT_ONCE.get(platform, AT_ONCE["cpu"]):
+        wide *= 2
+    return wide
+
+
+@made_once
+def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -> Callable[..., Any]:
+    """The compiled draws first..first + wide - 1 of a cell, from `first`."""
+    draw, factors = statistics[statistic].draw, dict(cell)
+    name = cell_id(statistic, factors)
+
+    def chunk(first: Any) -> Mapping[str, Any]:
+        return jax.vmap(lambda index: draw(factors, prng.draw_key(name, index)))(first + jnp.arange(wide, dtype=jnp.uint32))
+
+    return compiled(chunk)
+
+
+def forget(block: Block) -> None:
+    """Let go of the program of a cell that is done."""
+    draw_program.kept.pop((block.statistic, block.cell, block.width), None)
+
+
+def check(statistic: str, cell: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every number of a cell, from shapes alone; what it draws must be what it declares (UserError)."""
+    entry = statistics[statistic]
+    shapes = jax.eval_shape(lambda: entry.draw(cell, prng.draw_key("0", 0)))
+    if set(shapes) != set(entry.numbers):
+        raise UserError(f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}; make them the same")
+    along = entry.along(cell)
+    for name, number in entry.numbers.items():
+        asked = (len(along[number.along]),) if number.along else ()
+        if shapes[name].shape != asked:
+            raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {asked}")
+    return {name: shapes[name].shape for name in entry.numbers}
+
+
+def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = lambda: True) -> Sums | None:
+    """Draw a whole block on a device; None where it is no longer wanted.
+
+    Sums are taken in float64, in the order of the draws.
+    """
+    program = draw_program(block.statistic, block.cell, block.width)
+    numbers, device = statistics[block.statistic].numbers, device or jax.devices()[0]
+    queued: deque[tuple[int, Any]] = deque()
+    sums: Sums = {}
+
+    def take() -> None:
+        count, drawn = queued.popleft()
+        for name, values in jax.device_get(drawn).items():
+            add(sums, name, np.asarray(values[:count], np.float64), numbers[name].spread)
+
+    for done in range(0, block.count, block.width):
+        if not wanted():
+            return None
+        queued.append((min(block.width, block.count - done), program(put(np.uint32(block.first + done), device))))
+        if len(queued) > IN_FLIGHT:
+            take()
+    while queued:
+        take()
+    return sums

@@ -1,0 +1,183 @@
+"""Everything a draw study derives from its blocks and its manifest: cells.csv, verdicts, tables, figures and one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats as scipy_stats
+
+from relu_study import drawing, stats
+from relu_study.cell_figures import arranged
+from relu_study.cell_tables import cell_tables, select
+from relu_study.contract import COLUMNS
+from relu_study.draws import COLUMNS as OF_CELLS
+from relu_study.draws import blocks_of
+from relu_study.estimates import block_paths, cells_frame
+from relu_study.frames import csv_text
+from relu_study.page import draw_page, html
+from relu_study.registry import UserError, nearest
+from relu_study.store import read_manifest, write_atomically
+from relu_study.verdicts import blank, settled
+
+Row = dict[str, Any]
+
+
+def report_draws(folder: Path) -> list[str]:
+    """Derive every file of a draw study's results folder, the same bytes each time; from a clone all but cells.csv."""
+    manifest, said = read_manifest(folder), []
+    declaration = manifest["declaration"]
+    path = folder / "cells.csv"
+    if block_paths(folder):
+        frame = cells_frame(folder, declaration)
+        write_atomically(path, csv_text(frame).encode())
+        wanted = {(c["cell_id"], first) for c in declaration["cells"] for first, _ in blocks_of(c["draws"])}
+        missing = frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique()
+        if missing:
+            said.append(f"{missing} of {len({c for c, _ in wanted}):,} cells are not drawn to their end; run the study again")
+    elif not path.is_file():
+        raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
+    else:
+        said.append(f"{folder / 'raw'} has no block (a clone has none): cells.csv stays as it is")
+    frame = read_cells(path, declaration)
+    rows = answer(declaration, frame)
+    verdicts = pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
+    write_atomically(folder / "verdicts.csv", csv_text(verdicts).encode())
+    for name, texts in cell_tables(declaration, frame).items():
+        for suffix, text in texts.items():
+            write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
+    for figure in declaration["figures"]:
+        if (picture := arranged(figure, select(frame, figure["where"]))) is not None:
+            for kind, content in drawing.render(picture).items():
+                write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
+    text = draw_page(folder, manifest, frame, rows)
+    write_atomically(folder / "report.md", text.encode())
+    write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())
+    return said
+
+
+def _asked(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Series:
+    asked = {(c["experiment"], c["label"]): c["draws"] for c in declaration["cells"]}
+    return pd.Series([asked[key] for key in zip(frame["experiment"], frame["cell"], strict=True)], index=frame.index)
+
+
+def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """cells.csv, refused where it lacks a column or is cut off."""
+    words = {name: "str" for name in (*OF_CELLS[:4], "number")}
+    words |= {f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])}
+    try:
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut off")
+        frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        missing = [name for name in (*OF_CELLS, *declaration["factors"]) if name not in frame]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+    except ValueError as error:
+        raise UserError(f"{path} is garbled ({error}); restore it, or make it with 'relu-study report {path.parent}'") from None
+    return frame
+
+
+def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
+    """The rows of verdicts.csv: `CellClaim` says what is compared, `verdicts.settled` how it is judged."""
+    return settled([_measured(claim, declaration, frame) for claim in declaration["claims"]])
+
+
+def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
+    along = {c["experiment"]: declaration["numbers"][c["statistic"]][claim["number"]]["along"] for c in declaration["cells"]
+             if c["experiment"] == claim["experiment"]}[claim["experiment"]]
+    where = f"{along}={claim['at']:g}" if claim["at"] is not None else ""
+    share = _about(claim, declaration)["share"]
+    cell = _row(claim, claim["cell"], along, frame)
+    against, theory = claim["against"], claim["against"] == "theory"
+    other = _row(claim, against, along, frame) if isinstance(against, str) and not theory else None
+    value = cell["theory"] if theory else other["estimate"] if other is not None else float(against)
+    size = float(value) if claim["relative"] else 1.0
+    row = blank(claim) | {"metric": claim["number"], "site": where or "all", "target": "", "epoch": "", "n": int(cell["n"])}
+    row |= {"margin": claim["margin"] * abs(size)}
+    row["contrast"] = f"{claim['cell']} vs {against if isinstance(against, str) else f'{against:g}'}"
+    if not math.isfinite(cell["estimate"]) or not math.isfinite(value) or cell["n"] < 2:
+        return row | {"verdict": "not testable", "reason": "not testable because it was not drawn, or is not defined"}
+    level = 0.90 if claim["direction"] == "equivalent" else 0.95
+    other_se = 0.0 if not theory else float(np.nan_to_num(cell["theory_se"]))
+    if other is not None:
+        other_se = float(other["std"] / math.sqrt(other["n"]))
+    effect = float(cell["estimate"] - value)
+    if share and other_se == 0:
+        k, n = round(cell["estimate"] * cell["n"]), int(cell["n"])
+        lo, hi = (float(end) - float(value) for end in stats.wilson(k, n, level))
+
+        def tails(bound: float) -> tuple[float, float]:
+            p = min(max(float(value) + bound, 0.0), 1.0)
+            return float(scipy_stats.binom.sf(k - 1, n, p)), float(scipy_stats.binom.cdf(k, n, p))
+
+    else:
+        se = math.hypot(float(cell["std"]) / math.sqrt(cell["n"]), other_se)
+        half = float(special.ndtri(0.5 + level / 2)) * se
+        lo, hi = effect - half, effect + half
+
+        def tails(bound: float) -> tuple[float, float]:
+            z = (effect - bound) / se if se else math.copysign(math.inf, effect - bound)
+            return float(special.ndtr(-z)), float(special.ndtr(z))
+
+    p = _p(claim["direction"], row["margin"], tails)
+    return row | {"effect": effect, "ci_lo": lo, "ci_hi": hi, "p": p, "reason": ""}
+
+
+def _p(direction: str, margin: float, tails: Any) -> float:
+    """The p of the claim, or of its opposite, whichever is less; `tails(bound)`: that the effect is above it, that it is below."""
+    if direction == "equivalent":
+        (over, under_top), (above_bottom, below) = tails(margin), tails(-margin)
+        return min(max(under_top, above_bottom), min(over, below))
+    return min(tails(margin if direction == "greater" else -margin))
+
+
+def _about(claim: Row, declaration: Mapping[str, Any]) -> Row:
+    statistic = next(e["statistic"] for e in declaration["experiments"] if e["name"] == claim["experiment"])
+    numbers = declaration["numbers"][statistic]
+    if claim["number"] not in numbers:
+        raise nearest(claim["number"], numbers, f"number in claim {claim['claim']}")
+    return dict(numbers[claim["number"]])
+
+
+def _row(claim: Row, label: str, along: str, frame: pd.DataFrame) -> pd.Series:
+    rows = frame[(frame["experiment"] == claim["experiment"]) & (frame["cell"] == label) & (frame["number"] == claim["number"])]
+    if claim["at"] is not None:
+        rows = rows[rows[along] == claim["at"]]
+    assert len(rows) == 1, f"claim {claim['claim']}: {len(rows)} rows for {label}"
+    return rows.iloc[0]
+
+
+def check(declaration: Mapping[str, Any]) -> None:
+    """Refuse a table, figure or claim that names what is not there. Nothing has to have run: this is for before it."""
+    columns = [*OF_CELLS, *declaration["factors"]]
+    for table in declaration["tables"]:
+        for name in (*table["columns"].values(), *([table["along"]] if table["along"] else [])):
+            if name not in columns:
+                raise nearest(name, columns, f"column of table {table['name']}")
+    for figure in declaration["figures"]:
+        for name in filter(None, (figure["rows"], figure["cols"], figure["by"], figure["column"])):
+            if name not in columns:
+                raise nearest(name, columns, f"column of figure {figure['name']}")
+    for item in (*declaration["tables"], *declaration["figures"]):
+        select(pd.DataFrame({name: pd.Series(dtype=object) for name in columns}), [*item["where"], *item.get("shown", ())])
+    for claim in declaration["claims"]:
+        along = _about(claim, declaration)["along"]
+        labels = {c["label"]: c for c in declaration["cells"] if c["experiment"] == claim["experiment"]}
+        for label in (claim["cell"], *([claim["against"]] if claim["against"] not in ("theory",) else [])):
+            if isinstance(label, str) and label not in labels:
+                raise nearest(label, labels, f"cell of {claim['experiment']} in claim {claim['claim']}")
+        values = labels[claim["cell"]]["along"].get(along, [])
+        if (claim["at"] is None) == bool(along) or (along and claim["at"] not in values):
+            have = f"{along} in {', '.join(f'{v:g}' for v in values[:8])}..." if along else "no factor along it"
+            raise UserError(f"claim {claim['claim']}: {claim['number']} has {have}, and `at` is {claim['at']}")
+    names = {kind: {item["name"] for item in declaration[kind]} for kind in ("tables", "figures")}
+    names["claims"] = {claim["claim"] for claim in declaration["claims"]}
+    for section in declaration["sections"]:
+        for kind in names:
+            for name in section[kind]:
+                if name not in names[kind]:
+                    raise nearest(name, names[kind], f"name among the {kind} of {section['title']!r}")

@@ -1,0 +1,136 @@
+"""What is to be drawn before anything is: a draw study checked, declared and cut into blocks around what is stored already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from relu_study import blocks, cell_report, estimates, store
+from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
+from relu_study.job import alike, continued, host, sources
+from relu_study.registry import UserError, activations, initializers, nearest, statistics
+
+Cell = dict[str, Any]
+Asked = list[tuple[Draws, str, Cell]]  # experiment, label, cell
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """A draw study at its size, with all that its numbers will depend on."""
+
+    study: DrawStudy
+    provenance: dict[str, Any]
+    widths: dict[str, int]
+    plan: DrawPlan
+    stored: int  # draws
+    declaration: dict[str, Any]
+
+
+def prepare_draws(study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out") -> DrawJob:
+    """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles."""
+    asked = [(experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells]
+    declaration = _declared(study, asked)
+    cell_report.check(declaration)
+    made = {**host(), "own": sources(_brought(asked))}
+    widths, stored = _stored(study, folder, made, way_out)
+    platform = jax.devices()[0].platform
+    todo: dict[tuple[str, int, int], Block] = {}
+    wanted = set()
+    for experiment, _, cell in asked:
+        name, cost = cell_id(experiment.statistic, cell), statistics[experiment.statistic].cost(cell)
+        wide = widths.setdefault(name, blocks.width(cost, platform))
+        for first, count in blocks_of(experiment.draws):
+            wanted.add((name, first, count))
+            if (name, first, count) not in stored:
+                factors = tuple(sorted(cell.items()))
+                todo[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
+    plan = DrawPlan(sorted(todo.values(), key=lambda block: -block.price), len(jax.devices()), platform)
+    return DrawJob(study, made, widths, plan, sum(count for _, _, count in wanted & stored), declaration)
+
+
+def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:
+    try:
+        cell = statistics[experiment.statistic].cell(**experiment.cells[label])
+    except UserError as error:
+        raise UserError(f"study {study.name}, cell {label!r} of {experiment.name}: {error}") from None
+    if taken := set(cell) & set(COLUMNS):
+        raise UserError(f"statistic {experiment.statistic!r} has a factor {min(taken)!r}, a column of cells.csv; rename it")
+    return cell
+
+
+def _brought(asked: Asked) -> dict[str, Any]:
+    """Every entry that these cells name."""
+    found = {f"statistic {experiment.statistic}": statistics[experiment.statistic] for experiment, _, _ in asked}
+    for value in {value for _, _, cell in asked for value in cell.values() if isinstance(value, str)}:
+        found |= {f"{known.kind} {value}": known[value] for known in (activations, initializers) if value in known}
+    return found
+
+
+def _stored(
+    study: DrawStudy, folder: Path | None, made: dict[str, Any], way_out: str
+) -> tuple[dict[str, int], set[tuple[str, int, int]]]:
+    """The widths and blocks that a results folder holds already; a folder that cannot be continued is refused."""
+    manifest = continued(study.name, folder, way_out)
+    if manifest is None or folder is None:
+        return {}, set()
+    stored = estimates.stored_blocks(folder)
+    same = alike(folder, made, manifest["provenance"], stored.values(), way_out)
+    return (dict(manifest["widths"]), set(stored)) if same else ({}, set())
+
+
+def _declared(study: DrawStudy, asked: Asked) -> dict[str, Any]:
+    """The whole declaration as plain data, with what theory says of every cell: all that a report will ever know of the study."""
+    said = study.declaration()
+    said["cells"], said["factors"] = [], []
+    for experiment, label, cell in asked:
+        name, entry = cell_id(experiment.statistic, cell), statistics[experiment.statistic]
+        blocks.check(experiment.statistic, cell)
+        along = {factor: [_plain(v) for v in values] for factor, values in entry.along(cell).items()}
+        theory = {number: {k: _listed(v) for k, v in asdict(t).items()} for number, t in entry.theory(cell).items()}
+        if unknown := set(theory) - set(entry.numbers):
+            raise nearest(min(unknown), entry.numbers, f"number in the theory of {experiment.statistic}")
+        said["cells"].append(
+            {
+                **{"experiment": experiment.name, "label": label, "statistic": experiment.statistic, "cell_id": name},
+                **{"factors": cell, "draws": experiment.draws, "along": along, "theory": theory},
+            }
+        )
+        said["factors"] += [factor for factor in (*cell, *along) if factor not in said["factors"]]
+    names = dict.fromkeys(experiment.statistic for experiment, _, _ in asked)
+    said["numbers"] = {name: {k: asdict(number) for k, number in statistics[name].numbers.items()} for name in names}
+    return json.loads(json.dumps(said, default=list))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _listed(values: ArrayLike) -> Any:
+    """A number or a list of numbers for JSON, to twelve digits; None is NaN."""
+    array = np.asarray(values, np.float64)
+    if array.ndim:
+        return [_listed(value) for value in array]
+    return None if np.isnan(array) else float(f"{float(array):.12g}")
+
+
+def draw_manifest(job: DrawJob, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest: the whole declaration and everything that its numbers depend on."""
+    text = json.dumps(job.declaration, sort_keys=True)
+    return {
+        "format": store.FORMAT,
+        "study": job.study.name,
+        **about,
+        "provenance": job.provenance,
+        "widths": dict(sorted(job.widths.items())),
+        "device": {"platform": job.plan.platform, "kind": jax.devices()[0].device_kind, "devices": job.plan.devices},
+        "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
+        "declaration": job.declaration,
+    }
