@@ -52,7 +52,9 @@ def check(statistic: str, cell: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     entry = statistics[statistic]
     shapes = jax.eval_shape(lambda: entry.draw(cell, prng.draw_key("0", 0)))
     if set(shapes) != set(entry.numbers):
-        raise UserError(f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}; make them the same")
+        raise UserError(
+            f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}; make them the same"
+        )
     along = entry.along(cell)
     for name, number in entry.numbers.items():
         asked = (len(along[number.along]),) if number.along else ()

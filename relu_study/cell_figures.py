@@ -69,7 +69,9 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
             panel.ax.fill_between(x, line[low], line[high], color=looks[kind]["color"], alpha=0.15, linewidth=0)
             if line["theory"].notna().any():
                 theory = True
-                panel.ax.plot(x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8)
+                panel.ax.plot(
+                    x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8
+                )
         panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
         if figure["log"]:
             log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))

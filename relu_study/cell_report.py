@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats as scipy_stats
+from scipy import special
+from scipy import stats as scipy_stats
 
 from relu_study import drawing, stats
 from relu_study.cell_figures import arranged
@@ -87,8 +88,11 @@ def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
 
 
 def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
-    along = {c["experiment"]: declaration["numbers"][c["statistic"]][claim["number"]]["along"] for c in declaration["cells"]
-             if c["experiment"] == claim["experiment"]}[claim["experiment"]]
+    along = {
+        c["experiment"]: declaration["numbers"][c["statistic"]][claim["number"]]["along"]
+        for c in declaration["cells"]
+        if c["experiment"] == claim["experiment"]
+    }[claim["experiment"]]
     where = f"{along}={claim['at']:g}" if claim["at"] is not None else ""
     share = _about(claim, declaration)["share"]
     cell = _row(claim, claim["cell"], along, frame)
@@ -128,7 +132,7 @@ def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -
 
 
 def _p(direction: str, margin: float, tails: Any) -> float:
-    """The p of the claim, or of its opposite, whichever is less; `tails(bound)`: that the effect is above it, that it is below."""
+    """The p of the claim, or of its opposite, the lesser; `tails(bound)`: that the effect is above it, that it is below."""
     if direction == "equivalent":
         (over, under_top), (above_bottom, below) = tails(margin), tails(-margin)
         return min(max(under_top, above_bottom), min(over, below))

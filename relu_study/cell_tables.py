@@ -82,7 +82,7 @@ def _levels(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
 def _last_below(along: pd.Series, values: pd.Series, level: float) -> float | str:
     """The last whole place up to which the values stay at most `level`; ">N" where they do to the end, NaN where never.
 
-    Between two places the logarithm of what is left, 1 - value, is taken as linear: that of a share which dies at a steady rate is.
+    Between two places log(1 - value) is taken as linear, as it is where a steady share of what is left is lost.
     """
     x, y = along.to_numpy(float), values.to_numpy(float)
     above = np.flatnonzero(y > level)

@@ -113,9 +113,10 @@ def run(
         raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
     if per_seed and only is not None:
         raise UserError("--per-seed adds runs to the TensorBoard of a sweep; --only RUN_ID trains one run and writes none")
-    if isinstance(declared, DrawStudy) and (only is not None or per_seed or all_epochs):
-        raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
-    if only is not None:
+    if isinstance(declared, DrawStudy):
+        if only is not None or per_seed or all_epochs:
+            raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
+    elif only is not None:
         sweep = Path(_existing(like) if like else f"results/{declared.name}")
         print(runner.run_alone(declared, only, sweep, Path(out) if out else None, probing))
         return 0

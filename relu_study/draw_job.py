@@ -36,7 +36,9 @@ class DrawJob:
 
 def prepare_draws(study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out") -> DrawJob:
     """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles."""
-    asked = [(experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells]
+    asked = [
+        (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
+    ]
     declaration = _declared(study, asked)
     cell_report.check(declaration)
     made = {**host(), "own": sources(_brought(asked))}

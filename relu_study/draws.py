@@ -51,7 +51,7 @@ class CellTable:
 
     `columns` maps a header to a column of cells.csv. The CSV file has all rows; `shown` are conditions for those that are
     printed too, in Markdown and LaTeX. Where `levels` are given, a row is a cell, and for each of `columns` and each level it
-    has the greatest value of the factor `along` up to which that column is at most the level, interpolated between the values drawn.
+    has the greatest value of the factor `along` up to which that column is at most the level, also between the values drawn.
     """
 
     name: str
@@ -99,7 +99,7 @@ class CellClaim:
     """One testable row of a claim about a number of one cell; rows that share `claim` have one `overall` answer.
 
     The mean of `number` (`at` a value of the factor that it runs along) is compared with `against`: a constant, "theory", or the
-    label of another cell of the experiment. `margin` is the smallest difference that matters, of the theory's size where `relative`.
+    label of another cell of the experiment. `margin` is the smallest difference that matters, in parts of `against` if `relative`.
     """
 
     claim: str
@@ -143,7 +143,8 @@ class DrawStudy:
             raise UserError(f"study {self.name}: experiment {min(twice)!r} is declared twice")
         asked = [(e.theory, f"experiment as theory of {e.name}") for e in self.experiments if e.theory]
         asked += [(c.experiment, f"experiment in claim {c.claim}") for c in self.claims]
-        asked += [(name, f"experiment in {item.name}") for item in (*self.tables, *self.figures) for name in item.experiments]
+        shown: tuple[CellTable | CellFigure, ...] = (*self.tables, *self.figures)
+        asked += [(name, f"experiment in {item.name}") for item in shown for name in item.experiments]
         for name, where in asked:
             if name not in names:
                 raise nearest(name, names, where)

@@ -77,8 +77,8 @@ def cells_frame(folder: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of cells.csv: each cell's numbers, one for each value of the factor that they run along.
 
     `estimate` is the mean over the `n` draws in which the number is defined, of `draws` stored; its 95 % interval is Wilson's
-    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, and for a share that
-    which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
+    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, and for a share
+    that which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
     """
     sums = collect_sums(folder, declaration)
     parts = [part for cell in declaration["cells"] for part in _rows(cell, declaration, *sums[cell["cell_id"], cell["draws"]])]
@@ -87,9 +87,7 @@ def cells_frame(folder: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     return _with_z(_joined(frame, declaration), declaration)
 
 
-def _rows(
-    cell: Mapping[str, Any], declaration: Mapping[str, Any], stored: int, sums: Sums
-) -> Iterator[dict[str, Any]]:
+def _rows(cell: Mapping[str, Any], declaration: Mapping[str, Any], stored: int, sums: Sums) -> Iterator[dict[str, Any]]:
     head = {"experiment": cell["experiment"], "cell": cell["label"], "statistic": cell["statistic"], "cell_id": cell["cell_id"]}
     for name, number in declaration["numbers"][cell["statistic"]].items():
         along = {number["along"]: cell["along"][number["along"]]} if number["along"] else {}

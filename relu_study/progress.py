@@ -94,8 +94,9 @@ def print_draws(plan: DrawPlan, stored: int, title: str) -> None:
         own = [block for block in plan.tiles if block.statistic == name]
         table.add_row(name, f"{len({b.cohort for b in own}):,}", f"{sum(b.count for b in own):,}", f"{len(own):,}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    cells = len({block.cohort for block in plan.tiles})
     print(
-        f"{sum(block.count for block in plan.tiles):,} draws to make ({stored:,} stored) in {len({b.cohort for b in plan.tiles})} "
+        f"{sum(block.count for block in plan.tiles):,} draws to make ({stored:,} stored) in {cells:,} "
         f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); a compilation a cell; "
         "time: unknown until the first blocks are done"
     )

@@ -1,7 +1,7 @@
 """Counts, sums and spreads of draws: taken from single draws, put together, and read as estimates. NumPy alone.
 
-For each number NAME: `n:NAME`, in how many draws it is defined; `sum:NAME`; `m2:NAME`, the sum of squares about the mean; and for a
-number whose distribution is kept `bins:NAME`, counts in 512 bins.
+For each number NAME: `n:NAME`, in how many draws it is defined; `sum:NAME`; `m2:NAME`, the sum of squares about the mean; and for
+a number whose distribution is kept `bins:NAME`, counts in 512 bins.
 """
 
 from __future__ import annotations
