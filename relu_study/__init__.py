@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relu_study.activations import activation as activation
+    from relu_study.cell_report import load_cells as load_cells
     from relu_study.draws import CellClaim as CellClaim
     from relu_study.draws import CellFigure as CellFigure
     from relu_study.draws import CellTable as CellTable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from relu_study.pivot import table as table
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
+    from relu_study.runner import run_draws as run_draws
     from relu_study.spec import RunSpec as RunSpec
     from relu_study.statistics import Number as Number
     from relu_study.statistics import Theory as Theory
@@ -52,7 +54,8 @@ _HOMES = {
     "frames": ("load",),
     "pivot": ("compare", "table"),
     "pictures": ("figure",),
-    "runner": ("run",),
+    "runner": ("run", "run_draws"),
+    "cell_report": ("load_cells",),
     "activations": ("activation",),
     "initializers": ("initializer",),
     "optimizers": ("optimizer",),

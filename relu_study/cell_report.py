@@ -82,6 +82,15 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     return frame
 
 
+def load_cells(folder: str | Path) -> pd.DataFrame:
+    """The results of a draw study as a DataFrame: one row a cell, number and value of the factor that it runs along."""
+    folder = Path(folder)
+    declaration = read_manifest(folder)["declaration"]
+    if "cells" not in declaration:
+        raise UserError(f"{folder} holds runs that were trained, and no draws; read it with relu_study.load")
+    return read_cells(folder / "cells.csv", declaration)
+
+
 def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
     """The rows of verdicts.csv: `CellClaim` says what is compared, `verdicts.settled` how it is judged."""
     return settled([_measured(claim, declaration, frame) for claim in declaration["claims"]])

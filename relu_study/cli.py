@@ -127,7 +127,10 @@ def run(
     with Progress() as progress:
         try:
             about = {"command": command, "preset": preset}
-            runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
+            if isinstance(declared, DrawStudy):
+                runner.carry_out_draws(declared, folder, progress, about)
+            else:
+                runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
         except KeyboardInterrupt:
             drawn = sum(count for _, _, count in estimates.stored_blocks(folder))
             kept = f"{drawn:,} draws" if isinstance(declared, DrawStudy) else f"{len(store.stored_runs(folder))} finished runs"

@@ -99,7 +99,7 @@ class CellClaim:
     """One testable row of a claim about a number of one cell; rows that share `claim` have one `overall` answer.
 
     The mean of `number` (`at` a value of the factor that it runs along) is compared with `against`: a constant, "theory", or the
-    label of another cell of the experiment. `margin` is the smallest difference that matters, in parts of `against` if `relative`.
+    label of another cell of the experiment. `margin` is the smallest difference that matters, in parts of it if `relative`.
     """
 
     claim: str

@@ -77,7 +77,7 @@ def cells_frame(folder: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of cells.csv: each cell's numbers, one for each value of the factor that they run along.
 
     `estimate` is the mean over the `n` draws in which the number is defined, of `draws` stored; its 95 % interval is Wilson's
-    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, and for a share
+    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, for a share
     that which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
     """
     sums = collect_sums(folder, declaration)

@@ -160,7 +160,7 @@ def continued(study: str, folder: Path | None, way_out: str) -> dict[str, Any] |
 
 
 def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
-    """Were a folder's manifest (`first`) and tiles made as they would be now? Refused where tiles were not: they would not mix."""
+    """Were a folder's manifest (`first`) and tiles made as they would be now? Refused where tiles were not: none would mix."""
     stored = list(stored)
     for there in [first, *stored]:
         there = {"measured_every": 1, **there}  # what an earlier version did

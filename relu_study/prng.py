@@ -15,7 +15,7 @@ FEW = 64  # rows too few for rounds to mix: their order is that of random words
 MANY = 4096  # rows beyond which half of the rounds mix as well
 
 
-def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | Int[Array, ""]) -> Key[Array, ""]:
+def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | Int[Array, ""] | UInt32[Array, ""]) -> Key[Array, ""]:
     """The random key of a named stream, e.g. `stream(seed, "order", epoch)`.
 
     Names enter by their CRC-32 and numbers as they are, one `fold_in` each, so that no stream

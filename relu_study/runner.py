@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import pandas as pd
 
 from relu_study import blocks, engine, estimates, store, tiles
+from relu_study.cell_report import load_cells
 from relu_study.draw_job import DrawJob, draw_manifest, prepare_draws
 from relu_study.draws import Block, DrawPlan, DrawStudy
 from relu_study.events import check_per_seed
@@ -100,7 +102,7 @@ def run(
 
 
 def carry_out(
-    study: Study | DrawStudy,
+    study: Study,
     folder: Path,
     probing: Probing,
     watcher: Watcher,
@@ -113,19 +115,21 @@ def carry_out(
 
     `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
     """
-    if isinstance(study, DrawStudy):
-        drawing = prepare_draws(study, folder)
-        set_aside(folder, watcher)
-        draw(drawing, folder, watcher, about)
-        for line in report(folder):
-            watcher.say(line)
-        return
     job = prepare(study, folder, probing)
     if per_seed:
         check_per_seed(job.declaration)
     set_aside(folder, watcher)
     shown = train(job, folder, watcher, keep_params, about, per_seed)
     for line in report(folder, all_epochs, per_seed, shown):
+        watcher.say(line)
+
+
+def carry_out_draws(study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
+    """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest."""
+    job = prepare_draws(study, folder)
+    set_aside(folder, watcher)
+    draw(job, folder, watcher, about)
+    for line in report(folder):
         watcher.say(line)
 
 
@@ -321,6 +325,26 @@ def _give_back() -> None:
     # glibc keeps what the compiler has freed: some 40 MiB a program and device.
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def run_draws(
+    study: DrawStudy,
+    out: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    draws: int | None = None,
+    watcher: Watcher | None = None,
+) -> pd.DataFrame:
+    """Draw whatever a draw study still lacks, write its results folder and return its cells.csv as a DataFrame.
+
+    `out=None` leaves no folder behind; `draws`: at most so many in each cell. Interrupted, it keeps every finished block.
+    """
+    use_devices()
+    with contextlib.ExitStack() as stack:
+        folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        about = {"command": "relu_study.run_draws", "preset": preset or "default"}
+        carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about)
+        return load_cells(folder)
 
 
 # ------------------------------------------------------------------------------------- one alone

@@ -21,7 +21,8 @@ def add(sums: Sums, name: str, values: Float[np.ndarray, "k *s"], spread: Sequen
     known = ~np.isnan(values)
     n, total = known.sum(axis=0), np.where(known, values, 0).sum(axis=0)
     mean = total / np.maximum(n, 1)
-    part = {f"n:{name}": n, f"sum:{name}": total, f"m2:{name}": np.where(known, (values - mean) ** 2, 0).sum(axis=0)}
+    m2 = np.where(known, (values - mean) ** 2, 0).sum(axis=0)
+    part = {f"{kind}:{name}": np.asarray(value) for kind, value in (("n", n), ("sum", total), ("m2", m2))}
     if spread is not None:
         part[f"bins:{name}"] = _binned(values, known, *spread)
     merge(sums, part)
@@ -48,12 +49,12 @@ def merge(sums: Sums, part: Sums) -> None:
         if kind == "m2":
             (n, total), (m, other) = ((s[f"n:{name}"], s[f"sum:{name}"]) for s in (sums, part))
             apart = np.where((n > 0) & (m > 0), total / np.maximum(n, 1) - other / np.maximum(m, 1), 0)
-            sums[key] = sums[key] + value + apart**2 * n * m / np.maximum(n + m, 1)
+            sums[key] = np.asarray(sums[key] + value + apart**2 * n * m / np.maximum(n + m, 1))
     for key, value in part.items():
         if key not in sums:
             sums[key] = value
         elif not key.startswith("m2:"):
-            sums[key] = sums[key] + value
+            sums[key] = np.asarray(sums[key] + value)
 
 
 def quantiles(
