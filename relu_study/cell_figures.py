@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from relu_study import maps
-from relu_study.drawing import COLOURS, DASHES, FAINT, finite, legend_below, lines, log_scale, sheet
+from relu_study.drawing import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, lines, log_scale, sheet
 from relu_study.selection import in_order, shown
 from relu_study.wording import factor, words
 
@@ -72,6 +73,8 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
                 panel.ax.plot(
                     x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8
                 )
+        if (every[figure["cols"]] % 1 == 0).all():
+            panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
         if figure["log"]:
             log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))

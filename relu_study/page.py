@@ -199,9 +199,9 @@ _CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
 _DRAW_RULE = (
     "Every draw is a network of its own, from a stream of its own. A share has Wilson's 95 % interval, a mean the t interval; "
     "z = (estimate - theory) / standard error, that of a share as it is if the theory holds, with the error of a theory that is "
-    "drawn itself. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if the whole interval lies "
-    "in the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's correction over all testable rows; "
-    "p is one-sided and counts twice. An answer is confirmed if every testable row is, and refuted if any is."
+    "drawn itself. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if the whole interval "
+    "lies in the claimed region and refuted if none of it does; both need a p below 0.05 after Holm's correction over all "
+    "testable rows; p is one-sided and counts twice. An answer is confirmed if every testable row is, and refuted if any is."
 )
 _RULE = (
     "Comparisons are paired by seed. An effect is shown with its 95 % interval (90 % for `within`). Its claim is confirmed if "

@@ -15,7 +15,10 @@ FEW = 64  # rows too few for rounds to mix: their order is that of random words
 MANY = 4096  # rows beyond which half of the rounds mix as well
 
 
-def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], *path: str | int | Int[Array, ""] | UInt32[Array, ""]) -> Key[Array, ""]:
+Word = int | Int[Array, ""] | UInt32[Array, ""]
+
+
+def stream(seed: Word, *path: str | Word) -> Key[Array, ""]:
     """The random key of a named stream, e.g. `stream(seed, "order", epoch)`.
 
     Names enter by their CRC-32 and numbers as they are, one `fold_in` each, so that no stream
@@ -51,7 +54,7 @@ HASHED = define_prng_impl(
 )
 
 
-def draw_key(cell_id: str, index: int | Int[Array, ""] | UInt32[Array, ""]) -> Key[Array, ""]:
+def draw_key(cell_id: str, index: Word) -> Key[Array, ""]:
     """The key of one draw of a cell (`cell_id`: hexadecimal): every draw of every cell has a stream of its own.
 
     Whatever `jax.random` makes of it takes its bits from a keyed hash of the place in the array, seven times as fast on a CPU

@@ -1,4 +1,4 @@
-"""Draw studies: every draw is itself whatever it is drawn with; blocks are resumed, extended, and refused where they do not mix."""
+"""Draw studies: every draw is itself whatever it is drawn with; blocks are resumed, extended, refused where they do not mix."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_changed_statistic_does_not_mix(finished, tmp_path):
     path = next((tmp_path / "coins" / "raw").glob("block-*"))
     place, made, sums = estimates.read_block(path)
     estimates.write_block(tmp_path / "coins", place, sums, {**made, "own": {"statistic coin": "other"}})
-    with pytest.raises(UserError, match="statistic coin has changed.*would not mix"):
+    with pytest.raises(UserError, match=r"statistic coin has changed.*would not mix"):
         prepare_draws(study, tmp_path / "coins")
 
 

@@ -1,0 +1,156 @@
+"""What a draw study's blocks come to: estimates and z by hand, verdicts, tables, pictures, and the door."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_study import study
+from scipy import stats as scipy_stats
+
+from relu_study import cell_figures, cell_report, load, load_cells, run_draws, runner
+from relu_study.cell_tables import select
+from relu_study.progress import Watcher
+from relu_study.registry import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results") / "coins"
+    runner.carry_out_draws(study.sized(draws=3000), out, Watcher(), {"command": "test", "preset": "default"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def cells(folder: Path) -> pd.DataFrame:
+    return load_cells(folder)
+
+
+def row(cells: pd.DataFrame, *where: str) -> pd.Series:
+    found = select(cells, where)
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_a_share_has_its_wilson_interval_and_the_z_of_its_theory(cells):
+    one = row(cells, "experiment=several", "p=0.1", "kind=plain", "throw=2")
+    hits, n = round(one["estimate"] * 3000), 3000
+    interval = scipy_stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert (one["ci_lo"], one["ci_hi"]) == pytest.approx((interval.low, interval.high), abs=1e-8)
+    assert one["z"] == pytest.approx((hits / n - 0.1) / np.sqrt(0.1 * 0.9 / n), abs=1e-6)
+    assert (one["theory"], one["upper"], one["draws"], one["n"]) == (0.1, 1.0, n, n)
+    assert np.isnan(one["lower"]) and np.isnan(one["median"])
+
+
+def test_a_mean_has_its_t_interval_over_the_draws_where_it_is_defined(cells):
+    one = row(cells, "experiment=several", "p=0.1", "kind=plain", "number=height")
+    heads = row(cells, "experiment=several", "p=0.1", "kind=plain", "throw=1")
+    assert one["n"] == round(heads["estimate"] * 3000) < one["draws"]
+    half = scipy_stats.t.ppf(0.975, one["n"] - 1) * one["std"] / np.sqrt(one["n"])
+    assert one["ci_hi"] - one["estimate"] == pytest.approx(half, rel=1e-6)
+    assert one["z"] == pytest.approx(one["estimate"] / (one["std"] / np.sqrt(one["n"])), rel=1e-5)
+    assert one["q05"] < one["q25"] < one["median"] < one["q75"] < one["q95"]
+    assert abs(one["std"] - 1) < 0.2
+
+
+def test_what_another_experiment_found_is_theory_with_its_error(cells):
+    mine = row(cells, "experiment=again", "p=0.5", "throw=3")
+    other = row(cells, "experiment=several", "p=0.5", "kind=plain", "throw=3")
+    assert mine["theory"] == other["estimate"]
+    assert mine["theory_se"] == pytest.approx(other["std"] / np.sqrt(other["n"]), rel=1e-6)
+    se = np.sqrt(mine["theory"] * (1 - mine["theory"]) / mine["n"] + mine["theory_se"] ** 2)
+    assert mine["z"] == pytest.approx((mine["estimate"] - mine["theory"]) / se, rel=1e-5)
+
+
+def test_verdicts(folder, cells):
+    rows = pd.read_csv(folder / "verdicts.csv").set_index("claim")
+    overall = rows[rows["contrast"] == "overall"]["verdict"].to_dict()
+    assert overall == {"K1": "confirmed", "K2": "confirmed", "K3": "refuted", "K4": "confirmed"}
+    k2 = rows.loc["K2"].iloc[0]
+    hits = round(row(cells, "experiment=several", "p=0.1", "kind=plain", "throw=1")["estimate"] * 3000)
+    assert k2["p"] == pytest.approx(scipy_stats.binomtest(hits, 3000, 0.2, "less").pvalue, rel=1e-6)
+    assert k2["effect"] == pytest.approx(hits / 3000 - 0.2)
+
+
+def test_tables_have_all_rows_in_csv_and_the_shown_ones_in_print(folder):
+    whole = pd.read_csv(folder / "tables" / "main.csv")
+    assert list(whole.columns) == ["p", "throw", "measured"] and len(whole) == 16
+    printed = (folder / "tables" / "main.md").read_text()
+    assert printed.count("| 1 |") == 4 and "all 16 rows" in printed
+    assert r"\toprule" in (folder / "tables" / "main.tex").read_text()
+    until = pd.read_csv(folder / "tables" / "until.csv")
+    assert list(until["heads at 30 %"]) == [">3", ">3"] + [np.nan] * 2 or until["heads at 30 %"].astype(str).tolist() == [
+        *(">3", ">3", "nan", "nan")
+    ]
+
+
+def test_the_last_place_below_a_level_lies_between_the_drawn_ones():
+    from relu_study.cell_tables import _last_below
+
+    layers = pd.Series([2, 3, 10, 50, 200])
+    dead = 1 - 0.97 ** (layers - 2)
+    exact = 2 + np.log(1 - 0.5) / np.log(0.97)
+    assert _last_below(layers, dead, 0.5) == np.floor(exact)
+    assert _last_below(layers, dead, 0.999) == ">200"
+    assert np.isnan(_last_below(layers, dead + 0.5, 0.4))
+
+
+@pytest.mark.parametrize("where, said", [(("thro=1",), "did you mean throw"), (("throw 1",), "cannot read the condition")])
+def test_a_condition_that_cannot_be_is_refused(cells, where, said):
+    with pytest.raises(UserError, match=said):
+        select(cells, where)
+
+
+def test_pictures_show_what_there_is(folder, cells):
+    for name in ("board", "lines"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    nothing = {"experiments": ("again",), "number": "height", "cols": "throw", "column": "estimate", "by": "", "rows": ""}
+    assert cell_figures.arranged(nothing, cells) is None
+
+
+def test_the_page_says_what_was_drawn_and_answers(folder):
+    page = (folder / "report.md").read_text()
+    assert "4 cells" in page and "none trained" in page
+    assert "**K3: refuted.**" in page and "figures/lines.png" in page
+
+
+def test_from_python_without_a_folder():
+    found = run_draws(study, draws=10)
+    assert set(found["draws"]) == {10}
+
+
+def test_the_two_kinds_are_not_taken_for_each_other(folder):
+    with pytest.raises(UserError, match=r"holds a draw study.*load_cells"):
+        load(folder)
+    with pytest.raises(UserError, match=r"no draws; read it with relu_study.load"):
+        load_cells(ROOT / "results" / "article")
+
+
+def test_a_cut_cells_csv_is_named(folder, tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_bytes((folder / "cells.csv").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"cells.csv is garbled \(its last line is cut off\)"):
+        cell_report.read_cells(path, cell_report.read_manifest(folder)["declaration"])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["run", "STUDY", "--seeds", "3"], "--seeds does not apply; --draws sets its size"),
+        (["plan", "STUDY", "--epochs", "3"], "--epochs does not apply"),
+        (["run", "STUDY", "--draws", "0"], "--draws must be a whole number of at least 1"),
+        (["run", "STUDY", "--only", "abc"], "--only, --per-seed and --all-epochs do not apply"),
+        (["run", "article", "--draws", "3"], "--draws does not apply; --seeds sets its size"),
+    ],
+)
+def test_the_door_says_which_options_apply(words, said):
+    words = [str(ROOT / "tests" / "drawn_study.py") if word == "STUDY" else word for word in words]
+    code = f"import sys; sys.argv = ['relu-study', *{words!r}]; from relu_study.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
