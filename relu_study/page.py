@@ -160,7 +160,8 @@ def _answer(claim: str, verdicts: Sequence[dict[str, Any]], declaration: dict[st
 
 
 def _number(row: Mapping[str, Any]) -> str:
-    epoch = {"last": "", "min": "least of all epochs", "max": "greatest of all epochs"}.get(row["epoch"], f"epoch {row['epoch']}")
+    when = {"last": "", "": "", "min": "least of all epochs", "max": "greatest of all epochs"}
+    epoch = when.get(row["epoch"], f"epoch {row['epoch']}")
     return ", ".join(filter(None, [row["metric"].replace("_", " "), "" if row["site"] == "all" else row["site"], epoch]))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDY, NOTEBOOK = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+STUDY, NOTEBOOK, DRAWS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 LOOK = """
 assert set(results.runs.status) == {"ok"} and len(results.runs) == 16
 assert {"run_id", "metric", "site", "epoch", "value"} <= set(results.curves.columns)
@@ -44,6 +44,13 @@ def test_the_study_of_the_readme(home: Path, tmp_path: Path) -> None:
     assert runs.count(",ok,") == 24 and "shifted_relu" in runs and "tiny" in runs
     assert (tmp_path / "results" / "ring" / "figures" / "main.png").stat().st_size > 10_000
     assert "S1" in (tmp_path / "results" / "ring" / "verdicts.csv").read_text()
+
+
+def test_the_draws_of_the_readme(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_draws.py").write_text(DRAWS)
+    done = relu_study(["run", "my_draws.py"], home, tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "results/half_off/report.md", done.stderr
+    assert "**H1: confirmed.**" in (tmp_path / "results" / "half_off" / "report.md").read_text()
 
 
 def test_the_notebook_of_the_readme(home: Path, tmp_path: Path) -> None:
