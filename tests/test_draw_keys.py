@@ -62,7 +62,7 @@ def test_a_draw_is_the_same_alone_and_among_others():
 
 def test_cells_draws_and_foldings_differ():
     keys = [prng.draw_key(CELL, 5), prng.draw_key(CELL, 6), prng.draw_key("0123456889ab", 5)]
-    keys += jax.random.split(keys[0], 2)  # JAX's own fold_in(key, 1) is the second of them
+    keys += list(jax.random.split(keys[0], 2))  # JAX's own fold_in(key, 1) is the second of them
     assert len({tuple(np.asarray(jax.random.bits(key, (4,)))) for key in keys}) == len(keys)
 
 
