@@ -79,7 +79,7 @@ def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     width = cell["width"]
     both = 1 - 2.0 ** (1 - width)
 
-    def layer(state: tuple[Array, ...], place: Array) -> tuple[tuple[Array, ...], Array]:
+    def layer(state: tuple[Array, Array, Array], place: Array) -> tuple[tuple[Array, Array, Array], Array]:
         angle, both, one = state
         p = 0.5 - angle / (2 * jnp.pi)
         none, single = p**width, 2 * (2.0**-width - p**width)
