@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ class Runs:
 class Summary:
     """The rows of summary.csv by configuration, metric, site and epoch; only those of some `metrics`."""
 
-    def __init__(self, frame: pd.DataFrame, metrics: Collection[str], seeds: int) -> None:
+    def __init__(self, frame: pd.DataFrame, metrics: Collection[str], seeds: Mapping[str, int]) -> None:
         by_config = frame.groupby("config_id")
         self.seeds, self.last = seeds, by_config["epoch"].max().to_dict()
         self.probe_examples: dict[Any, Any] = by_config["probe_examples"].first().to_dict()
@@ -104,7 +104,7 @@ class Summary:
         when = self.last.get(config_id) if epoch is None else epoch
         found = self.rows.get((config_id, metric, site, when))
         if found is None:  # no run stored, or an arm that has no such site or epoch
-            return Cell(math.nan, math.nan, math.nan, self.seeds, 0, config_id not in self.last)
+            return Cell(math.nan, math.nan, math.nan, self.seeds.get(config_id, 0), 0, config_id not in self.last)
         mean, lo, hi, n, finite = found
         return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or self.alive[config_id, when] == 0)
 
@@ -195,6 +195,12 @@ def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
     if metric in PROPORTIONS:
         return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{count}"
     return measured(cell.mean, (cell.hi - cell.lo) / 2) + signs + count
+
+
+def over_seeds(cells: Collection[Cell]) -> str:
+    """How many seeds there are to cells, in words: "16 seeds", or "100 to 1000 seeds" where not all have as many."""
+    found = sorted({cell.n for cell in cells if cell.n}) or [0]
+    return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} seed{'s' if found != [1] else ''}"
 
 
 def legend(marked: Collection[Mark], cells: Collection[Cell], metrics: Collection[str], over: str, per: str) -> list[str]:

@@ -11,7 +11,7 @@ from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.stats import MOMENTS
 from relu_study.store import read_manifest
-from relu_study.study import Claim, Figure, Section, Table, Target
+from relu_study.study import Claim, Counts, Figure, Section, Table, Target
 
 COLUMNS: dict[str, tuple[str, ...]] = {  # of the files of a results folder, those of metrics apart
     "runs": ("run_id", "config_id", *FIELDS, "status", "first_bad_epoch", "probe_examples"),
@@ -45,7 +45,7 @@ KINDS: dict[str, type] = {
     **{"seeds": int, "metrics": dict, "title": str, "text": str},
 }
 ITEMS: dict[str, type] = {"targets": Target, "claims": Claim, "tables": Table, "figures": Figure, "sections": Section}
-ENTRY: dict[str, type] = {"experiment": str, "arm": str, "config_id": str, "spec": dict}
+ENTRY: dict[str, type] = {"experiment": str, "arm": str, "config_id": str, "seeds": int, "spec": dict}
 ABOUT = {"direction": "none", "sites": False, "unit": "", "low": None, "high": None}  # a metric, as far as it is not said
 
 
@@ -59,6 +59,8 @@ def read_whole_manifest(folder: Path) -> dict[str, Any]:
     A declaration that lacks something without a default, or has a RunSpec field that this version does not know, is refused.
     """
     manifest = read_manifest(folder)
+    if "cells" in manifest["declaration"]:
+        raise UserError(f"{folder} holds a draw study: its numbers are in cells.csv (relu_study.load_cells), and it has no runs")
     try:
         return {"command": "", "preset": "default", **manifest, "declaration": _whole(manifest["declaration"])}
     except _Lacks as what:
@@ -79,7 +81,7 @@ def _whole(declaration: Any) -> dict[str, Any]:
     if not declaration["configurations"] or declaration["seeds"] < 1:
         raise _Lacks("declares no runs")
     found = {name: [_item(name, item, kind) for item in declaration[name]] for name, kind in ITEMS.items()}
-    found["configurations"] = [_entry(entry) for entry in declaration["configurations"]]
+    found["configurations"] = [_entry(entry, declaration["seeds"]) for entry in declaration["configurations"]]
     metrics = {name: {**ABOUT, **_mapping(about, f"the metric {name}")} for name, about in declaration["metrics"].items()}
     return {"skip": [], **declaration, **found, "metrics": metrics}
 
@@ -92,17 +94,20 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 def _item(name: str, item: Any, kind: Any) -> dict[str, Any]:
     item = _mapping(item, f"one of its {name}")
+    kind = Counts if kind is Table and "events" in item else kind
     for field in fields(kind):
         if field.name not in item and field.default is MISSING:
             raise _Lacks(f"declares one of its {name} without {field.name}")
     return {**{f.name: f.default for f in fields(kind) if f.default is not MISSING}, **item}
 
 
-def _entry(entry: Any) -> dict[str, Any]:
-    entry = _mapping(entry, "one of its configurations")
+def _entry(entry: Any, seeds: int) -> dict[str, Any]:
+    entry = {"seeds": seeds, **_mapping(entry, "one of its configurations")}
     for name, kind in ENTRY.items():
         if not isinstance(entry.get(name), kind):
             raise _Lacks(f"declares a configuration without {name}")
+    if entry["seeds"] < 1:
+        raise _Lacks("declares a configuration without runs")
     known = RunSpec().as_dict()
     if unknown := [name for name in entry["spec"] if name not in known]:
         raise _Lacks(f"declares a configuration with {unknown[0]}, which this version does not know")

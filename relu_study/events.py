@@ -27,7 +27,7 @@ from tensorboardX.record_writer import RecordWriter
 from relu_study import dashboards
 from relu_study.frames import summary_frame
 from relu_study.registry import UserError
-from relu_study.store import Configuration
+from relu_study.store import Configuration, seeds_of
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
 LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
@@ -73,7 +73,7 @@ def write_events(
 
 def check_per_seed(declaration: Mapping[str, Any]) -> None:
     """Refuse (UserError) a study of more runs than TensorBoard shows well one by one."""
-    runs = len({entry["config_id"] for entry in declaration["configurations"]}) * declaration["seeds"]
+    runs = sum(seeds_of(declaration).values())
     if runs > MOST_SINGLE_SEEDS:
         raise UserError(
             f"--per-seed would add {runs:,} single-seed runs, and the limit is {MOST_SINGLE_SEEDS}: above it TensorBoard selects "

@@ -20,7 +20,7 @@ from relu_study.drawing import Band, Row
 from relu_study.forests import Effect
 from relu_study.frames import summary_frame, survival_frame
 from relu_study.registry import nearest
-from relu_study.store import Configuration, write_atomically
+from relu_study.store import Configuration, seeds_of, write_atomically
 from relu_study.wording import at_site, count, is_share, probe_set, stacked, unit, words
 
 NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
@@ -205,10 +205,25 @@ def _effects(rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any]) 
             hi=_number(row["ci_hi"]),
             claimed=_claimed(row["direction"], _number(row["margin"])),
             verdict=row["verdict"],
-            count=count(int(row["n"]), declaration["seeds"]),
+            count=count(int(row["n"]), _wanted(row, declaration)),
         )
         for row in rows
     ]
+
+
+def _wanted(row: Mapping[str, Any], declaration: Mapping[str, Any]) -> int:
+    """How many seeds a row could compare: those of that of its arms which has fewest. Its contrast names the arms."""
+    seeds = seeds_of(declaration)
+    of = {(entry["arm"], entry["spec"]["target"]): seeds[entry["config_id"]] for entry in declaration["configurations"]}
+    asked = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
+    named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer
+    arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
+    return min((of.get((arm, row["target"]), declaration["seeds"]) for arm in arms), default=declaration["seeds"])
+
+
+def _arms(claim: Mapping[str, Any]) -> list[str]:
+    sides = [claim["arm"], claim["against"]]
+    return [arm for side in sides if not isinstance(side, float | int) for arm in ([side] if isinstance(side, str) else side)]
 
 
 def _block(row: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> str:

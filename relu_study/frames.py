@@ -20,9 +20,9 @@ from relu_study import lives, stats
 from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
-from relu_study.store import Configuration, collect, tile_paths
+from relu_study.store import Configuration, collect, seeds_of, tile_paths
 
-PROPORTIONS = ("collapsed", "constant")  # 0 or 1 a run: a Wilson interval, not a t interval
+PROPORTIONS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
 _KIND = {f.name: {"str": "str", "int": "int64", "float": "float64"}[str(f.type)] for f in dataclasses.fields(RunSpec)}
 _WORDS = ("run_id", "config_id", "status", "experiment", "metric", "site")
@@ -76,26 +76,28 @@ def frames(
 
 def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any], epoch: float | None = None) -> pd.DataFrame:
     """Each wanted run once, seeds innermost, with its metrics at an epoch (None: its last); one not stored is `interrupted`."""
-    seeds = manifest["declaration"]["seeds"]
+    seeds = seeds_of(manifest["declaration"])
     specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
     found = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
     names = list(dict.fromkeys([*manifest["declaration"]["columns"], *found]))
     column = {name: i for i, name in enumerate(names)}
-    status = np.full((len(specs), seeds), "interrupted", dtype=object)
-    bad, probed = np.full((2, len(specs), seeds), np.nan)
-    numbers = np.full((len(specs), seeds, len(names)), np.nan, np.float32)
-    for row, config_id in enumerate(specs):
+    runs = [(config_id, seed) for config_id in specs for seed in range(seeds[config_id])]
+    first = dict(zip(specs, np.cumsum([0, *(seeds[config_id] for config_id in specs)]).tolist(), strict=False))
+    status = np.full(len(runs), "interrupted", dtype=object)
+    bad, probed = np.full((2, len(runs)), np.nan)
+    numbers = np.full((len(runs), len(names)), np.nan, np.float32)
+    for config_id in specs:
         if (c := configurations.get(config_id)) is None:
             continue
-        status[row, c.seeds], bad[row, c.seeds], probed[row, c.seeds] = c.status, c.first_bad_epoch, c.probe_examples
+        rows = first[config_id] + c.seeds
+        status[rows], bad[rows], probed[rows] = c.status, c.first_bad_epoch, c.probe_examples
         at = c.epochs == (c.epochs[-1] if epoch is None else epoch)
         for name, values in c.values.items() if at.any() else ():
-            numbers[row, c.seeds, column[name]] = values[:, at.argmax()]
-    ids = [RunSpec(**spec, seed=seed).run_id for spec in specs.values() for seed in range(seeds)]
-    fields = _spec_columns(specs, np.repeat(list(specs), seeds)).assign(seed=np.tile(np.arange(seeds), len(specs)))
-    fields.insert(0, "run_id", ids)
-    fields = fields.assign(status=status.ravel(), first_bad_epoch=bad.ravel(), probe_examples=pd.array(probed.ravel(), "Int64"))
-    metrics = pd.DataFrame(numbers.reshape(len(fields), len(names)), columns=names)
+            numbers[rows, column[name]] = values[:, at.argmax()]
+    fields = _spec_columns(specs, [config_id for config_id, _ in runs]).assign(seed=[seed for _, seed in runs])
+    fields.insert(0, "run_id", [RunSpec(**specs[config_id], seed=seed).run_id for config_id, seed in runs])
+    fields = fields.assign(status=status, first_bad_epoch=bad, probe_examples=pd.array(probed, "Int64"))
+    metrics = pd.DataFrame(numbers, columns=names)
     return pd.concat([fields, metrics], axis=1)
 
 
@@ -105,7 +107,8 @@ def report_epochs(declaration: dict[str, Any]) -> set[float]:
     for claim in declaration["claims"]:
         named += [claim["epoch"], claim["against_epoch"]]
     for table in declaration["tables"]:
-        named += [table["epoch"], *(metric.partition("@")[2] for metric in table["metrics"])]
+        metrics = [m for event in table["events"].values() for m in event] if "events" in table else table["metrics"]
+        named += [table.get("epoch"), *(metric.partition("@")[2] for metric in metrics)]
     named += [figure["epoch"] for figure in declaration["figures"] if figure["kind"] == "map"]
     return {float(epoch) for epoch in named if epoch is not None and re.fullmatch(r"\d+(\.\d*)?", str(epoch))}
 
@@ -228,9 +231,9 @@ def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any])
 def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
     """runs.csv, refused where its runs or its metrics are not those that the manifest declares."""
     frame, path, declaration = read_csv(folder / "runs.csv"), folder / "runs.csv", manifest["declaration"]
-    configs = {entry["config_id"] for entry in declaration["configurations"]}
-    wanted = len(configs) * declaration["seeds"]
-    found = frame["config_id"].isin(configs) & (frame["seed"] < declaration["seeds"])
+    seeds = seeds_of(declaration)
+    wanted = sum(seeds.values())
+    found = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
     if len(frame) != wanted or not found.all() or frame.duplicated(["config_id", "seed"]).any():
         raise UserError(
             f"{path} has {int(found.sum()):,} of the {wanted:,} runs that manifest.json declares: it is cut off, or of another "

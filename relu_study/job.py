@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from relu_study import engine, probes, store
 from relu_study.plan import Plan, plan
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
-from relu_study.registry import UserError, activations, initializers, networks, optimizers, tasks
+from relu_study.registry import UserError, activations, initializers, nearest, networks, optimizers, tasks
 from relu_study.report import check
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
@@ -53,6 +53,7 @@ def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]
         "probe_examples": probing.examples or DEFAULT_EXAMPLES,
         "val_examples": probing.val_examples,
         "measured_every": probing.every,
+        "metrics": None if probing.metrics is None else ", ".join(probing.metrics),
         "own": sources(brought),
     }
 
@@ -84,10 +85,10 @@ def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = 
 
     A folder that cannot be continued is refused, with `way_out`.
     """
-    runs, probing = study.runs(), probing._replace(every=study.every)
+    runs, probing = study.runs(), _as_asked(study, probing)
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
         engine.check(spec, probing)
-    declaration = declare(study, _columns(runs, _cached(engine.sites)))
+    declaration = declare(study, _cached(engine.sites), declared_metrics(runs, probing.metrics))
     check(declaration)
     made = provenance(probing, runs)
     widths, stored = _stored(study, folder, made, way_out)
@@ -104,6 +105,18 @@ def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = 
     return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), declaration)
 
 
+def _as_asked(study: Study, probing: Probing) -> Probing:
+    """When and what the study has measured."""
+    if not study.metrics:
+        return probing._replace(every=study.every)
+    known = probes.declared()
+    for name in study.metrics:
+        if name not in known:
+            raise nearest(name, known, f"metric of study {study.name}")
+    asked = tuple(name for name in known if name in {*study.metrics, "dead_fraction"})
+    return probing._replace(every=study.every, metrics=asked, histograms=False)
+
+
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
     memory: dict[Any, Any] = {}
 
@@ -116,20 +129,20 @@ def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
     return call
 
 
-def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]]) -> list[str]:
+def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Every metric/site of the study, in the metrics' order: the columns of `runs.csv`, whatever is stored so far."""
     found = ["all", *sorted({site for run in runs for site in sites(run)}, key=lambda site: int(site.rpartition("_")[2]))]
-    return [
-        f"{name}/{site}" for name, about in declared_metrics(runs).items() for site in (found if about["sites"] else found[:1])
-    ]
+    return [f"{name}/{site}" for name, about in metrics.items() for site in (found if about["sites"] else found[:1])]
 
 
-def declared_metrics(runs: list[RunSpec]) -> dict[str, dict[str, Any]]:
-    """What the manifest says of every metric of these runs: the probes', then their tasks' own."""
+def declared_metrics(runs: list[RunSpec], asked: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What the manifest says of every metric of these runs: those `asked` for of the probes', then their tasks' own."""
     of_tasks = {
         name: METRICS[name] for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics
     }
-    said = {**probes.declared(), **revivals.declared(), **{name: metric.declared() for name, metric in of_tasks.items()}}
+    of_probes = {name: about for name, about in probes.declared().items() if asked is None or name in asked}
+    again = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_probes}
+    said = {**of_probes, **again, **{name: metric.declared() for name, metric in of_tasks.items()}}
     return dict(sorted(said.items()))
 
 
@@ -174,14 +187,14 @@ def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Ite
     return True
 
 
-def declare(study: Study, columns: list[str]) -> dict[str, Any]:
+def declare(study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The whole declaration as plain data: all that a report will ever know of the study."""
     declaration = study.declaration()
     specs = [entry["spec"] for entry in declaration["configurations"]]
     declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
-    declaration["metrics"] = declared_metrics(study.runs())
+    declaration["metrics"] = metrics
     declaration["report_epochs"] = list(REPORT_EPOCHS)
-    declaration["columns"] = columns
+    declaration["columns"] = _columns(study.runs(), sites, metrics)
     return json.loads(json.dumps(declaration, default=list))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from relu_study.events import write_events
 from relu_study.spec import RunSpec
-from relu_study.store import collect, read_tile, tile_paths
+from relu_study.store import collect, read_tile, seeds_of, tile_paths
 
 FREE = 2.0  # seconds of writing that nobody asks about
 SHARE = 0.03  # of the time since the sweep began, which writing may take beyond them
@@ -32,8 +32,9 @@ class Live:
         self._lie: dict[str, set[Path]] = {}  # config_id -> the tiles that hold its runs
         self._of: dict[str, str] = {}  # run_id -> config_id
         declaration = manifest["declaration"]
+        seeds = seeds_of(declaration)
         for config_id, spec in {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}.items():
-            runs = {RunSpec(**spec, seed=seed).run_id for seed in range(declaration["seeds"])}
+            runs = {RunSpec(**spec, seed=seed).run_id for seed in range(seeds[config_id])}
             self._missing[config_id], self._lie[config_id] = runs, set()
             self._of |= dict.fromkeys(runs, config_id)
         (folder / "tensorboard").mkdir(parents=True, exist_ok=True)  # so that one can look before there is anything to see

@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-from relu_study.registry import activations, networks
+from relu_study.registry import UserError, activations, networks
 from relu_study.sites import Context, Dense, Dropout, Norm, Site
 from relu_study.spec import RunSpec
 
@@ -39,6 +39,7 @@ class MLP(nnx.Module):
     """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
 
     bounded = True
+    skips = False
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         after = spec.width * activations[spec.activation].fanout
@@ -47,7 +48,25 @@ class MLP(nnx.Module):
         self.output_site = Site(spec.output) if spec.output != "linear" else None
 
     def __call__(self, x: Any, ctx: Context) -> Any:
-        for block in self.hidden:
-            x = block(x, ctx)
+        for i, block in enumerate(self.hidden):
+            x = x + block(x, ctx) if self.skips and i else block(x, ctx)
         x = self.output(x, ctx)
         return x if self.output_site is None else self.output_site(x, ctx)
+
+
+@network("skip")
+class Skip(MLP):
+    """An `mlp` in which every hidden block after the first is added to its own input: x + block(x).
+
+    Source: He, Zhang, Ren & Sun 2015, arXiv 1512.03385, section 3.2 (equation 1; each block is one layer here).
+    """
+
+    skips = True
+
+    def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
+        if activations[spec.activation].fanout > 1:
+            raise UserError(
+                f"network 'skip' adds a block's output to its input, and activation {spec.activation!r} gives several numbers "
+                f"for each unit; choose an activation that gives one, or network='mlp'"
+            )
+        super().__init__(spec, d_in, d_out, rngs)

@@ -14,7 +14,7 @@ from relu_study import fans, maps, selection, spreads
 from relu_study.bins import KINDS
 from relu_study.cells import Cell, Summary
 from relu_study.registry import UserError, nearest
-from relu_study.store import Configuration
+from relu_study.store import Configuration, seeds_of
 from relu_study.wording import HISTOGRAMS, WHICH_END, at_epoch, at_site, count, factor, is_share, probe_set, stacked, unit, words
 
 Draw = Callable[[], Picture]
@@ -175,7 +175,7 @@ def map_over(figure: Mapping[str, Any], declaration: Mapping[str, Any], summary:
     keys = {way: _keys(way, other, entries) for way, other in ((rows, cols), (cols, rows))}
     values = {way: selection.in_order(keys[way]) for way in keys}
     names, groups = expanded(figure, declaration), []
-    known = Summary(summary, {name.partition("/")[0] for name in names}, declaration["seeds"])
+    known = Summary(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
     epoch = None if figure["epoch"] == "last" else float(figure["epoch"])
     shown = {entry["config_id"] for entry in entries}
     sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from relu_study import comparisons, selection
-from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, text
+from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
 from relu_study.contract import read_whole_manifest
 from relu_study.frames import csv_text, read_csv, read_runs, runs_frame
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition, shown
-from relu_study.store import collect, tile_paths
+from relu_study.store import collect, seeds_of, tile_paths
 from relu_study.study import FACTORS
 from relu_study.tables import Column, Lookup, check_site, epoch_of, in_summary
 from relu_study.typeset import Shown, latex_table, markdown_table
@@ -167,7 +167,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     cols = [col for col in cols if any((row, col) in found for row in rows)]
     last, frame = _frames(folder, manifest, asked.epoch)
     kept = selection.runs(conditions, last, declaration)
-    look = _of_runs(frame, kept) if frame is not None else _of_summary(folder, last, conditions, asked, declaration["seeds"])
+    look = _of_runs(frame, kept) if frame is not None else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
     cells = {
         (row, col, column): look(found.get((row, col), ""), column)
         for row, col, column in itertools.product(rows, cols, asked.columns)
@@ -207,7 +207,9 @@ def _of_runs(frame: pd.DataFrame, kept: np.ndarray) -> Lookup:
     return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
 
 
-def _of_summary(folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: int) -> Lookup:
+def _of_summary(
+    folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: Mapping[str, int]
+) -> Lookup:
     """The cells of an epoch that only summary.csv knows: their runs cannot be chosen or compared."""
     if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
@@ -277,11 +279,9 @@ def _caption(asked: Asked) -> str:
 def _note(grid: Grid, marked: Sequence[Mark]) -> str:
     asked, cells = grid.asked, list(grid.cells.values())
     metrics = [column.metric for column in asked.columns]
-    counts = sorted({cell.n for cell in cells if cell.n})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     ends = {end: [_title(c) for c in asked.columns if c.direction == end] for end in ("lower", "higher")}
     held = [f"{words(name)} {shown(value)}" for name, value in grid.held.items()]
-    how, *said = legend(marked, cells, metrics, f"over n = {n} seed{'s' if n != '1' else ''}", "column")
+    how, *said = legend(marked, cells, metrics, f"over n = {over_seeds(cells)}", "column")
     sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
     missing = len(grid.configs) < len(grid.rows) * len(grid.cols)
     texts = [

@@ -60,6 +60,7 @@ class Probing(NamedTuple):
     val_examples: int | None = 8192  # the most validation rows; None: all
     histograms: bool = True
     metrics: tuple[str, ...] | None = None  # None: every registered one
+    every: int = 1  # epochs from one measurement to the next; the last epoch is measured whatever its number
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""

@@ -125,6 +125,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:
+    """config_id -> its seeds; an earlier version declared one number for all of them."""
+    return {entry["config_id"]: entry.get("seeds", declaration["seeds"]) for entry in declaration["configurations"]}
+
+
 @dataclass
 class Configuration:
     """All stored runs of one configuration, one row a run, in seed order.
@@ -171,8 +176,9 @@ def collect(
     for entry in manifest["declaration"]["configurations"]:
         if only is None or entry["config_id"] in only:
             specs[entry["config_id"]] = entry["spec"]
+    seeds = seeds_of(manifest["declaration"])
     for config_id, spec in specs.items():
-        for seed in range(manifest["declaration"]["seeds"]):
+        for seed in range(seeds[config_id]):
             run_id = RunSpec(**spec, seed=seed).run_id
             if runs is None or run_id in runs:
                 wanted[run_id] = (config_id, seed)

@@ -13,7 +13,7 @@ from relu_study.spec import FIELDS, RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
 DIRECTIONS = ("less", "greater", "equivalent")
-SIZES = ("seeds", "use_targets", "skip", "probe_examples")  # what a preset may change
+SIZES = ("seeds", "epochs", "use_targets", "skip", "probe_examples", "every")  # what a preset may change
 EPOCHS = ("last", "min", "max")  # or a number
 FIGURE_KINDS = ("curves", "survival", "forest", "depth", "histograms", "map")
 FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # what a map may have as rows and columns
@@ -30,12 +30,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms to compare: each arm is a label and a RunSpec without its seed and target."""
+    """Arms to compare: each arm is a label and a RunSpec without its seed and target.
+
+    `seeds` and `targets` are its own, where it has fewer or more than the study; a label may then stand for another RunSpec on
+    other targets. A configuration of several experiments has as many seeds as the one that asks for most.
+    """
 
     name: str
     arms: Mapping[str, RunSpec]
     title: str = ""
     text: str = ""
+    seeds: int | None = None  # None: the study's
+    targets: tuple[str, ...] = ()  # none: the study's
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Claim:
     is confirmed when the interval lies wholly above -0.05.
     `against_dead_site` keeps the seeds whose `against` run ends with a dead site;
     `least_seeds` and `off_floor` (mean loss of the arm at least this share of the target's variance above the floor)
-    say when a row is not testable.
+    say when a row is not testable. It is asked on `targets`; none named: wherever its arms are.
     """
 
     claim: str
@@ -74,6 +80,7 @@ class Claim:
     least_seeds: int = 2
     off_floor: float | None = None
     why: str = ""
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -101,6 +108,31 @@ class Table:
     arms: tuple[str, ...] = ()
     baseline: str | None = None
     tune: str | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many runs of each arm something happened to: one row an arm and target, with Wilson's 95 % interval of the last share.
+
+    `keys` are the first columns: header -> a factor (a RunSpec field, `arm` or `experiment`), or what the label of an arm stands
+    for there, a label that is not named standing as it is. Then comes `n`, the runs that are stored, then `events`: header ->
+    metrics that are 0 or 1 ("collapsed", "collapsed@0"); a run counts once if any of them is 1, and one that went nonfinite
+    before has no event. At an epoch of its own an event is one metric. `ci_lo` and `ci_hi` are those of the last event.
+    """
+
+    name: str
+    caption: str
+    experiments: tuple[str, ...]
+    keys: Mapping[str, str | Mapping[str, str]]
+    events: Mapping[str, tuple[str, ...]]
+    arms: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            raise UserError(f"table {self.name} counts no events; say which, e.g. events={{'collapsed': ('collapsed',)}}")
+        for key in self.keys.values():
+            if isinstance(key, str) and key not in FACTORS:
+                raise nearest(key, FACTORS, f"factor among the keys of table {self.name}")
 
 
 @dataclass(frozen=True)
@@ -175,17 +207,21 @@ class Study:
     seeds: int = 16
     targets: Sequence[Target] = ()  # empty: each arm keeps the target of its own RunSpec
     claims: Sequence[Claim] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table | Counts] = ()
     figures: Sequence[Figure] = ()
     sections: Sequence[Section] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use_targets: tuple[str, ...] = ()  # the targets of this size; empty: all
     skip: tuple[str, ...] = ()  # experiments left out at this size
     probe_examples: int | None = None  # N, where the study needs another than the usual
+    every: int = 1  # epochs from one measurement to the next; the first is before training, the last at its end
+    metrics: tuple[str, ...] = ()  # all that is measured besides dead_fraction; none named: everything, histograms too
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seeds, int) or isinstance(self.seeds, bool) or self.seeds < 1:
-            raise UserError(f"study {self.name}: seeds must be a whole number of at least 1, not {self.seeds!r}")
+        own = [(f"seeds of experiment {e.name}", e.seeds) for e in self.experiments if e.seeds is not None]
+        for what, number in [("seeds", self.seeds), ("every", self.every), *own]:
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise UserError(f"study {self.name}: {what} must be a whole number of at least 1, not {number!r}")
         if not self.experiments:
             raise UserError(f"study {self.name} declares no experiments; give it at least one Experiment")
         for kind, names in (("experiment", [e.name for e in self.experiments]), ("target", [t.name for t in self.targets])):
@@ -200,8 +236,14 @@ class Study:
             for label in [*_labels(claim.arm), *([claim.against] if isinstance(claim.against, str) else [])]:
                 if label not in arms:
                     raise nearest(label, arms, f"arm in claim {claim.claim}")
+        known = [target.name for target in self.targets]
+        asked = [(f"experiment {e.name}", e.targets) for e in self.experiments]
+        for what, targets in [*asked, *((f"claim {c.claim}", c.targets) for c in self.claims)]:
+            for name in targets:
+                if name not in known:
+                    raise nearest(name, known, f"target of {what}")
         names = [e.name for e in self.experiments]
-        shown: tuple[Table | Figure, ...] = (*self.tables, *self.figures)
+        shown: tuple[Table | Counts | Figure, ...] = (*self.tables, *self.figures)
         for item in shown:
             for name in item.experiments:
                 if name not in names:
@@ -218,23 +260,32 @@ class Study:
                 raise nearest(name, names, "experiment")
 
     def arms(self) -> dict[str, RunSpec]:
-        """Every arm by its label; one label is one RunSpec throughout a study."""
+        """Every arm by its label; on one target a label is one RunSpec throughout a study."""
         found: dict[str, RunSpec] = {}
+        by_target: dict[tuple[str, str], RunSpec] = {}
         for experiment in self.experiments:
             for label, spec in experiment.arms.items():
-                if found.setdefault(label, spec) != spec:
-                    raise UserError(f"study {self.name}: arm {label!r} stands for two different RunSpecs")
+                found.setdefault(label, spec)
+                for target in experiment.targets or [t.name for t in self.targets] or [""]:
+                    if by_target.setdefault((label, target), spec) != spec:
+                        on = f" on target {target!r}" if experiment.targets else ""
+                        raise UserError(f"study {self.name}: arm {label!r} stands for two different RunSpecs{on}")
         return found
 
     def sized(self, preset: str | None = None, **changes: Any) -> Study:
-        """This study at a preset's size, with `changes` (seeds, epochs) on top."""
+        """This study at a preset's size, with `changes` (seeds, epochs) on top.
+
+        `seeds` of a preset or of `changes` are those of every experiment, also of those that have their own.
+        """
         study = self
         if preset and preset != "default":
             if preset not in self.presets:
                 raise nearest(preset, ["default", *self.presets], "preset")
-            study = replace(study, **self.presets[preset])
+            changes = {**self.presets[preset], **{k: v for k, v in changes.items() if v is not None}}
         epochs = changes.pop("epochs", None)
         study = replace(study, **{k: v for k, v in changes.items() if v is not None})
+        if changes.get("seeds") is not None:
+            study = replace(study, experiments=[replace(e, seeds=None) for e in study.experiments])
         if epochs is not None:
             study = replace(
                 study,
@@ -248,19 +299,25 @@ class Study:
         for name in self.use_targets:
             if name not in known:
                 raise nearest(name, known, "target")
-        targets = self.use_targets or known
+        asked = self.use_targets or known
         return [
             (e.name, label, spec.but(target=target) if known else spec)
             for e in self.experiments
             if e.name not in self.skip
             for label, spec in e.arms.items()
-            for target in (targets or [spec.target])
+            for target in ([t for t in asked if t in (e.targets or known)] if known else [spec.target])
         ]
 
     def runs(self) -> list[RunSpec]:
         """Every run once, in the order the configurations are declared, seeds innermost."""
-        configs = dict.fromkeys(spec for _, _, spec in self.configurations())
-        return [spec.but(seed=seed) for spec in configs for seed in range(self.seeds)]
+        return [spec.but(seed=seed) for spec, seeds in self._seeds().items() for seed in range(seeds)]
+
+    def _seeds(self) -> dict[RunSpec, int]:
+        asked = {e.name: self.seeds if e.seeds is None else e.seeds for e in self.experiments}
+        found: dict[RunSpec, int] = {}
+        for name, _, spec in self.configurations():
+            found[spec] = max(found.get(spec, 0), asked[name])
+        return found
 
     def declaration(self) -> dict[str, Any]:
         """The whole study as plain data for `manifest.json`."""
@@ -272,10 +329,19 @@ class Study:
         plain["experiments"] = [
             {"name": e.name, "title": e.title, "text": e.text} for e in self.experiments if e.name not in self.skip
         ]
+        seeds, declared = self._seeds(), self.configurations()
         plain["configurations"] = [
-            {"experiment": e, "arm": arm, "config_id": s.config_id, "spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
-            for e, arm, s in self.configurations()
+            {"experiment": e, "arm": arm, "config_id": s.config_id, "seeds": seeds[s]}
+            | {"spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
+            for e, arm, s in declared
         ]
+        on: dict[str, set[str]] = {}
+        for _, arm, spec in declared:
+            on.setdefault(arm, set()).add(spec.target)
+        for claim in plain["claims"]:  # one whose arms meet nowhere is asked everywhere, and answered "not testable"
+            labels = [*_labels(claim["arm"]), *([claim["against"]] if isinstance(claim["against"], str) else [])]
+            shared = set.intersection(*(on.get(label, set()) for label in labels))
+            claim["targets"] = list(claim["targets"]) or [t["name"] for t in plain["targets"] if t["name"] in shared]
         return plain
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from relu_study import comparisons
-from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, text
+from relu_study import comparisons, counts
+from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
 from relu_study.frames import csv_text
 from relu_study.registry import UserError, nearest
 from relu_study.selection import shown as shown_value
 from relu_study.spec import FIELDS
+from relu_study.store import seeds_of
 from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import is_share, words
 
@@ -53,13 +54,16 @@ def check(declaration: dict[str, Any]) -> None:
     """Refuse a table whose metrics, epochs or arms cannot be read, with the nearest valid names. Nothing has to have run."""
     labels = {entry["arm"] for entry in declaration["configurations"]}
     for table in declaration["tables"]:
-        columns = _columns(table, declaration["metrics"])
         where = f"of table {table['name']}"
-        for column in columns:
-            check_site(column.metric, column.site, declaration["columns"], where)
-        for label in [*table["arms"], *([table["baseline"]] if table["baseline"] else [])]:
+        for label in [*table["arms"], *([table["baseline"]] if table.get("baseline") else [])]:
             if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
                 raise nearest(label, labels, f"arm {where}")
+        if "events" in table:
+            counts.check(table, declaration["metrics"])
+            continue
+        columns = _columns(table, declaration["metrics"])
+        for column in columns:
+            check_site(column.metric, column.site, declaration["columns"], where)
         if table["tune"] and table["tune"] not in FIELDS:
             raise nearest(table["tune"], FIELDS, f"tuned field {where}")
         if table["tune"] and any(column.epoch is not None for column in columns):
@@ -81,10 +85,15 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     """
     declaration, made = manifest["declaration"], {}
     check(declaration)
-    asked = {column.metric for table in declaration["tables"] for column in _columns(table, declaration["metrics"])}
-    known = Summary(summary, asked, declaration["seeds"])
+    plain = [table for table in declaration["tables"] if "events" not in table]
+    asked = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
+    known = Summary(summary, asked, seeds_of(declaration))
     look, probed = in_summary(known, Runs(runs)), known.probe_examples
     for table in declaration["tables"]:
+        if "events" in table:
+            if texts := counts.counted(table, declaration, runs, summary):
+                made[table["name"]] = texts
+            continue
         columns = _columns(table, declaration["metrics"])
         lines = [
             Line(
@@ -239,7 +248,7 @@ def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line
     """What one must know to read the table, N included."""
     cells = [cell for line in lines for cell in line.cells]
     metrics = {column.metric for column in columns}
-    over = f"over n = {max((cell.n for cell in cells), default=0)} seeds"
+    over = f"over n = {over_seeds(cells)}"
     if table["tune"]:
         over += f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones"
     when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"

@@ -18,7 +18,7 @@ from relu_study.programs import Data, Probing, State, Weights, site_units, steps
 from relu_study.registry import tasks
 from relu_study.spec import KNOBS, RunSpec
 
-IN_FLIGHT = 3  # epochs queued on a device ahead of the one it works on
+IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -58,9 +58,9 @@ class Pending(NamedTuple):
     probe_examples: int
 
 
-def epochs_measured(epochs: float) -> np.ndarray:
-    """0, 1, 2, ... and the last, which may be a fraction."""
-    return np.append(np.arange(math.ceil(epochs)), epochs).astype(float) if epochs else np.zeros(1)
+def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
+    """0, then each `every`-th, and the last, which may be a fraction."""
+    return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
 
 
 def put(value: Any, device: Any) -> Any:
@@ -141,11 +141,11 @@ def start_tile(
         for start in range(0, last, chunk or max(last, 1)):
             at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, knobs, *at, source)
-        if probe or epoch == math.ceil(total):
+        if (probe and epoch % probing.every == 0) or epoch == math.ceil(total):
             measured.append(program.measure(state, previous, data, knobs, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
-    epochs = epochs_measured(total)
+    epochs = epochs_measured(total, probing.every)
     return Pending(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
@@ -168,7 +168,9 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
         if name.startswith(("dead:", "certified_dead:"))
     }
     if masks:
-        tile |= {f"metric:{name}": values for name, values in revivals.fractions(masks, list(pending.units)).items()}
+        again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
+        found = revivals.fractions(masks, list(pending.units))
+        tile |= {f"metric:{name}": values for name, values in found.items() if name.partition("/")[0] in again}
     # Once bad, a run stays bad: what it shows later is not a measurement.
     bad = ~np.logical_and.accumulate(finite, axis=1)
     for name, values in tile.items():

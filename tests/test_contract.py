@@ -66,6 +66,9 @@ def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: s
             "with colour, which this version",
         ),
         (lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"depth": 0}}]}, "depth must be at least 1"),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "seeds": 0}]}, "declares a configuration without runs"),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "seeds": "8"}]}, "declares a configuration without seeds"),
+        (lambda d: d | {"tables": [{"name": "a", "events": {}}]}, "declares one of its tables without caption"),
     ],
 )
 def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
@@ -82,6 +85,9 @@ def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_kn
     manifest = json.loads((folder / "manifest.json").read_text())
     for entry in manifest["declaration"]["configurations"]:
         assert entry["spec"].pop("weight_decay") == 0
+        assert entry.pop("seeds") == manifest["declaration"]["seeds"]
+    for claim in manifest["declaration"]["claims"]:
+        del claim["targets"]
     for figure in manifest["declaration"]["figures"]:
         del figure["rows"], figure["cols"], figure["epoch"]
     (folder / "manifest.json").write_text(json.dumps(manifest))

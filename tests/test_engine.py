@@ -164,6 +164,49 @@ def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
             assert whole[name].tobytes() == watched_less[name].tobytes(), name
 
 
+def test_measuring_less_often_moves_no_bit() -> None:
+    base = SMALL.but(epochs=6.5)
+    always, often = (tiles.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3))
+    kept = [0, 3, 6, 7]
+    assert often["epoch"].tolist() == [0, 3, 6, 6.5] == always["epoch"][kept].tolist()
+    for name in often:
+        if name.startswith(("metric:", "certified_dead:")) and "revived" not in name:  # one between goes unseen
+            assert often[name].tobytes() == always[name][:, kept].tobytes(), name  # update_norm is of one epoch either way
+        elif name.startswith("param:"):
+            assert often[name].tobytes() == always[name].tobytes(), name
+    assert np.nanmin(often["metric:update_norm/all"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "when"),
+    [
+        (0, 3, [0]),
+        (0.25, 3, [0, 0.25]),
+        (3, 1, [0, 1, 2, 3]),
+        (3, 3, [0, 3]),
+        (4, 3, [0, 3, 4]),
+        (6.5, 3, [0, 3, 6, 6.5]),
+        (6.5, 7, [0, 6.5]),
+    ],
+)
+def test_epochs_that_are_measured(epochs: float, every: int, when: list[float]) -> None:
+    assert tiles.epochs_measured(epochs, every).tolist() == when
+
+
+def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
+    assert engine.describe(spec).steps == 5_000
+
+    def advance(state, train, seeds, knobs, epoch, start, stop, source):
+        taken.append(int(stop) - int(start))
+        return state
+
+    spy = engine.Programs(advance, lambda *_: {"finite": np.ones(2, bool)})
+    monkeypatch.setattr(engine, "tile_programs", lambda spec, probing: spy)
+    assert tiles.train_tile([spec], 2, probing=Probing(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
+    assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
+
+
 def test_training_goes_somewhere(whole: dict[str, np.ndarray]) -> None:
     loss = whole["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all() and np.isfinite(loss).all()

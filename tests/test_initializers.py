@@ -23,10 +23,33 @@ NAMES = list(initializers)
 
 
 class Form(NamedTuple):
-    """What `of` the kernel's entries are drawn from, given fan_in and fan_out."""
+    """What `of` the kernel's entries are drawn from, given fan_in and fan_out; the biases too where they are `biased`."""
 
     law: Callable[[int, int], Any]
     of: Callable[[np.ndarray], np.ndarray] = np.asarray
+    biased: bool = False
+
+
+class Mixture:
+    """One of several laws, each as often as its weight says; of the moments the first four, by the raw ones."""
+
+    def __init__(self, *parts: tuple[float, Any]):
+        self.parts = parts
+
+    def raw(self, order: int) -> float:
+        return sum(weight * law.moment(order) for weight, law in self.parts)
+
+    def stats(self, moments: str) -> tuple[float, ...]:
+        assert moments == "mvsk"
+        one, two, three, four = (self.raw(order) for order in (1, 2, 3, 4))
+        variance = two - one**2
+        return one, variance, np.nan, (four - 4 * one * three + 6 * one**2 * two - 3 * one**4) / variance**2 - 3
+
+    def cdf(self, x: np.ndarray) -> np.ndarray:
+        return sum(weight * law.cdf(x) for weight, law in self.parts)
+
+    def support(self) -> tuple[float, float]:
+        return min(law.support()[0] for _, law in self.parts), max(law.support()[1] for _, law in self.parts)
 
 
 def uniform(bound: float) -> Any:
@@ -42,6 +65,13 @@ FORMS = {
     "random_normal": Form(lambda n, m: stats.norm(0, 0.05)),
     "random_uniform": Form(lambda n, m: uniform(0.05)),
     "negative_uniform": Form(lambda n, m: stats.uniform(-1, 1)),
+    "he_normal_random_bias": Form(lambda n, m: stats.norm(0, np.sqrt(2 / n)), biased=True),
+    "pytorch_default": Form(lambda n, m: uniform(1 / np.sqrt(n)), biased=True),
+    # A coordinate of a point on the sphere in as many dimensions as the longer side has.
+    "orthogonal": Form(lambda n, m: stats.beta((max(n, m) - 1) / 2, (max(n, m) - 1) / 2, loc=-1, scale=2)),
+    "rai": Form(
+        lambda n, m: Mixture((n / (n + 1), stats.norm(0, 0.6007 / np.sqrt(n))), (1 / (n + 1), stats.beta(2, 1))), biased=True
+    ),
     "sign_flip": Form(lambda n, m: stats.halfnorm(0, np.sqrt(2 / n)), np.abs),  # signs follow the inputs
 }
 LAYER = Layer(index=1, depth=3, fan_in=24, fan_out=40, last=False)
@@ -66,14 +96,17 @@ def test_moments_bounds_and_law(name):
     if name not in FORMS:
         pytest.fail(f"no closed form of {name} in FORMS")
     kernel, bias = drawn(name)
-    assert kernel.shape == (128, 24, 40) and np.all(bias == 0) and bias.shape == (128, 40)
+    assert kernel.shape == (128, 24, 40) and bias.shape == (128, 40)
     law, values = FORMS[name].law(LAYER.fan_in, LAYER.fan_out), FORMS[name].of(kernel).ravel()
     mean, variance, _, excess = (float(moment) for moment in law.stats("mvsk"))
-    assert abs(values.mean() - mean) <= 4 * np.sqrt(variance / values.size)
-    assert abs(values.var() - variance) <= 4 * variance * np.sqrt((excess + 2) / values.size)
-    low, high = law.support()
-    assert np.all(values >= np.float32(low)) and np.all(values <= np.float32(high))
-    assert stats.kstest(values, law.cdf).pvalue > 1e-3
+    for drawn_values in (values, bias.ravel())[: 1 + FORMS[name].biased]:
+        size = drawn_values.size
+        assert abs(drawn_values.mean() - mean) <= 4 * np.sqrt(variance / size)
+        assert abs(drawn_values.var() - variance) <= 4 * variance * np.sqrt((excess + 2) / size)
+        low, high = law.support()
+        assert np.all(drawn_values >= np.float32(low)) and np.all(drawn_values <= np.float32(high))
+        assert stats.kstest(drawn_values, law.cdf).pvalue > 1e-3
+    assert FORMS[name].biased or np.all(bias == 0)
     # Layers and units are drawn apart: no two share a column.
     assert len(np.unique(values.reshape(128, 24, 40).swapaxes(1, 2).reshape(-1, 24), axis=0)) == 128 * 40
 
@@ -82,6 +115,8 @@ def test_moments_bounds_and_law(name):
     ("one", "other", "ratio"),
     [
         ("he_normal", "lecun_normal", np.sqrt(2)),
+        ("he_normal_random_bias", "he_normal", 1.0),
+        ("pytorch_default", "he_uniform", 1 / np.sqrt(6)),
         ("he_normal", "random_normal", np.sqrt(2 / 24) / 0.05),
         ("he_uniform", "lecun_uniform", np.sqrt(2)),
         ("he_uniform", "glorot_uniform", np.sqrt(64 / 24)),
@@ -97,6 +132,58 @@ def test_sign_flip_is_he_normal_with_whole_units_turned():
     sign = turned / plain
     assert np.all(np.abs(sign) == 1) and np.all(sign == sign[:, :1])
     assert 0.3 < np.mean(sign[:, 0] < 0) < 0.7
+
+
+# ---------------------------------------------------------------------------------------------- orthogonal
+
+
+def kernels(name: str, n: int, fan_in: int, fan_out: int, index: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(kernel, bias) of n layers of a network of five."""
+    layer = Layer(index, 5, fan_in, fan_out, last=False)
+    inputs = jnp.ones((3, fan_in))
+    drawn = jax.jit(jax.vmap(lambda key: initializers[name](key, layer, inputs)))(jax.random.split(jax.random.key(3), n))
+    return tuple(np.asarray(part, np.float64) for part in drawn)
+
+
+@pytest.mark.parametrize(("fan_in", "fan_out"), [(1, 7), (7, 1), (2, 2), (5, 13), (13, 5), (64, 64)])
+def test_orthogonal_has_orthonormal_columns_or_rows(fan_in, fan_out):
+    kernel, bias = kernels("orthogonal", 50, fan_in, fan_out)
+    short = kernel if fan_in >= fan_out else kernel.swapaxes(1, 2)
+    np.testing.assert_allclose(short.swapaxes(1, 2) @ short, np.tile(np.eye(short.shape[2]), (50, 1, 1)), atol=3e-6)
+    assert np.all(bias == 0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_orthogonal_is_of_haars_distribution(n):
+    """Its trace, which the signs of a plain QR would shift, is as scipy's Haar matrices have it, and half of them reflect."""
+    kernel, _ = kernels("orthogonal", 8000, n, n)
+    traces = np.trace(kernel, axis1=1, axis2=2)
+    assert abs(traces.mean()) < 4 / np.sqrt(8000) and abs((traces**2).mean() - 1) < 4 * np.sqrt(2 / 8000)
+    assert abs((np.linalg.det(kernel) > 0).mean() - 0.5) < 2 / np.sqrt(8000)
+    theirs = np.trace(stats.ortho_group.rvs(n, size=8000, random_state=1), axis1=1, axis2=2)
+    assert stats.ks_2samp(traces.round(5), theirs.round(5)).pvalue > 1e-3  # of two dimensions half of the traces are exactly 0
+
+
+# ----------------------------------------------------------------------------------------------------- rai
+
+
+def test_rai_replaces_one_entry_of_each_unit_by_a_beta():
+    """Against the same normal draws: in each unit one weight or the bias differs, anywhere as often, and is of Beta(2, 1)."""
+    ours, plain = (
+        np.concatenate([kernel, bias[:, None]], axis=1).swapaxes(1, 2).reshape(-1, 25)  # a row a unit
+        for kernel, bias in map(drawn, ("rai", "he_normal_random_bias"))
+    )
+    changed = ~np.isclose(ours, 0.6007 / np.sqrt(2) * plain, rtol=1e-5, atol=1e-7)
+    assert np.all(changed.sum(axis=1) == 1)
+    assert stats.chisquare(changed.sum(axis=0)).pvalue > 1e-3
+    values, places = ours[changed], changed.argmax(axis=1)
+    assert values.size == 128 * 40 and stats.kstest(values, lambda x: np.clip(x, 0, 1) ** 2).pvalue > 1e-3
+    assert abs(np.corrcoef(values, places)[0, 1]) < 4 / np.sqrt(values.size)
+
+
+def test_the_first_layer_of_rai_is_he_normal():
+    for ours, he in zip(kernels("rai", 3, 6, 4, index=0), kernels("he_normal", 3, 6, 4, index=0)):
+        assert np.array_equal(ours, he)
 
 
 # ------------------------------------------------------------------------------------------ whole networks
@@ -129,9 +216,9 @@ def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
     for i, ((kernel, bias), inputs) in enumerate(zip(layers, arriving(layers))):
         entry = initializers[name if i < 2 or initializers[name].output else "glorot_uniform"]
         layer = Layer(i, 3, *kernel.shape, last=i == 2)
-        wanted, _ = entry(prng.stream(spec.seed, "init", i), layer, jnp.asarray(inputs, jnp.float32))
-        np.testing.assert_allclose(kernel, wanted, rtol=1e-6)
-        assert np.all(bias == 0)
+        wanted = entry(prng.stream(spec.seed, "init", i), layer, jnp.asarray(inputs, jnp.float32))
+        np.testing.assert_allclose(kernel, wanted[0], rtol=1e-5, atol=1e-6 if name == "orthogonal" else 0)
+        np.testing.assert_allclose(bias, wanted[1], rtol=1e-5)
     if not initializers[name].output:
         assert np.all(np.abs(layers[2][0]) <= np.sqrt(6 / (5 + 2)))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from small_study import study
+from small_study import base, study
 
 from relu_study import engine, runner, store, tiles
 from relu_study.frames import load
@@ -157,8 +158,6 @@ def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_pat
 
 
 def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     with pytest.raises(UserError, match="holds the study 'small'"):
         runner.run(replace(study, name="other"), finished)
     with pytest.raises(UserError, match=r"made otherwise.*probe_examples"):
@@ -168,6 +167,43 @@ def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="not empty"):
         runner.run(study, tmp_path / "photos")
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> None:
+    arms = {"relu": base.but(epochs=5)}
+    few = replace(study, experiments=(replace(study.experiments[1], arms=arms),), seeds=2, claims=(), tables=(), figures=())
+    few = replace(few, every=2, metrics=("constant", "collapsed"))
+    runner.run(few, tmp_path)
+    results, manifest = load(tmp_path), json.loads((tmp_path / "manifest.json").read_text())
+    assert sorted(results.curves["epoch"].unique()) == [0, 2, 4, 5]
+    measured = {"collapsed", "constant", "dead_fraction", "revived_fraction"}
+    assert set(results.curves["metric"]) == set(manifest["declaration"]["metrics"]) == measured
+    assert {name.partition("/")[0] for name in results.runs if "/" in name} == measured
+    made = manifest["provenance"]
+    assert (made["measured_every"], made["metrics"]) == (2, "collapsed, constant, dead_fraction")
+    (run,) = results.runs["run_id"][:1]
+    assert runner.run_alone(few, run, tmp_path, None, Probing()) == rows(tmp_path)[run]
+    for changes, word in (({"every": 1}, "measured_every: 2 there, 1 here"), ({"metrics": ()}, "metrics: .* there, None here")):
+        with pytest.raises(UserError, match=f"made otherwise.*{word}"):
+            runner.run(replace(few, **changes), tmp_path)
+    with pytest.raises(UserError, match="unknown metric of study small 'constent'; did you mean constant"):
+        runner.run(replace(few, metrics=("constent",)), tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path, tmp_path: Path) -> None:
+    folder, watcher = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["provenance"]["measured_every"], manifest["provenance"]["metrics"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for path in store.tile_paths(folder):
+        tile = store.read_tile(path)
+        made = json.loads(str(tile["provenance"]))
+        del made["measured_every"], made["metrics"]
+        store.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
+    runner.run(study, folder, watcher=watcher)
+    assert watcher.trained == [] and csvs(folder) == csvs(finished)
+    with pytest.raises(UserError, match="measured_every: 1 there, 2 here"):
+        runner.run(replace(study, every=2), folder)
 
 
 def test_parameters_are_kept_where_asked(tmp_path: Path) -> None:

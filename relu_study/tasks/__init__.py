@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -46,7 +47,16 @@ def squared_error(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Fl
     return jnp.mean((prediction - y) ** 2)
 
 
-LOSSES = {"squared_error": squared_error}
+def cross_entropy(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
+    """Mean over examples of -sum_o y_o log softmax(prediction)_o, in nats: predictions are log odds, y rows are one-hot.
+
+    The best constant's loss is the entropy of the classes, log O where they are equally many. `constant` compares the log
+    odds' variance with that of y, which is below 1: odds that move by less than about a hundredth say nothing.
+    """
+    return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(prediction), axis=-1))
+
+
+LOSSES = {"squared_error": squared_error, "cross_entropy": cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,28 @@ class TaskMetric:
         return {**said, "sites": False, "text": self.text, "source": self.source}
 
 
-METRICS: dict[str, TaskMetric] = {}
+def accuracy(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
+    """Share of examples whose class has the largest log odds; of equal ones the first counts."""
+    return jnp.mean(jnp.argmax(prediction, axis=-1) == jnp.argmax(y, axis=-1))
+
+
+def trained(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
+    """1 where the accuracy is above a half."""
+    return (accuracy(prediction, y) > 0.5).astype(prediction.dtype)
+
+
+METRICS = {
+    "accuracy": TaskMetric(accuracy, "fraction", "higher", "Share of the probe set that is classified rightly.", low=0, high=1),
+    "trained": TaskMetric(
+        trained,
+        "0 or 1",
+        "higher",
+        "1 where more than half of the probe set is classified rightly.",
+        source="after Rister & Rubin 2020, arXiv 2007.06192; the threshold of 50 % is ours",
+        low=0,
+        high=1,
+    ),
+}
 
 task = tasks.register
 

@@ -1,0 +1,163 @@
+"""How long signals and gradients are before training: closed forms beside draws, and every activation with every initialiser.
+
+Source: He et al. 2015, arXiv 1502.01852; Glorot & Bengio 2010; Hanin & Rolnick 2018, arXiv 1803.01719; Klambauer et al. 2017,
+arXiv 1706.02515. The logarithm's law is ours.
+"""
+
+from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, crossed
+
+ACTIVATIONS = ("relu", "leaky_relu", "relu6", "hard_tanh", "crelu", "linear", "tanh", "sigmoid", "elu", "selu", "gelu", "silu")
+INITIALIZERS = (
+    *("he_normal", "he_uniform", "he_normal_random_bias", "lecun_normal", "lecun_uniform", "glorot_uniform", "pytorch_default"),
+    *("orthogonal", "rai", "sign_flip", "random_normal", "random_uniform", "negative_uniform"),
+)
+KNOWN = {"theory": "theory", "measured": "estimate", "ci_lo": "ci_lo", "ci_hi": "ci_hi", "z": "z", "n": "n"}
+SPREAD = {"median": "median", "q05": "q05", "q95": "q95", "mean": "estimate", "n": "n"}
+
+experiments = [
+    Draws("He, width 16", "signal_moments", crossed(initializer="he_normal", width=16, depth=50), 200_000),
+    Draws("He, width 64", "signal_moments", crossed(initializer="he_normal", width=64, depth=50), 20_000),
+    Draws("He, width 256", "signal_moments", crossed(initializer="he_normal", width=256, depth=35), 2000),
+    Draws("Xavier", "signal_moments", crossed(initializer="glorot_uniform", width=64, depth=10), 20_000),
+    Draws("SELU", "selu_moments", crossed(variance=(0.5, 1.0, 2.0), width=256, depth=20), 2000),
+    Draws("gradients", "gradients", crossed(activation=ACTIVATIONS, initializer=INITIALIZERS, width=16, depth=50), 10_000),
+]
+
+
+TWENTIETH = {"margin": 0.05, "relative": True, "why": "a twentieth of it"}
+TENTH = {"margin": 0.1, "relative": True, "why": "a tenth of it"}
+HUNDREDTHS = {"margin": 0.02, "why": "two hundredths of the inputs' deviation or variance"}
+
+
+def known(claim, statement, experiment, cell, number, layers, **margin):
+    """Rows that say: as the theory has it."""
+    return [CellClaim(claim, statement, experiment, cell, number, "theory", "equivalent", at=at, **margin) for at in layers]
+
+
+LENGTH = "M1", "He normal keeps a signal's squared length"
+SQUARE = "M2", "The square of that grows by 1 + 5/n a layer"
+LOGARITHM = "M3", "Its logarithm is a sum of independent ones"
+FIXED = "M5", "SELU's fixed point is (0, 1)"
+claims = [
+    *known(*LENGTH, "He, width 16", "all", "second", (1, 2, 5), **TWENTIETH),
+    *known(*LENGTH, "He, width 64", "all", "second", (1, 5, 20), **TWENTIETH),
+    *known(*SQUARE, "He, width 16", "all", "fourth", (1, 2), **TENTH),
+    *known(*SQUARE, "He, width 64", "all", "fourth", (1, 5, 9), **TENTH),
+    *known(*LOGARITHM, "He, width 16", "all", "log", (10, 50), **TWENTIETH),
+    *known(*LOGARITHM, "He, width 16", "all", "log_square", (10, 50), **TWENTIETH),
+    *known(*LOGARITHM, "He, width 64", "all", "log", (10, 50), **TWENTIETH),
+    *known(*LOGARITHM, "He, width 64", "all", "log_square", (10, 50), **TWENTIETH),
+    *known("M4", "Xavier loses a factor 2 a layer", "Xavier", "all", "second", (1, 2, 5, 10), **TWENTIETH),
+    *known(*FIXED, "SELU", "variance=1.0", "mean", (1, 5, 20), **HUNDREDTHS),
+    *known(*FIXED, "SELU", "variance=1.0", "variance", (1, 5, 20), **HUNDREDTHS),
+    CellClaim(
+        "M6",
+        "The slope of its variance map there is 0.7826479",
+        "SELU",
+        "variance=1.0",
+        "slope",
+        0.7826479,
+        "equivalent",
+        0.01,
+        at=1,
+        why="a hundredth",
+    ),
+]
+HE = ("He, width 16", "He, width 64", "He, width 256")
+tables = [
+    CellTable(
+        "he",
+        "He normal: moments of a signal's squared length beside its input's.",
+        HE,
+        {"width": "width", "layer": "layer", "number": "number", **KNOWN},
+        shown=("layer=1,2,5,9,20,35,50",),
+    ),
+    CellTable(
+        "xavier",
+        "Xavier (uniform): a signal's squared length beside its input's.",
+        ("Xavier",),
+        {"layer": "layer", **KNOWN},
+        where=("number=second",),
+    ),
+    CellTable(
+        "selu",
+        "SELU: mean and variance of each layer, and the second moment's slope by the inputs' variance.",
+        ("SELU",),
+        {"variance": "variance", "layer": "layer", "number": "number", **KNOWN},
+        shown=("layer=1,2,5,10,20",),
+    ),
+    CellTable(
+        "gradients",
+        "log10 of the gradient at a layer's pre-activations (signal) or kernel beside the last of 50.",
+        ("gradients",),
+        {"activation": "activation", "initializer": "initializer", "layer": "layer", "number": "number", **SPREAD},
+        shown=("layer=1", "number=signal"),
+    ),
+]
+PAIRS = {"cols": "activation", "rows": "initializer", "where": ("layer=1",)}
+figures = [
+    CellFigure(
+        "logarithm",
+        "Mean of the logarithm of a signal's squared length, and its variance.",
+        "lines",
+        HE,
+        "layer",
+        rows="width",
+        by="number",
+        where=("number=log,log_square",),
+    ),
+    CellFigure("selu", "SELU from three variances of the inputs.", "lines", ("SELU",), "layer", rows="variance", by="number"),
+    CellFigure(
+        "gradients",
+        "Median log10 of the gradient at the first layer beside the last of 50.",
+        "map",
+        ("gradients",),
+        number="signal",
+        column="median",
+        **PAIRS,
+    ),
+    CellFigure("zero", "Share of networks without a gradient at the first layer.", "map", ("gradients",), number="zero", **PAIRS),
+    CellFigure(
+        "layers",
+        "log10 of the gradient by layer beside the last: median, and the inner half of the networks.",
+        "lines",
+        ("gradients",),
+        "layer",
+        rows="initializer",
+        by="activation",
+        number="signal",
+    ),
+]
+sections = [
+    Section(
+        "He's scheme", "Lengths are kept on average; a typical signal is shorter.", ("M1", "M2", "M3"), ("he",), ("logarithm",)
+    ),
+    Section("Xavier's", "The same at half the variance.", ("M4",), ("xavier",)),
+    Section("SELU", "With LeCun normal weights.", ("M5", "M6"), ("selu",), ("selu",)),
+    Section(
+        "What vanishes and what explodes",
+        """
+        Every activation with every initialiser, 50 layers of 16 units, 10,000 networks a pair: the gradient that arrives at a
+        layer's pre-activations, beside that of the last layer.
+        """,
+        (),
+        ("gradients",),
+        ("gradients", "zero", "layers"),
+    ),
+]
+
+study = DrawStudy(
+    name="moments",
+    title="Signals and gradients at initialisation",
+    text="""
+    Before training a network's signals and gradients are products of random matrices, and much about them is known exactly.
+    Fourth moments are compared only where they have grown at most twofold: beyond, rare networks carry them and a mean of draws
+    says nothing; there the logarithm is compared, among networks whose signal is alive.
+    """,
+    experiments=experiments,
+    claims=claims,
+    tables=tables,
+    figures=figures,
+    sections=sections,
+    presets={"full": {"times": 10}},
+)

@@ -1,0 +1,36 @@
+"""Draws of a statistic as the engine makes them, and how far their means are from its theory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from relu_study import blocks, prng
+from relu_study.draws import cell_id
+from relu_study.registry import statistics
+
+
+def drawn(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
+    """number -> its values in draws 0..count - 1."""
+    program = blocks.draw_program(name, tuple(sorted(statistics[name].cell(**factors).items())), count)
+    return {number: np.asarray(values, np.float64) for number, values in program(np.uint32(0)).items()}
+
+
+def key_of(name: str, index: int, **factors: Any) -> Key[Array, ""]:
+    """The key of one of these draws."""
+    return prng.draw_key(cell_id(name, statistics[name].cell(**factors)), jnp.uint32(index))
+
+
+def scores(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
+    """number -> (mean - theory) / standard error, for the numbers of which theory says something; NaN where it does not."""
+    found, entry = drawn(name, count, **factors), statistics[name]
+    z = {}
+    for number, theory in entry.theory(entry.cell(**factors)).items():
+        wanted, values = np.asarray(theory.value, np.float64), found[number]
+        n = np.sum(~np.isnan(values), axis=0)
+        variance = wanted * (1 - wanted) if entry.numbers[number].share else np.nanvar(values, axis=0, ddof=1)
+        z[number] = (np.nanmean(values, axis=0) - wanted) / np.sqrt(variance / n)
+    return z
