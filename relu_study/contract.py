@@ -59,7 +59,7 @@ def read_whole_manifest(folder: Path) -> dict[str, Any]:
     A declaration that lacks something without a default, or has a RunSpec field that this version does not know, is refused.
     """
     manifest = read_manifest(folder)
-    if "cells" in manifest["declaration"]:
+    if "cells" in (manifest["declaration"] or ()):
         raise UserError(f"{folder} holds a draw study: its numbers are in cells.csv (relu_study.load_cells), and it has no runs")
     try:
         return {"command": "", "preset": "default", **manifest, "declaration": _whole(manifest["declaration"])}

@@ -70,7 +70,7 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     Returns what there is to say: lines on what was left, missing or removed.
     """
     folder = Path(folder)
-    if "cells" in read_manifest(folder)["declaration"]:
+    if "cells" in (read_manifest(folder)["declaration"] or ()):
         return report_draws(folder)
     manifest = read_whole_manifest(folder)
     check(manifest["declaration"])

@@ -366,7 +366,7 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0, sets=1)
-    numbers = tiles.train_tile([one], tile.width, probing=probing, sets=tile.sets)
+    numbers = tiles.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
     about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:

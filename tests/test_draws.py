@@ -187,7 +187,7 @@ WRONG = [
     (lambda: replace(study, experiments=[*study.experiments, study.experiments[0]]), "'several' is declared twice"),
     (lambda: replace(study, presets={"full": {"draws": 5}}), "unknown setting of preset full 'draws'"),
     (lambda: study.sized("fill"), "unknown preset 'fill'; did you mean full"),
-    (lambda: declared(Draws("several", "cain", crossed(p=0.5), 5)), "unknown statistic 'cain'; did you mean coin"),
+    (lambda: declared(Draws("several", "cain", crossed(p=0.5), 5)), "unknown statistic 'cain'; did you mean"),
     (lambda: declared(Draws("several", "coin", crossed(q=0.5), 5)), "cell 'all' of several: unknown factor 'q'"),
     (lambda: declared(Draws("several", "coin", crossed(p="fair"), 5)), "p must be a number, not 'fair'"),
     (lambda: declared(Draws("several", "coin", crossed(p=1.5), 5)), r"p must lie in \[0, 1\], not 1.5"),

@@ -102,7 +102,8 @@ def test_more_than_500_are_refused_with_the_reason() -> None:
 
 def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
     manifest = store.read_manifest(planted_folder(tmp_path, seeds=1))
-    manifest["declaration"]["seeds"] = 26
+    for entry in manifest["declaration"]["configurations"]:
+        entry["seeds"] = 26
     assert len({entry["config_id"] for entry in manifest["declaration"]["configurations"]}) == len(planted_study(1).runs()) == 20
     with pytest.raises(UserError, match="520"):
         write_events(manifest, store.collect(tmp_path), tmp_path, per_seed=True)
