@@ -27,8 +27,8 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 
 
 def _check(cell: Cell) -> None:
-    counted(width=cell["width"], depth=cell["depth"])
     counted(2, width=cell["width"])
+    counted(depth=cell["depth"])
     if not -1 <= cell["cosine"] <= 1:
         raise UserError(f"cosine is that of the angle between two inputs and lies in [-1, 1], not {cell['cosine']!r}")
 

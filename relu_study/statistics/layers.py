@@ -33,5 +33,5 @@ def dense(
 def counted(least: int = 1, **values: float) -> None:
     """Refuse a factor that is not a whole number of at least `least`."""
     for name, value in values.items():
-        if value < least or int(value) != value:
+        if not isinstance(value, int) or value < least:
             raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -29,12 +29,13 @@ def _check_initializer(cell: Cell) -> None:
 
 def _unit_theory(cell: Cell) -> Mapping[str, Theory]:
     inputs, units = cell["d_in"], cell["width"]
-    halves = 1.0 if cell["initializer"] in BIASED else 2.0  # a zero bias in the second layer lifts nothing
+    biased = cell["initializer"] in BIASED
+    twice = 1 if biased else 2  # without biases the second layer's throws no coin
     if units <= inputs:
-        return {"off": Theory(halves * 0.5 ** (units + 1))}
+        return {"off": Theory(twice * 0.5 ** (units + 1))}
     if units == inputs + 1:
-        return {"off": Theory(halves * (2**inputs + 1) / 4 ** (inputs + 1))}
-    if halves == 2 and inputs == 1:  # two rays; the units split over them as coins, and each ray with a unit is a coin again
+        return {"off": Theory(twice * (2**inputs + 1) / 4 ** (inputs + 1))}
+    if not biased and inputs == 1:  # two rays; the units split over them as coins, and each ray with a unit is a coin again
         return {"off": Theory(0.25 + 0.5 ** (units + 1))}
     return {"off": Theory(np.nan)}
 
