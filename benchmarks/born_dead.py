@@ -40,7 +40,7 @@ for layers in (3, 5, 10, 20, 40):
     ]  # fmt: skip
 claims += [
     CellClaim("B5", "RAI is stillborn less often than He", "interval", f"scheme=rai, width={width}", "born_dead",
-              f"scheme=he_uniform, width={width}", "less", 0.0, at=10, why="he_uniform stands for He: it is drawn in the same experiment")
+              f"scheme=he_uniform, width={width}", "less", 0.0, at=10, why="he_uniform stands for He")
     for width in (2, 3, 4, 5)
 ]  # fmt: skip
 
