@@ -117,6 +117,8 @@ def _next_angle(angle: Float[Array, ""], width: int, key: Key[Array, ""]) -> Flo
         return (first[kind], second[kind]), jnp.maximum(out, 0.0)
 
     rest = jnp.arange(width - 1, -1, -1, dtype=jnp.float32)
-    _, posts = jax.lax.scan(unit, (jnp.array(False), jnp.array(False)), (rest, jax.random.uniform(key, (width, 3))))
+    # At 0 or 1 a ray could come out with no length, and so no angle: one draw in 1e5 would be lost.
+    uniform = jax.random.uniform(key, (width, 3), minval=2.0**-22, maxval=1 - 2.0**-22)
+    _, posts = jax.lax.scan(unit, (jnp.array(False), jnp.array(False)), (rest, uniform))
     ends = posts / jnp.sqrt(jnp.sum(posts**2, axis=0))
     return 2 * jnp.arcsin(jnp.minimum(jnp.sqrt(jnp.sum((ends[:, 0] - ends[:, 1]) ** 2)) / 2, 1.0))
