@@ -16,10 +16,10 @@ SPREAD = {"median": "median", "q05": "q05", "q95": "q95", "mean": "estimate", "n
 
 experiments = [
     Draws("He, width 16", "signal_moments", crossed(initializer="he_normal", width=16, depth=50), 200_000),
-    Draws("He, width 64", "signal_moments", crossed(initializer="he_normal", width=64, depth=50), 20_000),
+    Draws("He, width 64", "signal_moments", crossed(initializer="he_normal", width=64, depth=50), 50_000),
     Draws("He, width 256", "signal_moments", crossed(initializer="he_normal", width=256, depth=35), 2000),
-    Draws("Xavier", "signal_moments", crossed(initializer="glorot_uniform", width=64, depth=10), 20_000),
-    Draws("SELU", "selu_moments", crossed(variance=(0.5, 1.0, 2.0), width=256, depth=20), 2000),
+    Draws("Xavier", "signal_moments", crossed(initializer="glorot_uniform", width=64, depth=9), 50_000),
+    Draws("SELU", "selu_moments", crossed(variance=(0.5, 1.0, 2.0), width=512, depth=20), 500),
     Draws("gradients", "gradients", crossed(activation=ACTIVATIONS, initializer=INITIALIZERS, width=16, depth=50), 10_000),
 ]
 
@@ -38,31 +38,30 @@ LENGTH = "M1", "He normal keeps a signal's squared length"
 SQUARE = "M2", "The square of that grows by 1 + 5/n a layer"
 LOGARITHM = "M3", "Its logarithm is a sum of independent ones"
 FIXED = "M5", "SELU's fixed point is (0, 1)"
+SLOPE = "M6", "The slope of its variance map there is 0.7826479"
+FADES = "M7", "With Xavier the gradient of a ReLU net fades a millionfold over 50 layers"
+STAYS = "M8", "With He normal it stays within a thousandfold"
+GROWS = "M9", "With sign flipping it grows a thousandfold"
+MILLION, THOUSAND = "a factor of a million", "a factor of a thousand"
 claims = [
-    *known(*LENGTH, "He, width 16", "all", "second", (1, 2, 5), **TWENTIETH),
-    *known(*LENGTH, "He, width 64", "all", "second", (1, 5, 20), **TWENTIETH),
+    *known(*LENGTH, "He, width 16", "all", "second", (1, 2), **TWENTIETH),
+    *known(*LENGTH, "He, width 64", "all", "second", (1, 5, 9), **TWENTIETH),
     *known(*SQUARE, "He, width 16", "all", "fourth", (1, 2), **TENTH),
     *known(*SQUARE, "He, width 64", "all", "fourth", (1, 5, 9), **TENTH),
     *known(*LOGARITHM, "He, width 16", "all", "log", (10, 50), **TWENTIETH),
     *known(*LOGARITHM, "He, width 16", "all", "log_square", (10, 50), **TWENTIETH),
     *known(*LOGARITHM, "He, width 64", "all", "log", (10, 50), **TWENTIETH),
     *known(*LOGARITHM, "He, width 64", "all", "log_square", (10, 50), **TWENTIETH),
-    *known("M4", "Xavier loses a factor 2 a layer", "Xavier", "all", "second", (1, 2, 5, 10), **TWENTIETH),
+    *known("M4", "Xavier loses a factor 2 a layer", "Xavier", "all", "second", (1, 2, 5, 9), **TWENTIETH),
     *known(*FIXED, "SELU", "variance=1.0", "mean", (1, 5, 20), **HUNDREDTHS),
     *known(*FIXED, "SELU", "variance=1.0", "variance", (1, 5, 20), **HUNDREDTHS),
-    CellClaim(
-        "M6",
-        "The slope of its variance map there is 0.7826479",
-        "SELU",
-        "variance=1.0",
-        "slope",
-        0.7826479,
-        "equivalent",
-        0.01,
-        at=1,
-        why="a hundredth",
-    ),
+    CellClaim(*SLOPE, "SELU", "variance=1.0", "slope", 0.7826479, "equivalent", 0.01, at=1, why="a hundredth"),
+    CellClaim(*FADES, "gradients", "activation=relu, initializer=glorot_uniform", "signal", -6.0, "less", 0.0, at=1, why=MILLION),
+    CellClaim(*STAYS, "gradients", "activation=relu, initializer=he_normal", "signal", -3.0, "greater", 0.0, at=1, why=THOUSAND),
+    CellClaim(*GROWS, "gradients", "activation=relu, initializer=sign_flip", "signal", 3.0, "greater", 0.0, at=1, why=THOUSAND),
 ]
+ENDS = ("layer=1", "number=signal")
+PAIR = {"activation": "activation", "initializer": "initializer", **SPREAD}
 HE = ("He, width 16", "He, width 64", "He, width 256")
 tables = [
     CellTable(
@@ -90,11 +89,14 @@ tables = [
         "gradients",
         "log10 of the gradient at a layer's pre-activations (signal) or kernel beside the last of 50.",
         ("gradients",),
-        {"activation": "activation", "initializer": "initializer", "layer": "layer", "number": "number", **SPREAD},
-        shown=("layer=1", "number=signal"),
+        {"layer": "layer", "number": "number", **PAIR},
+        shown=("layer=1", "number=signal", "activation=relu,tanh,selu,gelu"),
     ),
+    CellTable(
+        "vanishing", "What vanishes: a millionth or less arrives at the first layer.", ("gradients",), PAIR, ENDS, ("median<=-6",)
+    ),
+    CellTable("exploding", "What explodes: a millionfold or more arrives there.", ("gradients",), PAIR, ENDS, ("median>=6",)),
 ]
-PAIRS = {"cols": "activation", "rows": "initializer", "where": ("layer=1",)}
 figures = [
     CellFigure(
         "logarithm",
@@ -113,10 +115,11 @@ figures = [
         "map",
         ("gradients",),
         number="signal",
+        cols="activation",
+        rows="initializer",
         column="median",
-        **PAIRS,
+        where=("layer=1",),
     ),
-    CellFigure("zero", "Share of networks without a gradient at the first layer.", "map", ("gradients",), number="zero", **PAIRS),
     CellFigure(
         "layers",
         "log10 of the gradient by layer beside the last: median, and the inner half of the networks.",
@@ -133,16 +136,16 @@ sections = [
         "He's scheme", "Lengths are kept on average; a typical signal is shorter.", ("M1", "M2", "M3"), ("he",), ("logarithm",)
     ),
     Section("Xavier's", "The same at half the variance.", ("M4",), ("xavier",)),
-    Section("SELU", "With LeCun normal weights.", ("M5", "M6"), ("selu",), ("selu",)),
+    Section("SELU", "With LeCun normal weights; deeper layers are off by some 1/width.", ("M5", "M6"), ("selu",), ("selu",)),
     Section(
         "What vanishes and what explodes",
         """
         Every activation with every initialiser, 50 layers of 16 units, 10,000 networks a pair: the gradient that arrives at a
-        layer's pre-activations, beside that of the last layer.
+        layer's pre-activations, beside that of the last layer. A pair without a number has no gradient in any network.
         """,
-        (),
-        ("gradients",),
-        ("gradients", "zero", "layers"),
+        ("M7", "M8", "M9"),
+        ("vanishing", "exploding", "gradients"),
+        ("gradients", "layers"),
     ),
 ]
 
@@ -151,7 +154,7 @@ study = DrawStudy(
     title="Signals and gradients at initialisation",
     text="""
     Before training a network's signals and gradients are products of random matrices, and much about them is known exactly.
-    Fourth moments are compared only where they have grown at most twofold: beyond, rare networks carry them and a mean of draws
+    Moments are compared only where the fourth has grown at most twofold: beyond, rare networks carry them and a mean of draws
     says nothing; there the logarithm is compared, among networks whose signal is alive.
     """,
     experiments=experiments,

@@ -131,10 +131,11 @@ SECTIONS = [
     ),
     Section(
         "Dead units: asymmetric weights, sign flips, positive biases",
-        "At 64 units a layer no net is stillborn, and what these remedies prevent is rare. Sign flipping keeps every unit on for "
-        "at least half of the examples that reach it, and in deep layers for nearly all, since there all examples point nearly "
-        "the same way: then nothing is halved, and He's factor doubles the second moment at every layer. Half of its variance is "
-        "the right one then, and the outputs no longer explode.",
+        "At 64 units a layer no net is stillborn, which is what asymmetric weights were made against. All the same nearly one "
+        "unit in three is dead in a He net of sixty layers, since deep down all examples point nearly the same way; a bias that "
+        "all share turns them further together. Sign flipping keeps a unit on for at least half of the examples that reach it, "
+        "and so turns most units on for all of them: then nothing is halved, and He's factor doubles the second moment at every "
+        "layer. Half of his variance is the right one then, and the outputs no longer explode.",
         claims=("T5", "T6", "T7", "T8", "T9"),
         tables=("layers_32",),
         figures=("dead_at_start", "dead"),

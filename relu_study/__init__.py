@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from relu_study.statistics import Theory as Theory
     from relu_study.statistics import statistic as statistic
     from relu_study.study import Claim as Claim
+    from relu_study.study import Counts as Counts
     from relu_study.study import Experiment as Experiment
     from relu_study.study import Figure as Figure
     from relu_study.study import Section as Section
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "spec": ("RunSpec",),
     "registry": ("UserError",),
-    "study": ("Claim", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
+    "study": ("Claim", "Counts", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
     "draws": ("CellClaim", "CellFigure", "CellTable", "DrawStudy", "Draws", "crossed"),
     "statistics": ("Number", "Theory", "statistic"),
     "frames": ("load",),

@@ -45,20 +45,20 @@ def test_fourth_moment_of_one_layer_in_numpy():
 
 
 @pytest.mark.parametrize(
-    ("initializer", "width", "depth"), [("he_normal", 16, 3), ("lecun_normal", 2, 4), ("glorot_uniform", 8, 4)]
+    ("initializer", "width", "depth"), [("he_normal", 16, 3), ("lecun_normal", 2, 4), ("glorot_uniform", 32, 4)]
 )
 def test_draws_agree_with_theory(initializer, width, depth):
     """At width 2 many a signal dies: the logarithms are of those that live."""
     for number, z in scores("signal_moments", 20_000, initializer=initializer, width=width, depth=depth).items():
         assert np.all(np.abs(z[np.isfinite(z)]) < 4.5), number
-        assert number == "fourth" or np.all(np.isfinite(z))
+        assert number in ("second", "fourth") or np.all(np.isfinite(z))
 
 
 def test_what_is_said_and_what_is_not():
     entry = statistics["signal_moments"]
     known = entry.theory(entry.cell(width=16, depth=4))
     np.testing.assert_allclose(known["fourth"].value, [1.3125, 1.3125**2, np.nan, np.nan])  # up to a growth of 2
-    assert np.all(known["second"].value == 1)
+    np.testing.assert_array_equal(known["second"].value, [1, 1, np.nan, np.nan])
     assert list(entry.theory(entry.cell(initializer="glorot_uniform"))) == ["second"]
     np.testing.assert_allclose(
         entry.theory(entry.cell(initializer="glorot_uniform", depth=3))["second"].value, [1 / 2, 1 / 4, 1 / 8]

@@ -82,10 +82,10 @@ def _knobs() -> dict[str, float]:
     factors={"activation": "relu", "initializer": "he_normal", "width": 32, "depth": 50},
     numbers={
         "signal": Number(
-            "log10 of the gradient by a layer's pre-activations, beside the last layer's", along="layer", spread=(-64.0, 64.0)
+            "log10 of the gradient by a layer's pre-activations, beside the last layer's", along="layer", spread=(-100.0, 60.0)
         ),
         "kernel": Number(
-            "log10 of the gradient by a layer's kernel, beside the last layer's", along="layer", spread=(-64.0, 64.0)
+            "log10 of the gradient by a layer's kernel, beside the last layer's", along="layer", spread=(-100.0, 60.0)
         ),
         "zero": Number("Share of networks in which the gradient of a layer is exactly 0", share=True, along="layer"),
     },
@@ -99,7 +99,7 @@ def gradients(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     The loss is linear in the last layer's outputs, one normal direction for each of 8 normal examples; its scale does not count.
     log10 of the Frobenius norm over that of the last layer, both of the gradient by the pre-activations (what is passed
     down) and of that by the kernel (what trains it). Not defined where either is 0, as below a dead layer; `zero` counts where
-    that by the pre-activations is. Slopes are those of float32; nothing else under- or overflows, though training might.
+    that by the pre-activations is. Nothing else under- or overflows than phi and its slope in float32.
 
     Source: Glorot & Bengio 2010, AISTATS, section 4.2; Hanin 2018, arXiv 1801.03744.
     """

@@ -22,7 +22,7 @@ GAINS = {  # fan_in times the variance of a weight, where fan_in = fan_out
     "lecun_uniform": 1.0,
 }
 NORMAL = ("he_normal", "lecun_normal")
-FAIR = 2.0  # beyond this growth of the fourth moment its rare large values are not seen in so many draws
+FAIR = 2.0  # where the fourth moment has grown by more, rare networks carry the mean and are not seen in so many draws
 
 
 def log_factor(width: int, gain: float) -> tuple[float, float]:
@@ -44,12 +44,12 @@ def _layers(cell: Cell) -> np.ndarray:
 
 def _theory(cell: Cell) -> Mapping[str, Theory]:
     layers, gain, width = _layers(cell), GAINS[cell["initializer"]], cell["width"]
-    found = {"second": Theory((gain / 2) ** layers)}
+    growth = (1 + 5 / width) ** layers
+    second = np.where(growth <= FAIR, (gain / 2) ** layers, np.nan)
+    found = {"second": Theory(second)}
     if cell["initializer"] in NORMAL:
-        growth = (1 + 5 / width) ** layers
         mean, variance = log_factor(width, gain)
-        found["fourth"] = Theory(np.where(growth <= FAIR, (gain / 2) ** (2 * layers) * growth, np.nan))
-        found |= {"log": Theory(mean * layers), "log_square": Theory(variance * layers)}
+        found |= {"fourth": Theory(second**2 * growth), "log": Theory(mean * layers), "log_square": Theory(variance * layers)}
     return found
 
 
@@ -78,7 +78,8 @@ def signal_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
 
     With variance v / width of the weights and zero biases E|h_l|^2 = (v / 2)^l |h_0|^2, so that He's v = 2 keeps it and Xavier's
     v = 1 loses a factor 2 a layer; for normal weights E|h_l|^4 = (v / 2)^(2l) (1 + 5 / width)^l |h_0|^4, and |h_l|^2 / |h_0|^2 is
-    a product of l independent (v / width) sum relu(g)^2, of whose logarithm `log_factor` has the moments.
+    a product of l independent (v / width) sum relu(g)^2, of whose logarithm `log_factor` has the moments. The means are compared
+    where (1 + 5 / width)^l <= 2, the logarithms everywhere.
 
     Source: He et al. 2015, arXiv 1502.01852, section 2.2; Hanin & Rolnick 2018, arXiv 1803.01719, section 3; the logarithm: ours.
     """
