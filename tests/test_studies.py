@@ -11,7 +11,7 @@ from relu_study.finding import load_study, studies
 @pytest.mark.parametrize("name", studies())
 def test_a_study_is_whole_at_every_size(name):
     study = load_study(studies()[name])
-    assert study.name == name and study.claims
+    assert study.name == name and study.figures
     for preset in ("default", *study.presets):
         sized = study.sized(preset)
         if isinstance(sized, DrawStudy):
