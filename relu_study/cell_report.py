@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
-from scipy import stats as scipy_stats
 
-from relu_study import drawing, stats
+from relu_study import drawing
 from relu_study.cell_figures import arranged
 from relu_study.cell_tables import cell_tables, select
+from relu_study.comparisons import counted_test, normal_test
 from relu_study.contract import COLUMNS
 from relu_study.draws import COLUMNS as OF_CELLS
-from relu_study.draws import blocks_of
 from relu_study.estimates import block_paths, cells_frame
 from relu_study.frames import csv_text
 from relu_study.page import draw_page, html
@@ -36,10 +34,9 @@ def report_draws(folder: Path) -> list[str]:
     if block_paths(folder):
         frame = cells_frame(folder, declaration)
         write_atomically(path, csv_text(frame).encode())
-        wanted = {(c["cell_id"], first) for c in declaration["cells"] for first, _ in blocks_of(c["draws"])}
-        missing = frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique()
-        if missing:
-            said.append(f"{missing} of {len({c for c, _ in wanted}):,} cells are not drawn to their end; run the study again")
+        cells = frame["cell_id"].nunique()
+        if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
+            said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
     elif not path.is_file():
         raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
     else:
@@ -97,55 +94,27 @@ def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
 
 
 def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
-    along = {
-        c["experiment"]: declaration["numbers"][c["statistic"]][claim["number"]]["along"]
-        for c in declaration["cells"]
-        if c["experiment"] == claim["experiment"]
-    }[claim["experiment"]]
-    where = f"{along}={claim['at']:g}" if claim["at"] is not None else ""
-    share = _about(claim, declaration)["share"]
-    cell = _row(claim, claim["cell"], along, frame)
-    against, theory = claim["against"], claim["against"] == "theory"
-    other = _row(claim, against, along, frame) if isinstance(against, str) and not theory else None
-    value = cell["theory"] if theory else other["estimate"] if other is not None else float(against)
-    size = float(value) if claim["relative"] else 1.0
-    row = blank(claim) | {"metric": claim["number"], "site": where or "all", "target": "", "epoch": "", "n": int(cell["n"])}
-    row |= {"margin": claim["margin"] * abs(size)}
+    about, against = _about(claim, declaration), claim["against"]
+    cell = _row(claim, claim["cell"], about["along"], frame)
+    value, error = float(against) if not isinstance(against, str) else math.nan, 0.0
+    if against == "theory":
+        value, error = float(cell["theory"]), float(np.nan_to_num(cell["theory_se"]))
+    elif isinstance(against, str):
+        other = _row(claim, against, about["along"], frame)
+        value, error = float(other["estimate"]), float(other["std"] / math.sqrt(other["n"]))
+    n, estimate, direction = int(cell["n"]), float(cell["estimate"]), claim["direction"]
+    margin = claim["margin"] * (abs(value) if claim["relative"] else 1.0)
+    row = blank(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
+    row["site"] = "all" if claim["at"] is None else f"{about['along']}={claim['at']:g}"
     row["contrast"] = f"{claim['cell']} vs {against if isinstance(against, str) else f'{against:g}'}"
-    if not math.isfinite(cell["estimate"]) or not math.isfinite(value) or cell["n"] < 2:
+    if not math.isfinite(estimate) or not math.isfinite(value) or n < 2:
         return row | {"verdict": "not testable", "reason": "not testable because it was not drawn, or is not defined"}
-    level = 0.90 if claim["direction"] == "equivalent" else 0.95
-    other_se = 0.0 if not theory else float(np.nan_to_num(cell["theory_se"]))
-    if other is not None:
-        other_se = float(other["std"] / math.sqrt(other["n"]))
-    effect = float(cell["estimate"] - value)
-    if share and other_se == 0:
-        k, n = round(cell["estimate"] * cell["n"]), int(cell["n"])
-        lo, hi = (float(end) - float(value) for end in stats.wilson(k, n, level))
-
-        def tails(bound: float) -> tuple[float, float]:
-            p = min(max(float(value) + bound, 0.0), 1.0)
-            return float(scipy_stats.binom.sf(k - 1, n, p)), float(scipy_stats.binom.cdf(k, n, p))
-
+    if about["share"] and error == 0:
+        result = counted_test(round(estimate * n), n, value, direction, margin)
     else:
-        se = math.hypot(float(cell["std"]) / math.sqrt(cell["n"]), other_se)
-        half = float(special.ndtri(0.5 + level / 2)) * se
-        lo, hi = effect - half, effect + half
-
-        def tails(bound: float) -> tuple[float, float]:
-            z = (effect - bound) / se if se else math.copysign(math.inf, effect - bound)
-            return float(special.ndtr(-z)), float(special.ndtr(z))
-
-    p = _p(claim["direction"], row["margin"], tails)
-    return row | {"effect": effect, "ci_lo": lo, "ci_hi": hi, "p": p, "reason": ""}
-
-
-def _p(direction: str, margin: float, tails: Any) -> float:
-    """The p of the claim, or of its opposite, the lesser; `tails(bound)`: that the effect is above it, that it is below."""
-    if direction == "equivalent":
-        (over, under_top), (above_bottom, below) = tails(margin), tails(-margin)
-        return min(max(under_top, above_bottom), min(over, below))
-    return min(tails(margin if direction == "greater" else -margin))
+        result = normal_test(estimate - value, math.hypot(float(cell["std"]) / math.sqrt(n), error), n, direction, margin)
+    row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi")}
+    return row | {"p": min(result["p"], result["p_refute"])}
 
 
 def _about(claim: Row, declaration: Mapping[str, Any]) -> Row:

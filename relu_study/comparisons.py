@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import special
 from scipy import stats as scipy_stats
 
 from relu_study.registry import UserError, nearest
@@ -86,10 +88,25 @@ def share_test(hits: Float[np.ndarray, " n"], against: float, direction: str, ma
     """
     hits = np.asarray(hits, np.float64)
     hits = hits[np.isfinite(hits)]
-    k, n = int(hits.sum()), len(hits)
+    return counted_test(int(hits.sum()), len(hits), against, direction, margin)
+
+
+def counted_test(k: int, n: int, against: float, direction: str, margin: float) -> dict[str, float]:
+    """`share_test` of k hits in n."""
     lo, hi = (float(end) for end in wilson(k, n, _level(direction))) if n > 1 else (np.nan, np.nan)
     p, p_refute = _both_p(direction, margin, lambda bound: _binomial(k, n, against + bound))
     return _result(k / n - against if n else np.nan, lo - against, hi - against, n, p, p_refute)
+
+
+def normal_test(effect: float, error: float, n: int, direction: str, margin: float) -> dict[str, float]:
+    """An effect with its standard error, of so many draws that it is normal, against a margin: what `paired_test` returns."""
+    half = float(special.ndtri(0.5 + _level(direction) / 2)) * error
+
+    def tails(bound: float) -> tuple[float, float]:
+        z = (effect - bound) / error if error else math.copysign(math.inf, effect - bound)
+        return float(special.ndtr(-z)), float(special.ndtr(z))
+
+    return _result(effect, effect - half, effect + half, n, *_both_p(direction, margin, tails))
 
 
 def _binomial(k: int, n: int, share: float) -> tuple[float, float]:

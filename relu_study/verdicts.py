@@ -82,14 +82,13 @@ def settled(rows: Sequence[Row]) -> list[Row]:
 def blank(claim: Row) -> Row:
     """A row of verdicts.csv of which nothing but the claim is known."""
     row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
-    return row | {name: claim[name] for name in ("claim", "statement", "direction")}
+    return row | {name: claim[name] for name in ("claim", "statement")}
 
 
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     unit = float(target["variance"]) if claim["relative"] else 1.0
     claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
-    row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
-    row |= {name: claim[name] for name in ("claim", "statement", "metric", "site", "direction")}
+    row = blank(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
     row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
     if claim["over"] is not None:
         row["site"] = f"{claim['site']} over {claim['over']}"
@@ -147,8 +146,7 @@ def _with_overall(rows: list[Row]) -> list[Row]:
     else:
         said = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
-    last: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
-    last |= {"claim": rows[0]["claim"], "statement": rows[0]["statement"], "contrast": "overall", "verdict": said}
+    last = blank(rows[0]) | {"contrast": "overall", "verdict": said}
     return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 
 

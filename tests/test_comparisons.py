@@ -260,3 +260,17 @@ def test_compare_refuses_what_it_does_not_know() -> None:
         comparisons.compare(["relu", "selu"], np.zeros((2, 2)), "lower", baseline="relou")
     with pytest.raises(UserError, match=r"direction.*lower"):
         comparisons.compare(["relu", "selu"], np.zeros((2, 2)), "lowr")
+
+
+def test_no_hit_in_many_proves_a_share_near_zero():
+    # No share lies below 0, so only the upper side of the margin is in doubt.
+    found = comparisons.counted_test(0, 5000, 1e-4, "equivalent", 0.005)
+    assert found["p"] == pytest.approx((1 - 0.0051) ** 5000)
+    assert found["ci_hi"] < 0.005 and found["effect"] == -1e-4
+
+
+def test_a_normal_effect_has_its_normal_p_and_interval():
+    found = comparisons.normal_test(0.3, 0.1, 50, "greater", 0.1)
+    assert found["p"] == pytest.approx(scipy.stats.norm.sf(2)) and found["n"] == 50
+    assert (found["ci_lo"], found["ci_hi"]) == pytest.approx(scipy.stats.norm.interval(0.95, 0.3, 0.1))
+    assert comparisons.normal_test(0.3, 0.0, 50, "greater", 0.1)["p"] == 0
