@@ -5,8 +5,7 @@ Ganguli 2013 (arXiv 1312.6120), Lu, Shin, Su & Karniadakis 2020 (arXiv 1903.0673
 none of them trained these networks, and no number of theirs stands beside ours.
 """
 
-from relu_study import Claim, Experiment, Figure, RunSpec, Section, Study, Table, Target
-from relu_study.study import Counts
+from relu_study import Claim, Counts, Experiment, Figure, RunSpec, Section, Study, Table, Target
 
 DEPTHS = (2, 4, 8, 16, 32, 60)  # hidden layers
 BASE = RunSpec(task="digits", rows=1797, width=64, batch_size=128, epochs=20)

@@ -47,8 +47,8 @@ def forget(block: Block) -> None:
     draw_program.kept.pop((block.statistic, block.cell, block.width), None)
 
 
-def check(statistic: str, cell: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every number of a cell, from shapes alone; what it draws must be what it declares (UserError)."""
+def check(statistic: str, cell: Mapping[str, Any]) -> None:
+    """Refuse (UserError) a statistic that does not draw what it declares, from shapes alone."""
     entry = statistics[statistic]
     shapes = jax.eval_shape(lambda: entry.draw(cell, prng.draw_key("0", 0)))
     if set(shapes) != set(entry.numbers):
@@ -60,7 +60,6 @@ def check(statistic: str, cell: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
         asked = (len(along[number.along]),) if number.along else ()
         if shapes[name].shape != asked:
             raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {asked}")
-    return {name: shapes[name].shape for name in entry.numbers}
 
 
 def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = lambda: True) -> Sums | None:

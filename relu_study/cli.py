@@ -305,12 +305,10 @@ def _asked(
     from relu_study.draws import DrawStudy
 
     path, validation = find_study(study), None if val_examples == "all" else val_examples
-    for name, value, least in (
-        *(("seeds", seeds, 1), ("probe-examples", probe_examples, 1), ("val-examples", validation, 1)),
-        ("draws", draws, 1),
-    ):
-        if value is not None and not (str(value).isdecimal() and int(value) >= least):
-            raise UserError(f"--{name} must be a whole number of at least {least}, not {value}")
+    sizes = {"seeds": seeds, "probe-examples": probe_examples, "val-examples": validation, "draws": draws}
+    for name, value in sizes.items():
+        if value is not None and not (str(value).isdecimal() and int(value) >= 1):
+            raise UserError(f"--{name} must be a whole number of at least 1, not {value}")
     if epochs is not None and not 0 <= epochs < float("inf"):
         raise UserError(f"--epochs must be at least 0, not {epochs:g}")
     found = load_study(path)

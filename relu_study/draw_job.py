@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relu_study import blocks, cell_report, estimates, store
+from relu_study import blocks, cell_report, estimates
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
 from relu_study.job import alike, continued, host, sources
 from relu_study.registry import UserError, activations, initializers, nearest, statistics
@@ -121,18 +119,3 @@ def _listed(values: ArrayLike) -> Any:
     if array.ndim:
         return [_listed(value) for value in array]
     return None if np.isnan(array) else float(f"{float(array):.12g}")
-
-
-def draw_manifest(job: DrawJob, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest: the whole declaration and everything that its numbers depend on."""
-    text = json.dumps(job.declaration, sort_keys=True)
-    return {
-        "format": store.FORMAT,
-        "study": job.study.name,
-        **about,
-        "provenance": job.provenance,
-        "widths": dict(sorted(job.widths.items())),
-        "device": {"platform": job.plan.platform, "kind": jax.devices()[0].device_kind, "devices": job.plan.devices},
-        "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
-        "declaration": job.declaration,
-    }

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from scipy import special
 from relu_study import stats
 from relu_study.draws import COLUMNS, blocks_of
 from relu_study.registry import UserError
-from relu_study.store import write_atomically
+from relu_study.store import UNREADABLE, write_arrays
 from relu_study.sums import Sums, merge, quantiles
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -29,21 +26,20 @@ Place = tuple[str, int, int]  # cell_id, first draw, how many
 def write_block(folder: Path, place: Place, sums: Sums, provenance: Mapping[str, Any]) -> Path:
     """Store one block under `folder`/raw, named by the draws it holds."""
     cell_id, first, count = place
-    path, content = folder / "raw" / f"block-{cell_id}-{first}-{count}.npz", io.BytesIO()
+    path = folder / "raw" / f"block-{cell_id}-{first}-{count}.npz"
     about = {"cell_id": cell_id, "first": first, "count": count, "provenance": json.dumps(provenance, sort_keys=True)}
-    np.savez_compressed(content, allow_pickle=False, **{**sums, **{name: np.array(value) for name, value in about.items()}})
-    write_atomically(path, content.getvalue())
+    write_arrays(path, {**sums, **{name: np.array(value) for name, value in about.items()}})
     return path
 
 
-def read_block(path: Path) -> tuple[Place, dict[str, Any], Sums]:
-    """Where a stored block belongs, what it depends on, and its sums; a damaged one is named, with the way out."""
+def read_block(path: Path, whole: bool = True) -> tuple[Place, dict[str, Any], Sums]:
+    """Where a stored block belongs, what it depends on, and its sums (if `whole`); a damaged one is named, with the way out."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             place = str(data["cell_id"]), int(data["first"]), int(data["count"])
-            sums = {name: data[name] for name in data.files if ":" in name}
+            sums = {name: data[name] for name in data.files if whole and ":" in name}
             made = json.loads(str(data["provenance"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable block ({error}); move it away and run the study again") from None
     return place, made, sums
 
@@ -55,12 +51,13 @@ def block_paths(folder: Path) -> list[Path]:
 
 def stored_blocks(folder: Path) -> dict[Place, dict[str, Any]]:
     """The provenance of every stored block."""
-    return {place: made for place, made, _ in map(read_block, block_paths(folder))}
+    read = (read_block(path, whole=False) for path in block_paths(folder))
+    return {place: made for place, made, _ in read}
 
 
 def collect_sums(folder: Path, declaration: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
     """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
-    paths = {place: path for path in block_paths(folder) for place in [read_block(path)[0]]}
+    paths = {read_block(path, whole=False)[0]: path for path in block_paths(folder)}
     found: dict[tuple[str, int], tuple[int, Sums]] = {}
     for name, draws in dict.fromkeys((cell["cell_id"], cell["draws"]) for cell in declaration["cells"]):
         sums: Sums = {}

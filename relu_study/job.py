@@ -18,7 +18,7 @@ from relu_study import engine, probes, store
 from relu_study.plan import Plan, plan
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
-from relu_study.registry import UserError, activations, initializers, nearest, networks, optimizers, tasks
+from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
 from relu_study.report import check
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
@@ -73,7 +73,7 @@ def sources(entries: Mapping[str, Any]) -> dict[str, str]:
     """The hash of the source of every entry that a study brings itself: changed, it is another entry."""
     found = {}
     for name, entry in sorted(entries.items()):
-        function = getattr(entry, "function", getattr(entry, "draw", entry))
+        function = function_of(entry)
         if not function.__module__.startswith("relu_study."):
             with contextlib.suppress(OSError):  # typed at a prompt, it has no source
                 found[name] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
@@ -198,14 +198,14 @@ def declare(study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mappin
     return json.loads(json.dumps(declaration, default=list))
 
 
-def manifest_of(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest: the whole declaration and everything that its numbers depend on."""
+def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a Job or DrawJob: the whole declaration and everything that its numbers depend on."""
     text = json.dumps(job.declaration, sort_keys=True)
     return {
         "format": store.FORMAT,
         "study": job.study.name,
         **about,
-        "seeds": job.study.seeds,
+        **{name: job.declaration[name] for name in ("seeds",) if name in job.declaration},
         "provenance": job.provenance,
         "widths": dict(sorted(job.widths.items())),
         "device": {"platform": job.plan.platform, "kind": jax.devices()[0].device_kind, "devices": job.plan.devices},

@@ -69,8 +69,13 @@ class Registry:
         return keep
 
 
+def function_of(entry: Any) -> Any:
+    """What an entry was written as: the function behind it, or itself."""
+    return getattr(entry, "function", getattr(entry, "draw", entry))
+
+
 def _origin(entry: Any) -> str:
-    function = getattr(entry, "function", getattr(entry, "draw", entry))
+    function = function_of(entry)
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
 
 

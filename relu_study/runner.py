@@ -24,7 +24,7 @@ import pandas as pd
 
 from relu_study import blocks, engine, estimates, store, tiles
 from relu_study.cell_report import load_cells
-from relu_study.draw_job import DrawJob, draw_manifest, prepare_draws
+from relu_study.draw_job import DrawJob, prepare_draws
 from relu_study.draws import Block, DrawPlan, DrawStudy
 from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
@@ -178,7 +178,7 @@ def train(
 
 def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
     """Draw every block of a job and store each as it is finished."""
-    manifest = draw_manifest(job, about)
+    manifest = manifest_of(job, about)
     clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
     store.write_manifest(folder, {**manifest, "timing": clock.spent()})
     watcher.begin(job.plan, job.stored)

@@ -32,6 +32,7 @@ from relu_study.spec import RunSpec
 FORMAT = 1
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 Tile = dict[str, np.ndarray]
 
 
@@ -53,10 +54,15 @@ def write_tile(folder: Path, tile: Tile) -> Path:
     """Store one tile under `folder`/raw, named by the runs it holds."""
     name = hashlib.sha256("".join(sorted(tile["run_id"])).encode()).hexdigest()[:12]
     path = folder / "raw" / f"tile-{name}.npz"
-    content = io.BytesIO()
-    np.savez_compressed(content, **tile)  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
+    write_arrays(path, tile)
     return path
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays, compressed, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
 
 
 def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
@@ -70,7 +76,7 @@ def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str |
             if missing:
                 raise ValueError(f"it has no {missing[0]}")
             tile = {name: data[name] for name in names or data.files if not name.startswith(leave_out)}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
     return tile
 

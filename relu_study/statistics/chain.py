@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from relu_study.registry import UserError
 from relu_study.statistics import Cell, Number, Theory, statistic
+from relu_study.statistics.layers import counted
 
 EVERY = 40  # layers that are all reported; beyond them every twentieth part further
 
@@ -52,9 +52,8 @@ def _theory(cell: Cell) -> dict[str, Theory]:
 
 
 def _check(cell: Cell) -> None:
-    for name, least in (("width", 1), ("max_layers", 2)):
-        if not (isinstance(cell[name], int) and cell[name] >= least):
-            raise UserError(f"{name} must be a whole number of at least {least}, not {cell[name]!r}")
+    counted(width=cell["width"])
+    counted(2, max_layers=cell["max_layers"])
 
 
 @statistic(

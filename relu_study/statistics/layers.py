@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int, Key
 from relu_study.initializers import Layer, Weights
 from relu_study.registry import UserError, initializers
 
+BIASED = ("he_normal_random_bias", "pytorch_default")  # schemes whose biases are drawn as their weights are, symmetrically
+
 
 def weights(
     initializer: str, key: Key[Array, ""], place: int | Int[Array, ""], inputs: Float[Array, "N D"], width: int, depth: int

@@ -15,13 +15,14 @@ from relu_study.registry import UserError, initializers, nearest
 from relu_study.statistics import Cell, Number, Theory, statistic
 from relu_study.statistics.chain import lower_bound, upper_bound
 from relu_study.statistics.kinks import affine, first_off, on_at, walk, where_needed
-from relu_study.statistics.layers import counted, weights
+from relu_study.statistics.layers import BIASED, counted, weights
+from relu_study.tasks.digits import images
 
 DOMAINS = {"interval": 1, "plane": 2, "digits": 64}  # and their coordinates
 OTHER_NAMES = {"xavier": "glorot_uniform"}  # the literature's
 GAUSSIAN = ("he_normal", "lecun_normal", "random_normal")  # independent Gaussian weights, zero bias
 ZERO_BIAS = (*GAUSSIAN, "he_uniform", "lecun_uniform", "glorot_uniform", "orthogonal", "random_uniform")  # and symmetric
-SYMMETRIC = (*ZERO_BIAS, "he_normal_random_bias", "pytorch_default")
+SYMMETRIC = (*ZERO_BIAS, *BIASED)
 SQUARE = ((-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1))
 POINTS = 4  # along the whole of a path: at these most layers prove to be on; 8 take a quarter more time
 
@@ -57,9 +58,7 @@ def _theory(cell: Cell) -> dict[str, Theory]:
 def _inputs(domain: str) -> Float[np.ndarray, "G D"]:
     """The inputs of a finite domain, or points along the path that a continuous one is decided on, its corners among them."""
     if domain == "digits":
-        from sklearn.datasets import load_digits  # slow to import, and wanted here alone
-
-        return np.asarray(load_digits().data / 16, np.float32)
+        return np.asarray(images()[0], np.float32)
     corners = np.array(SQUARE, float) if domain == "plane" else np.array([[-(3**0.5)], [3**0.5]])
     parts = np.linspace(0, 1, POINTS // (len(corners) - 1), endpoint=False)[:, None]
     edges = [a + parts * (b - a) for a, b in itertools.pairwise(corners)]

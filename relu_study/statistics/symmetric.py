@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from relu_study.registry import UserError, nearest
 from relu_study.statistics import Cell, Number, Theory, statistic
-from relu_study.statistics.layers import counted, dense, weights
+from relu_study.statistics.layers import BIASED, counted, dense, weights
 
-BIASED = ("he_normal_random_bias", "pytorch_default")  # biases are drawn as the weights are
 ZERO = ("he_normal", "he_uniform", "glorot_uniform", "lecun_normal", "lecun_uniform")
 MOST_INPUTS = 3
 
