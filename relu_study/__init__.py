@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from relu_study.pictures import figure as figure
     from relu_study.pivot import compare as compare
     from relu_study.pivot import table as table
+    from relu_study.questions import Claim as Claim
+    from relu_study.questions import Counts as Counts
+    from relu_study.questions import Figure as Figure
+    from relu_study.questions import Section as Section
+    from relu_study.questions import Table as Table
+    from relu_study.questions import Target as Target
     from relu_study.registry import UserError as UserError
     from relu_study.runner import run as run
     from relu_study.runner import run_draws as run_draws
@@ -33,14 +39,8 @@ if TYPE_CHECKING:
     from relu_study.statistics import Number as Number
     from relu_study.statistics import Theory as Theory
     from relu_study.statistics import statistic as statistic
-    from relu_study.study import Claim as Claim
-    from relu_study.study import Counts as Counts
     from relu_study.study import Experiment as Experiment
-    from relu_study.study import Figure as Figure
-    from relu_study.study import Section as Section
     from relu_study.study import Study as Study
-    from relu_study.study import Table as Table
-    from relu_study.study import Target as Target
     from relu_study.study import grid as grid
     from relu_study.tasks import Signature as Signature
     from relu_study.tasks import Task as Task
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "spec": ("RunSpec",),
     "registry": ("UserError",),
-    "study": ("Claim", "Counts", "Experiment", "Figure", "Section", "Study", "Table", "Target", "grid"),
+    "questions": ("Claim", "Counts", "Figure", "Section", "Table", "Target"),
+    "study": ("Experiment", "Study", "grid"),
     "draws": ("CellClaim", "CellFigure", "CellTable", "DrawStudy", "Draws", "crossed"),
     "statistics": ("Number", "Theory", "statistic"),
     "frames": ("load",),

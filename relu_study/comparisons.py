@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from scipy import special
 from scipy import stats as scipy_stats
 
+from relu_study.questions import DIRECTIONS
 from relu_study.registry import UserError, nearest
 from relu_study.stats import generator, t_interval, wilson
-from relu_study.study import DIRECTIONS
 
 ENDS = ("lower", "higher", "none")  # which end of a metric is better
 EXACT = 32  # differences whose sign patterns are all counted, half of them at a time

@@ -7,11 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from relu_study.questions import Claim, Counts, Figure, Section, Table, Target
 from relu_study.registry import UserError
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.stats import MOMENTS
 from relu_study.store import read_manifest
-from relu_study.study import Claim, Counts, Figure, Section, Table, Target
 
 COLUMNS: dict[str, tuple[str, ...]] = {  # of the files of a results folder, those of metrics apart
     "runs": ("run_id", "config_id", *FIELDS, "status", "first_bad_epoch", "probe_examples"),

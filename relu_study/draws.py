@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from relu_study.questions import DIRECTIONS, Section
 from relu_study.registry import UserError, nearest
-from relu_study.study import DIRECTIONS, Section
 
 BLOCK = 1 << 14  # draws that are stored together
 COLUMNS = (  # of cells.csv besides the factors, which stand after `cell_id`

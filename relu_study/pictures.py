@@ -15,10 +15,10 @@ from relu_study.contract import read_whole_manifest
 from relu_study.figures import NEEDED, Numbers, arranged, check, lacking
 from relu_study.frames import last_epochs, read_csv, read_runs, runs_frame, summary_frame, survival_frame
 from relu_study.panels import chosen
+from relu_study.questions import FIGURE_KINDS, Figure
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition
 from relu_study.store import Configuration, collect, tile_paths, write_atomically
-from relu_study.study import FIGURE_KINDS, Figure
 from relu_study.verdicts import TEXTS
 
 FORMATS = ("png", "svg", "pdf")

@@ -16,10 +16,10 @@ from relu_study import comparisons, selection
 from relu_study.cells import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
 from relu_study.contract import read_whole_manifest
 from relu_study.frames import csv_text, read_csv, read_runs, runs_frame
+from relu_study.questions import FACTORS
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition, shown
 from relu_study.store import collect, seeds_of, tile_paths
-from relu_study.study import FACTORS
 from relu_study.tables import Column, Lookup, check_site, epoch_of, in_summary
 from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import is_share, words

@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
-import queue
 import shutil
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 
-from relu_study import blocks, engine, estimates, store, tiles
+from relu_study import dispatch, engine, estimates, store, tiles
 from relu_study.cell_report import load_cells
 from relu_study.draw_job import DrawJob, prepare_draws
-from relu_study.draws import Block, DrawPlan, DrawStudy
+from relu_study.draws import DrawStudy
 from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
 from relu_study.job import Job, manifest_of, prepare
 from relu_study.live import Live
-from relu_study.plan import Plan, Tile
+from relu_study.plan import Tile
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest
 from relu_study.report import report
 from relu_study.study import Study
-from relu_study.sums import Sums
 
 DERIVED = (
     *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
     *("report.md", "report.html"),
 )
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
-T = TypeVar("T", Tile, Block)
-N = TypeVar("N")
 
 
 def use_devices() -> None:
@@ -161,7 +154,7 @@ def train(
     live = Live(folder, manifest, per_seed)
     watcher.begin(job.plan, job.stored)
     try:
-        for tile, numbers in trained(job.plan, job.probing, keep_params):
+        for tile, numbers in dispatch.trained(job.plan, job.probing, keep_params):
             path = store.write_tile(folder, message(tile, numbers, job))
             live.tile(path, [run.run_id for run in tile.runs])
             watcher.tile(tile, _dead_fraction(numbers))
@@ -183,7 +176,7 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
     store.write_manifest(folder, {**manifest, "timing": clock.spent()})
     watcher.begin(job.plan, job.stored)
     try:
-        for block, sums in drawn(job.plan):
+        for block, sums in dispatch.drawn(job.plan):
             made = {**job.provenance, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
             watcher.tile(block, math.nan)
@@ -231,100 +224,6 @@ def message(tile: Tile, numbers: store.Tile, job: Job) -> store.Tile:
 def _dead_fraction(numbers: store.Tile) -> float:
     last = numbers["metric:dead_fraction/all"][:, -1]
     return float(np.nanmean(last)) if np.isfinite(last).any() else math.nan
-
-
-def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Iterator[tuple[Tile, store.Tile]]:
-    """Every tile of a plan with its numbers, in the order they are finished."""
-
-    def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
-        return tiles.start_tile(list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=wanted)
-
-    def collect(pending: tiles.Pending) -> store.Tile:
-        return tiles.collect(pending, keep_params)
-
-    yield from finished(planned.tiles, start, collect, lambda tile: engine.forget(tile.runs[0], probing))
-
-
-def drawn(planned: DrawPlan) -> Iterator[tuple[Block, Sums]]:
-    """Every block of a plan with its sums, in the order they are finished."""
-    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.forget)
-
-
-def finished(
-    planned: Sequence[T],
-    start: Callable[[T, Any, Callable[[], bool]], Any],
-    collect: Callable[[Any], N],
-    forget: Callable[[T], None],
-) -> Iterator[tuple[T, N]]:
-    """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
-
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for. What a cohort's
-    programs take is let go (`forget`) after its last tile, so that memory does not grow with the number of cohorts.
-    """
-    todo, lock, stopped = list(planned), threading.Lock(), threading.Event()
-    remaining = Counter(tile.cohort for tile in todo)
-    done: queue.Queue[Any] = queue.Queue()
-    begun: set[str] = set()
-
-    def take(mine: set[str]) -> T | None:
-        # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
-        with lock:
-            for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in begun, lambda t: True):
-                for i, tile in enumerate(todo):
-                    if fits(tile):
-                        begun.add(tile.cohort)
-                        mine.add(tile.cohort)
-                        return todo.pop(i)
-            return None
-
-    def work(device: Any) -> None:
-        mine: set[str] = set()
-        try:
-            while not stopped.is_set() and (tile := take(mine)) is not None:
-                pending = start(tile, device, lambda: not stopped.is_set())
-                if pending is not None:
-                    done.put((tile, pending))
-        except BaseException as error:
-            done.put(error)
-        done.put(None)
-
-    threads = [threading.Thread(target=work, args=(device,), daemon=True) for device in jax.devices()]
-    for thread in threads:
-        thread.start()
-    try:
-        left = len(threads)
-        while left:
-            item = done.get()
-            if item is None:
-                left -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                tile, pending = item
-                yield tile, collect(pending)
-                remaining[tile.cohort] -= 1
-                if not remaining[tile.cohort]:
-                    forget(tile)
-                    _give_back()
-    except KeyboardInterrupt:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-        # What was finished by then is not thrown away.
-        while not done.empty():
-            if isinstance(item := done.get(), tuple):
-                yield item[0], collect(item[1])
-        raise
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-
-
-def _give_back() -> None:
-    # glibc keeps what the compiler has freed: some 40 MiB a program and device.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def run_draws(

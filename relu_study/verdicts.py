@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from relu_study.comparisons import EXACT, holm, paired_test, share_test
 from relu_study.contract import COLUMNS
+from relu_study.questions import DIRECTIONS
 from relu_study.registry import nearest
 from relu_study.store import Configuration
-from relu_study.study import DIRECTIONS
 
 TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
 SIGNIFICANT = 0.05

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from relu_study.contract import COLUMNS
+from relu_study.questions import Claim
 from relu_study.store import Configuration
-from relu_study.study import Claim
 from relu_study.verdicts import answer
 
 NAN = float("nan")

@@ -9,14 +9,23 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from relu_study import blocks, prng
-from relu_study.draws import cell_id
+from relu_study.draws import Block, cell_id
 from relu_study.registry import statistics
+from relu_study.sums import Sums
 
 
 def drawn(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
     """number -> its values in draws 0..count - 1."""
     program = blocks.draw_program(name, tuple(sorted(statistics[name].cell(**factors).items())), count)
     return {number: np.asarray(values, np.float64) for number, values in program(np.uint32(0)).items()}
+
+
+def summed(name: str, count: int, wide: int, **factors: Any) -> Sums:
+    """The sums of draws 0..count - 1, `wide` at a time."""
+    cell = statistics[name].cell(**factors)
+    sums = blocks.draw_block(Block(cell_id(name, cell), wide, name, tuple(sorted(cell.items())), 0, count, 1.0))
+    assert sums is not None
+    return sums
 
 
 def key_of(name: str, index: int, **factors: Any) -> Key[Array, ""]:

@@ -19,7 +19,7 @@ from planted import planted_folder
 from relu_study import drawing, figures, frames, store, verdicts
 from relu_study.drawing import Band
 from relu_study.figures import Numbers
-from relu_study.study import Figure
+from relu_study.questions import Figure
 
 Folder = tuple[dict[str, Any], dict[str, store.Configuration], list[dict[str, Any]]]
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from relu_study.bins import BINS, KINDS
+from relu_study.questions import Claim, Figure, Section, Table, Target
 from relu_study.spec import RunSpec
 from relu_study.store import Tile, write_manifest, write_tile
-from relu_study.study import REPORT_EPOCHS, Claim, Experiment, Figure, Section, Study, Table, Target
+from relu_study.study import REPORT_EPOCHS, Experiment, Study
 
 HISTOGRAM = 7
 UNITS = 10  # not a multiple of eight: the last packed byte is padded

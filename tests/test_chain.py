@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import summed
 
-from relu_study import blocks
-from relu_study.draws import Block, cell_id
 from relu_study.registry import UserError, statistics
 from relu_study.statistics.chain import lower_bound, upper_bound
 
@@ -30,9 +29,7 @@ DRAWS = 4096
 
 def drawn(width: int, max_layers: int = 20, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
     """The mean over some draws and its standard error, by layers from 2 on."""
-    cell = statistics["chain"].cell(width=width, max_layers=max_layers)
-    sums = blocks.draw_block(Block(cell_id("chain", cell), 1024, "chain", tuple(sorted(cell.items())), 0, draws, 1.0))
-    assert sums is not None
+    sums = summed("chain", draws, 1024, width=width, max_layers=max_layers)
     return sums["sum:born_dead"] / draws, np.sqrt(sums["m2:born_dead"] / draws / (draws - 1))
 
 

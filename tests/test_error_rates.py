@@ -13,8 +13,8 @@ import pytest
 from asked import SEEDS, WAVE, claims, loss_claim, stored
 
 from relu_study.comparisons import paired_test, share_test
+from relu_study.questions import Claim
 from relu_study.store import Configuration
-from relu_study.study import Claim
 from relu_study.verdicts import answer, verdict
 
 

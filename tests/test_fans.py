@@ -13,8 +13,8 @@ from pictured import config_ids, labels, numbers, pictures, planted, said
 
 from relu_study import fans, figures, frames
 from relu_study.figures import Numbers
+from relu_study.questions import Figure
 from relu_study.registry import UserError
-from relu_study.study import Figure
 
 ARMS = ("baseline", "he_normal", "shallow")
 DEPTH = Figure("f", "", "depth", arms=ARMS, metrics=("grad_norm",), epoch=(0, "last"))

@@ -19,10 +19,10 @@ from test_cli import command
 import relu_study
 from relu_study import drawing, pictures
 from relu_study.pictures import figure
+from relu_study.questions import Figure
 from relu_study.registry import UserError
 from relu_study.report import report
 from relu_study.store import read_manifest, write_manifest
-from relu_study.study import Figure
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from scipy import stats as scipy_stats
 from relu_study import drawing, figures, frames
 from relu_study.drawing import Band, Row
 from relu_study.figures import Numbers
+from relu_study.questions import Figure
 from relu_study.registry import UserError
-from relu_study.study import Figure
 
 
 @pytest.fixture(scope="module")

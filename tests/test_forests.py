@@ -8,7 +8,7 @@ from pictured import drawn, labels, pictures, planted, said
 
 from relu_study import forests
 from relu_study.forests import Effect
-from relu_study.study import Figure
+from relu_study.questions import Figure
 
 
 def test_a_forest_shows_each_row_with_its_interval_its_margin_and_its_verdict() -> None:

@@ -14,9 +14,9 @@ from pictured import config_ids, drawn, labels, numbers, pictures, planted, said
 from relu_study import drawing, figures, frames, maps, spreads
 from relu_study.bins import BINS, SIDE, edges
 from relu_study.figures import Numbers
+from relu_study.questions import Figure
 from relu_study.registry import UserError
 from relu_study.spreads import Scale, Spread, Spreads
-from relu_study.study import Figure
 
 SPREADS = Figure("f", "", "histograms", ("initialisers",), metrics=("post/site_1", "gradient/site_1"))
 MAP = Figure("m", "", "map", ("initialisers", "tuned"), metrics=("val_loss",), rows="initializer", cols="learning_rate")

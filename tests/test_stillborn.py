@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import summed
 
-from relu_study import blocks, prng
-from relu_study.draws import Block, cell_id
+from relu_study import prng
+from relu_study.draws import cell_id
 from relu_study.registry import UserError, statistics
 from relu_study.statistics.layers import weights
 
@@ -26,14 +28,13 @@ KNOWN = {
 D_IN = {"interval": 1, "plane": 2, "digits": 64}
 
 
-def cell_of(scheme: str, domain: str, **more: int) -> dict[str, object]:
+def cell_of(scheme: str, domain: str, **more: int) -> dict[str, Any]:
     return statistics["stillborn"].cell(scheme=scheme, domain=domain, d_in=D_IN[domain], **more)
 
 
-def share(cell: dict[str, object], draws: int) -> tuple[np.ndarray, np.ndarray]:
+def share(cell: dict[str, Any], draws: int) -> tuple[np.ndarray, np.ndarray]:
     """The share that is stillborn by L = 2, 3, ..., and of how many draws."""
-    sums = blocks.draw_block(Block(cell_id("stillborn", cell), 256, "stillborn", tuple(sorted(cell.items())), 0, draws, 1.0))
-    assert sums is not None
+    sums = summed("stillborn", draws, 256, **cell)
     return sums["sum:born_dead"] / sums["n:born_dead"], sums["n:born_dead"]
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from relu_study.questions import Claim, Counts, Figure, Target
 from relu_study.registry import UserError
 from relu_study.spec import RunSpec
-from relu_study.study import Claim, Counts, Experiment, Figure, Study, Target
+from relu_study.study import Experiment, Study
 
 BASE = RunSpec(rows=600, width=8)
 DEEP = BASE.but(depth=3)
