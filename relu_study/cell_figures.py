@@ -27,8 +27,13 @@ def arranged(figure: Mapping[str, Any], frame: pd.DataFrame) -> Callable[[], Fig
     rows = rows[rows[figure["cols"]].notna() & rows[figure["column"]].notna()]
     if rows.empty:
         return None
-    groups = {shown(v): rows[rows[figure["by"]] == v] for v in in_order(list(rows[figure["by"]]))} if figure["by"] else {"": rows}
+    by = figure["by"]
+    groups = {_named(by, v): rows[rows[by] == v] for v in in_order(list(rows[by]))} if by else {"": rows}
     return partial(_map if figure["kind"] == "map" else _lines, figure, groups)
+
+
+def _named(factor_name: str, value: Any) -> str:
+    return words(value) if isinstance(value, str) else f"{words(factor_name)} {shown(value)}"
 
 
 def _label(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> str:
@@ -83,7 +88,7 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
             panel.ax.set_ylabel(_label(figure, groups))
     picture = panels[0].ax.figure
     assert isinstance(picture, Figure)
-    handles = [Line2D([], [], label=f"{words(figure['rows'])} {shown(kind)}", **looks[kind]) for kind in kinds if figure["rows"]]
+    handles = [Line2D([], [], label=_named(figure["rows"], kind), **looks[kind]) for kind in kinds if figure["rows"]]
     handles += [Line2D([], [], color=FAINT, linestyle=":", marker="x", markersize=3, label="theory")] if theory else []
     legend = legend_below(picture, handles, "") if handles else 0.0
     picture.set_size_inches(picture.get_figwidth(), 2.2 * lines(panels) + 0.4 + legend)

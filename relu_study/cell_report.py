@@ -26,8 +26,11 @@ from relu_study.verdicts import blank, settled
 Row = dict[str, Any]
 
 
-def report_draws(folder: Path) -> list[str]:
-    """Derive every file of a draw study's results folder, the same bytes each time; from a clone all but cells.csv."""
+def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
+    """Derive every file of a draw study's results folder, the same bytes each time; from a clone all but cells.csv.
+
+    Returns what there is to say, and the names of the tables and figures that were made.
+    """
     manifest, said = read_manifest(folder), []
     declaration = manifest["declaration"]
     path = folder / "cells.csv"
@@ -45,17 +48,20 @@ def report_draws(folder: Path) -> list[str]:
     rows = answer(declaration, frame)
     verdicts = pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
     write_atomically(folder / "verdicts.csv", csv_text(verdicts).encode())
+    made: dict[str, set[str]] = {"tables": set(), "figures": set()}
     for name, texts in cell_tables(declaration, frame).items():
+        made["tables"].add(name)
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
     for figure in declaration["figures"]:
         if (picture := arranged(figure, select(frame, figure["where"]))) is not None:
+            made["figures"].add(figure["name"])
             for kind, content in drawing.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
     text = draw_page(folder, manifest, frame, rows)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())
-    return said
+    return said, made
 
 
 def _asked(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Series:

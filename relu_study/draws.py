@@ -209,14 +209,18 @@ class DrawPlan:
 def crossed(**values: Any) -> dict[str, dict[str, Any]]:
     """Cells for every combination of the factors' values, labelled "factor=value, ..." by those given as several.
 
-    A single value is the same in all of them and stands in no label.
+    A single value is the same in all of them and stands in no label. Floats are labelled by six digits; two that these do not
+    tell apart are refused (UserError).
     """
     several = {name: list(v) for name, v in values.items() if not isinstance(v, str) and isinstance(v, Sequence)}
     single = {name: v for name, v in values.items() if name not in several}
     found = {}
     for combo in itertools.product(*several.values()):
         pairs = dict(zip(several, combo, strict=True))
-        found[", ".join(f"{name}={value}" for name, value in pairs.items()) or "all"] = {**single, **pairs}
+        label = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()) or "all"
+        if label in found:
+            raise UserError(f"two cells are called {label!r}; give values that differ in six digits, or labels of your own")
+        found[label] = {**single, **pairs}
     return found
 
 

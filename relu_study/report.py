@@ -71,13 +71,13 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     """
     folder = Path(folder)
     if "cells" in (read_manifest(folder)["declaration"] or ()):
-        return report_draws(folder)
+        said, of_draws = report_draws(folder)
+        return said + _drop_stale(folder, of_draws)
     manifest = read_whole_manifest(folder)
     check(manifest["declaration"])
     if per_seed:
         check_per_seed(manifest["declaration"])
-    raw = bool(tile_paths(folder))
-    said: list[str] = []
+    raw, said = bool(tile_paths(folder)), []
     if raw:
         whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, said)
     else:

@@ -48,7 +48,7 @@ def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
 
 
 def answer(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
-    """Every claim row on every target, then one `overall` row for each claim id: the rows of `verdicts.csv`.
+    """Every claim row on its targets (none named: on all), then one `overall` row for each claim id: the rows of `verdicts.csv`.
 
     `claims` and `targets` are those of the declaration, as plain data; `configurations` holds the stored runs by (arm, target).
     The `Claim` docstring says how the number of a run is formed; runs are paired by seed and a pair with a nonfinite number is
@@ -63,8 +63,15 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
     Source: Shaffer 1980, Annals of Statistics 8, 1342-1347 (Holm's procedure with a direction for each rejection).
     """
     ids = dict.fromkeys(claim["claim"] for claim in claims)
-    asked = [(claim, target) for name in ids for claim in claims if claim["claim"] == name for target in targets]
-    rows = [_measure(claim, target, configurations) for claim, target in asked]
+    known = [target["name"] for target in targets]
+    rows = [
+        _measure(claim, target, configurations)
+        for name in ids
+        for claim in claims
+        if claim["claim"] == name
+        for target in targets
+        if target["name"] in (claim["targets"] or known)
+    ]
     return settled(rows) if targets else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from relu_study import cell_figures, cell_report, load, load_cells, run_draws, r
 from relu_study.cell_tables import select
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
+from relu_study.report import report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,6 +114,15 @@ def test_pictures_show_what_there_is(folder, cells):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
     nothing = {"experiments": ("again",), "number": "height", "cols": "throw", "column": "estimate", "by": "", "rows": ""}
     assert cell_figures.arranged(nothing, cells) is None
+
+
+def test_what_the_study_no_longer_makes_is_removed(folder, tmp_path):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / "tables" / "gone.csv").write_text("a\n")
+    (other / "figures" / "gone.png").write_text("")
+    (other / "figures" / "mine.txt").write_text("")
+    assert [line.split()[0] for line in report(other)] == ["removed"] * 2
+    assert {path.name for path in other.glob("*/*")} - {path.name for path in folder.glob("*/*")} == {"mine.txt"}
 
 
 def test_the_page_says_what_was_drawn_and_answers(folder):

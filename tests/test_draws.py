@@ -173,7 +173,14 @@ def test_the_manifest_declares_all_that_a_report_needs(finished):
     assert declaration["cells"][0]["theory"]["heads"] == {"value": [0.1] * 3, "error": 0.0, "lower": None, "upper": 1.0}
 
 
+def test_cells_are_labelled_by_six_digits():
+    assert list(crossed(p=(3**0.5, 1.0), kind=("plain",), n=5)) == ["p=1.73205, kind=plain", "p=1, kind=plain"]
+    assert crossed(p=(3**0.5, 1.0), n=5)["p=1.73205"] == {"n": 5, "p": 3**0.5}
+    assert list(crossed(p=0.5)) == ["all"]
+
+
 WRONG = [
+    (lambda: crossed(p=(0.1, 0.1 + 1e-9)), "two cells are called 'p=0.1'"),
     (lambda: Draws("e", "coin", {}, 5), "has no cells"),
     (lambda: Draws("e", "coin", crossed(p=0.5), 0), "draws must be a whole number of at least 1"),
     (lambda: CellFigure("f", "", "mop", (), "throw"), "unknown kind of figure f 'mop'; did you mean map"),

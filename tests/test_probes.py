@@ -461,6 +461,15 @@ def test_a_prediction_that_never_changes_is_constant_whatever_rounding_makes_of_
     assert jax.jit(jax.vmap(lambda prediction: registry["constant"].function(shot._replace(prediction=prediction))))(same).all()
 
 
+def test_a_dead_site_that_the_network_leads_around_is_no_collapse():
+    off = probes.SiteView(relu, *[None] * 11)._replace(slope=jnp.zeros((50, 3)))
+    shot = probes.Snapshot((off,), jnp.linspace(0.0, 1.0, 50)[:, None], jnp.asarray(1.0), *[None] * 5)
+    assert not registry["collapsed"].function(shot)
+    assert registry["collapsed"].function(shot._replace(prediction=jnp.full((50, 1), 0.3)))
+    alive = shot._replace(sites=(off._replace(slope=jnp.ones((50, 3))),), prediction=jnp.full((50, 1), 0.3))
+    assert registry["constant"].function(alive) and not registry["collapsed"].function(alive)
+
+
 def test_a_target_without_variance_breaks_nothing():
     x, _ = data()
     y = np.full((len(x), 1), 0.3, np.float32)

@@ -258,6 +258,14 @@ def test_no_claims_and_no_targets() -> None:
 # a study of several rows
 
 
+def test_a_claim_is_asked_on_its_own_targets_and_without_any_on_all() -> None:
+    arms = {(name, target["name"]): losses(level) for name, level in (("arm", 1.5), ("base", 1.0)) for target in (WAVE, COIN)}
+    asked = [("A", ("wave",)), ("A", ("coin_flip",)), ("B", ())]
+    rows = answer(claims(*(loss_claim(claim=name, targets=on) for name, on in asked)), arms, [WAVE, COIN])
+    found = [(row["claim"], row["target"]) for row in rows if row["contrast"] != "overall"]
+    assert found == [("A", "wave"), ("A", "coin_flip"), ("B", "wave"), ("B", "coin_flip")]
+
+
 def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows_alone() -> None:
     arms = {"arm": losses(1.5), "base": losses(1.0), "same": losses(1.0 + 1e-4)}
     configurations = {(name, target): arm for name, arm in arms.items() for target in ("wave", "coin_flip")}

@@ -35,8 +35,12 @@ def val_loss(snapshot: Snapshot) -> Float[Array, ""]:
     source="Lu, Shin, Su & Karniadakis 2019, arXiv 1903.06733, section 3 (there at the start, and for every input: born dead)",
 )
 def collapsed(snapshot: Snapshot) -> Bool[Array, ""]:
-    """1 where some site is dead in all its units on the probe set, so that the output is constant."""
-    return functools.reduce(operator.or_, (jnp.all(dead(site)) for site in snapshot.sites), jnp.array(False))
+    """1 where some site is dead in all its units on the probe set and the output is constant (see there).
+
+    In an `mlp` the one follows from the other; in a network that leads around a dead site it does not.
+    """
+    cut = functools.reduce(operator.or_, (jnp.all(dead(site)) for site in snapshot.sites), jnp.array(False))
+    return cut & constant(snapshot)
 
 
 @probe("constant", per="network", unit="0 or 1", low=0, high=1, source="ours; the threshold 1e-4 too")
