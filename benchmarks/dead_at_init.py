@@ -115,7 +115,7 @@ tables = [
     ),
     CellTable(
         "second_layer",
-        "A unit of the second layer off on all of R^d_in, after `width` units.",
+        "A unit of the second layer off on all of R^d_in, by the width of the first.",
         ("second layer", "uniform weights"),
         {"initializer": "initializer", "d_in": "d_in", "width": "width", **KNOWN},
     ),
@@ -171,6 +171,7 @@ figures = [
         "m",
         rows="g",
         log=True,
+        log_cols=True,
     ),
     CellFigure(
         "article",
@@ -180,6 +181,7 @@ figures = [
         "m",
         rows="experiment",
         log=True,
+        log_cols=True,
     ),
     CellFigure("angle", "Cosine between two signals, 0 at first; crosses: the map.", "lines", ("angle",), "layer", rows="width"),
     CellFigure("data", "Share of the data alive.", "lines", ("data",), "layer", rows="initializer", by="width", number="alive"),
@@ -202,7 +204,7 @@ sections = [
         """
         From the inputs' mean over standard deviation g alone, through the correlation c = g^2 / (1 + g^2). It predicts where
         coordinates are many and g is not small: for normal inputs the exact law is within 10 % of D(m, c) at 256 coordinates,
-        m <= 2,000 and g >= 1, but at g = 1/2 a third of it.
+        m <= 2,000 and g >= 1, but at g = 1/2 a third of it. An approximation: with so many draws z may see how far off it is.
         """,
         ("I5", "I6"),
         ("exchangeable", "inputs"),

@@ -32,8 +32,13 @@ def arranged(figure: Mapping[str, Any], frame: pd.DataFrame) -> Callable[[], Fig
     return partial(_map if figure["kind"] == "map" else _lines, figure, groups)
 
 
+def _short(value: Any) -> str:
+    """A factor's value as cells are labelled: floats by six digits."""
+    return f"{value:g}" if isinstance(value, float) and value % 1 else shown(value)
+
+
 def _named(factor_name: str, value: Any) -> str:
-    return words(value) if isinstance(value, str) else f"{words(factor_name)} {shown(value)}"
+    return words(value) if isinstance(value, str) else f"{words(factor_name)} {_short(value)}"
 
 
 def _label(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> str:
@@ -53,7 +58,7 @@ def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Figur
             place = axes["rows"].index(row), axes["cols"].index(col)
             values[place], known[place] = value, True
         boards[name] = maps.Board(values, known, [[""] * shape[1] for _ in range(shape[0])])
-    down, along = ((factor(figure[way]), [shown(v) for v in axes[way]]) for way in ("rows", "cols"))
+    down, along = ((factor(figure[way]), [_short(v) for v in axes[way]]) for way in ("rows", "cols"))
     return maps.maps([maps.Boards(_label(figure, groups), boards, figure["log"])], list(boards), down, along)
 
 
@@ -78,7 +83,9 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
                 panel.ax.plot(
                     x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8
                 )
-        if (every[figure["cols"]] % 1 == 0).all():
+        if figure["log_cols"]:
+            panel.ax.set_xscale("log")
+        elif (every[figure["cols"]] % 1 == 0).all():
             panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
         if figure["log"]:

@@ -86,6 +86,7 @@ class CellFigure:
     column: str = "estimate"
     where: tuple[str, ...] = ()
     log: bool = False
+    log_cols: bool = False  # of lines
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
