@@ -13,23 +13,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from relu_study import maps
-from relu_study.drawing import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, lines, log_scale, sheet
+from relu_study.drawing import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, lines, log_scale, log_ticks, sheet
 from relu_study.selection import in_order, shown
-from relu_study.wording import factor, words
+from relu_study.wording import factor, stacked, words
 
 INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws where it is kept, else the interval of the mean
 
 
-def arranged(figure: Mapping[str, Any], frame: pd.DataFrame) -> Callable[[], Figure] | None:
-    """What draws a figure from the frame of cells.csv; None where there is nothing to draw."""
+def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[str, Any]) -> Callable[[], Figure] | None:
+    """What draws a figure from the frame of cells.csv; None where there is nothing to draw.
+
+    `numbers` are those of the declaration, by statistic.
+    """
     rows = frame[frame["experiment"].isin(figure["experiments"])]
     rows = rows[rows["number"] == figure["number"]] if figure["number"] else rows
-    rows = rows[rows[figure["cols"]].notna() & rows[figure["column"]].notna()]
-    if rows.empty:
+    rows = rows[rows[figure["cols"]].notna()]
+    if not rows[figure["column"]].notna().any():
         return None
     by = figure["by"]
     groups = {_named(by, v): rows[rows[by] == v] for v in in_order(list(rows[by]))} if by else {"": rows}
-    return partial(_map if figure["kind"] == "map" else _lines, figure, groups)
+    return partial(_map if figure["kind"] == "map" else _lines, figure, groups, _label(figure, rows, numbers))
 
 
 def _short(value: Any) -> str:
@@ -41,13 +44,15 @@ def _named(factor_name: str, value: Any) -> str:
     return words(value) if isinstance(value, str) else f"{words(factor_name)} {_short(value)}"
 
 
-def _label(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> str:
-    names = list(dict.fromkeys(name for rows in groups.values() for name in rows["number"]))
-    what = words(names[0]) if len(names) == 1 else "number"
-    return what if figure["column"] == "estimate" else f"{what}, {words(figure['column'])}"
+def _label(figure: Mapping[str, Any], rows: pd.DataFrame, numbers: Mapping[str, Any]) -> str:
+    """What the numbers of a picture are, in the words of their statistic where these are the same for all."""
+    names = set(rows["number"])
+    texts = {numbers[statistic][name]["text"] for statistic, name in zip(rows["statistic"], rows["number"], strict=True)}
+    what = texts.pop() if len(texts) == 1 else words(names.pop()) if len(names) == 1 else "value"
+    return stacked(what if figure["column"] == "estimate" else f"{what}, {words(figure['column'])}")
 
 
-def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Figure:
+def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
     every = pd.concat(list(groups.values()))
     axes = {way: in_order(list(every[figure[way]])) for way in ("rows", "cols")}
     boards = {}
@@ -59,10 +64,10 @@ def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Figur
             values[place], known[place] = value, True
         boards[name] = maps.Board(values, known, [[""] * shape[1] for _ in range(shape[0])])
     down, along = ((factor(figure[way]), [_short(v) for v in axes[way]]) for way in ("rows", "cols"))
-    return maps.maps([maps.Boards(_label(figure, groups), boards, figure["log"])], list(boards), down, along)
+    return maps.maps([maps.Boards(label, boards, figure["log"], between=figure["between"])], list(boards), down, along)
 
 
-def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Figure:
+def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
     every = pd.concat(list(groups.values()))
     kinds = in_order(list(every[figure["rows"]])) if figure["rows"] else [""]
     looks = {kind: {"color": COLOURS[i % 7], "linestyle": DASHES[i // 7 % 4]} for i, kind in enumerate(kinds)}
@@ -71,6 +76,7 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
     for panel, rows in zip(panels, groups.values(), strict=True):
         for kind in kinds:
             line = (rows[rows[figure["rows"]] == kind] if figure["rows"] else rows).sort_values(figure["cols"])
+            line = line[line[figure["column"]].notna()]
             if line.empty:
                 continue
             x = line[figure["cols"]].to_numpy(float)
@@ -85,6 +91,8 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
                 )
         if figure["log_cols"]:
             panel.ax.set_xscale("log")
+            panel.ax.set_xticks(*log_ticks(float(every[figure["cols"]].min()), float(every[figure["cols"]].max())))
+            panel.ax.set_xticks([], minor=True)
         elif (every[figure["cols"]] % 1 == 0).all():
             panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
@@ -92,7 +100,7 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame]) -> Fig
             log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))
         panel.ax.tick_params(labelleft=panel.first or len(groups) > 1, labelbottom=True)
         if panel.first:
-            panel.ax.set_ylabel(_label(figure, groups))
+            panel.ax.set_ylabel(label)
     picture = panels[0].ax.figure
     assert isinstance(picture, Figure)
     handles = [Line2D([], [], label=_named(figure["rows"], kind), **looks[kind]) for kind in kinds if figure["rows"]]

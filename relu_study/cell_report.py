@@ -54,7 +54,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
     for figure in declaration["figures"]:
-        if (picture := arranged(figure, select(frame, figure["where"]))) is not None:
+        if (picture := arranged(figure, select(frame, figure["where"]), declaration["numbers"])) is not None:
             made["figures"].add(figure["name"])
             for kind, content in drawing.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
@@ -112,7 +112,8 @@ def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -
     margin = claim["margin"] * (abs(value) if claim["relative"] else 1.0)
     row = blank(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
     row["site"] = "all" if claim["at"] is None else f"{about['along']}={claim['at']:g}"
-    row["contrast"] = f"{claim['cell']} vs {against if isinstance(against, str) else f'{against:g}'}"
+    named = claim["experiment"] if claim["cell"] == "all" else claim["cell"]
+    row["contrast"] = f"{named} vs {against if isinstance(against, str) else f'{against:g}'}"
     if not math.isfinite(estimate) or not math.isfinite(value) or n < 2:
         return row | {"verdict": "not testable", "reason": "not testable because it was not drawn, or is not defined"}
     if about["share"] and error == 0:
@@ -143,7 +144,7 @@ def check(declaration: Mapping[str, Any]) -> None:
     """Refuse a table, figure or claim that names what is not there. Nothing has to have run: this is for before it."""
     columns = [*OF_CELLS, *declaration["factors"]]
     for table in declaration["tables"]:
-        for name in (*table["columns"].values(), *([table["along"]] if table["along"] else [])):
+        for name in filter(None, (*table["columns"].values(), table["along"], table["sort"])):
             if name not in columns:
                 raise nearest(name, columns, f"column of table {table['name']}")
     for figure in declaration["figures"]:

@@ -15,7 +15,7 @@ from relu_study.registry import UserError, nearest
 from relu_study.selection import COMPARED
 from relu_study.typeset import Shown, latex_table, markdown_table, measured
 
-MOST = 80  # rows that are printed; the CSV file has all
+MOST = 200  # rows that are printed; the CSV file has all
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
@@ -40,6 +40,7 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
     made = {}
     for table in declaration["tables"]:
         rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
+        rows = rows.sort_values(table["sort"], kind="stable") if table["sort"] else rows
         whole = _levels(rows, table) if table["levels"] else _renamed(rows, table)
         kept = whole if table["levels"] else _renamed(select(rows, table["shown"]), table)
         note = f"The CSV file has all {len(whole):,} rows." if len(whole) > min(len(kept), MOST) else ""
@@ -60,8 +61,7 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
 
 
 def _renamed(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
-    found = pd.DataFrame({header: rows[column] for header, column in table["columns"].items()}).reset_index(drop=True)
-    return found
+    return pd.DataFrame({header: rows[column] for header, column in table["columns"].items()}).reset_index(drop=True)
 
 
 def _levels(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:

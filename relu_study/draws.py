@@ -52,6 +52,7 @@ class CellTable:
     `columns` maps a header to a column of cells.csv. The CSV file has all rows; `shown` are conditions for those that are
     printed too, in Markdown and LaTeX. Where `levels` are given, a row is a cell, and for each of `columns` and each level it
     has the greatest value of the factor `along` up to which that column is at most the level, also between the values drawn.
+    Rows stand in the order of the cells, or by the column `sort`, those without a value last.
     """
 
     name: str
@@ -62,13 +63,14 @@ class CellTable:
     shown: tuple[str, ...] = ()
     along: str = ""
     levels: tuple[float, ...] = ()
+    sort: str = ""
 
 
 @dataclass(frozen=True)
 class CellFigure:
     """A picture of the rows of cells.csv that meet every condition of `where`.
 
-    - `map`: a number over two factors, `rows` and `cols`;
+    - `map`: a number over two factors, `rows` and `cols`; its colours run over its values, or `between` two numbers;
     - `lines`: a number along the factor `cols`, a line for each value of `rows`, with its interval, or with its quantiles where
       it has some; what theory says of it dashed.
 
@@ -87,6 +89,7 @@ class CellFigure:
     where: tuple[str, ...] = ()
     log: bool = False
     log_cols: bool = False  # of lines
+    between: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from relu_study.drawing import HATCHED, HEAT, WIDTH, Panel, finite, legend_below, lines, log_ticks, plain, sheet
+from relu_study.drawing import BOTH_WAYS, HATCHED, HEAT, WIDTH, Panel, finite, legend_below, lines, log_ticks, plain, sheet
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
 CELL, SCALE, LETTER = 0.56, 1.1, 0.07  # inches: a number in a cell, the scale of colours with its label, a letter
@@ -37,12 +37,17 @@ class Board:
 
 @dataclass(frozen=True)
 class Boards:
-    """A group of maps, one by column (target) that has one; their colours mean the same in all if `shared`, else in each."""
+    """A group of maps, one by column (target) that has one; their colours mean the same in all if `shared`, else in each.
+
+    Colours run over the values, or `between` two numbers, what lies beyond having the last of them; between -x and x they
+    run from one hue to another.
+    """
 
     label: str
     cells: Mapping[str, Board]
     log: bool = False
     shared: bool = True
+    between: Sequence[float] | None = None
 
 
 def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
@@ -77,7 +82,7 @@ def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: F
 
 def _group(group: Boards, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """Draw the maps of a group with their scales of colours; returns the looks of cells without a number, by what they mean."""
-    together = _norm(finite(board.values for board in group.cells.values()), group.log)
+    together = _norm(finite(board.values for board in group.cells.values()), group.log, group.between)
     marks: dict[str, dict[str, Any]] = {}
     for panel, column in zip(line, columns, strict=True):
         board = group.cells.get(column)
@@ -92,7 +97,8 @@ def _group(group: Boards, line: Sequence[Panel], columns: Sequence[str], shape: 
 
 def _bar(norm: Normalize, axes: Sequence[Axes], label: str) -> None:
     """A scale of colours beside some panels."""
-    bar = axes[0].figure.colorbar(ScalarMappable(norm, HEAT), ax=list(axes), aspect=25, pad=0.02)
+    beyond = "both" if norm.clip else "neither"
+    bar = axes[0].figure.colorbar(ScalarMappable(norm, _heat(norm)), ax=list(axes), aspect=25, pad=0.02, extend=beyond)
     bar.set_label(label)
     if isinstance(norm, LogNorm):
         ticks, names = log_ticks(float(norm.vmin), float(norm.vmax))  # type: ignore[arg-type]
@@ -100,7 +106,13 @@ def _bar(norm: Normalize, axes: Sequence[Axes], label: str) -> None:
     bar.ax.minorticks_off()
 
 
-def _norm(values: np.ndarray, log: bool) -> Normalize:
+def _heat(norm: Normalize) -> Colormap:
+    return BOTH_WAYS if norm.clip and norm.vmin is not None and norm.vmin == -(norm.vmax or 0) else HEAT
+
+
+def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None) -> Normalize:
+    if between:
+        return Normalize(between[0], between[1], clip=True)
     if not len(values):
         return Normalize(0, 1)
     low, high = float(values.min()), float(values.max())
@@ -123,7 +135,7 @@ def _board(ax: Axes, board: Board | None, norm: Normalize, shape: tuple[int, int
             continue
         value, count = float(board.values[i, j]), board.counts[i][j]
         if math.isfinite(value):
-            ax.add_patch(Rectangle(**cell, facecolor=HEAT(float(norm(value))), edgecolor="white", linewidth=0.6))
+            ax.add_patch(Rectangle(**cell, facecolor=_heat(norm)(float(norm(value))), edgecolor="white", linewidth=0.6))
         else:
             marks["no value: not defined, or no run is finite"] = ABSENT
             ax.add_patch(Rectangle(**cell, **ABSENT))
@@ -143,5 +155,5 @@ def _ink(value: float, norm: Normalize) -> str:
     """The colour in which to write on a cell of a heat map."""
     if not np.isfinite(value) or (value == 0 and isinstance(norm, LogNorm)):
         return "black"
-    red, green, blue, _ = HEAT(float(norm(value)))
+    red, green, blue, _ = _heat(norm)(float(norm(value)))
     return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"

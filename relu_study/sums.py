@@ -1,7 +1,7 @@
 """Counts, sums and spreads of draws: taken from single draws, put together, and read as estimates. NumPy alone.
 
 For each number NAME: `n:NAME`, in how many draws it is defined; `sum:NAME`; `m2:NAME`, the sum of squares about the mean; and for
-a number whose distribution is kept `bins:NAME`, counts in 512 bins.
+a number whose distribution is kept `bins:NAME`, counts in 2,048 bins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BINS = 512
+BINS = 2048
 
 Sums = dict[str, np.ndarray]
 

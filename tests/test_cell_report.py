@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ from drawn_study import study
 from scipy import stats as scipy_stats
 
 from relu_study import cell_figures, cell_report, load, load_cells, run_draws, runner
-from relu_study.cell_tables import select
+from relu_study.cell_tables import cell_tables, select
+from relu_study.drawing import BOTH_WAYS
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
 from relu_study.report import report
@@ -113,7 +117,40 @@ def test_pictures_show_what_there_is(folder, cells):
     for name in ("board", "lines"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
     nothing = {"experiments": ("again",), "number": "height", "cols": "throw", "column": "estimate", "by": "", "rows": ""}
-    assert cell_figures.arranged(nothing, cells) is None
+    assert cell_figures.arranged(nothing, cells, {}) is None
+
+
+def drawn(folder, cells, figure):
+    declaration = json.loads((folder / "manifest.json").read_text())["declaration"]
+    one = replace(next(f for f in study.figures if f.name == figure.pop("name")), **figure)
+    return cell_figures.arranged(asdict(one), cells, declaration["numbers"])()
+
+
+def test_lines_say_what_they_are_and_may_run_along_a_logarithm(folder, cells):
+    picture = drawn(folder, cells, {"name": "lines", "experiments": ("several",), "by": "kind", "log_cols": True})
+    assert [ax.get_title() for ax in picture.axes] == ["plain", "painted"]
+    assert {ax.get_xscale() for ax in picture.axes} == {"log"}
+    assert [text.get_text() for text in picture.axes[1].get_xticklabels()][:2] == ["1", "1.5"]
+    assert picture.axes[0].get_ylabel().split() == ["throws", "that", "show", "heads"]
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["p 0.1", "p 0.5", "theory"]
+
+
+def test_a_map_between_two_numbers_has_one_hue_on_either_side_of_zero(folder, cells):
+    blank = cells.assign(estimate=cells["estimate"].where(cells["throw"] != 2).mul(40).sub(10))
+    picture = drawn(folder, blank, {"name": "board", "between": (-6.0, 6.0)})
+    plain = {text.get_text(): patch.get_facecolor() for text, patch in zip(picture.axes[0].texts, picture.axes[0].patches)}
+    assert "-" in plain  # what is not defined has its place
+    below, above = (BOTH_WAYS(0.0), BOTH_WAYS(1.0))
+    shown = {float(text): colour for text, colour in plain.items() if text != "-"}
+    assert {colour for value, colour in shown.items() if value > 6} == {above}
+    assert min(shown) < -5 and np.allclose(shown[min(shown)], below, atol=0.05)
+
+
+def test_a_table_may_be_sorted(folder, cells):
+    table = {**asdict(study.tables[0]), "sort": "estimate", "shown": ()}
+    (made,) = cell_tables({"tables": [table]}, cells).values()
+    measured = pd.read_csv(io.StringIO(made["csv"]))["measured"]
+    assert measured.dropna().is_monotonic_increasing and len(measured) > 4
 
 
 def test_what_the_study_no_longer_makes_is_removed(folder, tmp_path):

@@ -34,7 +34,7 @@ class Number:
     """One number that is drawn, or a vector of them: one for each value of the factor `along`.
 
     `share`: it is 0 or 1 in each draw, and its mean has a Wilson interval. `spread`: (low, high) between which its
-    distribution is kept, for quantiles to a 512th of that range; what lies outside counts as the nearest end.
+    distribution is kept, for quantiles to a 2,048th of that range; what lies outside counts as the nearest end.
     """
 
     text: str

@@ -82,10 +82,10 @@ def _knobs() -> dict[str, float]:
     factors={"activation": "relu", "initializer": "he_normal", "width": 32, "depth": 50},
     numbers={
         "signal": Number(
-            "log10 of the gradient by a layer's pre-activations, beside the last layer's", along="layer", spread=(-100.0, 60.0)
+            "log10 of the gradient by a layer's pre-activations, beside the last layer's", along="layer", spread=(-300.0, 100.0)
         ),
         "kernel": Number(
-            "log10 of the gradient by a layer's kernel, beside the last layer's", along="layer", spread=(-100.0, 60.0)
+            "log10 of the gradient by a layer's kernel, beside the last layer's", along="layer", spread=(-300.0, 100.0)
         ),
         "zero": Number("Share of networks in which the gradient of a layer is exactly 0", share=True, along="layer"),
     },
