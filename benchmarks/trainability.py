@@ -153,8 +153,9 @@ study = Study(
     ),
     experiments=EXPERIMENTS,
     seeds=10,
-    every=20,  # before training and at its end: measuring a net costs almost as much as training it for an epoch
-    metrics=("constant", "dead_fraction", "grad_norm", "train_loss", "val_loss"),  # all of them at sixty sites take long to compile
+    # Before training and at its end, and what is shown alone: sixty sites take long to compile and to measure.
+    every=20,
+    metrics=("constant", "dead_fraction", "grad_norm", "train_loss", "val_loss"),
     targets=(Target("digit", 2.3026, 0.0),),  # the best constant's loss is log 10
     claims=CLAIMS,
     tables=TABLES,
