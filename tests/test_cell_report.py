@@ -120,14 +120,14 @@ def test_pictures_show_what_there_is(folder, cells):
     assert cell_figures.arranged(nothing, cells, {}) is None
 
 
-def drawn(folder, cells, figure):
+def drawn(folder, cells, name, **changes):
     declaration = json.loads((folder / "manifest.json").read_text())["declaration"]
-    one = replace(next(f for f in study.figures if f.name == figure.pop("name")), **figure)
+    one = replace(next(figure for figure in study.figures if figure.name == name), **changes)
     return cell_figures.arranged(asdict(one), cells, declaration["numbers"])()
 
 
 def test_lines_say_what_they_are_and_may_run_along_a_logarithm(folder, cells):
-    picture = drawn(folder, cells, {"name": "lines", "experiments": ("several",), "by": "kind", "log_cols": True})
+    picture = drawn(folder, cells, "lines", experiments=("several",), by="kind", log_cols=True)
     assert [ax.get_title() for ax in picture.axes] == ["plain", "painted"]
     assert {ax.get_xscale() for ax in picture.axes} == {"log"}
     assert [text.get_text() for text in picture.axes[1].get_xticklabels()][:2] == ["1", "1.5"]
@@ -137,7 +137,7 @@ def test_lines_say_what_they_are_and_may_run_along_a_logarithm(folder, cells):
 
 def test_a_map_between_two_numbers_has_one_hue_on_either_side_of_zero(folder, cells):
     blank = cells.assign(estimate=cells["estimate"].where(cells["throw"] != 2).mul(40).sub(10))
-    picture = drawn(folder, blank, {"name": "board", "between": (-6.0, 6.0)})
+    picture = drawn(folder, blank, "board", between=(-6.0, 6.0))
     plain = {text.get_text(): patch.get_facecolor() for text, patch in zip(picture.axes[0].texts, picture.axes[0].patches)}
     assert "-" in plain  # what is not defined has its place
     below, above = (BOTH_WAYS(0.0), BOTH_WAYS(1.0))
