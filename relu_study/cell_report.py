@@ -35,7 +35,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
     declaration = manifest["declaration"]
     path = folder / "cells.csv"
     if block_paths(folder):
-        frame = cells_frame(folder, declaration)
+        frame = cells_frame(folder, manifest)
         write_atomically(path, csv_text(frame).encode())
         cells = frame["cell_id"].nunique()
         if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():

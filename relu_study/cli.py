@@ -70,9 +70,13 @@ def show_plan(
     if isinstance(declared, DrawStudy):
         drawing = prepare_draws(declared, folder)
         print_draws(drawing.plan, drawing.stored, title)
+        damaged = drawing.before.damaged
     else:
         job = prepare(declared, folder, probing)
         print_plan(job.plan, job.stored, title)
+        damaged = job.before.damaged
+    for error in damaged:
+        print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")
 
 
 def run(

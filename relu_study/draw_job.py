@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from relu_study import blocks, cell_report, estimates
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
-from relu_study.job import alike, continued, host, sources
+from relu_study.job import Before, held, host, sources
 from relu_study.registry import UserError, activations, initializers, nearest, statistics
 
 Cell = dict[str, Any]
@@ -30,6 +30,7 @@ class DrawJob:
     plan: DrawPlan
     stored: int  # draws
     declaration: dict[str, Any]
+    before: Before
 
 
 def prepare_draws(study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out") -> DrawJob:
@@ -40,20 +41,21 @@ def prepare_draws(study: DrawStudy, folder: Path | None, way_out: str = "name an
     declaration = _declared(study, asked)
     cell_report.check(declaration)
     made = {**host(), "own": sources(_brought(asked))}
-    widths, stored = _stored(study, folder, made, way_out)
-    platform = jax.devices()[0].platform
+    named = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
+    wanted = {(name, first, count) for draws, name in named for first, count in blocks_of(draws)}
+    before = held(study.name, folder, made, estimates.stored_blocks, wanted, way_out)
+    widths, platform = dict(before.widths), jax.devices()[0].platform
     todo: dict[tuple[str, int, int], Block] = {}
-    wanted = set()
-    for experiment, _, cell in asked:
-        name, cost = cell_id(experiment.statistic, cell), statistics[experiment.statistic].cost(cell)
+    for (experiment, _, cell), (draws, name) in zip(asked, named, strict=True):
+        cost = statistics[experiment.statistic].cost(cell)
         wide = widths.setdefault(name, blocks.width(cost, platform))
-        for first, count in blocks_of(experiment.draws):
-            wanted.add((name, first, count))
-            if (name, first, count) not in stored:
+        for first, count in blocks_of(draws):
+            if (name, first, count) not in before.stored:
                 factors = tuple(sorted(cell.items()))
                 todo[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
     plan = DrawPlan(sorted(todo.values(), key=lambda block: -block.price), len(jax.devices()), platform)
-    return DrawJob(study, made, widths, plan, sum(count for _, _, count in wanted & stored), declaration)
+    stored = sum(count for _, _, count in wanted & set(before.stored))
+    return DrawJob(study, made, widths, plan, stored, declaration, before)
 
 
 def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:
@@ -72,18 +74,6 @@ def _brought(asked: Asked) -> dict[str, Any]:
     for value in {value for _, _, cell in asked for value in cell.values() if isinstance(value, str)}:
         found |= {f"{known.kind} {value}": known[value] for known in (activations, initializers) if value in known}
     return found
-
-
-def _stored(
-    study: DrawStudy, folder: Path | None, made: dict[str, Any], way_out: str
-) -> tuple[dict[str, int], set[tuple[str, int, int]]]:
-    """The widths and blocks that a results folder holds already; a folder that cannot be continued is refused."""
-    manifest = continued(study.name, folder, way_out)
-    if manifest is None or folder is None:
-        return {}, set()
-    stored = estimates.stored_blocks(folder)
-    same = alike(folder, made, manifest["provenance"], stored.values(), way_out)
-    return (dict(manifest["widths"]), set(stored)) if same else ({}, set())
 
 
 def _declared(study: DrawStudy, asked: Asked) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from scipy import special
 
 from relu_study import stats
 from relu_study.draws import COLUMNS, blocks_of
-from relu_study.registry import UserError
-from relu_study.store import UNREADABLE, write_arrays
-from relu_study.sums import Sums, merge, quantiles
+from relu_study.identity import is_provenance
+from relu_study.seals import UNREADABLE, Damaged, Raw, parsed
+from relu_study.store import AGAIN, check_made, write_arrays
+from relu_study.sums import BINS, Sums, merge, quantiles
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 Place = tuple[str, int, int]  # cell_id, first draw, how many
@@ -26,21 +27,33 @@ Place = tuple[str, int, int]  # cell_id, first draw, how many
 def write_block(folder: Path, place: Place, sums: Sums, provenance: Mapping[str, Any]) -> Path:
     """Store one block under `folder`/raw, named by the draws it holds."""
     cell_id, first, count = place
-    path = folder / "raw" / f"block-{cell_id}-{first}-{count}.npz"
+    path = folder / "raw" / _name(*place)
     about = {"cell_id": cell_id, "first": first, "count": count, "provenance": json.dumps(provenance, sort_keys=True)}
     write_arrays(path, {**sums, **{name: np.array(value) for name, value in about.items()}})
     return path
 
 
+def _name(cell_id: str, first: int, count: int) -> str:
+    return f"block-{cell_id}-{first}-{count}.npz"
+
+
 def read_block(path: Path, whole: bool = True) -> tuple[Place, dict[str, Any], Sums]:
-    """Where a stored block belongs, what it depends on, and its sums (if `whole`); a damaged one is named, with the way out."""
+    """Where a stored block belongs, what it depends on, and its sums (if `whole`); one that is not what was stored is Damaged.
+
+    The whole file is checked in any case, and that its draws are those of its name.
+    """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            place = str(data["cell_id"]), int(data["first"]), int(data["count"])
-            sums = {name: data[name] for name in data.files if whole and ":" in name}
-            made = json.loads(str(data["provenance"]))
+        raw = Raw(path)
+        place = str(raw["cell_id"]), int(raw["first"]), int(raw["count"])
+        if path.name != (own := _name(*place)):
+            raise ValueError(f"it is another block: its draws are those of {own}")
+        if not is_provenance(made := parsed(str(raw["provenance"]))):
+            raise ValueError("it does not say how it was made")
+        sums = {name: raw[name] for name in raw if whole and ":" in name}
+        if odd := [name for name, values in sums.items() if values.dtype.kind not in "iuf"]:
+            raise ValueError(f"its {odd[0]} is no number")
     except UNREADABLE as error:
-        raise UserError(f"{path} is not a readable block ({error}); move it away and run the study again") from None
+        raise Damaged(path, "is not a readable block", error, AGAIN) from None
     return place, made, sums
 
 
@@ -49,35 +62,59 @@ def block_paths(folder: Path) -> list[Path]:
     return sorted((folder / "raw").glob("block-*.npz"))
 
 
-def stored_blocks(folder: Path) -> dict[Place, dict[str, Any]]:
-    """The provenance of every stored block."""
-    read = (read_block(path, whole=False) for path in block_paths(folder))
-    return {place: made for place, made, _ in read}
-
-
-def collect_sums(folder: Path, declaration: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
-    """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
-    paths = {read_block(path, whole=False)[0]: path for path in block_paths(folder)}
-    found: dict[tuple[str, int], tuple[int, Sums]] = {}
-    for name, draws in dict.fromkeys((cell["cell_id"], cell["draws"]) for cell in declaration["cells"]):
-        sums: Sums = {}
-        stored = 0
-        for first, count in blocks_of(draws):
-            if (path := paths.get((name, first, count))) is not None:
-                merge(sums, read_block(path)[2])
-                stored += count
-        found[name, draws] = stored, sums
+def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Place, dict[str, Any]]:
+    """The provenance of every stored block; those that cannot be believed are added to `damaged`, or the first is raised."""
+    found = {}
+    for path in block_paths(folder):
+        try:
+            place, made, _ = read_block(path, whole=False)
+            found[place] = made
+        except Damaged as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
     return found
 
 
-def cells_frame(folder: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
+def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
+    """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
+    blocks = {path: read_block(path, whole=False) for path in block_paths(folder)}
+    for path, (place, made, _) in blocks.items():
+        check_made(path, made, place[0], manifest)
+    paths = {place: path for path, (place, _, _) in blocks.items()}
+    found: dict[tuple[str, int], tuple[int, Sums]] = {}
+    declaration = manifest["declaration"]
+    for name, cell in {(cell["cell_id"], cell["draws"]): cell for cell in declaration["cells"]}.items():
+        sums: Sums = {}
+        stored = 0
+        for first, count in blocks_of(cell["draws"]):
+            if (path := paths.get((name[0], first, count))) is not None:
+                part = read_block(path)[2]
+                _check_sums(path, part, cell, declaration)
+                merge(sums, part)
+                stored += count
+        found[name] = stored, sums
+    return found
+
+
+def _check_sums(path: Path, sums: Sums, cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
+    """Damaged where a block has not the sums that its cell's numbers need, each as long as the factor that it runs along."""
+    for name, number in declaration["numbers"][cell["statistic"]].items():
+        size = (len(cell["along"][number["along"]]),) if number["along"] else ()
+        shapes = {**dict.fromkeys((f"n:{name}", f"sum:{name}", f"m2:{name}"), size), f"bins:{name}": (*size, BINS)}
+        for key, shape in shapes.items():
+            if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number["spread"]:
+                raise Damaged(path, "is not a readable block", f"its {key} is not that of the cell {cell['label']}", AGAIN)
+
+
+def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of cells.csv: each cell's numbers, one for each value of the factor that they run along.
 
     `estimate` is the mean over the `n` draws in which the number is defined, of `draws` stored; its 95 % interval is Wilson's
     for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, for a share
     that which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
     """
-    sums = collect_sums(folder, declaration)
+    declaration, sums = manifest["declaration"], collect_sums(folder, manifest)
     parts = [part for cell in declaration["cells"] for part in _rows(cell, declaration, *sums[cell["cell_id"], cell["draws"]])]
     order = [*COLUMNS[:4], *declaration["factors"], *COLUMNS[4:]]
     frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True).reindex(columns=order)

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,26 @@ from typing import Any
 import jax
 
 from relu_study import engine, probes, store
+from relu_study.identity import differences
 from relu_study.plan import Plan, plan
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
 from relu_study.report import check
+from relu_study.seals import Damaged
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
 from relu_study.tasks import METRICS
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a results folder holds that a study goes on from, and what in it is damaged."""
+
+    stored: Mapping[Any, dict[str, Any]] = field(default_factory=dict)  # runs or blocks -> provenance
+    widths: Mapping[str, int] = field(default_factory=dict)  # of its cohorts
+    timing: Mapping[str, float] = field(default_factory=dict)
+    damaged: Sequence[Damaged] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Job:
     plan: Plan
     stored: int
     declaration: dict[str, Any]
+    before: Before
 
 
 def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
@@ -91,18 +104,19 @@ def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = 
     declaration = declare(study, _cached(engine.sites), declared_metrics(runs, probing.metrics))
     check(declaration)
     made = provenance(probing, runs)
-    widths, stored = _stored(study, folder, made, way_out)
+    before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out)
+    widths = dict(before.widths)
     planned = plan(
         runs,
         _cached(lambda run: engine.describe(run, probing)),
         widths,
         len(jax.devices()),
         jax.devices()[0].platform,
-        missing=lambda run: run.run_id not in stored,
+        missing=lambda run: run.run_id not in before.stored,
         starts=_cached(engine.starts),
     )
     widths |= {c.name: c.width for c in planned.cohorts}
-    return Job(study, probing, made, widths, planned, sum(run.run_id in stored for run in runs), declaration)
+    return Job(study, probing, made, widths, planned, sum(run.run_id in before.stored for run in runs), declaration, before)
 
 
 def _as_asked(study: Study, probing: Probing) -> Probing:
@@ -146,40 +160,65 @@ def declared_metrics(runs: list[RunSpec], asked: Collection[str] | None = None) 
     return dict(sorted(said.items()))
 
 
-def _stored(study: Study, folder: Path | None, made: dict[str, Any], way_out: str) -> tuple[dict[str, int], set[str]]:
-    """The widths and runs that a results folder holds already; a folder that cannot be continued is refused."""
-    manifest = continued(study.name, folder, way_out)
-    if manifest is None or folder is None:
-        return {}, set()
-    stored = store.stored_runs(folder)
-    same = alike(folder, made, manifest["provenance"], (made_there for _, made_there in stored.values()), way_out)
-    return (dict(manifest["widths"]), set(stored)) if same else ({}, set())
+def _stored(folder: Path, damaged: list[Damaged]) -> dict[str, dict[str, Any]]:
+    return {run: made for run, (_, made) in store.stored_runs(folder, damaged).items()}
 
 
-def continued(study: str, folder: Path | None, way_out: str) -> dict[str, Any] | None:
-    """The manifest of a results folder that a study may go on in, or None where it begins; any other folder is refused."""
+def held(
+    study: str,
+    folder: Path | None,
+    made: dict[str, Any],
+    stored: Callable[[Path, list[Damaged]], Mapping[Any, dict[str, Any]]],
+    asked: Collection[Any],
+    way_out: str,
+) -> Before:
+    """What a study goes on from in a results folder; a folder that cannot be continued is refused.
+
+    Raw files that cannot be believed hold nothing. Where the manifest is lost or garbled, raw files that hold some of what is
+    `asked` for, agree with each other and were made as they would be now say all that it said of them: it is made anew.
+    """
     if folder is None or not folder.exists():
-        return None
+        return Before()
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder with --out")
-    if not (folder / "manifest.json").exists():
-        if any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
-        return None
-    manifest = store.read_manifest(folder)
+    if not any(folder.iterdir()):
+        return Before()
+    damaged: list[Damaged] = []
+    lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
+    manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}, "timing": {}}
+    try:
+        if found := (folder / "manifest.json").exists():
+            manifest = store.read_manifest(folder)
+    except Damaged as error:
+        found, lost = False, error
+        damaged.append(error)
     if manifest["study"] != study:
         raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {way_out}")
-    return manifest
+    known = stored(folder, damaged)
+    if not found and not set(asked) & set(known):
+        raise lost
+    if not alike(folder, made, manifest["provenance"], known.values(), way_out):
+        return Before(damaged=damaged)
+    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest["timing"], damaged)
+
+
+def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
+    """The width of every cohort as the manifest and the raw files say; where they say different ones they are refused."""
+    widths = dict(said)
+    for cohort, width in {(made["cohort"], made["width"]) for made in stored if "cohort" in made}:
+        if widths.setdefault(cohort, width) != width:
+            raise UserError(
+                f"{folder} has raw files of cohort {cohort} of width {width}, and others or manifest.json say {widths[cohort]}; "
+                f"restore what was changed, or {way_out}"
+            )
+    return widths
 
 
 def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
-    """Were a folder's manifest (`first`) and tiles made as they would be now? Refused where tiles were not: none would mix."""
+    """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
     stored = list(stored)
     for there in [first, *stored]:
-        there = {"measured_every": 1, **there}  # what an earlier version did
-        differs = [f"{k}: {there.get(k)} there, {made[k]} here" for k in made if k != "own" and there.get(k) != made[k]]
-        own = there.get("own", {})  # an entry that is new moves no number of the old ones
-        differs += [f"{name} has changed" for name, source in made["own"].items() if own.get(name, source) != source]
+        differs = differences(made, there)
         if differs and stored:
             raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
         if differs:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from relu_study import dispatch, engine, estimates, store, tiles
+from relu_study import dispatch, engine, estimates, seals, store, tiles
 from relu_study.cell_report import load_cells
 from relu_study.draw_job import DrawJob, prepare_draws
 from relu_study.draws import DrawStudy
@@ -31,11 +31,12 @@ from relu_study.programs import Probing
 from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest
 from relu_study.report import report
+from relu_study.seals import SUMS, Damaged
 from relu_study.study import Study
 
 DERIVED = (
     *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
-    *("report.md", "report.html"),
+    *("report.md", "report.html", SUMS),
 )
 DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
 
@@ -111,6 +112,7 @@ def carry_out(
     job = prepare(study, folder, probing)
     if per_seed:
         check_per_seed(job.declaration)
+    move_damaged(folder, job.before.damaged, watcher)
     set_aside(folder, watcher)
     shown = train(job, folder, watcher, keep_params, about, per_seed)
     for line in report(folder, all_epochs, per_seed, shown):
@@ -120,10 +122,18 @@ def carry_out(
 def carry_out_draws(study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
     """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest."""
     job = prepare_draws(study, folder)
+    move_damaged(folder, job.before.damaged, watcher)
     set_aside(folder, watcher)
     draw(job, folder, watcher, about)
     for line in report(folder):
         watcher.say(line)
+
+
+def move_damaged(folder: Path, damaged: Iterable[Damaged], watcher: Watcher) -> None:
+    """Move what is damaged into damaged/, and say so: what it held is made anew."""
+    for error in damaged:
+        away = seals.set_aside(folder, error.path)
+        watcher.say(f"{error.path} is damaged ({error.reason}): it is kept as {away}, and what it held is made again")
 
 
 def set_aside(folder: Path, watcher: Watcher) -> None:
@@ -149,7 +159,7 @@ def train(
     Returns the configurations whose TensorBoard files are written.
     """
     manifest = manifest_of(job, about)
-    clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
+    clock = Clock(job.before.timing)
     store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": {}})
     live = Live(folder, manifest, per_seed)
     watcher.begin(job.plan, job.stored)
@@ -172,12 +182,12 @@ def train(
 def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
     """Draw every block of a job and store each as it is finished."""
     manifest = manifest_of(job, about)
-    clock = Clock(store.read_manifest(folder)["timing"] if job.stored else {})
+    clock = Clock(job.before.timing)
     store.write_manifest(folder, {**manifest, "timing": clock.spent()})
     watcher.begin(job.plan, job.stored)
     try:
         for block, sums in dispatch.drawn(job.plan):
-            made = {**job.provenance, "width": block.width}
+            made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
             watcher.tile(block, math.nan)
     finally:
@@ -216,7 +226,7 @@ def message(tile: Tile, numbers: store.Tile, job: Job) -> store.Tile:
     return {
         "run_id": np.array([run.run_id for run in tile.runs]),
         "spec": np.array([json.dumps(run.changed()) for run in tile.runs]),
-        "provenance": np.array(json.dumps({**job.provenance, "width": tile.width}, sort_keys=True)),
+        "provenance": np.array(json.dumps({**job.provenance, "cohort": tile.cohort, "width": tile.width}, sort_keys=True)),
         **numbers,
     }
 

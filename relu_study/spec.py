@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -84,12 +85,12 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """Hash of the fields that differ from their defaults, in name order: a new field moves no old id."""
-        return _hash(self.changed())
+        return id_of(self.changed())
 
     @property
     def config_id(self) -> str:
         """The run's id without its seed: what the runs of one configuration share."""
-        return _hash({k: v for k, v in self.changed().items() if k != "seed"})
+        return id_of({k: v for k, v in self.changed().items() if k != "seed"})
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from their defaults, in name order."""
@@ -117,5 +118,6 @@ FIELDS = tuple(f.name for f in fields(RunSpec))
 KNOBS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "knob" and f.name != "seed")
 
 
-def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+def id_of(values: Mapping[str, Any]) -> str:
+    """The id of a run or configuration of which `values` are the fields that differ from their defaults."""
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:12]

@@ -11,13 +11,11 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
 import json
 import os
 import tempfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,14 +24,17 @@ from typing import Any
 
 import numpy as np
 
+from relu_study.identity import check_arrays, check_identity, differences, same_run, tile_name
 from relu_study.registry import UserError
+from relu_study.seals import UNREADABLE, Damaged, Raw, contained, one_line, parsed, sealed, with_checksum, without_checksum
 from relu_study.spec import RunSpec
 
-FORMAT = 1
+FORMAT = 2  # of manifest.json; 1 had no checksum
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+AGAIN = "move it away and run the study again"
 Tile = dict[str, np.ndarray]
+Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -52,32 +53,48 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_tile(folder: Path, tile: Tile) -> Path:
     """Store one tile under `folder`/raw, named by the runs it holds."""
-    name = hashlib.sha256("".join(sorted(tile["run_id"])).encode()).hexdigest()[:12]
-    path = folder / "raw" / f"tile-{name}.npz"
+    path = folder / "raw" / tile_name(tile["run_id"])
     write_arrays(path, tile)
     return path
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays, compressed, whole or not at all."""
+    """Write named arrays, compressed and with their checksum, whole or not at all."""
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
+    write_atomically(path, sealed(content.getvalue()))
 
 
 def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
-    """One stored tile, or the named arrays of it; a damaged file is named, with the way out.
+    """One stored tile, or the named arrays of it; what is not the tile that was stored is Damaged, with the way out.
 
-    What begins with `leave_out` is not read.
+    The whole file is checked in any case, and that its runs are those of its specs and of its name. What begins with `leave_out`
+    is not read.
     """
+    with _reading(path):
+        return _arrays(_identified(path), names, leave_out)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            missing = [name for name in NEEDED if name not in data.files]
-            if missing:
-                raise ValueError(f"it has no {missing[0]}")
-            tile = {name: data[name] for name in names or data.files if not name.startswith(leave_out)}
+        yield
     except UNREADABLE as error:
-        raise UserError(f"{path} is not a readable tile ({error}); move it away and run the study again") from None
+        raise Damaged(path, "is not a readable tile", error, AGAIN) from None
+
+
+def _identified(path: Path) -> Raw:
+    raw = Raw(path)
+    for name in NEEDED:
+        if name not in list(raw):
+            raise ValueError(f"it has no {name}")
+    check_identity(path.name, raw["run_id"], raw["spec"])
+    return raw
+
+
+def _arrays(raw: Raw, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
+    tile = {name: raw[name] for name in names or raw if not name.startswith(leave_out)}
+    check_arrays(tile, len(raw["run_id"]), raw["epoch"])
     return tile
 
 
@@ -86,20 +103,49 @@ def tile_paths(folder: Path) -> list[Path]:
     return sorted((folder / "raw").glob("tile-*.npz"))
 
 
-def stored_runs(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """run_id -> (status, provenance) of every run that has a stored tile."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+def stored_runs(folder: Path, damaged: list[Damaged] | None = None) -> Stored:
+    """run_id -> (status, provenance) of every run that has a stored tile.
+
+    Tiles that cannot be believed are added to `damaged`, and their runs left out; without it the first one is raised. Of two
+    tiles with different numbers of one run neither is believed.
+    """
+    found: dict[Path, Stored] = {}
+    lies: dict[str, Path] = {}  # run_id -> its tile
+    wrong: dict[Path, Damaged] = {}
     for path in tile_paths(folder):
-        tile = read_tile(path, ("run_id", "status", "provenance"))
-        made = json.loads(str(tile["provenance"]))
-        found.update((str(run), (str(status), made)) for run, status in zip(tile["run_id"], tile["status"], strict=True))
-    return found
+        try:
+            tile = read_tile(path, ("run_id", "status", "provenance"))
+        except Damaged as error:
+            wrong[path] = error
+            continue
+        made = parsed(str(tile["provenance"]))
+        found[path] = {str(run): (str(status), made) for run, status in zip(tile["run_id"], tile["status"], strict=True)}
+        for run in found[path]:
+            if (other := lies.setdefault(run, path)) != path:
+                wrong |= {error.path: error for error in _disagree(run, other, path)}
+    if wrong and damaged is None:
+        raise next(iter(wrong.values()))
+    (damaged if damaged is not None else []).extend(wrong.values())
+    return {run: about for path, runs in found.items() if path not in wrong for run, about in runs.items()}
+
+
+def _disagree(run: str, *paths: Path) -> list[Damaged]:
+    """What is wrong with two tiles that hold one run; nothing where they say the same of it."""
+    one, other = (read_tile(path, leave_out=(HISTOGRAM, "param:")) for path in paths)
+    if same_run(one, _row(one, run), other, _row(other, run)):
+        return []
+    said = (f"it and {other.name} hold different numbers of run {run}" for other in reversed(paths))
+    return [Damaged(path, "is not a readable tile", reason, AGAIN) for path, reason in zip(paths, said, strict=True)]
+
+
+def _row(tile: Tile, run: str) -> int:
+    return tile["run_id"].tolist().index(run)
 
 
 def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """run_id -> final parameters by name, of every run that was trained with them kept."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for tile in _tiles(tile_paths(folder)):
+    for _, tile in _tiles(tile_paths(folder)):
         params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
         if params:
             found.update(
@@ -109,26 +155,51 @@ def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`, keys in the order given."""
-    write_atomically(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    """Write `manifest.json`, keys in the order given, with the checksum of it all; a number that is not finite is refused."""
+    try:
+        said = with_checksum(manifest)
+    except ValueError:
+        raise UserError(f"study {manifest['study']} declares a number that is not finite; a manifest holds none") from None
+    write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a results folder; a folder without one is refused."""
+    """The manifest of a results folder without its checksum; a folder without one is refused, and one that links lead out of.
+
+    A manifest that is not what was written is Damaged; one of format 1 has no checksum.
+    """
     path = folder / "manifest.json"
+    if folder.is_dir():
+        contained(folder)
     if not path.is_file():
         raise UserError(
             f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'"
         )
     try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT}")
-        for name in ("study", "provenance", "widths", "declaration"):
-            manifest[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is garbled ({error!r}); restore it or run the study into a new folder") from None
-    return manifest
+        manifest = parsed(path.read_bytes())
+        if manifest["format"] not in (1, FORMAT):
+            raise UserError(f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT} and those before it")
+        manifest = without_checksum(manifest, needed=manifest["format"] > 1)
+        for name, kind in {"study": str, "provenance": dict, "widths": dict, "declaration": (dict, type(None))}.items():
+            if not isinstance(manifest[name], kind):
+                raise ValueError(f"its {name} cannot be read")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        way_out = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
+        raise Damaged(path, "is garbled", reason, way_out) from None
+    return dict(manifest)
+
+
+def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
+    """Refuse a raw file that was made otherwise than a manifest says, or at another width than its cohort has there."""
+    differs = differences(manifest["provenance"], made)
+    width = manifest["widths"].get(cohort, made.get("width"))
+    differs += [f"width: {made.get('width')} there, {width} here"] if made.get("width") != width else []
+    if differs:
+        raise UserError(
+            f"{path} was made otherwise than manifest.json says ({one_line('; '.join(differs))}) and does not mix; "
+            "move it away, or run the study into a new folder"
+        )
 
 
 def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:
@@ -191,12 +262,18 @@ def collect(
     asked = Counter(config_id for config_id, _ in wanted.values())
     rows: dict[str, list[tuple[int, Tile, int]]] = {}
     counted: dict[str, dict[str, np.ndarray]] = {}
-    some = None if only is None and runs is None else wanted
-    for tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
+    lies: dict[str, Path] = {}  # run_id -> its tile
+    some = None if only is None and runs is None else set(wanted)
+    for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
+        made = parsed(str(tile["provenance"]))
+        check_made(path, made, made.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
-        for row, run in enumerate(tile["run_id"]):
-            if (place := wanted.pop(str(run), None)) is not None:
+        for row, run in enumerate(map(str, tile["run_id"])):
+            if (other := lies.setdefault(run, path)) != path and (wrong := _disagree(run, other, path)):
+                raise wrong[0]
+            if (place := wanted.pop(run, None)) is not None:
                 rows.setdefault(place[0], []).append((place[1], tile, row))
+                _check_alike(path, rows[place[0]][0][1], tile)
                 _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
     return {
         config_id: _configuration(config_id, spec, asked[config_id], rows[config_id], counted[config_id])
@@ -205,16 +282,30 @@ def collect(
     }
 
 
+def _check_alike(path: Path, first: Tile, tile: Tile) -> None:
+    """Runs of one configuration have the same epochs, metrics and sites, whichever tiles they are in."""
+    of_all = [name for name in first if name in ("epoch", "probe_examples") or name.startswith("units:")]
+    series = ("metric:", "dead:", "certified_dead:", "units:")
+    names = [[name for name in one if name.startswith(series)] for one in (first, tile)]
+    if sorted(names[0]) != sorted(names[1]) or not all(np.array_equal(first[name], tile[name]) for name in of_all):
+        raise Damaged(path, "is not a readable tile", "another tile has other epochs, metrics or sites of its runs", AGAIN)
+
+
 def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
     for name, values in counts.items():
         sums[name] = sums.get(name, 0) + values.astype(np.int64)
 
 
-def _tiles(paths: Iterable[Path], histograms: bool = False, of: Mapping[str, Any] | None = None) -> Iterator[Tile]:
+def _tiles(
+    paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None
+) -> Iterator[tuple[Path, Tile]]:
     for path in paths:
-        if of is not None and not any(str(run) in of for run in read_tile(path, ("run_id",))["run_id"]):
-            continue
-        yield read_tile(path, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
+        with _reading(path):
+            raw = _identified(path)
+            if of is not None and not any(run in of for run in raw["run_id"].tolist()):
+                continue
+            tile = _arrays(raw, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
+        yield path, tile
 
 
 def _configuration(

@@ -1,0 +1,82 @@
+"""What a tile must be: its runs those of its specs, its name that of its runs, its arrays as many and as large as they say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from relu_study.bins import BINS
+from relu_study.seals import parsed
+from relu_study.spec import id_of
+
+STATUS = ("ok", "nonfinite")
+
+
+def tile_name(runs: Iterable[str]) -> str:
+    """The name of the file of a tile, after the run_ids that it holds."""
+    return f"tile-{hashlib.sha256(''.join(sorted(map(str, runs))).encode()).hexdigest()[:12]}.npz"
+
+
+def check_identity(name: str, runs: np.ndarray, specs: np.ndarray) -> None:
+    """ValueError where a file of this name does not hold these runs, or a run is not that of its spec."""
+    if runs.ndim != 1 or not len(runs) or runs.shape != specs.shape or {runs.dtype.kind, specs.dtype.kind} != {"U"}:
+        raise ValueError("it names no runs")
+    for run, spec in zip(runs.tolist(), specs.tolist(), strict=True):
+        if id_of(parsed(spec)) != run:
+            raise ValueError(f"its run {run} is not that of its spec")
+    if name != (own := tile_name(runs)) or len(set(runs.tolist())) < len(runs):
+        raise ValueError(f"it is another tile: its runs are those of {own}")
+
+
+def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) -> None:
+    """ValueError where an array of a tile of so many runs is not as large as it must be, or of another kind."""
+    if epochs.ndim != 1 or not len(epochs) or epochs.dtype.kind != "f" or not np.isfinite(epochs).all():
+        raise ValueError("it has no epochs")
+    for name, values in tile.items():
+        kind, _, rest = name.partition(":")
+        if kind in ("dead", "certified_dead"):
+            fits = values.dtype == np.uint8 and values.shape == (runs, len(epochs), -(-int(tile[f"units:{rest}"]) // 8))
+        elif kind == "metric":
+            fits = rest.count("/") == 1 and values.dtype == np.float32 and values.shape == (runs, len(epochs))
+        elif kind == "histogram":
+            fits = values.dtype.kind in "iu" and values.shape == (runs, len(epochs), BINS)
+        elif kind in ("units", "probe_examples"):
+            fits = values.dtype.kind in "iu" and values.shape == () and 1 <= int(values) < 2**31
+        elif kind == "status":
+            fits = values.shape == (runs,) and set(values.tolist()) <= set(STATUS)
+        elif kind == "first_bad_epoch":
+            fits = values.shape == (runs,) and values.dtype.kind == "f"
+        else:
+            fits = kind != "provenance" or is_provenance(parsed(str(values)))
+        if not fits:
+            raise ValueError(f"its {name} cannot be that of {runs} runs over {len(epochs)} epochs")
+
+
+def is_provenance(made: Any) -> bool:
+    """Is this what the numbers of a raw file depend on?"""
+    kinds = {"own": dict, "cohort": str, "width": int}
+    return isinstance(made, dict) and all(isinstance(made[name], kind) for name, kind in kinds.items() if name in made)
+
+
+def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """In words, where the provenance `there` is not that with which numbers are `made`; without any the numbers mix.
+
+    Their `width` and `cohort` apart, which differ from tile to tile. An entry of a study's own that is new moves no old number.
+    """
+    there = {"measured_every": 1, **there}  # what an earlier version did
+    differs = [f"{name}: {there.get(name)} there, {value} here" for name, value in made.items() if name != "own" and there.get(name) != value]
+    own = there.get("own", {})
+    return differs + [f"{name} has changed" for name, source in made.get("own", {}).items() if own.get(name, source) != source]
+
+
+def same_run(one: Mapping[str, np.ndarray], row: int, other: Mapping[str, np.ndarray], at: int) -> bool:
+    """Have two tiles the same numbers of a run that both hold, in these rows?"""
+    names = [name for name in one if name.startswith(("metric:", "dead:", "certified_dead:")) or name in ("status", "first_bad_epoch")]
+    return one.keys() == other.keys() and all(_same(one[name][row], other[name][at]) for name in names)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind == "f")
