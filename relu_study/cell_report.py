@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,14 @@ from relu_study import drawing
 from relu_study.cell_figures import arranged
 from relu_study.cell_tables import cell_tables, select
 from relu_study.comparisons import counted_test, normal_test
-from relu_study.contract import COLUMNS
+from relu_study.contract import COLUMNS, check_names, read_cells_manifest
 from relu_study.draws import COLUMNS as OF_CELLS
 from relu_study.estimates import block_paths, cells_frame
 from relu_study.frames import csv_text
 from relu_study.page import draw_page, html
 from relu_study.registry import UserError, nearest
-from relu_study.store import read_manifest, write_atomically
+from relu_study.seals import SUMS, UNREADABLE, Damaged, check_sum, sums_of
+from relu_study.store import write_atomically
 from relu_study.verdicts import blank, settled
 
 Row = dict[str, Any]
@@ -31,12 +33,14 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
 
     Returns what there is to say, and the names of the tables and figures that were made.
     """
-    manifest, said = read_manifest(folder), []
+    manifest, said = read_cells_manifest(folder), []
     declaration = manifest["declaration"]
+    check(declaration)
     path = folder / "cells.csv"
     if block_paths(folder):
         frame = cells_frame(folder, manifest)
         write_atomically(path, csv_text(frame).encode())
+        write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # verdicts.csv is not believed until it is made
         cells = frame["cell_id"].nunique()
         if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
             said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
@@ -48,6 +52,8 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
     rows = answer(declaration, frame)
     verdicts = pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
     write_atomically(folder / "verdicts.csv", csv_text(verdicts).encode())
+    if (folder / SUMS).exists():
+        write_atomically(folder / SUMS, sums_of(folder).encode())
     made: dict[str, set[str]] = {"tables": set(), "figures": set()}
     for name, texts in cell_tables(declaration, frame).items():
         made["tables"].add(name)
@@ -73,25 +79,27 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """cells.csv, refused where it lacks a column or is cut off."""
     words = {name: "str" for name in (*OF_CELLS[:4], "number")}
     words |= {f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])}
+    way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {way_out}, which needs {path.parent / 'raw'}")
     try:
-        if not path.read_bytes().endswith(b"\n"):
+        read = path.read_bytes()
+        if not read.endswith(b"\n"):
             raise ValueError("its last line is cut off")
-        frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        frame = pd.read_csv(io.BytesIO(read), dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
         missing = [name for name in (*OF_CELLS, *declaration["factors"]) if name not in frame]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
-    except ValueError as error:
-        raise UserError(f"{path} is garbled ({error}); restore it, or make it with 'relu-study report {path.parent}'") from None
+    except UNREADABLE as error:
+        raise Damaged(path, "is garbled", error, way_out) from None
+    check_sum(path, read)
     return frame
 
 
 def load_cells(folder: str | Path) -> pd.DataFrame:
     """The results of a draw study as a DataFrame: one row a cell, number and value of the factor that it runs along."""
     folder = Path(folder)
-    declaration = read_manifest(folder)["declaration"]
-    if "cells" not in declaration:
-        raise UserError(f"{folder} holds runs that were trained, and no draws; read it with relu_study.load")
-    return read_cells(folder / "cells.csv", declaration)
+    return read_cells(folder / "cells.csv", read_cells_manifest(folder)["declaration"])
 
 
 def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
@@ -142,6 +150,7 @@ def _row(claim: Row, label: str, along: str, frame: pd.DataFrame) -> pd.Series:
 
 def check(declaration: Mapping[str, Any]) -> None:
     """Refuse a table, figure or claim that names what is not there. Nothing has to have run: this is for before it."""
+    check_names(declaration)
     columns = [*OF_CELLS, *declaration["factors"]]
     for table in declaration["tables"]:
         for name in filter(None, (*table["columns"].values(), table["along"], table["sort"])):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+from relu_study.draws import CellClaim, CellFigure, CellTable
 from relu_study.questions import Claim, Counts, Figure, Section, Table, Target
 from relu_study.registry import UserError
+from relu_study.seals import one_line
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.stats import MOMENTS
 from relu_study.store import read_manifest
@@ -39,14 +44,39 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # of the files of a results folder, tho
         *("effect", "ci_lo", "ci_hi", "n", "p", "p_corrected", "verdict", "reason"),
     ),
 }
-KINDS: dict[str, type] = {
-    **dict.fromkeys(("configurations", "targets", "claims", "tables", "figures", "sections"), list),
-    **dict.fromkeys(("columns", "factors", "report_epochs"), list),
-    **{"seeds": int, "metrics": dict, "title": str, "text": str},
+SECTIONS: dict[str, Any] = {
+    "title": str,
+    "text": str,
+    **dict.fromkeys(("claims", "tables", "figures", "sections"), list[dict[str, Any]]),
+}
+KINDS: dict[str, Any] = {  # what a declaration must have; Any where it is looked at more closely below
+    **SECTIONS,
+    **{
+        "targets": list[dict[str, Any]],
+        "configurations": list[dict[str, Any]],
+        "seeds": int,
+        "metrics": dict[str, dict[str, Any]],
+    },
+    **{"columns": list[str], "factors": list[str], "report_epochs": list[float]},
+}
+CELL_KINDS: dict[str, Any] = {
+    **SECTIONS,
+    **{"experiments": list[dict[str, str | int]], "cells": list[dict[str, Any]], "factors": list[str]},
+    "numbers": dict[str, dict[str, dict[str, Any]]],
 }
 ITEMS: dict[str, type] = {"targets": Target, "claims": Claim, "tables": Table, "figures": Figure, "sections": Section}
-ENTRY: dict[str, type] = {"experiment": str, "arm": str, "config_id": str, "seeds": int, "spec": dict}
+CELL_ITEMS: dict[str, type] = {"claims": CellClaim, "tables": CellTable, "figures": CellFigure, "sections": Section}
+ENTRY: dict[str, Any] = {"experiment": str, "arm": str, "config_id": str, "seeds": int, "spec": dict[str, Any]}
 ABOUT = {"direction": "none", "sites": False, "unit": "", "low": None, "high": None}  # a metric, as far as it is not said
+METRIC: dict[str, Any] = {"direction": str, "sites": bool, "unit": str, "low": float | None, "high": float | None}
+Values = float | None | list[float | None]
+CELL: dict[str, Any] = {
+    **dict.fromkeys(("experiment", "label", "statistic", "cell_id"), str),
+    **{"factors": dict[str, str | float | None], "draws": int, "along": dict[str, list[float | str]]},
+    "theory": dict[str, dict[str, Values]],
+}
+NUMBER: dict[str, Any] = {"share": bool, "along": str, "spread": list[float] | None}
+MOST_RUNS, MOST_DRAWS = 10**7, 2**32  # of a study, and of one of its cells: more would only be unpacked to fill the memory
 
 
 class _Lacks(Exception):
@@ -59,52 +89,143 @@ def read_whole_manifest(folder: Path) -> dict[str, Any]:
     A declaration that lacks something without a default, or has a RunSpec field that this version does not know, is refused.
     """
     manifest = read_manifest(folder)
-    if "cells" in (manifest["declaration"] or ()):
+    if is_of_draws(manifest):
         raise UserError(f"{folder} holds a draw study: its numbers are in cells.csv (relu_study.load_cells), and it has no runs")
+    return _checked(folder, manifest, _whole)
+
+
+def read_cells_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a draw study, refused as that of a study that trains is."""
+    manifest = read_manifest(folder)
+    if not is_of_draws(manifest):
+        raise UserError(f"{folder} holds runs that were trained, and no draws; read it with relu_study.load")
+    return _checked(folder, manifest, _whole_cells)
+
+
+def is_of_draws(manifest: Mapping[str, Any]) -> bool:
+    """Does a manifest declare cells of draws, and not runs?"""
+    return "cells" in (manifest["declaration"] or {})
+
+
+def check_names(declaration: Mapping[str, Any]) -> None:
+    """Refuse a table or figure whose name is not that of a file in its folder, or that is there twice."""
+    for kind in ("tables", "figures"):
+        names = [item["name"] for item in declaration[kind]]
+        for name in names:
+            if not re.fullmatch(r"[\w+=-][\w+=.-]{,99}", name):
+                raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
+            if names.count(name) > 1:
+                raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
+
+
+def _checked(folder: Path, manifest: dict[str, Any], whole: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return {"command": "", "preset": "default", **manifest, "declaration": _whole(manifest["declaration"])}
-    except _Lacks as what:
+        found = whole(manifest["declaration"])
+        check_names(found)
+    except (_Lacks, UserError) as what:
+        said = what if isinstance(what, _Lacks) else f"declares what cannot be: {what}"
         raise UserError(
-            f"{folder / 'manifest.json'} {what}: it is damaged, or another version of relu-study wrote it; restore it, "
+            f"{folder / 'manifest.json'} {one_line(said)}: it is damaged, or another version of relu-study wrote it; restore it, "
             f"or run the study into a new folder"
         ) from None
+    return {"command": "", "preset": "default", **manifest, "declaration": found}
 
 
 def _whole(declaration: Any) -> dict[str, Any]:
-    if not isinstance(declaration, dict):
-        raise _Lacks("has no declaration")
-    for name, kind in KINDS.items():
-        if name not in declaration:
-            raise _Lacks(f"declares no {name}")
-        if not isinstance(declaration[name], kind):
-            raise _Lacks(f"declares {name} that cannot be read")
+    _needs(declaration, KINDS)
     if not declaration["configurations"] or declaration["seeds"] < 1:
         raise _Lacks("declares no runs")
     found = {name: [_item(name, item, kind) for item in declaration[name]] for name, kind in ITEMS.items()}
     found["configurations"] = [_entry(entry, declaration["seeds"]) for entry in declaration["configurations"]]
-    metrics = {name: {**ABOUT, **_mapping(about, f"the metric {name}")} for name, about in declaration["metrics"].items()}
+    if (runs := sum(entry["seeds"] for entry in found["configurations"])) > MOST_RUNS:
+        raise _Lacks(f"declares {runs:,} runs")
+    metrics = {name: {**ABOUT, **about} for name, about in declaration["metrics"].items()}
+    for name, about in metrics.items():
+        _needs(about, METRIC, f"the metric {name}, ")
     return {"skip": [], **declaration, **found, "metrics": metrics}
 
 
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _Lacks(f"declares {what} in a way that cannot be read")
-    return value
+def _whole_cells(declaration: Any) -> dict[str, Any]:
+    _needs(declaration, CELL_KINDS)
+    found = {name: [_item(name, item, kind) for item in declaration[name]] for name, kind in CELL_ITEMS.items()}
+    names = {experiment.get("name") for experiment in declaration["experiments"]}
+    for experiment in declaration["experiments"]:
+        _needs(experiment, {"name": str, "statistic": str, "theory": str}, "an experiment, ")
+        if {experiment["theory"], ""} - {*names, ""}:
+            raise _Lacks(f"declares the theory of {experiment['name']} to be that of no experiment")
+    for numbers in declaration["numbers"].values():
+        for name, number in numbers.items():
+            _needs(number, NUMBER, f"the number {name}, ")
+            if number["spread"] is not None and (len(number["spread"]) != 2 or number["spread"][0] >= number["spread"][1]):
+                raise _Lacks(f"declares the number {name} with a spread that is none")
+    if not declaration["cells"]:
+        raise _Lacks("declares no cells")
+    for cell in declaration["cells"]:
+        _needs(cell, CELL, "a cell, ")
+        _cell(cell, declaration)
+    return {**declaration, **found}
 
 
-def _item(name: str, item: Any, kind: Any) -> dict[str, Any]:
-    item = _mapping(item, f"one of its {name}")
+def _cell(cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
+    what = f"declares the cell {cell['label']} with"
+    if not 1 <= cell["draws"] <= MOST_DRAWS:
+        raise _Lacks(f"{what} {cell['draws']:,} draws")
+    if unknown := {*cell["factors"], *cell["along"]} - {*declaration["factors"]}:
+        raise _Lacks(f"{what} the factor {min(unknown)}, which is none of the study's")
+    if cell["statistic"] not in declaration["numbers"]:
+        raise _Lacks(f"{what} the statistic {cell['statistic']}, which is none of the study's")
+    for name, number in declaration["numbers"][cell["statistic"]].items():
+        if number["along"] and not cell["along"].get(number["along"]):
+            raise _Lacks(f"{what} no {number['along']}, along which {name} runs")
+        size = len(cell["along"][number["along"]]) if number["along"] else 1
+        for values in cell["theory"].get(name, {}).values():
+            if isinstance(values, list) and len(values) != size:
+                raise _Lacks(f"{what} theory of {name} at {len(values)} places of {size}")
+
+
+def _needs(declared: Any, kinds: Mapping[str, Any], of: str = "") -> None:
+    if not isinstance(declared, dict):
+        raise _Lacks("has no declaration")
+    for name, kind in kinds.items():
+        if name not in declared:
+            raise _Lacks(f"declares {of}no {name}" if not of else f"declares {of}without {name}")
+        if not _fits(declared[name], kind):
+            raise _Lacks(f"declares {of}{name} that cannot be read")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError:
+        return False
+    return True
+
+
+def _item(name: str, item: dict[str, Any], kind: Any) -> dict[str, Any]:
     kind = Counts if kind is Table and "events" in item else kind
     for field in fields(kind):
         if field.name not in item and field.default is MISSING:
             raise _Lacks(f"declares one of its {name} without {field.name}")
+    kinds = get_type_hints(kind)
+    known = {f.name: item.get(f.name, f.default) for f in fields(kind)}
+    for word, value in known.items():
+        if not _fits(_tuples(value), kinds[word]):
+            raise _Lacks(f"declares one of its {name} with a {word} that cannot be read")
+    kind(**known)  # what cannot be is refused as where it is declared
     return {**{f.name: f.default for f in fields(kind) if f.default is not MISSING}, **item}
 
 
-def _entry(entry: Any, seeds: int) -> dict[str, Any]:
-    entry = {"seeds": seeds, **_mapping(entry, "one of its configurations")}
+def _tuples(value: Any) -> Any:
+    """A value of JSON as it was declared: lists were tuples."""
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return {name: _tuples(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _entry(entry: dict[str, Any], seeds: int) -> dict[str, Any]:
+    entry = {"seeds": seeds, **entry}
     for name, kind in ENTRY.items():
-        if not isinstance(entry.get(name), kind):
+        if not _fits(entry.get(name), kind):
             raise _Lacks(f"declares a configuration without {name}")
     if entry["seeds"] < 1:
         raise _Lacks("declares a configuration without runs")
@@ -115,4 +236,6 @@ def _entry(entry: Any, seeds: int) -> dict[str, Any]:
         spec = RunSpec(**entry["spec"])
     except UserError as error:
         raise _Lacks(f"declares a configuration that cannot be: {error}") from None
+    if entry["config_id"] != spec.config_id:
+        raise _Lacks(f"declares a configuration {entry['config_id']} that is not that of its spec")
     return {**entry, "spec": {name: value for name, value in spec.as_dict().items() if name != "seed"}}

@@ -15,9 +15,9 @@ from scipy import special
 
 from relu_study import stats
 from relu_study.draws import COLUMNS, blocks_of
-from relu_study.identity import is_provenance
+from relu_study.identity import check_made, is_provenance
 from relu_study.seals import UNREADABLE, Damaged, Raw, parsed
-from relu_study.store import AGAIN, check_made, write_arrays
+from relu_study.store import AGAIN, write_arrays
 from relu_study.sums import BINS, Sums, merge, quantiles
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -79,18 +79,19 @@ def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Pl
 def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
     """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
     blocks = {path: read_block(path, whole=False) for path in block_paths(folder)}
+    paths: dict[Place, Path] = {}
     for path, (place, made, _) in blocks.items():
         check_made(path, made, place[0], manifest)
-    paths = {place: path for path, (place, _, _) in blocks.items()}
+        paths[place] = path
     found: dict[tuple[str, int], tuple[int, Sums]] = {}
     declaration = manifest["declaration"]
     for name, cell in {(cell["cell_id"], cell["draws"]): cell for cell in declaration["cells"]}.items():
         sums: Sums = {}
         stored = 0
         for first, count in blocks_of(cell["draws"]):
-            if (path := paths.get((name[0], first, count))) is not None:
-                part = read_block(path)[2]
-                _check_sums(path, part, cell, declaration)
+            if (stands := paths.get((name[0], first, count))) is not None:
+                part = read_block(stands)[2]
+                _check_sums(stands, part, cell, declaration)
                 merge(sums, part)
                 stored += count
         found[name] = stored, sums

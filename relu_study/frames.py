@@ -6,6 +6,7 @@ Everything is formed from arrays of whole configurations; no row is ever appende
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -19,6 +20,7 @@ import pandas as pd
 from relu_study import lives, stats
 from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.registry import UserError
+from relu_study.seals import UNREADABLE, Damaged, check_sum
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import Configuration, collect, seeds_of, tile_paths
 
@@ -229,8 +231,9 @@ def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any])
 
 
 def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
-    """runs.csv, refused where its runs or its metrics are not those that the manifest declares."""
-    frame, path, declaration = read_csv(folder / "runs.csv"), folder / "runs.csv", manifest["declaration"]
+    """runs.csv, refused where its runs or its metrics are not those that the manifest declares, or it was changed."""
+    path, declaration = folder / "runs.csv", manifest["declaration"]
+    frame, read = _parsed(path)
     seeds = seeds_of(declaration)
     wanted = sum(seeds.values())
     found = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
@@ -240,6 +243,7 @@ def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
             f"time; restore it, or make it with 'relu-study report {folder}'"
         )
     _has(frame.columns, declaration["columns"], path)
+    check_sum(path, read)
     return frame
 
 
@@ -253,28 +257,35 @@ def _has(found: Collection[str], needed: Iterable[str], path: Path) -> None:
 
 
 def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV file of a results folder, with the types it was written with; a missing one is named, with the way out.
+    """A CSV file of a results folder, with the types it was written with; a missing or changed one is named, with the way out.
 
     `words` are columns of text besides those that every file has.
     """
+    frame, read = _parsed(path, words)
+    check_sum(path, read)
+    return frame
+
+
+def _parsed(path: Path, words: Iterable[str] = ()) -> tuple[pd.DataFrame, bytes]:
+    """A CSV file and the bytes it was read from. What is wrong with its form is said first: it says more than a checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
     kinds: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | _KIND | dict.fromkeys((*_WORDS, *words), "str")
     try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 1, 0))
-            if file.read() != b"\n":
-                raise ValueError("its last line is cut off")
-        header = pd.read_csv(path, nrows=0).columns
+        read = path.read_bytes()
+        if not read.endswith(b"\n"):
+            raise ValueError("its last line is cut off")
+        header = pd.read_csv(io.BytesIO(read), nrows=0).columns
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
         kinds = {name: kind for name, kind in kinds.items() if name in header}
-        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
-    except ValueError as error:
-        raise UserError(f"{path} is garbled ({error}); restore it, or make it with 'relu-study report {path.parent}'") from None
+        frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])
+    except UNREADABLE as error:
+        way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
+        raise Damaged(path, "is garbled", error, way_out) from None
     _has(frame.columns, COLUMNS.get(path.stem, words), path)
     words = [name for name, kind in kinds.items() if kind == "str"]
-    return frame.assign(**{name: frame[name].fillna("") for name in words})
+    return frame.assign(**{name: frame[name].fillna("") for name in words}), read
 
 
 def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarray]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from relu_study.bins import BINS
-from relu_study.seals import parsed
+from relu_study.registry import UserError
+from relu_study.seals import one_line, parsed
 from relu_study.spec import id_of
 
 STATUS = ("ok", "nonfinite")
@@ -67,14 +69,41 @@ def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     Their `width` and `cohort` apart, which differ from tile to tile. An entry of a study's own that is new moves no old number.
     """
     there = {"measured_every": 1, **there}  # what an earlier version did
-    differs = [f"{name}: {there.get(name)} there, {value} here" for name, value in made.items() if name != "own" and there.get(name) != value]
+    differs = [
+        f"{name}: {there.get(name)} there, {value} here"
+        for name, value in made.items()
+        if name != "own" and there.get(name) != value
+    ]
     own = there.get("own", {})
     return differs + [f"{name} has changed" for name, source in made.get("own", {}).items() if own.get(name, source) != source]
 
 
+def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
+    """Refuse a raw file that was made otherwise than a manifest says, or at another width than its cohort has there."""
+    differs = differences(manifest["provenance"], made)
+    width = manifest["widths"].get(cohort, made.get("width"))
+    differs += [f"width: {made.get('width')} there, {width} here"] if made.get("width") != width else []
+    if differs:
+        raise UserError(
+            f"{path} was made otherwise than manifest.json says ({one_line('; '.join(differs))}) and does not mix; "
+            "move it away, or run the study into a new folder"
+        )
+
+
+def check_alike(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
+    """ValueError where two tiles with runs of one configuration have not the same epochs, metrics and sites."""
+    series = ("metric:", "dead:", "certified_dead:", "units:")
+    names = [sorted(name for name in tile if name.startswith(series)) for tile in (one, other)]
+    same = [name for name in one if name in ("epoch", "probe_examples") or name.startswith("units:")]
+    if names[0] != names[1] or not all(np.array_equal(one[name], other[name]) for name in same):
+        raise ValueError("another tile has other epochs, metrics or sites of its runs")
+
+
 def same_run(one: Mapping[str, np.ndarray], row: int, other: Mapping[str, np.ndarray], at: int) -> bool:
     """Have two tiles the same numbers of a run that both hold, in these rows?"""
-    names = [name for name in one if name.startswith(("metric:", "dead:", "certified_dead:")) or name in ("status", "first_bad_epoch")]
+    names = [
+        name for name in one if name.startswith(("metric:", "dead:", "certified_dead:")) or name in ("status", "first_bad_epoch")
+    ]
     return one.keys() == other.keys() and all(_same(one[name][row], other[name][at]) for name in names)
 
 

@@ -199,7 +199,7 @@ def held(
         raise lost
     if not alike(folder, made, manifest["provenance"], known.values(), way_out):
         return Before(damaged=damaged)
-    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest["timing"], damaged)
+    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
 
 
 def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:

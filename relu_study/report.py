@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 
 from relu_study import figures, tables
 from relu_study.cell_report import report_draws
-from relu_study.contract import COLUMNS, read_whole_manifest
+from relu_study.contract import COLUMNS, check_names, is_of_draws, read_whole_manifest
 from relu_study.events import check_per_seed, write_events
 from relu_study.figures import Numbers, draw_from, lacking
 from relu_study.frames import (
@@ -28,6 +27,7 @@ from relu_study.frames import (
 )
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
+from relu_study.seals import SUMS, sums_of
 from relu_study.store import Configuration, collect, read_manifest, tile_paths, write_atomically
 from relu_study.verdicts import TEXTS, answer
 
@@ -39,13 +39,8 @@ def check(declaration: dict[str, Any]) -> None:
     """Refuse a table, figure or section that names what is not there. Nothing has to have run: this is for before it."""
     tables.check(declaration)
     figures.check(declaration)
+    check_names(declaration)
     names = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
-    for kind, found in names.items():
-        for name in found:
-            if not re.fullmatch(r"[\w+=-][\w+=.-]*", name):
-                raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
-            if found.count(name) > 1:
-                raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
     asked = [(c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site]
     for metric, site, where in asked:
         if metric not in declaration["metrics"]:
@@ -70,7 +65,7 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     Returns what there is to say: lines on what was left, missing or removed.
     """
     folder = Path(folder)
-    if "cells" in (read_manifest(folder)["declaration"] or ()):
+    if is_of_draws(read_manifest(folder)):
         said, of_draws = report_draws(folder)
         return said + _drop_stale(folder, of_draws)
     manifest = read_whole_manifest(folder)
@@ -119,6 +114,7 @@ def _derive(
     found["verdicts"] = pd.DataFrame(answer(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"]))
     for name, frame in found.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
+    write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then what was changed is not believed
     write_events(manifest, {name: c for name, c in configurations.items() if name not in shown}, folder, per_seed)
     return whole, configurations
 

@@ -134,6 +134,8 @@ def move_damaged(folder: Path, damaged: Iterable[Damaged], watcher: Watcher) -> 
     for error in damaged:
         away = seals.set_aside(folder, error.path)
         watcher.say(f"{error.path} is damaged ({error.reason}): it is kept as {away}, and what it held is made again")
+    if store.tile_paths(folder) + estimates.block_paths(folder) and not (folder / "manifest.json").exists():
+        watcher.say(f"{folder} has no manifest.json: a new one is made, with what its raw files say")
 
 
 def set_aside(folder: Path, watcher: Watcher) -> None:

@@ -1,8 +1,8 @@
 """Seals: whether what is read of a results folder is what was written there, and lies there. Files and NumPy only.
 
-Three files carry a SHA-256: a raw file (tile or block) that of its own bytes, in the comment of its zip archive; manifest.json that
-of all it says, as its last entry; and SHA256SUMS, which `sha256sum -c` reads too, those of the CSV files beside it. All that is
-read is data: arrays without pickle, strict JSON, text.
+A raw file (tile or block) carries the SHA-256 of its own bytes in the comment of its zip archive, manifest.json that of all it
+says as its last entry, and SHA256SUMS, which `sha256sum -c` reads too, has those of the CSV files beside it. All that is read is
+data: arrays without pickle, strict JSON, text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def contained(folder: Path) -> None:
         with os.scandir(todo.pop()) as entries:
             for entry in entries:
                 if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
-                    raise UserError(f"{one_line(entry.path)} is a link that leads out of {folder}; put what it leads to in its place")
+                    raise UserError(
+                        f"{one_line(entry.path)} is a link that leads out of {folder}; put what it leads to in its place"
+                    )
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
 
@@ -131,8 +133,8 @@ class Raw:
             size -= file.tell()
             if kind.hasobject or min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != size:
                 raise ValueError(f"the size of its {name} is not that of its shape")
-            data = bytearray(size)
-            if file.readinto(data) != size:
+            data = bytearray(file.read(size + 1))
+            if len(data) != size:
                 raise ValueError(f"its {name} is cut off")
         found = np.frombuffer(data, kind) if size else np.empty(0, kind)
         return found.reshape(shape[::-1]).T if fortran else found.reshape(shape)
@@ -166,7 +168,7 @@ def with_checksum(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(said: dict[str, Any], needed: bool) -> dict[str, Any]:
-    """The data alone; ValueError where they are not those that the checksum was made of, or where it is `needed` and not there."""
+    """The data alone; ValueError where the checksum was made of other data, or is `needed` and not there."""
     rest = {name: value for name, value in said.items() if name != "checksum"}
     if "checksum" not in said and needed:
         raise ValueError("it has no checksum")
@@ -182,14 +184,14 @@ def _checksum(plain: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------- CSV files
 
 
-def sums_of(folder: Path) -> str | None:
-    """What SHA256SUMS should say of the CSV files of a results folder."""
-    paths = [folder / name for name in SUMMED]
+def sums_of(folder: Path, names: Iterable[str] = SUMMED) -> str:
+    """What SHA256SUMS should say of these CSV files of a results folder, as far as they are there."""
+    paths = [folder / name for name in names]
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths if path.is_file())
 
 
 def check_sum(path: Path, read: bytes) -> None:
-    """Refuse (Damaged) a CSV file whose bytes are not those that SHA256SUMS beside it lists; without one there is nothing to say."""
+    """Refuse (Damaged) a CSV file of other bytes than SHA256SUMS beside it lists; without one there is nothing to say."""
     sums = path.parent / SUMS
     if not os.path.lexists(sums):
         return

@@ -24,14 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from relu_study.identity import check_arrays, check_identity, differences, same_run, tile_name
+from relu_study.identity import check_alike, check_arrays, check_identity, check_made, same_run, tile_name
 from relu_study.registry import UserError
-from relu_study.seals import UNREADABLE, Damaged, Raw, contained, one_line, parsed, sealed, with_checksum, without_checksum
+from relu_study.seals import UNREADABLE, Damaged, Raw, contained, parsed, sealed, with_checksum, without_checksum
 from relu_study.spec import RunSpec
 
 FORMAT = 2  # of manifest.json; 1 had no checksum
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
+KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("widths", dict), ("declaration", (dict, type(None))))
 AGAIN = "move it away and run the study again"
 Tile = dict[str, np.ndarray]
 Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
@@ -178,9 +179,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = parsed(path.read_bytes())
         if manifest["format"] not in (1, FORMAT):
-            raise UserError(f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT} and those before it")
+            raise UserError(
+                f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT} and those before it"
+            )
         manifest = without_checksum(manifest, needed=manifest["format"] > 1)
-        for name, kind in {"study": str, "provenance": dict, "widths": dict, "declaration": (dict, type(None))}.items():
+        for name, kind in KINDS:
             if not isinstance(manifest[name], kind):
                 raise ValueError(f"its {name} cannot be read")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,18 +191,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         way_out = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
         raise Damaged(path, "is garbled", reason, way_out) from None
     return dict(manifest)
-
-
-def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
-    """Refuse a raw file that was made otherwise than a manifest says, or at another width than its cohort has there."""
-    differs = differences(manifest["provenance"], made)
-    width = manifest["widths"].get(cohort, made.get("width"))
-    differs += [f"width: {made.get('width')} there, {width} here"] if made.get("width") != width else []
-    if differs:
-        raise UserError(
-            f"{path} was made otherwise than manifest.json says ({one_line('; '.join(differs))}) and does not mix; "
-            "move it away, or run the study into a new folder"
-        )
 
 
 def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:
@@ -273,7 +264,8 @@ def collect(
                 raise wrong[0]
             if (place := wanted.pop(run, None)) is not None:
                 rows.setdefault(place[0], []).append((place[1], tile, row))
-                _check_alike(path, rows[place[0]][0][1], tile)
+                with _reading(path):
+                    check_alike(rows[place[0]][0][1], tile)
                 _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
     return {
         config_id: _configuration(config_id, spec, asked[config_id], rows[config_id], counted[config_id])
@@ -282,23 +274,12 @@ def collect(
     }
 
 
-def _check_alike(path: Path, first: Tile, tile: Tile) -> None:
-    """Runs of one configuration have the same epochs, metrics and sites, whichever tiles they are in."""
-    of_all = [name for name in first if name in ("epoch", "probe_examples") or name.startswith("units:")]
-    series = ("metric:", "dead:", "certified_dead:", "units:")
-    names = [[name for name in one if name.startswith(series)] for one in (first, tile)]
-    if sorted(names[0]) != sorted(names[1]) or not all(np.array_equal(first[name], tile[name]) for name in of_all):
-        raise Damaged(path, "is not a readable tile", "another tile has other epochs, metrics or sites of its runs", AGAIN)
-
-
 def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
     for name, values in counts.items():
         sums[name] = sums.get(name, 0) + values.astype(np.int64)
 
 
-def _tiles(
-    paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None
-) -> Iterator[tuple[Path, Tile]]:
+def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None) -> Iterator[tuple[Path, Tile]]:
     for path in paths:
         with _reading(path):
             raw = _identified(path)

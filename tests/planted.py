@@ -21,7 +21,7 @@ import numpy as np
 from relu_study.bins import BINS, KINDS
 from relu_study.questions import Claim, Figure, Section, Table, Target
 from relu_study.spec import RunSpec
-from relu_study.store import Tile, write_manifest, write_tile
+from relu_study.store import FORMAT, Tile, write_manifest, write_tile
 from relu_study.study import REPORT_EPOCHS, Experiment, Study
 
 HISTOGRAM = 7
@@ -146,7 +146,7 @@ def planted_manifest(study: Study) -> dict[str, Any]:
         "columns": [f"{name}/{site}" for name, about in metrics.items() for site in (sites if about["sites"] else ["all"])],
     }
     return {
-        "format": 1,
+        "format": FORMAT,
         "study": study.name,
         "command": f"relu-study run {study.name}",
         "preset": "default",

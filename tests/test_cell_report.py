@@ -184,7 +184,7 @@ def test_a_cut_cells_csv_is_named(folder, tmp_path):
     path = tmp_path / "cells.csv"
     path.write_bytes((folder / "cells.csv").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"cells.csv is garbled \(its last line is cut off\)"):
-        cell_report.read_cells(path, cell_report.read_manifest(folder)["declaration"])
+        cell_report.read_cells(path, cell_report.read_cells_manifest(folder)["declaration"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import relu_study
 from relu_study.pivot import compare, table
 from relu_study.registry import UserError
 from relu_study.report import report
+from relu_study.store import read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,8 @@ def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: s
 )
 def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "other"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"declaration": change(manifest["declaration"])}))
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest | {"declaration": change(manifest["declaration"])})
     for use in (report, table, relu_study.load, lambda f: relu_study.figure(f, "survival")):
         with pytest.raises(UserError, match=message):
             use(folder)
@@ -82,7 +83,7 @@ def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: P
 
 def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_know(clone: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "earlier"))
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     for entry in manifest["declaration"]["configurations"]:
         assert entry["spec"].pop("weight_decay") == 0
         assert entry.pop("seeds") == manifest["declaration"]["seeds"]
@@ -90,7 +91,7 @@ def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_kn
         del claim["targets"]
     for figure in manifest["declaration"]["figures"]:
         del figure["rows"], figure["cols"], figure["epoch"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     assert table(folder) == table(clone)
     report(folder)
     assert (folder / "report.md").read_bytes() == (clone / "report.md").read_bytes()

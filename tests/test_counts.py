@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from relu_study.counts import check, counted
 from relu_study.frames import load
 from relu_study.registry import UserError
 from relu_study.report import report
-from relu_study.store import read_manifest
+from relu_study.store import read_manifest, write_manifest
 
 TABLE = {
     "name": "ends",
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = planted_folder(tmp_path_factory.mktemp("counts"))
     manifest = read_manifest(path)
     manifest["declaration"] |= {"tables": [TABLE], "figures": [], "sections": []}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
     report(path)
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from relu_study.live import Live
 from relu_study.pivot import compare, table
 from relu_study.registry import UserError
 from relu_study.report import report
-from relu_study.store import collect, read_manifest, seeds_of, tile_paths
+from relu_study.store import collect, read_manifest, seeds_of, tile_paths, write_manifest
 
 SEEDS, FEW, ARMS = 8, 3, ("leaky_relu", "lecun_normal")
 IDS = {key: spec.config_id for key, spec in planted_arms(planted_study()).items()}
@@ -35,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in manifest["declaration"]["configurations"]:
         entry["seeds"] = FEW if entry["config_id"] in SMALL else SEEDS
     manifest["declaration"] |= {"figures": [], "sections": []}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
     report(path, per_seed=True)
     return path
 

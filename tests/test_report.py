@@ -55,7 +55,15 @@ def test_a_folder_has_everything_that_the_study_declares(reported: Path) -> None
     found = set(files(reported, "raw", "tensorboard"))
     tables = {f"tables/{name}.{kind}" for name in ("initialisers", "shapes", "tuned") for kind in ("csv", "md", "tex")}
     figures = {f"figures/{name}.{kind}" for name in ("initialisers", "survival", "claims") for kind in ("png", "svg")}
-    assert found == {*(f"{name}.csv" for name in CSVS), "manifest.json", "report.md", "report.html", *tables, *figures}
+    assert found == {
+        *(f"{name}.csv" for name in CSVS),
+        "SHA256SUMS",
+        "manifest.json",
+        "report.md",
+        "report.html",
+        *tables,
+        *figures,
+    }
     assert len(list((reported / "tensorboard").iterdir())) == 20  # one run a configuration
 
 

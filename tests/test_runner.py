@@ -52,7 +52,16 @@ def rows(folder: Path) -> dict[str, str]:
 def test_the_folder_is_as_the_contract_says(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     derived = {"runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv"}
-    assert names == derived | {"report.md", "report.html", "manifest.json", "raw", "tensorboard", "tables", "figures"}
+    assert names == derived | {
+        "SHA256SUMS",
+        "report.md",
+        "report.html",
+        "manifest.json",
+        "raw",
+        "tensorboard",
+        "tables",
+        "figures",
+    }
     results = load(finished)
     assert len(results.runs) == 9 and set(results.runs.status) == {"ok"} and results.runs.run_id.is_unique
     assert len(pd.read_csv(finished / "experiments.csv")) == 4
@@ -194,7 +203,7 @@ def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path,
     folder, watcher = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["provenance"]["measured_every"], manifest["provenance"]["metrics"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    store.write_manifest(folder, manifest)
     for path in store.tile_paths(folder):
         tile = store.read_tile(path)
         made = json.loads(str(tile["provenance"]))

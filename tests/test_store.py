@@ -91,7 +91,7 @@ def test_a_tile_of_something_else_is_named(tmp_path: Path) -> None:
     for content, said in (
         (b"not a tile at all", ""),
         (npy.getvalue(), ""),
-        (path.read_bytes().replace(b"status", b"sutats"), "it has no status"),
+        (path.read_bytes().replace(b"status", b"sutats"), "its checksum is of other bytes"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path} is not a readable tile .*{said}"):
