@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from relu_study.comparisons import counted_test, normal_test
 from relu_study.contract import COLUMNS, check_names, read_cells_manifest
 from relu_study.draws import COLUMNS as OF_CELLS
 from relu_study.estimates import block_paths, cells_frame
-from relu_study.frames import csv_text
+from relu_study.frames import csv_text, only_numbers
 from relu_study.page import draw_page, html
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, UNREADABLE, Damaged, check_sum, sums_of
@@ -86,14 +87,33 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
         read = path.read_bytes()
         if not read.endswith(b"\n"):
             raise ValueError("its last line is cut off")
-        frame = pd.read_csv(io.BytesIO(read), dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
+            frame = pd.read_csv(io.BytesIO(read), dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
         missing = [name for name in (*OF_CELLS, *declaration["factors"]) if name not in frame]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
+        only_numbers(frame, words)
+        frame = frame.assign(**{name: frame[name].fillna("") for name in OF_CELLS[:4]})
+        _check_rows(frame, declaration)
     except UNREADABLE as error:
         raise Damaged(path, "is garbled", error, way_out) from None
     check_sum(path, read)
     return frame
+
+
+def _check_rows(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> None:
+    """ValueError where cells.csv has not each number of each cell once, at each place along it."""
+    wanted: Counter[tuple[str, ...]] = Counter()
+    for cell in declaration["cells"]:
+        for name, number in declaration["numbers"][cell["statistic"]].items():
+            size = len(cell["along"][number["along"]]) if number["along"] else 1
+            wanted[cell["experiment"], cell["label"], cell["statistic"], cell["cell_id"], name] += size
+    found = Counter(frame[[*OF_CELLS[:4], "number"]].itertuples(index=False, name=None))
+    if found != wanted:
+        rows = (found & wanted).total()
+        raise ValueError(
+            f"it has {rows:,} of the {wanted.total():,} rows that manifest.json declares, and {len(frame) - rows:,} others"
+        )
 
 
 def load_cells(folder: str | Path) -> pd.DataFrame:

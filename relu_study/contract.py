@@ -72,7 +72,7 @@ METRIC: dict[str, Any] = {"direction": str, "sites": bool, "unit": str, "low": f
 Values = float | None | list[float | None]
 CELL: dict[str, Any] = {
     **dict.fromkeys(("experiment", "label", "statistic", "cell_id"), str),
-    **{"factors": dict[str, str | float | None], "draws": int, "along": dict[str, list[float | str]]},
+    **{"factors": dict[str, str | float | None], "draws": int, "along": dict[str, list[float]]},
     "theory": dict[str, dict[str, Values]],
 }
 NUMBER: dict[str, Any] = {"share": bool, "along": str, "spread": list[float] | None}
@@ -151,8 +151,8 @@ def _whole_cells(declaration: Any) -> dict[str, Any]:
     names = {experiment.get("name") for experiment in declaration["experiments"]}
     for experiment in declaration["experiments"]:
         _needs(experiment, {"name": str, "statistic": str, "theory": str}, "an experiment, ")
-        if {experiment["theory"], ""} - {*names, ""}:
-            raise _Lacks(f"declares the theory of {experiment['name']} to be that of no experiment")
+        if {experiment["theory"], ""} - {*names, ""} or experiment["statistic"] not in declaration["numbers"]:
+            raise _Lacks(f"declares the experiment {experiment['name']} with a theory or statistic that is none of the study's")
     for numbers in declaration["numbers"].values():
         for name, number in numbers.items():
             _needs(number, NUMBER, f"the number {name}, ")
@@ -163,6 +163,10 @@ def _whole_cells(declaration: Any) -> dict[str, Any]:
     for cell in declaration["cells"]:
         _needs(cell, CELL, "a cell, ")
         _cell(cell, declaration)
+    asked = [*(claim["experiment"] for claim in found["claims"]), *(cell["experiment"] for cell in declaration["cells"])]
+    asked += [name for item in (*found["tables"], *found["figures"]) for name in item["experiments"]]
+    if unknown := [name for name in asked if name not in names]:
+        raise _Lacks(f"declares what it asks of {unknown[0]!r}, which is none of its experiments")
     return {**declaration, **found}
 
 

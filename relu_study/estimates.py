@@ -50,11 +50,17 @@ def read_block(path: Path, whole: bool = True) -> tuple[Place, dict[str, Any], S
         if not is_provenance(made := parsed(str(raw["provenance"]))):
             raise ValueError("it does not say how it was made")
         sums = {name: raw[name] for name in raw if whole and ":" in name}
-        if odd := [name for name, values in sums.items() if values.dtype.kind not in "iuf"]:
-            raise ValueError(f"its {odd[0]} is no number")
+        if odd := [name for name, values in sums.items() if not _can_be(name, values, place[2])]:
+            raise ValueError(f"its {odd[0]} cannot be that of {place[2]} draws")
     except UNREADABLE as error:
         raise Damaged(path, "is not a readable block", error, AGAIN) from None
     return place, made, sums
+
+
+def _can_be(name: str, values: np.ndarray, draws: int) -> bool:
+    if name.startswith(("n:", "bins:")):
+        return values.dtype.kind in "iu" and bool(((values >= 0) & (values <= draws)).all())
+    return values.dtype.kind == "f" and not (name.startswith("m2:") and (values < 0).any())
 
 
 def block_paths(folder: Path) -> list[Path]:
@@ -168,7 +174,7 @@ def _joined(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame
 def _with_z(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     share = np.array([declaration["numbers"][s][n]["share"] for s, n in zip(frame["statistic"], frame["number"], strict=True)])
     theory, error, n = (frame[name].to_numpy(np.float64) for name in ("theory", "theory_se", "n"))
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         variance = np.where(share, np.clip(theory * (1 - theory), 0, None), frame["std"].to_numpy(np.float64) ** 2) / n
         se = np.sqrt(variance + np.nan_to_num(error) ** 2)
         apart = frame["estimate"].to_numpy(np.float64) - theory

@@ -279,13 +279,22 @@ def _parsed(path: Path, words: Iterable[str] = ()) -> tuple[pd.DataFrame, bytes]
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
         kinds = {name: kind for name, kind in kinds.items() if name in header}
-        frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])
+        with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
+            frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])
+        only_numbers(frame, [name for name, kind in kinds.items() if kind == "str"])
     except UNREADABLE as error:
         way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
         raise Damaged(path, "is garbled", error, way_out) from None
     _has(frame.columns, COLUMNS.get(path.stem, words), path)
     words = [name for name, kind in kinds.items() if kind == "str"]
     return frame.assign(**{name: frame[name].fillna("") for name in words}), read
+
+
+def only_numbers(frame: pd.DataFrame, words: Collection[str]) -> None:
+    """ValueError where a column besides `words` holds what is no number."""
+    for name in frame:
+        if name not in words and not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ValueError(f"its column {name} holds what is no number")
 
 
 def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
 from relu_study.report import check
-from relu_study.seals import Damaged
+from relu_study.seals import Damaged, contained
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
 from relu_study.tasks import METRICS
@@ -183,6 +183,7 @@ def held(
         raise UserError(f"{folder} is a file; name a folder with --out")
     if not any(folder.iterdir()):
         return Before()
+    contained(folder)
     damaged: list[Damaged] = []
     lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
     manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}, "timing": {}}

@@ -14,7 +14,15 @@ SHOWN = 40  # names in an error, at most
 
 
 class UserError(Exception):
-    """A request that cannot be carried out: names the offender, the nearest names, the way out."""
+    """A request that cannot be carried out: names the offender, the nearest names, the way out; one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """A text as one line that a terminal shows as it is: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, names: Iterable[str], kind: str) -> UserError:

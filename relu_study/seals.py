@@ -28,7 +28,7 @@ from relu_study.registry import UserError
 SUMS = "SHA256SUMS"
 SUMMED = tuple(f"{name}.csv" for name in ("runs", "experiments", "summary", "units", "survival", "cells", "verdicts"))
 UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, OverflowError, EOFError, RuntimeError, MemoryError),
+    *(OSError, ValueError, KeyError, TypeError, ArithmeticError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 BOMB = 1 << 30  # bytes: an archive that unpacks to more, and to over 100 times its own size, is none of ours
@@ -47,9 +47,8 @@ class Damaged(UserError):
 
 
 def one_line(text: object) -> str:
-    """Any text as one line of at most 300 characters that a terminal shows as they are."""
+    """Any text as one line of at most 300 characters."""
     line = " ".join(str(text).split()) or type(text).__name__
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
@@ -162,7 +161,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def with_checksum(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data with the checksum of all of it as its last entry; what is no finite number is refused (ValueError)."""
+    """Plain data with the checksum of all of it as its last entry; ValueError for numbers that are not finite."""
     plain = json.loads(json.dumps(said, allow_nan=False))
     return {**plain, "checksum": _checksum(plain)}
 
@@ -178,7 +177,7 @@ def without_checksum(said: dict[str, Any], needed: bool) -> dict[str, Any]:
 
 
 def _checksum(plain: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()  # ValueError: half a character
 
 
 # --------------------------------------------------------------------------------------- CSV files

@@ -159,8 +159,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json`, keys in the order given, with the checksum of it all; a number that is not finite is refused."""
     try:
         said = with_checksum(manifest)
-    except ValueError:
-        raise UserError(f"study {manifest['study']} declares a number that is not finite; a manifest holds none") from None
+    except ValueError as error:
+        raise UserError(f"study {manifest['study']} declares what manifest.json cannot hold: {error}") from None
     write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
 
 
