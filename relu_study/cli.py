@@ -136,8 +136,10 @@ def run(
             else:
                 runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
         except KeyboardInterrupt:
-            drawn = sum(count for _, _, count in estimates.stored_blocks(folder))
-            kept = f"{drawn:,} draws" if isinstance(declared, DrawStudy) else f"{len(store.stored_runs(folder))} finished runs"
+            drawn = sum(count for _, _, count in estimates.stored_blocks(folder, []))
+            kept = (
+                f"{drawn:,} draws" if isinstance(declared, DrawStudy) else f"{len(store.stored_runs(folder, []))} finished runs"
+            )
             progress.say(f"interrupted: {kept} are kept in {folder}; go on with: {command}")
             return INTERRUPTED
     print(f"{folder}/report.md")

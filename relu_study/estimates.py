@@ -69,12 +69,12 @@ def block_paths(folder: Path) -> list[Path]:
 
 
 def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Place, dict[str, Any]]:
-    """The provenance of every stored block; those that cannot be believed are added to `damaged`, or the first is raised."""
+    """The provenance of every stored block, with the name of its `file`; those that cannot be believed are added to `damaged`, or the first is raised."""
     found = {}
     for path in block_paths(folder):
         try:
             place, made, _ = read_block(path, whole=False)
-            found[place] = made
+            found[place] = made | {"file": path.name}
         except Damaged as error:
             if damaged is None:
                 raise

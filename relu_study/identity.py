@@ -60,7 +60,9 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
 def is_provenance(made: Any) -> bool:
     """Is this what the numbers of a raw file depend on?"""
     kinds = {"own": dict, "cohort": str, "width": int}
-    return isinstance(made, dict) and all(isinstance(made[name], kind) for name, kind in kinds.items() if name in made)
+    if not isinstance(made, dict) or ("cohort" in made and "width" not in made):
+        return False
+    return all(isinstance(made[name], kind) for name, kind in kinds.items() if name in made)
 
 
 def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

@@ -221,7 +221,8 @@ def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Ite
     for there in [first, *stored]:
         differs = differences(made, there)
         if differs and stored:
-            raise UserError(f"{folder} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
+            what = folder / "raw" / there["file"] if there is not first else folder
+            raise UserError(f"{what} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
         if differs:
             return False
     return True

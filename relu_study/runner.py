@@ -173,7 +173,7 @@ def train(
     finally:
         counts = {"ok": 0, "nonfinite": 0}
         wanted = {run.run_id for run in job.study.runs()}
-        for status in (status for run, (status, _) in store.stored_runs(folder).items() if run in wanted):
+        for status in (status for run, (status, _) in store.stored_runs(folder, []).items() if run in wanted):
             counts[status] += 1
         counts["interrupted"] = len(wanted) - sum(counts.values())
         store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": counts})

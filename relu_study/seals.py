@@ -7,6 +7,7 @@ data: arrays without pickle, strict JSON, text.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -60,7 +61,7 @@ def contained(folder: Path) -> None:
     home = folder.resolve()
     todo = [str(folder)]
     while todo:
-        with os.scandir(todo.pop()) as entries:
+        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:  # gone meanwhile, or not to be entered
             for entry in entries:
                 if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
                     raise UserError(
@@ -146,7 +147,7 @@ def parsed(text: str | bytes) -> Any:
     """What JSON says: ValueError for NaN and infinities, for whole numbers of 2^63 and beyond, and where it is too deep."""
 
     def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name[:40]} is no number")
 
     def real(digits: str) -> float:
         return value if math.isfinite(value := float(digits)) else refuse(digits)

@@ -105,7 +105,7 @@ def tile_paths(folder: Path) -> list[Path]:
 
 
 def stored_runs(folder: Path, damaged: list[Damaged] | None = None) -> Stored:
-    """run_id -> (status, provenance) of every run that has a stored tile.
+    """run_id -> (status, provenance with the name of its `file`) of every run that has a stored tile.
 
     Tiles that cannot be believed are added to `damaged`, and their runs left out; without it the first one is raised. Of two
     tiles with different numbers of one run neither is believed.
@@ -119,7 +119,7 @@ def stored_runs(folder: Path, damaged: list[Damaged] | None = None) -> Stored:
         except Damaged as error:
             wrong[path] = error
             continue
-        made = parsed(str(tile["provenance"]))
+        made = parsed(str(tile["provenance"])) | {"file": path.name}
         found[path] = {str(run): (str(status), made) for run, status in zip(tile["run_id"], tile["status"], strict=True)}
         for run in found[path]:
             if (other := lies.setdefault(run, path)) != path:

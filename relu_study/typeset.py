@@ -39,7 +39,7 @@ def measured(mean: float, half: float) -> str:
     Above 1e5 and below 1e-3 with an exponent, "(1.20 ± 0.15)e-05"; without a half width (NaN) three digits of the mean.
     """
     size = max(abs(mean), 0 if math.isnan(half) else half)
-    if math.isnan(half):
+    if math.isnan(half) or not math.isfinite(size):
         return f"{mean:.3g}"
     if size > 0 and not 1e-3 <= size < 1e5:
         exponent = math.floor(math.log10(size))

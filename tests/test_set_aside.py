@@ -109,7 +109,6 @@ def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path,
 def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(folder: Path, tmp_path: Path) -> None:
     path = store.tile_paths(folder)[0]
     path.write_bytes(b"")
-    (tmp_path / "tests").mkdir()
     file = shutil.copy(Path(__file__).with_name("small_study.py"), tmp_path)
     words = ["plan", str(file), "--seeds", "2", "--out", str(folder)]
     code = f"import sys; sys.argv = ['relu-study', *{words!r}]; from relu_study.cli import main; main()"
@@ -144,11 +143,9 @@ def test_a_manifest_that_is_lost_or_garbled_is_made_anew_from_whole_tiles(folder
 def test_a_manifest_whose_tiles_are_of_other_runs_or_made_otherwise_is_not_made_anew(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text("{")
-    other = replace(
-        STUDY, experiments=[replace(STUDY.experiments[0], arms={"wide": small.experiments[0].arms["relu"].but(width=9)})]
-    )
+    wide = replace(STUDY.experiments[0], arms={"wide": STUDY.experiments[0].arms["relu"].but(width=9)})
     with pytest.raises(UserError, match=rf"{path} is garbled"):
-        runner.run(replace(other, claims=(), tables=()), folder)
+        runner.run(replace(STUDY, experiments=[wide], claims=(), tables=()), folder)
     retouch(store.tile_paths(folder)[0], lambda made: {**made, "engine": 0})
     for content in ("{", None):
         path.write_text(content) if content else path.unlink()
@@ -237,7 +234,7 @@ def test_a_flipped_digit_in_a_clone_is_seen_by_every_reader(own: Path) -> None:
     path = own / "runs.csv"
     text = path.read_text()
     assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=own).returncode == 0
-    path.write_text(text.replace(",1.5,", ",1.6,", 1))
+    path.write_text(text.replace("1.33333337", "1.33333338", 1))
     said = rf"{path} is not the file that SHA256SUMS lists .*restore it, or make it with 'relu-study report {own}' where raw/ is"
     refuses(own, said, report, load, table, compare)
     path.write_text(text)
@@ -345,7 +342,7 @@ def test_a_hostile_manifest_is_one_line(own: Path, said: str, reason: str) -> No
     refuses(own, rf"manifest.json is garbled \(.*{reason}", report, load, table)
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\0b", "x" * 300, ""])
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\0b", "x" * 101, ""])
 def test_names_of_files_stay_within_the_folder(own: Path, tmp_path: Path, name: str) -> None:
     coin = tiny.drawn(tmp_path / "coins")
     for folder, use in ((own, load), (own, report), (coin, load_cells), (coin, report)):
