@@ -30,6 +30,11 @@ def width(cost: float, platform: str) -> int:
     return wide
 
 
+def seconds(block: Block) -> float:
+    """About how long a block takes on one CPU device, beside others and beside compiling."""
+    return block.price / AT_ONCE["cpu"] / 100
+
+
 @made_once
 def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -> Callable[..., Any]:
     """The compiled draws first..first + wide - 1 of a cell, from `first`."""

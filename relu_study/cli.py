@@ -15,9 +15,11 @@ from tyro.conf import Positional, arg
 
 from relu_study.finding import find_study, load_study, studies
 from relu_study.registry import UserError
+from relu_study.stops import Stopped, heeded
 
 if TYPE_CHECKING:
     from relu_study.draws import DrawStudy
+    from relu_study.plan import Shard
     from relu_study.study import Study
 
 INTERRUPTED = 130
@@ -44,6 +46,7 @@ def show_plan(
     probe_examples: int | None = None,
     val_examples: str = "8192",
     draws: int | None = None,
+    shard: str | None = None,
     out: str | None = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time before anything runs.
@@ -56,8 +59,10 @@ def show_plan(
         probe_examples: Training examples in the probe set.
         val_examples: Validation rows that val_loss reads: a number or "all".
         draws: Of a draw study: at most so many draws of each cell.
+        shard: I/N: the part that `run --shard I/N` would take.
         out: The results folder; what it holds is not planned again.
     """
+    part = _shard(shard)
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
     from relu_study.draw_job import prepare_draws
     from relu_study.draws import DrawStudy
@@ -66,13 +71,13 @@ def show_plan(
     from relu_study.runner import use_devices
 
     use_devices()
-    title = f"{declared.name}: {declared.title}"
+    title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
     if isinstance(declared, DrawStudy):
-        drawing = prepare_draws(declared, folder)
+        drawing = prepare_draws(declared, folder, shard=part)
         print_draws(drawing.plan, drawing.stored, title)
         damaged = drawing.before.damaged
     else:
-        job = prepare(declared, folder, probing)
+        job = prepare(declared, folder, probing, shard=part)
         print_plan(job.plan, job.stored, title)
         damaged = job.before.damaged
     for error in damaged:
@@ -91,9 +96,12 @@ def run(
     all_epochs: bool = False,
     per_seed: bool = False,
     draws: int | None = None,
+    shard: str | None = None,
     out: str | None = None,
 ) -> int:
     """Train a study and write its results folder; run it again to go on where it stopped.
+
+    Ctrl-C or SIGTERM: what is finished is kept, and it is said how to go on; a second one ends at once.
 
     Args:
         study: A study's name, or the path of a study file (it is Python: it does what it contains).
@@ -107,10 +115,14 @@ def run(
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
         per_seed: Add a TensorBoard run for each single seed (at most 500 in all).
         draws: Of a draw study: at most so many draws of each cell.
+        shard: I/N: train part I of N into a folder that N processes or machines share (a job array); then run without it.
         out: The results folder (default results/STUDY).
     """
+    part = _shard(shard)
+    if part and only is not None:
+        raise UserError("--shard takes one part of a study and --only RUN_ID one run of it; leave one of them out")
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
-    from relu_study import estimates, runner, store
+    from relu_study import runner
     from relu_study.draws import DrawStudy
 
     if like is not None and only is None:
@@ -127,23 +139,52 @@ def run(
     from relu_study.progress import Progress
 
     command = shlex.join(["relu-study", *sys.argv[1:]])
-    runner.use_devices()
     with Progress() as progress:
         try:
+            runner.use_devices()
             about = {"command": command, "preset": preset}
             if isinstance(declared, DrawStudy):
-                runner.carry_out_draws(declared, folder, progress, about)
+                runner.carry_out_draws(declared, folder, progress, about, part)
             else:
-                runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed)
-        except KeyboardInterrupt:
-            drawn = sum(count for _, _, count in estimates.stored_blocks(folder, []))
-            kept = (
-                f"{drawn:,} draws" if isinstance(declared, DrawStudy) else f"{len(store.stored_runs(folder, []))} finished runs"
-            )
-            progress.say(f"interrupted: {kept} are kept in {folder}; go on with: {command}")
-            return INTERRUPTED
-    print(f"{folder}/report.md")
+                runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part)
+        except KeyboardInterrupt as stop:
+            progress.say(f"interrupted: {_kept(declared, folder)} are kept in {folder}; go on with: {command}")
+            return _status(stop)
+    if part:
+        whole = shlex.join(["relu-study", *_without_shard(sys.argv[1:])])
+        print(f"when all {part.of} shards are done, write the report with: {whole}")
+    else:
+        print(f"{folder}/report.md")
     return 0
+
+
+def _kept(declared: Study | DrawStudy, folder: Path) -> str:
+    from relu_study import estimates, store
+    from relu_study.draws import DrawStudy
+
+    if isinstance(declared, DrawStudy):
+        return f"{sum(count for _, _, count in estimates.stored_blocks(folder)):,} draws"
+    return f"{len(store.stored_runs(folder))} finished runs"
+
+
+def _status(stop: KeyboardInterrupt) -> int:
+    return stop.status if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def _shard(text: str | None) -> Shard | None:
+    from relu_study.plan import shard_of
+
+    if text is None:
+        return None
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal()):
+        raise UserError(f"--shard is I/N, whole numbers with 1 <= I <= N, such as 2/8; {text!r} is none")
+    return shard_of(int(index), int(of))
+
+
+def _without_shard(words: list[str]) -> list[str]:
+    kept = [word for word in words if not word.startswith("--shard=")]
+    return [word for i, word in enumerate(kept) if "--shard" not in kept[max(i - 1, 0) : i + 1]]
 
 
 def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) -> None:
@@ -350,12 +391,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """The command `relu-study`: bad input is one clear line and exit status 2."""
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="relu-study", description="Train thousands of small networks at once and see every unit that dies."
-        )
+        with heeded():
+            status = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="relu-study", description="Train thousands of small networks at once and see every unit that dies."
+            )
     except UserError as error:
         print(f"relu-study: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        print(f"relu-study: interrupted; go on with: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)
+        sys.exit(_status(stop))
     sys.exit(status or 0)

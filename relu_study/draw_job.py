@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 
 from relu_study import blocks, cell_report, estimates
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
-from relu_study.job import Before, held, host, sources
+from relu_study.job import host, sources
+from relu_study.plan import Shard, part
 from relu_study.registry import UserError, activations, initializers, nearest, statistics
+from relu_study.resuming import Before, held
 
 Cell = dict[str, Any]
 Asked = list[tuple[Draws, str, Cell]]  # experiment, label, cell
@@ -31,31 +33,38 @@ class DrawJob:
     stored: int  # draws
     declaration: dict[str, Any]
     before: Before
+    shard: Shard | None = None
 
 
-def prepare_draws(study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out") -> DrawJob:
-    """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles."""
+def prepare_draws(
+    study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out", shard: Shard | None = None
+) -> DrawJob:
+    """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles.
+
+    Of a `shard` only its own part counts, stored or not.
+    """
     asked = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
     ]
     declaration = _declared(study, asked)
     cell_report.check(declaration)
     made = {**host(), "own": sources(_brought(asked))}
-    named = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
-    wanted = {(name, first, count) for draws, name in named for first, count in blocks_of(draws)}
-    before = held(study.name, folder, made, estimates.stored_blocks, wanted, way_out)
+    identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
+    whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
+    before = held(study.name, folder, made, estimates.stored_blocks, whole, way_out)
     widths, platform = dict(before.widths), jax.devices()[0].platform
-    todo: dict[tuple[str, int, int], Block] = {}
-    for (experiment, _, cell), (draws, name) in zip(asked, named, strict=True):
+    wanted: dict[tuple[str, int, int], Block] = {}
+    for (experiment, _, cell), (draws, name) in zip(asked, identified, strict=True):
         cost = statistics[experiment.statistic].cost(cell)
         wide = widths.setdefault(name, blocks.width(cost, platform))
         for first, count in blocks_of(draws):
-            if (name, first, count) not in before.stored:
-                factors = tuple(sorted(cell.items()))
-                todo[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
-    plan = DrawPlan(sorted(todo.values(), key=lambda block: -block.price), len(jax.devices()), platform)
-    stored = sum(count for _, _, count in wanted & set(before.stored))
-    return DrawJob(study, made, widths, plan, stored, declaration, before)
+            factors = tuple(sorted(cell.items()))
+            wanted[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
+    mine = list(wanted.values()) if shard is None else part([(b, b.cohort, blocks.seconds(b)) for b in wanted.values()], shard)
+    todo = [block for block in mine if (block.cohort, block.first, block.count) not in before.stored]
+    plan = DrawPlan(sorted(todo, key=lambda block: -block.price), len(jax.devices()), platform)
+    stored = sum(block.count for block in mine) - sum(block.count for block in todo)
+    return DrawJob(study, made, widths, plan, stored, declaration, before, shard)
 
 
 def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:

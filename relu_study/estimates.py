@@ -69,7 +69,10 @@ def block_paths(folder: Path) -> list[Path]:
 
 
 def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Place, dict[str, Any]]:
-    """The provenance of every stored block, with the name of its `file`; those that cannot be believed are added to `damaged`, or the first is raised."""
+    """The provenance of every stored block, with the name of its `file`.
+
+    Those that cannot be believed are added to `damaged`; without it the first one is raised.
+    """
     found = {}
     for path in block_paths(folder):
         try:

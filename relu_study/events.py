@@ -27,13 +27,13 @@ from tensorboardX.record_writer import RecordWriter
 from relu_study import dashboards
 from relu_study.frames import summary_frame
 from relu_study.registry import UserError
-from relu_study.store import Configuration, seeds_of
+from relu_study.store import Configuration, seeds_of, temporary
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
 LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
 TAGS = {"mean": "mean", "lo": "ci_lo", "hi": "ci_hi"}  # tag -> its column in summary.csv
 MOST_SINGLE_SEEDS = 500
-_HALF_WRITTEN = ".half-written"  # without "tfevents" in it TensorBoard does not open it
+_HALF_WRITTEN = "half-written"  # without "tfevents" in it TensorBoard does not open it
 _SEED = re.compile(r"seed-\d+")
 
 
@@ -125,7 +125,7 @@ def _is_ours(run: Path) -> bool:
     """Is this folder a run of ours, and does it hold nothing else?"""
     if run.is_symlink() or not run.is_dir():
         return False
-    left = [path for path in run.iterdir() if not path.name.startswith(_HALF_WRITTEN)]
+    left = [path for path in run.iterdir() if not path.name.startswith(f".{_HALF_WRITTEN}")]
     seeds = [path for path in left if _SEED.fullmatch(path.name) and _is_ours(path)]
     return {path.name for path in left if path not in seeds} == {EVENT_FILE}
 
@@ -148,16 +148,13 @@ def _write_seeds(run: Path, configuration: Configuration | None, session: list[S
 
 
 def _write_run(run: Path, events: Iterable[bytes]) -> None:
-    run.mkdir(exist_ok=True)
-    path, unfinished = run / EVENT_FILE, run / f"{_HALF_WRITTEN}-{os.getpid()}"
-    try:
+    path = run / EVENT_FILE
+    with temporary(run / _HALF_WRITTEN) as unfinished:
         with contextlib.closing(RecordWriter(str(unfinished))) as writer:
             for event in events:
                 writer.write(event)
         if not path.is_file() or not filecmp.cmp(unfinished, path, shallow=False):
             os.replace(unfinished, path)  # what has not changed stays as it is, for a TensorBoard that has read it
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- events

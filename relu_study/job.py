@@ -6,35 +6,25 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from relu_study import engine, probes, store
-from relu_study.identity import differences
-from relu_study.plan import Plan, plan
+from relu_study import engine, locks, probes, store
+from relu_study.plan import Plan, Shard, part, plan, seconds
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
 from relu_study.report import check
-from relu_study.seals import Damaged, contained
+from relu_study.resuming import Before, held, move_damaged, set_aside
+from relu_study.seals import Damaged
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
 from relu_study.tasks import METRICS
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a results folder holds that a study goes on from, and what in it is damaged."""
-
-    stored: Mapping[Any, dict[str, Any]] = field(default_factory=dict)  # runs or blocks -> provenance
-    widths: Mapping[str, int] = field(default_factory=dict)  # of its cohorts
-    timing: Mapping[str, float] = field(default_factory=dict)
-    damaged: Sequence[Damaged] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,7 @@ class Job:
     stored: int
     declaration: dict[str, Any]
     before: Before
+    shard: Shard | None = None
 
 
 def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
@@ -93,10 +84,16 @@ def sources(entries: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = "name another folder with --out") -> Job:
+def prepare(
+    study: Study,
+    folder: Path | None,
+    probing: Probing,
+    way_out: str = "name another folder with --out",
+    shard: Shard | None = None,
+) -> Job:
     """Check every run of a study and cut what is not yet stored in `folder` into tiles. Nothing compiles, nothing is written.
 
-    A folder that cannot be continued is refused, with `way_out`.
+    A folder that cannot be continued is refused, with `way_out`. Of a `shard` only its own part counts, stored or not.
     """
     runs, probing = study.runs(), _as_asked(study, probing)
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
@@ -106,17 +103,16 @@ def prepare(study: Study, folder: Path | None, probing: Probing, way_out: str = 
     made = provenance(probing, runs)
     before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out)
     widths = dict(before.widths)
-    planned = plan(
-        runs,
-        _cached(lambda run: engine.describe(run, probing)),
-        widths,
-        len(jax.devices()),
-        jax.devices()[0].platform,
-        missing=lambda run: run.run_id not in before.stored,
-        starts=_cached(engine.starts),
-    )
+    work, machine = _cached(lambda run: engine.describe(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
+    mine = {run.run_id for run in runs}
+    if shard is not None:
+        # Cut as if nothing were stored, no width chosen: the parts are the same whenever each of them begins.
+        whole = [(tile, c.name, seconds(tile, c.work)) for c in plan(runs, work, {}, *machine).cohorts for tile in c.tiles]
+        mine = {run.run_id for tile in part(whole, shard) for run in tile.runs}
+    missing = mine - set(before.stored)
+    planned = plan(runs, work, widths, *machine, missing=lambda run: run.run_id in missing, starts=_cached(engine.starts))
     widths |= {c.name: c.width for c in planned.cohorts}
-    return Job(study, probing, made, widths, planned, sum(run.run_id in before.stored for run in runs), declaration, before)
+    return Job(study, probing, made, widths, planned, len(mine) - len(missing), declaration, before, shard)
 
 
 def _as_asked(study: Study, probing: Probing) -> Probing:
@@ -164,70 +160,6 @@ def _stored(folder: Path, damaged: list[Damaged]) -> dict[str, dict[str, Any]]:
     return {run: made for run, (_, made) in store.stored_runs(folder, damaged).items()}
 
 
-def held(
-    study: str,
-    folder: Path | None,
-    made: dict[str, Any],
-    stored: Callable[[Path, list[Damaged]], Mapping[Any, dict[str, Any]]],
-    asked: Collection[Any],
-    way_out: str,
-) -> Before:
-    """What a study goes on from in a results folder; a folder that cannot be continued is refused.
-
-    Raw files that cannot be believed hold nothing. Where the manifest is lost or garbled, raw files that hold some of what is
-    `asked` for, agree with each other and were made as they would be now say all that it said of them: it is made anew.
-    """
-    if folder is None or not folder.exists():
-        return Before()
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder with --out")
-    if not any(folder.iterdir()):
-        return Before()
-    contained(folder)
-    damaged: list[Damaged] = []
-    lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
-    manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}, "timing": {}}
-    try:
-        if found := (folder / "manifest.json").exists():
-            manifest = store.read_manifest(folder)
-    except Damaged as error:
-        found, lost = False, error
-        damaged.append(error)
-    if manifest["study"] != study:
-        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {way_out}")
-    known = stored(folder, damaged)
-    if not found and not set(asked) & set(known):
-        raise lost
-    if not alike(folder, made, manifest["provenance"], known.values(), way_out):
-        return Before(damaged=damaged)
-    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
-
-
-def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
-    """The width of every cohort as the manifest and the raw files say; where they say different ones they are refused."""
-    widths = dict(said)
-    for cohort, width in {(made["cohort"], made["width"]) for made in stored if "cohort" in made}:
-        if widths.setdefault(cohort, width) != width:
-            raise UserError(
-                f"{folder} has raw files of cohort {cohort} of width {width}, and others or manifest.json say {widths[cohort]}; "
-                f"restore what was changed, or {way_out}"
-            )
-    return widths
-
-
-def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
-    """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
-    stored = list(stored)
-    for there in [first, *stored]:
-        differs = differences(made, there)
-        if differs and stored:
-            what = folder / "raw" / there["file"] if there is not first else folder
-            raise UserError(f"{what} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
-        if differs:
-            return False
-    return True
-
-
 def declare(study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The whole declaration as plain data: all that a report will ever know of the study."""
     declaration = study.declaration()
@@ -253,3 +185,23 @@ def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
         "declaration": job.declaration,
     }
+
+
+def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a Job or DrawJob, with the time that was spent before; shards that do not go together are refused."""
+    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
+    with locks.gate(folder):
+        move_damaged(folder, job.before.damaged, say)
+        set_aside(folder, say)
+        beside = locks.others(folder, job.shard)
+        if (job.stored or beside) and (folder / "manifest.json").exists():
+            there = store.read_manifest(folder)
+            manifest["timing"] = there["timing"]
+            for name in ("declaration_hash", "provenance", "widths") if beside else ():
+                if there[name] != manifest[name]:
+                    raise UserError(
+                        f"{folder} is being written by {beside[0]}, with another {name} than this shard has: wait for it, or "
+                        "start all shards from one study at one size, with one version"
+                    )
+        store.write_manifest(folder, manifest)
+    return manifest

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from relu_study.registry import UserError
 from relu_study.spec import RunSpec
+
+T = TypeVar("T")
 
 
 class Work(NamedTuple):
@@ -34,6 +37,26 @@ class Rule(NamedTuple):
 # On a CPU the steps of a tile should stay in a core's cache (measured: results/speed). An accelerator wants
 # thousands of runs; its rule has not been measured yet.
 WIDTHS = {"cpu": Rule(2, 32, 4 << 20), "gpu": Rule(2, 4096, 2 << 30), "tpu": Rule(2, 4096, 2 << 30)}
+
+
+COMPILING = 4.0  # seconds that a cohort's programs take to compile, roughly: what it adds to a shard that has part of it
+
+
+class Shard(NamedTuple):
+    """Part `number` of the `of` parts that a study is cut into, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def shard_of(number: object, of: object) -> Shard:
+    """A shard by its two numbers, whole ones with 1 <= index <= of; others are refused (UserError)."""
+    if not (type(number) is int and type(of) is int and 1 <= number <= of):
+        raise UserError(f"a shard is I/N, whole numbers with 1 <= I <= N, such as 2/8; {number}/{of} is none")
+    return Shard(number, of)
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,25 @@ def width(work: Work, runs: int, platform: str) -> int:
     while wide * 2 <= rule.most and wide * 2 * work.scratch <= rule.scratch and wide < runs:
         wide *= 2
     return wide
+
+
+def part(work: Iterable[tuple[T, str, float]], shard: Shard) -> list[T]:
+    """The tiles of one shard, of all with their cohorts and seconds: neighbours in the order given, which is cohort by cohort.
+
+    All shards take about as long, compiling counted, to within a tile. Dealt out in turn they would be as even, but every shard
+    would compile every cohort: of neighbours, N shards compile N - 1 cohorts more than one process does, at most.
+    """
+    work, compiled = list(work), set[str]()
+    costs = []
+    for _, cohort, cost in work:
+        costs.append(cost + (0 if cohort in compiled else COMPILING))
+        compiled.add(cohort)
+    total, before, mine = sum(costs), 0.0, []
+    for (tile, _, _), cost in zip(work, costs, strict=True):
+        if min(int((before + cost / 2) / total * shard.of), shard.of - 1) == shard.number - 1:
+            mine.append(tile)
+        before += cost
+    return mine
 
 
 def plan(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from relu_study import figures, tables
+from relu_study import figures, locks, tables
 from relu_study.cell_report import report_draws
 from relu_study.contract import COLUMNS, check_names, is_of_draws, read_whole_manifest
 from relu_study.events import check_per_seed, write_events
@@ -55,8 +55,16 @@ def check(declaration: dict[str, Any]) -> None:
                     raise nearest(name, names[kind], f"name among the {kind} of {section['title']!r}")
 
 
-def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False, shown: Collection[str] = ()) -> list[str]:
-    """Derive every file of a results folder from raw/ and manifest.json, the same bytes each time.
+def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False) -> list[str]:
+    """Derive every file of a results folder as `derive` does; one that another process is writing is refused (UserError)."""
+    read_manifest(Path(folder))  # what is no results folder is left alone
+    with locks.hold(Path(folder), way_out="wait for it"):
+        locks.clear(Path(folder), None)
+        return derive(folder, all_epochs, per_seed)
+
+
+def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False, shown: Collection[str] = ()) -> list[str]:
+    """Derive every file of a results folder from raw/ and manifest.json, the same bytes each time. For who holds its lock.
 
     Without raw/ (a clone) the tables, the page and the figures that the committed CSVs suffice for are made anew and the
     rest stays as it is. Files of tables and figures that are no longer made are removed. `all_epochs` puts

@@ -6,39 +6,31 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 import pandas as pd
 
-from relu_study import dispatch, engine, estimates, seals, store, tiles
+from relu_study import dispatch, engine, estimates, locks, store, tiles
 from relu_study.cell_report import load_cells
 from relu_study.draw_job import DrawJob, prepare_draws
-from relu_study.draws import DrawStudy
+from relu_study.draws import DrawStudy, blocks_of
 from relu_study.events import check_per_seed
 from relu_study.frames import Results, load, runs_csv
-from relu_study.job import Job, manifest_of, prepare
+from relu_study.job import Job, begin, manifest_of, prepare
 from relu_study.live import Live
-from relu_study.plan import Tile
+from relu_study.plan import Shard, Tile, shard_of
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest
-from relu_study.report import report
-from relu_study.seals import SUMS, Damaged
+from relu_study.report import derive
 from relu_study.study import Study
-
-DERIVED = (
-    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
-    *("report.md", "report.html", SUMS),
-)
-DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
 
 
 def use_devices() -> None:
@@ -58,6 +50,7 @@ def use_devices() -> None:
 # ------------------------------------------------------------------------------------------ run
 
 
+@overload
 def run(
     study: Study,
     out: str | Path | None = None,
@@ -71,20 +64,45 @@ def run(
     all_epochs: bool = False,
     per_seed: bool = False,
     watcher: Watcher | None = None,
-) -> Results:
+    shard: None = None,
+) -> Results: ...
+
+
+@overload
+def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
+
+
+def run(  # type: ignore[misc]  # `settings` are its own
+    study: Study,
+    out: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    probe_examples: int | None = None,
+    val_examples: int | None = 8192,
+    keep_params: bool = False,
+    all_epochs: bool = False,
+    per_seed: bool = False,
+    watcher: Watcher | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Results | None:
     """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
 
     `out=None` leaves no folder behind. `keep_params` returns the final parameters too, as
     `Results.params[run_id]`. `per_seed` adds a TensorBoard run for each single seed. Interrupted, it keeps every
-    finished tile; the same call goes on from there.
+    finished tile; the same call goes on from there. `shard=(i, n)` trains the i-th of n parts, beside those that train the
+    others into the same folder, and returns None; once all are done, the same call without it reports.
     """
     use_devices()
-    sized = study.sized(preset, seeds=seeds, epochs=epochs)
+    sized, asked = study.sized(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
         probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs, per_seed)
+        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs, per_seed, asked)
+        if asked:
+            return None
         results = load(folder)
         if keep_params:
             results.params = store.stored_params(folder)
@@ -104,53 +122,55 @@ def carry_out(
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
+    shard: Shard | None = None,
 ) -> None:
     """Train whatever a sized study still lacks in `folder` and derive everything else from it; `about` enters the manifest.
 
     `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
+    A `shard` trains its own part and derives nothing. Who else writes the folder meanwhile is refused, or this process is.
     """
-    job = prepare(study, folder, probing)
-    if per_seed:
-        check_per_seed(job.declaration)
-    move_damaged(folder, job.before.damaged, watcher)
-    set_aside(folder, watcher)
-    shown = train(job, folder, watcher, keep_params, about, per_seed)
-    for line in report(folder, all_epochs, per_seed, shown):
-        watcher.say(line)
+    with locks.hold(folder, shard):
+        job = prepare(study, folder, probing, shard=shard)
+        if per_seed:
+            check_per_seed(job.declaration)
+        locks.clear(folder, shard)
+        shown = train(job, folder, watcher, keep_params, about, per_seed)
+        for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
+            watcher.say(line)
 
 
-def carry_out_draws(study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
-    """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest."""
-    job = prepare_draws(study, folder)
-    move_damaged(folder, job.before.damaged, watcher)
-    set_aside(folder, watcher)
-    draw(job, folder, watcher, about)
-    for line in report(folder):
-        watcher.say(line)
+def carry_out_draws(
+    study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any], shard: Shard | None = None
+) -> None:
+    """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest.
+
+    A `shard` draws its own part and derives nothing.
+    """
+    with locks.hold(folder, shard):
+        job = prepare_draws(study, folder, shard=shard)
+        locks.clear(folder, shard)
+        draw(job, folder, watcher, about)
+        for line in [_part_done(job, folder)] if shard else derive(folder):
+            watcher.say(line)
 
 
-def move_damaged(folder: Path, damaged: Iterable[Damaged], watcher: Watcher) -> None:
-    """Move what is damaged into damaged/, and say so: what it held is made anew."""
-    for error in damaged:
-        away = seals.set_aside(folder, error.path)
-        watcher.say(f"{error.path} is damaged ({error.reason}): it is kept as {away}, and what it held is made again")
-    if store.tile_paths(folder) + estimates.block_paths(folder) and not (folder / "manifest.json").exists():
-        watcher.say(f"{folder} has no manifest.json: a new one is made, with what its raw files say")
+def _shard(asked: tuple[int, int] | None, out: str | Path | None) -> Shard | None:
+    if asked is None:
+        return None
+    if out is None:
+        raise UserError("a shard needs the folder that it shares with the others: name it with out=")
+    return shard_of(*asked)
 
 
-def set_aside(folder: Path, watcher: Watcher) -> None:
-    """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently."""
-    derived = any((folder / name).exists() for name in DERIVED)
-    stored = store.tile_paths(folder) or estimates.block_paths(folder)
-    if not (folder / "manifest.json").exists() or not derived or stored:
-        return
-    n = next(i for i in range(1, 10**6) if not (folder / f"earlier-{i}").exists())
-    away = folder / f"earlier-{n}"
-    away.mkdir()
-    for name in ("manifest.json", *DERIVED, *DERIVED_FOLDERS):
-        if (folder / name).exists():
-            shutil.move(folder / name, away / name)
-    watcher.say(f"{folder} held results without their raw tiles; they are kept in {away}")
+def _part_done(job: Job | DrawJob, folder: Path) -> str:
+    mine = job.stored + sum(tile.size for tile in job.plan.tiles)
+    if isinstance(job, Job):
+        wanted = len(ids := {run.run_id for run in job.study.runs()})
+        stored = len(ids & set(store.stored_runs(folder)))
+    else:
+        asked = {(c["cell_id"], *block) for c in job.declaration["cells"] for block in blocks_of(c["draws"])}
+        wanted, stored = (sum(count for _, _, count in found) for found in (asked, asked & set(estimates.stored_blocks(folder))))
+    return f"shard {job.shard} is done, {mine:,} {job.plan.noun}; {folder} holds {stored:,} of {wanted:,}"
 
 
 def train(
@@ -160,15 +180,14 @@ def train(
 
     Returns the configurations whose TensorBoard files are written.
     """
-    manifest = manifest_of(job, about)
-    clock = Clock(job.before.timing)
-    store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": {}})
-    live = Live(folder, manifest, per_seed)
+    clock, manifest = Clock(), begin(job, folder, watcher.say, about)
+    live = None if job.shard else Live(folder, manifest, per_seed)
     watcher.begin(job.plan, job.stored)
     try:
         for tile, numbers in dispatch.trained(job.plan, job.probing, keep_params):
             path = store.write_tile(folder, message(tile, numbers, job))
-            live.tile(path, [run.run_id for run in tile.runs])
+            if live is not None:
+                live.tile(path, [run.run_id for run in tile.runs])
             watcher.tile(tile, _dead_fraction(numbers))
     finally:
         counts = {"ok": 0, "nonfinite": 0}
@@ -176,16 +195,16 @@ def train(
         for status in (status for run, (status, _) in store.stored_runs(folder, []).items() if run in wanted):
             counts[status] += 1
         counts["interrupted"] = len(wanted) - sum(counts.values())
-        store.write_manifest(folder, {**manifest, "timing": clock.spent(), "counts": counts})
-        live.write()
-    return live.shown
+        store.amend_manifest(folder, clock.spent(), counts=counts)
+        if live is not None:
+            live.write()
+    return set() if live is None else live.shown
 
 
 def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
     """Draw every block of a job and store each as it is finished."""
-    manifest = manifest_of(job, about)
-    clock = Clock(job.before.timing)
-    store.write_manifest(folder, {**manifest, "timing": clock.spent()})
+    clock = Clock()
+    begin(job, folder, watcher.say, about)
     watcher.begin(job.plan, job.stored)
     try:
         for block, sums in dispatch.drawn(job.plan):
@@ -193,21 +212,19 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
             watcher.tile(block, math.nan)
     finally:
-        store.write_manifest(folder, {**manifest, "timing": clock.spent()})
+        store.amend_manifest(folder, clock.spent())
 
 
 class Clock:
-    """Wall time since it was made, compiling (the sum over devices) apart, on top of what was spent `before`."""
+    """Wall time since it was made, compiling (the sum over devices) apart."""
 
-    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+    def __init__(self) -> None:
         _listen()
-        self.before = before or {}
         self.began, self.compiled = time.perf_counter(), _compiling["s"]
 
     def spent(self) -> dict[str, float]:
         """Seconds so far."""
-        now = {"wall_s": time.perf_counter() - self.began, "compile_s": _compiling["s"] - self.compiled}
-        return {name: round(self.before.get(name, 0.0) + value, 2) for name, value in now.items()}
+        return {"wall_s": time.perf_counter() - self.began, "compile_s": _compiling["s"] - self.compiled}
 
 
 _compiling = {"s": 0.0}
@@ -238,6 +255,7 @@ def _dead_fraction(numbers: store.Tile) -> float:
     return float(np.nanmean(last)) if np.isfinite(last).any() else math.nan
 
 
+@overload
 def run_draws(
     study: DrawStudy,
     out: str | Path | None = None,
@@ -245,17 +263,35 @@ def run_draws(
     preset: str | None = None,
     draws: int | None = None,
     watcher: Watcher | None = None,
-) -> pd.DataFrame:
+    shard: None = None,
+) -> pd.DataFrame: ...
+
+
+@overload
+def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
+
+
+def run_draws(  # type: ignore[misc]  # as of `run`
+    study: DrawStudy,
+    out: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    draws: int | None = None,
+    watcher: Watcher | None = None,
+    shard: tuple[int, int] | None = None,
+) -> pd.DataFrame | None:
     """Draw whatever a draw study still lacks, write its results folder and return its cells.csv as a DataFrame.
 
     `out=None` leaves no folder behind; `draws`: at most so many in each cell. Interrupted, it keeps every finished block.
+    `shard=(i, n)` draws the i-th of n parts and returns None; once all are done, the same call without it reports.
     """
     use_devices()
+    asked = _shard(shard, out)
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about)
-        return load_cells(folder)
+        carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about, asked)
+        return None if asked else load_cells(folder)
 
 
 # ------------------------------------------------------------------------------------- one alone
@@ -282,6 +318,7 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:
         into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(locks.hold(into))
         store.write_manifest(into, manifest)
         store.write_tile(into, message(tile, numbers, job))
         header, *rows = runs_csv(store.collect(into), manifest).splitlines()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from relu_study import locks
 from relu_study.identity import check_alike, check_arrays, check_identity, check_made, same_run, tile_name
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, Raw, contained, parsed, sealed, with_checksum, without_checksum
@@ -40,16 +41,22 @@ Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name beside it, then renamed."""
+    with temporary(path) as unfinished:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to be written and then renamed; else it goes. Its name says whose it is, should its writer die."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{locks.signature()}.", suffix=".tmp")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
         os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
+        yield Path(name)
+    finally:
         Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_tile(folder: Path, tile: Tile) -> Path:
@@ -162,6 +169,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     except ValueError as error:
         raise UserError(f"study {manifest['study']} declares what manifest.json cannot hold: {error}") from None
     write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
+
+
+def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -> None:
+    """Add time to the manifest as it stands by now, whoever else has written it meanwhile, and replace some of its entries."""
+    with locks.gate(folder):
+        manifest = read_manifest(folder)
+        spent = {name: round(manifest["timing"].get(name, 0.0) + more, 2) for name, more in seconds.items()}
+        write_manifest(folder, {**manifest, "timing": spent, **entries})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -130,6 +130,19 @@ def test_more_draws_keep_the_full_blocks_and_fewer_are_a_view(finished, tmp_path
     assert contents(folder) == contents(finished)
 
 
+def test_a_new_cell_is_drawn_alone_and_the_old_rows_keep_their_bytes(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "coins"))
+    one, *others = study.experiments
+    more = replace(study, experiments=[replace(one, cells={"new": {"p": 0.3}, **one.cells}), *others])
+    drawn = draw(folder, more).drawn
+    assert {b.cohort for b in drawn} == {cell_id("coin", statistics["coin"].cell(p=0.3))}
+    assert [(b.first, b.count) for b in drawn] == blocks_of(one.draws)
+    old, new = ((at / "cells.csv").read_text().splitlines() for at in (finished, folder))
+    assert [row for row in new if ",new," not in row] == old and len(new) > len(old)
+    assert all((folder / "raw" / path.name).read_bytes() == path.read_bytes() for path in estimates.block_paths(finished))
+    assert draw(folder).drawn == [] and contents(folder) == contents(finished)
+
+
 def test_the_report_is_made_again_without_the_study_and_without_its_blocks(finished, tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(finished, clone, ignore=shutil.ignore_patterns("raw", "figures", "tables", "report.*", "verdicts.csv"))
@@ -144,6 +157,10 @@ def test_a_changed_statistic_does_not_mix(finished, tmp_path):
     estimates.write_block(tmp_path / "coins", place, sums, {**made, "own": {"statistic coin": "other"}})
     with pytest.raises(UserError, match=r"statistic coin has changed.*would not mix"):
         prepare_draws(study, tmp_path / "coins")
+    made = {**made, "engine": 0}
+    estimates.write_block(tmp_path / "coins", place, sums, made)
+    with pytest.raises(UserError, match=rf"{path.name} was made otherwise .*engine: 0 there"):
+        report(tmp_path / "coins")
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None])

@@ -1,20 +1,26 @@
-"""An arm added to a study that was run trains alone and moves no byte of what was there, wherever it is declared."""
+"""What is added to a study that was run is trained alone and moves no byte of what was there, wherever it is declared."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import killed
+import numpy as np
 import pytest
 from small_study import arms, base
 from small_study import study as small
 
-from relu_study import runner
+from relu_study import job, runner, store
+from relu_study.frames import load
 from relu_study.plan import Tile
 from relu_study.progress import Watcher
+from relu_study.registry import UserError
+from relu_study.report import report
 from relu_study.spec import RunSpec
 from relu_study.study import Experiment, Study
 
@@ -96,3 +102,81 @@ def test_an_arm_that_stands_for_the_same_runs_trains_nothing(finished: Path, tmp
     assert same.trained == [] and files(folder, "runs.csv") == files(finished, "runs.csv")
     with (folder / "experiments.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4, "one configuration of one experiment, by whatever label"
+
+
+def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "small")
+    before, tiles = lines(folder), killed.held(folder).tiles
+    more = replace(
+        study, experiments=[*study.experiments, Experiment("gains", {"added": base.but(gain=2), "old": base})], seeds=SEEDS + 3
+    )
+    runner.run(more, folder, watcher=(grown := Counted()))
+    old = {run.run_id for run in study.runs()}
+    assert sorted(run.run_id for run in grown.trained) == sorted({run.run_id for run in more.runs()} - old)
+    assert len(grown.trained) == 3 * 3 + SEEDS + 3
+    kept = killed.held(folder).tiles
+    assert tiles.items() < kept.items() and killed.once(folder)
+    rows = lines(folder)
+    assert set(before["runs"]) < set(rows["runs"]) and set(before["experiments"]) < set(rows["experiments"])
+
+    runner.run(study, folder, watcher=(fewer := Counted()))
+    assert fewer.trained == [] and killed.held(folder).tiles == kept, "a view: nothing is deleted"
+    assert files(folder, "*.csv") == files(finished, "*.csv")
+
+
+# --------------------------------------------------------------------------- made otherwise
+
+OTHERWISE = {
+    "engine": (0, "engine: 0 there"),
+    "versions": ({"jax": "0.1"}, "versions: {'jax': '0.1'} there"),
+    "device": ("gpu: H100", "device: gpu: H100 there, cpu"),
+    "precision": ("float64", "precision: float64 there, float32 here"),
+    "probe_examples": (100, "probe_examples: 100 there, 8192 here"),
+    "val_examples": (None, "val_examples: None there, 8192 here"),
+    "metrics": ("dead_fraction", "metrics: dead_fraction there, None here"),
+    "own": ({"activation mine": "0123456789ab"}, "activation mine has changed"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_tile_made_otherwise_never_mixes(name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, (there, said) = Path(shutil.copytree(finished, tmp_path / "small")), OTHERWISE[name]
+    made = store.read_manifest(folder)
+    if name == "own":
+        made["provenance"]["own"] = {"activation mine": "as it is now"}
+        store.write_manifest(folder, made)
+        monkeypatch.setattr(job, "sources", lambda brought: {"activation mine": "as it is now"})
+    path = store.tile_paths(folder)[-1]
+    tile = store.read_tile(path)
+    store.write_tile(folder, {**tile, "provenance": np.array(json.dumps({**json.loads(str(tile["provenance"])), name: there}))})
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=rf"made otherwise \(.*{re.escape(said)}.*would not mix; name another folder with --out"):
+        runner.run(study, folder, seeds=SEEDS + 1)
+    for reads in (report, load):
+        with pytest.raises(UserError, match=rf"{path.name} was made otherwise .*{re.escape(said)}.*move it away, or run"):
+            reads(folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+# ------------------------------------------------------------------------------- by the command
+
+
+@pytest.mark.slow
+def test_from_20_to_30_seeds_and_a_new_experiment_by_the_command(tmp_path: Path) -> None:
+    words, folder = ["run", "short.py", "--out", str(tmp_path / "out")], tmp_path / "out"
+    (tmp_path / "short.py").write_text(text := killed.STUDY.replace("seeds=2", "seeds=20"))
+    assert killed.ended(killed.born(words, tmp_path)) == 0
+    tiles, rows = killed.held(folder).tiles, (folder / "runs.csv").read_text().splitlines()
+    new = '[Experiment("main", arms), Experiment("wide", {"wide": base.but(width=12, epochs=2)})]'
+    text = text.replace("seeds=20", "seeds=30").replace('[Experiment("main", arms)]', new)
+    (tmp_path / "short.py").write_text(text)
+    assert killed.ended(killed.born(["plan", *words[1:]], tmp_path)) == 0
+    assert "90 runs to train (120 stored)" in (tmp_path / "said.txt").read_text()
+    assert killed.ended(killed.born(words, tmp_path)) == 0
+    assert "210/210 runs" in (tmp_path / "said.txt").read_text()
+    kept = killed.held(folder).tiles
+    assert tiles.items() < kept.items() and killed.once(folder)
+    assert set(rows) < set((folder / "runs.csv").read_text().splitlines())
+    (tmp_path / "short.py").write_text(killed.STUDY)
+    assert killed.ended(killed.born(words, tmp_path)) == 0
+    assert len((folder / "runs.csv").read_text().splitlines()) == 1 + 12 and killed.held(folder).tiles == kept

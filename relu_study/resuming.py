@@ -1,0 +1,120 @@
+"""What a results folder holds that a study goes on from: what is stored, what is damaged, what is put away first. Files only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from relu_study import estimates, locks, seals, store
+from relu_study.identity import differences
+from relu_study.registry import UserError
+from relu_study.seals import Damaged, contained
+
+DERIVED = (
+    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
+    *("report.md", "report.html", seals.SUMS),
+)
+DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a results folder holds that a study goes on from, and what in it is damaged."""
+
+    stored: Mapping[Any, dict[str, Any]] = field(default_factory=dict)  # runs or blocks -> provenance
+    widths: Mapping[str, int] = field(default_factory=dict)  # of its cohorts
+    damaged: Sequence[Damaged] = ()
+
+
+def held(
+    study: str,
+    folder: Path | None,
+    made: dict[str, Any],
+    stored: Callable[[Path, list[Damaged]], Mapping[Any, dict[str, Any]]],
+    asked: Collection[Any],
+    way_out: str,
+) -> Before:
+    """What a study goes on from in a results folder; a folder that cannot be continued is refused.
+
+    Raw files that cannot be believed hold nothing. Where the manifest is lost or garbled, raw files that hold some of what is
+    `asked` for, agree with each other and were made as they would be now say all that it said of them: it is made anew.
+    """
+    if folder is None or not folder.exists():
+        return Before()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with --out")
+    if locks.untouched(folder):
+        return Before()
+    contained(folder)
+    damaged: list[Damaged] = []
+    lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
+    manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}}
+    try:
+        if found := (folder / "manifest.json").exists():
+            manifest = store.read_manifest(folder)
+    except Damaged as error:
+        found, lost = False, error
+        damaged.append(error)
+    if manifest["study"] != study:
+        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {way_out}")
+    known = stored(folder, damaged)
+    if not found and not set(asked) & set(known):
+        raise lost
+    if not alike(folder, made, manifest["provenance"], known.values(), way_out):
+        return Before(damaged=damaged)
+    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), damaged)
+
+
+def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
+    """The width of every cohort as the manifest and the raw files say; where they say different ones they are refused."""
+    widths = dict(said)
+    for cohort, width in {(made["cohort"], made["width"]) for made in stored if "cohort" in made}:
+        if widths.setdefault(cohort, width) != width:
+            raise UserError(
+                f"{folder} has raw files of cohort {cohort} of width {width}, and others or manifest.json say {widths[cohort]}; "
+                f"restore what was changed, or {way_out}"
+            )
+    return widths
+
+
+def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
+    """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
+    stored = list(stored)
+    for there in [first, *stored]:
+        differs = differences(made, there)
+        if differs and stored:
+            what = folder / "raw" / there["file"] if there is not first else folder
+            raise UserError(f"{what} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
+        if differs:
+            return False
+    return True
+
+
+def move_damaged(folder: Path, damaged: Iterable[Damaged], say: Callable[[str], None]) -> None:
+    """Move what is damaged into damaged/, and say so: what it held is made anew."""
+    for error in damaged:
+        if error.path.exists():  # else another shard has moved it
+            away = seals.set_aside(folder, error.path)
+            say(f"{error.path} is damaged ({error.reason}): it is kept as {away}, and what it held is made again")
+    if store.tile_paths(folder) + estimates.block_paths(folder) and not (folder / "manifest.json").exists():
+        say(f"{folder} has no manifest.json: a new one is made, with what its raw files say")
+
+
+def set_aside(folder: Path, say: Callable[[str], None]) -> None:
+    """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently.
+
+    The manifest goes last: a folder that has none of its own was being filled when its process was killed, and is filled on.
+    """
+    away = next(there for i in range(1, 10**6) if not ((there := folder / f"earlier-{i}") / "manifest.json").exists())
+    derived = away.exists() or any((folder / name).exists() for name in DERIVED)
+    stored = store.tile_paths(folder) or estimates.block_paths(folder)
+    if not (folder / "manifest.json").exists() or not derived or stored:
+        return
+    away.mkdir(exist_ok=True)
+    for name in (*DERIVED, *DERIVED_FOLDERS, "manifest.json"):
+        if (folder / name).exists():
+            shutil.move(folder / name, away / name)
+    say(f"{folder} held results without their raw tiles; they are kept in {away}")
