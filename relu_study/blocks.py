@@ -47,9 +47,14 @@ def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -
     return compiled(chunk)
 
 
-def forget(block: Block) -> None:
+def needs(block: Block) -> set[tuple[Any, ...]]:
+    """The program of a block, by what `forget` knows it by."""
+    return {(block.statistic, block.cell, block.width)}
+
+
+def forget(key: tuple[Any, ...]) -> None:
     """Let go of the program of a cell that is done."""
-    draw_program.kept.pop((block.statistic, block.cell, block.width), None)
+    draw_program.kept.pop(key, None)
 
 
 def check(statistic: str, cell: Mapping[str, Any]) -> None:

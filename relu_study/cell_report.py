@@ -23,8 +23,8 @@ from relu_study.frames import csv_text, only_numbers
 from relu_study.page import draw_page, html
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, UNREADABLE, Damaged, check_sum, sums_of
-from relu_study.store import write_atomically
 from relu_study.verdicts import blank, settled
+from relu_study.writes import check_there, write_atomically
 
 Row = dict[str, Any]
 
@@ -65,6 +65,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
             made["figures"].add(figure["name"])
             for kind, content in drawing.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
+    check_there(folder)
     text = draw_page(folder, manifest, frame, rows)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())

@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 from relu_study.finding import find_study, load_study, studies
 from relu_study.registry import UserError
 from relu_study.stops import Stopped, heeded
+from relu_study.writes import Unwritable
 
 if TYPE_CHECKING:
     from relu_study.draws import DrawStudy
@@ -150,6 +151,8 @@ def run(
         except KeyboardInterrupt as stop:
             progress.say(f"interrupted: {_kept(declared, folder)} are kept in {folder}; go on with: {command}")
             return _status(stop)
+        except Unwritable as error:
+            raise UserError(f"{error}: {command}; {_kept(declared, folder)} are kept in {folder}") from error
     if part:
         whole = shlex.join(["relu-study", *_without_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")
@@ -158,11 +161,12 @@ def run(
     return 0
 
 
-def _kept(declared: Study | DrawStudy, folder: Path) -> str:
+def _kept(study: Study | DrawStudy, folder: Path) -> str:
+    """What a results folder holds by now."""
     from relu_study import estimates, store
     from relu_study.draws import DrawStudy
 
-    if isinstance(declared, DrawStudy):
+    if isinstance(study, DrawStudy):
         return f"{sum(count for _, _, count in estimates.stored_blocks(folder)):,} draws"
     return f"{len(store.stored_runs(folder))} finished runs"
 
@@ -389,7 +393,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """The command `relu-study`: bad input is one clear line and exit status 2."""
+    """The command `relu-study`: bad input, or a system that refuses, is one clear line and exit status 2."""
     try:
         with heeded():
             status = tyro.extras.subcommand_cli_from_dict(
@@ -397,6 +401,9 @@ def main() -> None:
             )
     except UserError as error:
         print(f"relu-study: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"relu-study: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f"relu-study: interrupted; go on with: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)

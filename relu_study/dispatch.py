@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import queue
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -22,9 +23,10 @@ from relu_study.sums import Sums
 T = TypeVar("T", Tile, Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
+GIVE_BACK = 10.0  # seconds of a cohort after which freed memory is given back to the system, which takes some milliseconds
 
 
-def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Iterator[tuple[Tile, Arrays]]:
+def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Generator[tuple[Tile, Arrays], None, None]:
     """Every tile of a plan with its numbers, in the order they are finished."""
 
     def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
@@ -33,27 +35,28 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Itera
     def collect(pending: tiles.Pending) -> Arrays:
         return tiles.collect(pending, keep_params)
 
-    yield from finished(planned.tiles, start, collect, lambda tile: engine.forget(tile.runs[0], probing))
+    yield from finished(planned.tiles, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget)
 
 
-def drawn(planned: DrawPlan) -> Iterator[tuple[Block, Sums]]:
+def drawn(planned: DrawPlan) -> Generator[tuple[Block, Sums], None, None]:
     """Every block of a plan with its sums, in the order they are finished."""
-    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.forget)
+    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget)
 
 
 def finished(
     planned: Sequence[T],
     start: Callable[[T, Any, Callable[[], bool]], Any],
     collect: Callable[[Any], N],
-    forget: Callable[[T], None],
+    needs: Callable[[T], set[tuple[Any, ...]]],
+    forget: Callable[[tuple[Any, ...]], None],
 ) -> Iterator[tuple[T, N]]:
     """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
 
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for. What a cohort's
-    programs take is let go (`forget`) after its last tile, so that memory does not grow with the number of cohorts.
+    One thread per device queues tiles asynchronously, each before the one before it has been waited for. A program is let go
+    (`forget`) after the last tile that `needs` it, so that memory grows neither with the number of cohorts nor of data sets.
     """
     todo, lock, stopped = list(planned), threading.Lock(), threading.Event()
-    remaining = Counter(tile.cohort for tile in todo)
+    remaining = Counter(key for tile in todo for key in needs(tile))
     done: queue.Queue[Any] = queue.Queue()
     begun: set[str] = set()
 
@@ -83,7 +86,7 @@ def finished(
     for thread in threads:
         thread.start()
     try:
-        left = len(threads)
+        left, given = len(threads), time.monotonic()
         while left:
             item = done.get()
             if item is None:
@@ -93,10 +96,13 @@ def finished(
             else:
                 tile, pending = item
                 yield tile, collect(pending)
-                remaining[tile.cohort] -= 1
-                if not remaining[tile.cohort]:
-                    forget(tile)
+                remaining.subtract(needs(tile))
+                over = [key for key in needs(tile) if not remaining[key]]
+                for key in over:
+                    forget(key)
+                if over or time.monotonic() - given > GIVE_BACK:
                     _give_back()
+                    given = time.monotonic()
     except KeyboardInterrupt:
         stopped.set()
         for thread in threads:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,6 +231,15 @@ def _programs_key(spec: RunSpec, probing: Probing) -> tuple[Any, ...]:
     return *cohort(spec, task.signature), probing, task.box is not None
 
 
-def forget(spec: RunSpec, probing: Probing = Probing()) -> None:
-    """Let go of the programs of a cohort that is done: on a CPU they take some 30 MiB a device."""
-    programs.kept.pop(_programs_key(spec, probing), None)
+def needs(runs: Iterable[RunSpec], probing: Probing = Probing()) -> set[tuple[Any, ...]]:
+    """The programs that these runs are trained with, by what `forget` knows them by."""
+    distinct = {spec.marked("step", "start", "data"): spec for spec in runs}.values()
+    return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *starts(spec))}
+
+
+def forget(key: tuple[Any, ...]) -> None:
+    """Let go of a program of `needs` that nobody needs any more: on a CPU a cohort's take some 30 MiB a device, others 5."""
+    kind, *of = key
+    kept = {"programs": programs, "init": init_program, "sample": sample_program}[kind].kept
+    for made in [made for made in list(kept) if made[: len(of)] == tuple(of)]:  # a task of several phases has a program for each
+        kept.pop(made, None)

@@ -27,7 +27,8 @@ from tensorboardX.record_writer import RecordWriter
 from relu_study import dashboards
 from relu_study.frames import summary_frame
 from relu_study.registry import UserError
-from relu_study.store import Configuration, seeds_of, temporary
+from relu_study.store import Configuration, seeds_of
+from relu_study.writes import temporary, writing
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
 LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
@@ -59,16 +60,17 @@ def write_events(
         check_per_seed(declaration)
     root = folder / "tensorboard"
     names = run_names(manifest)
-    root.mkdir(parents=True, exist_ok=True)
-    _drop_undeclared(root, set(names.values()))
     points = _points(summary_frame(configurations, manifest, epochs=None))
     shown = {str(config_id): rows for config_id, rows in points.groupby("config_id", sort=False)}
-    for config_id, configuration in configurations.items():
-        name, rows = names[config_id], shown.get(config_id, points[:0])
-        session = list(dashboards.session(configuration, declaration["factors"], name))
-        first = [dashboards.layout(_banded(rows), declaration["metrics"]), *session]
-        _write_run(root / name, _events(first, _aggregated(rows), dashboards.histograms(configuration)))
-        _write_seeds(root / name, configuration if per_seed else None, session)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        _drop_undeclared(root, set(names.values()))
+        for config_id, configuration in configurations.items():
+            name, rows = names[config_id], shown.get(config_id, points[:0])
+            session = list(dashboards.session(configuration, declaration["factors"], name))
+            first = [dashboards.layout(_banded(rows), declaration["metrics"]), *session]
+            _write_run(root / name, _events(first, _aggregated(rows), dashboards.histograms(configuration)))
+            _write_seeds(root / name, configuration if per_seed else None, session)
 
 
 def check_per_seed(declaration: Mapping[str, Any]) -> None:

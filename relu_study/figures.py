@@ -20,8 +20,9 @@ from relu_study.drawing import Band, Row
 from relu_study.forests import Effect
 from relu_study.frames import summary_frame, survival_frame
 from relu_study.registry import nearest
-from relu_study.store import Configuration, seeds_of, write_atomically
+from relu_study.store import Configuration, seeds_of
 from relu_study.wording import at_site, count, is_share, probe_set, stacked, unit, words
+from relu_study.writes import write_atomically
 
 NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
     "curves": ("summary", "survival"),

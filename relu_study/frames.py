@@ -291,8 +291,8 @@ def _parsed(path: Path, words: Iterable[str] = ()) -> tuple[pd.DataFrame, bytes]
 
 
 def only_numbers(frame: pd.DataFrame, words: Collection[str]) -> None:
-    """ValueError where a column besides `words` holds what is no number."""
-    for name in frame:
+    """ValueError where a column besides `words` holds what is no number; one without any rows holds nothing."""
+    for name in frame if len(frame) else ():
         if name not in words and not pd.api.types.is_numeric_dtype(frame[name]):
             raise ValueError(f"its column {name} holds what is no number")
 

@@ -10,6 +10,7 @@ from typing import Any
 from relu_study.events import write_events
 from relu_study.spec import RunSpec
 from relu_study.store import collect, read_tile, seeds_of, tile_paths
+from relu_study.writes import writing
 
 FREE = 2.0  # seconds of writing that nobody asks about
 SHARE = 0.03  # of the time since the sweep began, which writing may take beyond them
@@ -37,7 +38,8 @@ class Live:
             runs = {RunSpec(**spec, seed=seed).run_id for seed in range(seeds[config_id])}
             self._missing[config_id], self._lie[config_id] = runs, set()
             self._of |= dict.fromkeys(runs, config_id)
-        (folder / "tensorboard").mkdir(parents=True, exist_ok=True)  # so that one can look before there is anything to see
+        with writing(folder / "tensorboard"):
+            (folder / "tensorboard").mkdir(exist_ok=True)  # so that one can look before there is anything to see
         for path in tile_paths(folder):
             self._stored(path, read_tile(path, ("run_id",))["run_id"])
 

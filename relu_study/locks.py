@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from relu_study.plan import Shard
 from relu_study.registry import UserError
 from relu_study.seals import contained
+from relu_study.writes import signature, writing
 
 PATIENCE = 60.0  # seconds to wait at the gate, where a thousand shards may come at once
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -49,15 +50,6 @@ class Writer(NamedTuple):
         return f"{part}process {self.pid} on host {self.host} since {self.since}"
 
 
-def signature() -> str:
-    """What this process puts into the names of its temporary files."""
-    return _signature(os.getpid(), socket.gethostname())
-
-
-def _signature(pid: int, host: str) -> str:
-    return f"{host}-{pid}"
-
-
 @contextlib.contextmanager
 def hold(
     folder: Path, shard: Shard | None = None, way_out: str = "wait for it, or name another folder with --out"
@@ -66,11 +58,13 @@ def hold(
 
     Shards of one cut work beside each other, each once. What is made of the folder for the lock's sake alone goes again.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder with --out")
     if folder.is_dir():
         contained(folder)
-    made = [path for path in (folder / "raw", folder) if not path.exists()]
+    made = [path for path in (folder / "raw", folder, *folder.parents) if not path.exists()]
     lock = _lock(_place(folder, shard), 0)
-    with gate(folder):
+    with writing(folder), gate(folder):
         for other in _writers(folder):
             _let_in(folder, shard, other, way_out)
         lock.acquire()
@@ -79,11 +73,12 @@ def hold(
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, UserError), gate(folder):  # the folder is gone: the lock itself goes in any case
-            _note(_place(folder, shard)).unlink(missing_ok=True)
-            _place(folder, shard).unlink(missing_ok=True)
-            if not _writers(folder):
-                (folder / "raw" / ".gate").unlink(missing_ok=True)
+        if (folder / "raw").is_dir():  # else the folder is gone, and the lock with it
+            with contextlib.suppress(OSError, UserError), gate(folder):
+                _note(_place(folder, shard)).unlink(missing_ok=True)
+                _place(folder, shard).unlink(missing_ok=True)
+                if not _writers(folder):
+                    (folder / "raw" / ".gate").unlink(missing_ok=True)
         lock.release()
         with contextlib.suppress(OSError):  # where something is in them, they stay
             for path in made:
@@ -93,10 +88,8 @@ def hold(
 @contextlib.contextmanager
 def gate(folder: Path) -> Iterator[None]:
     """Do alone what takes a moment: among all writers of a folder, on all machines, one at a time is in here."""
-    try:
+    with writing(folder / "raw"):
         (folder / "raw").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is a file; name a folder with --out") from None
     lock = _lock(folder / "raw" / ".gate", PATIENCE)
     try:
         lock.acquire()
@@ -138,7 +131,7 @@ def _writers(folder: Path, but: Path | None = None) -> list[Writer]:
 def clear(folder: Path, shard: Shard | None) -> None:
     """Remove the temporary files of writers that are gone: of all that do not work beside this shard now."""
     with gate(folder):
-        alive = [f".{_signature(other.pid, other.host)}." for other in others(folder, shard)]
+        alive = [f".{signature(other.pid, other.host)}." for other in others(folder, shard)]
         for path in temporaries(folder):
             if not any(mark in path.name for mark in alive):
                 path.unlink(missing_ok=True)

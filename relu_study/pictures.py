@@ -18,8 +18,9 @@ from relu_study.panels import chosen
 from relu_study.questions import FIGURE_KINDS, Figure
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition
-from relu_study.store import Configuration, collect, tile_paths, write_atomically
+from relu_study.store import Configuration, collect, tile_paths
 from relu_study.verdicts import TEXTS
+from relu_study.writes import make, write_atomically
 
 FORMATS = ("png", "svg", "pdf")
 USUAL = {"depth": ("grad_norm",), "histograms": ("post/site_1", "gradient/site_1")}  # metrics, where none are named
@@ -68,7 +69,8 @@ def figure(
         raise UserError(f"there is nothing to draw: {_empty(asked, numbers)}; {_filter(asked, where)}")
     made = drawing.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
     for path in paths:
-        _write(path, made[path.suffix[1:]])
+        make(path.parent)
+        write_atomically(path, made[path.suffix[1:]])
     return paths
 
 
@@ -237,10 +239,3 @@ def _empty(asked: Mapping[str, Any], numbers: Numbers) -> str:
     if len(numbers.summary) and not numbers.summary["n_finite"].any():
         return "none of the runs is finite"
     return f"no value of {what} in {len(numbers.summary['config_id'].unique()) or len(numbers.configurations)} configurations"
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

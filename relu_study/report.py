@@ -28,8 +28,9 @@ from relu_study.frames import (
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, sums_of
-from relu_study.store import Configuration, collect, read_manifest, tile_paths, write_atomically
+from relu_study.store import Configuration, collect, read_manifest, tile_paths
 from relu_study.verdicts import TEXTS, answer
+from relu_study.writes import check_there, write_atomically, writing
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # the CSVs that tables, figures and the page are made of
@@ -98,6 +99,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
     said += _drop_stale(folder, kept)
     if {"runs", "units", "verdicts"} <= set(found):
+        check_there(folder)
         text = page(folder, manifest, found["runs"], found["units"], _rows(found))
         write_atomically(folder / "report.md", text.encode())
         write_atomically(folder / "report.html", html(text, manifest["declaration"]["title"], folder).encode())
@@ -120,6 +122,7 @@ def _derive(
         found["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
     arms, targets = _asked(manifest["declaration"], configurations)
     found["verdicts"] = pd.DataFrame(answer(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"]))
+    check_there(folder)
     for name, frame in found.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
     write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then what was changed is not believed
@@ -209,6 +212,7 @@ def _drop_stale(folder: Path, kept: dict[str, set[str]]) -> list[str]:
     for kind, suffixes in SUFFIXES.items():
         for path in sorted((folder / kind).glob("*")):
             if path.suffix in suffixes and path.stem not in kept[kind]:
-                path.unlink()
+                with writing(path):
+                    path.unlink()
                 said.append(f"removed {path}: the study at this size no longer makes it")
     return said

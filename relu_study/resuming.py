@@ -12,6 +12,7 @@ from relu_study import estimates, locks, seals, store
 from relu_study.identity import differences
 from relu_study.registry import UserError
 from relu_study.seals import Damaged, contained
+from relu_study.writes import writing
 
 DERIVED = (
     *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
@@ -113,8 +114,9 @@ def set_aside(folder: Path, say: Callable[[str], None]) -> None:
     stored = store.tile_paths(folder) or estimates.block_paths(folder)
     if not (folder / "manifest.json").exists() or not derived or stored:
         return
-    away.mkdir(exist_ok=True)
-    for name in (*DERIVED, *DERIVED_FOLDERS, "manifest.json"):
-        if (folder / name).exists():
-            shutil.move(folder / name, away / name)
+    with writing(away):
+        away.mkdir(exist_ok=True)
+        for name in (*DERIVED, *DERIVED_FOLDERS, "manifest.json"):
+            if (folder / name).exists():
+                shutil.move(folder / name, away / name)
     say(f"{folder} held results without their raw tiles; they are kept in {away}")

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -31,6 +31,7 @@ from relu_study.progress import Watcher
 from relu_study.registry import UserError, nearest
 from relu_study.report import derive
 from relu_study.study import Study
+from relu_study.writes import check_there, make_ready, write_atomically
 
 
 def use_devices() -> None:
@@ -134,6 +135,7 @@ def carry_out(
         if per_seed:
             check_per_seed(job.declaration)
         locks.clear(folder, shard)
+        make_ready(folder)
         shown = train(job, folder, watcher, keep_params, about, per_seed)
         for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
             watcher.say(line)
@@ -149,6 +151,7 @@ def carry_out_draws(
     with locks.hold(folder, shard):
         job = prepare_draws(study, folder, shard=shard)
         locks.clear(folder, shard)
+        make_ready(folder)
         draw(job, folder, watcher, about)
         for line in [_part_done(job, folder)] if shard else derive(folder):
             watcher.say(line)
@@ -183,13 +186,9 @@ def train(
     clock, manifest = Clock(), begin(job, folder, watcher.say, about)
     live = None if job.shard else Live(folder, manifest, per_seed)
     watcher.begin(job.plan, job.stored)
-    try:
-        for tile, numbers in dispatch.trained(job.plan, job.probing, keep_params):
-            path = store.write_tile(folder, message(tile, numbers, job))
-            if live is not None:
-                live.tile(path, [run.run_id for run in tile.runs])
-            watcher.tile(tile, _dead_fraction(numbers))
-    finally:
+
+    def close() -> None:
+        check_there(folder)
         counts = {"ok": 0, "nonfinite": 0}
         wanted = {run.run_id for run in job.study.runs()}
         for status in (status for run, (status, _) in store.stored_runs(folder, []).items() if run in wanted):
@@ -198,6 +197,14 @@ def train(
         store.amend_manifest(folder, clock.spent(), counts=counts)
         if live is not None:
             live.write()
+
+    with _closed(close), contextlib.closing(dispatch.trained(job.plan, job.probing, keep_params)) as finished:
+        for tile, numbers in finished:
+            check_there(folder)
+            path = store.write_tile(folder, message(tile, numbers, job))
+            if live is not None:
+                live.tile(path, [run.run_id for run in tile.runs])
+            watcher.tile(tile, _dead_fraction(numbers))
     return set() if live is None else live.shown
 
 
@@ -206,13 +213,29 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
     clock = Clock()
     begin(job, folder, watcher.say, about)
     watcher.begin(job.plan, job.stored)
-    try:
-        for block, sums in dispatch.drawn(job.plan):
+
+    def close() -> None:
+        check_there(folder)
+        store.amend_manifest(folder, clock.spent())
+
+    with _closed(close), contextlib.closing(dispatch.drawn(job.plan)) as finished:
+        for block, sums in finished:
+            check_there(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
             watcher.tile(block, math.nan)
-    finally:
-        store.amend_manifest(folder, clock.spent())
+
+
+@contextlib.contextmanager
+def _closed(close: Callable[[], None]) -> Iterator[None]:
+    """Call `close` at the end, whatever ends it: what then cannot be done never hides the error that came first."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(UserError, OSError):
+            close()
+        raise
+    close()
 
 
 class Clock:
@@ -310,6 +333,8 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
         unknown = nearest(run_id, found, f"run of study {study.name} at this size")
         raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
     job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
+    if out is not None:
+        make_ready(out)
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0, sets=1)
@@ -323,5 +348,5 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
         store.write_tile(into, message(tile, numbers, job))
         header, *rows = runs_csv(store.collect(into), manifest).splitlines()
         row = next(row for row in rows if row.startswith(run_id))
-        store.write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
+        write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
         return row

@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from relu_study.identity import check_alike, check_arrays, check_identity, check
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, Raw, contained, parsed, sealed, with_checksum, without_checksum
 from relu_study.spec import RunSpec
+from relu_study.writes import make, write_atomically
 
 FORMAT = 2  # of manifest.json; 1 had no checksum
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
@@ -37,26 +36,6 @@ KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("wi
 AGAIN = "move it away and run the study again"
 Tile = dict[str, np.ndarray]
 Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
-    with temporary(path) as unfinished:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-
-
-@contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to be written and then renamed; else it goes. Its name says whose it is, should its writer die."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{locks.signature()}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        os.chmod(name, 0o644)
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def write_tile(folder: Path, tile: Tile) -> Path:
@@ -70,6 +49,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays, compressed and with their checksum, whole or not at all."""
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    make(path.parent)
     write_atomically(path, sealed(content.getvalue()))
 
 
@@ -163,11 +143,12 @@ def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`, keys in the order given, with the checksum of it all; a number that is not finite is refused."""
+    """Write `manifest.json` with its checksum, keys in the order given, and make its folder; it holds finite numbers alone."""
     try:
         said = with_checksum(manifest)
     except ValueError as error:
         raise UserError(f"study {manifest['study']} declares what manifest.json cannot hold: {error}") from None
+    make(folder)
     write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
 
 

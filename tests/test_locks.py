@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 
-from relu_study import cli, locks, store
+from relu_study import cli, locks, store, writes
 from relu_study.plan import Shard
 from relu_study.registry import UserError
 from relu_study.report import report
@@ -124,8 +124,9 @@ def test_only_a_dead_writers_temporary_files_are_cleared_away(held: Any, tmp_pat
 
 
 def test_a_temporary_file_says_whose_it_is_and_goes(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"), store.temporary(tmp_path / "raw" / "tile.npz") as unfinished:
-        assert locks.temporaries(tmp_path) == [unfinished] and locks.signature() in unfinished.name
+    with pytest.raises(OSError, match="full"), writes.temporary(tmp_path / "raw" / "tile.npz") as unfinished:
+        assert locks.temporaries(tmp_path) == [unfinished]
+        assert writes.signature(os.getpid(), socket.gethostname()) in unfinished.name
         raise OSError("full")
     assert names(tmp_path) == {"raw"}
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from relu_study import RunSpec, Signature, Task, task
+from relu_study import RunSpec, Signature, Task, task, tiles
 from relu_study.programs import Probing
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
@@ -48,8 +48,8 @@ NETS = {
 
 def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
-    tiles = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
-    return in_threads(lambda device: tiles.train_tile(tiles[device], width, device, probing, probe=probe))
+    runs = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
+    return in_threads(lambda device: tiles.train_tile(runs[device], width, device, probing, probe=probe))
 
 
 def in_threads(work: Callable[[Any], Any]) -> float:
@@ -126,7 +126,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) 
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def save(name: str, figure: Figure) -> None:
+def save(name: str, figure: Figure, folder: Path = RESULTS) -> None:
     """Write results/speed/NAME.png and .svg."""
-    figure.savefig(RESULTS / f"{name}.png", dpi=160)
-    figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=160)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

@@ -1,0 +1,227 @@
+"""A disk that is full, a folder that cannot be written or is gone: one clear line, nothing half-written, on to the same bytes.
+
+The system calls refuse as they do on such a disk. `test_refused.py` has real disks, limits and permissions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from drawn_study import study as coins
+from small_study import base
+
+from relu_study import dispatch, estimates, resuming, runner, store, writes
+from relu_study.events import EVENT_FILE
+from relu_study.progress import Watcher
+from relu_study.questions import Figure, Table
+from relu_study.registry import UserError
+from relu_study.report import report
+from relu_study.study import Experiment, Study, grid
+
+# One program and three tiles: a length touches no program, and a tile has one length.
+study = Study(
+    "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2,
+    tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
+    figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],
+)  # fmt: skip
+draws = replace(coins, experiments=coins.experiments[:1], claims=(), tables=(), figures=())
+
+
+class Trained(Watcher):
+    """Counts what was stored; `then` happens after the first."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.tiles: list[Any] = []
+        self.then = then
+
+    def tile(self, tile: Any, dead_fraction: float) -> None:
+        self.tiles.append(tile)
+        if len(self.tiles) == 1:
+            self.then()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that is derived, and every tile; of the manifest, which has a clock, nothing."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.endswith(".tmp") or ".half-written" in path.name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "lengths"
+    runner.run(study, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Whatever is refused, no thread of the dispatch outlives it."""
+    before = set(threading.enumerate())
+    yield
+    assert not {t for t in set(threading.enumerate()) - before if "work" in t.name}
+
+
+def refusing(call: str, code: int, after: int = 0, only: str = "") -> Callable[..., Any]:
+    """A system call that refuses with `code` from the `after`-th time on that it is about a file with `only` in its name."""
+    real = {"rename": os.replace, "create": tempfile.mkstemp}[call]
+    seen = 0
+
+    def refuse(*args: Any, **words: Any) -> Any:
+        nonlocal seen
+        name = str(args[-1] if call == "rename" else words["prefix"])
+        seen += only in name
+        if only in name and seen > after:
+            raise OSError(code, os.strerror(code), name)
+        return real(*args, **words)
+
+    return refuse
+
+
+def refuse(patch: pytest.MonkeyPatch, call: str, code: int, after: int = 0, only: str = "") -> None:
+    module, name = {"rename": (os, "replace"), "create": (tempfile, "mkstemp")}[call]
+    patch.setattr(module, name, refusing(call, code, after, only))
+
+
+WAYS = {
+    "ENOSPC": ("rename", "No space left on device; make room"),
+    "EDQUOT": ("rename", "Disk quota exceeded; make room"),
+    "EROFS": ("create", "Read-only file system; make it writable"),
+    "EACCES": ("create", "Permission denied; make it writable"),
+    "EIO": ("create", "Input/output error; mend that"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("ENOSPC", "EROFS") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+)
+def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, whole: Path, tmp_path: Path) -> None:
+    (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
+    with pytest.MonkeyPatch.context() as patch:
+        refuse(patch, call, getattr(errno, name), after=1, only="tile-")
+        with pytest.raises(writes.Unwritable, match=rf"cannot write {folder}/raw/tile-\w+.npz: {said}, then give the same"):
+            runner.run(study, folder, watcher=first)
+    (kept,) = store.tile_paths(folder)
+    assert len(first.tiles) == 1 and not leftovers(folder) and not list(folder.glob("*.csv"))
+    assert store.read_manifest(folder)["counts"] == {"ok": 2, "nonfinite": 0, "interrupted": 4}
+    before = kept.stat().st_mtime_ns
+    runner.run(study, folder, watcher=second)
+    assert len(second.tiles) == 2 and kept.stat().st_mtime_ns == before and contents(folder) == contents(whole)
+
+
+def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.store, "write_tile", lambda *_: refuse(patch, "create", errno.ENOSPC) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.run(study, folder)
+        with pytest.raises(writes.Unwritable, match=r"manifest\.json: No space left"):
+            store.write_manifest(folder, {})
+    assert store.read_manifest(folder)["counts"] == {}, "as it was begun"
+
+
+@pytest.mark.parametrize("declared", [study, draws], ids=["train", "draw"])
+def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
+    (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
+    go = runner.run if declared is study else runner.run_draws
+    with pytest.raises(writes.Unwritable, match=f"cannot write {folder}: the folder is gone.*bring it back"):
+        go(declared, folder, watcher=Trained(lambda: folder.rename(away)))
+    assert not folder.exists() and not leftovers(away)
+    away.rename(folder)
+    stored = len([*store.tile_paths(folder), *estimates.block_paths(folder)])
+    go(declared, folder, watcher=again)
+    assert stored == 1 and len([*store.tile_paths(folder), *estimates.block_paths(folder)]) == len(again.tiles) + 1
+    go(declared, tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_folder_that_vanishes_while_the_report_is_made_is_not_made_anew(whole: Path, tmp_path: Path) -> None:
+    folder = copytree(whole, tmp_path / "sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        real = store.collect
+        patch.setattr("relu_study.report.collect", lambda *a, **k: (real(*a, **k), folder.rename(tmp_path / "away"))[0])
+        with pytest.raises(writes.Unwritable, match="bring"):
+            report(folder)
+    left = {name: there for name, there in contents(tmp_path / "away").items() if not name.startswith("raw/.")}  # its lock
+    assert left == contents(whole) and not folder.exists()
+
+
+PLACES = {
+    "a file for a folder": (lambda folder: (folder / "tables").write_text("x"), "tables: Not a directory; move away"),
+    "a file for TensorBoard": (lambda folder: (folder / "tensorboard").write_text("x"), "tensorboard: Not a directory; move"),
+    "a broken link": (lambda folder: (folder / "raw").symlink_to(folder / "nowhere"), "raw: File exists; move away"),
+    "a folder for a file": (lambda folder: (folder / "runs.csv").mkdir(), r"runs\.csv: Is a directory; move away"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("declared", [study, draws], ids=["train", "draw"])
+def test_what_stands_in_the_way_is_named_before_anything_compiles(declared: Any, place: str, tmp_path: Path) -> None:
+    put, said = PLACES[place]
+    manifest = {"format": 1, "study": declared.name, "provenance": {"own": {}}, "widths": {}, "declaration": {}}
+    store.write_manifest(tmp_path, manifest)
+    put(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "finished", lambda *_: pytest.fail("it began"))
+        with pytest.raises(writes.Unwritable, match=said):
+            (runner.run if declared is study else runner.run_draws)(declared, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before and store.read_manifest(tmp_path)["widths"] == {}
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(writes.Unwritable, match="notes/sweep/raw: Not a directory"):
+        runner.run(study, tmp_path / "notes" / "sweep")
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "verdicts.csv", "main.tex", "main.svg", "report.html", EVENT_FILE])
+def test_a_report_that_cannot_be_written_leaves_every_file_whole(name: str, whole: Path, tmp_path: Path) -> None:
+    folder = copytree(whole, tmp_path / "sweep")
+    for path in folder.rglob(EVENT_FILE):
+        path.write_bytes(b"")  # what has not changed is not written
+    before = contents(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        refuse(patch, "rename", errno.ENOSPC, only=name)
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device; make room, then give the same command"):
+            report(folder)
+    there = contents(folder)
+    assert not leftovers(folder) and there.keys() == before.keys()
+    assert all(there[path] in (before[path], contents(whole)[path]) for path in there)
+    report(folder)
+    assert contents(folder) == contents(whole)
+
+
+def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: Path) -> None:
+    folder, first, second = tmp_path / "cut", Trained(), Trained()
+    with pytest.MonkeyPatch.context() as patch:
+        refuse(patch, "rename", errno.ENOSPC, after=2, only="block-")
+        with pytest.raises(writes.Unwritable, match=r"raw/block-\S+.npz: No space left on device; make room"):
+            runner.run_draws(draws, folder, watcher=first)
+    assert len(first.tiles) == len(estimates.block_paths(folder)) == 2 and not leftovers(folder)
+    runner.run_draws(draws, folder, watcher=second)
+    runner.run_draws(draws, tmp_path / "whole", watcher=(all_of := Trained()))
+    assert len(first.tiles) + len(second.tiles) == len(all_of.tiles) and contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_clone_that_cannot_be_set_aside_stays_a_results_folder(whole: Path, tmp_path: Path) -> None:
+    folder = copytree(whole, tmp_path / "sweep", ignore=lambda *_: ["raw", "tensorboard"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resuming.shutil, "move", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
+        with pytest.raises(writes.Unwritable, match="earlier-1: Read-only"):
+            runner.run(study, folder)
+    runner.run(study, folder)
+    assert {name: there for name, there in contents(folder).items() if "earlier" not in name} == contents(whole)
