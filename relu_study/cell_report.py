@@ -23,6 +23,7 @@ from relu_study.frames import csv_text, only_numbers
 from relu_study.page import draw_page, html
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, UNREADABLE, Damaged, check_sum, sums_of
+from relu_study.store import UNFIT
 from relu_study.verdicts import blank, settled
 from relu_study.writes import check_there, write_atomically
 
@@ -45,6 +46,8 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
         cells = frame["cell_id"].nunique()
         if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
             said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
+        if unfit := manifest.get("oom"):
+            said.append(f"{len(unfit):,} of these cells did not fit in memory: {UNFIT}")
     elif not path.is_file():
         raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
     else:

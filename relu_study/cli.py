@@ -48,9 +48,13 @@ def show_plan(
     val_examples: str = "8192",
     draws: int | None = None,
     shard: str | None = None,
+    quick: bool = False,
     out: str | None = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time before anything runs.
+
+    Peak memory is what XLA says of the largest program, which is compiled for it (`run` finds it in the cache), with all that
+    the process holds beside it.
 
     Args:
         study: A study's name, or the path of a study file.
@@ -61,13 +65,15 @@ def show_plan(
         val_examples: Validation rows that val_loss reads: a number or "all".
         draws: Of a draw study: at most so many draws of each cell.
         shard: I/N: the part that `run --shard I/N` would take.
-        out: The results folder; what it holds is not planned again.
+        quick: Compile nothing and leave out the peak memory.
+        out: The results folder; what it holds is not planned again, and its tiles say how fast this machine is.
     """
     part = _shard(shard)
     declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
     from relu_study.draw_job import prepare_draws
     from relu_study.draws import DrawStudy
     from relu_study.job import prepare
+    from relu_study.memory import foretold, foretold_draws
     from relu_study.progress import print_draws, print_plan
     from relu_study.runner import use_devices
 
@@ -75,11 +81,11 @@ def show_plan(
     title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
     if isinstance(declared, DrawStudy):
         drawing = prepare_draws(declared, folder, shard=part)
-        print_draws(drawing.plan, drawing.stored, title)
+        print_draws(drawing.plan, drawing.stored, title, "" if quick else f"{foretold_draws(drawing)}; ")
         damaged = drawing.before.damaged
     else:
         job = prepare(declared, folder, probing, shard=part)
-        print_plan(job.plan, job.stored, title)
+        print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{foretold(job)}; ")
         damaged = job.before.damaged
     for error in damaged:
         print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")

@@ -50,14 +50,10 @@ SECTIONS: dict[str, Any] = {
     **dict.fromkeys(("claims", "tables", "figures", "sections"), list[dict[str, Any]]),
 }
 KINDS: dict[str, Any] = {  # what a declaration must have; Any where it is looked at more closely below
+    **dict.fromkeys(("configurations", "targets"), list[dict[str, Any]]),
     **SECTIONS,
-    **{
-        "targets": list[dict[str, Any]],
-        "configurations": list[dict[str, Any]],
-        "seeds": int,
-        "metrics": dict[str, dict[str, Any]],
-    },
     **{"columns": list[str], "factors": list[str], "report_epochs": list[float]},
+    **{"seeds": int, "metrics": dict[str, dict[str, Any]]},
 }
 CELL_KINDS: dict[str, Any] = {
     **SECTIONS,

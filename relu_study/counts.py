@@ -15,6 +15,7 @@ from relu_study import stats
 from relu_study.frames import PROPORTIONS, csv_text
 from relu_study.registry import UserError, nearest
 from relu_study.selection import factor, shown
+from relu_study.store import STORED
 from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import words
 
@@ -42,7 +43,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
     if not entries:
         return {}
     ids = {entry["config_id"] for entry in entries}
-    stored = runs[(runs["status"] != "interrupted") & runs["config_id"].isin(ids)]
+    stored = runs[runs["status"].isin(STORED) & runs["config_id"].isin(ids)]
     count = _counter(stored, summary[summary["metric"].isin(PROPORTIONS) & summary["config_id"].isin(ids)])
     columns: dict[str, Any] = {header: [_key(entry, key) for entry in entries] for header, key in table["keys"].items()}
     sizes = stored["config_id"].value_counts()

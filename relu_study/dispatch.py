@@ -1,15 +1,17 @@
-"""Tiles and blocks on every device at once: queued, collected as they are finished, their programs let go."""
+"""Tiles and blocks on every device at once: queued, collected as they are finished, narrower where they do not fit."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import gc
 import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,9 +26,24 @@ T = TypeVar("T", Tile, Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
 GIVE_BACK = 10.0  # seconds of a cohort after which freed memory is given back to the system, which takes some milliseconds
+# What XLA says where memory ran out. Its products on a CPU (YNNPACK) keep the reason to themselves.
+LACKING = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
 
 
-def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Generator[tuple[Tile, Arrays], None, None]:
+@runtime_checkable
+class Fallback(Protocol):
+    """Who decides what becomes of a cohort that does not fit in memory; asked in the thread that collects."""
+
+    def narrower(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
+        """The same runs in narrower tiles; None where these are the narrowest, or their width is settled."""
+
+    def unfit(self, tiles: Sequence[Any], why: str) -> None:
+        """Told of tiles that did not fit either when nothing ran beside them."""
+
+
+def trained(
+    planned: Plan, probing: Probing, keep_params: bool = False, fallback: Fallback | None = None
+) -> Generator[tuple[Tile, Arrays], None, None]:
     """Every tile of a plan with its numbers, in the order they are finished."""
 
     def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
@@ -35,12 +52,12 @@ def trained(planned: Plan, probing: Probing, keep_params: bool = False) -> Gener
     def collect(pending: tiles.Pending) -> Arrays:
         return tiles.collect(pending, keep_params)
 
-    yield from finished(planned.tiles, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget)
+    yield from finished(planned.tiles, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget, fallback)
 
 
-def drawn(planned: DrawPlan) -> Generator[tuple[Block, Sums], None, None]:
+def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[tuple[Block, Sums], None, None]:
     """Every block of a plan with its sums, in the order they are finished."""
-    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget)
+    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget, fallback)
 
 
 def finished(
@@ -49,73 +66,196 @@ def finished(
     collect: Callable[[Any], N],
     needs: Callable[[T], set[tuple[Any, ...]]],
     forget: Callable[[tuple[Any, ...]], None],
+    fallback: Fallback | None = None,
 ) -> Iterator[tuple[T, N]]:
     """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
 
     One thread per device queues tiles asynchronously, each before the one before it has been waited for. A program is let go
     (`forget`) after the last tile that `needs` it, so that memory grows neither with the number of cohorts nor of data sets.
+    A tile that does not fit in memory is cut anew with its whole cohort, as the `fallback` says; where that cannot be, it is
+    tried once more when all others are finished and nothing runs beside it.
     """
-    todo, lock, stopped = list(planned), threading.Lock(), threading.Event()
-    remaining = Counter(key for tile in todo for key in needs(tile))
-    done: queue.Queue[Any] = queue.Queue()
-    begun: set[str] = set()
-
-    def take(mine: set[str]) -> T | None:
-        # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
-        with lock:
-            for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in begun, lambda t: True):
-                for i, tile in enumerate(todo):
-                    if fits(tile):
-                        begun.add(tile.cohort)
-                        mine.add(tile.cohort)
-                        return todo.pop(i)
-            return None
-
-    def work(device: Any) -> None:
-        mine: set[str] = set()
-        try:
-            while not stopped.is_set() and (tile := take(mine)) is not None:
-                pending = start(tile, device, lambda: not stopped.is_set())
-                if pending is not None:
-                    done.put((tile, pending))
-        except BaseException as error:
-            done.put(error)
-        done.put(None)
-
-    threads = [threading.Thread(target=work, args=(device,), daemon=True) for device in jax.devices()]
+    line = _Line(planned, start, collect, needs, forget, fallback)
+    threads = [threading.Thread(target=line.work, args=(device,), daemon=True) for device in jax.devices()]
     for thread in threads:
         thread.start()
     try:
-        left, given = len(threads), time.monotonic()
-        while left:
-            item = done.get()
-            if item is None:
-                left -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                tile, pending = item
-                yield tile, collect(pending)
-                remaining.subtract(needs(tile))
-                over = [key for key in needs(tile) if not remaining[key]]
-                for key in over:
-                    forget(key)
-                if over or time.monotonic() - given > GIVE_BACK:
-                    _give_back()
-                    given = time.monotonic()
+        yield from line.finished()
+        yield from line.alone(jax.devices()[0])
     except KeyboardInterrupt:
-        stopped.set()
+        line.stop()
         for thread in threads:
             thread.join()
-        # What was finished by then is not thrown away.
-        while not done.empty():
-            if isinstance(item := done.get(), tuple):
-                yield item[0], collect(item[1])
+        yield from line.already_finished()
         raise
     finally:
-        stopped.set()
+        line.stop()
         for thread in threads:
             thread.join()
+
+
+class _Pending(NamedTuple):
+    """A tile that was queued, or `why` it did not fit."""
+
+    tile: Any
+    pending: Any
+    why: str = ""
+
+
+class _Line:
+    """The tiles that are still to be done: devices take them from one end, the caller has them finished at the other."""
+
+    def __init__(
+        self, planned: Sequence[Any], start: Any, collect: Any, needs: Any, forget: Any, fallback: Fallback | None
+    ) -> None:
+        self.todo, self.start, self.collect, self.fallback = list(planned), start, collect, fallback
+        self.needs, self.forget, self.given = needs, forget, time.monotonic()
+        self.remaining = Counter(key for tile in planned for key in needs(tile))
+        self.left: dict[str, list[Any]] = {}  # cohort -> its tiles that are not finished
+        for tile in planned:
+            self.left.setdefault(tile.cohort, []).append(tile)
+        self.begun: set[str] = set()
+        self.held: set[str] = set()  # cohorts that did not fit: nobody takes their tiles
+        self.flying = 0  # tiles that a device took and the caller has not seen
+        self.changed, self.stopped = threading.Condition(), False
+        self.done: queue.Queue[_Pending | BaseException] = queue.Queue()
+
+    def work(self, device: Any) -> None:
+        """Queue tiles on a device until none is left."""
+        mine: set[str] = set()
+        while (tile := self._take(mine)) is not None:
+            try:
+                pending = self.start(tile, device, lambda: not self.stopped)
+                if pending is not None:
+                    self.done.put(_Pending(tile, pending))
+            except BaseException as error:
+                why = lacking(error) if self.fallback else ""
+                if not why:
+                    self.done.put(error)
+                    return
+                with self.changed:
+                    if self._current(tile):
+                        self.held.add(tile.cohort)
+                self.done.put(_Pending(tile, None, why))
+
+    def _take(self, mine: set[str]) -> Any:
+        # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
+        with self.changed:
+            while not self.stopped and self.left:
+                for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in self.begun, lambda t: True):
+                    for i, tile in enumerate(self.todo):
+                        if fits(tile) and tile.cohort not in self.held:
+                            self.begun.add(tile.cohort)
+                            mine.add(tile.cohort)
+                            self.flying += 1
+                            return self.todo.pop(i)
+                self.changed.wait()  # a tile in flight may yet have to be cut anew
+        return None
+
+    def finished(self) -> Iterator[tuple[Any, Any]]:
+        """Tiles as they are finished, until none is left but those that are `held`."""
+        while self.flying or self.left.keys() - self.held:
+            item = self.done.get()
+            if isinstance(item, BaseException):
+                raise item
+            with self.changed:
+                self.flying -= 1
+            if not self._current(item.tile):
+                continue  # its cohort has been cut anew since
+            numbers, why = self._tried(functools.partial(self.collect, item.pending)) if not item.why else (None, item.why)
+            if why:
+                self._cut_anew(item.tile, why)
+            else:
+                yield item.tile, numbers
+                self._finish(item.tile)
+
+    def already_finished(self) -> Iterator[tuple[Any, Any]]:
+        """Tiles that were finished when the caller was interrupted: they are not thrown away."""
+        while not self.done.empty():
+            item = self.done.get()
+            if isinstance(item, _Pending) and not item.why and self._current(item.tile):
+                numbers, why = self._tried(functools.partial(self.collect, item.pending))
+                if not why:
+                    yield item.tile, numbers
+
+    def alone(self, device: Any) -> Iterator[tuple[Any, Any]]:
+        """The tiles that did not fit beside others, one by one; the first that does not fit alone speaks for its cohort."""
+        for cohort in sorted(self.held & self.left.keys()):
+            for tile in list(self.left[cohort]):
+                numbers, why = self._tried(functools.partial(self._at_once, tile, device))
+                if why:
+                    assert self.fallback is not None
+                    self.fallback.unfit(self.left[cohort], why)
+                    break
+                yield tile, numbers
+                self._finish(tile)
+
+    def stop(self) -> None:
+        """No further tile is begun."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+    def _tried(self, collect: Callable[[], Any]) -> tuple[Any, str]:
+        """The numbers of a tile, or why it did not fit: XLA computes while others wait, and says so only when asked for them."""
+        try:
+            return collect(), ""
+        except Exception as error:
+            if not self.fallback or not (why := lacking(error)):
+                raise
+            return None, why
+
+    def _at_once(self, tile: Any, device: Any) -> Any:
+        return self.collect(self.start(tile, device, lambda: True))
+
+    def _current(self, tile: Any) -> bool:
+        return any(tile is one for one in self.left.get(tile.cohort, ()))
+
+    def _cut_anew(self, tile: Any, why: str) -> None:
+        assert self.fallback is not None
+        with self.changed:
+            self.held.add(tile.cohort)
+        self._let_go(self.left[tile.cohort], at_once=True)
+        gc.collect()
+        _give_back()
+        cut = self.fallback.narrower(self.left[tile.cohort], why)
+        self.remaining.update(key for other in cut or self.left[tile.cohort] for key in self.needs(other))
+        with self.changed:
+            self.todo = [other for other in self.todo if other.cohort != tile.cohort]
+            if cut is not None:
+                self.left[tile.cohort] = list(cut)
+                self.todo = [*cut, *self.todo]
+                self.held.discard(tile.cohort)
+            self.changed.notify_all()
+
+    def _finish(self, tile: Any) -> None:
+        with self.changed:
+            self.left[tile.cohort] = [other for other in self.left[tile.cohort] if other is not tile]
+            if not self.left[tile.cohort]:
+                del self.left[tile.cohort]
+                self.changed.notify_all()
+        if self._let_go([tile]) or time.monotonic() - self.given > GIVE_BACK:
+            _give_back()
+            self.given = time.monotonic()
+
+    def _let_go(self, tiles: Sequence[Any], at_once: bool = False) -> bool:
+        """Forget the programs that no tile needs after these, or all of theirs `at_once`; whether there were any."""
+        keys = Counter(key for tile in tiles for key in self.needs(tile))
+        self.remaining.subtract(keys)
+        over = [key for key in keys if at_once or not self.remaining[key]]
+        for key in over:
+            self.forget(key)
+        return bool(over)
+
+
+def lacking(error: BaseException) -> str:
+    """What an error says of memory that was lacking, in one line; nothing where it says none."""
+    if isinstance(error, MemoryError):
+        return f"MemoryError: {error}" if str(error) else "MemoryError"
+    said = str(error).strip()
+    if isinstance(error, RuntimeError) and any(sign in said.lower() for sign in LACKING):
+        return said.partition("\n")[0]
+    return ""
 
 
 def _give_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -200,6 +201,11 @@ class Block:
         return self.count * self.cost
 
 
+def halved(blocks: Sequence[Block]) -> list[Block] | None:
+    """The blocks of a cell drawn half as many at a time; None where that is one."""
+    return [replace(block, width=block.width // 2) for block in blocks] if blocks[0].width > 1 else None
+
+
 @dataclass(frozen=True)
 class DrawPlan:
     """Everything that will be drawn, before anything is."""
@@ -208,6 +214,16 @@ class DrawPlan:
     devices: int
     platform: str
     noun: str = "draws"
+
+    def price(self, block: Block) -> float:
+        """The cost of a block beside that of others."""
+        return block.price
+
+    def openings(self) -> dict[str, list[float]]:
+        """What compiling each cell's program costs beside others, once for each device that will do it."""
+        blocks = Counter(block.cohort for block in self.tiles)
+        each = -(-self.devices // max(len(blocks), 1))
+        return {name: [1.0] * min(each, count) for name, count in blocks.items()}
 
 
 def crossed(**values: Any) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ ENGINE = 3  # grows when a change moves bits; committed results are then regener
 # On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code. Devices
 # share one pool of threads: a loop that XLA splits over it waits for threads that train other tiles.
 OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
+COMPILED = 4  # what a network of no layer takes to compile, in layers
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
         data=4 * (signature.train_rows + probing.validation(signature)) * columns,
         state=16 * weights,
+        layers=len(widths) + COMPILED,
+        measured=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
+        watched=probing.probe_set(signature) + probing.validation(signature),
     )
 
 
@@ -134,6 +139,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             program.trace(*args)
         return program(*args)
 
+    call.jitted = program  # type: ignore[attr-defined]
     return call
 
 

@@ -22,7 +22,7 @@ from relu_study.contract import COLUMNS, read_whole_manifest
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, check_sum
 from relu_study.spec import FIELDS, RunSpec
-from relu_study.store import Configuration, collect, seeds_of, tile_paths
+from relu_study.store import STORED, Configuration, collect, seeds_of, tile_paths
 
 PROPORTIONS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
@@ -77,7 +77,10 @@ def frames(
 
 
 def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any], epoch: float | None = None) -> pd.DataFrame:
-    """Each wanted run once, seeds innermost, with its metrics at an epoch (None: its last); one not stored is `interrupted`."""
+    """Each wanted run once, seeds innermost, with its metrics at an epoch (None: its last).
+
+    One that is not stored is `interrupted`, or `oom` where the manifest says that it did not fit in memory.
+    """
     seeds = seeds_of(manifest["declaration"])
     specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
     found = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
@@ -86,6 +89,7 @@ def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any
     runs = [(config_id, seed) for config_id in specs for seed in range(seeds[config_id])]
     first = dict(zip(specs, np.cumsum([0, *(seeds[config_id] for config_id in specs)]).tolist(), strict=False))
     status = np.full(len(runs), "interrupted", dtype=object)
+    unfit = set(manifest.get("oom", ()))
     bad, probed = np.full((2, len(runs)), np.nan)
     numbers = np.full((len(runs), len(names)), np.nan, np.float32)
     for config_id in specs:
@@ -98,6 +102,7 @@ def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any
             numbers[rows, column[name]] = values[:, at.argmax()]
     fields = _spec_columns(specs, [config_id for config_id, _ in runs]).assign(seed=[seed for _, seed in runs])
     fields.insert(0, "run_id", [RunSpec(**specs[config_id], seed=seed).run_id for config_id, seed in runs])
+    status[(status == "interrupted") & fields["run_id"].isin(unfit).to_numpy()] = "oom"
     fields = fields.assign(status=status, first_bad_epoch=bad, probe_examples=pd.array(probed, "Int64"))
     metrics = pd.DataFrame(numbers, columns=names)
     return pd.concat([fields, metrics], axis=1)
@@ -202,7 +207,7 @@ def last_epochs(runs: pd.DataFrame) -> dict[str, Configuration]:
     found = {}
     columns = [name for name in runs.columns if "/" in name]
     for config_id, rows in runs.groupby("config_id", sort=False):
-        stored = rows[rows["status"] != "interrupted"]
+        stored = rows[rows["status"].isin(STORED)]
         if len(stored):
             found[str(config_id)] = Configuration(
                 config_id=str(config_id),

@@ -25,7 +25,8 @@ class Live:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], per_seed: bool = False) -> None:
-        self.folder, self.manifest, self.per_seed = folder, dict(manifest), per_seed
+        # A width may yet change, before its cohort's first tile: those that are stored have the right one.
+        self.folder, self.manifest, self.per_seed = folder, {**manifest, "widths": {}}, per_seed
         self.shown: set[str] = set()
         self._began, self._spent, self._last = time.monotonic(), 0.0, 0.0
         self._ready: list[str] = []

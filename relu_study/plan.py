@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from relu_study.registry import UserError
@@ -24,6 +25,9 @@ class Work(NamedTuple):
     scratch: int  # bytes a run adds to a program's temporary memory
     data: int  # bytes of the rows that a run reads
     state: int = 0  # bytes of its parameters and all that is kept beside them
+    layers: int = 1  # what compiling takes grows with them
+    measured: int = 0  # times that it is looked at
+    watched: int = 0  # rows that are read each time
 
 
 class Rule(NamedTuple):
@@ -74,11 +78,6 @@ class Tile:
         """Its runs."""
         return len(self.runs)
 
-    @property
-    def price(self) -> float:
-        """Its cost beside that of other tiles."""
-        return self.steps * self.width
-
 
 @dataclass(frozen=True)
 class Cohort:
@@ -90,6 +89,7 @@ class Cohort:
     runs: int
     starts: Counter[Hashable]  # the programs that its tiles begin with, and how many tiles each
     tiles: list[Tile] = field(default_factory=list)
+    paid: float = 0.0  # the price of its runs that are stored already
 
     def bytes(self) -> int:
         """Memory of the largest of its tiles."""
@@ -124,6 +124,21 @@ class Plan:
         own += sum(min(self.devices, len(c.tiles)) for c in self.cohorts)
         return own + sum(min(self.devices, tiles) for tiles in shared.values())
 
+    def price(self, tile: Tile) -> float:
+        """The cost of a tile beside that of others: seconds on the CPU that it was measured on."""
+        return seconds(tile, self.work[tile.cohort])
+
+    @cached_property
+    def work(self) -> dict[str, Work]:
+        """What a run of each cohort asks."""
+        return {cohort.name: cohort.work for cohort in self.cohorts}
+
+    def openings(self) -> dict[str, list[float]]:
+        """What compiling each cohort's programs costs beside others, once for each device that will do it."""
+        tiles = Counter(tile.cohort for tile in self.tiles)
+        each = -(-self.devices // max(len(tiles), 1))
+        return {name: [float(self.work[name].layers)] * min(each, count) for name, count in tiles.items()}
+
     def bytes(self) -> int:
         """Peak memory of the tiles in flight: on every device the largest, twice, as one begins while one ends."""
         return 2 * self.devices * max((c.bytes() for c in self.cohorts), default=0)
@@ -136,9 +151,14 @@ class Plan:
 
 
 def seconds(tile: Tile, work: Work) -> float:
-    """Expected time of a tile on one CPU device, from one Zen 4 core: fixed + per example + arithmetic + per row fetched."""
+    """Expected time of a tile on one CPU device, from one Zen 4 core: fixed + per example + arithmetic + per row fetched.
+
+    A row that is looked at takes as long as one and a quarter that are trained on, and a measurement some milliseconds to queue.
+    """
     fetched = tile.sets * work.batch
-    return tile.steps * (tile.width * (5e-7 + 11e-9 * work.batch + work.flops / 62e9) + 27e-9 * fetched)
+    training = tile.steps * (tile.width * (5e-7 + 11e-9 * work.batch + work.flops / 62e9) + 27e-9 * fetched)
+    watching = tile.width * work.watched * 1.25 * (11e-9 + work.flops / work.batch / 62e9)
+    return training + work.measured * (watching + 3e-3)
 
 
 def width(work: Work, runs: int, platform: str) -> int:
@@ -200,20 +220,37 @@ def plan(
             )
             return length, data, run.seed, start, config
 
-        tiles = []
-        by_length: dict[float, list[RunSpec]] = {}
-        for run in sorted(todo, key=place):
-            by_length.setdefault(run.epochs, []).append(run)
-        for same in by_length.values():
-            parts = [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
-            tiles += [
-                Tile(name, wide, part, work(part[0]).steps, sets) for part, sets in zip(parts, sets_of(parts, wide), strict=True)
-            ]
+        tiles, had = (
+            cut(name, sorted(some, key=place), wide, lambda run: work(run).steps)
+            for some in (todo, [run for run in members if not missing(run)])
+        )
         begun: Counter[Hashable] = Counter(
             (wide, tile.sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
         )
-        cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles))
+        paid = sum(seconds(tile, asked) * tile.size / wide for tile in had)
+        cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles, paid))
     return Plan(cohorts, devices, platform)
+
+
+def cut(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[[RunSpec], int]) -> list[Tile]:
+    """Tiles of runs of one cohort, `wide` of one length in each, in the order given."""
+    tiles = []
+    by_length: dict[float, list[RunSpec]] = {}
+    for run in runs:
+        by_length.setdefault(run.epochs, []).append(run)
+    for same in by_length.values():
+        parts = [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
+        tiles += [Tile(cohort, wide, part, steps(part[0]), sets) for part, sets in zip(parts, sets_of(parts, wide), strict=True)]
+    return tiles
+
+
+def halved(tiles: Sequence[Tile], platform: str) -> list[Tile] | None:
+    """The runs of a cohort's tiles in tiles of half their width; None where these are the narrowest of a platform."""
+    wide = tiles[0].width // 2
+    if wide < WIDTHS.get(platform, WIDTHS["cpu"]).least:
+        return None
+    steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
+    return cut(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
 
 
 def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+
+from relu_study.forecast import Forecast, by_manifest
 
 if TYPE_CHECKING:
     from relu_study.draws import Block, DrawPlan
@@ -25,6 +29,12 @@ class Watcher:
     def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
+    def compiled(self, seconds: float) -> None:
+        """Told before each tile what compiling took so far, over all devices."""
+
+    def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
+        """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
+
     def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
         """Told when a tile is stored, with the mean dead fraction of its runs."""
 
@@ -33,13 +43,13 @@ class Watcher:
 
 
 class Progress(Watcher):
-    """Runs done, dead fraction so far and time left; time left is by the cost of the tiles that remain."""
+    """Runs done, dead fraction so far and time left, as `forecast` has it."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.done = 0
         self._bar: Bar | None = None
-        self._dead = self._weight = self._spent = 0.0
+        self._dead = self._weight = 0.0
         self._said = -math.inf
 
     def __enter__(self) -> Progress:
@@ -53,7 +63,7 @@ class Progress(Watcher):
         """Told before the first tile is queued."""
         self.total, self.noun = sum(t.size for t in plan.tiles) + stored, plan.noun
         self.done = stored
-        self._cost = max(sum(t.price for t in plan.tiles), 1)
+        self.forecast = Forecast(plan)
         self._began = time.monotonic()
         if self.console.is_terminal and plan.tiles:
             self._bar = Bar(
@@ -66,27 +76,39 @@ class Progress(Watcher):
     def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
         """Told when a tile is stored."""
         self.done += tile.size
-        self._spent += tile.price
         if math.isfinite(dead_fraction):
             self._dead += dead_fraction * tile.size
             self._weight += tile.size
         now = time.monotonic()
-        left = (now - self._began) * (self._cost / max(self._spent, 1) - 1)
+        self.forecast.stored(tile, now - self._began)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        if now - self._said <= (EVERY if self._bar is None else 1.0) and self.done < self.total:
+            return
+        self._said = now
+        left = self.forecast.seconds(now - self._began)
         dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction not known, "
         note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=note)
-        elif now - self._said > EVERY or self.done == self.total:
-            self._said = now
+            self._bar.update(self._task, note=note)
+        else:
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
+
+    def compiled(self, seconds: float) -> None:
+        """Told before each tile what compiling took so far."""
+        self.forecast.compiled(seconds)
+
+    def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
+        """Told when narrower tiles take the place of others."""
+        self.forecast.cut_anew(old, new)
 
     def say(self, line: str) -> None:
         """One line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def print_draws(plan: DrawPlan, stored: int, title: str) -> None:
-    """The plan of a draw study as a table: a statistic a line."""
+def print_draws(plan: DrawPlan, stored: int, title: str, memory: str = "") -> None:
+    """The plan of a draw study as a table: a statistic a line. `memory`: what there is to say of it."""
     table = Table(title=title, title_justify="left")
     for column in ("statistic", "cells", "draws", "blocks"):
         table.add_column(column, justify="left" if column == "statistic" else "right")
@@ -98,12 +120,15 @@ def print_draws(plan: DrawPlan, stored: int, title: str) -> None:
     print(
         f"{sum(block.count for block in plan.tiles):,} draws to make ({stored:,} stored) in {cells:,} "
         f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); a compilation a cell; "
-        "time: unknown until the first blocks are done"
+        f"{memory}time: unknown until the first blocks are done"
     )
 
 
-def print_plan(plan: Plan, stored: int, title: str) -> None:
-    """The plan as a table: a cohort a line."""
+def print_plan(plan: Plan, stored: int, title: str, timing: Mapping[str, float] = MappingProxyType({}), memory: str = "") -> None:
+    """The plan as a table: a cohort a line.
+
+    `timing`: what the stored runs took, from the manifest of their folder; `memory`: what there is to say of it.
+    """
     table = Table(title=title, title_justify="left")
     for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):
         table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
@@ -113,13 +138,16 @@ def print_plan(plan: Plan, stored: int, title: str) -> None:
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
         table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    asked = plan.seconds()
-    duration = (
-        "time: unknown on this device until its first tiles are done" if asked is None else f"about {asked:,.0f} s of training"
-    )
+    known, asked = by_manifest(plan, timing), plan.seconds()
+    if known is not None:
+        duration = f"about {known:,.0f} s, at the speed of those stored"
+    elif asked is not None:
+        duration = f"about {asked:,.0f} s of training"
+    else:
+        duration = "time: unknown on this device until its first tiles are done"
     runs = sum(c.runs for c in plan.cohorts)
     print(
         f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
         f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
-        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {duration}"
+        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {memory}{duration}"
     )

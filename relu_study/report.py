@@ -28,7 +28,7 @@ from relu_study.frames import (
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, sums_of
-from relu_study.store import Configuration, collect, read_manifest, tile_paths
+from relu_study.store import STORED, UNFIT, Configuration, collect, read_manifest, tile_paths
 from relu_study.verdicts import TEXTS, answer
 from relu_study.writes import check_there, write_atomically, writing
 
@@ -81,7 +81,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     check(manifest["declaration"])
     if per_seed:
         check_per_seed(manifest["declaration"])
-    raw, said = bool(tile_paths(folder)), []
+    raw, said = bool(tile_paths(folder) or manifest.get("oom")), []
     if raw:
         whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, said)
     else:
@@ -132,20 +132,24 @@ def _derive(
 
 def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
     """What there is to say of runs that are not stored; that raw/ lost some which runs.csv holds finished is refused."""
-    interrupted = set(runs["run_id"][runs["status"] == "interrupted"])
-    if interrupted and (folder / "runs.csv").is_file():
+    interrupted, unfit = (set(runs["run_id"][runs["status"] == status]) for status in ("interrupted", "oom"))
+    missing = interrupted | unfit
+    if missing and (folder / "runs.csv").is_file():
         before = set()
         with contextlib.suppress(UserError):  # garbled, it holds nothing to lose
             frame = read_csv(folder / "runs.csv")
-            before = set(frame["run_id"][frame["status"].isin(["ok", "nonfinite"])])
-        if lost := interrupted & before:
+            before = set(frame["run_id"][frame["status"].isin(STORED)])
+        if lost := missing & before:
             raise UserError(
                 f"{folder / 'raw'} lacks {len(lost):,} runs that runs.csv holds ({min(lost)} is one): a tile is gone; "
                 "restore it, run the study again, or move runs.csv away to report what is left"
             )
-    return (
-        [f"{len(runs) - len(interrupted):,} of {len(runs):,} runs are stored; the others are interrupted"] if interrupted else []
-    )
+    stored, said = f"{len(runs) - len(missing):,} of {len(runs):,} runs are stored", []
+    if interrupted:
+        said.append(f"{stored}; {'the others' if not unfit else f'{len(interrupted):,}'} are interrupted")
+    if unfit:
+        said.append(f"{stored}; {len(unfit):,} did not fit in memory (status oom): {UNFIT}")
+    return said
 
 
 def _asked(

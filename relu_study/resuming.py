@@ -27,6 +27,7 @@ class Before:
 
     stored: Mapping[Any, dict[str, Any]] = field(default_factory=dict)  # runs or blocks -> provenance
     widths: Mapping[str, int] = field(default_factory=dict)  # of its cohorts
+    timing: Mapping[str, float] = field(default_factory=dict)  # what it took so far
     damaged: Sequence[Damaged] = ()
 
 
@@ -66,7 +67,7 @@ def held(
         raise lost
     if not alike(folder, made, manifest["provenance"], known.values(), way_out):
         return Before(damaged=damaged)
-    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), damaged)
+    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
 
 
 def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:

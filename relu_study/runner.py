@@ -22,6 +22,7 @@ from relu_study.cell_report import load_cells
 from relu_study.draw_job import DrawJob, prepare_draws
 from relu_study.draws import DrawStudy, blocks_of
 from relu_study.events import check_per_seed
+from relu_study.fallback import Narrower
 from relu_study.frames import Results, load, runs_csv
 from relu_study.job import Job, begin, manifest_of, prepare
 from relu_study.live import Live
@@ -185,6 +186,7 @@ def train(
     """
     clock, manifest = Clock(), begin(job, folder, watcher.say, about)
     live = None if job.shard else Live(folder, manifest, per_seed)
+    fallback = Narrower(job, folder, watcher)
     watcher.begin(job.plan, job.stored)
 
     def close() -> None:
@@ -193,18 +195,22 @@ def train(
         wanted = {run.run_id for run in job.study.runs()}
         for status in (status for run, (status, _) in store.stored_runs(folder, []).items() if run in wanted):
             counts[status] += 1
+        if unfit := len(fallback.lost):
+            counts["oom"] = unfit
         counts["interrupted"] = len(wanted) - sum(counts.values())
         store.amend_manifest(folder, clock.spent(), counts=counts)
         if live is not None:
             live.write()
 
-    with _closed(close), contextlib.closing(dispatch.trained(job.plan, job.probing, keep_params)) as finished:
+    with _closed(close), contextlib.closing(dispatch.trained(job.plan, job.probing, keep_params, fallback)) as finished:
         for tile, numbers in finished:
             check_there(folder)
             path = store.write_tile(folder, message(tile, numbers, job))
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
+            watcher.compiled(clock.compiling())
             watcher.tile(tile, _dead_fraction(numbers))
+        fallback.conclude()
     return set() if live is None else live.shown
 
 
@@ -212,18 +218,21 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
     """Draw every block of a job and store each as it is finished."""
     clock = Clock()
     begin(job, folder, watcher.say, about)
+    fallback = Narrower(job, folder, watcher)
     watcher.begin(job.plan, job.stored)
 
     def close() -> None:
         check_there(folder)
         store.amend_manifest(folder, clock.spent())
 
-    with _closed(close), contextlib.closing(dispatch.drawn(job.plan)) as finished:
+    with _closed(close), contextlib.closing(dispatch.drawn(job.plan, fallback)) as finished:
         for block, sums in finished:
             check_there(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
+            watcher.compiled(clock.compiling())
             watcher.tile(block, math.nan)
+        fallback.conclude()
 
 
 @contextlib.contextmanager
@@ -232,7 +241,7 @@ def _closed(close: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(Exception):
             close()
         raise
     close()
@@ -247,7 +256,11 @@ class Clock:
 
     def spent(self) -> dict[str, float]:
         """Seconds so far."""
-        return {"wall_s": time.perf_counter() - self.began, "compile_s": _compiling["s"] - self.compiled}
+        return {"wall_s": time.perf_counter() - self.began, "compile_s": self.compiling()}
+
+    def compiling(self) -> float:
+        """Seconds of compiling since it was made."""
+        return _compiling["s"] - self.compiled
 
 
 _compiling = {"s": 0.0}

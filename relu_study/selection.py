@@ -48,8 +48,8 @@ class Condition:
 def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Condition]:
     """Conditions from text: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
 
-    Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | interrupted) and metrics of the study, by
-    their value at the end of a run. An unknown one, or a value that nothing in the study has, is refused.
+    Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted) and metrics of the
+    study, by their value at the end of a run. An unknown one, or a value that nothing in the study has, is refused.
     """
     return [_parsed(text, declaration) for text in where]
 

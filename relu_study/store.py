@@ -32,6 +32,8 @@ from relu_study.writes import make, write_atomically
 FORMAT = 2  # of manifest.json; 1 had no checksum
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
+UNFIT = "free memory or take a larger device, and run the study again, which tries them anew"
+STORED = ("ok", "nonfinite")  # the statuses of runs that have numbers
 KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("widths", dict), ("declaration", (dict, type(None))))
 AGAIN = "move it away and run the study again"
 Tile = dict[str, np.ndarray]
@@ -156,7 +158,7 @@ def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -
     """Add time to the manifest as it stands by now, whoever else has written it meanwhile, and replace some of its entries."""
     with locks.gate(folder):
         manifest = read_manifest(folder)
-        spent = {name: round(manifest["timing"].get(name, 0.0) + more, 2) for name, more in seconds.items()}
+        spent = manifest["timing"] | {name: round(manifest["timing"].get(name, 0.0) + more, 2) for name, more in seconds.items()}
         write_manifest(folder, {**manifest, "timing": spent, **entries})
 
 

@@ -184,7 +184,6 @@ def test_damage_is_named_or_changes_no_number(subjects: list[Subject], times: in
     check()
     kinds = [{name.partition("-")[0] for name in names} for names in (refused, *(subject.names for subject in subjects))]
     assert kinds[0] == set().union(*kinds[1:]), "every kind of file was refused at times"
-    assert len(refused) > 0.5 * DAMAGES * times
 
 
 # ------------------------------------------------------------------------------------------- by intent

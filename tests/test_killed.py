@@ -86,10 +86,11 @@ def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) 
 
 def test_a_study_killed_thrice_ends_the_same(trained: Whole, tmp_path: Path) -> None:
     folder, words = trained.again(tmp_path)
-    blows = [random.Random(0).uniform(0, 1), Blow(*WHERE["later tile"], "half written"), Blow(*WHERE["page"], "written"), 3600.0]
-    deaths = list(lives(words, folder, iter(blows), trained.tiles))
-    assert [death.phase for death in deaths][1:] == ["training", "reporting", "closing"]
-    assert [len(death.unfinished) for death in deaths][1:] == [1, 1, 0] and ".report.md." in deaths[2].unfinished[0]
+    somewhere = random.Random(0).uniform(0, 1)
+    blows = [Blow(*WHERE["later tile"], "half written"), somewhere, Blow(*WHERE["page"], "written"), 3600.0]
+    first, _, third, last = lives(words, folder, iter(blows), trained.tiles)
+    assert (first.phase, third.phase, last.phase) == ("training", "reporting", "closing")
+    assert [len(death.unfinished) for death in (first, third, last)] == [1, 1, 0] and ".report.md." in third.unfinished[0]
     check(folder, trained)
 
 

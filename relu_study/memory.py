@@ -1,0 +1,200 @@
+"""How much memory a study will take: XLA's own analysis of its largest program, and all that lies beside it in the process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study import blocks, engine, tiles
+from relu_study.draw_job import DrawJob
+from relu_study.draws import Block
+from relu_study.job import Job
+from relu_study.plan import Tile
+from relu_study.programs import Probing, State
+from relu_study.registry import tasks
+from relu_study.spec import KNOBS
+
+MIB = 1 << 20
+# Measured on Linux with jax 0.10.2 (results/speed/foretold.md). On each device: what begins a tile, then a cohort's own programs,
+# with and without a layer, while they are compiled or once they are read from the cache.
+BEGUN = {"cold": 100 * MIB, "warm": 40 * MIB}
+COMPILED = {"cold": 100 * MIB, "warm": 40 * MIB}
+LAYER = {"cold": 11 * MIB, "warm": 4 * MIB}
+BASE = 480 * MIB  # the interpreter with all that a run imports, where the system does not say
+KEPT = 5 * MIB  # a program that begins runs of one start, which is kept to the end
+RUN = 30 << 10  # a run, its rows and its files' content while the report is made
+REPORTED = 10  # times that the report holds each number of a run
+
+
+class Foretold(NamedTuple):
+    """Peak memory in bytes: of the process, and of what lies on one device where that has memory of its own."""
+
+    host: int
+    device: int
+    limit: int | None  # what a device has; None where it shares the host's
+
+    def __str__(self) -> str:
+        there, asked = (available(), self.host) if self.limit is None else (self.limit, self.device)
+        said = f"peak memory about {self.host / MIB:,.0f} MiB"
+        if self.limit is not None:
+            said += f", and about {self.device / MIB:,.0f} of {self.limit / MIB:,.0f} MiB on each device"
+        if there is not None and asked > there:
+            said += f" (only {there / MIB:,.0f} MiB are free: what does not fit goes on in narrower tiles, or is left out)"
+        return said
+
+
+class Size(NamedTuple):
+    """What XLA says of one compiled program, in bytes."""
+
+    arguments: int
+    output: int
+    temporary: int
+
+
+def foretold(job: Job) -> Foretold:
+    """The peak memory of training what a job lacks and of its report.
+
+    The programs of the cohort with the largest tiles are compiled, on one device, where `run` finds them in JAX's cache.
+    """
+    base, runs = resident(), job.stored + sum(cohort.runs for cohort in job.plan.cohorts)
+    numbers = 4 * len(job.declaration["columns"]) * max((c.work.measured for c in job.plan.cohorts), default=1)
+    reported = runs * (RUN + REPORTED * numbers)
+    todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
+    if not todo:
+        return Foretold(base + reported, 0, _limit())
+    largest = max(todo, key=lambda cohort: cohort.bytes())
+    tile = max(largest.tiles, key=lambda tile: tile.sets)
+    with _Hits() as cache:
+        one = of_tile(tile, job.probing)
+    devices = min(job.plan.devices, len(job.plan.tiles))
+    layers = sorted((c.work.layers - engine.COMPILED for c in todo for _ in c.tiles), reverse=True)[:devices]
+    # Where the cache had these programs, it has the others' too; else it has them now, for one device.
+    warm = devices if cache.all_found else int(len(todo) == 1)
+    states = ["warm"] * warm + ["cold"] * (devices - warm)
+    begun = sum(BEGUN[state] for state in states) + KEPT * len({key for cohort in todo for key in cohort.starts})
+    compiled = sum(COMPILED[state] + LAYER[state] * deep for state, deep in zip(states, layers, strict=True))
+    shared = _limit() is None
+    training = base + begun + compiled + (devices * one if shared else 0) + runs * RUN // 3
+    return Foretold(max(training, base + begun + reported), one, _limit())
+
+
+def foretold_draws(job: DrawJob) -> Foretold:
+    """The peak memory of making the draws that a job lacks and of its report: the program of the costliest cell is compiled."""
+    base = resident()
+    if not job.plan.tiles:
+        return Foretold(base, 0, _limit())
+    with _Hits() as cache:
+        one = of_block(max(job.plan.tiles, key=lambda block: block.cost * block.width))
+    devices = min(job.plan.devices, len(job.plan.tiles))
+    state = "warm" if cache.all_found else "cold"
+    shared = devices * one if _limit() is None else 0
+    return Foretold(base + devices * (BEGUN[state] + LAYER[state]) + shared, one, _limit())
+
+
+def of_tile(tile: Tile, probing: Probing) -> int:
+    """Peak bytes of a tile on its device, by XLA's `memory_analysis` of the programs that train and measure it.
+
+    While its last epochs are computed, the next tile's rows are there already; so are the states and measurements in flight.
+    """
+    sizes, rows, state = compiled(tile, probing)
+    measured = sizes["measure"].output * (int(np.ceil(tile.runs[0].epochs / probing.every)) + 1)
+    return max(sum(size) for size in sizes.values()) + rows + tiles.IN_FLIGHT * state + measured
+
+
+def of_block(block: Block) -> int:
+    """Peak bytes of a block of draws on its device: its program, and the draws that are queued."""
+    program = blocks.draw_program(block.statistic, block.cell, block.width)
+    size = _size(program, _shaped(jax.ShapeDtypeStruct((), np.uint32)))
+    return sum(size) + blocks.IN_FLIGHT * size.output
+
+
+def compiled(tile: Tile, probing: Probing) -> tuple[dict[str, Size], int, int]:
+    """Compile the programs of a tile from shapes alone: their sizes, and the bytes of its rows and of its state."""
+    spec, wide = tile.runs[0], tile.width
+    signature, real = tasks[spec.task](spec).signature, jnp.result_type(float)
+
+    def shape(*dimensions: int, kind: Any = real) -> Any:
+        return _shaped(jax.ShapeDtypeStruct(dimensions, kind))
+
+    def made(program: Any, *arguments: Any) -> Any:
+        return _shaped(program.jitted.eval_shape(*arguments))
+
+    seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in KNOBS}, shape(wide, 2)
+    data = made(engine.sample_program(engine.data_spec(spec), 0, probing), shape(tile.sets, kind=np.uint32))
+    inputs = shape(wide, probing.probe_set(signature), signature.d_in)
+    init = engine.init_program(engine.start_spec(spec), signature.d_in, signature.d_out)
+    weights = made(init, seeds, knobs, inputs)
+    state = State(weights.params, weights.stats, made(engine.opt_program(spec.optimizer), weights.params))
+    source = None if tile.sets == wide else shape(wide, kind=np.int32)
+    programs, at = engine.tile_programs(spec, probing), [shape(kind=np.int32)] * 3
+    sizes = {
+        "advance": _size(programs.advance, state, data.train, seeds, knobs, *at, source),
+        "measure": _size(programs.measure, state, state.params, data, knobs, box, source),
+    }
+    return sizes, _bytes(data), _bytes(state)
+
+
+def _size(program: Any, *arguments: Any) -> Size:
+    said = program.jitted.lower(*arguments).compile().memory_analysis()
+    return Size(said.argument_size_in_bytes, said.output_size_in_bytes - said.alias_size_in_bytes, said.temp_size_in_bytes)
+
+
+def _shaped(tree: Any) -> Any:
+    """The same shapes, committed to the first device as the arrays of a tile are: so `run` finds what is compiled for them."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class _Hits:
+    """Were all programs that are compiled meanwhile found in JAX's cache?"""
+
+    def __enter__(self) -> _Hits:
+        self.asked = self.found = 0
+        self._listener: Callable[..., None] = self._hear
+        jax.monitoring.register_event_listener(self._listener)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        jax.monitoring.unregister_event_listener(self._listener)
+
+    @property
+    def all_found(self) -> bool:
+        return 0 < self.asked == self.found
+
+    def _hear(self, event: str, **_: Any) -> None:
+        self.asked += event == "/jax/compilation_cache/compile_requests_use_cache"
+        self.found += event == "/jax/compilation_cache/cache_hits"
+
+
+def _limit() -> int | None:
+    device = jax.devices()[0]
+    said = device.memory_stats() if device.platform != "cpu" else None
+    return int(said["bytes_limit"]) if said and "bytes_limit" in said else None
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory now."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return BASE
+
+
+def available() -> int | None:
+    """Bytes that this process can come to, by the machine's free memory and its container's limit; None where unknown."""
+    info, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not info.exists():
+        return None
+    free = next(int(line.split()[1]) << 10 for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+    most = limit.read_text().strip() if limit.exists() else ""
+    return min(resident() + free, int(most)) if most.isdecimal() else resident() + free
