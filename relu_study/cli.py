@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
-from relu_study.finding import find_study, load_study, studies
+from relu_study.asked import existing, kept, part_of, study_asked, without_shard
+from relu_study.finding import studies
 from relu_study.registry import UserError
 from relu_study.stops import Stopped, heeded
 from relu_study.writes import Unwritable
-
-if TYPE_CHECKING:
-    from relu_study.draws import DrawStudy
-    from relu_study.plan import Shard
-    from relu_study.study import Study
 
 INTERRUPTED = 130
 
@@ -68,8 +63,8 @@ def show_plan(
         quick: Compile nothing and leave out the peak memory.
         out: The results folder; what it holds is not planned again, and its tiles say how fast this machine is.
     """
-    part = _shard(shard)
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    part = part_of(shard)
+    declared, folder, probing = study_asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
     from relu_study.draw_job import prepare_draws
     from relu_study.draws import DrawStudy
     from relu_study.job import prepare
@@ -125,11 +120,11 @@ def run(
         shard: I/N: train part I of N into a folder that N processes or machines share (a job array); then run without it.
         out: The results folder (default results/STUDY).
     """
-    part = _shard(shard)
+    part = part_of(shard)
     if part and only is not None:
         raise UserError("--shard takes one part of a study and --only RUN_ID one run of it; leave one of them out")
-    declared, folder, probing = _asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
-    from relu_study import runner
+    declared, folder, probing = study_asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    from relu_study import alone, runner
     from relu_study.draws import DrawStudy
 
     if like is not None and only is None:
@@ -140,8 +135,8 @@ def run(
         if only is not None or per_seed or all_epochs:
             raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
     elif only is not None:
-        sweep = Path(_existing(like) if like else f"results/{declared.name}")
-        print(runner.run_alone(declared, only, sweep, Path(out) if out else None, probing))
+        sweep = Path(existing(like) if like else f"results/{declared.name}")
+        print(alone.run_alone(declared, only, sweep, Path(out) if out else None, probing))
         return 0
     from relu_study.progress import Progress
 
@@ -155,46 +150,16 @@ def run(
             else:
                 runner.carry_out(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part)
         except KeyboardInterrupt as stop:
-            progress.say(f"interrupted: {_kept(declared, folder)} are kept in {folder}; go on with: {command}")
+            progress.say(f"interrupted: {kept(declared, folder)} are kept in {folder}; go on with: {command}")
             return _status(stop)
         except Unwritable as error:
-            raise UserError(f"{error}: {command}; {_kept(declared, folder)} are kept in {folder}") from error
+            raise UserError(f"{error}: {command}; {kept(declared, folder)} are kept in {folder}") from error
     if part:
-        whole = shlex.join(["relu-study", *_without_shard(sys.argv[1:])])
+        whole = shlex.join(["relu-study", *without_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")
     else:
         print(f"{folder}/report.md")
     return 0
-
-
-def _kept(study: Study | DrawStudy, folder: Path) -> str:
-    """What a results folder holds by now."""
-    from relu_study import estimates, store
-    from relu_study.draws import DrawStudy
-
-    if isinstance(study, DrawStudy):
-        return f"{sum(count for _, _, count in estimates.stored_blocks(folder)):,} draws"
-    return f"{len(store.stored_runs(folder))} finished runs"
-
-
-def _status(stop: KeyboardInterrupt) -> int:
-    return stop.status if isinstance(stop, Stopped) else INTERRUPTED
-
-
-def _shard(text: str | None) -> Shard | None:
-    from relu_study.plan import shard_of
-
-    if text is None:
-        return None
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal()):
-        raise UserError(f"--shard is I/N, whole numbers with 1 <= I <= N, such as 2/8; {text!r} is none")
-    return shard_of(int(index), int(of))
-
-
-def _without_shard(words: list[str]) -> list[str]:
-    kept = [word for word in words if not word.startswith("--shard=")]
-    return [word for i, word in enumerate(kept) if "--shard" not in kept[max(i - 1, 0) : i + 1]]
 
 
 def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) -> None:
@@ -207,7 +172,7 @@ def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) ->
     """
     from relu_study.report import report
 
-    for line in report(_existing(folder), all_epochs, per_seed):
+    for line in report(existing(folder), all_epochs, per_seed):
         print(line)
     print(f"{folder}/report.md")
 
@@ -247,7 +212,7 @@ def draw_figure(
     from relu_study.pictures import figure
 
     paths = figure(
-        _existing(folder),
+        existing(folder),
         kind,
         name=name,
         metrics=metrics,
@@ -290,7 +255,7 @@ def make_table(
     """
     from relu_study.pivot import table
 
-    print(table(_existing(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
+    print(table(existing(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
 
 
 def make_comparison(
@@ -316,7 +281,7 @@ def make_comparison(
     from relu_study.frames import csv_text
     from relu_study.pivot import compare
 
-    print(csv_text(compare(_existing(folder), by, metric, site, epoch, baseline, where)), end="")
+    print(csv_text(compare(existing(folder), by, metric, site, epoch, baseline, where)), end="")
 
 
 def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
@@ -330,60 +295,11 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
     from relu_study.board import show
     from relu_study.store import read_manifest
 
-    logs = _existing(folder) / "tensorboard"
+    logs = existing(folder) / "tensorboard"
     read_manifest(logs.parent)
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
     return show(logs, host, port)
-
-
-def _existing(folder: str) -> Path:
-    path = Path(folder)
-    if path.is_file():
-        raise UserError(f"{folder} is a file; give the results folder that it lies in, {path.parent}")
-    if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside)]
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UserError(f"no folder {folder}; {hint}make one with 'relu-study run STUDY --out {folder}'")
-    return path
-
-
-def _asked(
-    study: str,
-    preset: str,
-    seeds: int | None,
-    epochs: float | None,
-    probe_examples: int | None,
-    val_examples: Any,
-    draws: int | None,
-    out: str | None,
-) -> tuple[Study | DrawStudy, Path, Any]:
-    from relu_study.draws import DrawStudy
-
-    path, validation = find_study(study), None if val_examples == "all" else val_examples
-    sizes = {"seeds": seeds, "probe-examples": probe_examples, "val-examples": validation, "draws": draws}
-    for name, value in sizes.items():
-        if value is not None and not (str(value).isdecimal() and int(value) >= 1):
-            raise UserError(f"--{name} must be a whole number of at least 1, not {value}")
-    if epochs is not None and not 0 <= epochs < float("inf"):
-        raise UserError(f"--epochs must be at least 0, not {epochs:g}")
-    found = load_study(path)
-    if isinstance(found, DrawStudy):
-        for name, value in (("seeds", seeds), ("epochs", epochs), ("probe-examples", probe_examples)):
-            if value is not None:
-                raise UserError(f"{found.name} draws networks and trains none: --{name} does not apply; --draws sets its size")
-        return found.sized(preset, draws), Path(out or f"results/{found.name}"), None
-    if draws is not None:
-        raise UserError(f"{found.name} trains networks: --draws does not apply; --seeds sets its size")
-    declared = found.sized(preset, seeds=seeds, epochs=epochs)
-    from relu_study.programs import Probing
-
-    return (
-        declared,
-        Path(out or f"results/{declared.name}"),
-        Probing(declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None),
-    )
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -396,6 +312,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "figure": draw_figure,
     "view": view,
 }
+
+
+def _status(stop: KeyboardInterrupt) -> int:
+    return stop.status if isinstance(stop, Stopped) else INTERRUPTED
 
 
 def main() -> None:

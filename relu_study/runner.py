@@ -7,9 +7,7 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,22 +15,23 @@ import jax
 import numpy as np
 import pandas as pd
 
-from relu_study import dispatch, engine, estimates, locks, store, tiles
+from relu_study import dispatch, estimates, locks, store
 from relu_study.cell_report import load_cells
+from relu_study.clock import Clock
 from relu_study.draw_job import DrawJob, prepare_draws
 from relu_study.draws import DrawStudy, blocks_of
 from relu_study.events import check_per_seed
 from relu_study.fallback import Narrower
-from relu_study.frames import Results, load, runs_csv
-from relu_study.job import Job, begin, manifest_of, prepare
+from relu_study.frames import Results, load
+from relu_study.job import Job, begin, prepare
 from relu_study.live import Live
 from relu_study.plan import Shard, Tile, shard_of
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
-from relu_study.registry import UserError, nearest
+from relu_study.registry import UserError
 from relu_study.report import derive
 from relu_study.study import Study
-from relu_study.writes import check_there, make_ready, write_atomically
+from relu_study.writes import check_there, make_ready
 
 
 def use_devices() -> None:
@@ -247,35 +246,6 @@ def _closed(close: Callable[[], None]) -> Iterator[None]:
     close()
 
 
-class Clock:
-    """Wall time since it was made, compiling (the sum over devices) apart."""
-
-    def __init__(self) -> None:
-        _listen()
-        self.began, self.compiled = time.perf_counter(), _compiling["s"]
-
-    def spent(self) -> dict[str, float]:
-        """Seconds so far."""
-        return {"wall_s": time.perf_counter() - self.began, "compile_s": self.compiling()}
-
-    def compiling(self) -> float:
-        """Seconds of compiling since it was made."""
-        return _compiling["s"] - self.compiled
-
-
-_compiling = {"s": 0.0}
-
-
-@cache
-def _listen() -> None:
-    # JAX keeps a listener for as long as the process lives: one serves every clock.
-    def hear(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            _compiling["s"] += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(hear)
-
-
 def message(tile: Tile, numbers: store.Tile, job: Job) -> store.Tile:
     """A tile as it is stored: its numbers, who they belong to and what they depend on."""
     return {
@@ -328,38 +298,3 @@ def run_draws(  # type: ignore[misc]  # as of `run`
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
         carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about, asked)
         return None if asked else load_cells(folder)
-
-
-# ------------------------------------------------------------------------------------- one alone
-
-
-def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, probing: Probing) -> str:
-    """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
-
-    With `out`, a new folder, the manifest, the tile and the row are written there.
-    """
-    use_devices()
-    if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --like)")
-    found = {run.run_id: run for run in study.runs()}
-    if run_id not in found:
-        unknown = nearest(run_id, found, f"run of study {study.name} at this size")
-        raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
-    job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
-    if out is not None:
-        make_ready(out)
-    one = found[run_id]
-    name = engine.describe(one).cohort
-    tile = Tile(name, job.widths[name], (one,), 0, sets=1)
-    numbers = tiles.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
-    about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
-    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
-    with contextlib.ExitStack() as stack:
-        into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(locks.hold(into))
-        store.write_manifest(into, manifest)
-        store.write_tile(into, message(tile, numbers, job))
-        header, *rows = runs_csv(store.collect(into), manifest).splitlines()
-        row = next(row for row in rows if row.startswith(run_id))
-        write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
-        return row

@@ -27,7 +27,7 @@ from relu_study.draws import CellFigure, CellTable, Draws, DrawStudy, cell_id, c
 from relu_study.events import EVENT_FILE
 from relu_study.initializers import he_normal, initializer
 from relu_study.questions import Claim, Figure, Table
-from relu_study.registry import statistics, tasks
+from relu_study.registry import activations, initializers, statistics, tasks
 from relu_study.statistics import Number, statistic
 from relu_study.study import Experiment, Study
 from relu_study.tasks import Task, task
@@ -41,19 +41,16 @@ def is_bad(key: Any, *path: Any) -> Any:
     return jnp.all(jax.random.key_data(key) == jax.random.key_data(prng.stream(BAD, *path)))
 
 
-@initializer("spoiled_weights", needs_inputs=False)
 def spoiled_weights(key, layer, inputs):
     kernel, bias = he_normal.function(key, layer, inputs)
     return jnp.where(is_bad(key, "init", layer.index), jnp.nan, kernel), bias
 
 
-@initializer("spoiled_zero", needs_inputs=False)
 def spoiled_zero(key, layer, inputs):
     kernel, bias = he_normal.function(key, layer, inputs)
     return jnp.where(is_bad(key, "init", layer.index), 0.0, kernel), bias
 
 
-@task("spoiled_data")
 def spoiled_data(spec):
     healthy = tasks["negative_box"](spec)
 
@@ -64,10 +61,22 @@ def spoiled_data(spec):
     return Task(healthy.signature, sample, healthy.box)
 
 
-@activation("root")
 def root(z):
     """Finite everywhere; its slope is not at 0."""
     return jnp.sqrt(jnp.abs(z))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    """Entries of these tests alone: others go through all that are registered."""
+    before = [(registry, dict(registry._entries)) for registry in (activations, initializers, statistics, tasks)]
+    initializer("spoiled_weights", needs_inputs=False)(spoiled_weights)
+    initializer("spoiled_zero", needs_inputs=False)(spoiled_zero)
+    task("spoiled_data")(spoiled_data)
+    activation("root")(root)
+    yield
+    for registry, entries in before:
+        registry._entries = entries
 
 
 KINDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 
@@ -74,7 +75,12 @@ def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
     full = tiles.train_tile(runs, 2, probing=Probing(200, 50))
     assert {name for name in full if name not in plain} == {f"histogram:{kind}:site_1" for kind in ("pre", "post", "gradient")}
     assert all(plain[name].tobytes() == full[name].tobytes() for name in plain)
-    path = store.write_tile(tmp_path, {"run_id": np.array(["a"]), "spec": np.array(["{}"]), "provenance": np.array("{}"), **full})
+    names = {
+        "run_id": np.array([runs[0].run_id]),
+        "spec": np.array([json.dumps(runs[0].changed())]),
+        "provenance": np.array("{}"),
+    }
+    path = store.write_tile(tmp_path, {**names, **full})
     assert not any(name.startswith("histogram:") for name in store.read_tile(path, leave_out="histogram:"))
     assert store.read_tile(path, ("histogram:pre:site_1",))["histogram:pre:site_1"].sum() == 3 * 200 * 8
 

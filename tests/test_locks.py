@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 
-from relu_study import cli, locks, store, writes
+from relu_study import asked, cli, locks, store, writes
 from relu_study.plan import Shard
 from relu_study.registry import UserError
 from relu_study.report import report
@@ -165,4 +165,4 @@ def test_a_shard_is_refused_by_name(command: str, shard: str, monkeypatch: Any, 
 
 def test_the_report_is_asked_for_with_the_same_words() -> None:
     words = ["run", "s.py", "--shard", "2/8", "--seeds", "3", "--shard=2/8", "--out", "o"]
-    assert cli._without_shard(words) == ["run", "s.py", "--seeds", "3", "--out", "o"]
+    assert asked.without_shard(words) == ["run", "s.py", "--seeds", "3", "--out", "o"]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_study import base, study
 
-from relu_study import engine, runner, store, tiles
+from relu_study import alone, engine, runner, store, tiles
 from relu_study.frames import load
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
@@ -134,12 +134,12 @@ def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path,
 
 def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
     for run, row in list(rows(finished).items())[::4]:
-        assert runner.run_alone(study, run, finished, None, Probing()) == row
-        assert runner.run_alone(study, run, None, None, Probing()) == row
-    runner.run_alone(study, run, finished, tmp_path / "one", Probing())
+        assert alone.run_alone(study, run, finished, None, Probing()) == row
+        assert alone.run_alone(study, run, None, None, Probing()) == row
+    alone.run_alone(study, run, finished, tmp_path / "one", Probing())
     assert (tmp_path / "one" / "manifest.json").exists()
     with pytest.raises(UserError, match="unknown run"):
-        runner.run_alone(study, "nothing", finished, None, Probing())
+        alone.run_alone(study, "nothing", finished, None, Probing())
 
 
 def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> 
     made = manifest["provenance"]
     assert (made["measured_every"], made["metrics"]) == (2, "collapsed, constant, dead_fraction")
     (run,) = results.runs["run_id"][:1]
-    assert runner.run_alone(few, run, tmp_path, None, Probing()) == rows(tmp_path)[run]
+    assert alone.run_alone(few, run, tmp_path, None, Probing()) == rows(tmp_path)[run]
     for changes, word in (({"every": 1}, "measured_every: 2 there, 1 here"), ({"metrics": ()}, "metrics: .* there, None here")):
         with pytest.raises(UserError, match=f"made otherwise.*{word}"):
             runner.run(replace(few, **changes), tmp_path)

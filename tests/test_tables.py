@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from planted import PROBE_EXAMPLES, dead_flags, noise, planted_arms, planted_folder, planted_study
 
-from relu_study.frames import frames, read_csv
+from relu_study.frames import frames
 from relu_study.registry import UserError
 from relu_study.store import collect, read_manifest
 from relu_study.tables import check, tables
@@ -97,7 +97,7 @@ def test_no_direction_and_all_equal_mean_no_bold(manifest: dict, found: dict[str
 
 def test_tables_in_csv_have_means_and_intervals_apart(made: dict[str, dict[str, str]], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(made["initialisers"]["csv"])
-    frame = read_csv(tmp_path / "t.csv").set_index(["target", "arm"])
+    frame = pd.read_csv(tmp_path / "t.csv").set_index(["target", "arm"])
     row = frame.loc["wave", "he_normal"]
     left = [1.75 - 5 / 64 + noise(s, SEEDS) for s in range(SEEDS) if s != 1]
     lo, hi = scipy.stats.t.interval(0.95, 6, np.mean(left), scipy.stats.sem(left))

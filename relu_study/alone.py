@@ -1,0 +1,49 @@
+"""One run of a sweep trained by itself, with the bits that it has there."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from relu_study import engine, locks, store, tiles
+from relu_study.frames import runs_csv
+from relu_study.job import manifest_of, prepare
+from relu_study.plan import Tile
+from relu_study.programs import Probing
+from relu_study.registry import UserError, nearest
+from relu_study.runner import message, use_devices
+from relu_study.study import Study
+from relu_study.writes import make_ready, write_atomically
+
+
+def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, probing: Probing) -> str:
+    """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
+
+    With `out`, a new folder, the manifest, the tile and the row are written there.
+    """
+    use_devices()
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --like)")
+    found = {run.run_id: run for run in study.runs()}
+    if run_id not in found:
+        unknown = nearest(run_id, found, f"run of study {study.name} at this size")
+        raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
+    job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
+    if out is not None:
+        make_ready(out)
+    one = found[run_id]
+    name = engine.describe(one).cohort
+    tile = Tile(name, job.widths[name], (one,), 0, sets=1)
+    numbers = tiles.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
+    about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
+    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
+    with contextlib.ExitStack() as stack:
+        into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(locks.hold(into))
+        store.write_manifest(into, manifest)
+        store.write_tile(into, message(tile, numbers, job))
+        header, *rows = runs_csv(store.collect(into), manifest).splitlines()
+        row = next(row for row in rows if row.startswith(run_id))
+        write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
+        return row
