@@ -113,6 +113,7 @@ def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, sm
     assert sorted(run.run_id for tile in told.tiles for run in tile.runs) == sorted(run.run_id for run in eight.runs())
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2)
     runs = runner.run(eight, tmp_path).runs.set_index("run_id")
@@ -193,12 +194,14 @@ def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, smal
     assert set(widths(tmp_path)) == {(RELU, 4), (TANH, 8)}, "with room, at the width of the rule"
 
 
+@pytest.mark.slow
 def test_nothing_fits(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: True)
     assert set(runner.run(eight, tmp_path).runs.status) == {"oom"}
     assert not store.tile_paths(tmp_path)
 
 
+@pytest.mark.slow
 def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 4)
     with pytest.raises(KeyboardInterrupt):
@@ -207,6 +210,7 @@ def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, sma
     assert set(runner.run(eight, tmp_path).runs.status) == {"ok"} and (TANH, 4) in set(widths(tmp_path))
 
 
+@pytest.mark.slow
 def test_draws_go_on_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, block = dispatch.blocks.draw_program, next(iter(coins_blocks(tmp_path)))
     lost = coins_blocks(tmp_path)[-1].cell

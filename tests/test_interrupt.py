@@ -46,6 +46,7 @@ def csvs(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "long.py").write_text(STUDY)
     status, said = finish(begin(["run", "long.py", "--out", "whole"], tmp_path))

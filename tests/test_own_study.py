@@ -30,7 +30,7 @@ def relu_study(words: list[str], home: Path, cwd: Path) -> subprocess.CompletedP
     return python(f"import sys; sys.argv[1:] = {words!r}\nfrom relu_study.cli import main; main()", home, cwd)
 
 
-@pytest.fixture(params=["tree", "wheel"])
+@pytest.fixture(params=["tree", pytest.param("wheel", marks=pytest.mark.slow)])
 def home(request: pytest.FixtureRequest) -> Path:
     return ROOT if request.param == "tree" else request.getfixturevalue("installed")
 
