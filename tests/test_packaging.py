@@ -227,7 +227,10 @@ def test_the_wheel_holds_the_package_and_its_studies(wheel):
 
 
 def test_an_installed_wheel_finds_its_studies(installed, tmp_path):
-    code = "import relu_study; from relu_study import asked, cli; print(relu_study.__file__, asked.find_study('article')); cli.main()"
+    code = (
+        "import relu_study; from relu_study import cli, finding\n"
+        "print(relu_study.__file__, finding.find_study('article')); cli.main()"
+    )
     done = run(sys.executable, "-c", code, "list", cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{installed}/relu_study/__init__.py {installed}/relu_study/benchmarks/article.py")
