@@ -11,6 +11,7 @@ BIASED, ZERO = "he_normal_random_bias", "he_normal"
 SHORT, LONG = "8-4-2-1", "4-4-4-4-4-4"
 KNOWN = {"theory": "theory", "measured": "estimate", "ci_lo": "ci_lo", "ci_hi": "ci_hi", "z": "z", "n": "n"}
 BOUNDED = {"measured": "estimate", "ci_lo": "ci_lo", "ci_hi": "ci_hi", "lower": "lower", "n": "n"}
+ALL_OFF = ("256 coordinates, g = 1", "256 coordinates")
 BALLS, UNIFORM = crossed(law="normal", d=(1, 2, 4, 8), r=(0.25, 1.0, G)), crossed(law="uniform", d=1, r=(1.0, G, 4.0))
 CORRELATED = crossed(c=(0.25, 0.5, 0.9), examples=2000)
 
@@ -25,8 +26,9 @@ experiments = [
     Draws("signal", "signal_death", crossed(initializer=(ZERO, BIASED), widths=(LONG, SHORT, "2-3-4-5-6")), 1_000_000),
     Draws("exchangeable", "exchangeable", CORRELATED, 1_000_000),
     Draws("normal inputs", "off_on_inputs", crossed(law="normal", d=(4, 64), g=(G, 3.0), examples=1000), 20_000),
-    Draws("256 coordinates", "off_on_inputs", crossed(law="uniform", d=256, g=(1.0, G, 3.0), examples=2000), 10_000),
-    Draws("the article", "off_on_inputs", crossed(law="uniform", d=4, g=G, examples=100_000), 1000),
+    Draws("256 coordinates", "off_on_inputs", crossed(law="uniform", d=256, g=(G, 3.0), examples=2000), 10_000),
+    Draws("256 coordinates, g = 1", "off_on_inputs", crossed(law="uniform", d=256, g=1.0, examples=2000), 100_000),
+    Draws("the article", "off_on_inputs", crossed(law="uniform", d=4, g=G, examples=100_000), 1000, theory="its correlation"),
     Draws("its correlation", "exchangeable", crossed(c=0.75, examples=100_000), 20_000),
     Draws("angle", "cosine", crossed(cosine=0.0, width=(64, 256, 1024), depth=10), 1000),
     Draws("data", "alive_data", crossed(initializer=("sign_flip", ZERO), width=(1, 2, 4), depth=20), 100_000),
@@ -67,7 +69,7 @@ claims = [
         "I5", "Exchangeable pre-activations are all off as D(m, c) has it", "exchangeable", CORRELATED, "off", (2, 100), **HALF
     ),
     *known(*PREDICTED, "256 coordinates", crossed(g=(G, 3.0)), "off", (10, 100, 2000), **TENTH),
-    *known(*PREDICTED, "256 coordinates", ["g=1"], "off", (10, 100), **TENTH),
+    *known(*PREDICTED, "256 coordinates, g = 1", ["all"], "off", (10, 100, 2000), **TENTH),
     CellClaim(
         "I7",
         "For the article's 4 it does not: more are off than D(1000, 3/4) = 0.0331",
@@ -134,14 +136,23 @@ tables = [
     CellTable(
         "inputs",
         "Units off on all of m inputs of d coordinates with mean / standard deviation g.",
-        ("normal inputs", "256 coordinates"),
+        ("normal inputs", *ALL_OFF),
         {"law": "law", "d": "d", "g": "g", "m": "m", **KNOWN},
     ),
     CellTable(
         "article",
-        "The article's box: units off on m inputs, and what their correlation alone would say.",
-        ("the article", "its correlation"),
-        {"of": "experiment", "m": "m", **BOUNDED},
+        "The article's box: units off on m inputs, the failed approximation D(m, 3/4), and the limit 2^-4.",
+        ("the article",),
+        {
+            "m": "m",
+            "D(m, 3/4)": "theory",
+            "measured": "estimate",
+            "ci_lo": "ci_lo",
+            "ci_hi": "ci_hi",
+            "z": "z",
+            "limit": "lower",
+            "n": "n",
+        },
     ),
     CellTable("angle", "Cosine between two signals, 0 at first.", ("angle",), {"width": "width", "layer": "layer", **KNOWN}),
     CellTable(
@@ -167,7 +178,7 @@ figures = [
         "inputs",
         "Units off on m inputs of 256 coordinates; crosses: D(m, c).",
         "lines",
-        ("256 coordinates",),
+        ALL_OFF,
         "m",
         rows="g",
         log=True,
@@ -175,30 +186,52 @@ figures = [
     ),
     CellFigure(
         "article",
-        "The article's box, and what its correlation alone would say.",
+        "The article's box (dashed: its limit 2^-4), and what its correlation alone would say.",
         "lines",
         ("the article", "its correlation"),
         "m",
         rows="experiment",
         log=True,
+        bounds=True,
         log_cols=True,
     ),
     CellFigure("angle", "Cosine between two signals, 0 at first; crosses: the map.", "lines", ("angle",), "layer", rows="width"),
-    CellFigure("data", "Share of the data alive.", "lines", ("data",), "layer", rows="initializer", by="width", number="alive"),
+    CellFigure(
+        "data",
+        "Share of the data alive; dashed: the bound 2^-k.",
+        "lines",
+        ("data",),
+        "layer",
+        rows="initializer",
+        by="width",
+        number="alive",
+        bounds=True,
+    ),
 ]
 sections = [
-    Section("One unit", "On a ball by its weights' length; on the article's box by their signs.", ("I1",), ("ball",)),
+    Section(
+        "One unit",
+        "On a ball by its weights' length; on the article's box by their signs. Both laws are ours.",
+        ("I1",),
+        ("ball",),
+    ),
     Section(
         "A unit of the second layer",
         """
         Off on all of R^d_in, decided on the edges of the arrangement of the first layer's hyperplanes. Beyond width = d_in + 1
-        nothing is proven; up to there the chance without biases is twice that with them.
+        nothing is proven; up to there the chance without biases is twice that with them (Brownlowe et al. 2024, arXiv
+        2412.06829).
         """,
         ("I2", "I3"),
         ("second_layer",),
         ("second_layer",),
     ),
-    Section("A signal", "Biases move nothing: a layer with every unit off is met as often.", ("I4",), ("signal",)),
+    Section(
+        "A signal",
+        "Biases move nothing: a layer with every unit off is met as often (Rister & Rubin 2020, arXiv 2007.06192).",
+        ("I4",),
+        ("signal",),
+    ),
     Section(
         "A unit on m inputs",
         """
@@ -220,9 +253,19 @@ sections = [
         ("article",),
         ("article",),
     ),
-    Section("Angles close with depth", "In wide He nets, by the arc-cosine map.", ("I8",), ("angle",), ("angle",)),
     Section(
-        "Sign flipping", "At least 2^-k of the data stay alive in k layers; on average far more.", ("I9",), ("data",), ("data",)
+        "Angles close with depth",
+        "In wide He nets, by the arc-cosine map (Cho & Saul 2009; Daniely, Frostig & Singer 2016, arXiv 1602.05897).",
+        ("I8",),
+        ("angle",),
+        ("angle",),
+    ),
+    Section(
+        "Sign flipping",
+        "At least 2^-k of the data stay alive in k layers (Rister & Rubin 2020, arXiv 2007.06192); on average far more.",
+        ("I9",),
+        ("data",),
+        ("data",),
     ),
 ]
 

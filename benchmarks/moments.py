@@ -139,10 +139,24 @@ figures = [
 ]
 sections = [
     Section(
-        "He's scheme", "Lengths are kept on average; a typical signal is shorter.", ("M1", "M2", "M3"), ("he",), ("logarithm",)
+        "He's scheme",
+        """
+        Lengths are kept on average (He et al. 2015, arXiv 1502.01852); a typical signal is shorter (Hanin & Rolnick 2018, arXiv
+        1803.01719; the law of the logarithm is ours). second and fourth are |h|^2 and |h|^4 beside the input's, log the logarithm
+        of the former, log_square its variance.
+        """,
+        ("M1", "M2", "M3"),
+        ("he",),
+        ("logarithm",),
     ),
-    Section("Xavier's", "The same at half the variance.", ("M4",), ("xavier",)),
-    Section("SELU", "With LeCun normal weights; deeper layers are off by some 1/width.", ("M5", "M6"), ("selu",), ("selu",)),
+    Section("Xavier's", "The same at half the variance (Glorot & Bengio 2010).", ("M4",), ("xavier",)),
+    Section(
+        "SELU",
+        "With LeCun normal weights (Klambauer et al. 2017, arXiv 1706.02515); deeper layers are off by some 1/width.",
+        ("M5", "M6"),
+        ("selu",),
+        ("selu",),
+    ),
     Section(
         "What vanishes and what explodes",
         """

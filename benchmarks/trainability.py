@@ -149,7 +149,9 @@ study = Study(
         "Dead units are one reason why a deep net does not train; a signal that vanishes or explodes is another. Networks of 64 "
         "units a layer and 2 to 60 layers classify scikit-learn's 1,797 digits, 1,437 of them for training, from eight starts "
         "under SGD at 0.1 and Adam at 0.001, in batches of 128. A run is trained when it classifies more than half of its "
-        "training images rightly; chance is one in ten. Every start shares its normal draws with the others, seed by seed."
+        "training images rightly; chance is one in ten. Every start shares its normal draws with the others, seed by seed. "
+        "The questions are those of He et al. 2015 (arXiv 1502.01852), Saxe et al. 2013 (1312.6120), Lu et al. 2020 (1903.06733) "
+        "and Rister & Rubin 2020 (2007.06192); no number of theirs stands here, since none of them trained these networks."
     ),
     experiments=EXPERIMENTS,
     seeds=10,

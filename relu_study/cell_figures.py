@@ -84,6 +84,8 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label:
             middle = "median" if low == "q25" else figure["column"]
             panel.ax.plot(x, line[middle], marker="." if len(x) < 12 else "", **looks[kind])
             panel.ax.fill_between(x, line[low], line[high], color=looks[kind]["color"], alpha=0.15, linewidth=0)
+            for bound in ("lower", "upper") if figure["bounds"] else ():
+                panel.ax.plot(x, line[bound], color=looks[kind]["color"], linestyle="--", linewidth=0.8)
             if line["theory"].notna().any():
                 theory = True
                 panel.ax.plot(

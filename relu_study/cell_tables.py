@@ -40,7 +40,7 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
     made = {}
     for table in declaration["tables"]:
         rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
-        rows = rows.sort_values(table["sort"], kind="stable") if table["sort"] else rows
+        rows = rows.sort_values(table["sort"], kind="stable", na_position="first") if table["sort"] else rows
         whole = _levels(rows, table) if table["levels"] else _renamed(rows, table)
         kept = whole if table["levels"] else _renamed(select(rows, table["shown"]), table)
         note = f"The CSV file has all {len(whole):,} rows." if len(whole) > min(len(kept), MOST) else ""

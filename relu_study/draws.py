@@ -53,7 +53,7 @@ class CellTable:
     `columns` maps a header to a column of cells.csv. The CSV file has all rows; `shown` are conditions for those that are
     printed too, in Markdown and LaTeX. Where `levels` are given, a row is a cell, and for each of `columns` and each level it
     has the greatest value of the factor `along` up to which that column is at most the level, also between the values drawn.
-    Rows stand in the order of the cells, or by the column `sort`, those without a value last.
+    Rows stand in the order of the cells, or by the column `sort`, those without a value first.
     """
 
     name: str
@@ -73,7 +73,7 @@ class CellFigure:
 
     - `map`: a number over two factors, `rows` and `cols`; its colours run over its values, or `between` two numbers;
     - `lines`: a number along the factor `cols`, a line for each value of `rows`, with its interval, or with its quantiles where
-      it has some; what theory says of it dashed.
+      it has some; what theory says of it dotted, with crosses, and with `bounds` its bounds dashed.
 
     One picture has a panel for each value of `by` (a factor, `experiment` or `number`).
     """
@@ -91,6 +91,7 @@ class CellFigure:
     log: bool = False
     log_cols: bool = False  # of lines
     between: tuple[float, float] | None = None
+    bounds: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -137,7 +137,7 @@ def _board(ax: Axes, board: Board | None, norm: Normalize, shape: tuple[int, int
         if math.isfinite(value):
             ax.add_patch(Rectangle(**cell, facecolor=_heat(norm)(float(norm(value))), edgecolor="white", linewidth=0.6))
         else:
-            marks["no value: not defined, or no run is finite"] = ABSENT
+            marks["no value: not defined, or none is finite"] = ABSENT
             ax.add_patch(Rectangle(**cell, **ABSENT))
         text = "\n".join(filter(None, [_number(value), count]))
         ax.text(j, i, text, ha="center", va="center", color=_ink(value, norm), linespacing=1.0)

@@ -40,7 +40,7 @@ def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdi
     draws = {(c["cell_id"], c["draws"]) for c in declaration["cells"]}
     stored = int(cells.drop_duplicates(["experiment", "cell_id"])["draws"].sum())
     size = (
-        f"{len({name for name, _ in draws}):,} cells, {sum(count for _, count in draws):,} networks drawn and none trained"
+        f"{len({name for name, _ in draws}):,} cells, {sum(count for _, count in draws):,} draws and nothing trained"
         f"{'' if stored else ': none is stored'}; {len(cells):,} rows in [cells.csv](cells.csv)."
     )
     made = [("command", f"`{manifest['command']}`"), ("preset", manifest["preset"])]

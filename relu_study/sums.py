@@ -60,7 +60,10 @@ def merge(sums: Sums, part: Sums) -> None:
 def quantiles(
     counts: Int[np.ndarray, "*s bins"], spread: Sequence[float], levels: Sequence[float]
 ) -> Float[np.ndarray, "*s levels"]:
-    """Quantiles of a distribution from its counts, spread evenly within a bin; NaN where there are none."""
+    """Quantiles of a distribution from its counts, spread evenly within a bin; NaN where there are none.
+
+    What counts in the first or the last bin lies at the end itself, as all does that was beyond it.
+    """
     shape, low, step = counts.shape[:-1], spread[0], (spread[1] - spread[0]) / BINS
     found = np.full((int(np.prod(shape)), len(levels)), np.nan)
     for row, of_bins in enumerate(counts.reshape(-1, BINS)):
@@ -70,5 +73,6 @@ def quantiles(
             for column, level in enumerate(levels):
                 bin_ = some[min(np.searchsorted(below[some + 1], level * below[-1]), len(some) - 1)]
                 inside = (level * below[-1] - below[bin_]) / of_bins[bin_]
-                found[row, column] = low + step * (bin_ + min(max(inside, 0.0), 1.0))
+                inside = float(bin_ > 0) if bin_ in (0, BINS - 1) else min(max(inside, 0.0), 1.0)
+                found[row, column] = low + step * (bin_ + inside)
     return found.reshape(*shape, len(levels))

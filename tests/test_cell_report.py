@@ -164,7 +164,7 @@ def test_what_the_study_no_longer_makes_is_removed(folder, tmp_path):
 
 def test_the_page_says_what_was_drawn_and_answers(folder):
     page = (folder / "report.md").read_text()
-    assert "4 cells" in page and "none trained" in page
+    assert "4 cells" in page and "nothing trained" in page
     assert "**K3: refuted.**" in page and "figures/lines.png" in page
 
 

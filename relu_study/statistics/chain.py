@@ -78,16 +78,18 @@ def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     width = cell["width"]
     both = 1 - 2.0 ** (1 - width)
 
-    def layer(state: tuple[Array, Array, Array], place: Array) -> tuple[tuple[Array, Array, Array], Array]:
-        angle, both, one = state
+    def layer(state: tuple[Array, Array, Array, Array], place: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
+        angle, both, one, dead = state
         p = 0.5 - angle / (2 * jnp.pi)
         none, single = p**width, 2 * (2.0**-width - p**width)
+        # Added up: 1 - both - one would lose in single precision what is rare.
+        dead = dead + both * none + one * 2.0**-width
         one = one * (1 - 2.0**-width) + both * single
         both = both * (1 - none - single)
         angle = _next_angle(angle, width, jax.random.fold_in(key, place))
-        return (angle, both, one), 1 - both - one
+        return (angle, both, one, dead), dead
 
-    begin = (jnp.asarray(jnp.pi / 2), jnp.asarray(both), jnp.asarray(1 - both))
+    begin = (jnp.asarray(jnp.pi / 2), jnp.asarray(both), jnp.asarray(1 - both), jnp.zeros(()))
     _, dead = jax.lax.scan(layer, begin, jnp.arange(cell["max_layers"] - 2, dtype=jnp.uint32))
     dead = jnp.concatenate([jnp.zeros(1), dead])
     return {"born_dead": dead[np.array(_layers(cell)) - 2]}
