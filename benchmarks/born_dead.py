@@ -19,7 +19,7 @@ DRAWN = ("he_normal", "he_normal, wide", "interval", "plane", "digits")
 
 experiments = [
     Draws("chain", "chain", crossed(width=ALL), 100_000),
-    Draws("deep chain", "chain", crossed(width=ALL, max_layers=65_536), 512),
+    Draws("deep chain", "chain", crossed(width=ALL, max_layers=4096), 512),
     Draws("he_normal", "stillborn", crossed(scheme="he_normal", domain="interval", width=NARROW), 1_000_000, theory="chain"),
     Draws("he_normal, wide", "stillborn", crossed(scheme="he_normal", domain="interval", width=WIDE), 100_000, theory="chain"),
     Draws("interval", "stillborn", crossed(scheme=OTHERS, domain="interval", width=ALL), 100_000),

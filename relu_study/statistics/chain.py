@@ -63,7 +63,7 @@ def _check(cell: Cell) -> None:
     along=lambda cell: {"layers": _layers(cell)},
     theory=_theory,
     check=_check,
-    cost=lambda cell: 60.0 * cell["width"] * cell["max_layers"],
+    cost=lambda cell: 8.0 * cell["width"] * cell["max_layers"],
 )
 def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     """P(stillborn by L) of one course of the angle theta between the two rays, both alive; its mean over draws is the chain's.
