@@ -174,7 +174,7 @@ def test_a_metric_that_is_not_defined_somewhere_is_a_dash_there() -> None:
     assert cells(picture.axes[0]) == {
         (name, "normal_005"): "0.125" if name == "tanh" else "-" for name in ("relu", "leaky_relu", "tanh")
     }
-    assert labels(picture) == ["no value: not defined, or no run is finite"]
+    assert labels(picture) == ["no value: not defined, or none is finite"]
     assert pictures(replace(chosen, arms=("baseline",))) == []
 
 
