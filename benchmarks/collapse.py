@@ -43,7 +43,11 @@ WITH_REMEDIES = tuple(e.name for e in EXPERIMENTS)
 # ------------------------------------------------------------------------------------------- claims
 
 RE_RUN = {"abs": (0.935, 0.003), "x_sin_5x": (0.933, 0.003), "step_sine": (0.928, 0.003), "two_dim": (0.734, 0.014)}
-RAI_PUBLISHED = {"x_sin_5x": 0.292, "step_sine": 0.326, "two_dim": 0.096}
+PUBLISHED = {"he_normal": "", "rai": ""} | {
+    **{"he_normal@abs": "> 90", "he_normal@x_sin_5x": "91.9", "he_normal@step_sine": "93.8", "he_normal@two_dim": "76.8"},
+    **{"rai@x_sin_5x": "29.2", "rai@step_sine": "32.6", "rai@two_dim": "9.6"},
+}
+AGAIN = {"rai": ""} | {f"he_normal@{target}": f"{100 * share:.1f} ({100 * se:.1f})" for target, (share, se) in RE_RUN.items()}
 
 
 def error(share: float) -> float:
@@ -58,11 +62,6 @@ CLAIMS = [
               why="four standard errors of the difference, theirs and that of 1,000 runs together")
         for target, (share, theirs) in RE_RUN.items()
     ),
-    *(
-        Claim("L3", "RAI: as many networks collapse as published", "constant", "rai", share, "equivalent",
-              4 * 2**0.5 * error(share), targets=(target,), why="four standard errors of the difference of two thousands")
-        for target, share in RAI_PUBLISHED.items()
-    ),
     Claim("L2", "RAI: fewer networks collapse than from He's start", "constant", "rai", "he_normal", "less", 0.05),
     *(
         Claim(f"R{i}", f"{label}: fewer networks collapse than without", "constant", label, "he_normal", "less", 0.05)
@@ -73,6 +72,13 @@ CLAIMS = [
 # ------------------------------------------------------------------------------- tables and figures
 
 TABLES = [
+    Counts(
+        "published",
+        "Networks that collapse: as published and in an independent re-run (in %), and here.",
+        WITH_REMEDIES[:2],
+        keys={"target": "target", "initializer": "initializer", "published": PUBLISHED, "re-run": AGAIN},
+        events={"collapsed": ("collapsed", "constant")},
+    ),
     Counts(
         "collapse",
         "Networks that collapse: the output is constant at the end.",
@@ -97,23 +103,15 @@ SECTIONS = [
     Section(
         "How many networks collapse?",
         """
-        Networks that collapse as published, and in an independent re-run of 20,000 steps (its standard error in brackets), in %:
+        Ten layers of two units, twenty of four on two_dim. A network is stillborn if a whole hidden layer is dead on all 3,000
+        points before training: nothing can move it then. It has collapsed if that is so at the end, or if its output varies by
+        less than 1e-4 of the target's variance. Before training many outputs vary less than that because the signal fades on its
+        way; some come back. The re-run took 20,000 steps (its standard error in brackets).
 
-        | target | layers | width | He, published | He, re-run | RAI, published |
-        | --- | ---: | ---: | ---: | ---: | ---: |
-        | abs | 10 | 2 | > 90 | 93.5 (0.3) | |
-        | x_sin_5x | 10 | 2 | 91.9 | 93.3 (0.3) | 29.2 |
-        | step_sine | 10 | 2 | 93.8 | 92.8 (0.3) | 32.6 |
-        | two_dim | 20 | 4 | 76.8 | 73.4 (1.4) | 9.6 |
-
-        RAI's published values were not fully reproduced by the re-run, nor are they here: L3 has ours less the published ones,
-        with their intervals, and the table below each with its own. A network is stillborn if a whole hidden layer is dead on
-        all 3,000 points before training: nothing can move it then. It has collapsed if that is so at the end, or if its output
-        varies by less than 1e-4 of the target's variance. Before training many outputs vary less than that because the signal
-        fades on its way; some come back.
+        RAI's published values were not fully reproduced by the re-run, and ours lie above them too: nothing is claimed of them.
         """,
-        ("L1", "L3", "L2"),
-        ("collapse",),
+        ("L1", "L2"),
+        ("published", "collapse"),
         ("re_run", "starts"),
     ),
     Section(

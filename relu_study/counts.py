@@ -79,7 +79,9 @@ def _entries(table: Declared, declaration: Declared) -> list[Declared]:
 
 
 def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:
-    return factor(entry, key) if isinstance(key, str) else key.get(entry["arm"], entry["arm"])
+    if isinstance(key, str):
+        return factor(entry, key)
+    return key.get(f"{entry['arm']}@{entry['spec']['target']}", key.get(entry["arm"], entry["arm"]))
 
 
 def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequence[tuple[str, float | None]]], int | None]:

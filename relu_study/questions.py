@@ -95,10 +95,11 @@ class Table:
 class Counts:
     """How many runs of each arm something happened to: one row an arm and target, with Wilson's 95 % interval of the last share.
 
-    `keys` are the first columns: header -> a factor (a RunSpec field, `arm` or `experiment`), or what the label of an arm stands
-    for there, a label that is not named standing as it is. Then comes `n`, the runs that are stored, then `events`: header ->
-    metrics that are 0 or 1 ("collapsed", "collapsed@0"); a run counts once if any of them is 1, and one that went nonfinite
-    before has no event. At an epoch of its own an event is one metric. `ci_lo` and `ci_hi` are those of the last event.
+    `keys` are the first columns: header -> a factor (a RunSpec field, `arm` or `experiment`), or what the label of an arm ("rai",
+    or on one target "rai@abs") stands for there, a label that is not named standing as it is. Then comes `n`, the runs that are
+    stored, then `events`: header -> metrics that are 0 or 1 ("collapsed", "collapsed@0"); a run counts once if any of them is 1,
+    and one that went nonfinite before has no event. At an epoch of its own an event is one metric. `ci_lo` and `ci_hi` are those
+    of the last event.
     """
 
     name: str

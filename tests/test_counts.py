@@ -111,11 +111,11 @@ def frames_by_hand(n: int) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
 
 @pytest.mark.parametrize("n", [2, 3, 8, 1_001, 65_536])
 def test_a_mean_of_nine_digits_is_a_count(n: int) -> None:
-    table = TABLE | {"experiments": ["main"], "keys": {"who": "arm"}}
+    table = TABLE | {"experiments": ["main"], "keys": {"who": "arm", "here": {"relu@t": "there", "relu": "elsewhere"}}}
     table |= {"events": {"born": ["collapsed@0"], "unseen": ["collapsed@7"], "ended": ["collapsed"]}}
     made = pd.read_csv(io.StringIO(counted(table, *frames_by_hand(n))["csv"]))
     expected = (n - 1) // 3
-    assert made[["who", "n", "born", "ended"]].to_numpy().tolist() == [["relu", n - 1, expected, expected]]
+    assert made[["who", "here", "n", "born", "ended"]].to_numpy().tolist() == [["relu", "there", n - 1, expected, expected]]
     assert made["unseen"].isna().all()  # not measured is not none
 
 
