@@ -39,8 +39,8 @@ def part_of(text: str | None) -> Shard | None:
 
 def without_shard(words: list[str]) -> list[str]:
     """The words of a command without its --shard."""
-    kept = [word for word in words if not word.startswith("--shard=")]
-    return [word for i, word in enumerate(kept) if "--shard" not in kept[max(i - 1, 0) : i + 1]]
+    others = [word for word in words if not word.startswith("--shard=")]
+    return [word for i, word in enumerate(others) if "--shard" not in others[max(i - 1, 0) : i + 1]]
 
 
 def existing(folder: str) -> Path:

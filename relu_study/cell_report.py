@@ -16,7 +16,7 @@ from relu_study import drawing
 from relu_study.cell_figures import arranged
 from relu_study.cell_tables import cell_tables, select
 from relu_study.comparisons import counted_test, normal_test
-from relu_study.contract import COLUMNS, check_names, read_cells_manifest
+from relu_study.contract import COLUMNS, check_names, check_sections, read_cells_manifest
 from relu_study.draws import COLUMNS as OF_CELLS
 from relu_study.estimates import block_paths, cells_frame
 from relu_study.frames import csv_text, only_numbers
@@ -196,10 +196,4 @@ def check(declaration: Mapping[str, Any]) -> None:
         if (claim["at"] is None) == bool(along) or (along and claim["at"] not in values):
             have = f"{along} in {', '.join(f'{v:g}' for v in values[:8])}..." if along else "no factor along it"
             raise UserError(f"claim {claim['claim']}: {claim['number']} has {have}, and `at` is {claim['at']}")
-    names = {kind: {item["name"] for item in declaration[kind]} for kind in ("tables", "figures")}
-    names["claims"] = {claim["claim"] for claim in declaration["claims"]}
-    for section in declaration["sections"]:
-        for kind in names:
-            for name in section[kind]:
-                if name not in names[kind]:
-                    raise nearest(name, names[kind], f"name among the {kind} of {section['title']!r}")
+    check_sections(declaration)

@@ -12,7 +12,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from relu_study.draws import CellClaim, CellFigure, CellTable
 from relu_study.questions import Claim, Counts, Figure, Section, Table, Target
-from relu_study.registry import UserError
+from relu_study.registry import UserError, nearest
 from relu_study.seals import one_line
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.stats import MOMENTS
@@ -112,6 +112,17 @@ def check_names(declaration: Mapping[str, Any]) -> None:
                 raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
             if names.count(name) > 1:
                 raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
+
+
+def check_sections(declaration: Mapping[str, Any]) -> None:
+    """Refuse a section that shows a claim, table or figure which the study does not declare."""
+    names = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
+    names["claims"] = [claim["claim"] for claim in declaration["claims"]]
+    for section in declaration["sections"]:
+        for kind, known in names.items():
+            for name in section[kind]:
+                if name not in known:
+                    raise nearest(name, known, f"name among the {kind} of {section['title']!r}")
 
 
 def _checked(folder: Path, manifest: dict[str, Any], whole: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

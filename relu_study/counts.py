@@ -13,9 +13,9 @@ import pandas as pd
 
 from relu_study import stats
 from relu_study.frames import PROPORTIONS, csv_text
+from relu_study.identity import STORED
 from relu_study.registry import UserError, nearest
 from relu_study.selection import factor, shown
-from relu_study.store import STORED
 from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import words
 

@@ -87,9 +87,9 @@ def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Pl
 
 def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
     """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
-    blocks = {path: read_block(path, whole=False) for path in block_paths(folder)}
     paths: dict[Place, Path] = {}
-    for path, (place, made, _) in blocks.items():
+    for path in block_paths(folder):
+        place, made, _ = read_block(path, whole=False)
         check_made(path, made, place[0], manifest)
         paths[place] = path
     found: dict[tuple[str, int], tuple[int, Sums]] = {}

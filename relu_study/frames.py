@@ -19,10 +19,11 @@ import pandas as pd
 
 from relu_study import lives, stats
 from relu_study.contract import COLUMNS, read_whole_manifest
+from relu_study.identity import STORED
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, check_sum
 from relu_study.spec import FIELDS, RunSpec
-from relu_study.store import STORED, Configuration, collect, seeds_of, tile_paths
+from relu_study.store import Configuration, collect, seeds_of, tile_paths
 
 PROPORTIONS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")

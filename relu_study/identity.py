@@ -14,7 +14,7 @@ from relu_study.registry import UserError
 from relu_study.seals import one_line, parsed
 from relu_study.spec import id_of
 
-STATUS = ("ok", "nonfinite")
+STORED = ("ok", "nonfinite")  # the statuses of runs that have numbers
 
 
 def tile_name(runs: Iterable[str]) -> str:
@@ -48,7 +48,7 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
         elif kind in ("units", "probe_examples"):
             fits = values.dtype.kind in "iu" and values.shape == () and 1 <= int(values) < 2**31
         elif kind == "status":
-            fits = values.shape == (runs,) and set(values.tolist()) <= set(STATUS)
+            fits = values.shape == (runs,) and set(values.tolist()) <= set(STORED)
         elif kind == "first_bad_epoch":
             fits = values.shape == (runs,) and values.dtype.kind == "f"
         else:

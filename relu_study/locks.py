@@ -29,12 +29,11 @@ from filelock import FileLock, Timeout
 from relu_study.plan import Shard
 from relu_study.registry import UserError
 from relu_study.seals import contained
-from relu_study.writes import signature, writing
+from relu_study.writes import FOLDERS, signature, writing
 
 PATIENCE = 60.0  # seconds to wait at the gate, where a thousand shards may come at once
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
-_WRITTEN = ("", "raw", "tables", "figures")  # besides tensorboard/, with its folders
 
 
 class Writer(NamedTuple):
@@ -139,8 +138,8 @@ def clear(folder: Path, shard: Shard | None) -> None:
 
 def temporaries(folder: Path) -> list[Path]:
     """The files of a results folder that were not written to their end, or are being written."""
-    beside = [path for name in _WRITTEN for path in (folder / name).glob(".*.tmp")]
-    return [path for path in (*beside, *(folder / "tensorboard").rglob(".*.tmp")) if _TEMPORARY.fullmatch(path.name)]
+    within = (path for name in FOLDERS for path in (folder / name).rglob(".*.tmp"))
+    return [path for path in (*folder.glob(".*.tmp"), *within) if _TEMPORARY.fullmatch(path.name)]
 
 
 def untouched(folder: Path) -> bool:

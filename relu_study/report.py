@@ -11,7 +11,7 @@ import pandas as pd
 
 from relu_study import figures, locks, tables
 from relu_study.cell_report import report_draws
-from relu_study.contract import COLUMNS, check_names, is_of_draws, read_whole_manifest
+from relu_study.contract import COLUMNS, check_names, check_sections, is_of_draws, read_whole_manifest
 from relu_study.events import check_per_seed, write_events
 from relu_study.figures import Numbers, draw_from, lacking
 from relu_study.frames import (
@@ -25,10 +25,11 @@ from relu_study.frames import (
     summary_frame,
     survival_frame,
 )
+from relu_study.identity import STORED
 from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, sums_of
-from relu_study.store import STORED, UNFIT, Configuration, collect, read_manifest, tile_paths
+from relu_study.store import UNFIT, Configuration, collect, read_manifest, tile_paths
 from relu_study.verdicts import TEXTS, answer
 from relu_study.writes import check_there, write_atomically, writing
 
@@ -41,19 +42,13 @@ def check(declaration: dict[str, Any]) -> None:
     tables.check(declaration)
     figures.check(declaration)
     check_names(declaration)
-    names = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
     asked = [(c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site]
     for metric, site, where in asked:
         if metric not in declaration["metrics"]:
             raise nearest(metric, declaration["metrics"], f"metric of {where}")
         if site != "last":
             tables.check_site(metric, site, declaration["columns"], f"in {where}")
-    names["claims"] = [claim["claim"] for claim in declaration["claims"]]
-    for section in declaration["sections"]:
-        for kind in names:
-            for name in section[kind]:
-                if name not in names[kind]:
-                    raise nearest(name, names[kind], f"name among the {kind} of {section['title']!r}")
+    check_sections(declaration)
 
 
 def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False) -> list[str]:

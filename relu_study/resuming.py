@@ -8,17 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relu_study import estimates, locks, seals, store
+from relu_study import estimates, locks, seals, store, writes
 from relu_study.identity import differences
 from relu_study.registry import UserError
 from relu_study.seals import Damaged, contained
 from relu_study.writes import writing
 
-DERIVED = (
-    *("runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "cells.csv", "verdicts.csv"),
-    *("report.md", "report.html", seals.SUMS),
-)
-DERIVED_FOLDERS = ("tables", "figures", "tensorboard")
+DERIVED = (*seals.SUMMED, seals.SUMS, "report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def set_aside(folder: Path, say: Callable[[str], None]) -> None:
         return
     with writing(away):
         away.mkdir(exist_ok=True)
-        for name in (*DERIVED, *DERIVED_FOLDERS, "manifest.json"):
+        for name in (*DERIVED, *writes.DERIVED, "manifest.json"):
             if (folder / name).exists():
                 shutil.move(folder / name, away / name)
     say(f"{folder} held results without their raw tiles; they are kept in {away}")

@@ -33,7 +33,6 @@ FORMAT = 2  # of manifest.json; 1 had no checksum
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
 UNFIT = "free memory or take a larger device, and run the study again, which tries them anew"
-STORED = ("ok", "nonfinite")  # the statuses of runs that have numbers
 KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("widths", dict), ("declaration", (dict, type(None))))
 AGAIN = "move it away and run the study again"
 Tile = dict[str, np.ndarray]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from relu_study.registry import UserError
 
-FOLDERS = ("raw", "tensorboard", "tables", "figures")
+DERIVED = ("tables", "figures", "tensorboard")  # the folders of what is made from raw/
+FOLDERS = ("raw", *DERIVED)
 WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from relu_study.memory import resident
 
 FIRST_MINUTE = 60.0  # seconds in which programs are compiled and buffers are filled
 LEAST = 10  # samples after it, below which nothing is said
@@ -49,11 +50,8 @@ class Sampler:
                 return
 
     def _look(self) -> Sample:
-        own = Path("/proc/self")
-        pages = int((own / "statm").read_text().split()[1])
-        counted = (len(os.listdir(own / name)) for name in ("fd", "task"))
-        mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-        return Sample(time.monotonic() - self._began, mib, *counted, self._done())
+        counted = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        return Sample(time.monotonic() - self._began, resident() / 2**20, *counted, self._done())
 
 
 def judged(samples: Sequence[Sample], total: int) -> list[dict[str, Any]]:
