@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ Layers = tuple[Float[Array, "K U U"], Float[Array, "K U"]]  # kernels and biases
 
 STEP = 5e-7  # of an edge: float32 tells nothing closer apart
 MOST = 1 << 14  # pieces that are walked before a path is given up
-FEW = 16  # paths walked at a time
+FEW, SHARE = 16, 64  # so many stretches are walked at a time, or this part of all of them where that is more
 
 
 def first_off(on: Bool[Array, " L"]) -> Int[Array, ""]:
@@ -32,39 +31,79 @@ def on_at(pre: Float[Array, "G U"], layers: Layers, homogeneous: bool) -> Bool[A
     return jnp.append(on, jnp.any(last > 0))
 
 
-def walk(path: Array, layers: Any, on: Array, homogeneous: bool) -> tuple[Array, Array]:
-    """The first layer that is off along the whole of some paths, and whether every layer before it was found on.
+def walk(
+    path: Float[Array, "G U"], layers: Layers, on: Bool[Array, " L"], homogeneous: bool
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """The first layer that is off along a whole path, and whether every layer before it was found on.
 
-    `path` G x U x P holds the first layer's pre-activations at G points of P paths, `layers` the weights behind it and `on`
-    L x P the layers that are known to be on; P is the last axis of all. Between two of the points a path is walked piece by
-    piece, a piece being where no unit of a layer before the first one in doubt changes its sign: there that layer is linear, and
-    on somewhere if it is so at an end. A layer with all of the path behind it is off. STEP is as little as float32 tells apart.
+    `path` holds the first layer's pre-activations at G points, `layers` the weights behind it and `on` the layers that are known
+    to be on. Between two of the points it is walked piece by piece, a piece being where no unit of a layer before the first one
+    in doubt changes its sign: there that layer is linear, and on somewhere if it is so at an end; where it is off, all behind it
+    are constant. A layer with all of the path behind it is off. STEP is as little as float32 tells apart.
+
+    Mapped over many paths, only those in doubt are walked, so many stretches at a time as keep a device busy: under a plain
+    `vmap` all would wait for the longest.
     """
-    corners = jnp.swapaxes(path, 0, 1)
-    here, there = corners[:, :-1], corners[:, 1:]
 
-    def unsettled(state: Any) -> Array:
+    @custom_vmap
+    def settle(path: Any, layers: Any, on: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], _walked(path[None], jax.tree.map(lambda x: x[None], layers), on[None], homogeneous))
+
+    @settle.def_vmap
+    def many(size: int, mapped: Any, *args: Any) -> Any:
+        path, layers, on = jax.tree.map(lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), args, tuple(mapped))
+        return _walked(path, layers, on, homogeneous), (True, True)
+
+    return settle(path, layers, on)  # type: ignore[no-any-return]
+
+
+def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homogeneous: bool) -> tuple[Array, Array]:
+    """`walk` of P paths. A stretch lies between two points of a path; those walked at a time are the last axis of all."""
+    each = path.shape[1] - 1
+    stretches = len(path) * each
+    here, there = (ends.reshape(stretches, -1) for ends in (path[:, :-1], path[:, 1:]))
+    few = min(stretches, max(FEW, stretches // SHARE))
+
+    def unsettled(at: Array, on: Array, pieces: Array) -> Array:
+        return ~jnp.all(on, axis=0) & (at < 1) & (pieces < MOST)
+
+    def waiting(state: Any) -> Array:
         at, on, pieces = state
-        return ~jnp.all(on, axis=0) & jnp.any(at < 1, axis=0) & (pieces < MOST)
+        return unsettled(at, jnp.repeat(on.T, each, axis=1), pieces)
 
-    def go_on(state: Any) -> Any:
+    def some(state: Any) -> Any:
         at, on, pieces = state
-        target = jnp.argmin(on, axis=0)
-        now, length = _piece(here + at * (there - here), there, 1 - at, layers, target, homogeneous)
-        still, more = unsettled(state), on | now
-        begin = jnp.take_along_axis(more, target[None], axis=0)[0]
-        ahead = jnp.where(begin, 0.0, jnp.where(at + length < 1 - STEP, at + length, 1.0))
-        return jnp.where(still, ahead, at), jnp.where(still, more, on), pieces + 1
+        chosen = jnp.nonzero(waiting(state), size=few, fill_value=stretches)[0]  # beyond the last: none
+        owner, place = chosen // each, jnp.minimum(chosen, stretches - 1)
+        weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (layers, on))
+        begin, end = here[place].T, there[place].T
+        taken = (jnp.where(chosen < stretches, at[place], 1.0), known, pieces[place])
+        half = jnp.sum(unsettled(*taken)) // 2
 
-    begin = jnp.zeros(here.shape[1:])
-    at, on, _ = jax.lax.while_loop(lambda s: jnp.any(unsettled(s)), go_on, (begin, on, jnp.array(0)))
-    every = jnp.all(on, axis=0)
-    return jnp.where(every, len(on), jnp.argmin(on, axis=0)), every | jnp.all(at >= 1, axis=0)
+        def go_on(state: Any) -> Any:
+            at, on, pieces = state
+            target, still = jnp.argmin(on, axis=0), unsettled(at, on, pieces)
+            now, length = _piece(begin + at * (end - begin), end, 1 - at, weights, target, homogeneous)
+            found = jnp.take_along_axis(now, target[None], axis=0)[0]
+            ahead = jnp.where(at + length < 1 - STEP, at + length, 1.0)
+            return jnp.where(still & ~found, ahead, at), on | now & still, pieces + still
+
+        left = jax.lax.while_loop(lambda state: jnp.sum(unsettled(*state)) > half, go_on, taken)
+        return (
+            at.at[chosen].set(left[0], mode="drop"),
+            on.at[owner].max(left[1].T, mode="drop"),
+            pieces.at[chosen].set(left[2], mode="drop"),
+        )
+
+    begun = (jnp.zeros(stretches), on, jnp.zeros(stretches, jnp.int32))
+    at, on, _ = jax.lax.while_loop(lambda state: jnp.any(waiting(state)), some, begun)
+    every = jnp.all(on, axis=1)
+    return jnp.where(every, on.shape[1], jnp.argmin(on, axis=1)), every | jnp.all(at.reshape(-1, each) >= 1, axis=1)
 
 
 def _piece(
-    here: Array, there: Array, length: Array, layers: Any, target: Array, homogeneous: bool
-) -> tuple[Bool[Array, "L ..."], Array]:
+    here: Float[Array, "U S"], there: Float[Array, "U S"], length: Array, layers: Any, target: Array, homogeneous: bool
+) -> tuple[Bool[Array, "L S"], Float[Array, " S"]]:
     """Which layers are on at an end of the next piece, and how long that is: to the first kink of a layer before `target`."""
 
     def pass_on(carry: Any, layer: Any) -> Any:
@@ -78,11 +117,11 @@ def _piece(
         post = jnp.where(begins | ~below, jnp.maximum(ends, 0), 0)
         if homogeneous:
             post /= jnp.maximum(jnp.max(post, axis=(0, 1)), 1e-30)
-        pre = sum((post[:, i, None] * kernel[i][:, None] for i in range(kernel.shape[0])), bias[:, None])
-        return (pre, part * length), jnp.any(ends > 0, axis=(0, 1, 2))
+        pre = sum((post[:, i, None] * kernel[i] for i in range(kernel.shape[0])), bias)
+        return (pre, part * length), jnp.any(ends > 0, axis=(0, 1))
 
     (ends, length), on = jax.lax.scan(pass_on, (jnp.stack([here, there]), length), (*layers, jnp.arange(len(layers[0]))))
-    return jnp.concatenate([on, jnp.any(ends > 0, axis=(0, 1, 2))[None]]), length
+    return jnp.concatenate([on, jnp.any(ends > 0, axis=(0, 1))[None]]), length
 
 
 def _next(pre: Float[Array, "G U"], layer: Any, homogeneous: bool) -> Float[Array, "G U"]:
@@ -99,33 +138,3 @@ def affine(inputs: Float[Array, "G D"], kernel: Float[Array, "D U"], bias: Float
         return jnp.dot(inputs, kernel, precision=jax.lax.Precision.HIGHEST) + bias
     # Mapped over very many, sums are faster than products of small matrices.
     return sum((inputs[:, i, None] * kernel[i] for i in range(kernel.shape[0])), bias)
-
-
-def where_needed(function: Callable[..., Any], needed: Bool[Array, ""], otherwise: Any, *args: Any) -> Any:
-    """`function(*args)` where it is needed, and else `otherwise`; mapped over many, only those that need it are worked on.
-
-    Under a plain `vmap` all would wait for the one that takes longest, each time. Here they are taken a few at a time.
-    """
-
-    @custom_vmap
-    def settle(needed: Any, otherwise: Any, *args: Any) -> Any:
-        return jax.lax.cond(needed, lambda: function(*args), lambda: otherwise)
-
-    @settle.def_vmap
-    def some(size: int, mapped: Any, needed: Any, otherwise: Any, *args: Any) -> Any:
-        needed, otherwise, *args = jax.tree.map(
-            lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), (needed, otherwise, *args), tuple(mapped)
-        )
-        few = min(size, max(FEW, size // FEW))
-
-        def go_on(state: tuple[Any, Any]) -> tuple[Any, Any]:
-            needed, found = state
-            chosen = jnp.sort(jnp.where(needed, jnp.arange(size), size))[:few]
-            now = function(*jax.tree.map(lambda x: jnp.moveaxis(x[jnp.minimum(chosen, size - 1)], 0, -1), args))
-            found = jax.tree.map(lambda x, new: x.at[chosen].set(new, mode="drop"), found, now)
-            return needed.at[chosen].set(False, mode="drop"), found
-
-        _, found = jax.lax.while_loop(lambda state: jnp.any(state[0]), go_on, (needed, otherwise))
-        return found, jax.tree.map(lambda _: True, found)
-
-    return settle(needed, otherwise, *args)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from relu_study.registry import UserError, initializers, nearest
 from relu_study.statistics import Cell, Number, Theory, statistic
 from relu_study.statistics.chain import lower_bound, upper_bound
-from relu_study.statistics.kinks import affine, first_off, on_at, walk, where_needed
+from relu_study.statistics.kinks import affine, first_off, on_at, walk
 from relu_study.statistics.layers import BIASED, counted, weights
 from relu_study.tasks.digits import images
 
@@ -72,7 +72,7 @@ def _inputs(domain: str) -> Float[np.ndarray, "G D"]:
     along=lambda cell: {"layers": range(2, cell["max_layers"] + 1)},
     theory=_theory,
     check=_check,
-    cost=lambda cell: 8.0 * len(_inputs(cell["domain"])) * cell["max_layers"] * cell["width"] ** 2,
+    cost=lambda cell: cell["max_layers"] * cell["width"] * (10.0 * cell["width"] + 5.0 * len(_inputs(cell["domain"]))),
 )
 def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     """Is a network of L layers, the output layer among them, off in all units of some hidden layer over its whole domain?
@@ -93,7 +93,6 @@ def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     on = on_at(path, layers, homogeneous)
     off, found = first_off(on), jnp.array(True)
     if not rays and domain != "digits":
-        decide = functools.partial(walk, homogeneous=homogeneous)
-        off, found = where_needed(decide, ~jnp.all(on), (off, found), path, layers, on)
+        off, found = walk(path, layers, on, homogeneous)
     dead = jnp.arange(hidden) >= off
     return {"born_dead": jnp.where(dead & ~found, jnp.nan, dead)}
