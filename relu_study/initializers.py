@@ -52,8 +52,13 @@ def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> C
     return keep
 
 
+def _normals(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "D U"]:
+    """Standard normals, drawn as one row: XLA vectorises over the last axis alone, and over all of it if it is long."""
+    return jax.random.normal(key, (rows * columns,)).reshape(rows, columns)
+
+
 def _normal(key: Key[Array, ""], layer: Layer, std: float) -> Weights:
-    return std * jax.random.normal(key, (layer.fan_in, layer.fan_out)), jnp.zeros(layer.fan_out)
+    return std * _normals(key, layer.fan_in, layer.fan_out), jnp.zeros(layer.fan_out)
 
 
 def _uniform(key: Key[Array, ""], layer: Layer, low: float, high: float) -> Weights:
@@ -104,7 +109,7 @@ def he_normal_random_bias(key: Key[Array, ""], layer: Layer, inputs: Any) -> Wei
 
     Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 3 (He's scheme with the biases drawn as the weights are).
     """
-    return _split((2 / layer.fan_in) ** 0.5 * jax.random.normal(key, (layer.fan_in + 1, layer.fan_out)))
+    return _split((2 / layer.fan_in) ** 0.5 * _normals(key, layer.fan_in + 1, layer.fan_out))
 
 
 @initializer("pytorch_default", output=True, needs_inputs=False)
@@ -135,14 +140,15 @@ def _orthonormal(columns: Float[Array, "D U"]) -> Float[Array, "D U"]:
     """
     place = jnp.arange(columns.shape[1])
 
-    def add(k: Int[Array, ""] | int, found: Float[Array, "D U"]) -> Float[Array, "D U"]:
+    def add(k: Int[Array, ""] | int, row: Float[Array, " DU"]) -> Float[Array, " DU"]:
+        found = row.reshape(columns.shape)
         column = found[:, k]
         for _ in range(2):
             shared = jnp.dot(column, found, precision=jax.lax.Precision.HIGHEST)
             column -= jnp.dot(found, jnp.where(place < k, shared, 0), precision=jax.lax.Precision.HIGHEST)
-        return found.at[:, k].set(column / jnp.linalg.norm(column))
+        return found.at[:, k].set(column / jnp.linalg.norm(column)).ravel()
 
-    return jax.lax.fori_loop(0, columns.shape[1], add, columns)
+    return jax.lax.fori_loop(0, columns.shape[1], add, columns.ravel()).reshape(columns.shape)
 
 
 @initializer("rai", output=True, needs_inputs=False)
@@ -156,10 +162,11 @@ def rai(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
     """
     if layer.index == 0:
         return he_normal(key, layer, inputs)
-    rows = 0.6007 * layer.fan_in**-0.5 * jax.random.normal(key, (layer.fan_in + 1, layer.fan_out))
+    rows = 0.6007 * layer.fan_in**-0.5 * _normals(key, layer.fan_in + 1, layer.fan_out).ravel()
     place, value = jax.random.uniform(jax.random.fold_in(key, 1), (2, layer.fan_out))
-    chosen = jnp.arange(layer.fan_in + 1)[:, None] == jnp.floor(place * (layer.fan_in + 1))
-    return _split(jnp.where(chosen, jnp.sqrt(value), rows))  # P(Beta(2, 1) <= v) = v^2
+    chosen = jnp.floor(place * (layer.fan_in + 1)).astype(int) * layer.fan_out + jnp.arange(layer.fan_out)
+    # P(Beta(2, 1) <= v) = v^2
+    return _split(rows.at[chosen].set(jnp.sqrt(value)).reshape(layer.fan_in + 1, layer.fan_out))
 
 
 @initializer("random_normal", needs_inputs=False)

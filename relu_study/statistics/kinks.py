@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-Layers = tuple[Float[Array, "K U U"], Float[Array, "K U"]]  # kernels and biases of the layers after the first
+# Kernels, each as one row, and biases of the layers after the first: XLA fuses drawing them with laying them out for a scan, and
+# vectorises over the last axis alone.
+Layers = tuple[Float[Array, "K UU"], Float[Array, "K U"]]
 
 STEP = 5e-7  # of an edge: float32 tells nothing closer apart
 MOST = 1 << 14  # pieces that are walked before a path is given up
@@ -73,7 +75,8 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
 
     def some(state: Any) -> Any:
         at, on, pieces = state
-        chosen = jnp.nonzero(waiting(state), size=few, fill_value=stretches)[0]  # beyond the last: none
+        wait, chosen = jax.lax.top_k(waiting(state).astype(jnp.float32), few)
+        chosen = jnp.where(wait > 0, chosen, stretches)  # beyond the last: none
         owner, place = chosen // each, jnp.minimum(chosen, stretches - 1)
         weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (layers, on))
         begin, end = here[place].T, there[place].T
@@ -117,7 +120,8 @@ def _piece(
         post = jnp.where(begins | ~below, jnp.maximum(ends, 0), 0)
         if homogeneous:
             post /= jnp.maximum(jnp.max(post, axis=(0, 1)), 1e-30)
-        pre = sum((post[:, i, None] * kernel[i] for i in range(kernel.shape[0])), bias)
+        kernel = kernel.reshape(len(bias), *bias.shape)
+        pre = sum((post[:, i, None] * kernel[i] for i in range(len(kernel))), bias)
         return (pre, part * length), jnp.any(ends > 0, axis=(0, 1))
 
     (ends, length), on = jax.lax.scan(pass_on, (jnp.stack([here, there]), length), (*layers, jnp.arange(len(layers[0]))))
@@ -129,7 +133,8 @@ def _next(pre: Float[Array, "G U"], layer: Any, homogeneous: bool) -> Float[Arra
     post = jnp.maximum(pre, 0)
     if homogeneous:
         post /= jnp.maximum(jnp.max(post), 1e-30)
-    return affine(post, *layer)
+    kernel, bias = layer
+    return affine(post, kernel.reshape(len(bias), len(bias)), bias)
 
 
 def affine(inputs: Float[Array, "G D"], kernel: Float[Array, "D U"], bias: Float[Array, " U"]) -> Float[Array, "G U"]:

@@ -87,7 +87,10 @@ def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     name, domain, width, hidden = _initializer(cell), cell["domain"], cell["width"], cell["max_layers"] - 1
     homogeneous, inputs = name in ZERO_BIAS, _inputs(domain)
     first = weights(name, key, 0, jnp.zeros((1, cell["d_in"])), width, hidden)
-    layers = jax.vmap(lambda place: weights(name, key, place, jnp.zeros((1, width)), width, hidden))(jnp.arange(1, hidden))
+    kernels, biases = jax.vmap(lambda place: weights(name, key, place, jnp.zeros((1, width)), width, hidden))(
+        jnp.arange(1, hidden)
+    )
+    layers = (kernels.reshape(hidden - 1, -1), biases)
     rays = domain == "interval" and homogeneous
     path = affine(jnp.asarray(inputs[[0, -1]] if rays else inputs), *first)
     on = on_at(path, layers, homogeneous)
