@@ -53,7 +53,7 @@ def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> C
 
 
 def _normals(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "D U"]:
-    """Standard normals, drawn as one row: XLA vectorises over the last axis alone, and over all of it if it is long."""
+    """Standard normals, drawn as one long row: XLA vectorises over the last axis alone, and a narrow layer's is too short."""
     return jax.random.normal(key, (rows * columns,)).reshape(rows, columns)
 
 
@@ -148,6 +148,7 @@ def _orthonormal(columns: Float[Array, "D U"]) -> Float[Array, "D U"]:
             column -= jnp.dot(found, jnp.where(place < k, shared, 0), precision=jax.lax.Precision.HIGHEST)
         return found.at[:, k].set(column / jnp.linalg.norm(column)).ravel()
 
+    # Carried as one row, so that what was drawn as one is not laid out anew.
     return jax.lax.fori_loop(0, columns.shape[1], add, columns.ravel()).reshape(columns.shape)
 
 
@@ -162,11 +163,11 @@ def rai(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
     """
     if layer.index == 0:
         return he_normal(key, layer, inputs)
-    rows = 0.6007 * layer.fan_in**-0.5 * _normals(key, layer.fan_in + 1, layer.fan_out).ravel()
+    row = 0.6007 * layer.fan_in**-0.5 * jax.random.normal(key, ((layer.fan_in + 1) * layer.fan_out,))  # as in `_normals`
     place, value = jax.random.uniform(jax.random.fold_in(key, 1), (2, layer.fan_out))
     chosen = jnp.floor(place * (layer.fan_in + 1)).astype(int) * layer.fan_out + jnp.arange(layer.fan_out)
-    # P(Beta(2, 1) <= v) = v^2
-    return _split(rows.at[chosen].set(jnp.sqrt(value)).reshape(layer.fan_in + 1, layer.fan_out))
+    row = row.at[chosen].set(jnp.sqrt(value))  # P(Beta(2, 1) <= v) = v^2
+    return _split(row.reshape(layer.fan_in + 1, layer.fan_out))
 
 
 @initializer("random_normal", needs_inputs=False)

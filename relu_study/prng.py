@@ -61,7 +61,7 @@ def draw_key(cell_id: str, index: Word) -> Key[Array, ""]:
     as Threefry, which would take more time than all the rest of a draw; Threefry is left for `split` and `fold_in`.
     Source: the hash is Wellons' `lowbias32` (2018), three rounds of it, with a word of the key between.
     """
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval():  # else every program of draws would have these two hashes in it, for one constant
         cell = stream(int(cell_id[:8], 16), "draw")
     key = jax.random.fold_in(cell, index)
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=HASHED)

@@ -24,7 +24,7 @@ from relu_study.events import RecordWriter
 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 CHILDREN = multiprocessing.get_context("forkserver")
 # A child is forked from a server that has imported what takes long, and has used none of it: a life takes a second and not five.
-# What the server cannot find it leaves out without a word, and the folder of the tests is not where it looks.
+# The server skips without a word what it cannot import, and does not see the folder of the tests: so no `killed` here.
 CHILDREN.set_forkserver_preload(["relu_study.cli", "relu_study.report", "relu_study.runner", "relu_study.events"])
 
 STUDY = """

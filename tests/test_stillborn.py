@@ -14,6 +14,7 @@ from drawn import summed
 from relu_study import prng
 from relu_study.draws import cell_id
 from relu_study.registry import UserError, statistics
+from relu_study.statistics import kinks
 from relu_study.statistics.layers import weights
 
 # born_dead_sample.csv at 10 layers of 3 units: probability and its standard error; draws here.
@@ -81,6 +82,43 @@ def test_every_network_dies_where_a_slow_walk_says(scheme, domain):
     slow = [off_at(scheme, domain, width, hidden, index) for index in range(draws)]
     np.testing.assert_array_equal(hidden - dead.sum(axis=1), slow)
     assert 0 < sum(place < hidden for place in slow) < draws
+
+
+def decided(cell: dict[str, Any], draws: int, at_once: int) -> np.ndarray:
+    """Which layers of each draw are stillborn, so many draws at a time."""
+    name = cell_id("stillborn", cell)
+    draw = jax.jit(jax.vmap(lambda i: statistics["stillborn"].draw(cell, prng.draw_key(name, i))["born_dead"]))
+    blocks = np.arange(draws, dtype=np.uint32).reshape(-1, at_once)
+    return np.concatenate([np.asarray(draw(block)) for block in blocks])
+
+
+@pytest.mark.parametrize("scheme, domain", [("he_normal_random_bias", "interval"), ("orthogonal", "plane")])
+def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch):
+    cell = cell_of(scheme, domain, width=4, max_layers=12)
+    together = decided(cell, 512, 512)
+    assert 0 < together[:, -1].sum() < 512
+    np.testing.assert_array_equal(decided(cell, 512, 32), together)
+    np.testing.assert_array_equal(decided(cell, 8, 1), together[:8])
+    for few, part in ((1, 10**6), (3, 10**6), (1, 2)):  # one stretch at a time, three, half of all
+        monkeypatch.setattr(kinks, "FEW", few)
+        monkeypatch.setattr(kinks, "PART", part)
+        np.testing.assert_array_equal(decided(cell, 64, 64), together[:64])
+
+
+def test_a_path_that_is_given_up_is_not_defined(monkeypatch):
+    cell = cell_of("he_normal", "plane", width=4, max_layers=12)
+    full = decided(cell, 128, 128)
+    monkeypatch.setattr(kinks, "MOST", 2)
+    cut = decided(cell, 128, 128)
+    unknown = np.isnan(cut)
+    assert unknown.any() and not unknown.all() and not np.isnan(full).any()
+    np.testing.assert_array_equal(cut[~unknown], full[~unknown])
+
+
+@pytest.mark.parametrize("domain", D_IN)
+def test_two_layers(domain):
+    dead = decided(cell_of("he_normal", domain, width=2, max_layers=2), 64, 64)
+    assert dead.shape == (64, 1) and (domain == "digits" or not dead.any())  # zero biases: a ray or its opposite is on
 
 
 def test_digits_are_off_less_often_than_a_signal_of_one_image():

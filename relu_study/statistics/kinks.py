@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 # vectorises over the last axis alone.
 Layers = tuple[Float[Array, "K UU"], Float[Array, "K U"]]
 
-STEP = 5e-7  # of an edge: float32 tells nothing closer apart
-MOST = 1 << 14  # pieces that are walked before a path is given up
-FEW, SHARE = 16, 64  # so many stretches are walked at a time, or this part of all of them where that is more
+STEP = 5e-7  # of a stretch: float32 tells nothing closer apart
+MOST = 1 << 14  # pieces of a stretch, after which it is given up
+FEW, PART = 16, 64  # stretches walked at a time: FEW, or one in PART of all where that is more
 
 
 def first_off(on: Bool[Array, " L"]) -> Int[Array, ""]:
@@ -36,23 +36,24 @@ def on_at(pre: Float[Array, "G U"], layers: Layers, homogeneous: bool) -> Bool[A
 def walk(
     path: Float[Array, "G U"], layers: Layers, on: Bool[Array, " L"], homogeneous: bool
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-    """The first layer that is off along a whole path, and whether every layer before it was found on.
+    """The first layer that is off along a whole path, L if none is, and whether that is certain: no stretch was given up.
 
     `path` holds the first layer's pre-activations at G points, `layers` the weights behind it and `on` the layers that are known
-    to be on. Between two of the points it is walked piece by piece, a piece being where no unit of a layer before the first one
-    in doubt changes its sign: there that layer is linear, and on somewhere if it is so at an end; where it is off, all behind it
-    are constant. A layer with all of the path behind it is off. STEP is as little as float32 tells apart.
+    to be on. A stretch between two of the points is walked piece by piece, a piece being where no unit of a layer before the
+    first one in doubt changes its sign: there that layer is linear, and on somewhere if it is so at an end. A layer with all of
+    the path behind it is off. STEP is as little as float32 tells apart.
 
-    Mapped over many paths, only those in doubt are walked, so many stretches at a time as keep a device busy: under a plain
-    `vmap` all would wait for the longest.
+    Mapped over many paths, only those in doubt are walked, as many stretches at a time as keep a device busy: under a plain
+    `vmap` all would wait for the longest. A path is the same alone and among others, but for the rounding of where pieces end.
     """
 
     @custom_vmap
-    def settle(path: Any, layers: Any, on: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], _walked(path[None], jax.tree.map(lambda x: x[None], layers), on[None], homogeneous))
+    def settle(*args: Any) -> Any:
+        path, layers, on = jax.tree.map(lambda x: x[None], args)
+        return jax.tree.map(lambda x: x[0], _walked(path, layers, on, homogeneous))
 
     @settle.def_vmap
-    def many(size: int, mapped: Any, *args: Any) -> Any:
+    def mapped_over(size: int, mapped: Any, *args: Any) -> Any:
         path, layers, on = jax.tree.map(lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), args, tuple(mapped))
         return _walked(path, layers, on, homogeneous), (True, True)
 
@@ -60,48 +61,54 @@ def walk(
 
 
 def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homogeneous: bool) -> tuple[Array, Array]:
-    """`walk` of P paths. A stretch lies between two points of a path; those walked at a time are the last axis of all."""
+    """`walk` of P paths. Stretches that are walked at a time are the last axis of all."""
     each = path.shape[1] - 1
     stretches = len(path) * each
     here, there = (ends.reshape(stretches, -1) for ends in (path[:, :-1], path[:, 1:]))
-    few = min(stretches, max(FEW, stretches // SHARE))
+    few = min(stretches, max(FEW, stretches // PART))
 
-    def unsettled(at: Array, on: Array, pieces: Array) -> Array:
-        return ~jnp.all(on, axis=0) & (at < 1) & (pieces < MOST)
+    def unsettled(every: Array, gone: Array, pieces: Array) -> Array:
+        return ~every & (gone < 1) & (pieces < MOST)
 
     def waiting(state: Any) -> Array:
-        at, on, pieces = state
-        return unsettled(at, jnp.repeat(on.T, each, axis=1), pieces)
+        gone, on, pieces = state
+        return unsettled(jnp.repeat(jnp.all(on, axis=1), each), gone, pieces)
 
-    def some(state: Any) -> Any:
-        at, on, pieces = state
+    def one_round(state: Any) -> Any:
+        gone, on, pieces = state
+        # The first that wait, as `nonzero` would find them, which compiles to ten times as much.
         wait, chosen = jax.lax.top_k(waiting(state).astype(jnp.float32), few)
         chosen = jnp.where(wait > 0, chosen, stretches)  # beyond the last: none
         owner, place = chosen // each, jnp.minimum(chosen, stretches - 1)
         weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (layers, on))
-        begin, end = here[place].T, there[place].T
-        taken = (jnp.where(chosen < stretches, at[place], 1.0), known, pieces[place])
-        half = jnp.sum(unsettled(*taken)) // 2
+        start, end = here[place].T, there[place].T
+
+        def left(state: Any) -> Array:
+            gone, known, pieces = state
+            return unsettled(jnp.all(known, axis=0), gone, pieces)
 
         def go_on(state: Any) -> Any:
-            at, on, pieces = state
-            target, still = jnp.argmin(on, axis=0), unsettled(at, on, pieces)
-            now, length = _piece(begin + at * (end - begin), end, 1 - at, weights, target, homogeneous)
+            gone, known, pieces = state
+            target, still = jnp.argmin(known, axis=0), left(state)
+            now, length = _piece(start + gone * (end - start), end, 1 - gone, weights, target, homogeneous)
+            # Where the layer in doubt was off all behind it were constant, and seen: nothing is walked again for the next one.
             found = jnp.take_along_axis(now, target[None], axis=0)[0]
-            ahead = jnp.where(at + length < 1 - STEP, at + length, 1.0)
-            return jnp.where(still & ~found, ahead, at), on | now & still, pieces + still
+            ahead = jnp.where(gone + length < 1 - STEP, gone + length, 1.0)
+            return jnp.where(still & ~found, ahead, gone), known | now & still, pieces + still
 
-        left = jax.lax.while_loop(lambda state: jnp.sum(unsettled(*state)) > half, go_on, taken)
+        # A round ends when half are settled: the others go on among fresh ones, and few wait for the longest.
+        begun = (jnp.where(chosen < stretches, gone[place], 1.0), known, pieces[place])
+        half = jnp.sum(left(begun)) // 2
+        walked = jax.lax.while_loop(lambda state: jnp.sum(left(state)) > half, go_on, begun)
         return (
-            at.at[chosen].set(left[0], mode="drop"),
-            on.at[owner].max(left[1].T, mode="drop"),
-            pieces.at[chosen].set(left[2], mode="drop"),
+            gone.at[chosen].set(walked[0], mode="drop"),
+            on.at[owner].max(walked[1].T, mode="drop"),
+            pieces.at[chosen].set(walked[2], mode="drop"),
         )
 
     begun = (jnp.zeros(stretches), on, jnp.zeros(stretches, jnp.int32))
-    at, on, _ = jax.lax.while_loop(lambda state: jnp.any(waiting(state)), some, begun)
-    every = jnp.all(on, axis=1)
-    return jnp.where(every, on.shape[1], jnp.argmin(on, axis=1)), every | jnp.all(at.reshape(-1, each) >= 1, axis=1)
+    gone, on, _ = jax.lax.while_loop(lambda state: jnp.any(waiting(state)), one_round, begun)
+    return jax.vmap(first_off)(on), jnp.all(on, axis=1) | jnp.all(gone.reshape(-1, each) >= 1, axis=1)
 
 
 def _piece(
@@ -117,27 +124,23 @@ def _piece(
         part = jnp.min(own, axis=0)
         far = jnp.where(part < 1, jnp.where(own == part, 0, near + part * (far - near)), far)
         ends = jnp.stack([near, far])
-        post = jnp.where(begins | ~below, jnp.maximum(ends, 0), 0)
-        if homogeneous:
-            post /= jnp.maximum(jnp.max(post, axis=(0, 1)), 1e-30)
-        kernel = kernel.reshape(len(bias), *bias.shape)
-        pre = sum((post[:, i, None] * kernel[i] for i in range(len(kernel))), bias)
+        pre = _next(jnp.where(begins | ~below, ends, 0), (kernel, bias), homogeneous)
         return (pre, part * length), jnp.any(ends > 0, axis=(0, 1))
 
     (ends, length), on = jax.lax.scan(pass_on, (jnp.stack([here, there]), length), (*layers, jnp.arange(len(layers[0]))))
     return jnp.concatenate([on, jnp.any(ends > 0, axis=(0, 1))[None]]), length
 
 
-def _next(pre: Float[Array, "G U"], layer: Any, homogeneous: bool) -> Float[Array, "G U"]:
+def _next(pre: Float[Array, "G U *S"], layer: Any, homogeneous: bool) -> Float[Array, "G U *S"]:
     """The next layer's pre-activations; without biases their scale says nothing, and is kept from vanishing."""
+    kernel, bias = layer
     post = jnp.maximum(pre, 0)
     if homogeneous:
-        post /= jnp.maximum(jnp.max(post), 1e-30)
-    kernel, bias = layer
-    return affine(post, kernel.reshape(len(bias), len(bias)), bias)
+        post /= jnp.maximum(jnp.max(post, axis=(0, 1)), 1e-30)
+    return affine(post, kernel.reshape(len(bias), *bias.shape), bias)
 
 
-def affine(inputs: Float[Array, "G D"], kernel: Float[Array, "D U"], bias: Float[Array, " U"]) -> Float[Array, "G U"]:
+def affine(inputs: Float[Array, "G D *S"], kernel: Float[Array, "D U *S"], bias: Float[Array, "U *S"]) -> Float[Array, "G U *S"]:
     """inputs kernel + bias."""
     if inputs.shape[0] > 64:
         return jnp.dot(inputs, kernel, precision=jax.lax.Precision.HIGHEST) + bias
