@@ -102,4 +102,5 @@ def _text(value: Any) -> str:
         return value
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else measured(float(value), math.nan)
+    value = float(value) + 0.0  # no -0
+    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else measured(value, math.nan)
