@@ -95,14 +95,13 @@ def decided(cell: dict[str, Any], draws: int, at_once: int) -> np.ndarray:
 @pytest.mark.parametrize("scheme, domain", [("he_normal_random_bias", "interval"), ("orthogonal", "plane")])
 def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch):
     cell = cell_of(scheme, domain, width=4, max_layers=12)
-    together = decided(cell, 512, 512)
-    assert 0 < together[:, -1].sum() < 512
-    np.testing.assert_array_equal(decided(cell, 512, 32), together)
-    np.testing.assert_array_equal(decided(cell, 8, 1), together[:8])
-    for few, part in ((1, 10**6), (3, 10**6), (1, 2)):  # one stretch at a time, three, half of all
+    together = decided(cell, 256, 256)
+    assert 0 < together[:, -1].sum() < 256
+    np.testing.assert_array_equal(decided(cell, 32, 1), together[:32])
+    for few, part in ((1, 10**6), (1, 2)):  # one stretch at a time, half of all
         monkeypatch.setattr(kinks, "FEW", few)
         monkeypatch.setattr(kinks, "PART", part)
-        np.testing.assert_array_equal(decided(cell, 64, 64), together[:64])
+        np.testing.assert_array_equal(decided(cell, 32, 32), together[:32])
 
 
 def test_a_path_that_is_given_up_is_not_defined(monkeypatch):
