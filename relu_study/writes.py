@@ -14,9 +14,10 @@ from relu_study.registry import UserError
 
 DERIVED = ("tables", "figures", "tensorboard")  # the folders of what is made from raw/
 FOLDERS = ("raw", *DERIVED)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
+    **dict.fromkeys(FORBIDDEN, "make it writable"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place"),
     errno.ENOENT: "bring its folder back",
     errno.EFBIG: "raise the limit on the size of a file",
@@ -38,6 +39,8 @@ def writing(path: Path) -> Iterator[None]:
     except Unwritable:
         raise
     except OSError as error:
+        if error.errno in FORBIDDEN:  # what is not there yet cannot be made writable: its folder can
+            path = next(one for one in (path, *path.parents) if os.path.lexists(one))
         raise Unwritable(path, error.strerror or str(error), WAYS_OUT.get(error.errno or 0, "mend that")) from error
 
 

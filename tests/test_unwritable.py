@@ -96,11 +96,11 @@ def refuse(patch: pytest.MonkeyPatch, call: str, code: int, after: int = 0, only
 
 
 WAYS = {
-    "ENOSPC": ("rename", "No space left on device; make room"),
-    "EDQUOT": ("rename", "Disk quota exceeded; make room"),
-    "EROFS": ("create", "Read-only file system; make it writable"),
-    "EACCES": ("create", "Permission denied; make it writable"),
-    "EIO": ("create", "Input/output error; mend that"),
+    "ENOSPC": ("rename", r"raw/tile-\w+.npz: No space left on device; make room"),
+    "EDQUOT": ("rename", r"raw/tile-\w+.npz: Disk quota exceeded; make room"),
+    "EROFS": ("create", "raw: Read-only file system; make it writable"),  # what is there, and can be
+    "EACCES": ("create", "raw: Permission denied; make it writable"),
+    "EIO": ("create", r"raw/tile-\w+.npz: Input/output error; mend that"),
 }
 
 
@@ -111,7 +111,7 @@ def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, w
     (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, call, getattr(errno, name), after=1, only="tile-")
-        with pytest.raises(writes.Unwritable, match=rf"cannot write {folder}/raw/tile-\w+.npz: {said}, then give the same"):
+        with pytest.raises(writes.Unwritable, match=rf"cannot write {folder}/{said}, then give the same"):
             runner.run(study, folder, watcher=first)
     (kept,) = store.tile_paths(folder)
     assert len(first.tiles) == 1 and not leftovers(folder) and not list(folder.glob("*.csv"))
