@@ -22,6 +22,7 @@ from jaxtyping import Array, UInt32
 from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
 from relu_study import optimizers as _optimizers  # noqa: F401
 from relu_study import registry
+from relu_study.clock import waiting
 from relu_study.networks import MLP as _mlp  # noqa: F401
 from relu_study.plan import Work
 from relu_study.programs import (
@@ -54,6 +55,7 @@ class Programs:
 
     advance: Callable[..., State]
     measure: Callable[..., dict[str, Array]]
+    fresh: Callable[..., Any]  # the optimiser's first state, from the parameters
 
 
 def check(spec: RunSpec, probing: Probing) -> None:
@@ -111,6 +113,7 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
         layers=len(widths) + COMPILED,
         measured=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
         watched=probing.probe_set(signature) + probing.validation(signature),
+        sites=len(units),
     )
 
 
@@ -135,7 +138,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
 
     def call(*args: Any) -> Any:
-        with tracing:  # the second of two devices that come at once waits for the first one's trace, but not for its compilation
+        with waiting(
+            tracing
+        ):  # of two devices that come at once the second waits for the first one's trace, not for its compilation
             program.trace(*args)
         return program(*args)
 
@@ -173,23 +178,16 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
 
         return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, knobs, box))
 
-    return Programs(compiled(make_advance(step_spec, signature)), compiled(measure))
+    def fresh(params: Any) -> Any:
+        return optimizers[step_spec.optimizer](0.0, 0.0).init(params)
+
+    return Programs(compiled(make_advance(step_spec, signature)), compiled(measure), compiled(jax.vmap(fresh)))
 
 
 @made_once
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """First weights: (seeds, knobs, inputs) of W runs -> their parameters and statistics."""
     return compiled(jax.vmap(make_init(spec, d_in, d_out)))
-
-
-@made_once
-def opt_program(optimizer: str) -> Callable[..., Any]:
-    """The optimiser's first state, from the parameters of W runs."""
-
-    def fresh(params: Any) -> Any:
-        return optimizers[optimizer](0.0, 0.0).init(params)
-
-    return compiled(jax.vmap(fresh))
 
 
 @made_once
@@ -211,7 +209,7 @@ def forget_stale() -> None:
     global _replaced
     if _replaced != registry.replaced:
         _replaced = registry.replaced
-        for kept in (programs, init_program, opt_program, sample_program):
+        for kept in (programs, init_program, sample_program):
             kept.kept.clear()
 
 

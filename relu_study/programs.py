@@ -95,7 +95,7 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
 
 def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool]:
     """A network without its weights, and whether it takes Columns and Intervals."""
-    model = build(spec, signature.d_in, signature.d_out)
+    model = nnx.eval_shape(lambda: build(spec, signature.d_in, signature.d_out))  # blank weights would compile a program a shape
     return nnx.split(model, nnx.Param, nnx.BatchStat)[0], getattr(model, "bounded", False)
 
 

@@ -104,7 +104,7 @@ def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets:
 
     weights = _begin(specs, engine.start_spec, first)
     # A fresh optimiser depends on no input, so its program would leave it uncommitted.
-    state = put(State(weights.params, weights.stats, engine.opt_program(specs[0].optimizer)(weights.params)), device)
+    state = put(State(weights.params, weights.stats, engine.tile_programs(specs[0], probing).fresh(weights.params)), device)
     return Begun(state, data, seeds, knobs, box, source)
 
 

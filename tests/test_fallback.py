@@ -135,7 +135,7 @@ def test_the_first_calls_alone_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 raise jax.errors.JaxRuntimeError(FULL)
             return made.advance(*args)
 
-        return engine.Programs(advance, made.measure)
+        return replace(made, advance=advance)
 
     monkeypatch.setattr(engine, "tile_programs", stingy)
     results = runner.run(eight, tmp_path)
