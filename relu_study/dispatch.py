@@ -11,12 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 
 from relu_study import blocks, engine, tiles
+from relu_study.clock import compiled_here
 from relu_study.draws import Block, DrawPlan
 from relu_study.plan import Plan, Tile
 from relu_study.programs import Probing
@@ -41,9 +42,18 @@ class Fallback(Protocol):
         """Told of tiles that did not fit either when nothing ran beside them."""
 
 
+class Finished(NamedTuple, Generic[T, N]):
+    """A tile or block with its numbers, and the number of the device that made them."""
+
+    tile: T
+    numbers: N
+    device: int
+    compiling: float  # seconds that went into programs before it could begin
+
+
 def trained(
     planned: Plan, probing: Probing, keep_params: bool = False, fallback: Fallback | None = None
-) -> Generator[tuple[Tile, Arrays], None, None]:
+) -> Generator[Finished[Tile, Arrays], None, None]:
     """Every tile of a plan with its numbers, in the order they are finished."""
 
     def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
@@ -52,31 +62,35 @@ def trained(
     def collect(pending: tiles.Pending) -> Arrays:
         return tiles.collect(pending, keep_params)
 
-    yield from finished(planned.tiles, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget, fallback)
+    yield from finished(
+        planned.tiles, planned.price, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget, fallback
+    )
 
 
-def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[tuple[Block, Sums], None, None]:
+def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[Finished[Block, Sums], None, None]:
     """Every block of a plan with its sums, in the order they are finished."""
-    yield from finished(planned.tiles, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget, fallback)
+    yield from finished(planned.tiles, planned.price, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget, fallback)
 
 
 def finished(
     planned: Sequence[T],
+    price: Callable[[T], float],
     start: Callable[[T, Any, Callable[[], bool]], Any],
     collect: Callable[[Any], N],
     needs: Callable[[T], set[tuple[Any, ...]]],
     forget: Callable[[tuple[Any, ...]], None],
     fallback: Fallback | None = None,
-) -> Iterator[tuple[T, N]]:
+) -> Iterator[Finished[T, N]]:
     """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
 
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for. A program is let go
+    One thread per device queues tiles asynchronously, each before the one before it has been waited for. By their `price` each
+    cohort has a device of its own, the same whenever the plan is, since JAX's cache keeps programs by device. A program is let go
     (`forget`) after the last tile that `needs` it, so that memory grows neither with the number of cohorts nor of data sets.
     A tile that does not fit in memory is cut anew with its whole cohort, as the `fallback` says; where that cannot be, it is
     tried once more when all others are finished and nothing runs beside it.
     """
-    line = _Line(planned, start, collect, needs, forget, fallback)
-    threads = [threading.Thread(target=line.work, args=(device,), daemon=True) for device in jax.devices()]
+    line = _Line(planned, price, start, collect, needs, forget, fallback)
+    threads = [threading.Thread(target=line.work, args=one, daemon=True) for one in enumerate(jax.devices())]
     for thread in threads:
         thread.start()
     try:
@@ -99,6 +113,8 @@ class _Pending(NamedTuple):
 
     tile: Any
     pending: Any
+    device: int
+    compiling: float = 0.0
     why: str = ""
 
 
@@ -106,7 +122,7 @@ class _Line:
     """The tiles that are still to be done: devices take them from one end, the caller has them finished at the other."""
 
     def __init__(
-        self, planned: Sequence[Any], start: Any, collect: Any, needs: Any, forget: Any, fallback: Fallback | None
+        self, planned: Sequence[Any], price: Any, start: Any, collect: Any, needs: Any, forget: Any, fallback: Fallback | None
     ) -> None:
         self.todo, self.start, self.collect, self.fallback = list(planned), start, collect, fallback
         self.needs, self.forget, self.given = needs, forget, time.monotonic()
@@ -114,20 +130,22 @@ class _Line:
         self.left: dict[str, list[Any]] = {}  # cohort -> its tiles that are not finished
         for tile in planned:
             self.left.setdefault(tile.cohort, []).append(tile)
+        self.home = homes(planned, price, len(jax.devices()))
         self.begun: set[str] = set()
         self.held: set[str] = set()  # cohorts that did not fit: nobody takes their tiles
         self.flying = 0  # tiles that a device took and the caller has not seen
         self.changed, self.stopped = threading.Condition(), False
         self.done: queue.Queue[_Pending | BaseException] = queue.Queue()
 
-    def work(self, device: Any) -> None:
+    def work(self, number: int, device: Any) -> None:
         """Queue tiles on a device until none is left."""
         mine: set[str] = set()
-        while (tile := self._take(mine)) is not None:
+        while (tile := self._take(number, mine)) is not None:
             try:
+                before = compiled_here()
                 pending = self.start(tile, device, lambda: not self.stopped)
                 if pending is not None:
-                    self.done.put(_Pending(tile, pending))
+                    self.done.put(_Pending(tile, pending, number, compiled_here() - before))
             except BaseException as error:
                 why = lacking(error) if self.fallback else ""
                 if not why:
@@ -136,13 +154,18 @@ class _Line:
                 with self.changed:
                     if self._current(tile):
                         self.held.add(tile.cohort)
-                self.done.put(_Pending(tile, None, why))
+                self.done.put(_Pending(tile, None, number, why=why))
 
-    def _take(self, mine: set[str]) -> Any:
-        # A cohort compiles once per device that trains it: stay with one's own, then open a new one, then help out.
+    def _take(self, number: int, mine: set[str]) -> Any:
+        # A cohort compiles once per device that trains it: stay with one's own, then begin one at home here, then any, then help.
         with self.changed:
             while not self.stopped and self.left:
-                for fits in (lambda t: t.cohort in mine, lambda t: t.cohort not in self.begun, lambda t: True):
+                for fits in (
+                    lambda t: t.cohort in mine,
+                    lambda t: t.cohort not in self.begun and self.home[t.cohort] == number,
+                    lambda t: t.cohort not in self.begun,
+                    lambda t: True,
+                ):
                     for i, tile in enumerate(self.todo):
                         if fits(tile) and tile.cohort not in self.held:
                             self.begun.add(tile.cohort)
@@ -152,7 +175,7 @@ class _Line:
                 self.changed.wait()  # a tile in flight may yet have to be cut anew
         return None
 
-    def finished(self) -> Iterator[tuple[Any, Any]]:
+    def finished(self) -> Iterator[Finished[Any, Any]]:
         """Tiles as they are finished, until none is left but those that are `held`."""
         while self.flying or self.left.keys() - self.held:
             item = self.done.get()
@@ -166,28 +189,29 @@ class _Line:
             if why:
                 self._cut_anew(item.tile, why)
             else:
-                yield item.tile, numbers
+                yield Finished(item.tile, numbers, item.device, item.compiling)
                 self._finish(item.tile)
 
-    def already_finished(self) -> Iterator[tuple[Any, Any]]:
+    def already_finished(self) -> Iterator[Finished[Any, Any]]:
         """Tiles that were finished when the caller was interrupted: they are not thrown away."""
         while not self.done.empty():
             item = self.done.get()
             if isinstance(item, _Pending) and not item.why and self._current(item.tile):
                 numbers, why = self._tried(functools.partial(self.collect, item.pending))
                 if not why:
-                    yield item.tile, numbers
+                    yield Finished(item.tile, numbers, item.device, item.compiling)
 
-    def alone(self, device: Any) -> Iterator[tuple[Any, Any]]:
+    def alone(self, device: Any) -> Iterator[Finished[Any, Any]]:
         """The tiles that did not fit beside others, one by one; the first that does not fit alone speaks for its cohort."""
         for cohort in sorted(self.held & self.left.keys()):
             for tile in list(self.left[cohort]):
+                before = compiled_here()
                 numbers, why = self._tried(functools.partial(self._at_once, tile, device))
                 if why:
                     assert self.fallback is not None
                     self.fallback.unfit(self.left[cohort], why)
                     break
-                yield tile, numbers
+                yield Finished(tile, numbers, 0, compiled_here() - before)
                 self._finish(tile)
 
     def stop(self) -> None:
@@ -246,6 +270,19 @@ class _Line:
         for key in over:
             self.forget(key)
         return bool(over)
+
+
+def homes(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
+    """The device that each cohort is begun on unless another has nothing left of its own: all have as much to do, by `price`."""
+    costs: dict[str, float] = {}
+    for tile in planned:
+        costs[tile.cohort] = costs.get(tile.cohort, 0.0) + price(tile)
+    found: dict[str, int] = {}
+    asked = [0.0] * devices
+    for cohort, cost in costs.items():
+        found[cohort] = asked.index(min(asked))
+        asked[found[cohort]] += cost
+    return found
 
 
 def lacking(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -220,11 +219,9 @@ class DrawPlan:
         """The cost of a block beside that of others."""
         return block.price
 
-    def openings(self) -> dict[str, list[float]]:
-        """What compiling each cell's program costs beside others, once for each device that will do it."""
-        blocks = Counter(block.cohort for block in self.tiles)
-        each = -(-self.devices // max(len(blocks), 1))
-        return {name: [1.0] * min(each, count) for name, count in blocks.items()}
+    def compiling(self, block: Block) -> float:
+        """What compiling the program of a block's cell costs beside those of others: they are all alike."""
+        return 1.0
 
 
 def crossed(**values: Any) -> dict[str, dict[str, Any]]:

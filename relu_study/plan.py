@@ -28,6 +28,7 @@ class Work(NamedTuple):
     layers: int = 1  # what compiling takes grows with them
     measured: int = 0  # times that it is looked at
     watched: int = 0  # rows that are read each time
+    sites: int = 1  # whose units are looked at
 
 
 class Rule(NamedTuple):
@@ -133,11 +134,9 @@ class Plan:
         """What a run of each cohort asks."""
         return {cohort.name: cohort.work for cohort in self.cohorts}
 
-    def openings(self) -> dict[str, list[float]]:
-        """What compiling each cohort's programs costs beside others, once for each device that will do it."""
-        tiles = Counter(tile.cohort for tile in self.tiles)
-        each = -(-self.devices // max(len(tiles), 1))
-        return {name: [float(self.work[name].layers)] * min(each, count) for name, count in tiles.items()}
+    def compiling(self, tile: Tile) -> float:
+        """What compiling the programs of a tile's cohort costs beside those of others."""
+        return float(self.work[tile.cohort].layers)
 
     def bytes(self) -> int:
         """Peak memory of the tiles in flight: on every device the largest, twice, as one begins while one ends."""
@@ -153,11 +152,12 @@ class Plan:
 def seconds(tile: Tile, work: Work) -> float:
     """Expected time of a tile on one CPU device, from one Zen 4 core: fixed + per example + arithmetic + per row fetched.
 
-    A row that is looked at takes as long as one and a quarter that are trained on, and a measurement some milliseconds to queue.
+    A row that is looked at takes as long as one that is trained on, a site half a millisecond beside its rows, and a measurement
+    some milliseconds to queue.
     """
     fetched = tile.sets * work.batch
     training = tile.steps * (tile.width * (5e-7 + 11e-9 * work.batch + work.flops / 62e9) + 27e-9 * fetched)
-    watching = tile.width * work.watched * 1.25 * (11e-9 + work.flops / work.batch / 62e9)
+    watching = tile.width * (work.watched * (11e-9 + work.flops / work.batch / 62e9) + 5e-4 * work.sites)
     return training + work.measured * (watching + 3e-3)
 
 

@@ -29,8 +29,8 @@ class Watcher:
     def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
-    def compiled(self, seconds: float) -> None:
-        """Told before each tile what compiling took so far, over all devices."""
+    def made(self, device: int, compiling: float) -> None:
+        """Told before each tile which device made it, and the seconds that its programs took there."""
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
@@ -80,7 +80,7 @@ class Progress(Watcher):
             self._dead += dead_fraction * tile.size
             self._weight += tile.size
         now = time.monotonic()
-        self.forecast.stored(tile, now - self._began)
+        self.forecast.stored(tile, now - self._began, *self._made)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
         if now - self._said <= (EVERY if self._bar is None else 1.0) and self.done < self.total:
@@ -94,9 +94,9 @@ class Progress(Watcher):
         else:
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
-    def compiled(self, seconds: float) -> None:
-        """Told before each tile what compiling took so far."""
-        self.forecast.compiled(seconds)
+    def made(self, device: int, compiling: float) -> None:
+        """Told before each tile which device made it, and the seconds that its programs took there."""
+        self._made = device, compiling
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when narrower tiles take the place of others."""

@@ -202,12 +202,12 @@ def train(
             live.write()
 
     with _closed(close), contextlib.closing(dispatch.trained(job.plan, job.probing, keep_params, fallback)) as finished:
-        for tile, numbers in finished:
+        for tile, numbers, device, compiling in finished:
             check_there(folder)
             path = store.write_tile(folder, message(tile, numbers, job))
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
-            watcher.compiled(clock.compiling())
+            watcher.made(device, compiling)
             watcher.tile(tile, _dead_fraction(numbers))
         fallback.conclude()
     return set() if live is None else live.shown
@@ -225,11 +225,11 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
         store.amend_manifest(folder, clock.spent())
 
     with _closed(close), contextlib.closing(dispatch.drawn(job.plan, fallback)) as finished:
-        for block, sums in finished:
+        for block, sums, device, compiling in finished:
             check_there(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
-            watcher.compiled(clock.compiling())
+            watcher.made(device, compiling)
             watcher.tile(block, math.nan)
         fallback.conclude()
 

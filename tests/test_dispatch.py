@@ -1,0 +1,81 @@
+"""Which device does what, and what is told of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from relu_study import dispatch
+from relu_study.plan import Tile
+
+
+def tile(cohort: str, steps: int) -> Tile:
+    return Tile(cohort, 2, (), steps, 1)
+
+
+def price(tile: Tile) -> float:
+    return float(tile.steps)
+
+
+def carried_out(tiles: list[Tile], start: Callable[[Tile, Any, Any], Any]) -> list[dispatch.Finished[Any, Any]]:
+    return list(dispatch.finished(tiles, price, start, lambda made: made, lambda tile: set(), lambda key: None))
+
+
+@given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
+def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
+    planned = [tile(*one) for one in tiles]
+    homes = dispatch.homes(planned, price, devices)
+    assert homes == dispatch.homes(planned, price, devices) and set(homes) == {one.cohort for one in planned}
+    costs, load = Counter[str](), Counter[int](dict.fromkeys(range(devices), 0))
+    for one in planned:
+        costs[one.cohort] += one.steps
+        load[homes[one.cohort]] += one.steps
+    assert max(load.values()) - min(load.values()) <= max(costs.values())
+
+
+def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
+    """Else a study that is carried out again compiles what JAX's cache has for the other device."""
+    first, together = jax.devices()[0], threading.Barrier(2)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        together.wait()
+        time.sleep(0.02 if device == first else 0)
+        return int(device.id)
+
+    tiles = [tile(cohort, 10) for cohort in "abcdefghij"]
+    done = carried_out(tiles, start)
+    assert {one.tile.cohort: one.device for one in done} == dispatch.homes(tiles, price, 2)
+    assert all(one.device == one.numbers for one in done)
+
+
+def test_an_idle_device_does_what_is_left_of_the_others() -> None:
+    """Of a cohort alone, and of cohorts that are at home elsewhere."""
+    together = threading.Barrier(2)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if tile.cohort == "a":
+            together.wait()
+        return int(device.id)
+
+    done = carried_out([tile("a", 10), tile("a", 10), tile("b", 1)], start)
+    assert {one.device for one in done if one.tile.cohort == "a"} == {0, 1}
+
+
+def test_what_programs_take_is_told_with_the_tile_that_waited_for_them() -> None:
+    began = time.perf_counter()
+
+    def start(tile: Tile, device: Any, wanted: Any) -> Any:
+        program = jax.jit(lambda x: jnp.sin(x) * tile.steps) if tile.cohort == "new" else int
+        return program(jax.device_put(1.0, device))
+
+    told = {one.tile.cohort: one.compiling for one in carried_out([tile("new", 2), tile("old", 1)], start)}
+    assert 0 < told["new"] < time.perf_counter() - began and told["old"] == pytest.approx(0, abs=1e-3)
