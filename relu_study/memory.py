@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,11 @@ from relu_study.registry import tasks
 from relu_study.spec import KNOBS
 
 MIB = 1 << 20
-# Measured on Linux with jax 0.10.2 (results/speed/foretold.md). On each device: what begins a tile, then a cohort's own programs,
-# with and without a layer, while they are compiled or once they are read from the cache.
-BEGUN = {"cold": 100 * MIB, "warm": 40 * MIB}
-COMPILED = {"cold": 100 * MIB, "warm": 40 * MIB}
-LAYER = {"cold": 11 * MIB, "warm": 4 * MIB}
+# Measured on Linux with jax 0.10.2 (results/speed/foretold.md).
+BEGUN = 40 * MIB  # on each device: the programs that begin a tile
+LAYER = 15 * MIB  # that the compiler takes for a layer, to choose the cohort that it takes most for
+READ = 0.4  # of what a program takes to compile, it takes to read it back from JAX's cache
 BASE = 480 * MIB  # the interpreter with all that a run imports, where the system does not say
-KEPT = 5 * MIB  # a program that begins runs of one start, which is kept to the end
 RUN = 30 << 10  # a run, its rows and its files' content while the report is made
 REPORTED = 10  # times that the report holds each number of a run
 
@@ -60,27 +59,28 @@ class Size(NamedTuple):
 def foretold(job: Job) -> Foretold:
     """The peak memory of training what a job lacks and of its report.
 
-    The programs of the cohort with the largest tiles are compiled, on one device, where `run` finds them in JAX's cache.
+    The programs of the cohort that asks most, of its tiles and of the compiler, are compiled on one device, where `run` finds
+    them in JAX's cache; what that takes of memory is measured, and is taken to be the same on the others.
     """
     base, runs = resident(), job.stored + sum(cohort.runs for cohort in job.plan.cohorts)
-    numbers = 4 * len(job.declaration["columns"]) * max((c.work.measured for c in job.plan.cohorts), default=1)
-    reported = runs * (RUN + REPORTED * numbers)
+    measured = [(cohort.work.measured, cohort.runs or 1) for cohort in job.plan.cohorts]
+    each = sum(times * count for times, count in measured) / sum(count for _, count in measured)
+    reported = round(runs * (RUN + REPORTED * 4 * len(job.declaration["columns"]) * each))
     todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
     if not todo:
         return Foretold(base + reported, 0, _limit())
-    largest = max(todo, key=lambda cohort: cohort.bytes())
+    largest = max(todo, key=lambda cohort: cohort.bytes() + LAYER * cohort.work.layers)
     tile = max(largest.tiles, key=lambda tile: tile.sets)
-    with _Hits() as cache:
-        one = of_tile(tile, job.probing)
     devices = min(job.plan.devices, len(job.plan.tiles))
-    layers = sorted((c.work.layers - engine.COMPILED for c in todo for _ in c.tiles), reverse=True)[:devices]
-    # Where the cache had these programs, it has the others' too; else it has them now, for one device.
-    warm = devices if cache.all_found else int(len(todo) == 1)
-    states = ["warm"] * warm + ["cold"] * (devices - warm)
-    begun = sum(BEGUN[state] for state in states) + KEPT * len({key for cohort in todo for key in cohort.starts})
-    compiled = sum(COMPILED[state] + LAYER[state] * deep for state, deep in zip(states, layers, strict=True))
-    shared = _limit() is None
-    training = base + begun + compiled + (devices * one if shared else 0) + runs * RUN // 3
+    with _Hits() as cache, _Grown() as grown:
+        one = of_tile(tile, job.probing, alone=devices == len(job.plan.tiles))
+    # What was compiled just now is read back by the device that it was compiled for.
+    begun, grown_by = devices * BEGUN, grown.bytes * (devices if cache.all_found else devices - 1 + READ)
+    # Each device has a cohort of its own as long as there are as many.
+    sizes = sorted((cohort.bytes() for cohort in todo), reverse=True)[:devices]
+    together = round(one * (sum(sizes) / sizes[0] + devices - len(sizes)))
+    shared = together if _limit() is None else 0
+    training = base + begun + round(grown_by) + shared + runs * RUN // 3
     return Foretold(max(training, base + begun + reported), one, _limit())
 
 
@@ -89,22 +89,22 @@ def foretold_draws(job: DrawJob) -> Foretold:
     base = resident()
     if not job.plan.tiles:
         return Foretold(base, 0, _limit())
-    with _Hits() as cache:
+    with _Grown() as grown:
         one = of_block(max(job.plan.tiles, key=lambda block: block.cost * block.width))
     devices = min(job.plan.devices, len(job.plan.tiles))
-    state = "warm" if cache.all_found else "cold"
     shared = devices * one if _limit() is None else 0
-    return Foretold(base + devices * (BEGUN[state] + LAYER[state]) + shared, one, _limit())
+    return Foretold(base + devices * grown.bytes + shared, one, _limit())
 
 
-def of_tile(tile: Tile, probing: Probing) -> int:
+def of_tile(tile: Tile, probing: Probing, alone: bool = False) -> int:
     """Peak bytes of a tile on its device, by XLA's `memory_analysis` of the programs that train and measure it.
 
-    While its last epochs are computed, the next tile's rows are there already; so are the states and measurements in flight.
+    While its last epochs are computed, the next tile's rows are there already, unless it is `alone` on its device; so are the
+    states and measurements in flight.
     """
     sizes, rows, state = compiled(tile, probing)
     measured = sizes["measure"].output * (int(np.ceil(tile.runs[0].epochs / probing.every)) + 1)
-    return max(sum(size) for size in sizes.values()) + rows + tiles.IN_FLIGHT * state + measured
+    return max(sum(size) for size in sizes.values()) + (0 if alone else rows) + tiles.IN_FLIGHT * state + measured
 
 
 def of_block(block: Block) -> int:
@@ -130,9 +130,10 @@ def compiled(tile: Tile, probing: Probing) -> tuple[dict[str, Size], int, int]:
     inputs = shape(wide, probing.probe_set(signature), signature.d_in)
     init = engine.init_program(engine.start_spec(spec), signature.d_in, signature.d_out)
     weights = made(init, seeds, knobs, inputs)
-    state = State(weights.params, weights.stats, made(engine.opt_program(spec.optimizer), weights.params))
+    programs = engine.tile_programs(spec, probing)
+    state = State(weights.params, weights.stats, made(programs.fresh, weights.params))
     source = None if tile.sets == wide else shape(wide, kind=np.int32)
-    programs, at = engine.tile_programs(spec, probing), [shape(kind=np.int32)] * 3
+    at = [shape(kind=np.int32)] * 3
     sizes = {
         "advance": _size(programs.advance, state, data.train, seeds, knobs, *at, source),
         "measure": _size(programs.measure, state, state.params, data, knobs, box, source),
@@ -174,6 +175,29 @@ class _Hits:
     def _hear(self, event: str, **_: Any) -> None:
         self.asked += event == "/jax/compilation_cache/compile_requests_use_cache"
         self.found += event == "/jax/compilation_cache/cache_hits"
+
+
+class _Grown:
+    """By how many bytes did this process grow meanwhile, at most?"""
+
+    def __enter__(self) -> _Grown:
+        self.base = self.most = resident()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def bytes(self) -> int:
+        return self.most - self.base
+
+    def _look(self) -> None:
+        while not self._over.wait(0.005):
+            self.most = max(self.most, resident())
 
 
 def _limit() -> int | None:
