@@ -1,9 +1,9 @@
 """Does anything grow in a long sweep? `python benchmarks/speed/soak.py`.
 
-About 20,000 runs of net A in one process: six sets of data, one after the other, 32 configurations on each, so that these
-become complete and are shown in TensorBoard all along. Training is as long as it must be for the sweep to last `--minutes` on
-this machine: the time of a tile is measured beforehand at two lengths. With less than 30 minutes there are fewer runs in
-proportion, of the same length. Every few seconds: resident memory, open descriptors, threads, runs done.
+About 20,000 runs of net A in one process: six lengths, an epoch apart and one after the other, 32 configurations of each, so
+that these become complete and are shown in TensorBoard all along. Training is as long as it must be for the sweep to last
+`--minutes` on this machine: the time of a tile is measured beforehand at two lengths. With less than 30 minutes there are fewer
+runs in proportion, of the same length. Every few seconds: resident memory, open descriptors, threads, runs done.
 
 Goals, all after the first minute: memory ranges over at most 5 %; no more descriptors nor threads at the end than at the
 beginning; as many runs a second in the last fifth as in the first, within 10 %. Ends with status 1 where one is missed.
@@ -19,13 +19,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
 import timing
 from samples import FIRST_MINUTE, Sample, Sampler, judged
 
-from relu_study import Experiment, Study, grid, runner
+from relu_study import Experiment, Study, grid, runner, tiles
 from relu_study.job import prepare
 from relu_study.plan import Tile
 from relu_study.programs import Probing
@@ -34,7 +35,7 @@ from relu_study.progress import Watcher
 RUNS, MINUTES = 20_000, 30.0
 MEASURED = 8  # epochs of a run that are measured after its beginning
 BASE = timing.NETS["A 4-32-1"].but(rows=20_000)
-DATA = {"target": ["wave", "sum", "coin_flip"], "inputs": ["raw", "centred"]}
+LENGTHS = 6
 KNOBS = {"learning_rate": [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], "gain": [0.5, 1.0, 1.5, 2.0]}
 ABOUT = {"command": "python benchmarks/speed/soak.py", "preset": "default"}
 
@@ -50,7 +51,7 @@ class Done(Watcher):
 
 def sweep(minutes: float, every: int) -> Study:
     """The study that is to last so long, if its runs of 8 times `every` epochs take as long as they should."""
-    arms = grid(BASE.but(epochs=MEASURED * every), **DATA, **KNOBS)
+    arms = grid(BASE, epochs=[MEASURED * every - i for i in range(LENGTHS)], **KNOBS)
     seeds = math.ceil(RUNS * min(minutes, MINUTES) / MINUTES / len(arms))
     return Study("soak", "Soak", "Does anything grow?", [Experiment("main", arms)], seeds=seeds, every=every)
 
@@ -73,9 +74,13 @@ def measured_length(minutes: float) -> int:
 
 
 def tile_seconds(width: int, every: int) -> float:
-    """Seconds of a tile on every device at once, compiled before."""
+    """Seconds of a tile on every device at once, compiled before: its runs share their rows, as those of the sweep do."""
     spec, probing = BASE.but(epochs=MEASURED * every), Probing(every=every)
-    return min(timing.interleaved({every: lambda: timing.busy(spec, width, probing)}, 2)[every])
+
+    def one(device: jax.Device) -> Any:
+        return tiles.train_tile([spec.but(seed=device.id)] * width, width, device, probing, sets=1)
+
+    return min(timing.interleaved({every: lambda: timing.in_threads(one)}, 2)[every])
 
 
 def soaked(study: Study, seconds: float) -> list[Sample]:
@@ -118,7 +123,7 @@ def main() -> None:
         return
     study = sweep(asked.minutes, length(asked.minutes))
     total = len(study.runs())
-    print(f"{total:,} runs of {MEASURED * study.every} epochs", flush=True)
+    print(f"{total:,} runs of up to {MEASURED * study.every} epochs", flush=True)
     samples = soaked(study, asked.every)
     rows = [{**row, "runs": total, "minutes": round(samples[-1].seconds / 60, 1)} for row in judged(samples, total)]
     for row in rows:
