@@ -19,11 +19,11 @@ class Clock:
 
     def __init__(self) -> None:
         _listen()
-        self.began, self.compiled = time.perf_counter(), sum(_compiling.values())
+        self.began, self.before = time.perf_counter(), _in_all()
 
     def spent(self) -> dict[str, float]:
         """Seconds so far."""
-        return {"wall_s": time.perf_counter() - self.began, "compile_s": sum(_compiling.values()) - self.compiled}
+        return {"wall_s": time.perf_counter() - self.began, "compile_s": _in_all() - self.before}
 
 
 def compiled_here() -> float:
@@ -42,6 +42,10 @@ def waiting(lock: threading.Lock) -> Iterator[None]:
 
 
 _compiling: defaultdict[int, float] = defaultdict(float)  # thread -> seconds
+
+
+def _in_all() -> float:
+    return sum(tuple(_compiling.values()))  # a copy: other threads may begin to compile meanwhile
 
 
 @cache

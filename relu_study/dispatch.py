@@ -48,7 +48,7 @@ class Finished(NamedTuple, Generic[T, N]):
     tile: T
     numbers: N
     device: int
-    compiling: float  # seconds that went into programs before it could begin
+    compiling: float  # seconds that went into its programs
 
 
 def trained(
@@ -84,13 +84,14 @@ def finished(
     """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
 
     One thread per device queues tiles asynchronously, each before the one before it has been waited for. By their `price` each
-    cohort has a device of its own, the same whenever the plan is, since JAX's cache keeps programs by device. A program is let go
+    cohort has a home, the device that begins it unless that one is late: the same plan compiles again little of what JAX's cache,
+    which keeps programs by device, has from the last time. A program is let go
     (`forget`) after the last tile that `needs` it, so that memory grows neither with the number of cohorts nor of data sets.
     A tile that does not fit in memory is cut anew with its whole cohort, as the `fallback` says; where that cannot be, it is
     tried once more when all others are finished and nothing runs beside it.
     """
     line = _Line(planned, price, start, collect, needs, forget, fallback)
-    threads = [threading.Thread(target=line.work, args=one, daemon=True) for one in enumerate(jax.devices())]
+    threads = [threading.Thread(target=line.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
     for thread in threads:
         thread.start()
     try:
@@ -273,13 +274,13 @@ class _Line:
 
 
 def homes(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
-    """The device that each cohort is begun on unless another has nothing left of its own: all have as much to do, by `price`."""
+    """The home of each cohort, a device's number: by `price` all have as much to do, to within a cohort."""
     costs: dict[str, float] = {}
     for tile in planned:
         costs[tile.cohort] = costs.get(tile.cohort, 0.0) + price(tile)
     found: dict[str, int] = {}
     asked = [0.0] * devices
-    for cohort, cost in costs.items():
+    for cohort, cost in sorted(costs.items(), key=lambda one: -one[1]):
         found[cohort] = asked.index(min(asked))
         asked[found[cohort]] += cost
     return found

@@ -1,4 +1,4 @@
-"""From a spec to its compiled programs. Pure JAX: no files, no clocks, no printing.
+"""From a spec to its compiled programs. Pure JAX: no files, no printing; what is waited for is timed, and nothing hangs on it.
 
 Each program of `programs.py` takes the runs of a tile together and is compiled once per cohort and device; `advance` is
 the same whether or not anyone measures.
@@ -138,9 +138,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
 
     def call(*args: Any) -> Any:
-        with waiting(
-            tracing
-        ):  # of two devices that come at once the second waits for the first one's trace, not for its compilation
+        # Of two devices that come at once the second waits for the first one's trace, but not for its compilation.
+        with waiting(tracing):
             program.trace(*args)
         return program(*args)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class Forecast:
         self.left = self._priced(plan.tiles)
         self._compiling: Callable[[Any], float] = plan.compiling
         self.opened: set[tuple[str, int]] = set()  # cohorts, and the devices that have their programs
-        self.compiled = [0.0, 0.0]  # seconds, and layers
-        self.worked: list[tuple[str, bool, float, float]] = []  # cohort, did it open it, seconds, price
-        self.free = dict.fromkeys(range(max(min(plan.devices, len(self.left)), 1)), 0.0)  # device -> since when
+        self.on_programs = self.layers = 0.0  # seconds, and what they bought
+        self.worked: dict[tuple[str, bool], list[float]] = {}  # cohort, did it open it -> seconds, price
+        self.free = dict.fromkeys(range(plan.devices), 0.0)  # device -> since when
 
     def cut_anew(self, old: Sequence[Any], new: Sequence[Any]) -> None:
         """Told that tiles will not be made as planned: others in their place."""
@@ -40,12 +40,14 @@ class Forecast:
         """Told when a tile is stored, by which device it was made, and what its programs took."""
         _, price = self.left.pop(id(tile))
         opens = (tile.cohort, device) not in self.opened
-        self.worked.append((tile.cohort, opens, max(now - self.free.get(device, 0.0) - compiling, 0.0), price))
+        worked = self.worked.setdefault((tile.cohort, opens), [0.0, 0.0])
+        worked[0] += max(now - self.free[device] - compiling, 0.0)
+        worked[1] += price
         self.free[device] = now
-        self.compiled[0] += compiling
+        self.on_programs += compiling
         if opens:
             self.opened.add((tile.cohort, device))
-            self.compiled[1] += self._compiling(tile)
+            self.layers += self._compiling(tile)
 
     def seconds(self, now: float) -> float:
         """Seconds until everything is stored; before the first tile is, not a number."""
@@ -54,38 +56,42 @@ class Forecast:
         todo: dict[str, deque[tuple[Any, float]]] = {}
         for tile, price in self.left.values():
             todo.setdefault(tile.cohort, deque()).append((tile, price))
-        rates = {cohort: self._rate(cohort) for cohort in todo}
-        opened, at_work = set(self.opened), dict[int, str]()
+        rates = self._rates(todo)
+        # As `dispatch` has it: a device takes tiles of its own cohorts, else of one that none has begun, else of any.
+        own = {device: [cohort for cohort, by in self.opened if by == device] for device in self.free}
+        begun = {cohort for cohort, _ in self.opened}
+        new, in_flight = deque(cohort for cohort in todo if cohort not in begun), set(self.free)
         free = sorted((since, device) for device, since in self.free.items())
         while todo:
             since, device = free[0]
-            in_flight = device not in at_work
-            cohort = at_work[device] = self._next(todo, opened, device, at_work.get(device))
+            own[device] = [cohort for cohort in own[device] if cohort in todo]
+            opens = not own[device]
+            if opens:
+                own[device].append(new.popleft() if new else next(iter(todo)))
+            cohort = own[device][0]
             tile, price = todo[cohort].popleft()
-            end = since + price * rates[cohort]
-            if (cohort, device) not in opened:
-                opened.add((cohort, device))
-                end += self._compiling(tile) * self.compiled[0] / self.compiled[1]
+            end = since + price * rates[cohort] + opens * self._compiling(tile) * self.on_programs / self.layers
             if not todo[cohort]:
                 del todo[cohort]
-            heapq.heapreplace(free, (max(end, now) if in_flight else end, device))
+            heapq.heapreplace(free, (max(end, now) if device in in_flight else end, device))
+            in_flight.discard(device)
         return max(now, *(since for since, _ in free)) - now
 
-    @staticmethod
-    def _next(todo: Collection[str], opened: set[tuple[str, int]], device: int, cohort: str | None) -> str:
-        """The cohort whose tile a device takes: as `dispatch` does, its own, else one that none has opened, else any."""
-        if cohort is not None and cohort in todo:
-            return cohort
-        begun = {one for one, _ in opened}
-        return min(todo, key=lambda one: 0 if (one, device) in opened else 1 if one not in begun else 2)
-
-    def _rate(self, cohort: str) -> float:
-        own = [one for one in self.worked if one[0] == cohort] or self.worked
-        _, _, seconds, prices = zip(*([one for one in own if not one[1]] or own), strict=True)
-        return sum(seconds) / sum(prices)
+    def _rates(self, cohorts: Iterable[str]) -> dict[str, float]:
+        later, first = ([self.worked[key] for key in self.worked if key[1] is opens] for opens in (False, True))
+        others = _rate(later or first)
+        return {
+            cohort: next((_rate([self.worked[key]]) for key in ((cohort, False), (cohort, True)) if key in self.worked), others)
+            for cohort in cohorts
+        }
 
     def _priced(self, tiles: Sequence[Any]) -> dict[int, tuple[Any, float]]:
         return {id(tile): (tile, self._price(tile)) for tile in tiles}
+
+
+def _rate(worked: Sequence[Sequence[float]]) -> float:
+    seconds, price = (sum(column) for column in zip(*worked, strict=True))
+    return seconds / price if price else 0.0
 
 
 def by_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relu_study import blocks, engine, tiles
+from relu_study import blocks, dispatch, engine, tiles
 from relu_study.draw_job import DrawJob
 from relu_study.draws import Block
 from relu_study.job import Job
@@ -24,7 +24,7 @@ from relu_study.spec import KNOBS
 MIB = 1 << 20
 # Measured on Linux with jax 0.10.2 (results/speed/foretold.md).
 BEGUN = 40 * MIB  # on each device: the programs that begin a tile
-LAYER = 15 * MIB  # that the compiler takes for a layer, to choose the cohort that it takes most for
+COMPILER, LAYER = 100 * MIB, 15 * MIB  # what compiling a cohort's programs takes, with none of its layers and for each
 READ = 0.4  # of what a program takes to compile, it takes to read it back from JAX's cache
 BASE = 480 * MIB  # the interpreter with all that a run imports, where the system does not say
 RUN = 30 << 10  # a run, its rows and its files' content while the report is made
@@ -59,50 +59,55 @@ class Size(NamedTuple):
 def foretold(job: Job) -> Foretold:
     """The peak memory of training what a job lacks and of its report.
 
-    The programs of the cohort that asks most, of its tiles and of the compiler, are compiled on one device, where `run` finds
-    them in JAX's cache; what that takes of memory is measured, and is taken to be the same on the others.
+    The programs of the cohort that asks most, of its tiles and of the compiler, are compiled for the device that begins it, where
+    `run` finds them in JAX's cache; what that takes of memory is measured, and others are taken to ask as much at the same time.
     """
-    base, runs = resident(), job.stored + sum(cohort.runs for cohort in job.plan.cohorts)
-    measured = [(cohort.work.measured, cohort.runs or 1) for cohort in job.plan.cohorts]
-    each = sum(times * count for times, count in measured) / sum(count for _, count in measured)
-    reported = round(runs * (RUN + REPORTED * 4 * len(job.declaration["columns"]) * each))
+    base, limit = resident(), _limit()
     todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
     if not todo:
-        return Foretold(base + reported, 0, _limit())
-    largest = max(todo, key=lambda cohort: cohort.bytes() + LAYER * cohort.work.layers)
-    tile = max(largest.tiles, key=lambda tile: tile.sets)
-    devices = min(job.plan.devices, len(job.plan.tiles))
+        return Foretold(base + _reported(job), 0, limit)
+    tasking = (lambda c: c.bytes()) if limit is not None else (lambda c: c.bytes() + LAYER * c.work.layers)
+    most, devices = max(todo, key=tasking), min(job.plan.devices, len(job.plan.tiles))
+    home = dispatch.homes(job.plan.tiles, job.plan.price, job.plan.devices)[most.name]
     with _Hits() as cache, _Grown() as grown:
-        one = of_tile(tile, job.probing, alone=devices == len(job.plan.tiles))
-    # What was compiled just now is read back by the device that it was compiled for.
-    begun, grown_by = devices * BEGUN, grown.bytes * (devices if cache.all_found else devices - 1 + READ)
+        tile = max(most.tiles, key=lambda tile: tile.sets)
+        one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(job.plan.tiles))
+    # On the device that it was compiled for just now a program is read back; where all were found, others' are taken to be there.
+    opened = (grown.bytes or COMPILER + LAYER * most.work.layers) * (devices if cache.all_found else devices - 1 + READ)
     # Each device has a cohort of its own as long as there are as many.
     sizes = sorted((cohort.bytes() for cohort in todo), reverse=True)[:devices]
-    together = round(one * (sum(sizes) / sizes[0] + devices - len(sizes)))
-    shared = together if _limit() is None else 0
-    training = base + begun + round(grown_by) + shared + runs * RUN // 3
-    return Foretold(max(training, base + begun + reported), one, _limit())
+    together = one * (sum(sizes) + (devices - len(sizes)) * sizes[0]) / most.bytes() if limit is None else 0.0
+    begun, runs = base + devices * BEGUN, job.stored + sum(tile.size for tile in job.plan.tiles)
+    training = begun + round(opened + together) + runs * RUN // 3
+    return Foretold(max(training, begun + _reported(job)), one, limit)
+
+
+def _reported(job: Job) -> int:
+    """Bytes of the report of all runs, stored or not; a shard makes none."""
+    runs = [] if job.shard else job.study.runs()
+    looks = sum(len(tiles.epochs_measured(run.epochs, job.probing.every)) for run in runs)
+    return len(runs) * RUN + REPORTED * 4 * len(job.declaration["columns"]) * looks
 
 
 def foretold_draws(job: DrawJob) -> Foretold:
     """The peak memory of making the draws that a job lacks and of its report: the program of the costliest cell is compiled."""
-    base = resident()
+    base, limit = resident(), _limit()
     if not job.plan.tiles:
-        return Foretold(base, 0, _limit())
+        return Foretold(base, 0, limit)
     with _Grown() as grown:
         one = of_block(max(job.plan.tiles, key=lambda block: block.cost * block.width))
     devices = min(job.plan.devices, len(job.plan.tiles))
-    shared = devices * one if _limit() is None else 0
-    return Foretold(base + devices * grown.bytes + shared, one, _limit())
+    shared = one if limit is None else 0
+    return Foretold(base + devices * ((grown.bytes or COMPILER) + shared), one, limit)
 
 
-def of_tile(tile: Tile, probing: Probing, alone: bool = False) -> int:
+def of_tile(tile: Tile, probing: Probing, device: Any = None, alone: bool = False) -> int:
     """Peak bytes of a tile on its device, by XLA's `memory_analysis` of the programs that train and measure it.
 
     While its last epochs are computed, the next tile's rows are there already, unless it is `alone` on its device; so are the
     states and measurements in flight.
     """
-    sizes, rows, state = compiled(tile, probing)
+    sizes, rows, state = compiled(tile, probing, device)
     measured = sizes["measure"].output * (int(np.ceil(tile.runs[0].epochs / probing.every)) + 1)
     return max(sum(size) for size in sizes.values()) + (0 if alone else rows) + tiles.IN_FLIGHT * state + measured
 
@@ -114,16 +119,19 @@ def of_block(block: Block) -> int:
     return sum(size) + blocks.IN_FLIGHT * size.output
 
 
-def compiled(tile: Tile, probing: Probing) -> tuple[dict[str, Size], int, int]:
-    """Compile the programs of a tile from shapes alone: their sizes, and the bytes of its rows and of its state."""
+def compiled(tile: Tile, probing: Probing, device: Any = None) -> tuple[dict[str, Size], int, int]:
+    """Compile the programs of a tile from shapes alone: their sizes, and the bytes of its rows and of its state.
+
+    They are compiled for one `device`, the first unless said.
+    """
     spec, wide = tile.runs[0], tile.width
     signature, real = tasks[spec.task](spec).signature, jnp.result_type(float)
 
     def shape(*dimensions: int, kind: Any = real) -> Any:
-        return _shaped(jax.ShapeDtypeStruct(dimensions, kind))
+        return _shaped(jax.ShapeDtypeStruct(dimensions, kind), device)
 
     def made(program: Any, *arguments: Any) -> Any:
-        return _shaped(program.jitted.eval_shape(*arguments))
+        return _shaped(program.jitted.eval_shape(*arguments), device)
 
     seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in KNOBS}, shape(wide, 2)
     data = made(engine.sample_program(engine.data_spec(spec), 0, probing), shape(tile.sets, kind=np.uint32))
@@ -146,9 +154,9 @@ def _size(program: Any, *arguments: Any) -> Size:
     return Size(said.argument_size_in_bytes, said.output_size_in_bytes - said.alias_size_in_bytes, said.temp_size_in_bytes)
 
 
-def _shaped(tree: Any) -> Any:
-    """The same shapes, committed to the first device as the arrays of a tile are: so `run` finds what is compiled for them."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _shaped(tree: Any, device: Any = None) -> Any:
+    """The same shapes, committed to a device as the arrays of a tile are: so `run` finds what is compiled for them."""
+    here = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
 
 
@@ -178,7 +186,7 @@ class _Hits:
 
 
 class _Grown:
-    """By how many bytes did this process grow meanwhile, at most?"""
+    """By how many bytes did this process grow meanwhile, at most? 0 where the system does not say."""
 
     def __enter__(self) -> _Grown:
         self.base = self.most = resident()
@@ -190,6 +198,7 @@ class _Grown:
     def __exit__(self, *_: Any) -> None:
         self._over.set()
         self._thread.join()
+        self.most = max(self.most, resident())
 
     @property
     def bytes(self) -> int:

@@ -30,7 +30,7 @@ class Watcher:
         """Told before the first tile is queued."""
 
     def made(self, device: int, compiling: float) -> None:
-        """Told before each tile which device made it, and the seconds that its programs took there."""
+        """Told of each tile, before `tile`, which device made it and the seconds that its programs took there."""
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
@@ -51,6 +51,7 @@ class Progress(Watcher):
         self._bar: Bar | None = None
         self._dead = self._weight = 0.0
         self._said = -math.inf
+        self._made = 0, 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -95,7 +96,7 @@ class Progress(Watcher):
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
     def made(self, device: int, compiling: float) -> None:
-        """Told before each tile which device made it, and the seconds that its programs took there."""
+        """Told of each tile which device made it and the seconds that its programs took there."""
         self._made = device, compiling
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from relu_study import dispatch
+from relu_study import dispatch, engine
 from relu_study.plan import Tile
+
+pytestmark = pytest.mark.skipif(len(jax.devices()) != 2, reason="two devices meet")
 
 
 def tile(cohort: str, steps: int) -> Tile:
@@ -26,8 +29,8 @@ def price(tile: Tile) -> float:
     return float(tile.steps)
 
 
-def carried_out(tiles: list[Tile], start: Callable[[Tile, Any, Any], Any]) -> list[dispatch.Finished[Any, Any]]:
-    return list(dispatch.finished(tiles, price, start, lambda made: made, lambda tile: set(), lambda key: None))
+def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[dispatch.Finished[Any, Any]]:
+    return list(dispatch.finished(tiles, price, start, lambda made: made, lambda tile: set(), lambda key: None, fallback))
 
 
 @given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
@@ -44,7 +47,7 @@ def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, in
 
 def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
     """Else a study that is carried out again compiles what JAX's cache has for the other device."""
-    first, together = jax.devices()[0], threading.Barrier(2)
+    first, together = jax.devices()[0], threading.Barrier(2, timeout=60)
 
     def start(tile: Tile, device: Any, wanted: Any) -> int:
         together.wait()
@@ -57,9 +60,8 @@ def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
     assert all(one.device == one.numbers for one in done)
 
 
-def test_an_idle_device_does_what_is_left_of_the_others() -> None:
-    """Of a cohort alone, and of cohorts that are at home elsewhere."""
-    together = threading.Barrier(2)
+def test_an_idle_device_helps_with_what_is_begun() -> None:
+    together = threading.Barrier(2, timeout=60)
 
     def start(tile: Tile, device: Any, wanted: Any) -> int:
         if tile.cohort == "a":
@@ -68,6 +70,63 @@ def test_an_idle_device_does_what_is_left_of_the_others() -> None:
 
     done = carried_out([tile("a", 10), tile("a", 10), tile("b", 1)], start)
     assert {one.device for one in done if one.tile.cohort == "a"} == {0, 1}
+
+
+def test_an_idle_device_begins_what_is_at_home_elsewhere_before_it_helps() -> None:
+    """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
+    begun, taken, mine = threading.Event(), threading.Event(), list[str]()
+    tiles = [tile("a", 10), tile("a", 10), tile("b", 6), tile("b", 6), tile("c", 5)]
+    assert dispatch.homes(tiles, price, 2) == {"a": 0, "b": 1, "c": 1}
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if tile.cohort == "c":
+            taken.set()
+        if device.id == 0:
+            mine.append(tile.cohort)
+            assert begun.wait(60)
+        else:
+            begun.set()
+            assert taken.wait(60)
+        return int(device.id)
+
+    carried_out(tiles, start)
+    assert mine[:3] == ["a", "a", "c"]
+
+
+def test_whoever_waits_for_a_trace_is_told_of_it() -> None:
+    """Two devices ask for one program at once: one traces, which takes half a second, and neither could work meanwhile."""
+
+    def slow(x: Any) -> Any:
+        time.sleep(0.5)
+        return x + 1.0
+
+    program, together = engine.compiled(slow), threading.Barrier(2, timeout=60)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> Any:
+        together.wait()
+        return program(jax.device_put(1.0, device))
+
+    assert all(one.compiling > 0.5 for one in carried_out([tile("a", 1), tile("a", 1)], start))
+
+
+def test_a_tile_that_was_made_alone_says_so_too() -> None:
+    """It did not fit beside others: the first device makes it at the end."""
+    tries = itertools.count()
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if next(tries) < 1:
+            raise MemoryError
+        return int(jax.jit(lambda x: x + tile.steps)(jax.device_put(device.id, device)))
+
+    class Settled:
+        def narrower(self, tiles: Any, why: str) -> None:
+            return None
+
+        def unfit(self, tiles: Any, why: str) -> None:
+            raise AssertionError(why)
+
+    (one,) = carried_out([tile("a", 7)], start, Settled())
+    assert (one.device, one.numbers) == (0, 7) and one.compiling > 0
 
 
 def test_what_programs_take_is_told_with_the_tile_that_waited_for_them() -> None:

@@ -29,7 +29,7 @@ class Machine(NamedTuple):
     def history(self, plan: Plan) -> Iterator[tuple[Any, float, int, float]]:
         """Every tile when it is stored, with the time, its device and the seconds that its programs took there.
 
-        Devices take tiles as those of `dispatch` do: of their own cohorts, else of new ones, else of any.
+        Devices take tiles as those of `dispatch` do: of their own cohorts, else of new ones, else of any; none has a home.
         """
         todo, begun = list(plan.tiles), set[str]()
         mine: list[set[str]] = [set() for _ in range(self.devices)]

@@ -6,16 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 from drawn_study import study as coins
 from small_study import base, study
 
-from relu_study import Experiment, engine, memory, runner, tiles
-from relu_study.job import prepare
+from relu_study import Experiment, Study, engine, memory, runner, tiles
+from relu_study.job import Job, prepare
 from relu_study.plan import Tile
 from relu_study.programs import Probing
 
@@ -39,6 +41,7 @@ def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_th
     assert sizes["advance"].output >= state and sizes["advance"].temporary > 0
     whole = memory.of_tile(tile_of(1000), FEW)
     assert whole > rows + max(sum(size) for size in sizes.values())
+    assert whole - memory.of_tile(tile_of(1000), FEW, alone=True) == rows, "of the next tile on its device"
 
 
 def test_a_run_finds_what_was_compiled_for_it() -> None:
@@ -70,6 +73,95 @@ def test_what_is_foretold_of_a_study() -> None:
     assert "300 of 400 MiB on each device" in str(memory.Foretold(200 << 20, 300 << 20, 400 << 20))
     drawn = memory.foretold_draws(runner.prepare_draws(coins, None))
     assert drawn.host > memory.resident() * 0.9 and drawn.device > 0
+
+
+def asking(**arms: Any) -> Study:
+    """A study of these arms that reports next to nothing."""
+    main = Experiment("main", {label: base.but(width=9, **fields) for label, fields in arms.items()})
+    return replace(study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(main,), seeds=2)
+
+
+def test_a_run_finds_what_was_compiled_for_a_plan(tmp_path: Path) -> None:
+    """On the very device that begins the cohort, which need not be the first."""
+    both = asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9})
+    job = prepare(both, None, FEW)
+    homes = runner.dispatch.homes(job.plan.tiles, job.plan.price, 2)
+    deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
+    assert homes[deep.name] == 1
+    memory.foretold(job)
+    kept = Path(jax.config.jax_compilation_cache_dir)
+    before = {path.name for path in kept.glob("jit_advance*")}
+    runner.carry_out(both, tmp_path, FEW, runner.Watcher(), {"command": "", "preset": "default"})
+    made = {path.name for path in kept.glob("jit_advance*")} - before
+    assert len({name.rpartition("-")[0] for name in made}) <= 1, "the other cohort's"
+
+
+class Grew(NamedTuple):
+    """Stands for what compiling took, and whether JAX's cache had it."""
+
+    bytes: int
+    all_found: bool
+
+    def __enter__(self) -> Grew:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """MiB foretold of a study beyond those that lie there, where a tile takes 100 MiB and compiling its programs 10."""
+
+    def foretell(job: Job, found: bool = True, grown: int = 10) -> int:
+        grew, mib = Grew(grown * memory.MIB, found), memory.MIB
+        monkeypatch.setattr(memory, "_Grown", lambda: grew)
+        monkeypatch.setattr(memory, "_Hits", lambda: grew)
+        monkeypatch.setattr(memory, "resident", lambda: 0)
+        monkeypatch.setattr(memory, "RUN", 0)
+        monkeypatch.setattr(memory, "of_tile", lambda *_, alone: (60 if alone else 100) * mib)
+        return round(memory.foretold(job).host / mib)
+
+    return foretell
+
+
+def test_each_device_asks_for_its_tiles_and_programs(said: Callable[..., int]) -> None:
+    one, two = prepare(asking(a={}), None, FEW), prepare(replace(asking(a={}), seeds=64), None, FEW)
+    assert (len(one.plan.tiles), len(two.plan.tiles)) == (1, 2)
+    assert said(one) == 40 + 10 + 60 and said(two) == 2 * (40 + 10 + 60)
+    four = prepare(replace(asking(a={}), seeds=128), None, FEW)
+    assert said(four) == 2 * (40 + 10 + 100), "the next tile's rows are there"
+    assert said(four, found=False) == 2 * (40 + 100) + 14, "one device reads what the other compiles"
+    assert said(four, grown=0) == 2 * (40 + 100 + 100 + 15 * 7), "where the system does not say"
+
+
+def test_a_small_cohort_beside_a_large_one_asks_for_less(said: Callable[..., int]) -> None:
+    job = prepare(asking(large={"rows": 100_000}, small={}), None, FEW)
+    large, small = sorted((cohort.bytes() for cohort in job.plan.cohorts), reverse=True)
+    assert said(job) == round(2 * 50 + 60 * (1 + small / large))
+    deep = prepare(asking(large={"rows": 100_000}, deep={"depth": 9}), None, FEW)
+    large, small = sorted((cohort.bytes() for cohort in deep.plan.cohorts), reverse=True)
+    assert large - small < 8 * memory.LAYER, "what is compiled is the deep one"
+    assert said(deep) == round(2 * 50 + 60 * (1 + large / small)), "and a tile is as large as it was measured there"
+
+
+def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "REPORTED", 4 << 20)
+    few = asking(a={"epochs": 3}, b={"epochs": 1})
+    fresh = said(prepare(few, tmp_path, FEW))
+    columns = len(prepare(few, None, FEW).declaration["columns"])
+    assert fresh == 2 * 40 + 4 * 4 * columns * 2 * (4 + 2)
+    runner.carry_out(replace(few, seeds=1), tmp_path, FEW, runner.Watcher(), {"command": "", "preset": "default"})
+    assert (resumed := prepare(few, tmp_path, FEW)).stored == 2
+    assert said(resumed) == fresh
+    assert said(replace(resumed, shard=runner.Shard(1, 2))) < fresh / 2, "a shard makes no report"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
+def test_what_a_process_grows_by_is_seen() -> None:
+    with memory._Grown() as grown:
+        held = bytearray(b"1") * (64 << 20)
+    assert 60 << 20 < grown.bytes < 80 << 20 and len(held) == 64 << 20
 
 
 MEASURED = """
