@@ -55,12 +55,12 @@ class Sampler:
 
 
 def judged(samples: Sequence[Sample], total: int) -> list[dict[str, Any]]:
-    """A row for each goal, from the samples after the first minute until `total` runs are done.
+    """A row for each goal, from the samples after the first minute and before all of `total` runs are done, when programs go.
 
     Memory: how far it ranges, over its least, and in the middle of the first and of the last fifth. Descriptors and threads: the
     fewest in each of the two fifths, since a file that is open for a moment is no growth. Runs a second in each of them.
     """
-    later = [s for i, s in enumerate(samples) if s.seconds >= FIRST_MINUTE and (i == 0 or samples[i - 1].runs < total)]
+    later = [s for s in samples if s.seconds >= FIRST_MINUTE and s.runs < total]
     if len(later) < LEAST:
         raise SystemExit(f"{len(later)} samples after the first minute say nothing: give it more --minutes")
     fifth = (later[-1].seconds - later[0].seconds) / 5

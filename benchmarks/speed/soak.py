@@ -3,7 +3,8 @@
 About 20,000 runs of net A in one process: six lengths, an epoch apart and one after the other, 32 configurations of each, so
 that these become complete and are shown in TensorBoard all along. Training is as long as it must be for the sweep to last
 `--minutes` on this machine: the time of a tile is measured beforehand at two lengths. With less than 30 minutes there are fewer
-runs in proportion, of the same length. Every few seconds: resident memory, open descriptors, threads, runs done.
+runs in proportion, of the same length. Every few seconds: resident memory, open descriptors, threads, runs done. The longest runs
+come first: by that alone the last fifth is a little faster, by 1 % where runs take some 400 epochs.
 
 Goals, all after the first minute: memory ranges over at most 5 %; no more descriptors nor threads at the end than at the
 beginning; as many runs a second in the last fifth as in the first, within 10 %. Ends with status 1 where one is missed.
