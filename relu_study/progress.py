@@ -29,7 +29,7 @@ class Watcher:
     def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
-    def made(self, device: int, compiling: float) -> None:
+    def made_on(self, device: int, compiling: float) -> None:
         """Told of each tile, before `tile`, which device made it and the seconds that its programs took there."""
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
@@ -95,7 +95,7 @@ class Progress(Watcher):
         else:
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
-    def made(self, device: int, compiling: float) -> None:
+    def made_on(self, device: int, compiling: float) -> None:
         """Told of each tile which device made it and the seconds that its programs took there."""
         self._made = device, compiling
 

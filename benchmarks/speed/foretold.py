@@ -51,7 +51,7 @@ class Foresees(Watcher):
         self.began, self.forecast, self.tiles = time.perf_counter(), Forecast(plan), len(plan.tiles)
         self.finish: list[float] = []
 
-    def made(self, device: int, compiling: float) -> None:
+    def made_on(self, device: int, compiling: float) -> None:
         self.how = device, compiling
 
     def tile(self, tile: Any, dead_fraction: float) -> None:
