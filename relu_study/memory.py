@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from relu_study import blocks, dispatch, engine, tiles
 from relu_study.draw_job import DrawJob
 from relu_study.draws import Block
 from relu_study.job import Job
-from relu_study.plan import Tile
+from relu_study.plan import Cohort, Tile
 from relu_study.programs import Probing, State
 from relu_study.registry import tasks
 from relu_study.spec import KNOBS
@@ -60,26 +61,38 @@ def foretold(job: Job) -> Foretold:
     """The peak memory of training what a job lacks and of its report.
 
     The programs of the cohort that asks most, of its tiles and of the compiler, are compiled for the device that begins it, where
-    `run` finds them in JAX's cache; what that takes of memory is measured, and others are taken to ask as much at the same time.
+    `run` finds them in JAX's cache; what that takes of memory is measured. Meanwhile every other device is taken to have a cohort
+    of its own, the largest there are, or the same where that is more work than a device's share.
     """
     base, limit = resident(), _limit()
     todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
     if not todo:
         return Foretold(base + _reported(job), 0, limit)
-    tasking = (lambda c: c.bytes()) if limit is not None else (lambda c: c.bytes() + LAYER * c.work.layers)
-    most, devices = max(todo, key=tasking), min(job.plan.devices, len(job.plan.tiles))
+    most = max(todo, key=lambda c: c.bytes() + (LAYER * c.work.layers if limit is None else 0))
+    devices = min(job.plan.devices, len(job.plan.tiles))
+    work = {cohort.name: sum(job.plan.price(tile) for tile in cohort.tiles) for cohort in todo}
+
+    def together(ask: Callable[[Cohort], float]) -> float:
+        """What the devices ask at the same time, as so many times what `most` asks."""
+        shares = {name: math.ceil(devices * cost / (sum(work.values()) or 1.0)) or 1 for name, cost in work.items()}
+        asked = sorted((ask(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name]))), reverse=True)[:devices]
+        return sum(asked) / ask(most)
+
     home = dispatch.homes(job.plan.tiles, job.plan.price, job.plan.devices)[most.name]
     with _Hits() as cache, _Grown() as grown:
         tile = max(most.tiles, key=lambda tile: tile.sets)
         one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(job.plan.tiles))
     # On the device that it was compiled for just now a program is read back; where all were found, others' are taken to be there.
-    opened = (grown.bytes or COMPILER + LAYER * most.work.layers) * (devices if cache.all_found else devices - 1 + READ)
-    # Each device has a cohort of its own as long as there are as many.
-    sizes = sorted((cohort.bytes() for cohort in todo), reverse=True)[:devices]
-    together = one * (sum(sizes) + (devices - len(sizes)) * sizes[0]) / most.bytes() if limit is None else 0.0
+    compiling = (grown.bytes or _compiler(most)) * (together(_compiler) - (0 if cache.all_found else 1 - READ))
+    there = one * together(Cohort.bytes) if limit is None else 0.0
     begun, runs = base + devices * BEGUN, job.stored + sum(tile.size for tile in job.plan.tiles)
-    training = begun + round(opened + together) + runs * RUN // 3
+    training = begun + round(compiling + there) + runs * RUN // 3
     return Foretold(max(training, begun + _reported(job)), one, limit)
+
+
+def _compiler(cohort: Cohort) -> int:
+    """Bytes that compiling a cohort's programs takes, where it was not measured."""
+    return COMPILER + LAYER * cohort.work.layers
 
 
 def _reported(job: Job) -> int:

@@ -162,6 +162,28 @@ def phase(before: Held, after: Held, tiles: int) -> str:
     return "reporting" if after.page == before.page else "closing"
 
 
+PHASES = ("starting", "compiling", "training", "reporting", "closing")
+
+
+class Moment(NamedTuple):
+    """A child's death so many seconds after it has come to a phase."""
+
+    phase: str
+    seconds: float
+
+
+def reached(child: ForkServerProcess, folder: Path, before: Held, tiles: int) -> Iterator[str]:
+    """Each phase of a life as the child comes to it."""
+    seen = -1
+    while True:
+        over, now = child.exitcode is not None, PHASES.index(phase(before, held(folder), tiles))
+        yield from PHASES[seen + 1 : now + 1]
+        seen = max(seen, now)
+        if over:
+            return
+        child.join(0.005)
+
+
 class Death(NamedTuple):
     """How a life ended: its exit status, its phase, and the files it was writing."""
 
@@ -171,15 +193,18 @@ class Death(NamedTuple):
 
 
 def lives(
-    words: Sequence[str], folder: Path, ends: Iterator[float | Blow], tiles: int, keeps_programs: bool = False
+    words: Sequence[str], folder: Path, ends: Iterator[float | Moment | Blow], tiles: int, keeps_programs: bool = False
 ) -> Iterator[Death]:
-    """The same command again and again: killed after so many seconds, or where it is struck, until it ends by itself.
+    """The same command again and again: killed at its moment, or where it is struck, until it ends by itself.
 
     No life may touch a raw file that an earlier one has finished.
     """
     for end in ends:
         before, blow = held(folder), end if isinstance(end, Blow) else None
         child = born(words, folder.parent, keeps_programs, blow)
+        if isinstance(end, Moment):
+            next((now for now in reached(child, folder, before, tiles) if now == end.phase), None)
+            end = end.seconds
         if isinstance(end, float):
             with suppress(Exception):
                 child.join(end)

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from killed import STUDY, WHEN, WHERE, Blow, born, ended, held, lives, once, told, until
+from killed import PHASES, STUDY, WHEN, WHERE, Blow, Moment, born, ended, held, lives, once, reached, told, until
 
 from relu_study import store
 
@@ -61,23 +62,31 @@ def check(folder: Path, whole: Whole) -> None:
 
 
 def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) -> Counter[str]:
-    """Kill the study so often, evenly over the length of a life, a new folder for each time it was not to be stopped."""
+    """Kill the study so often, as often in each phase of a life; a new folder for each time it is let go on to its end."""
     (place / "warm").mkdir()
     folder, words = whole.again(place / "warm")
-    began = time.monotonic()
-    assert ended(born(words, place / "warm", keeps_programs)) == 0
-    seconds = time.monotonic() - began
+    child, before = born(words, place / "warm", keeps_programs), held(folder)
+    began = {now: time.monotonic() for now in reached(child, folder, before, whole.tiles)}
+    assert ended(child) == 0 and list(began) == list(PHASES)
     chance, phases = random.Random(kills), Counter[str]()
-    moments = [seconds * (i + chance.random()) / kills for i in range(kills)]
+    lengths = {now: began[then] - began[now] for now, then in itertools.pairwise(PHASES)}
+    moments = [Moment(now, chance.uniform(0, lengths[now])) for now in itertools.islice(itertools.cycle(lengths), kills)]
     chance.shuffle(moments)
-    left = iter(moments)
+
+    def ends() -> Iterator[Moment | float]:
+        while moments:
+            yield (moment := moments.pop())
+            if moment.phase == "reporting":  # all is trained: whatever came then would find a life in its last phase
+                break
+        yield 3600.0
+
     for n in itertools.count():
         (at := place / str(n)).mkdir()
         folder, words = whole.again(at)
-        for death in lives(words, folder, itertools.chain(left, [3600.0]), whole.tiles, keeps_programs):
+        for death in lives(words, folder, ends(), whole.tiles, keeps_programs):
             phases[death.phase if death.status else "ended"] += 1
         check(folder, whole)
-        if sum(phases.values()) > kills:
+        if not moments:
             return phases
 
 
@@ -109,8 +118,7 @@ def test_killed_over_its_whole_life(study: str, kills: int, request: pytest.Fixt
     whole = request.getfixturevalue(study)
     phases = killed(whole, tmp_path, kills, keeps_programs=True)
     print(f"{study}: killed {kills} times: {dict(phases)}")
-    # A life starts within a tenth of a second, which few kills hit; each phase by itself is in the next test.
-    assert phases["compiling"] + phases["training"] and phases["reporting"], phases
+    assert all(phases[phase] for phase in PHASES[:-1]), phases
 
 
 @pytest.mark.slow

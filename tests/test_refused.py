@@ -157,7 +157,7 @@ rep more
 mkdir out; cp -r disk/sweep out
 """
     attempt(script, tmp_path, *namespace)
-    refused(tmp_path, "never", LINE.format("Read-only file system", "make it writable", 0))
+    refused(tmp_path, "never", LINE.replace(r"disk/sweep\S*:", "disk:").format("Read-only file system", "make it writable", 0))
     refused(tmp_path, "again", LINE.format("Read-only file system", "make it writable", 6))
     said = r"relu-study: cannot write disk/sweep: Read-only file system; make it writable, then give the same command again"
     refused(tmp_path, "report", said, "report")
