@@ -52,13 +52,16 @@ def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> C
     return keep
 
 
-def _normals(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "D U"]:
-    """Standard normals, drawn as one long row: XLA vectorises over the last axis alone, and a narrow layer's is too short."""
-    return jax.random.normal(key, (rows * columns,)).reshape(rows, columns)
+def _normals(key: Key[Array, ""], rows: int, columns: int, std: float) -> Float[Array, "D U"]:
+    """N(0, std^2), drawn as one long row: XLA vectorises over the last axis alone, and a narrow layer's is too short.
+
+    It is scaled before it is folded: then XLA scales and rounds once, as it does where nothing is folded.
+    """
+    return (std * jax.random.normal(key, (rows * columns,))).reshape(rows, columns)
 
 
 def _normal(key: Key[Array, ""], layer: Layer, std: float) -> Weights:
-    return std * _normals(key, layer.fan_in, layer.fan_out), jnp.zeros(layer.fan_out)
+    return _normals(key, layer.fan_in, layer.fan_out, std), jnp.zeros(layer.fan_out)
 
 
 def _uniform(key: Key[Array, ""], layer: Layer, low: float, high: float) -> Weights:
@@ -109,7 +112,7 @@ def he_normal_random_bias(key: Key[Array, ""], layer: Layer, inputs: Any) -> Wei
 
     Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 3 (He's scheme with the biases drawn as the weights are).
     """
-    return _split((2 / layer.fan_in) ** 0.5 * _normals(key, layer.fan_in + 1, layer.fan_out))
+    return _split(_normals(key, layer.fan_in + 1, layer.fan_out, (2 / layer.fan_in) ** 0.5))
 
 
 @initializer("pytorch_default", output=True, needs_inputs=False)

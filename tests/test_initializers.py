@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from relu_study import engine, prng, programs  # noqa: F401  (engine fills the registries)
+from relu_study import engine, prng, programs
 from relu_study.initializers import Initializer, Layer
 from relu_study.registry import initializers
 from relu_study.spec import KNOBS, RunSpec
@@ -125,6 +125,22 @@ def test_moments_bounds_and_law(name):
 )
 def test_schemes_of_a_family_share_their_draws(one, other, ratio):
     np.testing.assert_allclose(drawn(one)[0], ratio * drawn(other)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["random_normal", "he_normal", "lecun_normal"])
+def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
+    """To the bit, in the program that begins a run: committed results were made before they were drawn as rows."""
+    seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in KNOBS}, jnp.ones((8, 16, 4))
+
+    def begun() -> list[bytes]:
+        init = engine.compiled(jax.vmap(programs.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
+        return [leaf.tobytes() for leaf in jax.tree.leaves(init(seeds, knobs, x).params)]
+
+    as_rows = begun()
+    monkeypatch.setattr(
+        "relu_study.initializers._normals", lambda key, rows, columns, std: std * jax.random.normal(key, (rows, columns))
+    )
+    assert as_rows == begun()
 
 
 def test_sign_flip_is_he_normal_with_whole_units_turned():
