@@ -85,10 +85,10 @@ def finished(
 
     One thread per device queues tiles asynchronously, each before the one before it has been waited for. By their `price` each
     cohort has a home, the device that begins it unless that one is late: the same plan compiles again little of what JAX's cache,
-    which keeps programs by device, has from the last time. A program is let go
-    (`forget`) after the last tile that `needs` it, so that memory grows neither with the number of cohorts nor of data sets.
-    A tile that does not fit in memory is cut anew with its whole cohort, as the `fallback` says; where that cannot be, it is
-    tried once more when all others are finished and nothing runs beside it.
+    which keeps programs by device, has from the last time. A program is let go (`forget`) after the last tile that `needs` it, so
+    that memory grows neither with the number of cohorts nor of data sets. A tile that does not fit in memory is cut anew with its
+    whole cohort, as the `fallback` says; where that cannot be, it is tried once more when all others are finished and nothing
+    runs beside it.
     """
     line = _Line(planned, price, start, collect, needs, forget, fallback)
     threads = [threading.Thread(target=line.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
@@ -273,14 +273,19 @@ class _Line:
         return bool(over)
 
 
+def costs(planned: Sequence[Any], price: Callable[[Any], float]) -> dict[str, float]:
+    """The price of each cohort's tiles together."""
+    found: dict[str, float] = {}
+    for tile in planned:
+        found[tile.cohort] = found.get(tile.cohort, 0.0) + price(tile)
+    return found
+
+
 def homes(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
     """The home of each cohort, a device's number: by `price` all have as much to do, to within a cohort."""
-    costs: dict[str, float] = {}
-    for tile in planned:
-        costs[tile.cohort] = costs.get(tile.cohort, 0.0) + price(tile)
     found: dict[str, int] = {}
     asked = [0.0] * devices
-    for cohort, cost in sorted(costs.items(), key=lambda one: -one[1]):
+    for cohort, cost in sorted(costs(planned, price).items(), key=lambda one: -one[1]):
         found[cohort] = asked.index(min(asked))
         asked[found[cohort]] += cost
     return found

@@ -69,23 +69,24 @@ def foretold(job: Job) -> Foretold:
     if not todo:
         return Foretold(base + _reported(job), 0, limit)
     most = max(todo, key=lambda c: c.bytes() + (LAYER * c.work.layers if limit is None else 0))
-    devices = min(job.plan.devices, len(job.plan.tiles))
-    work = {cohort.name: sum(job.plan.price(tile) for tile in cohort.tiles) for cohort in todo}
+    planned = job.plan.tiles
+    devices, costs = min(job.plan.devices, len(planned)), dispatch.costs(planned, job.plan.price)
+    each = sum(costs.values()) / devices or 1.0
+    shares = {name: math.ceil(cost / each) or 1 for name, cost in costs.items()}
 
     def together(ask: Callable[[Cohort], float]) -> float:
         """What the devices ask at the same time, as so many times what `most` asks."""
-        shares = {name: math.ceil(devices * cost / (sum(work.values()) or 1.0)) or 1 for name, cost in work.items()}
         asked = sorted((ask(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name]))), reverse=True)[:devices]
         return sum(asked) / ask(most)
 
-    home = dispatch.homes(job.plan.tiles, job.plan.price, job.plan.devices)[most.name]
+    home = dispatch.homes(planned, job.plan.price, job.plan.devices)[most.name]
     with _Hits() as cache, _Grown() as grown:
         tile = max(most.tiles, key=lambda tile: tile.sets)
-        one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(job.plan.tiles))
+        one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(planned))
     # On the device that it was compiled for just now a program is read back; where all were found, others' are taken to be there.
     compiling = (grown.bytes or _compiler(most)) * (together(_compiler) - (0 if cache.all_found else 1 - READ))
     there = one * together(Cohort.bytes) if limit is None else 0.0
-    begun, runs = base + devices * BEGUN, job.stored + sum(tile.size for tile in job.plan.tiles)
+    begun, runs = base + devices * BEGUN, job.stored + sum(tile.size for tile in planned)
     training = begun + round(compiling + there) + runs * RUN // 3
     return Foretold(max(training, begun + _reported(job)), one, limit)
 
@@ -121,7 +122,7 @@ def of_tile(tile: Tile, probing: Probing, device: Any = None, alone: bool = Fals
     states and measurements in flight.
     """
     sizes, rows, state = compiled(tile, probing, device)
-    measured = sizes["measure"].output * (int(np.ceil(tile.runs[0].epochs / probing.every)) + 1)
+    measured = sizes["measure"].output * len(tiles.epochs_measured(tile.runs[0].epochs, probing.every))
     return max(sum(size) for size in sizes.values()) + (0 if alone else rows) + tiles.IN_FLIGHT * state + measured
 
 
