@@ -29,14 +29,11 @@ class Watcher:
     def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
-    def made_on(self, device: int, compiling: float) -> None:
-        """Told of each tile, before `tile`, which device made it and the seconds that its programs took there."""
-
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
 
-    def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
-        """Told when a tile is stored, with the mean dead fraction of its runs."""
+    def tile(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
+        """Told when a tile is stored: which device made it, the seconds its programs took, the dead fraction of its runs."""
 
     def say(self, line: str) -> None:
         """Told one line for the person who waits."""
@@ -51,7 +48,6 @@ class Progress(Watcher):
         self._bar: Bar | None = None
         self._dead = self._weight = 0.0
         self._said = -math.inf
-        self._made = 0, 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -74,14 +70,14 @@ class Progress(Watcher):
             self._bar.start()
             self._task = self._bar.add_task(self.noun, total=self.total, completed=stored, note="compiling")
 
-    def tile(self, tile: Tile | Block, dead_fraction: float) -> None:
+    def tile(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
         """Told when a tile is stored."""
         self.done += tile.size
         if math.isfinite(dead_fraction):
             self._dead += dead_fraction * tile.size
             self._weight += tile.size
         now = time.monotonic()
-        self.forecast.stored(tile, now - self._began, *self._made)
+        self.forecast.stored(tile, now - self._began, device, compiling)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
         if now - self._said <= (EVERY if self._bar is None else 1.0) and self.done < self.total:
@@ -94,10 +90,6 @@ class Progress(Watcher):
             self._bar.update(self._task, note=note)
         else:
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
-
-    def made_on(self, device: int, compiling: float) -> None:
-        """Told of each tile which device made it and the seconds that its programs took there."""
-        self._made = device, compiling
 
     def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when narrower tiles take the place of others."""

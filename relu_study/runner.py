@@ -207,8 +207,7 @@ def train(
             path = store.write_tile(folder, message(tile, numbers, job))
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
-            watcher.made_on(device, compiling)
-            watcher.tile(tile, _dead_fraction(numbers))
+            watcher.tile(tile, device, compiling, _dead_fraction(numbers))
         fallback.conclude()
     return set() if live is None else live.shown
 
@@ -229,8 +228,7 @@ def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any])
             check_there(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             estimates.write_block(folder, (block.cohort, block.first, block.count), sums, made)
-            watcher.made_on(device, compiling)
-            watcher.tile(block, math.nan)
+            watcher.tile(block, device, compiling, math.nan)
         fallback.conclude()
 
 

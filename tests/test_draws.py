@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ class Counted(Watcher):
     def __init__(self) -> None:
         self.drawn: list[Block] = []
 
-    def tile(self, tile: Block, dead_fraction: float) -> None:
+    def tile(self, tile: Block, *_: Any) -> None:
         self.drawn.append(tile)
 
 

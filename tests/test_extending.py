@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import killed
 import numpy as np
@@ -41,7 +42,7 @@ class Counted(Watcher):
         self.trained: list[RunSpec] = []
         self.widths: dict[str, int] = {}
 
-    def tile(self, tile: Tile, dead_fraction: float) -> None:
+    def tile(self, tile: Tile, *_: Any) -> None:
         self.trained += tile.runs
         self.widths[tile.cohort] = tile.width
 

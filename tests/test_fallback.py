@@ -46,7 +46,7 @@ class Told(Watcher):
     def say(self, line: str) -> None:
         self.said.append(line)
 
-    def tile(self, tile: Any, dead_fraction: float) -> None:
+    def tile(self, tile: Any, *_: Any) -> None:
         self.tiles.append(tile)
         if len(self.tiles) == self.stop_after:
             raise KeyboardInterrupt

@@ -149,8 +149,7 @@ def test_progress_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         told.begin(plan, 0)
         for tile, when, *how in history:
             now[0] = 100 + when
-            told.made_on(*how)
-            told.tile(tile, 0.5)
+            told.tile(tile, *how, 0.5)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 5 and lines[-1] == "192/192 runs, 50.0% dead, 0 s left"
     end, late = history[-1][1], [float(line.split(", ")[-1].split()[0]) for line in lines]

@@ -128,7 +128,7 @@ class Looks(Watcher):
         self.missing = {name: {run.run_id for run in study.runs() if run.config_id == name} for name in ids(study)}
         self.seen: list[int] = []
 
-    def tile(self, tile: Tile, dead_fraction: float) -> None:
+    def tile(self, tile: Tile, *_: Any) -> None:
         for runs in self.missing.values():
             runs -= {run.run_id for run in tile.runs}
         names = run_names(store.read_manifest(self.folder))

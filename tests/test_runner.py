@@ -33,7 +33,7 @@ class Counted(Watcher):
         self.trained: list[str] = []
         self.said: list[str] = []
 
-    def tile(self, tile, dead_fraction) -> None:
+    def tile(self, tile, *_) -> None:
         self.trained += [run.run_id for run in tile.runs]
 
     def say(self, line: str) -> None:
@@ -152,8 +152,8 @@ def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> Non
 
 def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_path: Path) -> None:
     class Impatient(Counted):
-        def tile(self, tile, dead_fraction) -> None:
-            super().tile(tile, dead_fraction)
+        def tile(self, tile, *_) -> None:
+            super().tile(tile)
             raise KeyboardInterrupt
 
     folder, first, second = tmp_path / "small", Impatient(), Counted()

@@ -35,7 +35,7 @@ class Heard(Watcher):
         self.made: list[str] = []
         self.said: list[str] = []
 
-    def tile(self, tile: Any, dead_fraction: float) -> None:
+    def tile(self, tile: Any, *_: Any) -> None:
         self.made += [run.run_id for run in tile.runs] if isinstance(tile, Tile) else [tile.cohort]
 
     def say(self, line: str) -> None:

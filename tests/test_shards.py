@@ -35,7 +35,7 @@ class Said(Watcher):
         self.made: list[Any] = []
         self.said: list[str] = []
 
-    def tile(self, tile: Any, dead_fraction: float) -> None:
+    def tile(self, tile: Any, *_: Any) -> None:
         self.made.append(tile)
 
     def say(self, line: str) -> None:

@@ -43,7 +43,7 @@ class Trained(Watcher):
         self.tiles: list[Any] = []
         self.then = then
 
-    def tile(self, tile: Any, dead_fraction: float) -> None:
+    def tile(self, tile: Any, *_: Any) -> None:
         self.tiles.append(tile)
         if len(self.tiles) == 1:
             self.then()

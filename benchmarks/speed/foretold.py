@@ -51,12 +51,9 @@ class Foresees(Watcher):
         self.began, self.forecast, self.tiles = time.perf_counter(), Forecast(plan), len(plan.tiles)
         self.finish: list[float] = []
 
-    def made_on(self, device: int, compiling: float) -> None:
-        self.how = device, compiling
-
-    def tile(self, tile: Any, dead_fraction: float) -> None:
+    def tile(self, tile: Any, device: int, compiling: float, dead_fraction: float) -> None:
         self.now = time.perf_counter() - self.began
-        self.forecast.stored(tile, self.now, *self.how)
+        self.forecast.stored(tile, self.now, device, compiling)
         self.finish.append(self.now + self.forecast.seconds(self.now))
 
 

@@ -46,7 +46,7 @@ class Done(Watcher):
 
     runs = 0
 
-    def tile(self, tile: Tile, dead_fraction: float) -> None:
+    def tile(self, tile: Tile, *_: Any) -> None:
         self.runs += tile.size
 
 
