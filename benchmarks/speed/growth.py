@@ -73,6 +73,7 @@ def carried_out(case: Case) -> dict[str, Any]:
     """Carry out a study in this process and say what it took."""
     jax.config.update("jax_num_cpu_devices", case.devices)
     jax.config.update("jax_enable_compilation_cache", False)
+    engine.forget = lambda key: None  # a sweep lets go of its programs; here the second is to find those of the first
     probing, watcher, seeds = Probing(), Watcher(), case.runs // len(RATES)
     took = dict.fromkeys(COLUMNS, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
