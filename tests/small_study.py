@@ -1,4 +1,4 @@
-"""A small study on the article's data: two cohorts, three arms, one claim."""
+"""A small study on the article's data: two cohorts, three arms, one claim; little is measured, to compile little."""
 
 from relu_study import Claim, Experiment, Figure, RunSpec, Study, Table, Target
 
@@ -10,6 +10,7 @@ study = Study(
     title="A small study",
     text="Does a tanh keep its units?",
     seeds=3,
+    metrics=("val_loss",),
     targets=(Target("wave", 1.0, 0.0), Target("sum", 1 / 3, 0.0)),
     use_targets=("wave",),
     experiments=[Experiment("main", arms), Experiment("again", {"relu": base})],

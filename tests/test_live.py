@@ -116,6 +116,7 @@ FOUR = Study(
     title="Four configurations",
     text="Which are done?",
     seeds=16,
+    metrics=("val_loss",),
     experiments=[Experiment("main", grid(BASE, learning_rate=[0.001, 0.01, 0.1]) | {"wider": BASE.but(width=5)})],
 )
 

@@ -58,6 +58,7 @@ def test_the_notebook_of_the_readme(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "as the README says" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_studies_are_found_in_a_wheel(installed: Path, tmp_path: Path) -> None:
     listed = relu_study(["list"], installed, tmp_path)
     assert "article" in listed.stdout and "speed" not in listed.stdout, listed.stderr

@@ -81,7 +81,10 @@ def decided(cell: dict[str, Any], draws: int, at_once: int) -> np.ndarray:
     return np.concatenate([np.asarray(draw(block)) for block in blocks])
 
 
-@pytest.mark.parametrize("scheme, domain", [("he_normal_random_bias", "interval"), ("rai", "interval"), ("he_uniform", "plane")])
+@pytest.mark.parametrize(
+    "scheme, domain",
+    [("he_normal_random_bias", "interval"), pytest.param("rai", "interval", marks=pytest.mark.slow), ("he_uniform", "plane")],
+)
 def test_every_network_dies_where_a_slow_walk_says(scheme, domain):
     width, hidden, draws = 3, 7, 48
     cell = cell_of(scheme, domain, width=width, max_layers=hidden + 1)
@@ -91,7 +94,9 @@ def test_every_network_dies_where_a_slow_walk_says(scheme, domain):
     assert 0 < sum(place < hidden for place in slow) < draws
 
 
-@pytest.mark.parametrize("scheme, domain", [("he_normal_random_bias", "interval"), ("orthogonal", "plane")])
+@pytest.mark.parametrize(
+    "scheme, domain", [("he_normal_random_bias", "interval"), pytest.param("orthogonal", "plane", marks=pytest.mark.slow)]
+)
 def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch):
     cell = cell_of(scheme, domain, width=4, max_layers=12)
     together = decided(cell, 256, 256)
