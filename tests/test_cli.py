@@ -119,11 +119,18 @@ def test_help_knows_no_jax(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
-def test_list_and_plan(tmp_path: Path) -> None:
+def test_list_knows_no_jax(tmp_path: Path) -> None:
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
-    planned = command("plan", SMALL, cwd=tmp_path)
-    assert planned.returncode == 0 and "9 runs to train (0 stored) in 2 cohorts" in planned.stdout, planned.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["relu-study", "plan", SMALL])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0 and "9 runs to train (0 stored) in 2 cohorts" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

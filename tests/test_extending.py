@@ -134,7 +134,7 @@ OTHERWISE = {
     "precision": ("float64", "precision: float64 there, float32 here"),
     "probe_examples": (100, "probe_examples: 100 there, 8192 here"),
     "val_examples": (None, "val_examples: None there, 8192 here"),
-    "metrics": ("dead_fraction", "metrics: dead_fraction there, None here"),
+    "metrics": ("dead_fraction", "metrics: dead_fraction there, dead_fraction, val_loss here"),
     "own": ({"activation mine": "0123456789ab"}, "activation mine has changed"),
 }
 

@@ -219,7 +219,7 @@ def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path,
 
 
 def test_parameters_are_kept_where_asked(tmp_path: Path) -> None:
-    results = runner.run(study, seeds=1, keep_params=True)
+    results = runner.run(replace(small, metrics=("val_loss", "weight_norm")), seeds=1, keep_params=True)
     first = results.params[results.runs.run_id[0]]
     assert first["hidden.0.dense.kernel"].shape == (4, 8) and first["output.bias"].shape == (1,)
     assert set(results.params) == set(results.runs.run_id)
