@@ -33,7 +33,7 @@ class Watcher:
         """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
 
     def tile(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
-        """Told when a tile is stored: which device made it, the seconds its programs took, the dead fraction of its runs."""
+        """Told when a tile is stored: its device, seconds of compiling there, mean dead fraction of its runs (NaN for draws)."""
 
     def say(self, line: str) -> None:
         """Told one line for the person who waits."""

@@ -34,7 +34,7 @@ base = RunSpec(rows=3000, batch_size=32, width=8, initializer="he_normal")
 arms = grid(base, activation=("relu", "tanh"), epochs=(2, 3, 4))
 one, other, *_ = arms
 study = Study(
-    "short", "A short study", "Does it go on?", [Experiment("main", arms)], seeds=2, metrics=("val_loss",),
+    "short", "A short study", "Does it go on?", [Experiment("main", arms)], seeds=2,
     claims=[Claim("C", "They differ", "val_loss", other, one, "less", margin=0.1)],
     tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
     figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],

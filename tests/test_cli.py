@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -51,14 +51,21 @@ def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def refused(*words: str, hint: str, monkeypatch: Any, capsys: Any) -> None:
-    """In this process; one line and nothing else."""
-    monkeypatch.setattr(sys, "argv", ["relu-study", *words])
-    with pytest.raises(SystemExit) as left:
-        main()
-    said = capsys.readouterr()
-    assert left.value.code == 2, said.err
-    assert hint in said.err and len(said.err.splitlines()) == 1 and not said.out
+Said = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+    """The command in this process and an empty folder: its status, and what it says on either stream."""
+    monkeypatch.chdir(tmp_path)
+
+    def say(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["relu-study", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return say
 
 
 @pytest.mark.parametrize(
@@ -68,11 +75,9 @@ def refused(*words: str, hint: str, monkeypatch: Any, capsys: Any) -> None:
         (["run", SMALL, "--only", "beef"], "unknown run"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_written(
-    words: list[str], hint: str, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused(*words, hint=hint, monkeypatch=monkeypatch, capsys=capsys)
+def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path, here: Said) -> None:
+    status, out, err = here(*words)
+    assert status == 2 and hint in err and len(err.splitlines()) == 1 and not out
     assert not list(tmp_path.iterdir())
 
 
@@ -105,10 +110,11 @@ STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experime
         (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
     ],
 )
-def test_bad_study_files(text: str, hint: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Said) -> None:
     (tmp_path / "bad.py").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    refused("run", "bad.py", hint=hint, monkeypatch=monkeypatch, capsys=capsys)
+    status, out, err = here("run", "bad.py")
+    assert status == 2, err
+    assert hint in err and len(err.splitlines()) == 1 and not out
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
 
 
@@ -125,12 +131,9 @@ def test_list_knows_no_jax(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_plan(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["relu-study", "plan", SMALL])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 0 and "9 runs to train (0 stored) in 2 cohorts" in capsys.readouterr().out
+def test_plan(tmp_path: Path, here: Said) -> None:
+    status, out, err = here("plan", SMALL)
+    assert status == 0 and "9 runs to train (0 stored) in 2 cohorts" in out, err
     assert not list(tmp_path.iterdir())
 
 

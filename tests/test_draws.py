@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +38,8 @@ class Counted(Watcher):
     def __init__(self) -> None:
         self.drawn: list[Block] = []
 
-    def tile(self, tile: Block, *_: Any) -> None:
+    def tile(self, tile: Block, device: int, compiling: float, dead_fraction: float) -> None:
+        assert device in range(2) and compiling >= 0 and np.isnan(dead_fraction)
         self.drawn.append(tile)
 
 

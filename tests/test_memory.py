@@ -67,7 +67,7 @@ def train(tile: Tile, device: int, probing: Probing) -> None:
     tiles.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, sets=tile.sets)
 
 
-def test_a_run_finds_what_was_compiled_for_it(cached: Callable[[], set[str]]) -> None:
+def test_training_finds_what_was_compiled_for_it(cached: Callable[[], set[str]]) -> None:
     """In JAX's cache, by the very key: else a plan would make a run wait twice."""
     tile = tile_of(1000)
     forget(tile, FEW)
@@ -99,16 +99,19 @@ def asking(**arms: Any) -> Study:
     return replace(study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(main,), seeds=2)
 
 
-def test_a_run_finds_what_was_compiled_for_a_plan(cached: Callable[[], set[str]]) -> None:
+def test_what_a_plan_compiles_is_what_its_tiles_ask_for(cached: Callable[[], set[str]]) -> None:
     """On the very device that begins the cohort, which need not be the first."""
     job = prepare(asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9}), None, FEW)
     homes = runner.dispatch.homes(job.plan.tiles, job.plan.price, 2)
     deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
     assert homes[deep.name] == 1
+    for tile in deep.tiles:
+        forget(tile, job.probing)
     memory.foretold(job)
     before = cached()
+    assert {name.partition("-")[0] for name in before} == {"jit_advance", "jit_measure"}
     for tile in deep.tiles:
-        train(tile, 1, job.probing)
+        train(tile, homes[deep.name], job.probing)
     assert cached() == before
 
 

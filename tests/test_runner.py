@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,9 +36,11 @@ class Counted(Watcher):
     def __init__(self) -> None:
         self.trained: list[str] = []
         self.said: list[str] = []
+        self.told: list[tuple[Any, ...]] = []
 
-    def tile(self, tile, *_) -> None:
+    def tile(self, tile, *told) -> None:
         self.trained += [run.run_id for run in tile.runs]
+        self.told.append((tile, *told))
 
     def say(self, line: str) -> None:
         self.said.append(line)
@@ -131,6 +134,10 @@ def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path,
     new = rows(folder)
     assert len(watcher.trained) == 6 and not set(watcher.trained) & set(old)
     assert {run: new[run] for run in old} == old and len(new) == 15
+    dead = load(folder).runs.drop_duplicates("run_id").set_index("run_id")["dead_fraction/all"]
+    for tile, device, compiling, dead_fraction in watcher.told:
+        assert device in range(2) and compiling >= 0
+        assert np.isclose(dead_fraction, dead[[run.run_id for run in tile.runs]].mean())
     runner.run(study, folder, watcher=(fewer := Counted()))
     assert fewer.trained == [] and rows(folder) == old
 
@@ -155,8 +162,8 @@ def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> Non
 
 def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_path: Path) -> None:
     class Impatient(Counted):
-        def tile(self, tile, *_) -> None:
-            super().tile(tile)
+        def tile(self, tile, *told) -> None:
+            super().tile(tile, *told)
             raise KeyboardInterrupt
 
     folder, first, second = tmp_path / "small", Impatient(), Counted()
