@@ -117,6 +117,7 @@ def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
     same(alone, few, list(range(wide)), list(range(wide)))
 
 
+@pytest.mark.slow
 def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
     tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.but(task="negative_box")), phases=3))

@@ -105,6 +105,7 @@ def test_an_arm_that_stands_for_the_same_runs_trains_nothing(finished: Path, tmp
         assert len(list(csv.DictReader(file))) == 4, "one configuration of one experiment, by whatever label"
 
 
+@pytest.mark.slow
 def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "small")
     before, tiles = lines(folder), killed.held(folder).tiles

@@ -98,7 +98,9 @@ def widths(folder: Path) -> Iterator[tuple[str, int]]:
         yield TANH if specs[0].get("activation") == "tanh" else RELU, json.loads(str(tile["provenance"]))["width"]
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["when it is queued", "when it is collected"])
+@pytest.mark.parametrize(
+    "late", [pytest.param(False, id="when it is queued", marks=pytest.mark.slow), pytest.param(True, id="when it is collected")]
+)
 def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, small_memory: Any, late: bool) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2, late)
     runner.run(eight, tmp_path / "narrow", watcher=(told := Told()))

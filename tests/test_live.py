@@ -156,6 +156,7 @@ def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path
     assert files(tmp_path / "four") == during and len(during) == 4
 
 
+@pytest.mark.slow
 def test_interrupted_it_shows_what_is_complete_and_nothing_else(tmp_path: Path) -> None:
     watcher = Looks(tmp_path / "four", FOUR)
     watcher.stop = True
