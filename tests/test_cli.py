@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from relu_study.cli import main
 
 HERE = Path(__file__).resolve().parent
 SMALL = str(HERE / "small_study.py")
@@ -51,23 +49,6 @@ def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-Said = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
-    """The command in this process and an empty folder: its status, and what it says on either stream."""
-    monkeypatch.chdir(tmp_path)
-
-    def say(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["relu-study", *words])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return say
-
-
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -75,7 +56,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["run", SMALL, "--only", "beef"], "unknown run"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path, here: Said) -> None:
+def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path, here: Any) -> None:
     status, out, err = here(*words)
     assert status == 2 and hint in err and len(err.splitlines()) == 1 and not out
     assert not list(tmp_path.iterdir())
@@ -110,7 +91,7 @@ STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experime
         (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
     ],
 )
-def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Said) -> None:
+def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Any) -> None:
     (tmp_path / "bad.py").write_text(text)
     status, out, err = here("run", "bad.py")
     assert status == 2, err
@@ -131,7 +112,7 @@ def test_list_knows_no_jax(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_plan(tmp_path: Path, here: Said) -> None:
+def test_plan(tmp_path: Path, here: Any) -> None:
     status, out, err = here("plan", SMALL)
     assert status == 0 and "9 runs to train (0 stored) in 2 cohorts" in out, err
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 
-from relu_study import asked, cli, locks, store, writes
+from relu_study import asked, locks, store, writes
 from relu_study.plan import Shard
 from relu_study.registry import UserError
 from relu_study.report import report
@@ -155,12 +155,9 @@ def test_a_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "/", "1/", "1/0", "-1/2", "a/b", "1/2/3", "1.0/2", "²/3"])
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_shard_is_refused_by_name(command: str, shard: str, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["relu-study", command, "no_such_study", f"--shard={shard}"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and len(said.splitlines()) == 1 and shard in said and "1 <= I <= N" in said
+def test_a_shard_is_refused_by_name(command: str, shard: str, here: Any) -> None:
+    status, _, said = here(command, "no_such_study", f"--shard={shard}")
+    assert status == 2 and len(said.splitlines()) == 1 and shard in said and "1 <= I <= N" in said
 
 
 def test_the_report_is_asked_for_with_the_same_words() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from planted import planted_folder, planted_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from relu_study import cli, store
+from relu_study import store
 from relu_study.events import EVENT_FILE, MOST_SINGLE_SEEDS, check_per_seed, run_names, write_events
 from relu_study.registry import UserError
 
@@ -110,8 +109,6 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_one_run_alone_has_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["relu-study", "run", "article", "--only", "0" * 12, "--per-seed"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code == 2 and "--per-seed adds runs to the TensorBoard of a sweep" in capsys.readouterr().err
+def test_one_run_alone_has_none(here: Any) -> None:
+    status, _, err = here("run", "article", "--only", "0" * 12, "--per-seed")
+    assert status == 2 and "--per-seed adds runs to the TensorBoard of a sweep" in err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from drawn_study import study as coins
 from small_study import study as small
 
 from relu_study import compare, estimates, figure, load, load_cells, runner, store, table
-from relu_study.cli import main
 from relu_study.plan import Tile
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
@@ -107,17 +105,13 @@ def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path,
     assert train(folder).made == [] and len(store.tile_paths(folder)) == 2
 
 
-def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(folder: Path, tmp_path: Path, here: Any) -> None:
     path = store.tile_paths(folder)[0]
     path.write_bytes(b"")
     file = shutil.copy(Path(__file__).with_name("small_study.py"), tmp_path)
-    monkeypatch.setattr(sys, "argv", ["relu-study", "plan", str(file), "--seeds", "2", "--out", str(folder)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 0
-    assert f"{path} is damaged (it is empty); a run moves it into damaged/" in capsys.readouterr().out.replace("\n", " ")
+    status, out, err = here("plan", str(file), "--seeds", "2", "--out", str(folder))
+    assert status == 0, err
+    assert f"{path} is damaged (it is empty); a run moves it into damaged/" in out.replace("\n", " ")
     assert path.exists() and not (folder / "damaged").exists()
 
 
