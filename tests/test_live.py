@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,12 @@ from relu_study.plan import Tile
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
 from relu_study.report import report
+
+
+@pytest.fixture
+def freely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing may take as long as it takes: what is there must not hang on how fast this machine is."""
+    monkeypatch.setattr(live, "FREE", math.inf)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -47,6 +54,7 @@ def complete(folder: Path, manifest: dict[str, Any]) -> set[str]:
     return {run_names(manifest)[config_id] for config_id, c in store.collect(folder, manifest).items() if len(c.run_ids) == 3}
 
 
+@pytest.mark.usefixtures("freely")
 def test_a_file_is_there_as_soon_as_the_last_run_is(sweep: Any) -> None:
     manifest, folder, tiles = sweep
     watched, numbers = Live(folder, manifest), []
@@ -62,6 +70,7 @@ def test_a_file_is_there_as_soon_as_the_last_run_is(sweep: Any) -> None:
     assert files(folder) == during, "the same bytes as when all is written at once"
 
 
+@pytest.mark.usefixtures("freely")
 def test_a_batch_reads_only_the_tiles_that_hold_its_runs(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, folder, tiles = sweep
     read: list[set[Path]] = []
@@ -146,6 +155,7 @@ def ids(study: Study) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("freely")
 def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path) -> None:
     watcher, everything = Looks(tmp_path / "four", FOUR), replace(FOUR, metrics=())
     runner.run(everything, tmp_path / "four", watcher=watcher)
@@ -157,6 +167,7 @@ def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("freely")
 def test_interrupted_it_shows_what_is_complete_and_nothing_else(tmp_path: Path) -> None:
     watcher = Looks(tmp_path / "four", FOUR)
     watcher.stop = True
