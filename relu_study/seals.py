@@ -82,7 +82,7 @@ def set_aside(folder: Path, path: Path) -> Path:
     """Move a file of a results folder into its damaged/, beside what may lie there already; where it is now."""
     away = folder / "damaged"
     away.mkdir(exist_ok=True)
-    names = (path.name, *(f"{path.stem}-{n}{path.suffix}" for n in range(2, 10**6)))
+    names = (path.name, *(f"{path.stem}-{n}{path.suffix}" for n in range(2, 10**4)))
     for name in names:
         if not os.path.lexists(away / name):
             path.rename(away / name)
@@ -143,20 +143,22 @@ class Raw:
 # ---------------------------------------------------------------------------------------------- JSON
 
 
+def _refused(name: str) -> NoReturn:
+    raise ValueError(f"{name[:40]} is no number")
+
+
+def _real(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _refused(digits)
+
+
+def _whole(digits: str) -> int:
+    return value if len(digits) < 20 and abs(value := int(digits)) < 2**63 else _refused(digits)
+
+
 def parsed(text: str | bytes) -> Any:
     """What JSON says: ValueError for NaN and infinities, for whole numbers of 2^63 and beyond, and where it is too deep."""
-
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name[:40]} is no number")
-
-    def real(digits: str) -> float:
-        return value if math.isfinite(value := float(digits)) else refuse(digits)
-
-    def whole(digits: str) -> int:
-        return value if len(digits) < 20 and abs(value := int(digits)) < 2**63 else refuse(digits)
-
     try:
-        return json.loads(text, parse_constant=refuse, parse_float=real, parse_int=whole)
+        return json.loads(text, parse_constant=_refused, parse_float=_real, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -1,7 +1,7 @@
 """Runs that go bad in a sweep that is written to its last file: every other row keeps its bytes, and every writer copes.
 
 The sweep is made twice, healthy and spoiled: seed 3 of two arms begins with NaN, in its weights or in its data, and two arms have
-rates that blow up. The spoiled runs stand where padding was, so that both have the same tile width; `test_engine.py` has them in
+rates that blow up. The spoiled runs stand where padding was, so that both have the same tile width; `test_bits.py` has them in
 the place of other runs.
 """
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from drawn_study import study
 from scipy import stats as scipy_stats
+from tiers import fast
 
 from relu_study import cell_figures, cell_report, load, load_cells, run_draws, runner
 from relu_study.cell_tables import cell_tables, select
@@ -187,16 +188,16 @@ def test_a_cut_cells_csv_is_named(folder, tmp_path):
         cell_report.read_cells(path, cell_report.read_cells_manifest(folder)["declaration"])
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["run", "STUDY", "--seeds", "3"], "--seeds does not apply; --draws sets its size"),
-        (["plan", "STUDY", "--epochs", "3"], "--epochs does not apply"),
-        (["run", "STUDY", "--draws", "0"], "--draws must be a whole number of at least 1"),
-        (["run", "STUDY", "--only", "abc"], "--only, --per-seed and --all-epochs do not apply"),
-        (["run", "article", "--draws", "3"], "--draws does not apply; --seeds sets its size"),
-    ],
-)
+TOLD = [
+    (["run", "STUDY", "--seeds", "3"], "--seeds does not apply; --draws sets its size"),
+    (["plan", "STUDY", "--epochs", "3"], "--epochs does not apply"),
+    (["run", "STUDY", "--draws", "0"], "--draws must be a whole number of at least 1"),
+    (["run", "STUDY", "--only", "abc"], "--only, --per-seed and --all-epochs do not apply"),
+    (["run", "article", "--draws", "3"], "--draws does not apply; --seeds sets its size"),
+]
+
+
+@pytest.mark.parametrize("words, said", fast(TOLD, TOLD[0]))
 def test_the_door_says_which_options_apply(words, said):
     words = [str(ROOT / "tests" / "drawn_study.py") if word == "STUDY" else word for word in words]
     code = f"import sys; sys.argv = ['relu-study', *{words!r}]; from relu_study.cli import main; main()"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiers import fast
 
 HERE = Path(__file__).resolve().parent
 SMALL = str(HERE / "small_study.py")
@@ -21,24 +22,29 @@ def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, env=full, capture_output=True, text=True, check=False)
 
 
+MORE = [
+    (["plan", "artcle"], "article"),
+    (["run", "no/such.py"], "no/such.py"),
+    (["run", SMALL, "--seeds", "0"], "--seeds"),
+    (["run", SMALL, "--epochs", "-1"], "--epochs"),
+    (["run", SMALL, "--epochs", "nan"], "--epochs"),
+    (["run", SMALL, "--val-examples", "some"], "--val-examples"),
+    (["view", "nowhere"], "nowhere"),
+    (["figure", "nowhere"], "nowhere"),
+    (["table", "nowhere"], "nowhere"),
+    (["figure", str(HERE)], "no manifest.json"),
+    (["rnu", SMALL], "run"),
+]
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
         (["run", "artcle"], "article"),
-        (["plan", "artcle"], "article"),
-        (["run", "no/such.py"], "no/such.py"),
-        (["run", SMALL, "--seeds", "0"], "--seeds"),
-        (["run", SMALL, "--epochs", "-1"], "--epochs"),
-        (["run", SMALL, "--epochs", "nan"], "--epochs"),
         (["run", SMALL, "--preset", "fulll"], "full"),
-        (["run", SMALL, "--val-examples", "some"], "--val-examples"),
         (["report", "nowhere"], "nowhere"),
-        (["view", "nowhere"], "nowhere"),
-        (["figure", "nowhere"], "nowhere"),
-        (["table", "nowhere"], "nowhere"),
         (["table", str(HERE)], "no manifest.json"),
-        (["figure", str(HERE)], "no manifest.json"),
-        (["rnu", SMALL], "run"),
+        *fast(MORE),
     ],
 )
 def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:

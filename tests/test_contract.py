@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from planted import planted_folder
+from tiers import fast
 
 import relu_study
 from relu_study.pivot import compare, table
@@ -31,11 +32,13 @@ def clone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"])
+@pytest.mark.parametrize(
+    "name", fast(["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"], "survival.csv", "units.csv")
+)
 def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     whole = (folder / name).read_text()
-    header, *lines = whole.splitlines()
+    header = whole.splitlines()[0]
     for column in header.split(","):
         frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False).drop(columns=column)
         (folder / name).write_text(frame.to_csv(index=False))
@@ -46,11 +49,14 @@ def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: s
         (folder / name).write_text(text)
         with pytest.raises(UserError, match=rf"{name} is garbled"):
             report(folder)
-    if name == "runs.csv":
-        (folder / name).write_text("\n".join([header, *lines[:20], ""]))
-        for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
-            with pytest.raises(UserError, match=r"runs.csv has 20 of the 160 runs that manifest.json declares"):
-                use(folder)
+
+
+def test_runs_that_a_clone_lacks_are_counted(clone: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
+    (folder / "runs.csv").write_text("".join((folder / "runs.csv").read_text().splitlines(keepends=True)[:21]))
+    for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
+        with pytest.raises(UserError, match=r"runs.csv has 20 of the 160 runs that manifest.json declares"):
+            use(folder)
 
 
 @pytest.mark.parametrize(

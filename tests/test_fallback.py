@@ -124,6 +124,7 @@ def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path,
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
+@pytest.mark.slow
 def test_the_first_calls_alone_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The allocator has nothing for the compiled program's first two calls: at 8, then at 4; at 2 there is room."""
     programs, failed = engine.tile_programs, []
@@ -158,6 +159,7 @@ def test_with_tiles_stored_the_width_is_settled(tmp_path: Path, small_memory: An
     assert manifest["counts"] == {"ok": 20, "nonfinite": 0, "interrupted": 4}, "the other cohort is done"
 
 
+@pytest.mark.slow
 def test_settled_by_a_tile_of_this_very_run(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: bool(store.tile_paths(tmp_path)), late=True)
     with pytest.raises(UserError, match="width of 8"):
@@ -165,6 +167,7 @@ def test_settled_by_a_tile_of_this_very_run(tmp_path: Path, small_memory: Any) -
     assert list(widths(tmp_path)) == [(TANH, 8)] and store.read_manifest(tmp_path)["widths"] == {TANH: 8}
 
 
+@pytest.mark.slow
 def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: Any) -> None:
     runner.run(eight, tmp_path)
     calls = iter([True])

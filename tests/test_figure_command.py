@@ -15,6 +15,7 @@ import pytest
 from pictured import labels, said
 from planted import planted_folder
 from test_cli import command
+from tiers import fast
 
 import relu_study
 from relu_study import drawing, pictures
@@ -60,7 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", fast(KINDS, "survival", "map"))
 def test_every_kind_is_written_in_the_formats_of_its_names(kind: str, folder: Path, tmp_path: Path) -> None:
     names = [tmp_path / "new" / f"{kind}.{suffix}" for suffix in ("pdf", "png", "svg")]
     assert relu_study.figure(folder, kind, **KINDS[kind], out=names) == names

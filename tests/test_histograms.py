@@ -72,6 +72,7 @@ def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() ->
         assert np.array_equal(post[:, 33:], pre[:, 33:]) and np.array_equal(post[:, 32], pre[:, :33].sum(axis=-1))
 
 
+@pytest.mark.slow
 def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
     runs = [RunSpec(rows=600, batch_size=50, width=8, epochs=2)]
     plain = tiles.train_tile(runs, 2, probing=Probing(200, 50, histograms=False))

@@ -182,6 +182,7 @@ def test_interrupted_it_shows_what_is_complete_and_nothing_else(tmp_path: Path) 
     assert len(whole := files(tmp_path / "four")) == 4 and {name: whole[name] for name in half} == half
 
 
+@pytest.mark.slow
 def test_single_seeds_of_a_sweep(tmp_path: Path) -> None:
     runner.run(study, tmp_path / "small", per_seed=True)
     during = files(tmp_path / "small")

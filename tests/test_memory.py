@@ -68,6 +68,7 @@ def train(tile: Tile, device: int, probing: Probing) -> None:
     tiles.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, sets=tile.sets)
 
 
+@pytest.mark.slow
 def test_training_finds_what_was_compiled_for_it(cached: Callable[[], set[str]]) -> None:
     """In JAX's cache, by the very key: else a plan would make a run wait twice."""
     tile = tile_of(1000)

@@ -85,6 +85,7 @@ def test_no_input_of_the_box_leaves_the_bounds() -> None:
         assert np.all(values >= np.asarray(bound.lo)) and np.all(values <= np.asarray(bound.hi))
 
 
+@pytest.mark.slow
 def test_it_trains_and_its_units_are_certified() -> None:
     few = Probing(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
     tile = tiles.train_tile([SPEC.but(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)

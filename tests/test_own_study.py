@@ -53,6 +53,7 @@ def test_the_draws_of_the_readme(home: Path, tmp_path: Path) -> None:
     assert "**H1: confirmed.**" in (tmp_path / "results" / "half_off" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_readme(home: Path, tmp_path: Path) -> None:
     done = python(NOTEBOOK + LOOK, home, tmp_path)
     assert done.returncode == 0 and "as the README says" in done.stdout, done.stderr

@@ -67,6 +67,7 @@ def test_a_folder_has_everything_that_the_study_declares(reported: Path) -> None
     assert len(list((reported / "tensorboard").iterdir())) == 20  # one run a configuration
 
 
+@pytest.mark.slow
 def test_another_process_reports_the_same_bytes_and_never_imports_jax(reported: Path, tmp_path: Path) -> None:
     other = tmp_path / "planted"
     shutil.copytree(reported / "raw", other / "raw")

@@ -209,6 +209,7 @@ def test_a_run_that_trains_refuses_widths_that_disagree(folder: Path) -> None:
     refuses(folder, "width: .* there, 3 here", report)
 
 
+@pytest.mark.slow
 def test_two_tiles_that_say_different_things_of_one_run_are_both_set_aside(folder: Path, finished: Path) -> None:
     path = store.tile_paths(folder)[0]
     tile = store.read_tile(path)

@@ -57,6 +57,7 @@ def test_every_configuration_is_a_run(board: Board, names: dict[str, str]) -> No
     assert sorted(board.get("runs")) == sorted(names.values()) and len(names) == 20
 
 
+@pytest.mark.slow
 def test_a_margin_chart_for_each_headline_metric_and_site(board: Board, names: dict[str, str]) -> None:
     layout = board.get("plugin/custom_scalars/layout")
     # The page begins with the last chart of a category: tests/test_browser.py sees it.

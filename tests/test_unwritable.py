@@ -29,7 +29,7 @@ from relu_study.study import Experiment, Study, grid
 
 # One program and three tiles: a length touches no program, and a tile has one length.
 study = Study(
-    "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2,
+    "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2, metrics=("val_loss",),
     tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
     figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],
 )  # fmt: skip
@@ -217,6 +217,7 @@ def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: P
     assert len(first.tiles) + len(second.tiles) == len(all_of.tiles) and contents(folder) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_clone_that_cannot_be_set_aside_stays_a_results_folder(whole: Path, tmp_path: Path) -> None:
     folder = copytree(whole, tmp_path / "sweep", ignore=lambda *_: ["raw", "tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
