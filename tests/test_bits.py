@@ -90,7 +90,8 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
     same(whole, tiles.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
 
 
-@pytest.mark.parametrize("sets", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [1, 4])
 def test_sharing_rows(base: RunSpec, sets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))

@@ -54,6 +54,7 @@ def test_the_split_is_a_fifth_and_every_class_is_on_both_sides() -> None:
     assert len(set(places[0])) == SEEDS - 1, "the first image of one seed is another's anywhere"
 
 
+@pytest.mark.slow
 def test_centred_inputs_and_fewer_rows() -> None:
     x, y = drawn(inputs="centred")
     assert np.array_equal(x, drawn()[0] - 0.5) and np.array_equal(y, drawn()[1])

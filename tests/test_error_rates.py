@@ -92,13 +92,11 @@ def test_zero_effects_are_never_called_an_effect(direction: str) -> None:
     assert np.mean([v == "refuted" for verdicts in found for v in verdicts]) > 0.5
 
 
+EDGES = [(0.05, 0.0, "equivalent", 0.05), (0.5, 0.5, "greater", 0.0), (0.9, 0.95, "less", 0.05), (0.95, 1.0, "equivalent", 0.05)]
+
+
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("rate", "against", "direction", "margin"), [
-    (0.05, 0.0, "equivalent", 0.05),
-    (0.5, 0.5, "greater", 0.0),
-    (0.9, 0.95, "less", 0.05),
-    (0.95, 1.0, "equivalent", 0.05),
-])  # fmt: skip
+@pytest.mark.parametrize(("rate", "against", "direction", "margin"), fast(EDGES, EDGES[2]))
 def test_shares_of_runs_on_the_edge_are_rarely_decided(rate: float, against: float, direction: str, margin: float) -> None:
     rng = np.random.default_rng(5)
     wrong = []

@@ -175,6 +175,7 @@ def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: An
     assert set(runner.run(eight, tmp_path, seeds=12).runs.status) == {"ok"}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, small_memory: Any, monkeypatch: Any) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 4, 1 << 30)})

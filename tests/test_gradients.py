@@ -64,6 +64,7 @@ def test_against_the_chain_rule(activation, initializer, width, depth):
     assert not np.any(found["zero"])
 
 
+@pytest.mark.slow
 def test_rotations_keep_every_gradient():
     found = drawn("gradients", 5, activation="linear", initializer="orthogonal", width=7, depth=20)
     np.testing.assert_allclose(found["signal"], 0, atol=1e-4)
@@ -82,6 +83,7 @@ def test_below_a_dead_layer_there_is_no_gradient():
     assert np.all(found["zero"] == 1) and np.all(np.isnan(found["signal"])) and np.all(np.isnan(found["kernel"]))
 
 
+@pytest.mark.slow
 def test_crelu_passes_half_of_what_orthonormal_columns_bring():
     """Each unit has one of its two outputs open, so the gradient loses half of its square a layer."""
     found = drawn("gradients", 50, activation="crelu", initializer="orthogonal", width=8, depth=6)

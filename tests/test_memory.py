@@ -172,6 +172,7 @@ def test_a_small_cohort_beside_a_large_one_asks_for_less(said: Callable[..., int
     assert said(deep) == round(2 * 40 + compiling + 60 * (1 + large / small)), "and a tile is as large as it was measured there"
 
 
+@pytest.mark.slow
 def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "REPORTED", 4 << 20)
     few = asking(a={"epochs": 3}, b={"epochs": 1})

@@ -225,6 +225,7 @@ def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path,
         runner.run(replace(study, every=2), folder)
 
 
+@pytest.mark.slow
 def test_parameters_are_kept_where_asked(tmp_path: Path) -> None:
     results = runner.run(replace(small, metrics=("val_loss", "weight_norm")), seeds=1, keep_params=True)
     first = results.params[results.runs.run_id[0]]

@@ -40,7 +40,7 @@ def share(cell: dict[str, Any], draws: int) -> tuple[np.ndarray, np.ndarray]:
     return sums["sum:born_dead"] / sums["n:born_dead"], sums["n:born_dead"]
 
 
-@pytest.mark.parametrize("scheme, domain", fast(KNOWN, ("rai", "interval"), ("he_normal", "plane")))
+@pytest.mark.parametrize("scheme, domain", fast(KNOWN, ("he_normal", "plane")))
 def test_independent_values(scheme, domain):
     value, se, draws = KNOWN[scheme, domain]
     found, n = share(cell_of(scheme, domain, width=3, max_layers=10), draws)
