@@ -162,6 +162,7 @@ def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
             assert whole[name].tobytes() == watched_less[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_measuring_less_often_moves_no_bit() -> None:
     base = SMALL.but(epochs=6.5)
     always, often = (tiles.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3))

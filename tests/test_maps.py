@@ -199,6 +199,7 @@ def test_a_factor_without_a_most_common_value_is_refused_with_the_way_out() -> N
         figures.check(planted()[0]["declaration"] | {"figures": [vars(tied)]})
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_the_same_from_runs_csv_and_report_epochs_suffice() -> None:
     manifest, stored, _ = planted()
     last = frames.summary_frame(frames.last_epochs(frames.runs_frame(stored, manifest)), manifest)

@@ -180,6 +180,7 @@ def test_a_folder_that_holds_no_results_is_refused(tmp_path: Path) -> None:
         table(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_python_returns_without_jax(clone: Path) -> None:
     code = (
         "import sys; from relu_study.cli import main; sys.argv[1:] = sys.argv[2:]\n"
