@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -82,8 +83,7 @@ def set_aside(folder: Path, path: Path) -> Path:
     """Move a file of a results folder into its damaged/, beside what may lie there already; where it is now."""
     away = folder / "damaged"
     away.mkdir(exist_ok=True)
-    names = (path.name, *(f"{path.stem}-{n}{path.suffix}" for n in range(2, 10**4)))
-    for name in names:
+    for name in itertools.chain([path.name], (f"{path.stem}-{n}{path.suffix}" for n in range(2, 10**6))):
         if not os.path.lexists(away / name):
             path.rename(away / name)
             return away / name

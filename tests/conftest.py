@@ -13,13 +13,15 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from tiers import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Of modules that say shapes of arrays, every function and dataclass checks its annotations whenever it is imported (also lazily);
-# what the others say is seen by mypy.
-HOUSE = ROOT / "relu_study"
-SHAPED = {path.relative_to(HOUSE).parts[0].removesuffix(".py") for path in HOUSE.rglob("*.py") if "jaxtyping" in path.read_text()}
+# what the others say is left to mypy, which saves a tenth of the time.
+PACKAGE = ROOT / "relu_study"
+SOURCES = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+SHAPED = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path, text in SOURCES.items() if "jaxtyping" in text}
 # An int passes for a float, as it does for mypy.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"relu_study.{name}" for name in sorted(SHAPED)], CHECKER)
@@ -37,16 +39,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("relu_study")
 
 
+def compiles_quickly(config: pytest.Config) -> bool:
+    return bool(QUICK) and config.option.markexpr == "not slow" and jax.config.jax_platforms == "cpu"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"compiled {'quickly, without fusion emitters' if compiles_quickly(config) else 'as for a user'}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs beside pytest's own cache, subprocesses' too: a second run starts warm, a clean clone cold.
 
     The fast tier compiles in this process without XLA's fusion emitters: 1.6 times as fast, other last bits, and so kept apart.
-    What asks for `as_shipped`, the slow tier and subprocesses have the programs of a user.
+    What asks for `as_shipped`, every other selection of tests, and subprocesses but those of `killed.py` have a user's programs.
     """
-    quick = config.option.markexpr == "not slow"
-    if quick:
+    if quick := compiles_quickly(config):
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"
         jax.devices()  # XLA reads its flags once, for its first backend
         os.environ["XLA_FLAGS"] = flags
     if (cache := getattr(config, "cache", None)) is not None:
@@ -59,19 +68,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="module")
-def as_shipped() -> Iterator[None]:
+def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
     """The engine's programs are compiled as a user's are: for what says that bits are the same."""
     from relu_study import engine
 
-    def anew() -> None:
+    def forget() -> None:
         for made in (engine.programs, engine.init_program, engine.sample_program):
             made.kept.clear()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engine.OPTIONS, "cpu", {**engine.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
-        anew()
+        if compiles_quickly(pytestconfig):
+            patch.setitem(engine.OPTIONS, "cpu", {**engine.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
+        forget()
         yield
-    anew()
+    forget()
 
 
 @pytest.fixture

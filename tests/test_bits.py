@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiers import fast
+from tiers import tiered
 
 from relu_study import tiles
 from relu_study.programs import Probing
@@ -40,7 +40,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rows_a: list[int], 
                 assert a[name][i].tobytes() == b[name][j].tobytes(), f"{name} of row {i}"
 
 
-@pytest.fixture(scope="module", params=fast(["none", "dropout"], "none"))
+@pytest.fixture(scope="module", params=tiered(["none", "dropout"], "none"))
 def base(request: pytest.FixtureRequest) -> RunSpec:
     return SMALL if request.param == "none" else SMALL.but(dropout="dropout", dropout_rate=0.2)
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from drawn_study import study
 from scipy import stats as scipy_stats
-from tiers import fast
+from tiers import tiered
 
 from relu_study import cell_figures, cell_report, load, load_cells, run_draws, runner
 from relu_study.cell_tables import cell_tables, select
@@ -197,7 +197,7 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize("words, said", fast(TOLD, TOLD[0]))
+@pytest.mark.parametrize("words, said", tiered(TOLD, TOLD[0]))
 def test_the_door_says_which_options_apply(words, said):
     words = [str(ROOT / "tests" / "drawn_study.py") if word == "STUDY" else word for word in words]
     code = f"import sys; sys.argv = ['relu-study', *{words!r}]; from relu_study.cli import main; main()"

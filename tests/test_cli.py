@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiers import fast
+from tiers import tiered
 
 HERE = Path(__file__).resolve().parent
 SMALL = str(HERE / "small_study.py")
@@ -44,7 +44,7 @@ MORE = [
         (["run", SMALL, "--preset", "fulll"], "full"),
         (["report", "nowhere"], "nowhere"),
         (["table", str(HERE)], "no manifest.json"),
-        *fast(MORE),
+        *tiered(MORE),
     ],
 )
 def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from planted import planted_folder
-from tiers import fast
+from tiers import tiered
 
 import relu_study
 from relu_study.pivot import compare, table
@@ -32,7 +32,7 @@ def clone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", fast(["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"], "units.csv"))
+@pytest.mark.parametrize("name", tiered(["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"], "units.csv"))
 def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     whole = (folder / name).read_text()

@@ -75,9 +75,8 @@ class Heard:
 
 def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
     heard = Heard()
-    base = SMALL.but(
-        width=7, rows=610, epochs=1, depth=1
-    )  # as no other test here: what is compiled already is not compiled again
+    # As no other test has it: what is compiled already is not compiled again.
+    base = SMALL.but(width=13, rows=613, epochs=1, depth=1)
     devices = jax.devices()[:2]
     cohorts = [base, base.but(activation="tanh")]
     heard.on = True

@@ -11,7 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from asked import SEEDS, WAVE, claims, loss_claim, stored
-from tiers import fast
+from tiers import tiered
 
 from relu_study.comparisons import paired_test, share_test
 from relu_study.questions import Claim
@@ -56,7 +56,7 @@ def at_most_one_study_in_twenty(wrong: list[bool]) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("noise", fast(["normal", "uniform", "t"], "t"))
+@pytest.mark.parametrize("noise", tiered(["normal", "uniform", "t"], "t"))
 @pytest.mark.parametrize("direction", ["greater", "less", "equivalent"])
 def test_effects_on_the_edge_of_the_margin_are_rarely_decided(direction: str, noise: str) -> None:
     rng = np.random.default_rng(1)
@@ -82,7 +82,7 @@ def test_strong_rows_beside_it_do_not_loosen_the_rule() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("direction", fast(["greater", "less"], "less"))
+@pytest.mark.parametrize("direction", tiered(["greater", "less"], "less"))
 def test_zero_effects_are_never_called_an_effect(direction: str) -> None:
     rng = np.random.default_rng(4)
     found = [study(rng, [0.0] * 10, loss_claim(direction=direction, margin=0.0)) for _ in range(200)]
@@ -96,7 +96,7 @@ EDGES = [(0.05, 0.0, "equivalent", 0.05), (0.5, 0.5, "greater", 0.0), (0.9, 0.95
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("rate", "against", "direction", "margin"), fast(EDGES, EDGES[2]))
+@pytest.mark.parametrize(("rate", "against", "direction", "margin"), tiered(EDGES, EDGES[2]))
 def test_shares_of_runs_on_the_edge_are_rarely_decided(rate: float, against: float, direction: str, margin: float) -> None:
     rng = np.random.default_rng(5)
     wrong = []

@@ -15,7 +15,7 @@ import pytest
 from pictured import labels, said
 from planted import planted_folder
 from test_cli import command
-from tiers import fast
+from tiers import tiered
 
 import relu_study
 from relu_study import drawing, pictures
@@ -61,7 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", fast(KINDS, "map"))
+@pytest.mark.parametrize("kind", tiered(KINDS, "map"))
 def test_every_kind_is_written_in_the_formats_of_its_names(kind: str, folder: Path, tmp_path: Path) -> None:
     names = [tmp_path / "new" / f"{kind}.{suffix}" for suffix in ("pdf", "png", "svg")]
     assert relu_study.figure(folder, kind, **KINDS[kind], out=names) == names
@@ -233,7 +233,7 @@ def test_a_folder_whose_runs_are_of_other_configurations_has_none_to_draw(folder
         ("forest", {}),
         ("depth", {"where": "seed<4"}),
         ("map", {"epoch": 2}),
-        *fast([("depth", {}), ("map", {}), ("map", {"where": "val_loss>0"})]),
+        *tiered([("depth", {}), ("map", {}), ("map", {"where": "val_loss>0"})]),
     ],
 )
 def test_a_clone_draws_the_same(kind: str, words: dict[str, Any], folder: Path, clone: Path, tmp_path: Path) -> None:

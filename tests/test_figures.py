@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from pictured import config_ids, drawn, flat, labels, line_of, looks, pictures, planted, said
 from planted import planted_manifest, planted_study
 from scipy import stats as scipy_stats
-from tiers import fast
+from tiers import tiered
 
 from relu_study import drawing, figures, frames
 from relu_study.drawing import Band, Row
@@ -286,7 +286,7 @@ def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
     assert lines[0].get_zorder() < lines[1].get_zorder() < lines[2].get_zorder()
 
 
-@pytest.mark.parametrize("number", fast(range(18), 0, 3, 9, 12, 16))
+@pytest.mark.parametrize("number", tiered(range(18), 0, 3, 9, 12, 16))
 def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
     draw = Text.draw

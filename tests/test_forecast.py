@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
-from tiers import fast
+from tiers import tiered
 
 from relu_study import plan as planning
 from relu_study import progress
@@ -76,7 +76,7 @@ def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
         (40, 40, 16, False),
     ],
 )
-@pytest.mark.parametrize("compiling", fast([0.0, 0.02, 0.6], 0.6), ids=["warm", "some", "mostly"])
+@pytest.mark.parametrize("compiling", tiered([0.0, 0.02, 0.6], 0.6), ids=["warm", "some", "mostly"])
 def test_the_finish_is_foretold_within_a_fifth(cohorts: int, runs: int, devices: int, same: bool, compiling: float) -> None:
     plan, machine = planned(cohorts, runs, devices, same), Machine(devices, 37.0, compiling)
     forecast = Forecast(plan)

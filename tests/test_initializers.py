@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tiers import fast
+from tiers import tiered
 
 from relu_study import engine, prng, programs
 from relu_study.initializers import Initializer, Layer
@@ -92,7 +92,7 @@ def test_every_initialiser_has_its_closed_form_here():
     assert not missing, f"add the law of {', '.join(missing)} to FORMS, so that its moments are tested"
 
 
-@pytest.mark.parametrize("name", fast(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
+@pytest.mark.parametrize("name", tiered(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
 def test_moments_bounds_and_law(name):
     if name not in FORMS:
         pytest.fail(f"no closed form of {name} in FORMS")
@@ -128,7 +128,7 @@ def test_schemes_of_a_family_share_their_draws(one, other, ratio):
     np.testing.assert_allclose(drawn(one)[0], ratio * drawn(other)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", fast(["random_normal", "he_normal", "lecun_normal"], "lecun_normal"))
+@pytest.mark.parametrize("name", tiered(["random_normal", "he_normal", "lecun_normal"], "lecun_normal"))
 def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
     """To the bit, in the program that begins a run: committed results were made before they were drawn as rows."""
     seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in KNOBS}, jnp.ones((8, 16, 4))
@@ -162,7 +162,7 @@ def kernels(name: str, n: int, fan_in: int, fan_out: int, index: int = 1) -> tup
     return tuple(np.asarray(part, np.float64) for part in drawn)
 
 
-@pytest.mark.parametrize(("fan_in", "fan_out"), fast([(1, 7), (7, 1), (2, 2), (5, 13), (13, 5), (64, 64)], (5, 13), (7, 1)))
+@pytest.mark.parametrize(("fan_in", "fan_out"), tiered([(1, 7), (7, 1), (2, 2), (5, 13), (13, 5), (64, 64)], (5, 13), (7, 1)))
 def test_orthogonal_has_orthonormal_columns_or_rows(fan_in, fan_out):
     kernel, bias = kernels("orthogonal", 50, fan_in, fan_out)
     short = kernel if fan_in >= fan_out else kernel.swapaxes(1, 2)
@@ -170,7 +170,7 @@ def test_orthogonal_has_orthonormal_columns_or_rows(fan_in, fan_out):
     assert np.all(bias == 0)
 
 
-@pytest.mark.parametrize("n", fast([2, 3, 8], 3))
+@pytest.mark.parametrize("n", tiered([2, 3, 8], 3))
 def test_orthogonal_is_of_haars_distribution(n):
     """Its trace, which the signs of a plain QR would shift, is as scipy's Haar matrices have it, and half of them reflect."""
     kernel, _ = kernels("orthogonal", 8000, n, n)
@@ -225,7 +225,7 @@ def arriving(layers: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     return inputs
 
 
-@pytest.mark.parametrize("name", fast(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
+@pytest.mark.parametrize("name", tiered(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
 def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
     spec = RunSpec(depth=2, width=5, initializer=name, seed=2**32 - 1)
     layers = weights(spec)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from killed import PHASES, STUDY, WHEN, WHERE, Blow, Moment, born, ended, held, lives, once, reached, told, until
+from killed import LITTLE, PHASES, STUDY, WHEN, WHERE, Blow, Moment, born, ended, held, lives, once, reached, told, until
 
 from relu_study import store
 
@@ -47,7 +47,13 @@ def carried_out(place: Path, name: str, text: str) -> Whole:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return carried_out(tmp_path_factory.mktemp("trained"), "short.py", STUDY)
+    return carried_out(tmp_path_factory.mktemp("trained"), "short.py", LITTLE)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The same with everything that can be measured, histograms too."""
+    return carried_out(tmp_path_factory.mktemp("measured"), "short.py", STUDY)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +101,7 @@ def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) 
 
 def test_a_study_killed_thrice_ends_the_same(trained: Whole, tmp_path: Path) -> None:
     folder, words = trained.again(tmp_path)
-    somewhere = random.Random(0).uniform(0, 1)
+    somewhere = Moment("compiling", random.Random(0).uniform(0, 0.1))
     blows = [Blow(*WHERE["later tile"], "half written"), somewhere, Blow(*WHERE["page"], "written"), 3600.0]
     first, _, third, last = lives(words, folder, iter(blows), trained.tiles)
     assert (first.phase, third.phase, last.phase) == ("training", "reporting", "closing")
@@ -113,7 +119,7 @@ def test_a_draw_study_killed_twice_ends_the_same(drawn: Whole, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "kills"), [("trained", 35), ("drawn", 15)])
+@pytest.mark.parametrize(("study", "kills"), [("measured", 35), ("drawn", 15)])
 def test_killed_over_its_whole_life(study: str, kills: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     whole = request.getfixturevalue(study)
     phases = killed(whole, tmp_path, kills, keeps_programs=True)
@@ -124,7 +130,7 @@ def test_killed_over_its_whole_life(study: str, kills: int, request: pytest.Fixt
 @pytest.mark.slow
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("study", ["trained", "drawn"])
+@pytest.mark.parametrize("study", ["measured", "drawn"])
 def test_struck_wherever_it_writes(study: str, where: str, when: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     whole = request.getfixturevalue(study)
     if study == "drawn" and where == "TensorBoard":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from tiers import fast
+from tiers import tiered
 
 from relu_study import prng, tiles
 from relu_study.programs import Probing
@@ -204,7 +204,7 @@ def wanted(name: str, run: int, epoch: int) -> tuple[dict[str, float], Arrays]:
 EACH = [(name, run, e) for name, runs in RUNS.items() for run, spec in enumerate(runs) for e in range(int(spec.epochs) + 1)]
 
 
-@pytest.mark.parametrize(("name", "run", "epoch"), fast(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
+@pytest.mark.parametrize(("name", "run", "epoch"), tiered(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
 def test_a_tile_says_what_is_so(name, run, epoch):
     values, masks = wanted(name, run, epoch)
     tile = trained(name, RUNS[name][run].epochs)
@@ -221,7 +221,7 @@ def test_a_tile_says_what_is_so(name, run, epoch):
         assert kept_masks[key.replace("certified_", "")][mask].all(), "a certified unit is dead"
 
 
-@pytest.mark.parametrize(("name", "run", "epoch"), fast(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
+@pytest.mark.parametrize(("name", "run", "epoch"), tiered(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
 def test_histograms_count_what_is_so(name, run, epoch):
     spec, first, params = RUNS[name][run], kept(trained(name, 0), run), kept(trained(name, epoch), run)
     _, prediction, saved, grads = evaluate(spec, params, averages(spec, first, epoch))
@@ -273,7 +273,7 @@ def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     return tile, tile["param:hidden.0.dense.kernel"]
 
 
-@pytest.mark.parametrize("initializer", fast(["random_normal", "he_normal", "he_uniform"], "he_normal"))
+@pytest.mark.parametrize("initializer", tiered(["random_normal", "he_normal", "he_uniform"], "he_normal"))
 def test_a_sixteenth_is_dead_and_a_sixteenth_always_on(initializer):
     """On (-1, 0)^4 without a bias: dead exactly where no weight is negative, always on where none is positive; each 2^-4."""
     tile, kernel = at_the_start(initializer)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiers import fast
+from tiers import tiered
 
 from relu_study import probes
 from relu_study.activations import relu
@@ -95,7 +95,7 @@ def snapshot(params, names, x, y, previous=None, box=BOX) -> probes.Snapshot:
 @functools.cache
 def program(names, box=BOX, metrics=()):
     """The compiled program that measures such networks, as in the engine; `metrics`: names to compile it anew for."""
-    options = {"xla_backend_optimization_level": 0}  # compiles in half the time; one test below compiles as the engine does
+    options = {"xla_backend_optimization_level": 0}  # compiles in half the time
     return jax.jit(lambda *args: probes.measure(snapshot(args[0], names, *args[1:], box)), compiler_options=options)
 
 
@@ -253,7 +253,9 @@ def scale_of(names, seed):
     return (0.7, 1.5, 4.0 if len(set(names)) == 1 else 1.5)[seed]
 
 
-@pytest.mark.parametrize(("sizes", "names"), fast(NETS, NETS[0], NETS[-1]), ids=["-".join([*map(str, s), n[0]]) for s, n in NETS])
+@pytest.mark.parametrize(
+    ("sizes", "names"), tiered(NETS, NETS[0], NETS[-1]), ids=["-".join([*map(str, s), n[0]]) for s, n in NETS]
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_random_nets_agree_with_the_loops(sizes, names, seed):
     params, previous = (random_net(sizes, s, scale_of(names, seed)) for s in (seed, seed + 100))
@@ -368,7 +370,7 @@ def test_saturated_tanh_is_not_certified_and_hardly_dead():
     assert_agree((values, masks), reference(*args))
 
 
-@pytest.mark.parametrize("name", fast(["leaky_relu", "selu", "elu", "gelu", "crelu", "linear"], "selu", "crelu"))
+@pytest.mark.parametrize("name", tiered(["leaky_relu", "selu", "elu", "gelu", "crelu", "linear"], "selu", "crelu"))
 def test_units_without_a_flat_piece_are_never_certified_dead(name):
     """Negative pre everywhere, as far as -1e6: certified dead is empty, not 0."""
     x, y = data()

@@ -119,7 +119,7 @@ def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path:
     last = said[-1].said[0].split(" holds ")[1].split(" of ")
     assert last[0] == last[1], "with the last one everything is there"
     manifest = store.read_manifest(folder)
-    assert manifest["command"] == "test 2/3" and manifest["timing"]["wall_s"] > 0
+    assert manifest["command"] == "test 2/3" and manifest["timing"]["wall_s"] >= 0
     assert declared is not study or manifest["counts"] == {"ok": 9, "nonfinite": 0, "interrupted": 0}
 
     again = shutil.copytree(folder, tmp_path / "shards")

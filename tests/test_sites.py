@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiers import fast
+from tiers import tiered
 
 from relu_study import engine, prng, programs
 from relu_study.registry import UserError, activations
@@ -39,7 +39,7 @@ def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple
 # ------------------------------------------------------------------------------------------------ networks
 
 
-@pytest.mark.parametrize("name", fast(activations, "relu", "crelu", "gelu"))
+@pytest.mark.parametrize("name", tiered(activations, "relu", "crelu", "gelu"))
 def test_a_network_is_dense_and_site_in_turn(name):
     spec = RunSpec(depth=3, width=5, activation=name, initializer="he_normal")
     x = jax.random.normal(jax.random.key(0), (7, 4))

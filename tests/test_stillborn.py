@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn import summed
-from tiers import fast
+from tiers import tiered
 
 from relu_study import prng
 from relu_study.draws import cell_id
@@ -40,7 +40,7 @@ def share(cell: dict[str, Any], draws: int) -> tuple[np.ndarray, np.ndarray]:
     return sums["sum:born_dead"] / sums["n:born_dead"], sums["n:born_dead"]
 
 
-@pytest.mark.parametrize("scheme, domain", fast(KNOWN, ("he_normal", "plane")))
+@pytest.mark.parametrize("scheme, domain", tiered(KNOWN, ("he_normal", "plane")))
 def test_independent_values(scheme, domain):
     value, se, draws = KNOWN[scheme, domain]
     found, n = share(cell_of(scheme, domain, width=3, max_layers=10), draws)

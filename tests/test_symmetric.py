@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn import scores
 from scipy import optimize
-from tiers import fast
+from tiers import tiered
 
 from relu_study.registry import UserError, statistics
 from relu_study.statistics.symmetric import _off_everywhere
@@ -37,7 +37,7 @@ def off_by_programs(planes: np.ndarray, outgoing: np.ndarray, bias: float) -> bo
 FEW = [(1, 3, True), (2, 2, True)]
 
 
-@pytest.mark.parametrize(("d_in", "width", "biased"), fast([*FEW, (1, 4, False), (2, 4, True), (3, 4, False)], *FEW))
+@pytest.mark.parametrize(("d_in", "width", "biased"), tiered([*FEW, (1, 4, False), (2, 4, True), (3, 4, False)], *FEW))
 def test_off_everywhere_against_linear_programs(d_in, width, biased):
     random = np.random.default_rng([d_in, width])
     planes = random.normal(size=(16, width, d_in + 1))

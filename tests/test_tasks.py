@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiers import fast
+from tiers import tiered
 
 from relu_study.finding import find_study, load_study
 from relu_study.programs import Probing, make_sample
@@ -35,7 +35,7 @@ def test_moments_are_those_the_study_declares() -> None:
     assert declared == pytest.approx({name: variance for name, (_, variance, _) in MOMENTS.items()})
 
 
-@pytest.mark.parametrize("target", fast(MOMENTS, "wave"))
+@pytest.mark.parametrize("target", tiered(MOMENTS, "wave"))
 def test_mean_and_variance(target: str) -> None:
     mean, variance, fourth = MOMENTS[target]
     y = drawn(target=target)[1].ravel()

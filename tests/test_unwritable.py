@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from drawn_study import study as coins
 from small_study import base
-from tiers import fast
+from tiers import tiered
 
 from relu_study import dispatch, estimates, resuming, runner, store, writes
 from relu_study.events import EVENT_FILE
@@ -105,7 +105,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("name", fast(WAYS, "ENOSPC"))
+@pytest.mark.parametrize("name", tiered(WAYS, "ENOSPC"))
 def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, whole: Path, tmp_path: Path) -> None:
     (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
