@@ -194,7 +194,7 @@ def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str
         move_damaged(folder, job.before.damaged, say)
         set_aside(folder, say)
         beside = locks.others(folder, job.shard)
-        if (job.stored or beside) and (folder / "manifest.json").exists():
+        if (job.before.stored or beside) and (folder / "manifest.json").exists():
             there = store.read_manifest(folder)
             manifest["timing"] = there["timing"]
             for name in ("declaration_hash", "provenance", "widths") if beside else ():

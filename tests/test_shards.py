@@ -104,10 +104,12 @@ STUDIES = {"trained": study, "drawn": drawn_study.study.sized(draws=700)}
 
 @pytest.fixture(scope="module", params=STUDIES)
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path, list[Said]]]:
-    """A study whose three shards were carried out one after the other, the last first."""
-    folder = tmp_path_factory.mktemp(request.param)
-    said = [carried_out(STUDIES[request.param], folder, Shard(number, 3)) for number in (3, 1, 2)]
-    yield STUDIES[request.param], folder, said
+    """A study whose three shards were carried out one after the other, the last first, which took 1,000 s."""
+    folder, declared = tmp_path_factory.mktemp(request.param), STUDIES[request.param]
+    said = [carried_out(declared, folder, Shard(3, 3))]
+    store.amend_manifest(folder, {"wall_s": 1000.0})
+    said += [carried_out(declared, folder, Shard(number, 3)) for number in (1, 2)]
+    yield declared, folder, said
 
 
 def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path:
     last = said[-1].said[0].split(" holds ")[1].split(" of ")
     assert last[0] == last[1], "with the last one everything is there"
     manifest = store.read_manifest(folder)
-    assert manifest["command"] == "test 2/3" and manifest["timing"]["wall_s"] >= 0
+    assert manifest["command"] == "test 2/3" and manifest["timing"]["wall_s"] >= 1000
     assert declared is not study or manifest["counts"] == {"ok": 9, "nonfinite": 0, "interrupted": 0}
 
     again = shutil.copytree(folder, tmp_path / "shards")
@@ -176,6 +178,14 @@ def test_shards_that_come_together_leave_a_true_manifest(beside: Any) -> None:
     assert after["timing"]["wall_s"] >= round(1000 + manifest["timing"]["wall_s"], 2), "rounded as it is stored"
     kept = ("command", "timing")
     assert {k: v for k, v in after.items() if k not in kept} == {k: v for k, v in manifest.items() if k not in kept}
+
+
+def test_the_plan_of_a_part_does_not_take_its_speed_from_what_others_stored(sharded: Any, here: Any) -> None:
+    declared, folder, _ = sharded
+    if declared is study:
+        words = ("plan", str(Path(__file__).with_name("small_study.py")), "--out", str(folder), "--quick")
+        (_, whole, _), (_, part, _) = here(*words), here(*words, "--shard", "1/3")
+        assert "at the speed of those stored" in whole and "at the speed" not in part and "0 runs to train" in part
 
 
 def test_a_report_waits_for_the_shards(sharded: Any) -> None:
