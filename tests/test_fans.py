@@ -96,6 +96,7 @@ def test_an_arm_whose_runs_are_all_nonfinite_is_counted_as_none() -> None:
     assert [t.get_text() for t in picture.axes[0].texts] == ["no values"]
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
     manifest, stored, _ = planted()
     of = Numbers(numbers().summary, numbers().survival, (), frames.last_epochs(frames.runs_frame(stored, manifest)))

@@ -129,6 +129,7 @@ def test_a_folder_without_any_finished_tile_says_so(tmp_path: Path) -> None:
         report(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_lost_its_tiles_keeps_its_files(reported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(reported, tmp_path / "lost"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}

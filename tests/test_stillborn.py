@@ -109,6 +109,7 @@ def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch)
         np.testing.assert_array_equal(decided(cell, 32, 32), together[:32])
 
 
+@pytest.mark.slow
 def test_a_path_that_is_given_up_is_not_defined(monkeypatch):
     cell = cell_of("he_normal", "plane", width=4, max_layers=12)
     full = decided(cell, 128, 128)

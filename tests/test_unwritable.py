@@ -131,7 +131,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
     assert store.read_manifest(folder)["counts"] == {}, "as it was begun"
 
 
-@pytest.mark.parametrize("declared", [study, draws], ids=["train", "draw"])
+@pytest.mark.parametrize("declared", [pytest.param(study, marks=pytest.mark.slow), draws], ids=["train", "draw"])
 def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = runner.run if declared is study else runner.run_draws
