@@ -80,8 +80,7 @@ def show_plan(
         damaged = drawing.before.damaged
     else:
         job = prepare(declared, folder, probing, shard=part)
-        timing = {} if part else job.before.timing  # a part cannot tell which runs of others it was spent on
-        print_plan(job.plan, job.stored, title, timing, "" if quick else f"{foretold(job)}; ")
+        print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{foretold(job)}; ")
         damaged = job.before.damaged
     for error in damaged:
         print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")

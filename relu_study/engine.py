@@ -200,6 +200,7 @@ def sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[...,
     return compiled(sample)
 
 
+KEPT = {"programs": programs, "init": init_program, "sample": sample_program}  # what is made once, by its kind in `needs`
 _replaced = 0
 
 
@@ -208,8 +209,13 @@ def forget_stale() -> None:
     global _replaced
     if _replaced != registry.replaced:
         _replaced = registry.replaced
-        for kept in (programs, init_program, sample_program):
-            kept.kept.clear()
+        forget_all()
+
+
+def forget_all() -> None:
+    """Every program is made anew when it is asked for."""
+    for made in KEPT.values():
+        made.kept.clear()
 
 
 def start_spec(spec: RunSpec) -> RunSpec:
@@ -243,6 +249,6 @@ def needs(runs: Iterable[RunSpec], probing: Probing = Probing()) -> set[tuple[An
 def forget(key: tuple[Any, ...]) -> None:
     """Let go of a program of `needs` that nobody needs any more: on a CPU a cohort's take some 30 MiB a device, others 5."""
     kind, *of = key
-    kept = {"programs": programs, "init": init_program, "sample": sample_program}[kind].kept
+    kept = KEPT[kind].kept
     for made in [made for made in list(kept) if made[: len(of)] == tuple(of)]:  # a task of several phases has a program for each
         kept.pop(made, None)

@@ -110,7 +110,15 @@ def prepare(
         whole = [(tile, c.name, seconds(tile, c.work)) for c in plan(runs, work, {}, *machine).cohorts for tile in c.tiles]
         mine = {run.run_id for tile in part(whole, shard) for run in tile.runs}
     missing = mine - set(before.stored)
-    planned = plan(runs, work, widths, *machine, missing=lambda run: run.run_id in missing, starts=_cached(engine.starts))
+    planned = plan(
+        runs,
+        work,
+        widths,
+        *machine,
+        missing=lambda run: run.run_id in missing,
+        stored=lambda run: run.run_id in before.stored,
+        starts=_cached(engine.starts),
+    )
     widths |= {c.name: c.width for c in planned.cohorts}
     return Job(study, probing, made, widths, planned, len(mine) - len(missing), declaration, before, shard)
 

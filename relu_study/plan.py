@@ -196,10 +196,12 @@ def plan(
     devices: int,
     platform: str,
     missing: Callable[[RunSpec], bool] = lambda run: True,
+    stored: Callable[[RunSpec], bool] | None = None,
     starts: Callable[[RunSpec], Iterable[Hashable]] = lambda run: (run.marked("start"), run.marked("data")),
 ) -> Plan:
     """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
 
+    The `stored` ones, by default all others, are what is paid: a shard's others may be neither.
     `starts` names the programs that a run begins with; tiles of different width or number of sets never share one.
     Within a cohort, runs are ordered by length, data, seed and start: a tile reads as few sets of rows as it can, and a sweep
     that is stopped has about as many seeds of one configuration as of another on the same data.
@@ -222,7 +224,7 @@ def plan(
 
         tiles, had = (
             cut(name, sorted(some, key=place), wide, lambda run: work(run).steps)
-            for some in (todo, [run for run in members if not missing(run)])
+            for some in (todo, [run for run in members if (stored(run) if stored else not missing(run))])
         )
         begun: Counter[Hashable] = Counter(
             (wide, tile.sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}

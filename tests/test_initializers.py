@@ -285,7 +285,7 @@ def on_shares(layers: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, list[
     return least, alive
 
 
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), depth=st.integers(1, 4), width=st.sampled_from([1, 3, 16]))
 def test_sign_flip_keeps_half_of_what_arrives_at_every_unit(seed, depth, width):
     least, alive = on_shares(weights(RunSpec(depth=depth, width=width, initializer="sign_flip", seed=seed)))

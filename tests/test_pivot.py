@@ -188,10 +188,10 @@ def test_the_command_prints_what_python_returns_without_jax(clone: Path) -> None
     )
     words = ["table", str(clone), "--rows", "activation", "--cols", "target", "--metric", "dead_fraction", "--site", "all",
              "--epoch", "last", "--baseline", "relu", "--where", "experiment=activations", "--format", "latex"]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, "relu-study", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = [subprocess.run([sys.executable, "-c", code, "relu-study", *words], capture_output=True, text=True) for _ in range(2)]
+    assert done[0].returncode == 0, done[0].stderr
     asked = {"rows": "activation", "cols": "target", "metric": "dead_fraction", "baseline": "relu"}
-    assert done.stdout == relu_study.table(clone, **asked, where="experiment=activations", format="latex")
-    assert r"leaky\_relu" in done.stdout and r"\toprule" in done.stdout and r"relu$^\dagger$" in done.stdout
+    assert done[0].stdout == done[1].stdout == relu_study.table(clone, **asked, where="experiment=activations", format="latex")
+    assert r"leaky\_relu" in done[0].stdout and r"\toprule" in done[0].stdout and r"relu$^\dagger$" in done[0].stdout
     wrong = subprocess.run([sys.executable, "-c", code, "relu-study", *words[:3], "activaton"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("relu-study: unknown factor") and "Traceback" not in wrong.stderr

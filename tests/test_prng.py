@@ -53,7 +53,7 @@ def test_an_epoch_visits_every_row_once(rows):
     assert np.array_equal(np.sort(every, axis=1), np.broadcast_to(np.arange(rows), every.shape))
 
 
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 6000), seed=st.integers(0, 2**32 - 1))
 def test_any_number_of_rows(rows, seed):
     key = jnp.asarray(np.random.default_rng(seed).integers(2**32, size=prng.ROUNDS, dtype=np.uint32))

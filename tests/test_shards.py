@@ -168,24 +168,30 @@ def test_a_shard_made_otherwise_is_refused_before_any_tile_is_stored(beside: Any
         carried_out(declared, folder, Shard(1, 3))
 
 
-def test_shards_that_come_together_leave_a_true_manifest(beside: Any) -> None:
+def test_shards_that_come_together_leave_a_true_manifest(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
+    monkeypatch.setattr(runner.Clock, "spent", lambda clock: {"wall_s": 0.5, "compile_s": 0.0})
     manifest = store.read_manifest(folder)
     carried_out(declared, folder, Shard(1, 3))
     store.amend_manifest(folder, {"wall_s": 1000.0, "compile_s": 0.0})
     carried_out(declared, folder, Shard(3, 3))
     after = store.read_manifest(folder)
-    assert after["timing"]["wall_s"] >= round(1000 + manifest["timing"]["wall_s"], 2), "rounded as it is stored"
+    assert after["timing"]["wall_s"] == pytest.approx(0.5 + 1000 + 0.5 + manifest["timing"]["wall_s"])
     kept = ("command", "timing")
     assert {k: v for k, v in after.items() if k not in kept} == {k: v for k, v in manifest.items() if k not in kept}
 
 
-def test_the_plan_of_a_part_does_not_take_its_speed_from_what_others_stored(sharded: Any, here: Any) -> None:
-    declared, folder, _ = sharded
-    if declared is study:
-        words = ("plan", str(Path(__file__).with_name("small_study.py")), "--out", str(folder), "--quick")
-        (_, whole, _), (_, part, _) = here(*words), here(*words, "--shard", "1/3")
-        assert "at the speed of those stored" in whole and "at the speed" not in part and "0 runs to train" in part
+@pytest.mark.parametrize("sharded", ["trained"], indirect=True)
+def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_path: Path) -> None:
+    """Of it and the time in the manifest a plan says how long the rest will take."""
+    folder = Path(shutil.copytree(sharded[1], tmp_path / "some"))
+    store.tile_paths(folder)[0].unlink()
+    paid = [
+        sum(c.paid for c in prepare(study, folder, Probing(), shard=of).plan.cohorts)
+        for of in (None, *map(Shard, (1, 2, 3), 3 * [3]))
+    ]
+    whole = sum(c.paid for c in prepare(study, sharded[1], Probing()).plan.cohorts)
+    assert 0 < paid[0] < whole and paid == 4 * paid[:1]
 
 
 def test_a_report_waits_for_the_shards(sharded: Any) -> None:

@@ -30,7 +30,7 @@ from relu_study.study import Experiment, Study, grid
 
 # One program and three tiles: a length touches no program, and a tile has one length.
 study = Study(
-    "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2, metrics=("val_loss",),
+    "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2,
     tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
     figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
     assert store.read_manifest(folder)["counts"] == {}, "as it was begun"
 
 
-@pytest.mark.parametrize("declared", [pytest.param(study, marks=pytest.mark.slow), draws], ids=["train", "draw"])
+@pytest.mark.parametrize("declared", tiered([study, draws], draws), ids=["train", "draw"])
 def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = runner.run if declared is study else runner.run_draws
