@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from relu_study import engine, locks, store, tiles
+from relu_study.failures import entry_errors
 from relu_study.frames import runs_csv
 from relu_study.job import manifest_of, prepare
 from relu_study.plan import Tile
@@ -35,7 +36,8 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     one = found[run_id]
     name = engine.describe(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0, sets=1)
-    numbers = tiles.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
+    with entry_errors():
+        numbers = tiles.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
     about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:

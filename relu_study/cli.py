@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -319,13 +320,24 @@ def _status(stop: KeyboardInterrupt) -> int:
 
 
 def main() -> None:
-    """The command `relu-study`: bad input, or a system that refuses, is one clear line and exit status 2."""
+    """The command `relu-study`: bad input, or a system that refuses, is one clear line and exit status 2.
+
+    `--traceback` anywhere before a `--` prints Python's traceback before that line.
+    """
+    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    whole = "--traceback" in sys.argv[:own]
+    sys.argv[:own] = [word for word in sys.argv[:own] if word != "--traceback"]
     try:
         with heeded():
             status = tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="relu-study", description="Train thousands of small networks at once and see every unit that dies."
+                COMMANDS,
+                prog="relu-study",
+                description="Train thousands of small networks at once and see every unit that dies. "
+                "Any command takes --traceback, which prints the whole of an error.",
             )
     except UserError as error:
+        if whole:
+            traceback.print_exception(error)
         print(f"relu-study: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

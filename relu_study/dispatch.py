@@ -19,6 +19,7 @@ import numpy as np
 from relu_study import blocks, engine, tiles
 from relu_study.clock import compiled_here
 from relu_study.draws import Block, DrawPlan
+from relu_study.failures import entry_errors, lacking
 from relu_study.plan import Plan, Tile
 from relu_study.programs import Probing
 from relu_study.sums import Sums
@@ -27,8 +28,6 @@ T = TypeVar("T", Tile, Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
 GIVE_BACK = 10.0  # seconds of a cohort after which freed memory is given back to the system, which takes some milliseconds
-# What XLA says where memory ran out. Its products on a CPU (YNNPACK) keep the reason to themselves.
-LACKING = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
 
 
 @runtime_checkable
@@ -62,14 +61,18 @@ def trained(
     def collect(pending: tiles.Pending) -> Arrays:
         return tiles.collect(pending, keep_params)
 
-    yield from finished(
-        planned.tiles, planned.price, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget, fallback
-    )
+    with entry_errors():
+        yield from finished(
+            planned.tiles, planned.price, start, collect, lambda tile: engine.needs(tile.runs, probing), engine.forget, fallback
+        )
 
 
 def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[Finished[Block, Sums], None, None]:
     """Every block of a plan with its sums, in the order they are finished."""
-    yield from finished(planned.tiles, planned.price, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget, fallback)
+    with entry_errors():
+        yield from finished(
+            planned.tiles, planned.price, blocks.draw_block, lambda sums: sums, blocks.needs, blocks.forget, fallback
+        )
 
 
 def finished(
@@ -289,16 +292,6 @@ def homes(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -
         found[cohort] = asked.index(min(asked))
         asked[found[cohort]] += cost
     return found
-
-
-def lacking(error: BaseException) -> str:
-    """What an error says of memory that was lacking, in one line; nothing where it says none."""
-    if isinstance(error, MemoryError):
-        return f"MemoryError: {error}" if str(error) else "MemoryError"
-    said = str(error).strip()
-    if isinstance(error, RuntimeError) and any(sign in said.lower() for sign in LACKING):
-        return said.partition("\n")[0]
-    return ""
 
 
 def _give_back() -> None:

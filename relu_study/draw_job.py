@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from relu_study import blocks, cell_report, estimates
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
+from relu_study.failures import entry_errors
 from relu_study.job import host, sources
 from relu_study.plan import Shard, part
 from relu_study.registry import UserError, activations, initializers, nearest, statistics
@@ -36,6 +37,7 @@ class DrawJob:
     shard: Shard | None = None
 
 
+@entry_errors()
 def prepare_draws(
     study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out", shard: Shard | None = None
 ) -> DrawJob:

@@ -59,7 +59,9 @@ def load_study(path: Path) -> Study | DrawStudy:
         ]
         line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         said = " ".join(str(error).split())
-        raise UserError(f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said}") from None
+        raise UserError(
+            f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said} (--traceback shows the whole error)"
+        ) from error
     found = list({id(value): value for value in vars(module).values() if isinstance(value, (Study, DrawStudy))}.values())
     if not found:
         raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")

@@ -1,0 +1,92 @@
+"""Failures of registered entries in one line with file and line, and errors that report a lack of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from relu_study.registry import UserError
+
+# Signs of exhausted memory in XLA's messages. Its products on a CPU (YNNPACK) keep the reason to themselves.
+LACKING = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
+WHOLE = " (--traceback shows the whole error)"
+SHOWN = 200  # characters of an exception's first line
+PATHS = sysconfig.get_paths()
+INSTALLED = tuple({str(Path(PATHS[name]).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+PACKAGE = str(Path(__file__).resolve().parent) + os.sep
+
+
+def lacking(error: BaseException) -> str:
+    """The reason, in one line, of an error that reports a lack of memory; empty for any other error."""
+    if isinstance(error, MemoryError):
+        return f"MemoryError: {error}" if str(error) else "MemoryError"
+    text = str(error).strip()
+    if isinstance(error, RuntimeError) and any(sign in text.lower() for sign in LACKING):
+        return text.partition("\n")[0]
+    return ""
+
+
+@contextlib.contextmanager
+def calling(kind: str, name: str, entry: Any) -> Iterator[None]:
+    """Raise any exception of the entry called inside as one line with its file and line; the cause stays attached."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if lacking(error):
+            raise
+        raise UserError(
+            f"{kind} {name!r} raises {_summary(error)}{_place(error) or _definition(entry)}; mend the {kind}{WHOLE}"
+        ) from error
+
+
+@contextlib.contextmanager
+def entry_errors() -> Iterator[None]:
+    """Raise an exception from a user's own code as one line with its file and line; all others pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = "" if lacking(error) else _place(error) or _callback(error)
+        if not place:
+            raise
+        raise UserError(f"a study's own code raises {_summary(error)}{place}; mend it there{WHOLE}") from error
+
+
+def _summary(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if type(error).__name__ == "JaxRuntimeError" and lines:  # an exception inside a callback: its own text is the last line
+        return lines[-1][:SHOWN]
+    return type(error).__name__ + (f": {lines[0][:SHOWN]}" if lines else "")
+
+
+def _own(filename: str) -> bool:
+    """Whether a file belongs to the user: neither to this package nor to Python or an installed package."""
+    if filename.startswith("<"):
+        return not filename.startswith("<frozen")
+    path = str(Path(filename).resolve())
+    return not path.startswith((PACKAGE, *INSTALLED)) and "site-packages" not in path
+
+
+def _place(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _own(frame.filename)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _callback(error: BaseException) -> str:
+    # XLA reports an exception inside a callback as text with Python's traceback in it.
+    frames = [(file, line) for file, line in re.findall(r'File "([^"]+)", line (\d+)', str(error)) if _own(file)]
+    return f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
+
+
+def _definition(entry: Any) -> str:
+    code = getattr(entry, "__code__", None)
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None and _own(code.co_filename) else ""
