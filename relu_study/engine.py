@@ -31,6 +31,7 @@ from relu_study.programs import (
     Probing,
     State,
     Weights,
+    compiled_rates,
     make_advance,
     make_init,
     make_measure,
@@ -55,7 +56,7 @@ class Programs:
 
     advance: Callable[..., State]
     measure: Callable[..., dict[str, Array]]
-    fresh: Callable[..., Any]  # the optimiser's first state, from the parameters
+    fresh: Callable[..., Any]  # the optimiser's first state, from the parameters, knobs and seeds
 
 
 def check(spec: RunSpec, probing: Probing) -> None:
@@ -72,6 +73,11 @@ def check(spec: RunSpec, probing: Probing) -> None:
     for name, asked in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
         if asked is not None and not (isinstance(asked, int) and asked >= 1):
             raise UserError(f"{name} must be a whole number of at least 1, not {asked!r}")
+    if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
+        raise UserError(
+            f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing; "
+            "give its function that parameter, or leave the field at 0"
+        )
     if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
         raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
     signature = tasks[spec.task](spec).signature
@@ -99,10 +105,18 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
     shared = (step.changed(), tuple(signature), task.box is not None, task.phases)
     name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
+    rates = "".join(f" {name}={value:g}" for name, value in compiled_rates(spec, signature).items())
     return Work(
         cohort=name,
         title=" ".join(
-            [spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer, f"batch {spec.batch_size}"]
+            [
+                spec.network,
+                "-".join(map(str, widths)),
+                spec.activation,
+                *extras,
+                spec.optimizer + rates,
+                f"batch {spec.batch_size}",
+            ]
         ),
         steps=round(spec.epochs * per_epoch),
         flops=6 * spec.batch_size * weights,
@@ -129,8 +143,14 @@ def sites(spec: RunSpec) -> list[str]:
 
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
-    """What the runs of one cohort share: the step fields and the task's signature."""
-    return RunSpec(**dict(spec.marked("step"))), signature
+    """The step fields and the task's signature, which the runs of one cohort share; rates too where they are compiled in."""
+    return RunSpec(**dict(spec.marked("step")) | compiled_rates(spec, signature)), signature
+
+
+def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
+    """The fields that decide the programs of a run."""
+    rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not optimizers[spec.optimizer].shipped else {}
+    return spec.marked("step", "start", "data") + tuple(rates.items())
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,8 +197,11 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
 
         return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, knobs, box))
 
-    def fresh(params: Any) -> Any:
-        return optimizers[step_spec.optimizer](0.0, 0.0).init(params)
+    constants = compiled_rates(step_spec, signature)
+
+    def fresh(params: Any, knobs: Any, seed: Array) -> Any:
+        rates = {**knobs, **constants}
+        return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
 
     return Programs(compiled(make_advance(step_spec, signature)), compiled(measure), compiled(jax.vmap(fresh)))
 
@@ -242,7 +265,7 @@ def _programs_key(spec: RunSpec, probing: Probing) -> tuple[Any, ...]:
 
 def needs(runs: Iterable[RunSpec], probing: Probing = Probing()) -> set[tuple[Any, ...]]:
     """The programs that these runs are trained with, by what `forget` knows them by."""
-    distinct = {spec.marked("step", "start", "data"): spec for spec in runs}.values()
+    distinct = {program_fields(spec): spec for spec in runs}.values()
     return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *starts(spec))}
 
 

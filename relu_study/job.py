@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from relu_study import engine, locks, probes, store
+from relu_study.failures import entry_errors
 from relu_study.plan import Plan, Shard, part, plan, seconds
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
@@ -84,6 +85,7 @@ def sources(entries: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+@entry_errors()
 def prepare(
     study: Study,
     folder: Path | None,
@@ -139,7 +141,7 @@ def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
     memory: dict[Any, Any] = {}
 
     def call(spec: RunSpec) -> Any:
-        key = spec.marked("step", "start", "data", "length")
+        key = engine.program_fields(spec), spec.epochs
         if key not in memory:
             memory[key] = function(spec)
         return memory[key]

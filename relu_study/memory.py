@@ -153,7 +153,7 @@ def compiled(tile: Tile, probing: Probing, device: Any = None) -> tuple[dict[str
     init = engine.init_program(engine.start_spec(spec), signature.d_in, signature.d_out)
     weights = made(init, seeds, knobs, inputs)
     programs = engine.tile_programs(spec, probing)
-    state = State(weights.params, weights.stats, made(programs.fresh, weights.params))
+    state = State(weights.params, weights.stats, made(programs.fresh, weights.params, knobs, seeds))
     source = None if tile.sets == wide else shape(wide, kind=np.int32)
     at = [shape(kind=np.int32)] * 3
     sizes = {

@@ -7,6 +7,7 @@ here prints, calls back, or reads a clock or a file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from relu_study import prng, probes
 from relu_study.bounds import Interval
 from relu_study.initializers import Layer
+from relu_study.optimizers import Optimizer, check_optimizer
 from relu_study.probes import histograms
 from relu_study.registry import UserError, activations, initializers, networks, optimizers
 from relu_study.sites import Columns, Context, Dense, Site
@@ -93,10 +95,25 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
     return {f"site_{i + 1}": pre.shape[-1] for i, pre in enumerate(shapes)}
 
 
-def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool]:
-    """A network without its weights, and whether it takes Columns and Intervals."""
+def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool, Any]:
+    """A network without its weights, whether it takes Columns and Intervals, and the shapes of its parameters."""
     model = nnx.eval_shape(lambda: build(spec, signature.d_in, signature.d_out))  # blank weights would compile a program a shape
-    return nnx.split(model, nnx.Param, nnx.BatchStat)[0], getattr(model, "bounded", False)
+    graph, params, _ = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, getattr(model, "bounded", False), params
+
+
+def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
+    """The rate and decay of a run as constants of its program, where its optimiser cannot be built from traced ones."""
+    if optimizers[spec.optimizer].shipped:
+        return {}
+    step, rates = RunSpec(**dict(spec.marked("step"))), (spec.learning_rate, spec.weight_decay)
+    traced = _traced(optimizers[spec.optimizer], step, signature.d_in, signature.d_out, *rates)
+    return {} if traced else dict(zip(("learning_rate", "weight_decay"), rates, strict=True))
+
+
+@functools.cache
+def _traced(optimizer: Optimizer, step: RunSpec, d_in: int, d_out: int, *rates: float) -> bool:
+    return check_optimizer(optimizer, _parts(step, Signature(1, 1, d_in, d_out))[2], *rates)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -110,13 +127,14 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     runs of the same data and seed visit the same rows in the same order, which are then fetched once. Without `source` each
     run has a set of its own.
     """
-    graph, columns = _parts(spec, signature)
+    graph, columns, _ = _parts(spec, signature)
+    optimizer, constants = optimizers[spec.optimizer], compiled_rates(spec, signature)
     loss_of = LOSSES[signature.loss]
     rows, batch, d_in = signature.train_rows, min(spec.batch_size, signature.train_rows), signature.d_in
     full, rest = divmod(rows, batch)
     block = min(BLOCK, full)
 
-    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: Knobs) -> State:
+    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: Knobs, seed: UInt32[Array, ""]) -> State:
         def loss(params: Any) -> tuple[Array, Any]:
             model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
             said = model(Columns(xy[:d_in]) if columns else xy[:d_in].T, ctx)
@@ -124,9 +142,18 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
                 raise UserError(f"network {spec.network!r} is declared bounded but does not pass Columns on; leave `bounded` out")
             return loss_of(said.values.T if columns else said, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
-        grads, stats = jax.grad(loss, has_aux=True)(state.params)
-        tx = optimizers[spec.optimizer](knobs["learning_rate"], knobs["weight_decay"])
-        updates, opt = tx.update(grads, state.opt, state.params)
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        rates = {**knobs, **constants}
+        updates, opt = optimizer.updates(
+            grads,
+            state.opt,
+            state.params,
+            rates["learning_rate"],
+            rates["weight_decay"],
+            seed,
+            value,
+            lambda params: loss(params)[0],
+        )
         return State(optax.apply_updates(state.params, updates), stats, opt)
 
     def advance(
@@ -159,7 +186,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
             number = (epoch - 1) * (full + (rest > 0)) + k
             keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(dropout)
             mine = xy if source is None else xy.at[source].get(mode="promise_in_bounds")
-            return jax.vmap(update)(state, mine, keys, knobs)
+            return jax.vmap(update)(state, mine, keys, knobs, seed)
 
         def run_block(j: Int[Array, ""], state: State) -> State:
             xy = gather(j * block * batch, block, batch)
@@ -190,7 +217,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
 
     `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
     """
-    graph, bounded = _parts(spec, signature)
+    graph, bounded, _ = _parts(spec, signature)
     loss_of = LOSSES[signature.loss]
     d_in, n = signature.d_in, probing.probe_set(signature)
 

@@ -103,8 +103,9 @@ def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets:
         return engine.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at)
 
     weights = _begin(specs, engine.start_spec, first)
-    # A fresh optimiser depends on no input, so its program would leave it uncommitted.
-    state = put(State(weights.params, weights.stats, engine.tile_programs(specs[0], probing).fresh(weights.params)), device)
+    # Most first states depend on no input, so their program would leave them uncommitted.
+    first_state = engine.tile_programs(specs[0], probing).fresh(weights.params, knobs, seeds)
+    state = put(State(weights.params, weights.stats, first_state), device)
     return Begun(state, data, seeds, knobs, box, source)
 
 

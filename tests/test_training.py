@@ -22,6 +22,7 @@ from tiers import tiered
 
 from relu_study import engine, prng, programs, tiles
 from relu_study.initializers import Initializer, he_normal
+from relu_study.optimizers import Optimizer
 from relu_study.programs import Probing, State
 from relu_study.registry import activations, initializers, networks, optimizers, tasks
 from relu_study.sites import Columns, Context
@@ -100,7 +101,7 @@ def entries() -> Iterator[None]:
         patch.setitem(tasks._entries, "test_table", table)
         patch.setitem(initializers._entries, "test_one_far_below", Initializer(one_far_below))
         patch.setitem(networks._entries, "test_bundle", Bundle)
-        patch.setitem(optimizers._entries, "test_each_its_own", each_its_own)
+        patch.setitem(optimizers._entries, "test_each_its_own", Optimizer("test_each_its_own", each_its_own))
         yield
 
 

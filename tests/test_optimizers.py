@@ -1,0 +1,216 @@
+"""Optimisers of users: their rates, decays, keys and states are those of the run, or one line says why not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from relu_study import Experiment, RunSpec, Study, engine, optimizer, run
+from relu_study.job import prepare
+from relu_study.optimizers import Optimizer, check_optimizer
+from relu_study.programs import Probing
+from relu_study.registry import UserError, optimizers
+
+BASE = RunSpec(rows=60, width=4, epochs=2, batch_size=10, initializer="he_normal", learning_rate=0.02)
+PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+
+
+@pytest.fixture(autouse=True)
+def entries() -> Iterator[None]:
+    """The optimisers of a test leave the registry with it."""
+    before = dict(optimizers._entries)
+    yield
+    optimizers._entries.clear()
+    optimizers._entries.update(before)
+
+
+def trained(functions: dict[str, Callable[..., Any]], **changes: Any) -> dict[str, list[dict[str, np.ndarray]]]:
+    """name -> the final parameters of three seeds."""
+    for name, function in functions.items():
+        optimizer(name)(function)
+    arms = {name: BASE.but(optimizer=name, **changes) for name in functions}
+    results = run(Study("optimizers", "Optimizers", "?", [Experiment("main", arms)], seeds=3), keep_params=True)
+    assert (results.runs.status == "ok").all()
+    return {
+        name: [results.params[i] for i in results.runs[results.runs.optimizer == name].sort_values("seed").run_id]
+        for name in functions
+    }
+
+
+def same(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndarray]]) -> bool:
+    return all(np.allclose(a[name], b[name], rtol=1e-5, atol=1e-6) for a, b in zip(one, other, strict=True) for name in a)
+
+
+def refused(function: Callable[..., Any], **changes: Any) -> str:
+    """The one line with which a study of this optimiser is refused, before anything compiles."""
+    optimizers._entries.pop("offender", None)
+    with pytest.raises(UserError) as error:
+        optimizer("offender")(function)
+        study = Study("s", "S", "?", [Experiment("main", {"arm": BASE.but(optimizer="offender", **changes)})], seeds=1)
+        prepare(study, None, Probing())
+    assert "'offender'" in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_rate_in_the_state_is_the_rate_of_the_run():
+    found = trained(
+        {
+            "plain": lambda lr, wd: optax.adamw(lr, weight_decay=wd),
+            "injected": lambda lr, wd: optax.inject_hyperparams(optax.adamw)(learning_rate=lr, weight_decay=wd),
+            "by_name": optax.adamw,
+            "partial": functools.partial(optax.adamw, b1=0.9),
+        },
+        weight_decay=0.1,
+    )
+    for name in ("injected", "by_name", "partial"):
+        assert same(found[name], found["plain"]), name
+    assert not same(found["plain"][:1], found["plain"][1:2])
+
+
+def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
+    def warm(lr: Any, wd: Any) -> Any:
+        return optax.sgd(optax.warmup_cosine_decay_schedule(0.0, lr, 3, 8))
+
+    def by_hand(lr: Any, wd: Any) -> Any:
+        count = optax.warmup_cosine_decay_schedule(0.0, 1.0, 3, 8)
+        return optax.chain(optax.sgd(count), optax.scale(lr))
+
+    found = trained({"warm": warm, "by_hand": by_hand})
+    assert same(found["warm"], found["by_hand"])
+    signature = engine.tasks[BASE.task](BASE).signature
+    rates = [BASE.but(optimizer="warm", learning_rate=rate) for rate in (0.01, 0.02)]
+    assert len({engine.describe(spec).cohort for spec in rates}) == 2
+    assert "learning_rate=0.01" in engine.describe(rates[0]).title
+    assert len({engine.cohort(spec.but(optimizer="by_hand"), signature) for spec in rates}) == 1
+
+
+def test_every_seed_has_its_own_noise_and_the_same_noise_again():
+    noise = [optax.set_to_zero(), optax.add_noise(1.0, 0.0, key=0), optax.scale(-0.1)]
+    found = trained(
+        {
+            "fixed": lambda lr, wd: optax.chain(*noise),
+            "typed": lambda lr, wd: optax.chain(noise[0], optax.add_noise(1.0, 0.0, key=jax.random.key(7)), noise[2]),
+            "with_key": lambda lr, key: optax.chain(noise[0], optax.add_noise(1.0, 0.0, key=key), noise[2]),
+            "raw": lambda lr, wd: raw_noise("rng_key"),
+            "by_step": lambda lr, key: noise_of_a_step(key),
+            "frozen": lambda lr, wd: optax.set_to_zero(),
+        }
+    )
+    for name in set(found) - {"frozen"}:
+        moves = [
+            np.concatenate([(now[k] - first[k]).ravel() for k in now])
+            for now, first in zip(found[name], found["frozen"], strict=True)
+        ]
+        assert all(np.abs(move).max() > 0.01 for move in moves), name
+        assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(moves, [*moves[1:], moves[0]], strict=True)), name
+    again = trained({"again": lambda lr, wd: optax.chain(*noise)})
+    assert same(found["fixed"], again["again"])
+
+
+def raw_noise(name: str) -> optax.GradientTransformation:
+    """Noise from a raw uint32 key under a name in the state."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        key, now = jax.random.split(state[name])
+        return jax.tree.map(lambda u: -0.1 * jax.random.normal(now, u.shape), updates), {name: key}
+
+    return optax.GradientTransformation(lambda params: {name: jax.random.PRNGKey(0)}, update)
+
+
+def noise_of_a_step(key: Any) -> optax.GradientTransformation:
+    """Noise from a key of the caller and the number of the step."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        now = jax.random.fold_in(key, state)
+        return jax.tree.map(lambda u: -0.1 * jax.random.normal(now, u.shape), updates), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def test_a_key_that_is_the_same_for_every_seed_is_refused():
+    assert "jax.random.key" in refused(lambda lr, wd: raw_noise("carry"))
+    assert "`key`" in refused(lambda lr, wd: noise_of_a_step(jax.random.key(0)))
+
+
+def test_masks_accumulation_and_optimisers_that_need_the_loss_train():
+    found = trained(
+        {
+            "masked": lambda lr, wd: optax.chain(
+                optax.masked(optax.set_to_zero(), lambda p: jax.tree.map(lambda x: x.ndim == 1, p)), optax.sgd(lr)
+            ),
+            "multi": lambda lr, wd: optax.MultiSteps(optax.sgd(lr), every_k_schedule=2),
+            "plateau": lambda lr, wd: optax.chain(optax.sgd(lr), optax.contrib.reduce_on_plateau(patience=1, factor=0.1)),
+            "polyak": optax.polyak_sgd,
+            "frozen": lambda lr, wd: optax.set_to_zero(),
+        }
+    )
+    for name in set(found) - {"frozen"}:
+        assert not same(found[name], found["frozen"]), name
+    biases = [name for name in found["frozen"][0] if name.endswith("bias")]
+    assert all(np.array_equal(a[name], b[name]) for name in biases for a, b in zip(found["masked"], found["frozen"], strict=True))
+
+
+@pytest.mark.slow
+def test_lbfgs_lowers_the_loss_of_its_batch_with_a_line_search():
+    found = trained({"lbfgs": optax.lbfgs, "frozen": lambda lr, wd: optax.set_to_zero()}, batch_size=30)
+    assert not same(found["lbfgs"], found["frozen"])
+
+
+def test_faults_are_one_line_before_anything_compiles():
+    def grows(lr: Any, wd: Any) -> Any:
+        return optax.GradientTransformation(lambda p: jnp.zeros(1), lambda u, s, p=None: (u, jnp.zeros(2)))
+
+    def wrong_update(lr: Any, wd: Any) -> Any:
+        return optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (jax.tree.map(jnp.sum, u), s))
+
+    def raises(lr: Any, wd: Any) -> Any:
+        raise KeyError("momentum")
+
+    assert "float32[1] before and float32[2] after" in refused(grows)
+    assert "the parameters" in refused(wrong_update)
+    assert "KeyError: 'momentum'" in (line := refused(raises)) and f"{__file__}, line " in line
+    assert "NoneType" in refused(lambda lr, wd: None)
+    assert "takes no learning rate" in refused(lambda: optax.sgd(0.1))
+    assert "takes no learning rate" in refused(functools.partial(optax.adam, 0.1))
+    assert "'momentum'" in refused(lambda lr, wd, momentum: optax.sgd(lr, momentum))
+    assert "weight_decay" in refused(lambda lr: optax.sgd(lr), weight_decay=0.1)
+
+
+def test_a_decay_goes_only_to_a_parameter_of_that_meaning():
+    adam = Optimizer("adam_itself", optax.adam)
+    assert not adam.takes_decay
+    grads = {"w": jnp.array([1.0, -2.0])}
+    for decay in (0.0, 0.5):
+        expected, found = optax.adam(0.1), adam(0.1, decay)
+        expected, found = (tx.update(grads, tx.init(grads), grads)[0]["w"] for tx in (expected, found))
+        assert np.array_equal(expected, found)
+    assert Optimizer("lion_itself", optax.lion).takes_decay
+    assert Optimizer("two", lambda lr, anything: optax.sgd(lr)).takes_decay
+
+
+@pytest.mark.parametrize("name", sorted(optimizers))
+def test_registered_optimisers_pass_the_checks_of_users(name: str):
+    assert check_optimizer(optimizers[name], PARAMS, 0.1, 0.0)
+    assert optimizers[name].takes_decay
+
+
+def test_an_error_at_run_time_names_file_and_line():
+    def callback(lr: Any, wd: Any) -> Any:
+        def fails(x: Any) -> Any:
+            raise ValueError("a callback fails")
+
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
+            shape = jax.tree.map(lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype), updates)
+            return jax.pure_callback(fails, shape, updates, vmap_method="expand_dims"), state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    with pytest.raises(UserError, match=r"ValueError: a callback fails \(.*test_optimizers.py, line \d+\)"):
+        trained({"callback": callback})
