@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import shlex
 import sys
 import traceback
@@ -326,6 +327,7 @@ def main() -> None:
     """
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     whole = "--traceback" in sys.argv[:own]
+    logging.getLogger("jax._src.callback").disabled = not whole  # it logs a traceback of its own
     sys.argv[:own] = [word for word in sys.argv[:own] if word != "--traceback"]
     try:
         with heeded():

@@ -105,7 +105,7 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
     shared = (step.changed(), tuple(signature), task.box is not None, task.phases)
     name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
-    rates = "".join(f" {name}={value:g}" for name, value in compiled_rates(spec, signature).items())
+    rates = ", ".join(f"{name}={value:g}" for name, value in compiled_rates(spec, signature).items())
     return Work(
         cohort=name,
         title=" ".join(

@@ -87,7 +87,7 @@ def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
     signature = engine.tasks[BASE.task](BASE).signature
     rates = [BASE.but(optimizer="warm", learning_rate=rate) for rate in (0.01, 0.02)]
     assert len({engine.describe(spec).cohort for spec in rates}) == 2
-    assert "learning_rate=0.01" in engine.describe(rates[0]).title
+    assert "warm (compiled for learning_rate=0.01, weight_decay=0)" in engine.describe(rates[0]).title
     assert len({engine.cohort(spec.but(optimizer="by_hand"), signature) for spec in rates}) == 1
 
 
