@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,25 @@ def _summary(error: BaseException) -> str:
 
 def _own(filename: str) -> bool:
     """Whether a file belongs to the user: neither to this package nor to Python or an installed package."""
-    if filename.startswith("<"):
-        return not filename.startswith("<frozen")
     path = str(Path(filename).resolve())
-    return not path.startswith((PACKAGE, *INSTALLED)) and "site-packages" not in path
+    return not filename.startswith("<") and not path.startswith((PACKAGE, *INSTALLED)) and "site-packages" not in path
 
 
 def _place(error: BaseException) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _own(frame.filename)]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if _own(_source(frame.f_code, frame.f_globals))
+    ]
+    return f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
+
+
+def _source(code: Any, names: Mapping[str, Any]) -> str:
+    """The file of a frame; code without one (a prompt, generated code) belongs to the file of its module."""
+    if not code.co_filename.startswith("<"):
+        return code.co_filename
+    module = sys.modules.get(str(names.get("__name__", "__main__")).partition(".")[0])
+    return getattr(module, "__file__", None) or ("<frozen>" if "frozen" in code.co_filename else "prompt")
 
 
 def _callback(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-STUDY = '''
+STUDY = """
 import jax, jax.numpy as jnp, optax
 from flax import nnx
 from relu_study import (Experiment, RunSpec, Signature, Study, Task, activation, initializer, network, optimizer, task)
@@ -56,7 +56,7 @@ class N(nnx.Module):
 
 own = RunSpec(task="t", activation="a", initializer="i", optimizer="o", network="n", rows=60, width=4, epochs=1, batch_size=30)
 study = Study("planted", "Planted", "?", [Experiment("main", {{"arm": own}})], seeds=1)
-'''
+"""
 LINE = next(i for i, line in enumerate(STUDY.splitlines(), 1) if line.endswith("# here"))
 KINDS = ("task", "sample", "activation", "initializer", "optimizer", "update", "network", "call")
 LATE = [("sample", "at_run_time"), ("update", "at_run_time")]

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relu_study import Experiment, RunSpec, Study, engine, optimizer, run
 from relu_study.job import prepare
@@ -214,3 +216,76 @@ def test_an_error_at_run_time_names_file_and_line():
 
     with pytest.raises(UserError, match=r"ValueError: a callback fails \(.*test_optimizers.py, line \d+\)"):
         trained({"callback": callback})
+
+
+# ------------------------------------------------------------------ generated optimisers with one planted fault
+
+RATED: dict[str, Callable[[Any], Any]] = {
+    "sgd": lambda rate: optax.sgd(rate, momentum=0.9),
+    "adam": optax.adam,
+    "rmsprop": optax.rmsprop,
+    "lion": lambda rate: optax.lion(rate, weight_decay=0.0),
+}
+WRAPPERS: dict[str, Callable[[Callable[[Any], Any]], Callable[[Any], Any]]] = {
+    "plain": lambda make: make,
+    "rate in state": lambda make: lambda rate: optax.inject_hyperparams(make)(rate),
+    "schedule": lambda make: lambda rate: make(optax.exponential_decay(rate, 2, 0.5)),
+    "schedule of a number": lambda make: lambda rate: make(optax.warmup_cosine_decay_schedule(0.0, rate, 2, 6)),
+    "accumulated": lambda make: lambda rate: optax.MultiSteps(make(rate), every_k_schedule=2),
+    "masked": lambda make: lambda rate: optax.masked(make(rate), {"kernel": True, "bias": False}),
+    "clipped": lambda make: lambda rate: optax.chain(optax.clip_by_global_norm(0.5), make(rate)),
+}
+GRADS = [{"kernel": jnp.arange(6.0).reshape(3, 2) - i, "bias": jnp.array([0.5, -i])} for i in range(3)]
+
+
+def moved(optimizer: Optimizer, rate: float, seed: int, constant: bool) -> dict[str, np.ndarray]:
+    """Parameters after three steps, under vmap over two runs of which the first is the one wanted."""
+    traced = None if constant else jnp.array([rate, 0.3])
+
+    def steps(seed: Any, own: Any = rate) -> Any:
+        params, state = PARAMS, optimizer.first_state(PARAMS, own, 0.0, seed)
+        for grads in GRADS:
+            updates, state = optimizer.updates(grads, state, params, own, 0.0, seed, jnp.zeros(()), lambda p: jnp.zeros(()))
+            params = optax.apply_updates(params, updates)
+        return params
+
+    seeds = jnp.array([seed, seed + 1], jnp.uint32)
+    both = jax.vmap(steps)(seeds) if traced is None else jax.vmap(steps)(seeds, traced)
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), both)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(RATED)), st.sampled_from(sorted(WRAPPERS)), st.sampled_from([0.01, 0.2]))
+def test_a_generated_optimiser_moves_as_optax_by_hand(base: str, wrapper: str, rate: float):
+    make = WRAPPERS[wrapper](RATED[base])
+    entry = Optimizer("generated", lambda lr, wd: make(lr))
+    traced = check_optimizer(entry, PARAMS, rate, 0.0)
+    assert traced == (wrapper != "schedule of a number")
+    found = moved(entry, rate, 3, constant=not traced)
+    transformation = make(rate)
+    params, state = PARAMS, transformation.init(PARAMS)
+    for grads in GRADS:
+        updates, state = transformation.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for name, expected in params.items():
+        np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(sorted(RATED)), st.sampled_from(["typed", "number", "named raw", "unnamed raw", "closed over"]))
+def test_generated_noise_differs_by_seed_or_is_refused(base: str, fault: str):
+    noise = {
+        "typed": lambda: optax.add_noise(0.1, 0.0, key=jax.random.key(1)),
+        "number": lambda: optax.add_noise(0.1, 0.0, key=1),
+        "named raw": lambda: raw_noise("rng"),
+        "unnamed raw": lambda: raw_noise("state"),
+        "closed over": lambda: noise_of_a_step(jax.random.key(1)),
+    }[fault]
+    entry = Optimizer("generated", lambda lr, wd: optax.chain(noise(), RATED[base](lr)))
+    if fault in ("unnamed raw", "closed over"):
+        with pytest.raises(UserError, match="generated"):
+            check_optimizer(entry, PARAMS, 0.1, 0.0)
+        return
+    assert check_optimizer(entry, PARAMS, 0.1, 0.0)
+    one, again, other = (moved(entry, 0.1, seed, constant=False)["kernel"] for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and (not np.allclose(one, other) or base == "lion")
