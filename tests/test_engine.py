@@ -50,7 +50,7 @@ def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.M
         taken.append(int(stop) - int(start))
         return state
 
-    spy = engine.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params: ())
+    spy = engine.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, knobs, seeds: ())
     monkeypatch.setattr(engine, "tile_programs", lambda spec, probing: spy)
     assert tiles.train_tile([spec], 2, probing=Probing(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
     assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
