@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
-from relu_study.bins import BINS, KINDS, edges
+from relu_study.bins import BINS, KINDS, LEAST, SIDE, Range, edges, linear_edges
 from relu_study.store import Configuration
 
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
@@ -71,7 +71,8 @@ def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
     """step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE`, over all runs; the step as for scalars.
 
     A histogram runs from the least to the greatest bin that counts something, and always has the bin of exact zero, which is
-    [-2^-24, 2^-24] in TensorBoard. Epochs that count nothing are left out, and of more than a hundred those in between.
+    [-2^-24, 2^-24] in TensorBoard. One with linear bins has all of them. Epochs that count nothing are left out, and of more than a
+    hundred those in between.
     """
     steps, found = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
     for kind in KINDS:
@@ -79,7 +80,7 @@ def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
             counts = configuration.histograms[name]
             last = {int(step): row for step, row in zip(steps, counts, strict=True) if row.any()}
             for step in _spread(list(last)):
-                value = _value(name.replace(":", "/"), "histograms", _numbers(_buckets(last[step])))
+                value = _value(name.replace(":", "/"), "histograms", _numbers(_buckets(last[step], configuration.bins.get(name))))
                 found.setdefault(step, []).append(value)
     return found
 
@@ -89,12 +90,32 @@ def _spread(steps: list[int]) -> list[int]:
     return [steps[i] for i in chosen]
 
 
-def _buckets(counts: Integer[np.ndarray, " 65"]) -> Float[np.ndarray, "n 3"]:
+def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> Float[np.ndarray, "n 3"]:
     """Left edge, right edge and count of each bucket."""
+    if span is not None:
+        return _linear_buckets(counts, *span)
     held = np.append(np.flatnonzero(counts), _ZERO)
     shown = slice(held.min(), held.max() + 1)
     borders = edges()
     return np.stack([borders[:-1][shown], borders[1:][shown], counts[shown]], axis=1).astype(np.float32)
+
+
+def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float) -> Float[np.ndarray, "n 3"]:
+    """The 64 linear bins, and that of exact zero where 0 is in the range or was counted: a narrow bucket about 0.
+
+    It cuts its width off its neighbours. A bin with 0 inside becomes two, its count shared by width.
+    """
+    borders, held = linear_edges(low, high), np.delete(counts, _ZERO).astype(float)
+    rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), held.tolist(), strict=True))
+    if not (low <= 0 <= high or counts[_ZERO]):
+        return np.array(rows, np.float32)
+    half = min(2.0**LEAST, (high - low) / (8 * SIDE))
+    found = [(-half, half, float(counts[_ZERO]))]
+    for left, right, count in rows:
+        parts = [(a, b) for a, b in ((left, min(right, -half)), (max(left, half), right)) if b - a > half]
+        whole = sum(b - a for a, b in parts)
+        found += [(a, b, count * (b - a) / whole) for a, b in parts]
+    return np.array(sorted(found), np.float32)
 
 
 def _numbers(values: Float[np.ndarray, "..."]) -> TensorProto:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_study.bins import BINS
+from relu_study.bins import BINS, KINDS, POWERS, bounded
 from relu_study.registry import UserError
 from relu_study.seals import one_line, parsed
 from relu_study.spec import id_of
@@ -45,6 +45,9 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
             fits = rest.count("/") == 1 and values.dtype == np.float32 and values.shape == (runs, len(epochs))
         elif kind == "histogram":
             fits = values.dtype.kind in "iu" and values.shape == (runs, len(epochs), BINS)
+        elif kind == "bins":
+            fits = rest.partition(":")[0] in KINDS and values.dtype == np.float64 and values.shape == (2,)
+            fits = fits and bounded((values[0], values[1])) is not None
         elif kind in ("units", "probe_examples"):
             fits = values.dtype.kind in "iu" and values.shape == () and 1 <= int(values) < 2**31
         elif kind == "status":
@@ -70,7 +73,8 @@ def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
     Their `width` and `cohort` apart, which differ from tile to tile. An entry of a study's own that is new moves no old number.
     """
-    there = {"measured_every": 1, **there}  # what an earlier version did
+    there = {"measured_every": 1, "histogram_bins": POWERS, **there}  # what an earlier version did
+    made = {"histogram_bins": POWERS, **made}
     differs = [
         f"{name}: {there.get(name)} there, {value} here"
         for name, value in made.items()
@@ -93,12 +97,12 @@ def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mappi
 
 
 def check_alike(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
-    """ValueError where two tiles with runs of one configuration have not the same epochs, metrics and sites."""
-    series = ("metric:", "dead:", "certified_dead:", "units:")
+    """ValueError where two tiles with runs of one configuration have not the same epochs, metrics, sites and bins."""
+    series = ("metric:", "dead:", "certified_dead:", "units:", "bins:")
     names = [sorted(name for name in tile if name.startswith(series)) for tile in (one, other)]
-    same = [name for name in one if name in ("epoch", "probe_examples") or name.startswith("units:")]
+    same = [name for name in one if name in ("epoch", "probe_examples") or name.startswith(("units:", "bins:"))]
     if names[0] != names[1] or not all(np.array_equal(one[name], other[name]) for name in same):
-        raise ValueError("another tile has other epochs, metrics or sites of its runs")
+        raise ValueError("another tile has other epochs, metrics, sites or bins of its runs")
 
 
 def same_run(one: Mapping[str, np.ndarray], row: int, other: Mapping[str, np.ndarray], at: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from relu_study import engine, locks, probes, store
+from relu_study import bins, engine, locks, probes, store
 from relu_study.failures import entry_errors
 from relu_study.plan import Plan, Shard, part, plan, seconds
 from relu_study.probes import revivals
@@ -58,6 +58,7 @@ def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]
         "probe_examples": probing.examples or DEFAULT_EXAMPLES,
         "val_examples": probing.val_examples,
         "measured_every": probing.every,
+        "histogram_bins": bins.LINEAR if probing.linear_bins else bins.POWERS,
         "metrics": None if probing.metrics is None else ", ".join(probing.metrics),
         "own": sources(brought),
     }
@@ -102,6 +103,8 @@ def prepare(
         engine.check(spec, probing)
     declaration = declare(study, _cached(engine.sites), declared_metrics(runs, probing.metrics))
     check(declaration)
+    if folder is not None and store.stored_bins(folder) == bins.POWERS:
+        probing = probing._replace(linear_bins=False)  # as an earlier version did: its tiles stay, and new ones go with them
     made = provenance(probing, runs)
     before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out)
     widths = dict(before.widths)

@@ -157,7 +157,7 @@ def _spread(c: Configuration, name: str) -> spreads.Spread:
     counts = c.histograms[name].astype(float)
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    return spreads.Spread(c.epochs.astype(float), shares, len(c.run_ids), count(_alive(c), c.wanted))
+    return spreads.Spread(c.epochs.astype(float), shares, len(c.run_ids), count(_alive(c), c.wanted), c.bins.get(name))
 
 
 # ---------------------------------------------------------------------------------------- maps

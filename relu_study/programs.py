@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
-from relu_study import prng, probes
+from relu_study import bins, prng, probes
 from relu_study.bounds import Interval
 from relu_study.initializers import Layer
 from relu_study.optimizers import Optimizer, check_optimizer
@@ -63,6 +63,7 @@ class Probing(NamedTuple):
     histograms: bool = True
     metrics: tuple[str, ...] | None = None  # None: every registered one
     every: int = 1  # epochs from one measurement to the next; the last epoch is measured whatever its number
+    linear_bins: bool = True  # of the outputs of bounded activations; False: powers of two for them too
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""
@@ -93,6 +94,22 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
 
     shapes = jax.eval_shape(units, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
     return {f"site_{i + 1}": pre.shape[-1] for i, pre in enumerate(shapes)}
+
+
+def ranges(spec: RunSpec, signature: Signature, probing: Probing) -> dict[str, bins.Range]:
+    """The ranges of the linear histograms, by name ("post:site_1"): those of the sites with bounded activations."""
+    if not (probing.histograms and probing.linear_bins):
+        return {}
+    found: list[bins.Range | None] = []
+
+    def look(x: Float[Array, "1 D"]) -> None:
+        ctx = Context({name: jnp.zeros(()) for name in KNOBS})
+        build(spec, signature.d_in, signature.d_out)(x, ctx)
+        sites = [entry[0] for entry in ctx.tape if isinstance(entry[0], Site)]
+        found.extend(bins.bounded(activations[site.activation].values) for site in sites)
+
+    jax.eval_shape(look, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
+    return {f"post:site_{i}": span for i, span in enumerate(found, 1) if span is not None}
 
 
 def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool, Any]:
@@ -271,7 +288,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
         for leaf in jax.tree.leaves(state.params):
             finite &= jnp.all(jnp.isfinite(leaf))
         packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
-        counts = histograms.counts(snapshot) if probing.histograms else {}
+        counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
         return {
             **{f"metric:{name}": value for name, value in {**metrics, **extra}.items()},
             **{f"histogram:{name}": count for name, count in counts.items()},

@@ -1,9 +1,12 @@
-"""How the values of a site are spread, epoch by epoch: heat maps over powers of two, exact zero apart."""
+"""How the values of a site are spread, epoch by epoch: heat maps over powers of two, exact zero apart.
+
+The outputs of a bounded activation have a linear axis over its range.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from relu_study.bins import LEAST, SIDE
+from relu_study.bins import LEAST, SIDE, Range
 from relu_study.drawing import FAINT, HATCHED, HEAT, ROUND, legend_below, lines, plain, runs, sheet
 
 PLATE: dict[str, Any] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # legible on whatever lies below
+BINS_ARE = {
+    True: "the bins next to 0 hold all that is smaller than 6e-8",
+    False: "bounded outputs: 64 equal bins over the whole range",
+}
 FAINTEST = 1e-4  # of an epoch's values: rarer ones have the palest colour
 
 
@@ -31,6 +38,7 @@ class Spread:
     shares: Float[np.ndarray, "E 65"]
     runs: int
     count: str = ""
+    span: Range | None = None  # of linear bins; None: powers of two
 
 
 @dataclass(frozen=True)
@@ -47,16 +55,23 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
     panels = sheet(arms, [{arm: cell.count for arm, cell in group.cells.items()} for group in groups])
     norm, empty, heights = LogNorm(FAINTEST, 1), False, []
     for group, line in zip(groups, panels, strict=True):
-        scale = Scale.of([c.shares for other in groups if other.metric == group.metric for c in other.cells.values()])
+        alike = [c for other in groups if other.metric == group.metric for c in other.cells.values()]
+        scales = {
+            span: LinearScale(*span) if span else Scale.of([c.shares for c in alike if c.span is None]) for span in spans(alike)
+        }
+        shown: Scale | LinearScale | None = None  # on the axis of the last panel
         for panel, arm in zip(line, arms, strict=True):
             if (cell := group.cells.get(arm)) is None:
                 panel.ax.text(0.5, 0.5, "no values", transform=panel.ax.transAxes, ha="center", va="center", color=FAINT)
+                scale = shown or next(iter(scales.values()))
             else:
+                scale = scales[cell.span]
                 empty |= _spread(panel.ax, cell, scale, norm)
-            _values_axis(panel.ax, scale, panel.first)
+            _values_axis(panel.ax, scale, panel.first or scale != shown)
+            shown = scale
             panel.ax.set_xlabel("epoch" if panel.last else "")
         line[0].ax.set_ylabel(group.label)
-        heights += [1.3 if scale.below == 0 or scale.above == 0 else 1.8] * lines(line)
+        heights += [1.3 if all(s.below == 0 or s.above == 0 for s in scales.values()) else 1.8] * lines(line)
     picture = line[0].ax.figure
     assert isinstance(picture, Figure)
     picture.axes[0].get_gridspec().set_height_ratios(heights)  # type: ignore[union-attr]
@@ -69,13 +84,19 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
     bar = picture.colorbar(
         ScalarMappable(norm, HEAT), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
     )
+    kinds = {span is None for group in groups for span in spans(group.cells.values())}
     bar.set_label(
         f"share of the values of an epoch, pooled over {runs(counts)} (white: next to none);\n"
-        "the bins next to 0 hold all that is smaller than 6e-8"
+        + ";\n".join(words for powers, words in BINS_ARE.items() if powers in kinds)
     )
     _percent(bar.ax)
     picture.set_size_inches(picture.get_figwidth(), sum(heights) + 0.25 * len(heights) + 0.9 + legend)
     return picture
+
+
+def spans(cells: Iterable[Spread]) -> list[Range | None]:
+    """The scales of some panels, each once: a range where it is linear, None for powers of two."""
+    return list(dict.fromkeys(cell.span for cell in cells))
 
 
 @dataclass(frozen=True)
@@ -111,16 +132,74 @@ class Scale:
         """The height of a value that is not 0."""
         return math.copysign(self.inner + math.log2(abs(value)) - self.least, value)
 
+    def sides(self, shares: Any) -> tuple[Any, Any]:
+        """The shares of the bins shown below and above zero, in rising order."""
+        skipped = self.least - LEAST
+        above = shares[:, SIDE + 1 + skipped : SIDE + 1 + skipped + self.above]
+        return shares[:, SIDE - skipped - self.below : SIDE - skipped], above
 
-def _spread(ax: Axes, cell: Spread, scale: Scale, norm: Normalize) -> bool:
+    def ticks(self) -> list[float]:
+        """Powers of ten with both signs, the largest first."""
+        first = math.ceil(self.least * math.log10(2))
+        last = math.floor((self.least + max(self.above, self.below)) * math.log10(2))
+        sizes = [10.0**power for power in range(last, first - 1, -1 - (last - first) // 3)]
+        return [value for size in sizes for value in (size, -size)]
+
+
+@dataclass(frozen=True)
+class LinearScale:
+    """Where values stand on the y axis, in equal bins: all of [low, high], parted at 0 by the strip of exact zero.
+
+    A bin with 0 inside is drawn whole, on the side of its larger part.
+    """
+
+    low: float
+    high: float
+
+    @property
+    def below(self) -> int:
+        """How many bins are below zero."""
+        return round(min(max(-self.low * 2 * SIDE / (self.high - self.low), 0), 2 * SIDE))
+
+    @property
+    def above(self) -> int:
+        """How many bins are above zero."""
+        return 2 * SIDE - self.below
+
+    @property
+    def strip(self) -> float:
+        """Half the height of the strip of exact zero."""
+        return 0.08 * 2 * SIDE
+
+    @property
+    def inner(self) -> float:
+        """Where the bins begin: a gap lies between them and the strip."""
+        return 1.4 * self.strip
+
+    def at(self, value: float) -> float:
+        """The height of a value that is not 0."""
+        bins = (value - self.low) * 2 * SIDE / (self.high - self.low) - self.below
+        return bins + math.copysign(self.inner, bins or value)
+
+    def sides(self, shares: Any) -> tuple[Any, Any]:
+        """The shares of the bins below and above zero, in rising order."""
+        both = np.ma.concatenate([shares[:, :SIDE], shares[:, SIDE + 1 :]], axis=1)
+        return both[:, : self.below], both[:, self.below :]
+
+    def ticks(self) -> list[float]:
+        """Round values in the range, without 0."""
+        found = [float(value) for value in MaxNLocator(4, steps=ROUND).tick_values(self.low, self.high)]
+        nearest = 1e-9 * (self.high - self.low)
+        return [value for value in found if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
+
+
+def _spread(ax: Axes, cell: Spread, scale: Scale | LinearScale, norm: Normalize) -> bool:
     """Draw one panel; is there an epoch at which nothing was counted?"""
     epochs, shares = cell.epochs, np.ma.masked_equal(np.nan_to_num(cell.shares), 0)
     middles = (epochs[1:] + epochs[:-1]) / 2
     steps = np.diff(epochs, prepend=epochs[0] - 1, append=epochs[-1] + 1)
     edges = np.concatenate([[epochs[0] - steps[1] / 2], middles, [epochs[-1] + steps[-2] / 2]])
-    skipped = scale.least - LEAST
-    above = shares[:, SIDE + 1 + skipped : SIDE + 1 + skipped + scale.above]
-    below = shares[:, SIDE - skipped - scale.below : SIDE - skipped]
+    below, above = scale.sides(shares)
     parts = [
         (scale.inner + np.arange(scale.above + 1), above),
         (-scale.inner - np.arange(scale.below, -1, -1), below),
@@ -145,21 +224,15 @@ def _spread(ax: Axes, cell: Spread, scale: Scale, norm: Normalize) -> bool:
     return len(counted) < len(epochs)
 
 
-def _span(scale: Scale) -> tuple[float, float]:
+def _span(scale: Scale | LinearScale) -> tuple[float, float]:
     bottom = -scale.inner - scale.below if scale.below else -scale.strip
     return bottom, scale.inner + scale.above if scale.above else scale.strip
 
 
-def _values_axis(ax: Axes, scale: Scale, labelled: bool) -> None:
+def _values_axis(ax: Axes, scale: Scale | LinearScale, labelled: bool) -> None:
     bottom, top = _span(scale)
     ax.set_ylim(bottom, top)
-    first, last = (
-        math.ceil(scale.least * math.log10(2)),
-        math.floor((scale.least + max(scale.above, scale.below)) * math.log10(2)),
-    )
-    step = 1 + (last - first) // 3
-    sizes = [10.0**power for power in range(last, first - 1, -step)]
-    ticks = [value for size in sizes for value in (size, -size) if bottom <= scale.at(value) <= top]
+    ticks = [value for value in scale.ticks() if bottom - 1e-6 <= scale.at(value) <= top + 1e-6]
     ax.set_yticks([0.0, *map(scale.at, ticks)], ["exactly 0", *(plain(v).replace("-", "\N{MINUS SIGN}", v < 0) for v in ticks)])
     ax.tick_params(labelleft=labelled)
 

@@ -6,7 +6,8 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 - `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
 - `metric:NAME/SITE`: R x E, float32, NaN where the metric is empty;
 - `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
-- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.bins` has the bins.
+- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.bins` has the bins;
+- `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins; without it the bins are powers of two.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from relu_study import locks
+from relu_study.bins import POWERS
 from relu_study.identity import check_alike, check_arrays, check_identity, check_made, same_run, tile_name
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, Raw, contained, parsed, sealed, with_checksum, without_checksum
@@ -131,6 +133,14 @@ def _row(tile: Tile, run: str) -> int:
     return tile["run_id"].tolist().index(run)
 
 
+def stored_bins(folder: Path) -> str | None:
+    """The provenance "histogram_bins" of the stored tiles, that of the first readable one; None where there is none."""
+    for path in tile_paths(folder):
+        with contextlib.suppress(Damaged):
+            return str(parsed(str(read_tile(path, ("provenance",))["provenance"])).get("histogram_bins", POWERS))
+    return None
+
+
 def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """run_id -> final parameters by name, of every run that was trained with them kept."""
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -215,6 +225,7 @@ class Configuration:
     dead: dict[str, np.ndarray] = field(default_factory=dict)
     certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, all its runs together
+    bins: dict[str, tuple[float, float]] = field(default_factory=dict)  # "post:site_1" -> its range, where its bins are linear
 
     @property
     def sites(self) -> list[str]:
@@ -317,4 +328,9 @@ def _configuration(
         dead=bits("dead"),
         certified_dead=bits("certified_dead"),
         histograms=histograms,
+        bins={
+            name: (float(first[f"bins:{name}"][0]), float(first[f"bins:{name}"][1]))
+            for name in histograms
+            if f"bins:{name}" in first
+        },
     )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from relu_study import engine
 from relu_study.probes import revivals
-from relu_study.programs import Data, Probing, State, Weights, site_units, steps_per_epoch
+from relu_study.programs import Data, Probing, State, Weights, ranges, site_units, steps_per_epoch
 from relu_study.registry import tasks
 from relu_study.spec import KNOBS, RunSpec
 
@@ -53,6 +53,7 @@ class Pending(NamedTuple):
     runs: list[RunSpec]
     epochs: np.ndarray
     units: dict[str, int]
+    ranges: dict[str, tuple[float, float]]  # of the histograms with linear bins
     measured: list[dict[str, Array]]
     params: Any
     probe_examples: int
@@ -152,6 +153,7 @@ def start_tile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
         site_units(*engine.cohort(specs[0], task.signature)),
+        ranges(*engine.cohort(specs[0], task.signature), probing),
         measured,
         state.params,
         probing.probe_set(task.signature),
@@ -189,6 +191,7 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
         "first_bad_epoch": first_bad,
         "probe_examples": np.array(pending.probe_examples),
         **{f"units:{site}": np.array(units) for site, units in pending.units.items()},
+        **{f"bins:{name}": np.array(span) for name, span in pending.ranges.items()},
     }
     if keep_params:
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
