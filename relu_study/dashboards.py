@@ -71,8 +71,8 @@ def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
     """step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE`, over all runs; the step as for scalars.
 
     A histogram runs from the least to the greatest bin that counts something, and always has the bin of exact zero, which is
-    [-2^-24, 2^-24] in TensorBoard. One with linear bins has all of them. Epochs that count nothing are left out, and of more than a
-    hundred those in between.
+    [-2^-24, 2^-24] in TensorBoard. One with linear bins has all of them. Epochs that count nothing are left out, and of more than
+    a hundred those in between.
     """
     steps, found = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
     for kind in KINDS:

@@ -103,6 +103,20 @@ def test_the_zero_bin_is_always_there_and_stands_alone(place: int) -> None:
     assert list(zero[:2]) == [-(2.0**-24), 2.0**-24]
 
 
+@pytest.mark.parametrize("span", [(-1.0, 1.0), (0.0, 1.0), (0.0, 6.0), (-1.0, 2.0), (-6.0, 0.0), (2.0, 5.0), (0.0, 1e-9)])
+@pytest.mark.parametrize("zeros", [0, 9])
+def test_linear_buckets_cover_the_range_and_keep_every_count(span: tuple[float, float], zeros: int) -> None:
+    counts = np.arange(1, BINS + 1)
+    counts[ZERO] = zeros
+    found = dashboards._buckets(counts, span).astype(float)
+    assert (found[:, 0] < found[:, 1]).all() and (found[1:, 0] >= found[:-1, 1]).all()
+    assert found[:, 2].sum() == pytest.approx(counts.sum())
+    about = found[(found[:, 0] < 0) & (found[:, 1] > 0)]
+    assert about[:, 2].tolist() == ([zeros] if zeros or span[0] <= 0 <= span[1] else [])
+    whole = found[np.abs(found[:, :2]).min(axis=1) > (span[1] - span[0]) / 32]
+    assert (whole[:, 1] - whole[:, 0]) == pytest.approx((span[1] - span[0]) / 64, rel=1e-4)
+
+
 def test_epochs_that_count_nothing_are_left_out() -> None:
     assert list(buckets([(3, 1), (3, 0), (3, 2)])) == [0, 2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scipy import stats as scipy_stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.util.tensor_util import make_ndarray
 
 from relu_study import events, frames, store
 from relu_study.events import EVENT_FILE, run_names, write_events
@@ -125,6 +127,30 @@ def test_values_are_those_of_the_summary(folder: Any) -> None:
         for row in rows.dropna(subset="mean").itertuples():
             for tag, value in (("mean", row.mean), ("lo", row.ci_lo), ("hi", row.ci_hi)):
                 assert series[f"{row.metric}/{row.site}/{tag}"][int(row.epoch)] == np.float32(value)
+
+
+def test_the_buckets_of_a_bounded_output_tell_large_values_apart(tmp_path: Path) -> None:
+    manifest = planted_manifest()
+    path = planted_folder(tmp_path)
+    config_id, found = next((k, c) for k, c in store.collect(path, manifest).items() if c.spec["activation"] == "tanh")
+    values = np.array([0.6] * 5 + [0.99] * 7 + [-1.0, 1.0, 0.0, 0.0, 0.0])
+    linear = np.histogram(values[values != 0], np.linspace(-1, 1, 65))[0]
+    counts = np.tile(np.insert(linear, 32, 3), (len(found.epochs), 1))
+    shown = replace(found, histograms={"post:site_1": counts, "pre:site_1": counts}, bins={"post:site_1": (-1.0, 1.0)})
+    write_events(manifest, {config_id: shown}, path)
+    loaded = EventAccumulator(str(path / "tensorboard" / run_names(manifest)[config_id]), size_guidance={"tensors": 0})
+    loaded.Reload()
+    points = loaded.Tensors("post/site_1")
+    assert [point.step for point in points] == [math.ceil(epoch) for epoch in found.epochs]
+    for point in points:
+        rows = make_ndarray(point.tensor_proto)
+        assert rows.shape == (65, 3) and (rows[:, 0] < rows[:, 1]).all() and rows[:, 2].sum() == len(values)
+        assert (rows[0, 0], rows[-1, 1]) == (-1, 1) and np.array_equal(rows[1:, 0], rows[:-1, 1])
+        assert np.ptp(rows[:, 1] - rows[:, 0]) < 1 / 32 + 1e-6
+        holds = {value: rows[(rows[:, 0] <= value) & (value < rows[:, 1])][0].tolist() for value in (0.6, 0.99, 0.0, -0.999)}
+        assert [row[2] for row in holds.values()] == [5, 8, 3, 1]
+        assert holds[0.0][:2] == [-(2.0**-24), 2.0**-24] and holds[0.6][1] < holds[0.99][0]
+    assert len(make_ndarray(loaded.Tensors("pre/site_1")[0].tensor_proto)) < 65  # powers of two
 
 
 def test_one_event_a_step_holds_all_tags_and_the_file_says_its_version(folder: Any) -> None:

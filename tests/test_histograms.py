@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_study
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from relu_study import store, tiles
-from relu_study.bins import BINS
+from relu_study import identity, runner, store, tiles
+from relu_study.activations import activation
+from relu_study.bins import BINS, bounded, linear_edges
 from relu_study.probes import histograms
 from relu_study.programs import Probing
+from relu_study.progress import Watcher
+from relu_study.registry import activations
 from relu_study.spec import RunSpec
 
 EDGES = 2.0 ** np.arange(-23, 8)  # between the bins of one side
@@ -94,3 +102,168 @@ def test_no_more_examples_are_counted_than_said() -> None:
     tile = tiles.train_tile([run], 2)
     assert tile["probe_examples"] > histograms.EXAMPLES
     assert tile["histogram:pre:site_1"].sum() == histograms.EXAMPLES * 8
+
+
+# ------------------------------------------------------------------------------------------- linear bins
+
+BOUNDED = {name: span for name in activations if (span := bounded(activations[name].values))}
+ODD = [(-0.3, 0.7), (2.0, 5.0), (-5.0, -2.0), (1000.0, 1000.001), (0.0, 1e-40), (-3e38, 3e38), (-1e60, 1e60), (0.1, 1e6)]
+
+
+def slow_linear(values: np.ndarray, low: float, high: float) -> list[int]:
+    """NumPy's histogram of all but zeros and NaN, values outside the range moved to its ends, and the zeros in the middle."""
+    kept = values[(values != 0) & ~np.isnan(values)].astype(float)
+    found = np.histogram(np.clip(kept, low, high), linear_edges(low, high))[0].tolist()
+    return [*found[:32], int(np.sum(values == 0)), *found[32:]]
+
+
+def test_the_bounded_activations_and_their_edges() -> None:
+    assert BOUNDED == {"tanh": (-1, 1), "hard_tanh": (-1, 1), "sigmoid": (0, 1), "relu6": (0, 6)}
+    assert linear_edges(0, 6).tolist() == [6 * i / 64 for i in range(65)]
+    assert [bounded(span) for span in ((0, math.inf), (-math.inf, 1), (2, 2), (3, 1), (math.nan, 1), (-1.7e308, 1.7e308))] == [
+        None
+    ] * 6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("span", [*dict.fromkeys(BOUNDED.values()), *ODD])
+def test_linear_counts_are_those_of_numpy(dtype: Any, span: tuple[float, float]) -> None:
+    low, high = span
+    with np.errstate(over="ignore", under="ignore"):
+        at = linear_edges(low, high).astype(dtype)
+        drawn = (low + (high - low) * np.random.default_rng(0).random(9000)).astype(dtype)
+    tiny, inf = np.finfo(dtype).smallest_subnormal, dtype(np.inf)
+    special = np.array([0.0, -0.0, tiny, -tiny, np.nan, inf, -inf, np.finfo(dtype).tiny, -np.finfo(dtype).tiny], dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.concatenate([at, np.nextafter(at, inf), np.nextafter(at, -inf), drawn, special])
+    with jax.enable_x64(dtype is np.float64):
+        found = jax.jit(lambda v: histograms.histogram(v, span))(jnp.asarray(values, dtype))
+        one_by_one = np.asarray(histograms.linear_bin_of(jnp.asarray(special[:4]), *span)).tolist()
+    assert np.asarray(found).tolist() == slow_linear(values, low, high)
+    assert one_by_one[:2] == [32, 32]
+    assert sum(slow_linear(values, low, high)) == len(values) - 1  # NaN
+
+
+def test_both_ends_are_counted_in_the_end_bins_and_large_outputs_are_told_apart() -> None:
+    bins = np.asarray(histograms.linear_bin_of(jnp.array([-1, 1, 0.6, 0.99, -2, 2], jnp.float32), -1.0, 1.0)).tolist()
+    assert bins == [0, 64, 52, 64, 0, 64]
+
+
+@pytest.fixture
+def own() -> Iterator[None]:
+    @activation("_own", values=(-0.25, 0.5))
+    def _own(pre: jax.Array) -> jax.Array:
+        return jnp.clip(pre, -0.25, 0.5)
+
+    yield
+    del activations._entries["_own"]
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, "_own"])
+def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None) -> None:
+    span = np.array(bounded(activations[name].values))
+    base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
+    runs = [base, base.but(seed=1)]
+    tile, powers = (tiles.train_tile(runs, 2, probing=Probing(200, 50, linear_bins=linear)) for linear in (True, False))
+    assert tile.keys() - powers.keys() == {"bins:post:site_1", "bins:post:site_2"}
+    for site in ("site_1", "site_2"):
+        found = tile[f"bins:post:{site}"]
+        assert found.dtype == np.float64 and found.tolist() == span.tolist()
+        counts, others = tile[f"histogram:post:{site}"], powers[f"histogram:post:{site}"]
+        assert counts.shape == (2, 2, BINS) and (counts.sum(axis=-1) == 200 * 8).all()
+        assert np.array_equal(counts[..., 32], others[..., 32]) and not np.array_equal(counts, others)
+    same = [key for key in powers if not key.startswith("histogram:post:")]
+    assert all(tile[key].tobytes() == powers[key].tobytes() for key in same), "only the outputs are counted on another scale"
+    if name == "tanh":  # 0.5 and 1 are edges on both scales
+        for site in ("site_1", "site_2"):
+            linear, old = tile[f"histogram:post:{site}"], powers[f"histogram:post:{site}"]
+            assert np.array_equal(linear[..., 49:].sum(-1), old[..., 56:].sum(-1))
+    identity.check_arrays(tile, 2, tile["epoch"])
+
+
+@pytest.mark.slow
+def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
+    base = RunSpec(rows=600, batch_size=50, width=8, epochs=1, activation="tanh")
+    first, second, pair = (
+        tiles.train_tile(r, 2, probing=Probing(200, 50)) for r in ([base], [base.but(seed=1)], [base, base.but(seed=1)])
+    )
+    for i, one in enumerate((first, second)):
+        assert np.array_equal(one["histogram:post:site_1"][0], pair["histogram:post:site_1"][i])
+
+
+def test_an_output_activation_is_a_site_with_its_own_range() -> None:
+    run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
+    tile = tiles.train_tile([run], 2, probing=Probing(200, 50))
+    assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
+    few = tiles.train_tile([run], 2, probing=Probing(200, 50, histograms=False, metrics=("val_loss",)))
+    assert not any(key.startswith("bins:") for key in few)
+
+
+WRONG = {
+    "float32": ("bins:post:site_1", np.array([-1, 1], np.float32)),
+    "shape": ("bins:post:site_1", np.array([-1.0, 0, 1])),
+    "falling": ("bins:post:site_1", np.array([1.0, -1])),
+    "infinite": ("bins:post:site_1", np.array([0, np.inf])),
+    "kind": ("bins:past:site_1", np.array([-1.0, 1])),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_tile_with_bins_that_cannot_be_is_refused(name: str) -> None:
+    key, values = WRONG[name]
+    identity.check_arrays({"bins:post:site_1": np.array([-1.0, 1])}, 1, np.zeros(1))
+    with pytest.raises(ValueError, match=f"its {key} cannot be"):
+        identity.check_arrays({key: values}, 1, np.zeros(1))
+
+
+def test_tiles_with_other_bins_never_add_up() -> None:
+    powers, linear = {"epoch": np.zeros(1)}, {"epoch": np.zeros(1), "bins:post:site_1": np.array([-1.0, 1])}
+    identity.check_alike(linear, dict(linear))
+    for one, other in ((powers, linear), (linear, powers), (linear, linear | {"bins:post:site_1": np.array([0.0, 1])})):
+        with pytest.raises(ValueError, match="sites or bins"):
+            identity.check_alike(one, other)
+    old, new = {"histogram_bins": "powers of two"}, {"histogram_bins": "linear where bounded"}
+    assert not identity.differences(old, {}) and not identity.differences({}, old)
+    for one, other in ((old, new), (new, old), ({}, new), (new, {})):
+        assert len(identity.differences(one, other)) == 1
+
+
+def as_an_earlier_version(folder: Path) -> None:
+    """Take the provenance of the bins from the manifest and the tiles."""
+    manifest = store.read_manifest(folder)
+    assert manifest["provenance"].pop("histogram_bins") == "powers of two"
+    store.write_manifest(folder, manifest)
+    for path in store.tile_paths(folder):
+        tile = store.read_tile(path)
+        made = json.loads(str(tile["provenance"]))
+        del made["histogram_bins"]
+        store.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
+
+
+def test_a_folder_of_an_earlier_version_goes_on_with_its_own_bins(tmp_path: Path) -> None:
+    arms = {name: small_study.base.but(activation=name, epochs=1) for name in ("tanh", "relu")}
+    study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
+    study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))
+    old = Probing(200, 50, linear_bins=False)
+    runner.carry_out(study, tmp_path, old, Watcher(), {"command": "test", "preset": "default"})
+    as_an_earlier_version(tmp_path)
+    whole = {path: store.read_tile(path) for path in store.tile_paths(tmp_path)}
+    gone = next(path for path, tile in whole.items() if '"tanh"' in str(tile["spec"][0]))
+    gone.unlink()
+    runner.run(study, tmp_path, probe_examples=200, val_examples=50)
+    assert store.read_manifest(tmp_path)["provenance"]["histogram_bins"] == "powers of two"
+    again = store.read_tile(gone)
+    assert np.array_equal(again["histogram:post:site_1"], whole[gone]["histogram:post:site_1"])
+    assert not any(name.startswith("bins:") for name in again)
+    assert all(not c.bins for c in store.collect(tmp_path, histograms=True).values())
+    (tmp_path / "manifest.json").unlink()  # the tiles say it too
+    runner.run(study, tmp_path, probe_examples=200, val_examples=50)
+    assert store.read_manifest(tmp_path)["provenance"]["histogram_bins"] == "powers of two"
+
+    fresh = tmp_path / "fresh"
+    runner.run(study, fresh, probe_examples=200, val_examples=50)
+    assert store.read_manifest(fresh)["provenance"]["histogram_bins"] == "linear where bounded"
+    found = {c.spec["activation"]: c.bins for c in store.collect(fresh, histograms=True).values()}
+    assert found == {"tanh": {"post:site_1": (-1.0, 1.0)}, "relu": {}}
+    old_way, new_way = ((folder / "runs.csv").read_bytes() for folder in (tmp_path, fresh))
+    assert old_way == new_way, "no metric hangs on the bins"

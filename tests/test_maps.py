@@ -12,7 +12,7 @@ from matplotlib.collections import QuadMesh
 from pictured import config_ids, drawn, labels, numbers, pictures, planted, said
 
 from relu_study import drawing, figures, frames, maps, spreads
-from relu_study.bins import BINS, SIDE, edges
+from relu_study.bins import BINS, SIDE, edges, linear_edges
 from relu_study.figures import Numbers
 from relu_study.questions import Figure
 from relu_study.registry import UserError
@@ -87,6 +87,31 @@ def test_a_tick_stands_where_its_value_is_counted() -> None:
         place = np.interp(np.log2(abs(float(text))), *np.sort([np.log2(np.abs(borders[: len(heights)])), np.abs(heights)]))
         assert abs(y) == pytest.approx(place)
     assert max(below) < -Scale(0, 12, 17).strip and min(above) > Scale(0, 12, 17).strip  # a gap on either side of the strip
+
+
+@pytest.mark.parametrize("span", [(-1.0, 1.0), (0.0, 1.0), (0.0, 6.0), (-1.0, 2.0), (2.0, 5.0), (-5.0, -2.0)])
+def test_a_bounded_output_has_a_linear_axis_over_its_range(span: tuple[float, float]) -> None:
+    low, high = span
+    shares = np.tile(np.arange(1, BINS + 1) / 3000, (2, 1))
+    cell, wide = (Spread(np.arange(2.0), shares, 4, span=s) for s in (span, None))
+    picture = drawn(lambda: spreads.histograms([Spreads("y", "y", {"a": cell, "b": wide, "c": cell})], ["a", "b", "c"]))
+    (ax, other, last) = picture.axes[:3]
+    shown = np.concatenate([mesh[:, 0] for mesh in meshes(ax)])
+    np.testing.assert_allclose(np.sort(shown), shares[0])  # every bin is drawn once
+    names, heights = [t.get_text().replace("\N{MINUS SIGN}", "-") for t in ax.get_yticklabels()], ax.get_yticks()
+    ticks = {float(name): y for name, y in zip(names, heights, strict=True) if name != "exactly 0"}
+    assert len(ticks) >= 2 and all(low <= value <= high for value in ticks) and heights[names.index("exactly 0")] == 0
+    for value, y in ticks.items():
+        # Equal steps of value are equal steps of height on either side of the strip.
+        scale = spreads.LinearScale(low, high)
+        edge = np.abs(linear_edges(low, high) - value).min()
+        assert edge * 64 / (high - low) <= 0.5 + 1e-9
+        assert abs(y - scale.at(value)) < 1e-9
+        assert abs(abs(y) - scale.inner - abs((value - low) * 64 / (high - low) - scale.below)) < 1e-9
+    assert [t.get_text() for t in last.get_yticklabels()] == [t.get_text() for t in ax.get_yticklabels()]
+    assert [t.get_text() for t in other.get_yticklabels()] != [t.get_text() for t in ax.get_yticklabels()]
+    assert all(a.yaxis.get_tick_params()["labelleft"] for a in (ax, other, last)), "each axis differs from the one before it"
+    assert picture.axes[3].get_xlabel().split("\n")[-1] == "bounded outputs: 64 equal bins over the whole range"
 
 
 def test_epochs_without_a_finite_run_are_marked() -> None:
