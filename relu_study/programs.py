@@ -86,30 +86,28 @@ def build(spec: RunSpec, d_in: int, d_out: int) -> nnx.Module:
 
 def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
     """Units at each site, from shapes alone."""
-
-    def units(x: Float[Array, "1 D"]) -> list[Array]:
-        ctx = Context({name: jnp.zeros(()) for name in KNOBS})
-        build(spec, signature.d_in, signature.d_out)(x, ctx)
-        return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]
-
-    shapes = jax.eval_shape(units, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
-    return {f"site_{i + 1}": pre.shape[-1] for i, pre in enumerate(shapes)}
+    return {f"site_{i}": units for i, (_, units) in enumerate(_sites(spec, signature), 1)}
 
 
 def ranges(spec: RunSpec, signature: Signature, probing: Probing) -> dict[str, bins.Range]:
     """The ranges of the linear histograms, by name ("post:site_1"): those of the sites with bounded activations."""
     if not (probing.histograms and probing.linear_bins):
         return {}
-    found: list[bins.Range | None] = []
+    found = [bins.bounded(activations[name].values) for name, _ in _sites(spec, signature)]
+    return {f"post:site_{i}": span for i, span in enumerate(found, 1) if span is not None}
+
+
+def _sites(spec: RunSpec, signature: Signature) -> list[tuple[str, int]]:
+    """The activation and the units of each site, in the order of the calls."""
+    found: list[tuple[str, int]] = []
 
     def look(x: Float[Array, "1 D"]) -> None:
         ctx = Context({name: jnp.zeros(()) for name in KNOBS})
         build(spec, signature.d_in, signature.d_out)(x, ctx)
-        sites = [entry[0] for entry in ctx.tape if isinstance(entry[0], Site)]
-        found.extend(bins.bounded(activations[site.activation].values) for site in sites)
+        found.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.tape if isinstance(entry[0], Site))
 
     jax.eval_shape(look, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
-    return {f"post:site_{i}": span for i, span in enumerate(found, 1) if span is not None}
+    return found
 
 
 def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool, Any]:
