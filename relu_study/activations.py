@@ -10,17 +10,19 @@ what the probes, the certificates and the conformance tests live on:
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from relu_study.registry import activations, nearest
+from relu_study.registry import UserError, activations, nearest
 from relu_study.spec import KNOBS
 
 Piece = tuple[float, float]
@@ -35,7 +37,7 @@ class Activation:
     """
 
     name: str
-    function: Callable[..., Array]  # phi(pre, **knobs); parameters after the first are knobs of RunSpec
+    function: Callable[..., Array]  # phi(pre, **knobs); parameters after the first are knobs of RunSpec, or have defaults
     flat: tuple[Piece, ...] = ()  # where phi' = 0
     identity: Piece | None = None  # where phi(z) = z
     turning_points: tuple[float, ...] = ()  # the local extremes outside flat pieces; none: phi never turns back
@@ -45,8 +47,9 @@ class Activation:
 
     @property
     def knobs(self) -> tuple[str, ...]:
-        """The RunSpec knobs that phi takes."""
-        return tuple(inspect.signature(self.function).parameters)[1:]
+        """The RunSpec knobs that phi takes; another parameter keeps its default, as one that a partial has bound does."""
+        bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
+        return tuple(name for name in _parameters(self.function) if name in KNOBS and name not in bound)
 
     def __call__(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
         """post = phi(pre), V = fanout * U."""
@@ -65,23 +68,52 @@ class Activation:
         return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, knobs))
 
 
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The named parameters after the first, each with its default."""
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin: it takes what it takes
+        return {}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in found[1:] if p.kind not in kinds}
+
+
+def _is_piece(piece: Any) -> bool:
+    numbers = isinstance(piece, tuple | list) and len(piece) == 2 and all(isinstance(end, int | float) for end in piece)
+    return numbers and piece[0] <= piece[1]
+
+
 def activation(
     name: str,
     *,
-    flat: tuple[Piece, ...] = (),
-    identity: Piece | None = None,
-    turning_points: tuple[float, ...] = (),
-    values: Piece = (-inf, inf),
+    flat: Any = (),  # as in `Activation`; wrong ones are refused by name
+    identity: Any = None,
+    turning_points: Any = (),
+    values: Any = (-inf, inf),
     smooth: bool = False,
-    fanout: int = 1,
-) -> Callable[[Callable[..., Array]], Activation]:
-    """Register `phi(pre, **knobs)` as an `Activation`; a parameter that is no knob of RunSpec is refused."""
+    fanout: Any = 1,
+) -> Callable[[Any], Activation]:
+    """Register `phi(pre, **knobs)` as an `Activation`.
 
-    def register(function: Callable[..., Array]) -> Activation:
-        entry = Activation(name, function, flat, identity, turning_points, values, smooth, fanout)
-        for knob in entry.knobs:
-            if knob not in KNOBS:
+    Partials, callable objects and jitted functions do as well. A parameter after the first that is no knob of RunSpec keeps its
+    default, and is refused without one (UserError). Pieces that are no intervals are refused.
+    """
+
+    def register(function: Any) -> Activation:
+        if not callable(function):
+            raise UserError(f"activation {name!r} must be a function phi(pre), not {function!r}")
+        given = {"flat": flat, "identity": identity, "values": values}
+        pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
+        for word, found in pieces.items():
+            if not isinstance(found, tuple | list) or not all(map(_is_piece, found)):
+                form = "a tuple of pairs, flat=((low, high),)" if word == "flat" else f"a pair, {word}=(low, high)"
+                raise UserError(f"activation {name!r}: {word} must be {form} with low <= high, not {given[word]!r}")
+        if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
+            raise UserError(f"activation {name!r}: fanout must be a whole number of at least 1, not {fanout!r}")
+        for knob, default in _parameters(function).items():
+            if knob not in KNOBS and default is inspect.Parameter.empty:
                 raise nearest(knob, KNOBS, f"knob of activation {name}")
+        entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
         activations.add(name, entry)
         return entry
 

@@ -84,6 +84,8 @@ def show_plan(
         job = prepare(declared, folder, probing, shard=part)
         print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{foretold(job)}; ")
         damaged = job.before.damaged
+        for note in job.declaration.get("notes", []):
+            print(f"note: {note}")
     for error in damaged:
         print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")
 

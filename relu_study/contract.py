@@ -146,6 +146,8 @@ def _whole(declaration: Any) -> dict[str, Any]:
     found["configurations"] = [_entry(entry, declaration["seeds"]) for entry in declaration["configurations"]]
     if (runs := sum(entry["seeds"] for entry in found["configurations"])) > MOST_RUNS:
         raise _Lacks(f"declares {runs:,} runs")
+    if not _fits(declaration.get("notes", []), list[str]):
+        raise _Lacks("declares notes that cannot be read")
     metrics = {name: {**ABOUT, **about} for name, about in declaration["metrics"].items()}
     for name, about in metrics.items():
         _needs(about, METRIC, f"the metric {name}, ")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relu_study import blocks, cell_report, estimates
+from relu_study import blocks, cell_report, estimates, functions
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
 from relu_study.failures import entry_errors
 from relu_study.job import host, sources
@@ -48,6 +48,9 @@ def prepare_draws(
     asked = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
     ]
+    seen: dict[Any, Any] = {}
+    for _, _, cell in asked:
+        functions.check_drawn(cell, seen)
     declaration = _declared(study, asked)
     cell_report.check(declaration)
     made = {**host(), "own": sources(_brought(asked))}

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
+from relu_study import entries, functions, registry
 from relu_study import initializers as _initializers  # noqa: F401  (each import fills its registry)
 from relu_study import optimizers as _optimizers  # noqa: F401
-from relu_study import registry
 from relu_study.clock import waiting
 from relu_study.networks import MLP as _mlp  # noqa: F401
 from relu_study.plan import Work
@@ -59,8 +59,12 @@ class Programs:
     fresh: Callable[..., Any]  # the optimiser's first state, from the parameters, knobs and seeds
 
 
-def check(spec: RunSpec, probing: Probing) -> None:
-    """Refuse what cannot be trained, by name and before anything compiles."""
+def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -> None:
+    """Refuse what cannot be trained, by name and before anything compiles.
+
+    `seen` holds the finished checks of the user's entries, each with its notes; specs that share it share their checks.
+    """
+    seen = {} if seen is None else seen
     for known, name in (
         (networks, spec.network),
         (activations, spec.activation),
@@ -80,7 +84,10 @@ def check(spec: RunSpec, probing: Probing) -> None:
         )
     if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
         raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
-    signature = tasks[spec.task](spec).signature
+    if not entries.ours(tasks[spec.task]):
+        functions.once(seen, ("task", data_spec(spec)), lambda: entries.check_task(spec))
+    task = tasks[spec.task](spec)
+    signature = task.signature
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(
             f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more"
@@ -92,6 +99,9 @@ def check(spec: RunSpec, probing: Probing) -> None:
             f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows; "
             f"ask for at most that many"
         )
+    if not entries.ours(networks[spec.network]):
+        functions.once(seen, ("network", *cohort(spec, signature)), lambda: entries.check_network(spec, signature))
+    functions.check_entries(spec, signature, task.box is not None, seen)
 
 
 def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:

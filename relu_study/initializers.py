@@ -6,6 +6,7 @@ One key gives every scheme of a family the same underlying draws, so schemes are
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from relu_study.registry import initializers
+from relu_study.registry import UserError, initializers
 
 Weights = tuple[Float[Array, "D U"], Float[Array, " U"]]
 
@@ -41,10 +42,29 @@ class Initializer:
         return self.function(key, layer, inputs)
 
 
-def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> Callable[[Callable[..., Weights]], Initializer]:
-    """Register an initialiser; one that says it does not need its inputs shares its program among activations."""
+def _takes_a_layer(function: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(function)
+        signature.bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin: its first call says what it takes
+        return True
+    return "shape" not in signature.parameters
 
-    def keep(function: Callable[..., Weights]) -> Initializer:
+
+def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> Callable[[Callable[..., Weights]], Initializer]:
+    """Register an initialiser; one that says it does not need its inputs shares its program among activations.
+
+    A function of another form, as those of `jax.nn.initializers` are, is refused (UserError).
+    """
+
+    def keep(function: Any) -> Initializer:
+        if not callable(function) or not _takes_a_layer(function):
+            raise UserError(
+                f"initializer {name!r} must be a function (key, layer, inputs) -> (kernel, bias); wrap one of (key, shape, "
+                "dtype): lambda key, layer, inputs: (f(key, (layer.fan_in, layer.fan_out)), jnp.zeros(layer.fan_out))"
+            )
         entry = Initializer(function, output, needs_inputs)
         initializers.add(name, entry)
         return entry

@@ -80,8 +80,8 @@ def sources(entries: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, entry in sorted(entries.items()):
         function = function_of(entry)
-        if not function.__module__.startswith("relu_study."):
-            with contextlib.suppress(OSError):  # typed at a prompt, it has no source
+        if not str(getattr(function, "__module__", "")).startswith("relu_study."):
+            with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or a partial or callable object: no source
                 found[name] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
     return found
 
@@ -99,9 +99,12 @@ def prepare(
     A folder that cannot be continued is refused, with `way_out`. Of a `shard` only its own part counts, stored or not.
     """
     runs, probing = study.runs(), _as_asked(study, probing)
+    seen: dict[Any, Any] = {}
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
-        engine.check(spec, probing)
+        engine.check(spec, probing, seen)
     declaration = declare(study, _cached(engine.sites), declared_metrics(runs, probing.metrics))
+    if notes := list(dict.fromkeys(note for notes in seen.values() for note in notes)):
+        declaration["notes"] = notes
     check(declaration)
     if folder is not None and store.stored_bins(folder) == bins.POWERS:
         probing = probing._replace(linear_bins=False)  # as an earlier version did: its tiles stay, and new ones go with them

@@ -63,7 +63,8 @@ def _composed(
     below: Callable[[dict[str, Any]], str],
     closing: str,
 ) -> str:
-    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), size, _in_short(verdicts)]
+    notes = [f"Note: {markdown_text(note)}." for note in declaration.get("notes", [])]
+    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), size, *notes, _in_short(verdicts)]
     by_name = {figure["name"]: figure for figure in declaration["figures"]}
     for section in _sections(declaration):
         blocks += [f"## {section['title']}", inspect.cleandoc(section["text"])]

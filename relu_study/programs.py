@@ -25,7 +25,7 @@ from relu_study.probes import histograms
 from relu_study.registry import UserError, activations, initializers, networks, optimizers
 from relu_study.sites import Columns, Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
-from relu_study.tasks import LOSSES, METRICS, Signature, Task
+from relu_study.tasks import LOSSES, METRICS, Signature, Task, targets
 
 DEFAULT_EXAMPLES = 8192  # of the probe set, or all where there are fewer
 BLOCK = 32  # steps whose rows are ordered and gathered at once
@@ -365,7 +365,7 @@ def make_sample(task: Task, phase: int, probing: Probing) -> Callable[..., Data]
 
     def sample(seed: UInt32[Array, ""]) -> Data:
         x, y = task.sample(prng.stream(seed, "data", phase), phase)
-        xy = jnp.concatenate([x, y], axis=1)
+        xy = jnp.concatenate([jnp.asarray(x, jnp.result_type(float)), targets(task.signature, y)], axis=1)
         return Data(xy[:n], xy[n : n + keep])
 
     return sample

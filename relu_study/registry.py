@@ -7,6 +7,7 @@ plan, the conformance tests and the docs read these registries and nothing else.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,6 +48,8 @@ class Registry:
     def add(self, name: str, entry: Any) -> None:
         """Register `entry`; a second, different entry under one name is refused."""
         global replaced
+        if not isinstance(name, str):
+            raise UserError(f"a name of {self.kind} must be a string, not {name!r}; register with a name in brackets")
         old = self._entries.get(name)
         if old is not None and _origin(old) != _origin(entry):
             raise UserError(f"{self.kind} {name!r} is registered already, by {_origin(old)}; choose another name")
@@ -83,8 +86,14 @@ def function_of(entry: Any) -> Any:
 
 
 def _origin(entry: Any) -> str:
+    """Where an entry was written. A partial is named by its function, a callable object by its class: neither has a name."""
     function = function_of(entry)
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    if isinstance(function, functools.partial):
+        return f"a partial of {_origin(function.func)}"
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    if name is None:
+        function, name = type(function), type(function).__qualname__
+    return f"{getattr(function, '__module__', '?')}.{name}"
 
 
 activations = Registry("activation")

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from relu_study import engine
+from relu_study import engine, entries
 from relu_study.probes import revivals
 from relu_study.programs import Data, Probing, State, Weights, ranges, site_units, steps_per_epoch
-from relu_study.registry import tasks
+from relu_study.registry import UserError, tasks
 from relu_study.spec import KNOBS, RunSpec
+from relu_study.tasks import Task
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
 
@@ -57,6 +58,7 @@ class Pending(NamedTuple):
     measured: list[dict[str, Array]]
     params: Any
     probe_examples: int
+    drawn: list[tuple[Array, Array]]  # the least and the greatest input of each phase, where a user's task has a box
 
 
 def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
@@ -131,7 +133,7 @@ def start_tile(
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = engine.tile_programs(specs[0], probing)
     state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
-    phase = 0
+    phase, drawn = 0, _extremes(task, specs[0], data)
     measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
@@ -139,6 +141,7 @@ def start_tile(
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
             data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
+            drawn += _extremes(task, specs[0], data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
@@ -157,13 +160,46 @@ def start_tile(
         measured,
         state.params,
         probing.probe_set(task.signature),
+        drawn,
     )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
+    inputs = [rows[..., :d_in] for rows in data]
+    return jnp.stack([jnp.nanmin(x) for x in inputs]).min(), jnp.stack([jnp.nanmax(x) for x in inputs]).max()
+
+
+def _extremes(task: Task, spec: RunSpec, data: Data) -> list[tuple[Array, Array]]:
+    """The least and the greatest drawn input of a tile; nothing for tasks of the package, which tests hold to their boxes."""
+    return [] if task.box is None or entries.ours(tasks[spec.task]) else [_ends(data, task.signature.d_in)]
+
+
+def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
+    """Stop (UserError) where a unit is certified dead and not dead: the box or a declared piece is wrong."""
+    for site in pending.units:
+        dead, certified = (masks.get(f"{kind}:{site}") for kind in ("dead", "certified_dead"))
+        if dead is None or certified is None:
+            continue
+        wrong = (certified & ~dead).any(axis=-1) & ~bad
+        if wrong.any():
+            run, at = (int(i) for i in np.argwhere(wrong)[0])
+            spec, most = pending.runs[run], int(certified[run, at].sum())
+            raise UserError(
+                f"run {spec.run_id} (seed {spec.seed}): {most} units of {site} are certified dead and {int(dead[run, at].sum())} are "
+                f"dead at epoch {pending.epochs[at]:g}, and {int((certified & ~dead)[run, at].sum())} of the certified ones are not "
+                f"dead; correct the box of task {spec.task!r}, or the flat pieces, values and turning points of activation "
+                f"{spec.activation!r}{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
+            )
 
 
 def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
     """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
     n = len(pending.runs)
     epochs = jax.device_get(pending.measured)
+    first = pending.runs[0]
+    for least, most in jax.device_get(pending.drawn):
+        entries.check_inside(first.task, tasks[first.task](first).box, least, most)
     tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
     finite = tile.pop("finite")
     masks = {
@@ -171,12 +207,13 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
         for name, values in tile.items()
         if name.startswith(("dead:", "certified_dead:"))
     }
+    # Once bad, a run stays bad: what it shows later is not a measurement.
+    bad = ~np.logical_and.accumulate(finite, axis=1)
+    _check_certified(pending, masks, bad)
     if masks:
         again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
         found = revivals.fractions(masks, list(pending.units))
         tile |= {f"metric:{name}": values for name, values in found.items() if name.partition("/")[0] in again}
-    # Once bad, a run stays bad: what it shows later is not a measurement.
-    bad = ~np.logical_and.accumulate(finite, axis=1)
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan

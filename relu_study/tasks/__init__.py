@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from relu_study.registry import tasks
 
@@ -18,7 +20,10 @@ Sample = Callable[[Key[Array, ""], Int[Array, ""] | int], tuple[Float[Array, "n 
 
 
 class Signature(NamedTuple):
-    """The shape of a task: all that a training program knows of it."""
+    """The shape of a task: all that a training program knows of it.
+
+    `loss` is a name of `LOSSES`: `squared_error` (`mse`), `cross_entropy` (`ce`), or `bce` for one logit, d_out = 1.
+    """
 
     train_rows: int
     val_rows: int
@@ -32,14 +37,23 @@ class Signature(NamedTuple):
 class Task:
     """A data source. `sample(key, phase)` draws all rows, the training rows first.
 
+    The next `val_rows` rows validate, and further rows are not read. Equal keys give equal rows. Targets of
+    `cross_entropy` are one-hot rows or integer labels from 0, as a vector or a column.
     `box` is the (low, high) that every input coordinate keeps to, or None; with `phases` > 1 the
-    data change over time and a run's epochs are shared out evenly among the phases.
+    data change over time and a run's epochs are shared out evenly among the phases. `fixed` says that
+    all seeds read the same rows, as those of a table; no note reports it then.
     """
 
     signature: Signature
     sample: Sample
-    box: tuple[float, float] | None = None
+    box: Sequence[float] | None = None
     phases: int = 1
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.box is not None:
+            with contextlib.suppress(TypeError, ValueError):  # no two numbers: `entries.check_task` refuses it by name
+                object.__setattr__(self, "box", tuple(float(end) for end in self.box))
 
 
 def squared_error(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
@@ -56,7 +70,40 @@ def cross_entropy(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Fl
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(prediction), axis=-1))
 
 
-LOSSES = {"squared_error": squared_error, "cross_entropy": cross_entropy}
+def binary_cross_entropy(prediction: Float[Array, "B 1"], y: Float[Array, "B 1"]) -> Float[Array, ""]:
+    """Mean over examples of log(1 + exp(z)) - y z, in nats: the prediction z is one log odds, y is 0 or 1."""
+    return jnp.mean(jax.nn.softplus(prediction) - y * prediction)
+
+
+LOSSES = {
+    "squared_error": squared_error,
+    "mse": squared_error,
+    "cross_entropy": cross_entropy,
+    "ce": cross_entropy,
+    "bce": binary_cross_entropy,
+}
+LABELLED = ("cross_entropy", "ce", "bce")  # losses of classes
+
+
+def is_labels(signature: Signature, shape: tuple[int, ...]) -> bool:
+    """Are targets of this shape one label an example, and not a row of d_out numbers?"""
+    return signature.loss in LABELLED and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1))
+
+
+def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n O"]:
+    """Targets as floats, a row an example: integer labels of several classes become one-hot.
+
+    A label that is no whole number from 0 to d_out - 1 becomes a row of NaN, so that its run is reported as nonfinite.
+    """
+    y = jnp.asarray(y, jnp.result_type(float))
+    if not is_labels(signature, y.shape):
+        return y
+    label = y.reshape(-1, 1)
+    if signature.d_out == 1:
+        return label
+    classes = jnp.arange(signature.d_out, dtype=label.dtype)
+    known = (label >= 0) & (label < signature.d_out) & (label == jnp.round(label))
+    return jnp.where(known, (label == classes).astype(label.dtype), jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -78,7 +125,12 @@ class TaskMetric:
 
 
 def accuracy(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
-    """Share of examples whose class has the largest log odds; of equal ones the first counts."""
+    """Share of examples whose class has the largest log odds; of equal ones the first counts.
+
+    One column is the log odds of class 1 against class 0.
+    """
+    if prediction.shape[-1] == 1:
+        return jnp.mean((prediction > 0) == (y > 0.5))
     return jnp.mean(jnp.argmax(prediction, axis=-1) == jnp.argmax(y, axis=-1))
 
 
