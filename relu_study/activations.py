@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import jax
@@ -66,6 +66,11 @@ class Activation:
     def max_slope(self, knobs: Mapping[str, ArrayLike]) -> Float[Array, ""]:
         """The largest abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, 0 included."""
         return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, knobs))
+
+    def end_slopes(self, knobs: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
+        """abs(phi') at the finite ends of the flat pieces: 1/2 where a kink is that of jnp.maximum."""
+        ends = {end for piece in self.flat for end in piece if isfinite(end)}
+        return {end: self.slope(jnp.full((1, 1), end), knobs)[0, 0] for end in sorted(ends)}
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from relu_study.programs import (
     site_units,
     steps_per_epoch,
 )
-from relu_study.registry import UserError, activations, initializers, networks, optimizers, tasks
+from relu_study.registry import UserError, activations, initializers, networks, optimizers, ours, tasks
 from relu_study.spec import RunSpec
 from relu_study.tasks import Signature
 
@@ -84,7 +84,7 @@ def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -
         )
     if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
         raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
-    if not entries.ours(tasks[spec.task]):
+    if not ours(tasks[spec.task]):
         functions.once(seen, ("task", data_spec(spec)), lambda: entries.check_task(spec))
     task = tasks[spec.task](spec)
     signature = task.signature
@@ -99,7 +99,7 @@ def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -
             f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows; "
             f"ask for at most that many"
         )
-    if not entries.ours(networks[spec.network]):
+    if not ours(networks[spec.network]):
         functions.once(seen, ("network", *cohort(spec, signature)), lambda: entries.check_network(spec, signature))
     functions.check_entries(spec, signature, task.box is not None, seen)
 

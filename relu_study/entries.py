@@ -21,18 +21,13 @@ from flax import nnx
 from relu_study import prng
 from relu_study.bounds import Interval
 from relu_study.programs import build
-from relu_study.registry import UserError, function_of, nearest, networks, tasks
+from relu_study.registry import UserError, nearest, networks, tasks
 from relu_study.sites import Columns, Context, Dense, Norm, Site
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LABELLED, LOSSES, METRICS, Signature, Task, is_labels
 
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
 TICK = 1.1  # seconds: a clock read in whole seconds differs after it
-
-
-def ours(entry: Any) -> bool:
-    """Is this an entry of the package itself?"""
-    return str(getattr(function_of(entry), "__module__", "")).startswith("relu_study.")
 
 
 @contextlib.contextmanager

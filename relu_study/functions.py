@@ -13,10 +13,10 @@ import numpy as np
 
 from relu_study import prng
 from relu_study.activations import Activation
-from relu_study.entries import calling, ours
+from relu_study.entries import calling
 from relu_study.initializers import Layer
 from relu_study.programs import build
-from relu_study.registry import UserError, activations, initializers, networks
+from relu_study.registry import UserError, activations, initializers, networks, ours
 from relu_study.sites import Context
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import Signature

@@ -22,7 +22,7 @@ from relu_study.bounds import Interval
 from relu_study.initializers import Layer
 from relu_study.optimizers import Optimizer, check_optimizer
 from relu_study.probes import histograms
-from relu_study.registry import UserError, activations, initializers, networks, optimizers
+from relu_study.registry import UserError, activations, initializers, networks, optimizers, ours
 from relu_study.sites import Columns, Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LOSSES, METRICS, Signature, Task, targets
@@ -268,6 +268,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
                     bias_step=step[1],
                     bound=bounds[i] if bounds is not None else None,
                     max_slope=phi.max_slope(knobs),
+                    end_slopes=None if ours(phi) else phi.end_slopes(knobs),  # a test holds the package's own to slope 0
                 )
             )
         snapshot = probes.Snapshot(

@@ -85,6 +85,11 @@ def function_of(entry: Any) -> Any:
     return getattr(entry, "function", getattr(entry, "draw", entry))
 
 
+def ours(entry: Any) -> bool:
+    """Is this an entry of the package itself?"""
+    return str(getattr(function_of(entry), "__module__", "")).startswith("relu_study.")
+
+
 def _origin(entry: Any) -> str:
     """Where an entry was written. A partial is named by its function, a callable object by its class: neither has a name."""
     function = function_of(entry)

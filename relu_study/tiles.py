@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from relu_study import engine, entries
 from relu_study.probes import revivals
 from relu_study.programs import Data, Probing, State, Weights, ranges, site_units, steps_per_epoch
-from relu_study.registry import UserError, tasks
+from relu_study.registry import UserError, ours, tasks
 from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import Task
 
@@ -172,7 +172,7 @@ def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
 
 def _extremes(task: Task, spec: RunSpec, data: Data) -> list[tuple[Array, Array]]:
     """The least and the greatest drawn input of a tile; nothing for tasks of the package, which tests hold to their boxes."""
-    return [] if task.box is None or entries.ours(tasks[spec.task]) else [_ends(data, task.signature.d_in)]
+    return [] if task.box is None or ours(tasks[spec.task]) else [_ends(data, task.signature.d_in)]
 
 
 def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
@@ -184,12 +184,12 @@ def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.nda
         wrong = (certified & ~dead).any(axis=-1) & ~bad
         if wrong.any():
             run, at = (int(i) for i in np.argwhere(wrong)[0])
-            spec, most = pending.runs[run], int(certified[run, at].sum())
+            spec, counts = pending.runs[run], [int(m[run, at].sum()) for m in (certified, dead, certified & ~dead)]
             raise UserError(
-                f"run {spec.run_id} (seed {spec.seed}): {most} units of {site} are certified dead and {int(dead[run, at].sum())} are "
-                f"dead at epoch {pending.epochs[at]:g}, and {int((certified & ~dead)[run, at].sum())} of the certified ones are not "
-                f"dead; correct the box of task {spec.task!r}, or the flat pieces, values and turning points of activation "
-                f"{spec.activation!r}{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
+                f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified dead and {counts[1]} are dead "
+                f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not dead; correct the box of task "
+                f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
+                f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
             )
 
 

@@ -7,6 +7,8 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from relu_study.activations import Piece
+from relu_study.bounds import at_most
 from relu_study.probes.metric import probe
 from relu_study.probes.snapshot import SiteView
 
@@ -21,7 +23,7 @@ def certified_dead(site: SiteView) -> Bool[Array, "U"] | None:
     pieces = site.activation.flat
     if site.bound is None or not pieces:
         return None
-    return jnp.stack([site.bound.inside(piece) for piece in pieces]).any(axis=0)
+    return jnp.stack([_within(site, piece) for piece in pieces]).any(axis=0)
 
 
 @certified("certified_always_on_fraction", direction="none", source="as certified_dead_fraction")
@@ -31,3 +33,13 @@ def certified_always_on(site: SiteView) -> Bool[Array, "U"] | None:
     if site.bound is None or identity is None or site.activation.smooth:
         return None
     return site.bound.inside(identity)
+
+
+def _within(site: SiteView, piece: Piece) -> Bool[Array, "U"]:
+    """Does the bound lie in a flat piece? A user's phi may have another slope at an end, as jnp.maximum has: it is left out."""
+    assert site.bound is not None
+    inside = site.bound.inside(piece)
+    for end, reached in ((piece[0], at_most(site.bound.lo, piece[0])), (piece[1], at_most(piece[1], site.bound.hi))):
+        if site.end_slopes and end in site.end_slopes:
+            inside &= ~reached | (site.end_slopes[end] == 0)
+    return inside

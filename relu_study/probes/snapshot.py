@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -28,6 +29,7 @@ class SiteView(NamedTuple):
     bias_step: Float[Array, "U"] | None
     bound: Interval | None  # of pre over the task's box
     max_slope: Float[Array, ""]
+    end_slopes: Mapping[float, Float[Array, ""]] | None = None  # abs(phi') at finite ends of flat pieces; None: known to be 0
 
 
 class Snapshot(NamedTuple):
