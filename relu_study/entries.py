@@ -20,7 +20,6 @@ from flax import nnx
 
 from relu_study import prng
 from relu_study.bounds import Interval
-from relu_study.programs import build
 from relu_study.registry import UserError, nearest, networks, tasks
 from relu_study.sites import Columns, Context, Dense, Norm, Site
 from relu_study.spec import KNOBS, RunSpec
@@ -128,7 +127,9 @@ def _check_box(name: str, box: Any) -> None:
     if box is None:
         return
     two = isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, float) for end in box)
-    if not two or not np.isfinite(box).all() or box[0] > box[1]:
+    with np.errstate(over="ignore"):  # an end too large for single precision is not finite there
+        finite = two and np.isfinite(np.asarray(box, jnp.result_type(float))).all()
+    if not finite or box[0] > box[1]:
         raise UserError(f"task {name!r}: box must be two finite numbers (low, high) with low <= high, not {box!r}; correct it")
 
 
@@ -249,11 +250,8 @@ def check_network(spec: RunSpec, signature: Signature) -> None:
         _check_bounded(spec, signature)
 
 
-def _module(spec: RunSpec, signature: Signature, seed: int | None = None) -> nnx.Module:
-    if seed is None:
-        model = build(spec, signature.d_in, signature.d_out)
-    else:
-        model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
+def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
+    model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
     if not isinstance(model, nnx.Module):
         raise UserError(f"network {spec.network!r} returns {type(model).__name__}; return an nnx.Module")
     return model

@@ -49,7 +49,7 @@ def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> 
 
 
 def _check_shape(what: str, phi: Activation, values: Mapping[str, Any], pre: Any) -> None:
-    post = jax.eval_shape(lambda pre: phi(pre, values), pre)
+    post = jax.eval_shape(lambda pre: phi.function(pre, **{name: values[name] for name in phi.knobs}), pre)
     wanted = (*pre.shape[:-1], pre.shape[-1] * phi.fanout)
     if getattr(post, "shape", None) != wanted or post.dtype != pre.dtype:
         found = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
@@ -165,7 +165,7 @@ def check_layer(name: str, layer: Layer) -> list[str]:
     shape = (EXAMPLES, layer.fan_in)
     with calling(what):
         found = jax.eval_shape(
-            lambda key, x: scheme(key, layer, x), prng.stream(0, "init", layer.index), jax.ShapeDtypeStruct(shape, dtype)
+            lambda key, x: scheme.function(key, layer, x), prng.stream(0, "init", layer.index), jax.ShapeDtypeStruct(shape, dtype)
         )
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
         many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {type(found).__name__}"
@@ -205,9 +205,12 @@ FORM = "(key, layer, inputs) -> (kernel, bias), kernel of shape (layer.fan_in, l
 def check_drawn(cell: Mapping[str, Any], seen: dict[Any, Any]) -> None:
     """The checks of every user's activation and initialiser that a cell of a draw study names."""
     width, d = (value if isinstance(value := cell.get(word), int) and value > 0 else other for word, other in SIZES)
-    for value in {value for value in cell.values() if isinstance(value, str)}:
+    for factor, value in cell.items():
         for known in (activations, initializers):
-            if value not in known or ours(known[value]) or (known.kind, value, width, d) in seen:
+            of_others = factor in FACTORS and FACTORS[factor] is not known
+            if of_others or not isinstance(value, str) or value not in known or ours(known[value]):
+                continue
+            if (known.kind, value, width, d) in seen:
                 continue
             seen[known.kind, value, width, d] = ()
             if known is activations:
@@ -218,6 +221,7 @@ def check_drawn(cell: Mapping[str, Any], seen: dict[Any, Any]) -> None:
 
 
 SIZES = (("width", 5), ("d_in", 3))
+FACTORS = {"activation": activations, "initializer": initializers, "scheme": initializers}
 
 
 def once(seen: dict[Any, Any], key: Any, check: Callable[[], Any]) -> None:
