@@ -17,14 +17,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_study import engine, entries, functions, tiles
+from relu_study import contract, engine, entries, functions, tiles
 from relu_study.activations import activation
 from relu_study.draw_job import prepare_draws
 from relu_study.draws import Draws, DrawStudy
 from relu_study.initializers import Layer, initializer
 from relu_study.job import prepare
 from relu_study.networks import Block, network
-from relu_study.page import page
 from relu_study.programs import Probing, make_init, make_sample
 from relu_study.registry import UserError, activations, initializers, networks, ours, tasks
 from relu_study.sites import Dense, Site
@@ -45,6 +44,7 @@ def _own_entries() -> Iterator[None]:
     yield
     for registry, kept in zip(registries, before):
         registry._entries = kept
+    engine.forget_all()  # programs are kept by name
 
 
 def refused(spec: RunSpec, *words: str) -> str:
@@ -302,9 +302,17 @@ def test_equal_rows_of_two_keys_are_one_line_unless_declared() -> None:
     add_task(lambda key, phase: rows)
     (note,) = prepare(study_of(MINE), None, FEW).declaration["notes"]
     assert re.search(r"task 'mine' gives two different keys the same rows.*fixed=True", note)
+    declaration = read_back(prepare(study_of(MINE), None, FEW).declaration)
+    assert declaration["notes"] == [note]
+    with pytest.raises(Exception, match="notes that cannot be read"):
+        read_back({**declaration, "notes": [3]})
     add_task(lambda key, phase: rows, fixed=True)
     assert "notes" not in prepare(study_of(MINE), None, FEW).declaration
     assert "notes" not in prepare(study_of(SPEC), None, FEW).declaration
+
+
+def read_back(declaration: dict[str, Any]) -> dict[str, Any]:
+    return contract._whole(declaration)
 
 
 PLANTED = """
@@ -329,7 +337,6 @@ def test_the_line_stands_in_plan_and_report(here: Any, tmp_path: Any, fixed: str
     assert status == 0 and out.count("same rows") == (not fixed)
     assert here("run", "same.py", "--out", "out")[0] == 0
     assert (tmp_path / "out" / "report.md").read_text().count("same rows") == (not fixed)
-    assert page.__doc__
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -479,6 +486,8 @@ def test_functions_of_jax_are_activations(function: Any) -> None:
     engine.check(SPEC.but(activation="mine"), FEW)
     z = jnp.array([[-2.0, 0.5]])
     np.testing.assert_array_equal(phi(z, {}), function(z))
+    if function not in (jax.nn.celu, jnp.sin):  # two suffice for the engine
+        return
     tile = tiles.train_tile([SPEC.but(activation="mine")], 2, probing=FEW)
     assert tile["status"].tolist() == ["ok"]
 
