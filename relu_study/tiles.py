@@ -17,7 +17,6 @@ from relu_study.probes import revivals
 from relu_study.programs import Data, Probing, State, Weights, ranges, site_units, steps_per_epoch
 from relu_study.registry import UserError, ours, tasks
 from relu_study.spec import KNOBS, RunSpec
-from relu_study.tasks import Task
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
 
@@ -48,6 +47,14 @@ class Begun(NamedTuple):
     source: Int[Array, " W"] | None
 
 
+class Extremes(NamedTuple):
+    """The least and the greatest drawn input of each set of rows, with a run that reads it."""
+
+    readers: list[RunSpec]
+    least: Float[Array, " S"]
+    most: Float[Array, " S"]
+
+
 class Pending(NamedTuple):
     """A tile that is queued on a device: its numbers may not have been computed yet."""
 
@@ -58,7 +65,7 @@ class Pending(NamedTuple):
     measured: list[dict[str, Array]]
     params: Any
     probe_examples: int
-    drawn: list[tuple[Array, Array]]  # the least and the greatest input of each phase, where a user's task has a box
+    drawn: list[Extremes]  # the inputs of each phase, where a user's task has a box
 
 
 def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
@@ -133,7 +140,7 @@ def start_tile(
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = engine.tile_programs(specs[0], probing)
     state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
-    phase, drawn = 0, _extremes(task, specs[0], data)
+    phase, drawn = 0, _extremes(readers_of(specs, sets)[0], data)
     measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
@@ -141,7 +148,7 @@ def start_tile(
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
             data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
-            drawn += _extremes(task, specs[0], data)
+            drawn += _extremes(readers_of(specs, sets)[0], data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
@@ -167,12 +174,26 @@ def start_tile(
 @functools.partial(jax.jit, static_argnums=1)
 def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
     inputs = [rows[..., :d_in] for rows in data]
-    return jnp.stack([jnp.nanmin(x) for x in inputs]).min(), jnp.stack([jnp.nanmax(x) for x in inputs]).max()
+    least, most = (jnp.stack([end(x, axis=(1, 2)) for x in inputs]) for end in (jnp.nanmin, jnp.nanmax))
+    return least.min(axis=0), most.max(axis=0)
 
 
-def _extremes(task: Task, spec: RunSpec, data: Data) -> list[tuple[Array, Array]]:
-    """The least and the greatest drawn input of a tile; nothing for tasks of the package, which tests hold to their boxes."""
-    return [] if task.box is None or ours(tasks[spec.task]) else [_ends(data, task.signature.d_in)]
+def _boxed(spec: RunSpec) -> bool:
+    """Has a user's task a box? Tests hold the package's own tasks to theirs."""
+    return not ours(tasks[spec.task]) and tasks[spec.task](spec).box is not None
+
+
+def _extremes(readers: list[RunSpec], data: Data) -> list[Extremes]:
+    if not any(map(_boxed, {spec.but(seed=0): spec for spec in readers}.values())):
+        return []
+    return [Extremes(readers, *_ends(data, tasks[readers[0].task](readers[0]).signature.d_in))]
+
+
+def _check_inputs(drawn: list[Extremes]) -> None:
+    for readers, *ends in drawn:
+        for spec, least, most in zip(readers, *jax.device_get(ends), strict=True):
+            if _boxed(spec):
+                entries.check_inside(spec.task, tasks[spec.task](spec).box, least, most)
 
 
 def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
@@ -197,9 +218,7 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
     n = len(pending.runs)
     epochs = jax.device_get(pending.measured)
-    first = pending.runs[0]
-    for least, most in jax.device_get(pending.drawn):
-        entries.check_inside(first.task, tasks[first.task](first).box, least, most)
+    _check_inputs(pending.drawn)
     tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
     finite = tile.pop("finite")
     masks = {

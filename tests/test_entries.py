@@ -204,6 +204,23 @@ def test_inputs_that_leave_the_box_in_a_later_seed_stop_the_run() -> None:
         tiles.train_tile([MINE.but(seed=s) for s in (2, 3)], 2, probing=FEW)
 
 
+def test_each_run_of_a_tile_is_held_to_its_own_box() -> None:
+    def boxed(spec: RunSpec) -> Task:
+        shift = {"default": 0.0, "far": 5.0, "wrong": 9.0}[spec.target]
+
+        def sample(key: Any, phase: Any) -> Any:
+            x = jax.random.uniform(key, (60, 4)) + shift
+            return x, x[:, :1]
+
+        return Task(Signature(40, 20, 4, 1), sample, box=(0, 1) if spec.target != "far" else (5, 6))
+
+    tasks.add("mine", boxed)
+    right = [MINE.but(target=target, seed=seed) for target in ("default", "far") for seed in (0, 1)]
+    assert set(tiles.train_tile(right, 4, probing=FEW)["status"]) == {"ok"}
+    with pytest.raises(UserError, match=r"drawn inputs lie in \[9\.\S+, 9\.\S+\], outside its box \(0\.0, 1\.0\)"):
+        tiles.train_tile([*right, MINE.but(target="wrong")], 8, probing=FEW)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
