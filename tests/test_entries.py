@@ -17,7 +17,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_study import contract, engine, entries, functions, tiles
+from relu_study import contract, engine, entries, functions, runner, tiles
 from relu_study.activations import activation
 from relu_study.draw_job import prepare_draws
 from relu_study.draws import Draws, DrawStudy
@@ -663,3 +663,22 @@ def test_each_entry_is_checked_once_a_study(monkeypatch: pytest.MonkeyPatch) -> 
     study = study_of(MINE)
     prepare(replace(study, experiments=[Experiment("main", {str(i): MINE.but(width=i) for i in range(3, 9)})]), None, FEW)
     assert calls == ["mine"]
+
+
+@pytest.mark.slow
+def test_a_contradiction_stops_a_study_and_keeps_its_tiles(tmp_path: Any) -> None:
+    """A slope that the grid does not meet: the run finds it, and the other arm goes on without the faulty one."""
+    fault = -5000.5
+
+    def late(pre: Any) -> Any:
+        return jnp.where(jnp.abs(pre - fault) < 0.2, 3 * pre, jnp.where(pre < -20, -20.0, pre))
+
+    activation("mine", flat=((-inf, -20.0),))(late)
+    arms = {"fine": SPEC, "late": SPEC.but(activation="mine", bias_shift=fault, gain=0.01)}
+    study = Study("late", "Late", "?", [Experiment("main", arms)], seeds=2)
+    with pytest.raises(UserError, match=r"6 units of site_1 are certified dead and 0 are dead at epoch 0.*'mine'"):
+        runner.run(study, tmp_path)
+    tiles_before = {path.name: path.read_bytes() for path in tmp_path.glob("raw/*.npz")}
+    healthy = runner.run(replace(study, experiments=[Experiment("main", {"fine": SPEC})]), tmp_path)
+    assert healthy.runs["status"].tolist() == ["ok", "ok"]
+    assert tiles_before.items() <= {path.name: path.read_bytes() for path in tmp_path.glob("raw/*.npz")}.items()
