@@ -159,7 +159,7 @@ def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
     """The fields that decide the programs of a run."""
-    rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not optimizers[spec.optimizer].shipped else {}
+    rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
     return spec.marked("step", "start", "data") + tuple(rates.items())
 
 

@@ -5,11 +5,10 @@ The entries of this package are exempt at run time (`ours`); a test calls the sa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -20,6 +19,7 @@ from flax import nnx
 
 from relu_study import prng
 from relu_study.bounds import Interval
+from relu_study.failures import calling
 from relu_study.registry import UserError, nearest, networks, tasks
 from relu_study.sites import Columns, Context, Dense, Norm, Site
 from relu_study.spec import KNOBS, RunSpec
@@ -27,18 +27,6 @@ from relu_study.tasks import LABELLED, LOSSES, METRICS, Signature, Task, is_labe
 
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
 TICK = 1.1  # seconds: a clock read in whole seconds differs after it
-
-
-@contextlib.contextmanager
-def calling(what: str) -> Iterator[None]:
-    """Turn any error of a user's entry into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise UserError(f"{what} raises {type(error).__name__}: {first}; correct it") from error
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -34,8 +34,8 @@ def lacking(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def calling(kind: str, name: str, entry: Any) -> Iterator[None]:
-    """Raise any exception of the entry called inside as one line with its file and line; the cause stays attached."""
+def calling(what: str, entry: Any = None) -> Iterator[None]:
+    """Raise any exception of an entry, `what` in words, as one line with its file and line; the cause stays attached."""
     try:
         yield
     except UserError:
@@ -44,7 +44,7 @@ def calling(kind: str, name: str, entry: Any) -> Iterator[None]:
         if lacking(error):
             raise
         raise UserError(
-            f"{kind} {name!r} raises {_summary(error)}{_place(error) or _definition(entry)}; mend the {kind}{WHOLE}"
+            f"{what} raises {_summary(error)}{_place(error) or _definition(entry)}; correct it there{WHOLE}"
         ) from error
 
 
@@ -59,7 +59,7 @@ def entry_errors() -> Iterator[None]:
         place = "" if lacking(error) else _place(error) or _callback(error)
         if not place:
             raise
-        raise UserError(f"a study's own code raises {_summary(error)}{place}; mend it there{WHOLE}") from error
+        raise UserError(f"a study's own code raises {_summary(error)}{place}; correct it there{WHOLE}") from error
 
 
 def _summary(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from relu_study import prng
 from relu_study.activations import Activation
-from relu_study.entries import calling
+from relu_study.failures import calling
 from relu_study.initializers import Layer
 from relu_study.programs import build
 from relu_study.registry import UserError, activations, initializers, networks, ours

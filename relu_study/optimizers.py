@@ -68,7 +68,7 @@ class Optimizer:
         numbers |= dict.fromkeys(RATES, learning_rate) | dict.fromkeys(DECAYS, weight_decay)
         by_position = [numbers[name] for name in self.arguments if name.startswith("*")]
         by_name = {name: numbers[name] for name in self.arguments if not name.startswith("*")}
-        with calling("optimizer", self.name, self.function):
+        with calling(f"optimizer {self.name!r}", self.function):
             built = self.function(*by_position, **by_name)
         if isinstance(built, optax.MultiSteps):
             built = built.gradient_transformation()
@@ -87,7 +87,7 @@ class Optimizer:
         """
         key = prng.stream(seed, "optimizer")
         transformation = self(learning_rate, weight_decay, key)
-        with calling("optimizer", self.name, self.function):
+        with calling(f"optimizer {self.name!r}", self.function):
             state = transformation.init(params)
         return jax.tree_util.tree_map_with_path(partial(self._seeded, key), state)
 
@@ -105,13 +105,8 @@ class Optimizer:
         """One step: the updates of the parameters and the next state; `value_fn` is the loss of the step's batch."""
         key = prng.stream(seed, "optimizer") if self.takes_key else None
         transformation = self(learning_rate, weight_decay, key)
-        with calling("optimizer", self.name, self.function):
+        with calling(f"optimizer {self.name!r}", self.function):
             return transformation.update(grads, state, params, value=value, grad=grads, value_fn=value_fn)
-
-    @property
-    def shipped(self) -> bool:
-        """Whether the optimiser belongs to this package; its own tests check it."""
-        return str(getattr(self.function, "__module__", "")).startswith("relu_study.")
 
     def _seeded(self, key: Key[Array, ""], path: tuple[Any, ...], leaf: Any) -> Any:
         dtype = getattr(leaf, "dtype", None)

@@ -119,7 +119,7 @@ def _parts(spec: RunSpec, signature: Signature) -> tuple[Any, bool, Any]:
 
 def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
     """The rate and decay of a run as constants of its program, where its optimiser cannot be built from traced ones."""
-    if optimizers[spec.optimizer].shipped:
+    if ours(optimizers[spec.optimizer]):
         return {}
     step, rates = RunSpec(**dict(spec.marked("step"))), (spec.learning_rate, spec.weight_decay)
     traced = _traced(optimizers[spec.optimizer], step, signature.d_in, signature.d_out, *rates)
