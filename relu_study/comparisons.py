@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy import special
 from scipy import stats as scipy_stats
 
@@ -20,43 +20,89 @@ from relu_study.stats import generator, t_interval, wilson
 ENDS = ("lower", "higher", "none")  # which end of a metric is better
 EXACT = 32  # differences whose sign patterns are all counted, half of them at a time
 PATTERNS = 1 << 17  # drawn for more than that
+ROUNDING = 2.0**-40  # of the differences that change their sign: sums that are no further apart are ties
+SHORT = 45  # binary digits; a number with no more of them is exact
 
 
 def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """One-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
 
     Valid at every n for independent differences that are symmetric about their mean. Up to n = 32 exact, over all 2^n patterns,
-    so that p >= 2^-n; beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the same ones each time, so that
+    so that p >= 2^-n, however far apart their sizes are; beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the same ones each time, so that
     p >= 2^-17. A pattern that ties with the observed one counts whole (counted half, errors come up to twice as often as p
     says); a zero is the same under both signs. No values: (1, 1).
 
     Source: Fisher 1935, The Design of Experiments, section 21; Phipson & Smyth 2010, arXiv:1603.05766, for counting the observed.
     """
     difference = np.asarray(difference, np.float64)
-    # Sums that differ by rounding are ties.
-    observed, slack = difference.sum(), 1e-12 * np.abs(difference).sum()
     if len(difference) > EXACT:
-        sums = _flipped(len(difference)) @ difference
-        return float(np.mean(sums >= observed - slack)), float(np.mean(sums <= observed + slack))
-    first, second = (_signed_sums(half) for half in np.array_split(difference, 2))
-    second = np.sort(second)
-    # The patterns come in pairs of opposite sum.
-    fewer, more = (int(np.searchsorted(second, least - slack - first).sum()) for least in (observed, -observed))
-    patterns = first.size * second.size
+        flips = _flips(len(difference))
+        above, below = (np.mean(flips @ (side - _rounding(side)) <= 0) for side in (difference, -difference))
+        return float(above), float(below)
+    if (exponent := np.frexp(np.abs(difference).max(initial=0))[1]) > 0:  # no sum of the largest doubles overflows
+        scaled = np.ldexp(difference, -exponent)
+        difference = scaled if (np.ldexp(scaled, exponent) == difference).all() else difference
+    difference = difference[difference != 0]
+    patterns = 2 ** len(difference)
+    fewer, more = (patterns - _at_most_zero(side) for side in (difference, -difference))
     return 1 - fewer / patterns, 1 - more / patterns
 
 
 @lru_cache(maxsize=2)
-def _flipped(n: int) -> Float[np.ndarray, "patterns n"]:
-    signs = 1.0 - 2 * generator(f"sign_flip/{n}").integers(0, 2, (PATTERNS, n), dtype=np.int8)
-    signs[0] = 1  # the observed pattern
-    return signs
+def _flips(n: int) -> Float[np.ndarray, "patterns n"]:
+    """Which differences change their sign, as 0 and 1: sums of these lose no small difference to a large one that stays."""
+    flips = generator(f"sign_flip/{n}").integers(0, 2, (PATTERNS, n), dtype=np.int8).astype(float)
+    flips[0] = 0  # the observed pattern
+    return flips
 
 
-def _signed_sums(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 2**n"]:
-    sums = np.zeros(1)
+def _rounding(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """How far each value may be from what it stands for; one with few binary digits is no rounded number."""
+    short = np.ldexp(np.frexp(values)[0], SHORT) % 1 == 0
+    return np.where(short, 0.0, ROUNDING * np.abs(values))
+
+
+def _at_most_zero(values: Float[np.ndarray, " n"]) -> int:
+    """How many subsets of nonzero values have a sum of at most 0, or one above it by no more than rounding.
+
+    Flipped, a subset lowers the sum of all by twice its own. Only the rounding of its own values is allowed to a subset, so that
+    a large value elsewhere hides no small one. Doubles decide where their error is too small to matter; else exact integers do.
+    """
+    rounding = _rounding(values)
+    with np.errstate(over="ignore", invalid="ignore"):  # where sums overflow, every pattern is left to the integers
+        first, second = (_subset_sums(half) for half in np.array_split(values - rounding, 2))
+        second = np.sort(second)
+        total = np.abs(values).sum()
+        # Sums of whole numbers of one unit are exact as long as 53 binary digits hold them.
+        exact = not rounding.any() and bool(np.isfinite(total)) and (values % np.spacing(total) == 0).all()
+        error = 0.0 if exact else (len(values) + 2) * np.finfo(float).eps * total
+        surely, perhaps = (int(np.searchsorted(second, limit - first, side="right").sum()) for limit in (-error, error))
+    if perhaps - surely <= 1:  # 1: the empty subset, whose sum is 0
+        return perhaps
+    left, right = (_subset_sums(half) for half in np.array_split(_integers(values), 2))
+    ascending, descending = sorted(left.tolist()), sorted(right.tolist(), reverse=True)
+    count = above = 0
+    for one in ascending:
+        while above < len(descending) and one + descending[above] > 0:
+            above += 1
+        count += len(descending) - above
+    return count
+
+
+def _integers(values: Float[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+    """The values less their rounding, exactly, as Python's integers in a common unit."""
+    ratios = [value.as_integer_ratio() for value in values.tolist()]
+    unit = max((below for _, below in ratios), default=1)  # powers of two
+    steps = int(1 / ROUNDING)
+    whole = [above * (unit // below) for above, below in ratios]
+    rounded = _rounding(values) != 0
+    return np.array([value * steps - abs(value) * int(r) for value, r in zip(whole, rounded, strict=True)], dtype=object)
+
+
+def _subset_sums(values: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " 2**n"]:
+    sums = np.zeros(1, values.dtype)
     for value in values:
-        sums = np.concatenate([sums + value, sums - value])
+        sums = np.concatenate([sums, sums + value])
     return sums
 
 
@@ -76,8 +122,14 @@ def paired_test(difference: Float[np.ndarray, " n"], direction: str, margin: flo
     difference = np.asarray(difference, np.float64)
     difference = difference[np.isfinite(difference)]
     (mean,), _, (half,) = t_interval(difference[:, None], _level(direction))
-    p, p_refute = _both_p(direction, margin, lambda bound: sign_flip(difference - bound))
+    p, p_refute = _both_p(direction, margin, lambda bound: sign_flip(_beyond(difference, bound)))
     return _result(float(mean), float(mean - half), float(mean + half), len(difference), p, p_refute)
+
+
+def _beyond(difference: Float[np.ndarray, " n"], bound: float) -> Float[np.ndarray, " n"]:
+    """The differences less a bound; one that misses it by no more than rounding is 0."""
+    beyond = difference - bound
+    return np.where(np.abs(beyond) <= ROUNDING * abs(bound), 0.0, beyond)
 
 
 def share_test(hits: Float[np.ndarray, " n"], against: float, direction: str, margin: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from relu_study import lives, stats
 from relu_study.contract import COLUMNS, read_whole_manifest
-from relu_study.identity import STORED
+from relu_study.identity import STORED, number_type
 from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, check_sum
 from relu_study.spec import FIELDS, RunSpec
@@ -46,7 +46,7 @@ class Results:
 
     @property
     def curves(self) -> pd.DataFrame:
-        """Columns run_id, config_id, seed, metric, site, epoch, value (float32; NaN: empty or nonfinite)."""
+        """Columns run_id, config_id, seed, metric, site, epoch, value (float32, or float64 where JAX ran so; NaN: empty or nonfinite)."""
         if self.read_curves is None:
             raise UserError(
                 f"curves need {self.folder / 'raw'}, which is not there (a clone has only the CSVs); run the study again"
@@ -92,7 +92,7 @@ def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any
     status = np.full(len(runs), "interrupted", dtype=object)
     unfit = set(manifest.get("oom", ()))
     bad, probed = np.full((2, len(runs)), np.nan)
-    numbers = np.full((len(runs), len(names)), np.nan, np.float32)
+    numbers = np.full((len(runs), len(names)), np.nan, number_type(manifest["provenance"]))
     for config_id in specs:
         if (c := configurations.get(config_id)) is None:
             continue
@@ -192,7 +192,7 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
             "metric": np.array([metrics.index(m) for m, _ in split], np.int16)[:, None],
             "site": np.array([sites.index(s) for _, s in split], np.int16)[:, None],
             "epoch": c.epochs.astype(np.float32),
-            "value": np.stack(list(c.values.values()), axis=1).astype(np.float32),
+            "value": np.stack(list(c.values.values()), axis=1),
         }
         shape, first = cells["value"].shape, first + len(c.seeds)
         parts.append({name: np.broadcast_to(v, shape).ravel() for name, v in cells.items()})
@@ -220,14 +220,16 @@ def last_epochs(runs: pd.DataFrame) -> dict[str, Configuration]:
                 status=stored["status"].to_numpy(str),
                 first_bad_epoch=stored["first_bad_epoch"].to_numpy(float),
                 probe_examples=int(stored["probe_examples"].iloc[0]),
-                values={name: stored[name].to_numpy(np.float32)[:, None] for name in columns},
+                values={name: stored[name].to_numpy()[:, None] for name in columns},
             )
     return found
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV: nine digits (a float32 survives), RunSpec fields exact, NaN empty, the same text each time."""
+    """A frame as CSV: nine digits (a float32 survives), RunSpec fields and a run's doubles exact, NaN empty."""
     exact = {name: [_shortest(v) for v in frame[name]] for name in CONFIG_FIELDS if name in frame and _KIND[name] == "float64"}
+    if "run_id" in frame:
+        exact |= {name: [_shortest(v) for v in frame[name]] for name in frame if "/" in name and frame[name].dtype == np.float64}
     return frame.assign(**exact).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
@@ -239,7 +241,7 @@ def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any])
 def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
     """runs.csv, refused where its runs or its metrics are not those that the manifest declares, or it was changed."""
     path, declaration = folder / "runs.csv", manifest["declaration"]
-    frame, read = _parsed(path)
+    frame, read = _parsed(path, numbers=number_type(manifest["provenance"]))
     seeds = seeds_of(declaration)
     wanted = sum(seeds.values())
     found = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
@@ -262,17 +264,17 @@ def _has(found: Collection[str], needed: Iterable[str], path: Path) -> None:
         )
 
 
-def read_csv(path: Path, words: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) -> pd.DataFrame:
     """A CSV file of a results folder, with the types it was written with; a missing or changed one is named, with the way out.
 
-    `words` are columns of text besides those that every file has.
+    `words` are columns of text besides those that every file has; `numbers` is the type of the metrics of runs.csv.
     """
-    frame, read = _parsed(path, words)
+    frame, read = _parsed(path, words, numbers)
     check_sum(path, read)
     return frame
 
 
-def _parsed(path: Path, words: Iterable[str] = ()) -> tuple[pd.DataFrame, bytes]:
+def _parsed(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
     """A CSV file and the bytes it was read from. What is wrong with its form is said first: it says more than a checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
@@ -283,7 +285,7 @@ def _parsed(path: Path, words: Iterable[str] = ()) -> tuple[pd.DataFrame, bytes]
             raise ValueError("its last line is cut off")
         header = pd.read_csv(io.BytesIO(read), nrows=0).columns
         if "run_id" in header:
-            kinds |= {"probe_examples": "Int64"} | {name: np.float32 for name in header if "/" in name}
+            kinds |= {"probe_examples": "Int64"} | {name: numbers for name in header if "/" in name}
         kinds = {name: kind for name, kind in kinds.items() if name in header}
         with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
             frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])

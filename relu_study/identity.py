@@ -37,12 +37,15 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
     """ValueError where an array of a tile of so many runs is not as large as it must be, or of another kind."""
     if epochs.ndim != 1 or not len(epochs) or epochs.dtype.kind != "f" or not np.isfinite(epochs).all():
         raise ValueError("it has no epochs")
+    # A tile from before the entry has single precision; one that was read in part does not say.
+    made = parsed(str(tile["provenance"])) if "provenance" in tile else {}
+    precision = number_type(made) if isinstance(made, dict) else np.float32
     for name, values in tile.items():
         kind, _, rest = name.partition(":")
         if kind in ("dead", "certified_dead"):
             fits = values.dtype == np.uint8 and values.shape == (runs, len(epochs), -(-int(tile[f"units:{rest}"]) // 8))
         elif kind == "metric":
-            fits = rest.count("/") == 1 and values.dtype == np.float32 and values.shape == (runs, len(epochs))
+            fits = rest.count("/") == 1 and values.dtype == precision and values.shape == (runs, len(epochs))
         elif kind == "histogram":
             fits = values.dtype.kind in "iu" and values.shape == (runs, len(epochs), BINS)
         elif kind == "bins":
@@ -58,6 +61,11 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
             fits = kind != "provenance" or is_provenance(parsed(str(values)))
         if not fits:
             raise ValueError(f"its {name} cannot be that of {runs} runs over {len(epochs)} epochs")
+
+
+def number_type(made: Mapping[str, Any]) -> type[np.floating[Any]]:
+    """The type of the metrics of a provenance: double precision where JAX ran with it."""
+    return np.float64 if made.get("precision") == "float64" else np.float32
 
 
 def is_provenance(made: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from relu_study import figures, locks, tables
@@ -132,7 +133,7 @@ def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
     if missing and (folder / "runs.csv").is_file():
         before = set()
         with contextlib.suppress(UserError):  # garbled, it holds nothing to lose
-            frame = read_csv(folder / "runs.csv")
+            frame = read_csv(folder / "runs.csv", numbers=np.float64)  # whatever its precision is
             before = set(frame["run_id"][frame["status"].isin(STORED)])
         if lost := missing & before:
             raise UserError(

@@ -4,7 +4,7 @@ A tile file holds, for R runs that were trained together over E measured epochs:
 
 - `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
 - `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
-- `metric:NAME/SITE`: R x E, float32, NaN where the metric is empty;
+- `metric:NAME/SITE`: R x E, float32 (float64 where JAX ran so), NaN where the metric is empty;
 - `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
 - `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.bins` has the bins;
 - `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins; without it the bins are powers of two.

@@ -221,6 +221,9 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     _check_inputs(pending.drawn)
     tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
     finite = tile.pop("finite")
+    precision = np.float64 if jax.config.jax_enable_x64 else np.float32
+    # A metric may name its own type; a tile has one, which its provenance says.
+    tile = {name: values.astype(precision, copy=False) if name.startswith("metric:") else values for name, values in tile.items()}
     masks = {
         name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
         for name, values in tile.items()
@@ -231,7 +234,7 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     _check_certified(pending, masks, bad)
     if masks:
         again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
-        found = revivals.fractions(masks, list(pending.units))
+        found = revivals.fractions(masks, list(pending.units), precision)
         tile |= {f"metric:{name}": values for name, values in found.items() if name.partition("/")[0] in again}
     for name, values in tile.items():
         if name.startswith("metric:"):

@@ -212,8 +212,9 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
     if not np.isfinite(numbers).any():
         over = "" if claim["over"] is None else f" over {claim['over']}"
         raise _NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
-    if claim["equals"] is not None:  # as stored, in float32
-        numbers = np.where(np.isnan(numbers), np.nan, np.float32(numbers) == claim["equals"])
+    if claim["equals"] is not None:  # as stored, in single precision unless the tiles are in double
+        stored_as = np.result_type(*stored.values.values())
+        numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim["equals"])
     return numbers
 
 

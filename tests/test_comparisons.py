@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -57,6 +58,45 @@ def test_sign_flip_hand_computed() -> None:
     assert comparisons.sign_flip(np.array([2.0])) == (0.5, 1.0)
     assert comparisons.sign_flip(np.full(32, 0.3)) == (2.0**-32, 1.0)
     assert comparisons.sign_flip(np.full(33, 0.3)) == (2.0**-17, 1.0)  # of the patterns drawn, the observed one alone
+
+
+def exactly(values: list[float]) -> tuple[float, float]:
+    """Every sign pattern, without any rounding."""
+    exact = [Fraction(value) for value in values]
+    sums = [sum(sign * value for sign, value in zip(signs, exact)) for signs in itertools.product((1, -1), repeat=len(exact))]
+    return sum(one >= sums[0] for one in sums) / len(sums), sum(one <= sums[0] for one in sums) / len(sums)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.sampled_from([1e8, 1e16, -1e16, 1e17, 1e-16, 1e300]),
+)
+def test_sign_flip_is_exact_however_far_apart_the_differences_are(values: list[float], place: int, times: float) -> None:
+    values[place % len(values)] *= times
+    assert comparisons.sign_flip(np.array(values)) == exactly(values)
+
+
+def test_sign_flip_of_extreme_doubles_is_exact() -> None:
+    for values in ([1e16, -1, -2, 1, 3], [1.7e308, 5e-324, -5e-324, 1.0], [1.7e308] * 6, [5e-324, -1e-323, 5e-324]):
+        with np.errstate(all="raise", under="ignore"):
+            assert comparisons.sign_flip(np.array(values)) == exactly(values), values
+
+
+@pytest.mark.parametrize("n", [16, 31, 40])
+def test_one_large_difference_hides_no_small_one(n: int) -> None:
+    # Patterns that flip the large one have a sum below the observed one: half of the patterns, whatever the others are.
+    small = np.random.default_rng(n).integers(-3, 4, n).astype(float)
+    alone, among = (comparisons.sign_flip(values) for values in (small, np.append(small, 1e16)))
+    exact = n < comparisons.EXACT
+    assert among[0] == alone[0] / 2 if exact else abs(among[0] - alone[0] / 2) < 0.01
+    assert among[1] == (1 + alone[1]) / 2 if exact else abs(among[1] - (1 + alone[1]) / 2) < 0.01
+
+
+def test_a_difference_that_is_its_bound_but_for_rounding_is_no_difference() -> None:
+    at_bound = np.array([0.1 + 0.2, 0.3, 0.3, 0.1 * 3])
+    assert comparisons.paired_test(at_bound, "greater", 0.3)["p"] == 1.0
 
 
 def test_sign_flip_of_sixteen_is_brute_force() -> None:

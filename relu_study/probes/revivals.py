@@ -16,7 +16,9 @@ def revived(dead: Bool[np.ndarray, "R E U"]) -> Float[np.ndarray, "R E"]:
     return np.logical_or.accumulate(was_dead & ~dead, axis=1).mean(axis=2)
 
 
-def fractions(masks: dict[str, Bool[np.ndarray, "R E U"]], sites: list[str]) -> dict[str, Float[np.ndarray, "R E"]]:
+def fractions(
+    masks: dict[str, Bool[np.ndarray, "R E U"]], sites: list[str], dtype: type[np.floating[Any]] = np.float32
+) -> dict[str, Float[np.ndarray, "R E"]]:
     """The metrics `revived_fraction` and `certified_revived_fraction` of every site and of `all`, from masks named "dead:site_1".
 
     A kind of mask that a tile does not have is empty: NaN.
@@ -28,7 +30,7 @@ def fractions(masks: dict[str, Bool[np.ndarray, "R E U"]], sites: list[str]) -> 
         for site in sites:
             found[f"{metric}/{site}"] = revived(here[site]) if site in here else np.full(shape, np.nan)
         found[f"{metric}/all"] = revived(np.concatenate(list(here.values()), axis=2)) if here else np.full(shape, np.nan)
-    return {name: found[name].astype(np.float32) for name in sorted(found)}
+    return {name: found[name].astype(dtype) for name in sorted(found)}
 
 
 def declared() -> dict[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ def alive_data(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
 
     def step(signals: Float[Array, "N D"], place: Int[Array, ""] | int) -> tuple[Float[Array, "N U"], Float[Array, ""]]:
         signals = jax.nn.relu(dense(name, key, place, signals, width, depth))
-        return signals, jnp.sum(jnp.any(signals > 0, axis=1), dtype=jnp.float32)
+        return signals, jnp.sum(jnp.any(signals > 0, axis=1), dtype=float)
 
     signals, begun = step(data, 0)
     _, later = jax.lax.scan(step, signals, jnp.arange(1, depth))

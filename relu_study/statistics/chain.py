@@ -117,7 +117,7 @@ def _next_angle(angle: Float[Array, ""], width: int, key: Key[Array, ""]) -> Flo
         out = r * jnp.stack([(kind < 2) * jnp.cos(phi), (kind % 2 == 0) * jnp.cos(phi - angle)])
         return (first[kind], second[kind]), jnp.maximum(out, 0.0)
 
-    rest = jnp.arange(width - 1, -1, -1, dtype=jnp.float32)
+    rest = jnp.arange(width - 1, -1, -1, dtype=float)
     # At 0 or 1 a ray could come out with no length, and so no angle: one draw in 1e5 would be lost.
     uniform = jax.random.uniform(key, (width, 3), minval=2.0**-22, maxval=1 - 2.0**-22)
     _, posts = jax.lax.scan(unit, (jnp.array(False), jnp.array(False)), (rest, uniform))

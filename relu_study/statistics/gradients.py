@@ -105,10 +105,10 @@ def gradients(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     """
     depth, width = cell["depth"], cell["width"]
     data = jax.random.normal(jax.random.fold_in(key, depth), (EXAMPLES, width))
-    signal, first = _through(cell, key, 0, Scaled.of(data, jnp.float32(0)))
+    signal, first = _through(cell, key, 0, Scaled.of(data, jnp.zeros((), data.dtype)))
     signal, later = jax.lax.scan(lambda h, place: _through(cell, key, place, h), signal, jnp.arange(1, depth))
     outgoing = jax.random.normal(jax.random.fold_in(key, depth + 1), signal.pattern.shape)
-    loss = Scaled.of(outgoing, jnp.float32(0))
+    loss = Scaled.of(outgoing, jnp.zeros((), data.dtype))
     arriving, norms = jax.lax.scan(lambda g, layer: _back(cell, g, layer), loss, later, reverse=True)
     _, at_first = _back(cell, arriving, first)
     by_pre, by_kernel = (jnp.concatenate([one[None], more]) for one, more in zip(at_first, norms, strict=True))

@@ -84,7 +84,7 @@ def selu_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     def through(variance: Float[Array, ""]) -> Float[Array, "L 2"]:
         return jax.lax.scan(step, jnp.full((1, width), jnp.sqrt(variance)), jnp.arange(depth))[1]
 
-    moments, slopes = jax.jvp(through, (jnp.float32(cell["variance"]),), (jnp.float32(1),))
+    moments, slopes = jax.jvp(through, (jnp.asarray(cell["variance"], float),), (jnp.ones((), float),))
     # An unbiased variance, where the units are independent: about their own mean they vary less.
     variance = (moments[:, 1] - moments[:, 0] ** 2) * width / (width - 1)
     return {"mean": moments[:, 0], "variance": variance, "slope": slopes[:, 1]}
