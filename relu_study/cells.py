@@ -14,6 +14,7 @@ from jaxtyping import Float
 from relu_study import stats
 from relu_study.comparisons import holm, two_sided
 from relu_study.frames import PROPORTIONS
+from relu_study.identity import LOSSES, STORED
 from relu_study.typeset import BETTER, NEAR, WORSE, measured
 
 SIGNIFICANT = 0.05
@@ -25,7 +26,8 @@ class Cell:
     """What the runs of one configuration have in one column: `n` runs wanted, `n_finite` with a value.
 
     `defined`: there could be one. `values` has a number for each seed, NaN where its run has none; None where only the summary
-    is known, so that nothing can be compared.
+    is known, so that nothing can be compared. Of the runs without a value `not_run` are not stored and `unmeasured` are stored
+    and finite; the others are nonfinite.
     """
 
     mean: float
@@ -35,6 +37,18 @@ class Cell:
     n_finite: int
     defined: bool
     values: Float[np.ndarray, " seeds"] | None = None
+    not_run: int = 0
+    unmeasured: int = 0
+
+    @property
+    def count(self) -> str:
+        """How many runs the mean is of, where it is not all of them, and why: "n=15/400 (1 nonfinite, 384 not run)"."""
+        if not self.defined or self.n_finite >= self.n:
+            return ""
+        nonfinite = self.n - self.n_finite - self.not_run - self.unmeasured
+        reasons = {"nonfinite": nonfinite, "not run": self.not_run, "not measured": self.unmeasured}
+        why = ", ".join(f"{runs} {reason}" for reason, runs in reasons.items() if runs)
+        return f"n={self.n_finite}/{self.n}" + (f" ({why})" if nonfinite < self.n - self.n_finite else "")
 
     @property
     def whole(self) -> bool:
@@ -43,9 +57,12 @@ class Cell:
 
 
 class Runs:
-    """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted."""
+    """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted.
 
-    def __init__(self, frame: pd.DataFrame, kept: np.ndarray | None = None) -> None:
+    `epoch`: that of the metrics in the frame, where it is not each run's last.
+    """
+
+    def __init__(self, frame: pd.DataFrame, kept: np.ndarray | None = None, epoch: float | None = None) -> None:
         self.frame = frame
         codes, names = pd.factorize(frame["config_id"])
         self.row = {str(name): i for i, name in enumerate(names)}
@@ -55,6 +72,11 @@ class Runs:
         self.wanted = self._by_seed(np.ones(len(frame)) if kept is None else kept.astype(float)) == 1
         metrics = [name for name in frame.columns if "/" in name]
         alive = frame[metrics].notna().any(axis=1).to_numpy()
+        # A frame of metrics only does not say how its runs ended: they count as stored.
+        status = frame["status"].isin(STORED).to_numpy(float) if "status" in frame else np.ones(len(frame))
+        bad = frame["first_bad_epoch"].to_numpy(float) if "first_bad_epoch" in frame else np.full(len(frame), np.nan)
+        self.stored, self.first_bad = self._by_seed(status) == 1, self._by_seed(bad)
+        self.epoch = epoch
         self.alive = (self.wanted & (self._by_seed(alive.astype(float)) == 1)).any(axis=1)
         self._read: dict[str, np.ndarray] = {}
 
@@ -62,6 +84,19 @@ class Runs:
         table = np.full(self.shape, np.nan)
         table[self.place] = column
         return table
+
+    def missing(self, config_id: str, metric: str, epoch: float | None, n_finite: int) -> dict[str, int]:
+        """How many runs of a configuration have no value at an epoch (None: the last) for another reason than being nonfinite.
+
+        A loss is measured in every stored run, so that one without a value is nonfinite.
+        """
+        if config_id not in self.row:
+            return {}
+        row = self.row[config_id]
+        stored = self.stored[row] & self.wanted[row]
+        bad = stored & (np.isfinite(self.first_bad[row]) if epoch is None else self.first_bad[row] <= epoch)
+        unmeasured = 0 if metric in LOSSES else max(int(stored.sum() - bad.sum()) - n_finite, 0)
+        return {"not_run": int(self.wanted[row].sum() - stored.sum()), "unmeasured": unmeasured}
 
     def values(self, config_id: str, name: str) -> Float[np.ndarray, " seeds"]:
         """The last value of `metric/site` of each seed's run, NaN where there is none."""
@@ -83,8 +118,9 @@ class Runs:
         k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
         if metric in PROPORTIONS:
             lo, hi = stats.wilson(int(np.nansum(values)), k)
-        defined = k > 0 or not bool(self.alive[row])
-        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values)
+        defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
+        missing = self.missing(config_id, metric, self.epoch, k)
+        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values, **missing)
 
 
 class Summary:
@@ -106,7 +142,8 @@ class Summary:
         if found is None:  # no run stored, or an arm that has no such site or epoch
             return Cell(math.nan, math.nan, math.nan, self.seeds.get(config_id, 0), 0, config_id not in self.last)
         mean, lo, hi, n, finite = found
-        return Cell(mean, lo, hi, int(n), int(finite), finite > 0 or self.alive[config_id, when] == 0)
+        defined = finite > 0 or self.alive[config_id, when] == 0 or metric in LOSSES
+        return Cell(mean, lo, hi, int(n), int(finite), defined)
 
 
 @dataclass(frozen=True)
@@ -187,7 +224,7 @@ def _versus(group: Group, i: int, p: float) -> str:
 
 def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
     """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing."""
-    count = f" (n={cell.n_finite}/{cell.n})" if cell.defined and cell.n_finite < cell.n else ""
+    count = f" {cell.count}" if "(" in cell.count else f" ({cell.count})" if cell.count else ""
     if cell.n_finite == 0:
         return f"-{count}"
     signs = (NEAR if mark.near else "") + VERSUS.get(mark.versus, "")
@@ -203,13 +240,22 @@ def over_seeds(cells: Collection[Cell]) -> str:
     return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} seed{'s' if found != [1] else ''}"
 
 
+def _counted(cells: Collection[Cell]) -> str:
+    counts = [cell.count for cell in cells if cell.count]
+    if any("(" in count for count in counts):
+        return "n=k/m: k of m runs have a value, and why the others have none; they are nonfinite where no reason is given. " + (
+            "Such cells are not ranked."
+        )
+    return "n=k/m: k of m runs are finite; such cells are not ranked." if counts else ""
+
+
 def legend(marked: Collection[Mark], cells: Collection[Cell], metrics: Collection[str], over: str, per: str) -> list[str]:
     """What one must know to read such cells, as sentences: `over` says what n is, `per` what a group is."""
     events = [name.replace("_", " ") for name in PROPORTIONS if name in metrics]
     sentences = [
         f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(PROPORTIONS) else "",
         f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
-        "n=k/m: k of m runs are finite; such cells are not ranked." if any(c.defined and c.n_finite < c.n for c in cells) else "",
+        _counted(cells),
         f"Bold: the best of its {per}, among those whose runs are all finite." if any(m.best for m in marked) else "",
         f"{NEAR}: not distinguishable from it." if any(m.near for m in marked) else "",
     ]

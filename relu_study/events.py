@@ -26,6 +26,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from relu_study import dashboards
 from relu_study.frames import summary_frame
+from relu_study.identity import LOSSES
 from relu_study.registry import UserError
 from relu_study.store import Configuration, seeds_of
 from relu_study.writes import temporary, writing
@@ -210,6 +211,6 @@ def _points(summary: pd.DataFrame) -> pd.DataFrame:
     with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
     alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")
-    defined = (summary["n_finite"] > 0) | (alive == 0)  # of runs that are finite none has a value: there is none to have
+    defined = (summary["n_finite"] > 0) | (alive == 0) | summary["metric"].isin(LOSSES)  # of runs that are finite none has a value: there is none to have
     shown = defined & values["mean"].notna().groupby([points["config_id"], points["name"]]).transform("any")
     return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

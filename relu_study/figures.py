@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from relu_study import drawing, forests, panels
 from relu_study.drawing import Band, Row
 from relu_study.forests import Effect
 from relu_study.frames import summary_frame, survival_frame
+from relu_study.identity import LOSSES
 from relu_study.registry import nearest
 from relu_study.store import Configuration, seeds_of
 from relu_study.wording import at_site, count, is_share, probe_set, stacked, unit, words
@@ -155,7 +156,13 @@ def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[
     counts = _counts(numbers.summary)
     rows = numbers.summary[numbers.summary["metric"].isin(metrics) & numbers.summary["config_id"].isin(shown)]
     cells = rows.groupby(["config_id", "metric", "site"], sort=False)
-    return {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite", counts) for (c, m, s), cell in cells}
+    bands = {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite", counts) for (c, m, s), cell in cells}
+    for (config_id, metric, site), cell in cells:
+        if metric in LOSSES:  # it may have gone nonfinite in runs that are finite
+            finite, wanted = cell.sort_values("epoch")[["n_finite", "n"]].iloc[-1]
+            name = str(config_id), f"{metric}/{site}"
+            bands[name] = replace(bands[name], count=count(int(finite), int(wanted)))
+    return bands
 
 
 def _survival_bands(numbers: Numbers, shown: set[str]) -> dict[tuple[str, str], Band]:

@@ -15,6 +15,7 @@ from relu_study.seals import one_line, parsed
 from relu_study.spec import id_of
 
 STORED = ("ok", "nonfinite")  # the statuses of runs that have numbers
+LOSSES = ("train_loss", "val_loss")  # metrics of every run that is finite: one without a number went nonfinite
 
 
 def tile_name(runs: Iterable[str]) -> str:

@@ -167,7 +167,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     cols = [col for col in cols if any((row, col) in found for row in rows)]
     last, frame = _frames(folder, manifest, asked.epoch)
     kept = selection.runs(conditions, last, declaration)
-    look = _of_runs(frame, kept) if frame is not None else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
+    look = _of_runs(frame, kept, asked.epoch) if frame is not None else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
     cells = {
         (row, col, column): look(found.get((row, col), ""), column)
         for row, col, column in itertools.product(rows, cols, asked.columns)
@@ -202,8 +202,8 @@ def _label(key: Key) -> str:
     return ", ".join(shown(value) for value in key)
 
 
-def _of_runs(frame: pd.DataFrame, kept: np.ndarray) -> Lookup:
-    runs = Runs(frame, kept)
+def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Lookup:
+    runs = Runs(frame, kept, epoch)
     return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
 
 

@@ -239,6 +239,8 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
+        if name in ("metric:train_loss/all", "metric:val_loss/all"):  # a loss that is no number stays so, as a run does
+            values[~np.logical_and.accumulate(np.isfinite(values), axis=1)] = np.nan
         if name.startswith("histogram:"):
             values[bad] = 0
         if name.startswith("metric:update_norm/"):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from relu_study.comparisons import EXACT, holm, paired_test, share_test
 from relu_study.contract import COLUMNS
+from relu_study.identity import LOSSES
 from relu_study.questions import DIRECTIONS
 from relu_study.registry import nearest
 from relu_study.store import Configuration
@@ -203,7 +204,8 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
         with np.errstate(divide="ignore", invalid="ignore"):
             series = series / _series(claim["metric"], claim["over"], label, stored)
     if epoch in ("min", "max"):
-        reduce = np.fmin.reduce if epoch == "min" else np.fmax.reduce
+        least, most = (np.minimum, np.maximum) if claim["metric"] in LOSSES else (np.fmin, np.fmax)
+        reduce = least.reduce if epoch == "min" else most.reduce
         # Over all epochs there is no such number for a run that went nonfinite on the way.
         numbers = np.where(np.isnan(np.asarray(stored.first_bad_epoch, np.float64)), reduce(series, axis=1), np.nan)
     else:

@@ -128,7 +128,7 @@ def test_runs_that_are_not_stored_are_counted_in_the_cell(tmp_path: Path) -> Non
     frame = frames(collect(tmp_path, manifest), manifest)
     made = tables(manifest, frame["runs"], frame["summary"])["initialisers"]["md"]
     half = scipy.stats.t.ppf(0.975, 5) * scipy.stats.sem([noise(s, SEEDS) for s in (1, 2, 3, 4, 5, 7)])
-    assert f"| wave | baseline† | 1.424 ± {half:.3f} (n=6/8) | 0.3 ± 0 (n=6/8) |" in made
+    assert f"| wave | baseline† | 1.424 ± {half:.3f} n=6/8 (2 not run) | 0.3 ± 0 n=6/8 (2 not run) |" in made
 
 
 def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     text = tables(manifest, frame["runs"], frame["summary"])["shapes"]["md"]
-    assert row_of(text, "wave", "shallow") == ["- (n=0/8)", "- (n=0/8)", "- (n=0/8)"]
+    assert row_of(text, "wave", "shallow") == ["- n=0/8 (8 not run)"] * 3
     assert row_of(text, "coin_flip", "shallow")[2] == "-"
 
 
