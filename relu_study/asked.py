@@ -45,7 +45,7 @@ def without_shard(words: list[str]) -> list[str]:
 
 def existing(folder: str) -> Path:
     """A results folder that is there; one that is not is refused with the nearest names."""
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if path.is_file():
         raise UserError(f"{folder} is a file; give the results folder that it lies in, {path.parent}")
     if not path.is_dir():
@@ -81,7 +81,7 @@ def study_asked(
         for name, value in (("seeds", seeds), ("epochs", epochs), ("probe-examples", probe_examples)):
             if value is not None:
                 raise UserError(f"{found.name} draws networks and trains none: --{name} does not apply; --draws sets its size")
-        return found.sized(preset, draws), Path(out or f"results/{found.name}"), None
+        return found.sized(preset, draws), Path(out or f"results/{found.name}").expanduser(), None
     if draws is not None:
         raise UserError(f"{found.name} trains networks: --draws does not apply; --seeds sets its size")
     declared = found.sized(preset, seeds=seeds, epochs=epochs)
@@ -89,6 +89,6 @@ def study_asked(
 
     return (
         declared,
-        Path(out or f"results/{declared.name}"),
+        Path(out or f"results/{declared.name}").expanduser(),
         Probing(declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None),
     )

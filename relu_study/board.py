@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from relu_study.registry import UserError
@@ -13,11 +15,20 @@ from relu_study.registry import UserError
 SELECTED_BY_ITSELF = 40  # runs; of more, some of TensorBoard's tabs select none
 
 
-def show(logs: Path, host: str, port: int) -> int:
-    """Start TensorBoard on a folder of runs and wait until it ends or is interrupted; its exit status."""
+def _quiet() -> dict[str, str]:
+    """The environment of a TensorBoard that writes UTF-8, and no warnings about its own packages."""
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[str] = ()) -> int:
+    """Start TensorBoard on a folder of runs and wait until it ends or is interrupted; its exit status.
+
+    `prefix` is the path of its address; `options` are words for TensorBoard's own command line.
+    """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
+    command += [*([f"--path_prefix=/{path}"] if (path := prefix.strip("/")) else []), *options]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program, it takes TensorBoard along
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
     assert running.stderr is not None
     listens = False
     try:

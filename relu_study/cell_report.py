@@ -24,6 +24,7 @@ from relu_study.page import draw_page, html
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, UNREADABLE, Damaged, check_sum, sums_of
 from relu_study.store import UNFIT
+from relu_study.streams import numpy_defaults
 from relu_study.verdicts import blank, settled
 from relu_study.writes import check_there, write_atomically
 
@@ -120,9 +121,10 @@ def _check_rows(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> None:
         )
 
 
+@numpy_defaults()
 def load_cells(folder: str | Path) -> pd.DataFrame:
     """The results of a draw study as a DataFrame: one row a cell, number and value of the factor that it runs along."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     return read_cells(folder / "cells.csv", read_cells_manifest(folder)["declaration"])
 
 

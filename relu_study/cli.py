@@ -18,6 +18,7 @@ from relu_study.asked import existing, kept, part_of, study_asked, without_shard
 from relu_study.finding import studies
 from relu_study.registry import UserError
 from relu_study.stops import Stopped, heeded
+from relu_study.streams import numpy_defaults, quiet, write_plainly
 from relu_study.writes import Unwritable
 
 INTERRUPTED = 130
@@ -32,7 +33,7 @@ Folder = Annotated[Positional[str], arg(metavar="DIR")]
 def list_studies() -> None:
     """Name every study and what it asks."""
     for name, path in studies().items():
-        about = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        about = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
         print(f"{name:<16}{about}")
 
 
@@ -140,7 +141,7 @@ def run(
             raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
     elif only is not None:
         sweep = Path(existing(like) if like else f"results/{declared.name}")
-        print(alone.run_alone(declared, only, sweep, Path(out) if out else None, probing))
+        print(alone.run_alone(declared, only, sweep, folder if out else None, probing))
         return 0
     from relu_study.progress import Progress
 
@@ -288,13 +289,21 @@ def make_comparison(
     print(csv_text(compare(existing(folder), by, metric, site, epoch, baseline, where)), end="")
 
 
-def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
+def view(
+    folder: Folder,
+    port: int = 6006,
+    host: str = "127.0.0.1",
+    path_prefix: str = "",
+    options: Annotated[Positional[tuple[str, ...]], arg(metavar="-- OPTION")] = (),
+) -> int:
     """Open TensorBoard on a results folder and print its address.
 
     Args:
         folder: The results folder.
         port: The port to listen on; 0 takes any free one.
         host: The address to listen on; this machine alone unless told.
+        path_prefix: The path of its address, e.g. /tb behind a proxy.
+        options: Options of TensorBoard itself, after --, e.g. -- --reload_interval 5.
     """
     from relu_study.board import show
     from relu_study.store import read_manifest
@@ -303,7 +312,7 @@ def view(folder: Folder, port: int = 6006, host: str = "127.0.0.1") -> int:
     read_manifest(logs.parent)
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
-    return show(logs, host, port)
+    return show(logs, host, port, path_prefix, options)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -327,12 +336,14 @@ def main() -> None:
 
     `--traceback` anywhere before a `--` prints Python's traceback before that line.
     """
+    write_plainly()
+    quiet()
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     whole = "--traceback" in sys.argv[:own]
     logging.getLogger("jax._src.callback").disabled = not whole  # it logs a traceback of its own
     sys.argv[:own] = [word for word in sys.argv[:own] if word != "--traceback"]
     try:
-        with heeded():
+        with heeded(), numpy_defaults():
             status = tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="relu-study",

@@ -28,9 +28,9 @@ def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """One-sided p of a mean above 0, and of one below: the share of sign patterns with at least (at most) the observed sum.
 
     Valid at every n for independent differences that are symmetric about their mean. Up to n = 32 exact, over all 2^n patterns,
-    so that p >= 2^-n, however far apart their sizes are; beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the same ones each time, so that
-    p >= 2^-17. A pattern that ties with the observed one counts whole (counted half, errors come up to twice as often as p
-    says); a zero is the same under both signs. No values: (1, 1).
+    so that p >= 2^-n, however far apart their sizes are. Beyond, Monte Carlo over 2^17 - 1 patterns and the observed one, the
+    same ones each time, so that p >= 2^-17. A pattern that ties with the observed one counts whole (counted half, errors come up
+    to twice as often as p says); a zero is the same under both signs. No values: (1, 1).
 
     Source: Fisher 1935, The Design of Experiments, section 21; Phipson & Smyth 2010, arXiv:1603.05766, for counting the observed.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,8 @@ class Panel:
 def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """The picture that `draw` makes, by format ("png", "svg", "pdf"); the same bytes for the same numbers."""
     made = {name: io.BytesIO() for name in ("png", *formats)}
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks: they are drawn as boxes
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         picture = draw()

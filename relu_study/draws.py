@@ -13,6 +13,7 @@ from relu_study.questions import DIRECTIONS, Section
 from relu_study.registry import UserError, nearest
 
 BLOCK = 1 << 14  # draws that are stored together
+MOST_DRAWS = 2**32  # a draw's index is 32 bits wide
 COLUMNS = (  # of cells.csv besides the factors, which stand after `cell_id`
     *("experiment", "cell", "statistic", "cell_id"),
     *("number", "draws", "n", "estimate", "ci_lo", "ci_hi", "std", "q05", "q25", "median", "q75", "q95"),
@@ -43,6 +44,8 @@ class Draws:
             raise UserError(f"experiment {self.name} has no cells; give it some, e.g. cells=crossed(width=(2, 3))")
         if not isinstance(self.draws, int) or isinstance(self.draws, bool) or self.draws < 1:
             raise UserError(f"experiment {self.name}: draws must be a whole number of at least 1, not {self.draws!r}")
+        if self.draws > MOST_DRAWS:
+            raise UserError(f"experiment {self.name}: draws must be at most 2^32, not {self.draws:,}; take fewer draws")
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,8 @@ def _points(summary: pd.DataFrame) -> pd.DataFrame:
     with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
     alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")
-    defined = (summary["n_finite"] > 0) | (alive == 0) | summary["metric"].isin(LOSSES)  # of runs that are finite none has a value: there is none to have
+    defined = (
+        (summary["n_finite"] > 0) | (alive == 0) | summary["metric"].isin(LOSSES)
+    )  # of runs that are finite none has a value: there is none to have
     shown = defined & values["mean"].notna().groupby([points["config_id"], points["name"]]).transform("any")
     return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

@@ -27,7 +27,7 @@ def studies() -> dict[str, Path]:
 def find_study(name: str) -> Path:
     """The file of a study, by name or by path."""
     if name.endswith(".py") or "/" in name:
-        path = Path(name)
+        path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(f"no study file {name}; give a path to a Python file, or one of: {', '.join(studies())}")
         return path

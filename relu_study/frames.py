@@ -24,6 +24,7 @@ from relu_study.registry import UserError
 from relu_study.seals import UNREADABLE, Damaged, check_sum
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.store import Configuration, collect, seeds_of, tile_paths
+from relu_study.streams import numpy_defaults
 
 PROPORTIONS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
@@ -46,7 +47,10 @@ class Results:
 
     @property
     def curves(self) -> pd.DataFrame:
-        """Columns run_id, config_id, seed, metric, site, epoch, value (float32, or float64 where JAX ran so; NaN: empty or nonfinite)."""
+        """Columns run_id, config_id, seed, metric, site, epoch, value.
+
+        Values are float32, or float64 where JAX ran so; NaN: empty or nonfinite.
+        """
         if self.read_curves is None:
             raise UserError(
                 f"curves need {self.folder / 'raw'}, which is not there (a clone has only the CSVs); run the study again"
@@ -54,9 +58,10 @@ class Results:
         return self.read_curves
 
 
+@numpy_defaults()
 def load(folder: str | Path) -> Results:
     """A results folder as DataFrames; a folder without manifest.json, runs.csv or summary.csv is refused by name."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
     return Results(folder, read_runs(folder, manifest), read_csv(folder / "summary.csv"), stored)

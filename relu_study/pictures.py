@@ -19,6 +19,7 @@ from relu_study.questions import FIGURE_KINDS, Figure
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition
 from relu_study.store import Configuration, collect, tile_paths
+from relu_study.streams import numpy_defaults
 from relu_study.verdicts import TEXTS
 from relu_study.writes import make, write_atomically
 
@@ -27,6 +28,7 @@ USUAL = {"depth": ("grad_norm",), "histograms": ("post/site_1", "gradient/site_1
 Words = str | Sequence[str]
 
 
+@numpy_defaults()
 def figure(
     folder: str | Path,
     kind: str | None = None,
@@ -50,7 +52,7 @@ def figure(
     those on metrics, seed or status choose single runs. The suffixes of `out` (.png, .svg, .pdf; default KIND.png in the
     current folder) decide the formats. Anything unknown, missing, or left empty is refused in one line (UserError).
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     declaration = manifest["declaration"]
     given: dict[str, Any] = {"metrics": _several(metrics), "experiments": _several(experiments), "arms": _several(arms)}
@@ -137,7 +139,7 @@ def _claims(declaration: Mapping[str, Any]) -> str:
 
 
 def _files(out: Sequence[str | Path]) -> list[Path]:
-    paths = [Path(path) for path in out]
+    paths = [Path(path).expanduser() for path in out]
     for path in paths:
         if path.suffix[1:] not in FORMATS:
             raise UserError(f"{path} ends in none of .png, .svg and .pdf, which say what to write")

@@ -20,6 +20,7 @@ from relu_study.questions import FACTORS
 from relu_study.registry import UserError, nearest
 from relu_study.selection import Condition, shown
 from relu_study.store import collect, seeds_of, tile_paths
+from relu_study.streams import numpy_defaults
 from relu_study.tables import Column, Lookup, check_site, epoch_of, in_summary
 from relu_study.typeset import Shown, latex_table, markdown_table
 from relu_study.wording import is_share, words
@@ -55,6 +56,7 @@ class Grid:
     baseline: int | None
 
 
+@numpy_defaults()
 def table(
     folder: str | Path,
     rows: str | Sequence[str] = "arm",
@@ -76,7 +78,7 @@ def table(
 
     Unknown names, values that no configuration has and a table without a row are refused, with the way out.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     if format not in FORMATS:
         raise nearest(format, FORMATS, "format")
@@ -88,6 +90,7 @@ def table(
     return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(c.metric for c in asked.columns)}")
 
 
+@numpy_defaults()
 def compare(
     folder: str | Path,
     by: str | Sequence[str] = "arm",
@@ -102,7 +105,7 @@ def compare(
     `by` are the factors in which they differ; all others are held as in `table`, whose words these are. One row a comparison,
     with the columns of `comparisons.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     asked = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
     if len(asked.columns) > 1:
@@ -167,7 +170,11 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     cols = [col for col in cols if any((row, col) in found for row in rows)]
     last, frame = _frames(folder, manifest, asked.epoch)
     kept = selection.runs(conditions, last, declaration)
-    look = _of_runs(frame, kept, asked.epoch) if frame is not None else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
+    look = (
+        _of_runs(frame, kept, asked.epoch)
+        if frame is not None
+        else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
+    )
     cells = {
         (row, col, column): look(found.get((row, col), ""), column)
         for row, col, column in itertools.product(rows, cols, asked.columns)

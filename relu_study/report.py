@@ -31,6 +31,7 @@ from relu_study.page import html, page
 from relu_study.registry import UserError, nearest
 from relu_study.seals import SUMS, sums_of
 from relu_study.store import UNFIT, Configuration, collect, read_manifest, tile_paths
+from relu_study.streams import numpy_defaults
 from relu_study.verdicts import TEXTS, answer
 from relu_study.writes import check_there, write_atomically, writing
 
@@ -54,12 +55,14 @@ def check(declaration: dict[str, Any]) -> None:
 
 def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False) -> list[str]:
     """Derive every file of a results folder as `derive` does; one that another process is writing is refused (UserError)."""
-    read_manifest(Path(folder))  # what is no results folder is left alone
-    with locks.hold(Path(folder), way_out="wait for it"):
-        locks.clear(Path(folder), None)
+    folder = Path(folder).expanduser()
+    read_manifest(folder)  # what is no results folder is left alone
+    with locks.hold(folder, way_out="wait for it"):
+        locks.clear(folder, None)
         return derive(folder, all_epochs, per_seed)
 
 
+@numpy_defaults()
 def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False, shown: Collection[str] = ()) -> list[str]:
     """Derive every file of a results folder from raw/ and manifest.json, the same bytes each time. For who holds its lock.
 
@@ -69,7 +72,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     (more than 500 are refused, UserError). `shown`: the configurations whose TensorBoard files are up to date already.
     Returns what there is to say: lines on what was left, missing or removed.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if is_of_draws(read_manifest(folder)):
         said, of_draws = report_draws(folder)
         return said + _drop_stale(folder, of_draws)

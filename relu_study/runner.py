@@ -30,6 +30,7 @@ from relu_study.programs import Probing
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
 from relu_study.report import derive
+from relu_study.streams import numpy_defaults
 from relu_study.study import Study
 from relu_study.writes import check_there, make_ready
 
@@ -73,6 +74,7 @@ def run(
 def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
+@numpy_defaults()
 def run(  # type: ignore[misc]  # `settings` are its own
     study: Study,
     out: str | Path | None = None,
@@ -98,7 +100,7 @@ def run(  # type: ignore[misc]  # `settings` are its own
     use_devices()
     sized, asked = study.sized(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
     with contextlib.ExitStack() as stack:
-        folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
         probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
         carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs, per_seed, asked)
@@ -275,6 +277,7 @@ def run_draws(
 def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
+@numpy_defaults()
 def run_draws(  # type: ignore[misc]  # as of `run`
     study: DrawStudy,
     out: str | Path | None = None,
@@ -292,7 +295,7 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     use_devices()
     asked = _shard(shard, out)
     with contextlib.ExitStack() as stack:
-        folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
         carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about, asked)
         return None if asked else load_cells(folder)

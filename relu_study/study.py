@@ -12,6 +12,8 @@ from relu_study.registry import UserError, nearest
 from relu_study.spec import FIELDS, RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
+MOST_SEEDS = 2**32  # a seed is 32 bits wide
+MOST_RUNS = 2_000_000  # more do not fit in the memory of one process, one by one
 SIZES = ("seeds", "epochs", "use_targets", "skip", "probe_examples", "every")  # what a preset may change
 
 
@@ -57,6 +59,8 @@ class Study:
         for what, number in [("seeds", self.seeds), ("every", self.every), *own]:
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise UserError(f"study {self.name}: {what} must be a whole number of at least 1, not {number!r}")
+            if number > MOST_SEEDS:
+                raise UserError(f"study {self.name}: {what} must be at most 2^32, not {number:,}; take fewer seeds")
         if not self.experiments:
             raise UserError(f"study {self.name} declares no experiments; give it at least one Experiment")
         for kind, names in (("experiment", [e.name for e in self.experiments]), ("target", [t.name for t in self.targets])):
@@ -126,7 +130,17 @@ class Study:
                 study,
                 experiments=[replace(e, arms={k: s.but(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments],
             )
+        study.check_size()
         return study
+
+    def check_size(self) -> None:
+        """Refuse more runs than one process can list."""
+        seeds = self._seeds()
+        if (runs := sum(seeds.values())) > MOST_RUNS:
+            raise UserError(
+                f"study {self.name}: {len(seeds):,} configurations make {runs:,} runs, and the limit is {MOST_RUNS:,}; "
+                f"take at most {max(MOST_RUNS // len(seeds), 1):,} seeds, or fewer configurations"
+            )
 
     def configurations(self) -> list[tuple[str, str, RunSpec]]:
         """(experiment, arm, RunSpec with seed 0) for each experiment of this size, crossed with its targets."""
@@ -145,6 +159,7 @@ class Study:
 
     def runs(self) -> list[RunSpec]:
         """Every run once, in the order the configurations are declared, seeds innermost."""
+        self.check_size()
         return [spec.but(seed=seed) for spec, seeds in self._seeds().items() for seed in range(seeds)]
 
     def _seeds(self) -> dict[RunSpec, int]:

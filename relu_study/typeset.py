@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -18,6 +19,12 @@ _LATEX = str.maketrans(
 _CAPITAL = ("GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
 _GREEK = (*_CAPITAL, *("ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI"))
 _SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # no letters in a stock TeX
+STYLER = {  # pandas' first settings of what it writes as LaTeX
+    **{f"styler.format.{name}": None for name in ("thousands", "na_rep", "escape", "formatter")},
+    **{"styler.format.decimal": ".", "styler.format.precision": 6, "styler.sparse.index": True, "styler.sparse.columns": True},
+    **{"styler.latex.environment": None, "styler.latex.hrules": False, "styler.render.encoding": "utf-8"},
+    **{"styler.latex.multirow_align": "c", "styler.latex.multicol_align": "r"},
+}
 NEAR, BETTER, WORSE = "≈", "◦", "•"  # marks of a cell
 
 
@@ -99,12 +106,14 @@ def latex_table(shown: Shown, label: str) -> str:
         [rf"\textbf{{{latex_text(text)}}}" if (k, i) in shown.bold else latex_text(text) for i, text in enumerate(row)]
         for k, row in enumerate(shown.rows)
     ]
-    style = pd.DataFrame(cells, columns=[latex_text(header) for header in shown.headers]).style.hide(axis="index")
-    return style.to_latex(
-        hrules=True,
-        caption=f"{latex_text(shown.caption)}{'' if shown.caption.endswith(('.', '?', '!')) else '.'} {latex_text(shown.note)}",
-        label=label,
-        position="tbp",
-        position_float="centering",
-        column_format="l" * shown.left + "r" * (len(shown.headers) - shown.left),
-    )
+    caption = f"{latex_text(shown.caption)}{'' if shown.caption.endswith(('.', '?', '!')) else '.'} {latex_text(shown.note)}"
+    with pd.option_context(*itertools.chain(*STYLER.items())):  # a user's own move no letter
+        style = pd.DataFrame(cells, columns=[latex_text(header) for header in shown.headers]).style.hide(axis="index")
+        return style.to_latex(
+            hrules=True,
+            caption=caption,
+            label=label,
+            position="tbp",
+            position_float="centering",
+            column_format="l" * shown.left + "r" * (len(shown.headers) - shown.left),
+        )

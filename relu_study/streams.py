@@ -1,0 +1,61 @@
+"""What a person reads on a stream that is not UTF-8: plain substitutes for letters that its encoding lacks."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import sys
+import unicodedata
+import warnings
+from typing import Any
+
+import numpy as np
+
+SUBSTITUTES = {
+    **{"±": "+-", "≈": "~", "◦": "o", "•": "*", "†": "+", "→": "->", "←": "<-", "∞": "inf", "≠": "!=", "≤": "<=", "≥": ">="},
+    **{"\N{MINUS SIGN}": "-", "\N{HYPHEN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "…": "...", "·": "."},
+    **{"\N{MULTIPLICATION SIGN}": "x", "\N{LEFT SINGLE QUOTATION MARK}": "'", "\N{RIGHT SINGLE QUOTATION MARK}": "'"},
+    **{"\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"'},
+}
+PLAIN = "relu_study.plain"
+
+
+def numpy_defaults() -> np.errstate:
+    """NumPy's error state as it first is, as a context or a decorator: a user's own stops no function of ours."""
+    return np.errstate(divide="warn", over="warn", invalid="warn", under="ignore")
+
+
+def quiet() -> None:
+    """Keep warnings of libraries from a person who can do nothing about them; one who sets Python's -W sees them all."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA and absl, read when they are imported
+
+
+def substitute(letter: str) -> str:
+    """ASCII for one letter: its substitute, the letter without its accents, or its number."""
+    if letter in SUBSTITUTES:
+        return SUBSTITUTES[letter]
+    bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return bare or letter.encode("ascii", "backslashreplace").decode()
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    if all("\udc80" <= letter <= "\udcff" for letter in letters):  # bytes of a file's name, as the system gave them
+        return bytes(ord(letter) - 0xDC00 for letter in letters), error.end
+    return "".join(map(substitute, letters)), error.end
+
+
+codecs.register_error(PLAIN, _plain)
+
+
+def write_plainly(*streams: Any) -> None:
+    """Make streams substitute what their encoding lacks; without any, the process's own two."""
+    for stream in streams or (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=PLAIN)
