@@ -18,7 +18,7 @@ from relu_study.asked import existing, kept, part_of, study_asked, without_shard
 from relu_study.finding import studies
 from relu_study.registry import UserError
 from relu_study.stops import Stopped, heeded
-from relu_study.streams import numpy_defaults, quiet, write_plainly
+from relu_study.streams import as_typed, numpy_defaults, quiet, use_utf8, write_plainly
 from relu_study.writes import Unwritable
 
 INTERRUPTED = 130
@@ -145,7 +145,7 @@ def run(
         return 0
     from relu_study.progress import Progress
 
-    command = shlex.join(["relu-study", *sys.argv[1:]])
+    command = as_typed(["relu-study", *sys.argv[1:]])
     with Progress() as progress:
         try:
             runner.use_devices()
@@ -336,6 +336,7 @@ def main() -> None:
 
     `--traceback` anywhere before a `--` prints Python's traceback before that line.
     """
+    use_utf8()
     write_plainly()
     quiet()
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)

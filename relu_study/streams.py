@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import shlex
 import sys
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,21 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(PLAIN, _plain)
+
+
+def use_utf8() -> None:
+    """Start the command once more where the system's own encoding cannot name every file, with the streams as they are.
+
+    Without this a POSIX locale refuses files of names in most scripts.
+    """
+    if os.name == "posix" and not sys.flags.utf8_mode and codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        environment = {"PYTHONIOENCODING": sys.stdout.encoding, **os.environ}
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """A command as text that a file can hold, also where a word has bytes that are no text."""
+    return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def write_plainly(*streams: Any) -> None:
