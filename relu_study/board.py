@@ -30,7 +30,7 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program, it takes TensorBoard along
     running = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
     assert running.stderr is not None
-    listens = False
+    listens, before = False, ""
     try:
         for line in running.stderr:  # it says where it listens, once it does: the port may be any, or taken
             if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
@@ -42,14 +42,18 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
                         f"{SELECTED_BY_ITSELF}; press Toggle All Runs there, or filter them, e.g. by ^baseline@",
                         file=sys.stderr,
                     )
-            else:
+            elif listens:
                 print(line, end="", file=sys.stderr, flush=True)
+            else:  # remarks on its own packages, or why it does not start
+                before += line
         status = running.wait()
     except KeyboardInterrupt:
         return 0
     finally:
+        running.stderr.close()
         running.terminate()
         running.wait()
     if not listens:
+        print(before, end="", file=sys.stderr)
         raise UserError(f"TensorBoard did not start (above is what it said); --port 0 takes any free port instead of {port}")
     return status

@@ -85,18 +85,18 @@ class Runs:
         table[self.place] = column
         return table
 
-    def missing(self, config_id: str, metric: str, epoch: float | None, n_finite: int) -> dict[str, int]:
-        """How many runs of a configuration have no value at an epoch (None: the last) for another reason than being nonfinite.
+    def missing(self, config_id: str, metric: str, epoch: float | None, n_finite: int) -> tuple[int, int]:
+        """How many runs of a configuration are not stored, and how many are finite without a value at an epoch (None: the last).
 
         A loss is measured in every stored run, so that one without a value is nonfinite.
         """
         if config_id not in self.row:
-            return {}
+            return 0, 0
         row = self.row[config_id]
         stored = self.stored[row] & self.wanted[row]
         bad = stored & (np.isfinite(self.first_bad[row]) if epoch is None else self.first_bad[row] <= epoch)
         unmeasured = 0 if metric in LOSSES else max(int(stored.sum() - bad.sum()) - n_finite, 0)
-        return {"not_run": int(self.wanted[row].sum() - stored.sum()), "unmeasured": unmeasured}
+        return int(self.wanted[row].sum() - stored.sum()), unmeasured
 
     def values(self, config_id: str, name: str) -> Float[np.ndarray, " seeds"]:
         """The last value of `metric/site` of each seed's run, NaN where there is none."""
@@ -120,7 +120,7 @@ class Runs:
             lo, hi = stats.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
         missing = self.missing(config_id, metric, self.epoch, k)
-        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values, **missing)
+        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values, *missing)
 
 
 class Summary:

@@ -234,7 +234,11 @@ def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV: nine digits (a float32 survives), RunSpec fields and a run's doubles exact, NaN empty."""
     exact = {name: [_shortest(v) for v in frame[name]] for name in CONFIG_FIELDS if name in frame and _KIND[name] == "float64"}
     if "run_id" in frame:
-        exact |= {name: [_shortest(v) for v in frame[name]] for name in frame if "/" in name and frame[name].dtype == np.float64}
+        exact |= {
+            name: [_shortest(v) for v in frame[name]]
+            for name in map(str, frame)
+            if "/" in name and frame[name].dtype == np.float64
+        }
     return frame.assign(**exact).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 

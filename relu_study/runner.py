@@ -74,7 +74,6 @@ def run(
 def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
-@numpy_defaults()
 def run(  # type: ignore[misc]  # `settings` are its own
     study: Study,
     out: str | Path | None = None,
@@ -100,6 +99,7 @@ def run(  # type: ignore[misc]  # `settings` are its own
     use_devices()
     sized, asked = study.sized(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
         probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
@@ -277,7 +277,6 @@ def run_draws(
 def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
-@numpy_defaults()
 def run_draws(  # type: ignore[misc]  # as of `run`
     study: DrawStudy,
     out: str | Path | None = None,
@@ -295,6 +294,7 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     use_devices()
     asked = _shard(shard, out)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
         carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about, asked)

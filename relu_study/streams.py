@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
 import os
 import shlex
 import sys
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,17 @@ SUBSTITUTES = {
     **{"\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"'},
 }
 PLAIN = "relu_study.plain"
+PRINTED: Any = {
+    **{"precision": 8, "threshold": 1000, "edgeitems": 3, "linewidth": 75, "suppress": False, "nanstr": "nan", "infstr": "inf"},
+    **{"formatter": None, "sign": "-", "floatmode": "maxprec", "legacy": False},
+}
 
 
-def numpy_defaults() -> np.errstate:
-    """NumPy's error state as it first is, as a context or a decorator: a user's own stops no function of ours."""
-    return np.errstate(divide="warn", over="warn", invalid="warn", under="ignore")
+@contextlib.contextmanager
+def numpy_defaults() -> Iterator[None]:
+    """NumPy's settings as they first are, as a context or a decorator: a user's own stop no function of ours."""
+    with np.errstate(divide="warn", over="warn", invalid="warn", under="ignore"), np.printoptions(**PRINTED):
+        yield
 
 
 def quiet() -> None:

@@ -156,7 +156,8 @@ def in_summary(summary: Summary, runs: Runs) -> Lookup:
 
     def look(config_id: str, column: Column) -> Cell:
         cell = summary.cell(config_id, column.metric, column.site, column.epoch)
-        cell = replace(cell, **runs.missing(config_id, column.metric, column.epoch, cell.n_finite))
+        not_run, unmeasured = runs.missing(config_id, column.metric, column.epoch, cell.n_finite)
+        cell = replace(cell, not_run=not_run, unmeasured=unmeasured)
         if column.epoch is not None:
             return cell
         return replace(cell, values=runs.values(config_id, f"{column.metric}/{column.site}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import re
 import unicodedata
@@ -107,7 +107,9 @@ def latex_table(shown: Shown, label: str) -> str:
         for k, row in enumerate(shown.rows)
     ]
     caption = f"{latex_text(shown.caption)}{'' if shown.caption.endswith(('.', '?', '!')) else '.'} {latex_text(shown.note)}"
-    with pd.option_context(*itertools.chain(*STYLER.items())):  # a user's own move no letter
+    with contextlib.ExitStack() as stack:
+        for name, value in STYLER.items():  # a user's own move no letter
+            stack.enter_context(pd.option_context(name, value))
         style = pd.DataFrame(cells, columns=[latex_text(header) for header in shown.headers]).style.hide(axis="index")
         return style.to_latex(
             hrules=True,
