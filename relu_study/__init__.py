@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from relu_study.draws import Draws as Draws
     from relu_study.draws import DrawStudy as DrawStudy
     from relu_study.draws import crossed as crossed
+    from relu_study.fingerprint import data_file as data_file
     from relu_study.frames import load as load
     from relu_study.initializers import initializer as initializer
     from relu_study.networks import network as network
@@ -53,6 +54,7 @@ _HOMES = {
     "study": ("Experiment", "Study", "grid"),
     "draws": ("CellClaim", "CellFigure", "CellTable", "DrawStudy", "Draws", "crossed"),
     "statistics": ("Number", "Theory", "statistic"),
+    "fingerprint": ("data_file",),
     "frames": ("load",),
     "pivot": ("compare", "table"),
     "pictures": ("figure",),

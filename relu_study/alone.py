@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from relu_study import engine, locks, store, tiles
 from relu_study.failures import entry_errors
 from relu_study.frames import runs_csv
-from relu_study.job import manifest_of, prepare
+from relu_study.job import manifest_of, prepare, with_digest
 from relu_study.plan import Tile
 from relu_study.programs import Probing
 from relu_study.registry import UserError, nearest
 from relu_study.runner import message, use_devices
+from relu_study.settings import pinned
 from relu_study.study import Study
 from relu_study.writes import make_ready, write_atomically
 
 
+@pinned()
 def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, probing: Probing) -> str:
     """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
 
@@ -31,6 +34,7 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
         unknown = nearest(run_id, found, f"run of study {study.name} at this size")
         raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
     job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
+    job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         make_ready(out)
     one = found[run_id]

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike
 from relu_study import blocks, cell_report, estimates, functions
 from relu_study.draws import COLUMNS, Block, DrawPlan, Draws, DrawStudy, blocks_of, cell_id
 from relu_study.failures import entry_errors
-from relu_study.job import host, sources
+from relu_study.job import host, sources, store_begun, with_digest
 from relu_study.plan import Shard, part
 from relu_study.registry import UserError, activations, initializers, nearest, statistics
 from relu_study.resuming import Before, held
+from relu_study.settings import pinned
 
 Cell = dict[str, Any]
 Asked = list[tuple[Draws, str, Cell]]  # experiment, label, cell
@@ -38,6 +39,7 @@ class DrawJob:
 
 
 @entry_errors()
+@pinned()
 def prepare_draws(
     study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out", shard: Shard | None = None
 ) -> DrawJob:
@@ -56,6 +58,7 @@ def prepare_draws(
     made = {**host(), "own": sources(_brought(asked))}
     identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
     whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
+    made = with_digest(made) if store_begun(folder) else made
     before = held(study.name, folder, made, estimates.stored_blocks, whole, way_out)
     widths, platform = dict(before.widths), jax.devices()[0].platform
     wanted: dict[tuple[str, int, int], Block] = {}

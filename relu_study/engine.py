@@ -112,7 +112,7 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
-    shared = (step.changed(), tuple(signature), task.box is not None, task.phases)
+    shared = (step.changed(), *_identified(signature), task.box is not None, task.phases)
     name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
     rates = ", ".join(f"{name}={value:g}" for name, value in compiled_rates(spec, signature).items())
@@ -139,6 +139,16 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
         watched=probing.probe_set(signature) + probing.validation(signature),
         sites=len(units),
     )
+
+
+FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # all fields of a Signature in the first cohort names
+
+
+def _identified(signature: Signature) -> tuple[Any, ...]:
+    """What a cohort's name says of a signature: the first fields, and of later ones only other values than their defaults."""
+    default = signature._field_defaults
+    more = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
+    return tuple(getattr(signature, name) for name in FIRST), *([more] if more else [])
 
 
 def starts(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:

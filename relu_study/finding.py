@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,8 @@ from relu_study.registry import UserError, nearest
 if TYPE_CHECKING:
     from relu_study.draws import DrawStudy
     from relu_study.study import Study
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def studies() -> dict[str, Path]:
@@ -37,6 +42,45 @@ def find_study(name: str) -> Path:
     return known[name]
 
 
+_loaded: list[str] = []  # the modules next to the study that was loaded last
+
+
+@contextlib.contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Let a study import the modules next to its file, and only those: equal names next to another study are not mixed up."""
+    for name in _loaded:
+        sys.modules.pop(name, None)
+    _loaded.clear()
+    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    hidden = {n: m for n, m in list(sys.modules.items()) if n.partition(".")[0] in names and _elsewhere(m, folder)}
+    for name in hidden:
+        del sys.modules[name]
+    before, bytecode = set(sys.modules), sys.dont_write_bytecode
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True  # kept bytecode may be stale after an edit within its clock's step
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = bytecode
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+        _loaded.extend(name for name in set(sys.modules) - before if _inside(sys.modules[name], folder))
+        sys.modules.update(hidden)
+
+
+def _inside(module: object, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and Path(file).resolve().is_relative_to(folder)
+
+
+def _elsewhere(module: object, folder: Path) -> bool:
+    """Is a module a user's, from another folder? Installed packages and the running script stay."""
+    file = getattr(module, "__file__", None)
+    user = isinstance(file, str) and not {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return user and not _inside(module, folder) and not Path(str(file)).resolve().is_relative_to(STDLIB)
+
+
 def load_study(path: Path) -> Study | DrawStudy:
     """Run a study file (it is Python, and does what it contains) and take the Study it declares."""
     from relu_study.draws import DrawStudy
@@ -48,7 +92,8 @@ def load_study(path: Path) -> Study | DrawStudy:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
-        module_spec.loader.exec_module(module)
+        with _siblings(path.resolve().parent):
+            module_spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (Exception, SystemExit) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +77,52 @@ def is_provenance(made: Any) -> bool:
     return all(isinstance(made[name], kind) for name, kind in kinds.items() if name in made)
 
 
+UNKNOWN = object()  # an earlier version did not store it: nothing can be compared
+# The value of each newer key in a provenance without it, so that earlier folders stay valid.
+EARLIER = {
+    "measured_every": 1,
+    "histogram_bins": POWERS,
+    "matmul_precision": None,
+    "measured": UNKNOWN,
+    "histograms": UNKNOWN,
+    "digest": UNKNOWN,
+}
+
+
 def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """In words, where the provenance `there` is not that with which numbers are `made`; without any the numbers mix.
 
     Their `width` and `cohort` apart, which differ from tile to tile. An entry of a study's own that is new moves no old number.
     """
-    there = {"measured_every": 1, "histogram_bins": POWERS, **there}  # what an earlier version did
+    there = {**EARLIER, **there}
     made = {"histogram_bins": POWERS, **made}
     differs = [
-        f"{name}: {there.get(name)} there, {value} here"
+        _metrics(there[name], value) if name == "measured" else f"{name}: {there.get(name)} there, {value} here"
         for name, value in made.items()
-        if name != "own" and there.get(name) != value
+        if name != "own" and there.get(name) is not UNKNOWN and there.get(name) != value
     ]
     own = there.get("own", {})
-    return differs + [f"{name} has changed" for name, source in made.get("own", {}).items() if own.get(name, source) != source]
+    found = {name: changed(own[name], source) for name, source in made.get("own", {}).items() if name in own}
+    return differs + [f"{name} has changed{f' ({parts})' if parts else ''}" for name, parts in found.items() if parts is not None]
+
+
+def _metrics(there: Sequence[str], here: Sequence[str]) -> str:
+    new, gone = ([name for name in one if name not in other] for one, other in ((here, there), (there, here)))
+    said = [f"{', '.join(names)} {what}" for names, what in ((new, "only here"), (gone, "only there")) if names]
+    return f"metrics: {'; '.join(said) or 'in another order'}"
+
+
+def changed(there: Any, here: Any) -> str | None:
+    """The changed parts of an entry, None for the same entry; the hash of an earlier version is that of the source text."""
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        now = here.get("source") if isinstance(here, dict) else here
+        return None if there == now or (isinstance(there, dict) and there.get("source") == here) else ""
+    if there.get("whole") == here.get("whole"):
+        return None
+    apart = ("whole", "source", "unverified")
+    parts = [name for name in {**there, **here} if name not in apart and there.get(name) != here.get(name)]
+    inner = [name for name in parts if name != "entry"]
+    return ", ".join(inner[:6]) + (f" and {len(inner) - 6} more" if len(inner) > 6 else "") or "its declaration"
 
 
 def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,15 +12,18 @@ from typing import Any
 
 import jax
 
-from relu_study import bins, engine, locks, probes, store
+from relu_study import bins, engine, estimates, locks, probes, store
 from relu_study.failures import entry_errors
+from relu_study.fingerprint import essence, fingerprint, source_hash
 from relu_study.plan import Plan, Shard, part, plan, seconds
 from relu_study.probes import revivals
 from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
+from relu_study.registry import probes as registered
 from relu_study.report import check
 from relu_study.resuming import Before, held, move_damaged, set_aside
 from relu_study.seals import Damaged
+from relu_study.settings import digest, pinned, processor
 from relu_study.spec import FIELDS, RunSpec
 from relu_study.study import REPORT_EPOCHS, Study
 from relu_study.tasks import METRICS
@@ -44,15 +45,21 @@ class Job:
 
 
 def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
-    """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width."""
+    """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width; the digest comes later."""
+    runs = list({run.but(seed=0): None for run in runs})
     kinds = (
-        ("activation", activations),
-        ("initializer", initializers),
-        ("optimizer", optimizers),
-        ("network", networks),
-        ("task", tasks),
+        ("activation", "activation", activations),
+        ("activation", "output", activations),
+        ("initializer", "initializer", initializers),
+        ("optimizer", "optimizer", optimizers),
+        ("network", "network", networks),
+        ("task", "task", tasks),
     )
-    brought = {f"{kind} {name}": registry[name] for kind, registry in kinds for name in {getattr(run, kind) for run in runs}}
+    brought = {f"{kind} {name}": known[name] for kind, field, known in kinds for name in {getattr(run, field) for run in runs}}
+    measured = [name for name in probes.declared() if probing.metrics is None or name in probing.metrics]
+    brought |= {f"metric {name}": registered[name] for name in measured}
+    of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
+    brought |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}
     return {
         **host(),
         "probe_examples": probing.examples or DEFAULT_EXAMPLES,
@@ -60,6 +67,8 @@ def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]
         "measured_every": probing.every,
         "histogram_bins": bins.LINEAR if probing.linear_bins else bins.POWERS,
         "metrics": None if probing.metrics is None else ", ".join(probing.metrics),
+        "measured": measured,
+        "histograms": probing.histograms,
         "own": sources(brought),
     }
 
@@ -72,21 +81,33 @@ def host() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "device": f"{device.platform}: {device.device_kind}",
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "matmul_precision": jax.config.jax_default_matmul_precision,
     }
 
 
-def sources(entries: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of the source of every entry that a study brings itself: changed, it is another entry."""
-    found = {}
+def sources(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint of every entry that a study brings itself, in parts: changed, it is another entry."""
+    found: dict[str, Any] = {}
     for name, entry in sorted(entries.items()):
         function = function_of(entry)
-        if not str(getattr(function, "__module__", "")).startswith("relu_study."):
-            with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or a partial or callable object: no source
-                found[name] = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+        if not (getattr(function, "__module__", None) or "").startswith("relu_study."):
+            source = source_hash(function)
+            found[name] = {**fingerprint(essence(entry)), **({"source": source} if source else {})}
     return found
 
 
+def with_digest(made: dict[str, Any]) -> dict[str, Any]:
+    """A provenance with the digest of this device's arithmetic."""
+    return {**made, "digest": digest(), "own": made["own"]}
+
+
+def store_begun(folder: Path | None) -> bool:
+    """Does a folder hold raw files, whose provenance has to be compared?"""
+    return folder is not None and bool(store.tile_paths(folder) or estimates.block_paths(folder))
+
+
 @entry_errors()
+@pinned()
 def prepare(
     study: Study,
     folder: Path | None,
@@ -109,6 +130,7 @@ def prepare(
     if folder is not None and store.stored_bins(folder) == bins.POWERS:
         probing = probing._replace(linear_bins=False)  # as an earlier version did: its tiles stay, and new ones go with them
     made = provenance(probing, runs)
+    made = with_digest(made) if store_begun(folder) else made
     before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out)
     widths = dict(before.widths)
     work, machine = _cached(lambda run: engine.describe(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
@@ -197,7 +219,12 @@ def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         **{name: job.declaration[name] for name in ("seeds",) if name in job.declaration},
         "provenance": job.provenance,
         "widths": dict(sorted(job.widths.items())),
-        "device": {"platform": job.plan.platform, "kind": jax.devices()[0].device_kind, "devices": job.plan.devices},
+        "device": {
+            "platform": job.plan.platform,
+            "kind": jax.devices()[0].device_kind,
+            "devices": job.plan.devices,
+            **processor(),
+        },
         "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
         "declaration": job.declaration,
     }

@@ -215,7 +215,10 @@ _RULE = (
 
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {text}" for name, text in value.items())
+        whole = {name: text.get("whole") if isinstance(text, dict) else text for name, text in value.items()}
+        return ", ".join(f"{name} {text}" for name, text in whole.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return "all" if value is None else f"{value}"
 
 

@@ -61,9 +61,19 @@ def held(
     known = stored(folder, damaged)
     if not found and not set(asked) & set(known):
         raise lost
+    _same_metrics(folder, made, manifest, way_out) if known else None
     if not alike(folder, made, manifest["provenance"], known.values(), way_out):
         return Before(damaged=damaged)
     return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
+
+
+def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], way_out: str) -> None:
+    """Refuse metrics that a folder of an earlier version does not have; its tiles and new ones would not go together."""
+    declared = (manifest.get("declaration") or {}).get("metrics")
+    if "measured" in manifest["provenance"] or declared is None:
+        return
+    if new := [name for name in made.get("measured", ()) if name not in declared]:
+        raise UserError(f"{folder} was made without the metric {', '.join(new)}; remove it, or {way_out}")
 
 
 def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
@@ -81,6 +91,9 @@ def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, An
 def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
     """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
     stored = list(stored)
+    doubtful = {name: parts["unverifiable"] for name, parts in made.get("own", {}).items() if "unverifiable" in parts}
+    for name, reason in doubtful.items() if stored else ():
+        raise UserError(f"{folder} cannot be continued: {name} cannot be compared with the stored one ({reason}); {way_out}")
     for there in [first, *stored]:
         differs = differences(made, there)
         if differs and stored:

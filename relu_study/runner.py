@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,13 +24,14 @@ from relu_study.draws import DrawStudy, blocks_of
 from relu_study.events import check_per_seed
 from relu_study.fallback import Narrower
 from relu_study.frames import Results, load
-from relu_study.job import Job, begin, prepare
+from relu_study.job import Job, begin, prepare, with_digest
 from relu_study.live import Live
 from relu_study.plan import Shard, Tile, shard_of
 from relu_study.programs import Probing
 from relu_study.progress import Watcher
 from relu_study.registry import UserError
 from relu_study.report import derive
+from relu_study.settings import pinned
 from relu_study.streams import numpy_defaults
 from relu_study.study import Study
 from relu_study.writes import check_there, make_ready
@@ -116,6 +118,7 @@ def run(  # type: ignore[misc]  # `settings` are its own
         return results
 
 
+@pinned()
 def carry_out(
     study: Study,
     folder: Path,
@@ -134,6 +137,7 @@ def carry_out(
     """
     with locks.hold(folder, shard):
         job = prepare(study, folder, probing, shard=shard)
+        job = replace(job, provenance=with_digest(job.provenance))
         if per_seed:
             check_per_seed(job.declaration)
         locks.clear(folder, shard)
@@ -143,6 +147,7 @@ def carry_out(
             watcher.say(line)
 
 
+@pinned()
 def carry_out_draws(
     study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any], shard: Shard | None = None
 ) -> None:
@@ -152,6 +157,7 @@ def carry_out_draws(
     """
     with locks.hold(folder, shard):
         job = prepare_draws(study, folder, shard=shard)
+        job = replace(job, provenance=with_digest(job.provenance))
         locks.clear(folder, shard)
         make_ready(folder)
         draw(job, folder, watcher, about)
