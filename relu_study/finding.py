@@ -52,6 +52,7 @@ def _siblings(folder: Path) -> Iterator[None]:
         sys.modules.pop(name, None)
     _loaded.clear()
     names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    names -= {"__main__", "relu_study"}
     hidden = {n: m for n, m in list(sys.modules.items()) if n.partition(".")[0] in names and _elsewhere(m, folder)}
     for name in hidden:
         del sys.modules[name]
@@ -65,7 +66,7 @@ def _siblings(folder: Path) -> Iterator[None]:
         sys.dont_write_bytecode = bytecode
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
-        _loaded.extend(name for name in set(sys.modules) - before if _inside(sys.modules[name], folder))
+        _loaded.extend(n for n in set(sys.modules) - before if n.partition(".")[0] in names and _inside(sys.modules[n], folder))
         sys.modules.update(hidden)
 
 

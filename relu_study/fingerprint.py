@@ -77,7 +77,15 @@ def fingerprint(entry: Any) -> dict[str, str]:
     """The parts that an entry depends on, each with the hash of its own content; equal for equal definitions in any process."""
     reader = _Reader()
     reader.parts["entry"] = ""
-    reader.parts["entry"] = _hashed(reader.read(entry))
+    try:
+        said = reader.read(entry)
+    except UserError:
+        raise
+    except Exception as error:  # an object of a user's may raise anything when it is read
+        return {"unverifiable": f"{type(error).__name__} while it is read"}
+    if said.startswith("unverified"):
+        return {"unverifiable": f"{type(entry).__qualname__} has neither code nor state"}
+    reader.parts["entry"] = _hashed(said)
     parts = {**reader.parts, "whole": _hashed(repr(sorted(reader.parts.items())))}
     return parts | ({"unverified": ", ".join(sorted(reader.unverified))} if reader.unverified else {})
 

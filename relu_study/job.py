@@ -233,6 +233,9 @@ def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
 def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a Job or DrawJob, with the time that was spent before; shards that do not go together are refused."""
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
+    for name, parts in job.provenance["own"].items():
+        if "unverifiable" in parts:
+            say(f"{name} cannot be compared with a later one ({parts['unverifiable']}): {folder} cannot be continued")
     with locks.gate(folder):
         move_damaged(folder, job.before.damaged, say)
         set_aside(folder, say)
