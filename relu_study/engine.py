@@ -124,7 +124,8 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
                 "-".join(map(str, widths)),
                 spec.activation,
                 *extras,
-                spec.optimizer + rates,
+                spec.optimizer,
+                *([f"(compiled for {rates})"] if rates else []),
                 f"batch {spec.batch_size}",
             ]
         ),

@@ -56,7 +56,8 @@ def entry_errors() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        place = "" if lacking(error) else _place(error) or _callback(error)
+        from_xla = type(error).__name__ == "JaxRuntimeError"
+        place = "" if lacking(error) else _callback(error) if from_xla else _place(error)
         if not place:
             raise
         raise UserError(f"a study's own code raises {_summary(error)}{place}; correct it there{WHOLE}") from error

@@ -122,7 +122,7 @@ def view(*words: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_view_starts_tensorboard_and_passes_on_its_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     assert view("sweep", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr()
-    assert said.out == "http://127.0.0.1:7007/\n" and said.err == SAID[0] + SAID[2]
+    assert said.out == "http://127.0.0.1:7007/\n" and said.err == SAID[2]  # a remark before it listens is dropped
     assert view("sweep", "--port", "7007", "--host", "0.0.0.0", monkeypatch=monkeypatch) == 0
     tensorboard = [sys.executable, "-m", "tensorboard.main", "--logdir", str(Path("sweep/tensorboard"))]
     assert opened == [
