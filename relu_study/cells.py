@@ -16,9 +16,17 @@ from relu_study.comparisons import holm, two_sided
 from relu_study.frames import PROPORTIONS
 from relu_study.identity import LOSSES, STORED
 from relu_study.typeset import BETTER, NEAR, WORSE, measured
+from relu_study.wording import count
 
 SIGNIFICANT = 0.05
 VERSUS = {"better": BETTER, "worse": WORSE}
+UNDEFINED = {  # why a finite run has no value of a metric
+    "certified_dead_fraction": "no box, bound or flat piece",
+    "certified_revived_fraction": "no box, bound or flat piece",
+    "certified_always_on_fraction": "no box, bound or identity piece",
+    "always_on_fraction": "no identity piece",
+    "saturated_fraction": "no smooth activation",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Cell:
 
     `defined`: there could be one. `values` has a number for each seed, NaN where its run has none; None where only the summary
     is known, so that nothing can be compared. Of the runs without a value `not_run` are not stored and `unmeasured` are stored
-    and finite; the others are nonfinite.
+    and finite; the others are nonfinite. `reason` says why there can be no value, where `defined` is false or no run is wanted.
     """
 
     mean: float
@@ -39,16 +47,12 @@ class Cell:
     values: Float[np.ndarray, " seeds"] | None = None
     not_run: int = 0
     unmeasured: int = 0
+    reason: str = ""
 
     @property
     def count(self) -> str:
         """How many runs the mean is of, where it is not all of them, and why: "n=15/400 (1 nonfinite, 384 not run)"."""
-        if not self.defined or self.n_finite >= self.n:
-            return ""
-        nonfinite = self.n - self.n_finite - self.not_run - self.unmeasured
-        reasons = {"nonfinite": nonfinite, "not run": self.not_run, "not measured": self.unmeasured}
-        why = ", ".join(f"{runs} {reason}" for reason, runs in reasons.items() if runs)
-        return f"n={self.n_finite}/{self.n}" + (f" ({why})" if nonfinite < self.n - self.n_finite else "")
+        return count(self.n_finite, self.n, self.not_run, self.unmeasured) if self.defined else ""
 
     @property
     def whole(self) -> bool:
@@ -59,11 +63,13 @@ class Cell:
 class Runs:
     """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted.
 
-    `epoch`: that of the metrics in the frame, where it is not each run's last.
+    `epoch`: that of the metrics in the frame, where it is not each run's last. `reasons`: do empty cells name their reason?
     """
 
-    def __init__(self, frame: pd.DataFrame, kept: np.ndarray | None = None, epoch: float | None = None) -> None:
-        self.frame = frame
+    def __init__(
+        self, frame: pd.DataFrame, kept: np.ndarray | None = None, epoch: float | None = None, reasons: bool = True
+    ) -> None:
+        self.frame, self.reasons = frame, reasons
         codes, names = pd.factorize(frame["config_id"])
         self.row = {str(name): i for i, name in enumerate(names)}
         seeds = frame["seed"].to_numpy()
@@ -88,7 +94,7 @@ class Runs:
     def missing(self, config_id: str, metric: str, epoch: float | None, n_finite: int) -> tuple[int, int]:
         """How many runs of a configuration are not stored, and how many are finite without a value at an epoch (None: the last).
 
-        A loss is measured in every stored run, so that one without a value is nonfinite.
+        A loss is measured in every stored run, so that one without a value is nonfinite; so is a run without a validation loss.
         """
         if config_id not in self.row:
             return 0, 0
@@ -96,7 +102,29 @@ class Runs:
         stored = self.stored[row] & self.wanted[row]
         bad = stored & (np.isfinite(self.first_bad[row]) if epoch is None else self.first_bad[row] <= epoch)
         unmeasured = 0 if metric in LOSSES else max(int(stored.sum() - bad.sum()) - n_finite, 0)
+        if unmeasured and f"{metric}/all" in self.frame and "val_loss/all" in self.frame:
+            empty = np.isnan(self.values(config_id, f"{metric}/all")) & np.isnan(self.values(config_id, "val_loss/all"))
+            unmeasured = max(unmeasured - int((stored & ~bad & empty).sum()), 0)
         return int(self.wanted[row].sum() - stored.sum()), unmeasured
+
+    def reason(self, config_id: str, metric: str, site: str, epoch: float | None) -> str:
+        """Why a configuration has no value of a metric at a site and epoch although its runs are finite."""
+        if not self.reasons:
+            return ""
+        if config_id not in self.row:
+            return "no such configuration"
+        if not self.wanted[self.row[config_id]].any():
+            return "no such run"
+        at_site = [name for name in self.frame.columns if name.endswith(f"/{site}")]
+        if (
+            site != "all"
+            and self.alive[self.row[config_id]]
+            and self.frame.loc[self.place[0] == self.row[config_id], at_site].isna().all(axis=None)
+        ):
+            return f"no {site}"
+        if metric == "update_norm" and epoch == 0:
+            return "no step yet"
+        return UNDEFINED.get(metric, "not measured")
 
     def values(self, config_id: str, name: str) -> Float[np.ndarray, " seeds"]:
         """The last value of `metric/site` of each seed's run, NaN where there is none."""
@@ -111,7 +139,8 @@ class Runs:
     def cell(self, config_id: str, metric: str, site: str) -> Cell:
         """The runs of a configuration in numbers: mean, and its t interval, or Wilson's for a share of runs."""
         if config_id not in self.row:
-            return Cell(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan))
+            reason = self.reason(config_id, metric, site, self.epoch)
+            return Cell(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan), reason=reason)
         row = self.row[config_id]
         values = self.values(config_id, f"{metric}/{site}")
         found = stats.summarise(values[self.wanted[row]])
@@ -120,7 +149,9 @@ class Runs:
             lo, hi = stats.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
         missing = self.missing(config_id, metric, self.epoch, k)
-        return Cell(float(found["mean"]), float(lo), float(hi), int(self.wanted[row].sum()), k, defined, values, *missing)
+        n = int(self.wanted[row].sum())
+        reason = "" if defined and n else self.reason(config_id, metric, site, self.epoch)
+        return Cell(float(found["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
 
 
 class Summary:
@@ -223,15 +254,18 @@ def _versus(group: Group, i: int, p: float) -> str:
 
 
 def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
-    """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing."""
-    count = f" {cell.count}" if "(" in cell.count else f" ({cell.count})" if cell.count else ""
+    """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing.
+
+    A cell without a value is "-" with its reason.
+    """
+    missing = f" {cell.count}" if "(" in cell.count else f" ({cell.count})" if cell.count else ""
     if cell.n_finite == 0:
-        return f"-{count}"
+        return f"- ({cell.reason})" if cell.reason else f"-{missing}"
     signs = (NEAR if mark.near else "") + VERSUS.get(mark.versus, "")
     signs = f" {signs}" if signs else ""
     if metric in PROPORTIONS:
-        return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{count}"
-    return measured(cell.mean, (cell.hi - cell.lo) / 2) + signs + count
+        return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{missing}"
+    return measured(cell.mean, (cell.hi - cell.lo) / 2) + signs + missing
 
 
 def over_seeds(cells: Collection[Cell]) -> str:

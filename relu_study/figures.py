@@ -41,7 +41,7 @@ class Numbers:
     """What figures are made of: the frames of summary.csv and survival.csv, the rows of verdicts.csv, the runs themselves.
 
     Curves need every epoch in `summary`; `depth` needs the values of `configurations` at the epoch shown, and histograms need
-    their histograms.
+    their histograms. Without `configurations` a count cannot tell runs that are not run from nonfinite ones.
     """
 
     summary: pd.DataFrame
@@ -110,10 +110,11 @@ def arranged(
 ) -> Callable[[], drawing.Figure] | None:
     """What draws a figure, with `note` below it; None where there is nothing to draw."""
     if figure["kind"] == "forest":
-        effects = _effects([row for row in numbers.verdicts if row["claim"] in figure["claims"]], declaration)
+        asked = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
+        effects = _effects(asked, declaration, numbers.configurations)
         return partial(forests.forest, effects, note) if effects else None
     if figure["kind"] == "map":
-        return panels.map_over(figure, declaration, numbers.summary, note)
+        return panels.map_over(figure, declaration, numbers.summary, _not_run(numbers), note)
     if figure["kind"] in ("depth", "histograms"):
         arrange = panels.depth if figure["kind"] == "depth" else panels.histograms
         return arrange(figure, declaration, numbers.configurations, note)
@@ -145,7 +146,10 @@ def _lines(
             empty.append(at_site(*name.split("/")))
     if not rows:
         return None
-    empty += [arm for arm in arms if not any(arm in cell for row in rows for cell in row.cells)]
+    absent = [arm for arm in arms if not any(arm in cell for row in rows for cell in row.cells)]
+    stored = numbers.configurations
+    unrun = {arm for arm in absent if stored and not any(ids.get(arm) in stored for ids in columns.values())}
+    empty += [f"{arm} (not run)" if arm in unrun else arm for arm in absent]
     titles = [panels.title(target, declaration) for target in columns]
     kind = "share and its 95 % band over" if survival else "mean and 95 % interval over"
     notes = "\n".join(filter(None, [note, f"no values: {', '.join(empty)}" if empty else ""]))
@@ -153,7 +157,7 @@ def _lines(
 
 
 def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[tuple[str, str], Band]:
-    counts = _counts(numbers.summary)
+    counts, not_run = _counts(numbers), _not_run(numbers)
     rows = numbers.summary[numbers.summary["metric"].isin(metrics) & numbers.summary["config_id"].isin(shown)]
     cells = rows.groupby(["config_id", "metric", "site"], sort=False)
     bands = {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite", counts) for (c, m, s), cell in cells}
@@ -161,21 +165,30 @@ def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[
         if metric in LOSSES:  # it may have gone nonfinite in runs that are finite
             finite, wanted = cell.sort_values("epoch")[["n_finite", "n"]].iloc[-1]
             name = str(config_id), f"{metric}/{site}"
-            bands[name] = replace(bands[name], count=count(int(finite), int(wanted)))
+            bands[name] = replace(bands[name], count=count(int(finite), int(wanted), not_run.get(name[0], 0)))
     return bands
 
 
 def _survival_bands(numbers: Numbers, shown: set[str]) -> dict[tuple[str, str], Band]:
-    counts = _counts(numbers.summary)
+    counts = _counts(numbers)
     cells = numbers.survival[numbers.survival["config_id"].isin(shown)].groupby(["config_id", "site"], sort=False)
     return {(str(c), f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs", counts) for (c, s), cell in cells}
 
 
-def _counts(summary: pd.DataFrame) -> dict[str, str]:
+def _not_run(numbers: Numbers) -> dict[str, int]:
+    """config_id -> runs that are not stored."""
+    return {config_id: c.wanted - len(c.run_ids) for config_id, c in numbers.configurations.items()}
+
+
+def _counts(numbers: Numbers) -> dict[str, str]:
     """config_id -> "n=31/32" where not all runs are finite at the end."""
+    summary, not_run = numbers.summary, _not_run(numbers)
     last = summary[summary["epoch"] == summary.groupby("config_id")["epoch"].transform("max")]
     found = last.groupby("config_id")[["n_finite", "n"]].max()
-    return {str(c): count(int(alive), int(n)) for c, (alive, n) in zip(found.index, found.to_numpy(), strict=True)}
+    return {
+        str(c): count(int(alive), int(n), not_run.get(str(c), 0))
+        for c, (alive, n) in zip(found.index, found.to_numpy(), strict=True)
+    }
 
 
 def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str, counts: Mapping[str, str]) -> Band:
@@ -200,7 +213,9 @@ def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: Mapping[st
 # ---------------------------------------------------------------------------------------- forests
 
 
-def _effects(rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any]) -> list[Effect]:
+def _effects(
+    rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]
+) -> list[Effect]:
     rows = [row for row in rows if row["contrast"] != "overall"]
     several = len({row["claim"] for row in rows}) > 1
     return [
@@ -213,20 +228,26 @@ def _effects(rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any]) 
             hi=_number(row["ci_hi"]),
             claimed=_claimed(row["direction"], _number(row["margin"])),
             verdict=row["verdict"],
-            count=count(int(row["n"]), _wanted(row, declaration)),
+            count=_pairs(row, declaration, stored),
         )
         for row in rows
     ]
 
 
-def _wanted(row: Mapping[str, Any], declaration: Mapping[str, Any]) -> int:
-    """How many seeds a row could compare: those of that of its arms which has fewest. Its contrast names the arms."""
+def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]) -> str:
+    """How many seeds a row compares, where it is not all that it could: those of that of its arms which has fewest.
+
+    A seed counts as not run where an arm lacks its run, and as nonfinite without `stored`. The contrast names the arms.
+    """
     seeds = seeds_of(declaration)
-    of = {(entry["arm"], entry["spec"]["target"]): seeds[entry["config_id"]] for entry in declaration["configurations"]}
+    of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
     asked = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
     named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer
     arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
-    return min((of.get((arm, row["target"]), declaration["seeds"]) for arm in arms), default=declaration["seeds"])
+    ids = [of[arm, row["target"]] for arm in arms if (arm, row["target"]) in of]
+    wanted, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])
+    run = set(range(wanted)).intersection(*(stored[i].seeds.tolist() if i in stored else () for i in ids))
+    return count(n, wanted, min(wanted - len(run), wanted - n) if stored else 0)
 
 
 def _arms(claim: Mapping[str, Any]) -> list[str]:

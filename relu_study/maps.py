@@ -27,6 +27,8 @@ Factor = tuple[str, Sequence[str]]  # its name with its unit, and its values
 class Board:
     """A number over two factors: `values[i, j]` at `rows[i]`, `cols[j]`, and `counts`, "n=31/32" where runs are lost.
 
+    A count with reasons in brackets has several lines.
+
     `known` says where there is such a configuration; a value that is NaN there is not defined, or no run has one.
     """
 
@@ -57,7 +59,10 @@ def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: F
     one = all(group.shared for group in groups)  # a scale of colours for them all, or one beside each map
     room = WIDTH - side - 0.5 - (SCALE if one else 0)
     upright = foot > CELL - 0.1 and len(along) * (foot + 0.1) > WIDTH - side - 0.5 - SCALE  # long names would meet
-    wide = len(along) * (CELL if upright else max(CELL, foot + 0.1)) + 0.15 + (0 if one else SCALE)
+    counts = {text for group in groups for board in group.cells.values() for texts in board.counts for text in texts if text}
+    reasons = [text.split("\n") for text in counts if "(" in text]
+    least = max([CELL, *(LETTER * len(part) + 0.05 for text in reasons for part in text)])
+    wide = len(along) * (least if upright else max(least, foot + 0.1)) + 0.15 + (0 if one else SCALE)
     across = max(1, min(len(columns), int(room / wide)))
     panels = sheet(columns, [{} for _ in groups], across)
     marks: dict[str, dict[str, Any]] = {}
@@ -73,8 +78,8 @@ def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: F
     assert isinstance(picture, Figure)
     handles = [Patch(label=name, **look) for name, look in marks.items()]
     legend = legend_below(picture, handles, "", note) if handles or note else 0.0
-    counted = any(text for group in groups for board in group.cells.values() for texts in board.counts for text in texts)
-    tall = max(1.4, sum(max(0.4 if counted else 0.3, 0.14 * name.count("\n") + 0.2) for name in down)) + 0.3
+    room_for = max([0.4 if counts else 0.3, *(0.13 * (len(text) + 1) + 0.1 for text in reasons)])
+    tall = max(1.4, sum(max(room_for, 0.14 * name.count("\n") + 0.2) for name in down)) + 0.3
     height = sum(lines(line) for line in panels) * tall + (foot if upright else 0.15) + 0.25 + legend
     picture.set_size_inches(max(WIDTH, WIDTH - room + across * wide), height)
     return picture

@@ -92,8 +92,16 @@ def _size(declaration: dict[str, Any], runs: pd.DataFrame) -> str:
     several = "s" if runs["target"].nunique() > 1 else ""
     return (
         f"{len(runs):,} runs of {runs['config_id'].nunique():,} configurations with {declaration['seeds']:,} seeds each, "
-        f"on the target{several} {markdown_text(targets)}: {status}. {_probed(runs)}"
+        f"on the target{several} {markdown_text(targets)}: {status}. {_lost_losses(runs)}{_probed(runs)}"
     )
+
+
+def _lost_losses(runs: pd.DataFrame) -> str:
+    """How many finite runs have a nonfinite validation loss, as a sentence; nothing where there are none."""
+    if "val_loss/all" not in runs:
+        return ""
+    lost = int((runs["val_loss/all"].isna() & (runs["status"] == "ok")).sum())
+    return f"In {lost:,} of the ok runs the validation loss went nonfinite. " if lost else ""
 
 
 def _probed(runs: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ def depth(
 ) -> Draw | None:
     """Fans over the sites; None where no run has a value at the epochs asked for."""
     arms, columns = layout(figure, declaration)
-    groups = []
+    groups, seeds = [], seeds_of(declaration)
     sites: dict[str, list[str]] = {}
     for name in expanded(figure, declaration):
         sites.setdefault(name.partition("/")[0], []).append(name)
@@ -102,12 +103,13 @@ def depth(
         is_size = about.get("low") == 0 and about.get("high") is None  # a norm, which spans orders of magnitude
         for target, ids in columns.items():
             for epoch in figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]:
-                cells = {arm: _fan(stored[ids[arm]], names, epoch) for arm in arms if ids.get(arm) in stored}
+                cells = {arm: _fan(stored.get(ids[arm]), seeds[ids[arm]], names, epoch) for arm in arms if arm in ids}
                 found = {arm: fan for arm, fan in cells.items() if fan is not None}
                 where = ", ".join(filter(None, [title(target, declaration), at_epoch(epoch)]))
                 label = f"{stacked(words(metric) + unit(metric, about))}\n{stacked(where)}"
-                if is_share(metric) and found:
-                    label += f"\n{stacked(probe_set({stored[ids[arm]].probe_examples for arm in found}))}"
+                sizes = {stored[ids[arm]].probe_examples for arm in found if ids[arm] in stored}
+                if is_share(metric) and sizes:
+                    label += f"\n{stacked(probe_set(sizes))}"
                 log = (is_size or figure["log"]) and not is_share(metric)
                 scale = metric if about.get("high") is not None else f"{metric} on {target}"  # a norm is that of its own target
                 groups.append(fans.Fans(label, scale, found, log))
@@ -116,17 +118,21 @@ def depth(
     return partial(fans.fans, groups, arms, note)
 
 
-def _fan(c: Configuration, names: Sequence[str], epoch: Any) -> fans.Fan | None:
+def _fan(c: Configuration | None, seeds: int, names: Sequence[str], epoch: Any) -> fans.Fan | None:
+    nothing = np.full((len(fans.QUANTILES), 1), np.nan)
+    if c is None:
+        return fans.Fan(nothing, 0, count(0, seeds, seeds))
     at = len(c.epochs) - 1 if epoch == "last" else int(np.argmin(np.abs(c.epochs - float(epoch))))
     if epoch != "last" and c.epochs[at] != float(epoch):
         return None
     has = [name for name in names if name in c.values and np.isfinite(c.values[name]).any()]
     if not has:
-        return fans.Fan(np.full((len(fans.QUANTILES), 1), np.nan), 0, count(0, c.wanted)) if not _alive(c) else None
+        return fans.Fan(nothing, 0, count(0, c.wanted, c.wanted - len(c.run_ids))) if not _alive(c) else None
     values = np.stack([c.values[name][:, at].astype(float) for name in has], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
-    quantiles = np.quantile(values, fans.QUANTILES, axis=0) if len(values) else np.full((len(fans.QUANTILES), 1), np.nan)
-    return fans.Fan(quantiles, len(values), count(len(values), c.wanted))
+    quantiles = np.quantile(values, fans.QUANTILES, axis=0) if len(values) else nothing
+    unmeasured = max(int((~(c.first_bad_epoch <= c.epochs[at])).sum()) - len(values), 0)
+    return fans.Fan(quantiles, len(values), count(len(values), c.wanted, c.wanted - len(c.run_ids), unmeasured))
 
 
 def _alive(c: Configuration) -> int:
@@ -157,17 +163,21 @@ def _spread(c: Configuration, name: str) -> spreads.Spread:
     counts = c.histograms[name].astype(float)
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    return spreads.Spread(c.epochs.astype(float), shares, len(c.run_ids), count(_alive(c), c.wanted), c.bins.get(name))
+    return spreads.Spread(
+        c.epochs.astype(float), shares, len(c.run_ids), count(_alive(c), c.wanted, c.wanted - len(c.run_ids)), c.bins.get(name)
+    )
 
 
 # ---------------------------------------------------------------------------------------- maps
 
 
-def map_over(figure: Mapping[str, Any], declaration: Mapping[str, Any], summary: pd.DataFrame, note: str) -> Draw | None:
+def map_over(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], summary: pd.DataFrame, not_run: Mapping[str, int], note: str
+) -> Draw | None:
     """Maps over two factors, one for each target; every other factor is held at its most common value, and it is said at which.
 
     Where `arm` is one factor and a swept field the other, arms that differ in that field alone are one, named by the words
-    that their labels share. None where no cell has a value.
+    that their labels share. `not_run` counts the runs of each configuration that are not stored. None where no cell has a value.
     """
     entries, held = kept(figure, declaration)
     rows, cols = figure["rows"], figure["cols"]
@@ -185,8 +195,8 @@ def map_over(figure: Mapping[str, Any], declaration: Mapping[str, Any], summary:
         boards = {}
         for target in targets:
             cells = {
-                (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): known.cell(
-                    entry["config_id"], metric, site, epoch
+                (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): _lost(
+                    known.cell(entry["config_id"], metric, site, epoch), entry["config_id"], not_run
                 )
                 for i, entry in enumerate(entries)
                 if not by_target or entry["spec"]["target"] == target
@@ -202,6 +212,11 @@ def map_over(figure: Mapping[str, Any], declaration: Mapping[str, Any], summary:
     notes = "\n".join(filter(None, [note, f"held: {at}" if at else ""]))
     axes = [(factor(way), [selection.shown(value) for value in values[way]]) for way in (rows, cols)]
     return partial(maps.maps, groups, list(groups[0].cells), axes[0], axes[1], notes)
+
+
+def _lost(cell: Cell, config_id: str, not_run: Mapping[str, int]) -> Cell:
+    """A cell that tells runs that are not run from nonfinite ones; `not_run` lacks configurations without a stored run."""
+    return replace(cell, not_run=not_run.get(config_id, cell.n)) if not_run else cell
 
 
 def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
@@ -238,7 +253,7 @@ def _board(cells: Mapping[tuple[int, int], Cell], shape: tuple[int, int]) -> map
     for (i, j), cell in cells.items():
         known[i, j] = True
         # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
-        values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), count(cell.n_finite, cell.n) if cell.defined else ""
+        values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), cell.count.replace(" (", "\n(").replace(", ", ",\n")
     return maps.Board(values, known, counts)
 
 

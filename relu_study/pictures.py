@@ -169,7 +169,7 @@ def _numbers(
     manifest = {**whole, "declaration": some}
     kind, of_runs = asked["kind"], [c for c in conditions if not c.of_configurations]
     if kind == "forest":
-        return _verdicts(folder, manifest, conditions)
+        return _verdicts(folder, whole, manifest, conditions)
     raw = bool(tile_paths(folder))
     runs = None
     if of_runs:
@@ -204,7 +204,9 @@ def _from_files(
     folder: Path, whole: dict[str, Any], some: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]
 ) -> Numbers:
     manifest = {**whole, "declaration": some}
-    needed = NEEDED[asked["kind"]]
+    needed = dict.fromkeys(NEEDED[asked["kind"]])
+    if (folder / "runs.csv").is_file():  # it tells runs that are not run from nonfinite ones
+        needed["runs"] = None
     read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
     if needs := lacking(asked, found, folder):
@@ -218,15 +220,16 @@ def _from_files(
     )
 
 
-def _verdicts(folder: Path, manifest: dict[str, Any], conditions: Sequence[Condition]) -> Numbers:
+def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> Numbers:
     for condition in conditions:
         if condition.name != "target":
             raise UserError(f"a forest shows verdicts on all runs; {condition.name} cannot restrict it, target can")
     rows = read_csv(folder / "verdicts.csv", TEXTS)
     targets = {entry["spec"]["target"] for entry in manifest["declaration"]["configurations"]}
     rows = rows[rows["target"].isin(targets) | (rows["target"] == "")]
+    stored = last_epochs(read_runs(folder, whole)) if (folder / "runs.csv").is_file() else {}
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
-    return Numbers(summary_frame({}, manifest), survival_frame({}), records)
+    return Numbers(summary_frame({}, manifest), survival_frame({}), records, stored)
 
 
 def _empty(asked: Mapping[str, Any], numbers: Numbers) -> str:

@@ -225,7 +225,7 @@ def _of_summary(
     summary = read_csv(folder / "summary.csv")
     _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
     look = in_summary(Summary(summary, {column.metric for column in asked.columns}, seeds), Runs(last))
-    nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False)
+    nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 
 
@@ -290,7 +290,6 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
     held = [f"{words(name)} {shown(value)}" for name, value in grid.held.items()]
     how, *said = legend(marked, cells, metrics, f"over n = {over_seeds(cells)}", "column")
     sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
-    missing = len(grid.configs) < len(grid.rows) * len(grid.cols)
     texts = [
         how,
         "After the last epoch." if asked.epoch is None else f"After epoch {asked.epoch:g}.",
@@ -299,7 +298,6 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
         *said,
         "Nothing is compared: the runs at this epoch are not here." if all(cell.values is None for cell in cells) else "",
         "†: the baseline." if grid.baseline is not None else "",
-        "-: no such configuration, or no such number." if missing or any(not cell.defined for cell in cells) else "",
         f"Held fixed: {', '.join(held)}." if held else "",
         f"Runs with {' and '.join(asked.where)}." if asked.where else "",
     ]

@@ -88,7 +88,9 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     plain = [table for table in declaration["tables"] if "events" not in table]
     asked = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
     known = Summary(summary, asked, seeds_of(declaration))
-    look, probed = in_summary(known, Runs(runs)), known.probe_examples
+    # Committed tables of folders without a list of measured metrics keep their bytes.
+    reasons = "measured" in manifest["provenance"]
+    look, probed = in_summary(known, Runs(runs, reasons=reasons)), known.probe_examples
     for table in declaration["tables"]:
         if "events" in table:
             if texts := counts.counted(table, declaration, runs, summary):
@@ -105,7 +107,9 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
                 tuned,
             )
             for target, arm, config_id, tuned, cell in (
-                _tuned(table, declaration, runs) if table["tune"] else ((*row, "", look) for row in _rows(table, declaration))
+                _tuned(table, declaration, runs, reasons)
+                if table["tune"]
+                else ((*row, "", look) for row in _rows(table, declaration))
             )
         ]
         if lines:
@@ -158,6 +162,10 @@ def in_summary(summary: Summary, runs: Runs) -> Lookup:
         cell = summary.cell(config_id, column.metric, column.site, column.epoch)
         not_run, unmeasured = runs.missing(config_id, column.metric, column.epoch, cell.n_finite)
         cell = replace(cell, not_run=not_run, unmeasured=unmeasured)
+        if not cell.defined and column.epoch is not None and (config_id, column.epoch) not in summary.alive:
+            cell = replace(cell, reason=f"no epoch {column.epoch:g}" if runs.reasons else "")
+        elif not cell.defined:
+            cell = replace(cell, reason=runs.reason(config_id, column.metric, column.site, column.epoch))
         if column.epoch is not None:
             return cell
         return replace(cell, values=runs.values(config_id, f"{column.metric}/{column.site}"))
@@ -165,7 +173,9 @@ def in_summary(summary: Summary, runs: Runs) -> Lookup:
     return look
 
 
-def _tuned(table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame) -> Iterable[tuple[str, str, str, Any, Lookup]]:
+def _tuned(
+    table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame, reasons: bool
+) -> Iterable[tuple[str, str, str, Any, Lookup]]:
     """One row for the arms that differ in the tuned field alone: the value that is best on even seeds, seen on odd ones."""
     specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
     groups: dict[tuple[str, str], dict[str, str]] = {}
@@ -173,7 +183,7 @@ def _tuned(table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFram
         rest = str({**specs[config_id], table["tune"]: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
-    unseen = Runs(runs, (runs["seed"] % 2 == 1).to_numpy())
+    unseen = Runs(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons)
     for (target, _), arms in groups.items():
         tried = list(arms)
         parts = [by_config[config_id] for config_id in tried]

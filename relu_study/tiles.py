@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from relu_study import engine, entries
 from relu_study.probes import revivals
 from relu_study.programs import Data, Probing, State, Weights, ranges, site_units, steps_per_epoch
-from relu_study.registry import UserError, ours, tasks
+from relu_study.registry import UserError, ours, probes, tasks
 from relu_study.spec import KNOBS, RunSpec
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
@@ -214,6 +214,15 @@ def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.nda
             )
 
 
+def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
+    """The epochs from the first value on that is no finite number."""
+    return ~np.logical_and.accumulate(np.isfinite(values), axis=1)
+
+
+def _reads_validation(metric: str) -> bool:
+    return metric in probes and "val_loss" in probes[metric].needs
+
+
 def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
     """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
     n = len(pending.runs)
@@ -239,12 +248,17 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
-        if name in ("metric:train_loss/all", "metric:val_loss/all"):  # a loss that is no number stays so, as a run does
-            values[~np.logical_and.accumulate(np.isfinite(values), axis=1)] = np.nan
+        if name == "metric:train_loss/all":  # a loss that is no number stays so, as a run does
+            values[_lost(values)] = np.nan
         if name.startswith("histogram:"):
             values[bad] = 0
         if name.startswith("metric:update_norm/"):
             values[:, pending.epochs == 0] = np.nan
+    if "metric:val_loss/all" in tile:  # the run stays finite, and so do its metrics of the probe set
+        lost = _lost(tile["metric:val_loss/all"])
+        for name, values in tile.items():
+            if name.startswith("metric:") and _reads_validation(name.removeprefix("metric:").partition("/")[0]):
+                values[lost] = np.nan
     first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
     tile |= {
         "epoch": pending.epochs,

@@ -64,6 +64,13 @@ def at_epoch(epoch: Any) -> str:
     return "last epoch" if epoch == "last" else f"epoch {float(epoch):g}"
 
 
-def count(finite: int, wanted: int) -> str:
-    """How many runs a number is of, where it is not all of them: "n=31/32"."""
-    return f"n={finite}/{wanted}" if finite < wanted else ""
+def count(finite: int, wanted: int, not_run: int = 0, unmeasured: int = 0) -> str:
+    """How many runs a number is of, where it is not all of them, and why: "n=15/400 (1 nonfinite, 384 not run)".
+
+    Runs without a value that are neither `not_run` nor `unmeasured` are nonfinite. "n=31/32": one run is nonfinite.
+    """
+    if finite >= wanted:
+        return ""
+    reasons = {"nonfinite": wanted - finite - not_run - unmeasured, "not run": not_run, "not measured": unmeasured}
+    why = ", ".join(f"{runs} {reason}" for reason, runs in reasons.items() if runs)
+    return f"n={finite}/{wanted}" + (f" ({why})" if not_run or unmeasured else "")

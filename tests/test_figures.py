@@ -137,7 +137,7 @@ def test_a_metric_at_each_site_is_a_row_for_each_site_that_has_values() -> None:
     np.testing.assert_allclose(line_of(made[0], 3, "baseline").get_ydata(), values.mean(0, dtype=float), rtol=1e-8)
 
 
-def test_runs_that_are_not_stored_are_counted_as_lost() -> None:
+def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
     manifest, configurations, _ = planted()
     few = {config_id: replace(c, wanted=32) for config_id, c in configurations.items()}
     shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
@@ -149,6 +149,34 @@ def test_runs_that_are_not_stored_are_counted_as_lost() -> None:
         "lecun_normal (n=8/32)",
     ]
     assert labels(survival)[0] == "baseline (n=8/32)"
+    known = replace(of, configurations=few)
+    curves, survival = pictures(*shown, of=known)
+    assert [text.replace("\n", " ") for text in labels(curves)] == [
+        "baseline (n=8/32 (24 not run))",
+        "he_normal (target: wave, n=7/32 (1 nonfinite, 24 not run); target: coin_flip, n=8/32 (24 not run))",
+        "lecun_normal (n=8/32 (24 not run))",
+    ]
+    assert labels(survival)[0] == "baseline (n=8/32 (24 not run))"
+    depth = Figure("f", "", "depth", ("initialisers",), metrics=("grad_norm",))
+    spread = Figure("f", "", "histograms", ("initialisers",), metrics=("post/site_1",))
+    for picture in pictures(depth, spread, of=known):
+        titles = [ax.get_title().split("\n")[-1] for ax in picture.axes[:3]]
+        assert titles == ["n=8/32 (24 not run)", "n=7/32 (1 nonfinite, 24 not run)", "n=8/32 (24 not run)"]
+    board = Figure("f", "", "map", ("tuned",), metrics=("val_loss",), rows="activation", cols="learning_rate")
+    (picture,) = pictures(board, of=known)
+    texts = {text.get_text().partition("\n")[2] for ax in picture.axes for text in ax.texts}
+    assert texts == {"n=8/32\n(24 not run)", "n=7/32\n(1 nonfinite,\n24 not run)"}
+
+
+def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
+    stored = planted()[1]
+    lost = {config_ids()["lecun_normal", target] for target in ("wave", "coin_flip")}
+    some = {config_id: c for config_id, c in stored.items() if config_id not in lost}
+    of = Numbers(frames.summary_frame(some, planted()[0], None), frames.survival_frame(some), (), some)
+    (curves,) = pictures(Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), of=of)
+    assert "no values: lecun_normal (not run)" in said(curves)
+    (fan,) = pictures(Figure("f", "", "depth", ("initialisers",), metrics=("dead_fraction",)), of=of)
+    assert fan.axes[2].get_title() == "lecun_normal\nn=0/8 (8 not run)"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.figure import Figure as Picture
-from pictured import drawn, labels, pictures, planted, said
+from pictured import config_ids, drawn, labels, numbers, pictures, planted, said
 
 from relu_study import forests
 from relu_study.forests import Effect
@@ -82,6 +84,15 @@ def test_the_seeds_behind_an_effect_are_counted_where_they_are_not_all() -> None
     left, right = picture.axes[2].get_xlim()
     effects = [row["effect"] for row in planted()[2] if row["claim"] == "P2" and row["target"] == "wave"]
     assert all(effect < left + 0.8 * (right - left) for effect in effects)  # the count stands beside, not on it
+
+
+def test_seeds_that_are_not_run_are_told_from_nonfinite_ones() -> None:
+    stored, lost = planted()[1], config_ids()["he_normal", "wave"]
+    few = {k: replace(c, seeds=c.seeds[:6], run_ids=c.run_ids[:6]) if k == lost else c for k, c in stored.items()}
+    rows = [dict(row, n=5) if row["claim"] == "P2" and row["target"] == "wave" else row for row in planted()[2]]
+    (picture,) = pictures("claims", of=replace(numbers(), configurations=few, verdicts=rows))
+    texts = [t.get_text() for ax in picture.axes for t in ax.texts]
+    assert texts == ["n=5/8 (1 nonfinite, 2 not run)"]
 
 
 def test_a_huge_interval_does_not_hide_the_effects() -> None:

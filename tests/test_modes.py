@@ -10,18 +10,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from planted import planted_arms, planted_folder, planted_study
 from tiny import EPOCHS, trained
 
-from relu_study import RunSpec, Study, UserError, board, compare, figure, load, streams, table
+from relu_study import RunSpec, Study, UserError, board, compare, figure, load, streams, table, tiles
+from relu_study.cells import Runs
 from relu_study.draws import Draws
 from relu_study.identity import number_type
+from relu_study.probes.metric import probe
+from relu_study.registry import probes
 from relu_study.report import report
 from relu_study.store import collect, read_manifest, read_tile, tile_paths, write_manifest, write_tile
 from relu_study.study import MOST_RUNS, Experiment
+from relu_study.tasks import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 Here = Callable[..., tuple[int, str, str]]
@@ -166,6 +171,60 @@ def test_a_validation_loss_that_is_no_number_is_counted_as_nonfinite(tmp_path: P
     assert "(n=2/3) |" in line and line.count("n=") == 1
     summary = load(folder).summary.query("metric == 'val_loss' and activation == @arm").set_index("epoch")["n_finite"]
     assert summary.to_dict() == {0: 3, 1: 2, 2: 2}
+    assert "In 1 of the ok runs the validation loss went nonfinite. Dead units" in (folder / "report.md").read_text()
+    assert "went nonfinite" not in (trained(tmp_path / "whole") / "report.md").read_text()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_no_numbers_make_their_loss_and_so_their_run_nonfinite(loss: str, bad: float) -> None:
+    """So every metric of these outputs is missing: a share of right answers counts them as wrong."""
+    outputs = 1 if loss == "bce" else 3
+    for example, column in np.ndindex(4, outputs):
+        prediction = np.random.default_rng(0).normal(size=(4, outputs)).astype(np.float32)
+        prediction[example, column] = bad
+        for label in range(2 if loss == "bce" else outputs):
+            y = np.full((4, 1), label) if loss == "bce" else np.eye(outputs)[[label] * 4]
+            assert not np.isfinite(LOSSES[loss](jnp.asarray(prediction), jnp.asarray(y, jnp.float32)))
+
+
+def test_a_metric_that_reads_the_validation_loss_is_lost_with_it() -> None:
+    loss = np.array([[1, 1, 1], [1, np.nan, 1], [1, 1, np.inf], [np.nan, 1, 1]])
+    measured = [
+        {
+            "finite": np.ones(4, bool),
+            "metric:val_loss/all": loss[:, e],
+            "metric:_low/all": loss[:, e] < 2,
+            "metric:other/all": [1] * 4,
+        }
+        for e in range(3)
+    ]
+    measured = [{name: np.array(value, float) if "metric" in name else value for name, value in e.items()} for e in measured]
+    runs = [RunSpec(seed=seed) for seed in range(4)]
+    try:
+
+        @probe("_low", per="network", unit="0 or 1", needs=("val_loss",))
+        def low(snapshot):
+            """1 where the validation loss is low; 0 where it is no number."""
+            return snapshot.val_loss < 2
+
+        tile = tiles.collect(tiles.Pending(runs, np.arange(3.0), {}, {}, measured, None, 8, []))
+    finally:
+        probes._entries.pop("_low")
+    kept = [[True] * 3, [True, False, False], [True, True, False], [False] * 3]
+    for name in ("val_loss", "_low"):
+        assert np.isfinite(tile[f"metric:{name}/all"]).tolist() == kept
+    assert np.isfinite(tile["metric:other/all"]).all() and set(tile["status"]) == {"ok"}
+
+
+def test_a_run_without_a_validation_loss_is_nonfinite_in_a_metric_that_reads_it(tmp_path: Path) -> None:
+    runs = load(without_loss(tmp_path / "one", 1)).runs
+    lost = runs["val_loss/all"].isna()
+    frame = runs.assign(**{"gap/all": np.where(lost, np.nan, 1.0), "few/all": np.where(runs["seed"] == 1, np.nan, 1.0)})
+    config_id = runs["config_id"][lost].item()
+    assert Runs(frame).cell(config_id, "gap", "all").count == "n=2/3"
+    other = next(name for name in runs["config_id"] if name != config_id)
+    assert Runs(frame).cell(other, "few", "all").count == "n=2/3 (1 not measured)"
 
 
 @pytest.mark.parametrize("epoch", ["last", 1])
@@ -234,6 +293,7 @@ def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 HOSTILE = """
 import sys
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 if sys.argv[3:]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,8 +61,9 @@ def test_other_factors_are_held_and_named_and_no_row_goes_missing(folder: Path) 
     text = table(folder, ["activation"], ["target"], "dead_fraction", site="site_1")
     assert "Held fixed: depth 2, initializer normal_005, learning rate 0.001, bias shift 0." in text
     found = rows_of(text)
-    assert found["selu"] == ["-", "-"] and "-" not in found["tanh"]  # selu was trained from another initialiser alone
-    assert f"N = {PROBE_EXAMPLES} probe examples" in text and "-: no such configuration" in text
+    # selu was trained from another initialiser only.
+    assert found["selu"] == ["- (no such configuration)"] * 2 and "-" not in found["tanh"]
+    assert f"N = {PROBE_EXAMPLES} probe examples" in text
 
 
 def test_a_nonfinite_run_is_counted_and_never_shown_as_a_number(folder: Path) -> None:
@@ -195,3 +197,20 @@ def test_the_command_prints_what_python_returns_without_jax(clone: Path) -> None
     assert r"leaky\_relu" in done[0].stdout and r"\toprule" in done[0].stdout and r"relu$^\dagger$" in done[0].stdout
     wrong = subprocess.run([sys.executable, "-c", code, "relu-study", *words[:3], "activaton"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("relu-study: unknown factor") and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "arm", "reason"),
+    [
+        ({"metric": "dead_fraction", "site": "site_2"}, "shallow", "no site_2"),
+        ({"metric": "saturated_fraction"}, "baseline", "no smooth activation"),
+        ({"metric": "certified_dead_fraction"}, "tanh", "no box, bound or flat piece"),
+        ({"metric": "saturated_fraction", "epoch": 1}, "baseline", "no smooth activation"),
+        ({"metric": "update_norm", "epoch": 0}, "baseline", "no step yet"),
+    ],
+)
+def test_an_empty_cell_names_its_reason(folder: Path, clone: Path, asked: dict[str, Any], arm: str, reason: str) -> None:
+    for there in (folder, clone):
+        found = rows_of(table(there, **asked))
+        assert found[arm] == [f"- ({reason})"] * 2, found
+        assert f"({reason})".replace("_", r"\_") in table(there, format="latex", **asked)

@@ -131,6 +131,15 @@ def test_runs_that_are_not_stored_are_counted_in_the_cell(tmp_path: Path) -> Non
     assert f"| wave | baseline† | 1.424 ± {half:.3f} n=6/8 (2 not run) | 0.3 ± 0 n=6/8 (2 not run) |" in made
 
 
+def test_empty_cells_name_their_reason_and_those_of_older_folders_keep_their_bytes(
+    manifest: dict, found: dict[str, pd.DataFrame]
+) -> None:
+    newer = manifest | {"provenance": manifest["provenance"] | {"measured": []}}
+    old, new = (tables(m, found["runs"], found["summary"])["shapes"]["md"] for m in (manifest, newer))
+    assert row_of(old, "wave", "shallow")[-1] == "-" and row_of(new, "wave", "shallow")[-1] == "- (no site_2)"
+    assert new.replace("- (no site_2)", "-") == old
+
+
 def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["shallow", "wave"]
     planted_folder(tmp_path, left_out=tuple(lost.but(seed=s).run_id for s in range(SEEDS)))
