@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from planted import planted_arms, planted_folder, planted_study
+from test_events import read as read_events
 from tiny import EPOCHS, trained
 
 from relu_study import RunSpec, Study, UserError, board, compare, figure, load, streams, table, tiles
 from relu_study.cells import Runs
 from relu_study.draws import Draws
+from relu_study.events import run_names
+from relu_study.frames import summary_frame
 from relu_study.identity import number_type
 from relu_study.probes.metric import probe
 from relu_study.registry import probes
@@ -136,6 +139,95 @@ def test_double_precision_works_end_to_end(tmp_path: Path, study: str, how: str)
     assert read_manifest(tmp_path / "out")["provenance"]["precision"] == "float64"
     again = command("report", str(tmp_path / "out"))
     assert again.returncode == 0 and not again.stderr, again.stderr.decode()
+
+
+STUDY64 = """
+import jax
+if "update" in __file__:
+    jax.config.update("jax_enable_x64", True)
+from relu_study import Experiment, RunSpec, Study
+base = RunSpec(rows=60, epochs=2, depth=1, width=4, batch_size=28, initializer="he_normal")
+arms = {"relu": base, "tanh": base.but(activation="tanh")}
+study = Study("double", "Double", "?", [Experiment("main", arms)], seeds=3, metrics=("val_loss",))
+"""
+DRAWS64 = """
+import jax
+if "update" in __file__:
+    jax.config.update("jax_enable_x64", True)
+import relu_study.statistics
+from relu_study import Draws, DrawStudy
+study = DrawStudy("drawn64", "Double", "?", [Draws("dead_unit", "dead_unit", {"all": {}}, 3000)])
+"""
+COMMANDS = """
+import sys
+from relu_study.cli import main
+for words in sys.argv[1].split(";"):
+    sys.argv[1:] = words.split()
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end
+"""
+
+
+def commands(*lines: str, **environment: str) -> str:
+    """What several commands print, one after the other in one process."""
+    done = command(";".join(lines), code=COMMANDS, **environment)
+    assert done.returncode == 0 and b"arning" not in done.stderr, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def doubles_of(folder: Path) -> dict[str, np.ndarray]:
+    """run_id -> every metric of a stored run."""
+    found = {}
+    for path in tile_paths(folder):
+        tile = read_tile(path)
+        names = sorted(name for name in tile if name.startswith("metric:"))
+        assert all(tile[name].dtype == np.float64 for name in names)
+        found |= {str(run): np.stack([tile[name][row] for name in names]) for row, run in enumerate(tile["run_id"])}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["environment", "update"])
+def test_commands_resume_and_retrain_in_double_precision(tmp_path: Path, how: str) -> None:
+    study, parts, whole, one = (tmp_path / name for name in (f"{how}.py", "parts", "whole", "one"))
+    study.write_text(STUDY64)
+    given = {"JAX_ENABLE_X64": "1"} if how == "environment" else {}
+    run = f"run {study} --out"
+    commands(f"{run} {parts} --seeds 2", f"{run} {parts}", f"{run} {whole}", **given)
+    stored = doubles_of(whole)
+    assert len(stored) == 6 and any(
+        (values != values.astype(np.float32))[np.isfinite(values)].any() for values in stored.values()
+    )
+    resumed = doubles_of(parts)
+    assert resumed.keys() == stored.keys() and all(np.array_equal(resumed[run], stored[run], equal_nan=True) for run in stored)
+    chosen = sorted(stored)[3]
+    said = commands(f"run {study} --only {chosen} --like {whole} --out {one}", f"report {whole}", f"table {whole}", **given)
+    (row,) = (line for line in (whole / "runs.csv").read_text().splitlines() if line.startswith(chosen))
+    assert row in said.splitlines() and row in (one / "runs.csv").read_text() and "| relu |" in said
+    assert np.array_equal(doubles_of(one)[chosen], stored[chosen], equal_nan=True)
+    manifest = read_manifest(whole)
+    assert manifest["provenance"]["precision"] == "float64"
+    summary = summary_frame(collect(whole, manifest), manifest)
+    for config_id, name in run_names(manifest).items():
+        series = read_events(whole / "tensorboard" / name)
+        rows = summary[(summary["config_id"] == config_id) & (summary["metric"] == "val_loss")]
+        for tag, column in (("mean", "mean"), ("lo", "ci_lo"), ("hi", "ci_hi")):
+            wanted = {int(epoch): float(np.float32(value)) for epoch, value in zip(rows["epoch"], rows[column], strict=True)}
+            assert series[f"val_loss/all/{tag}"] == wanted and len(wanted) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["environment", "update"])
+def test_draws_resume_in_double_precision(tmp_path: Path, how: str) -> None:
+    study, parts, whole = (tmp_path / name for name in (f"{how}.py", "parts", "whole"))
+    study.write_text(DRAWS64)
+    given = {"JAX_ENABLE_X64": "1"} if how == "environment" else {}
+    run = f"run {study} --out"
+    commands(f"{run} {parts} --draws 1000", f"{run} {parts}", f"report {parts}", f"{run} {whole}", **given)
+    assert read_manifest(parts)["provenance"]["precision"] == "float64"
+    assert (parts / "cells.csv").read_bytes() == (whole / "cells.csv").read_bytes()
 
 
 # -------------------------------------------------------------------------------- missing and nonfinite
