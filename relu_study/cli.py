@@ -73,6 +73,7 @@ def show_plan(
     from relu_study.job import prepare
     from relu_study.memory import foretold, foretold_draws
     from relu_study.progress import print_draws, print_plan
+    from relu_study.resuming import doubts
     from relu_study.runner import use_devices
 
     use_devices()
@@ -80,13 +81,15 @@ def show_plan(
     if isinstance(declared, DrawStudy):
         drawing = prepare_draws(declared, folder, shard=part)
         print_draws(drawing.plan, drawing.stored, title, "" if quick else f"{foretold_draws(drawing)}; ")
-        damaged = drawing.before.damaged
+        damaged, own = drawing.before.damaged, drawing.provenance["own"]
     else:
         job = prepare(declared, folder, probing, shard=part)
         print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{foretold(job)}; ")
-        damaged = job.before.damaged
+        damaged, own = job.before.damaged, job.provenance["own"]
         for note in job.declaration.get("notes", []):
             print(f"note: {note}")
+    for line in doubts(own, folder):
+        print(line)
     for error in damaged:
         print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")
 

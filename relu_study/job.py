@@ -21,7 +21,7 @@ from relu_study.programs import DEFAULT_EXAMPLES, Probing
 from relu_study.registry import UserError, activations, function_of, initializers, nearest, networks, optimizers, tasks
 from relu_study.registry import probes as registered
 from relu_study.report import check
-from relu_study.resuming import Before, held, move_damaged, set_aside
+from relu_study.resuming import Before, doubts, held, move_damaged, set_aside
 from relu_study.seals import Damaged
 from relu_study.settings import digest, pinned, processor
 from relu_study.spec import FIELDS, RunSpec
@@ -131,7 +131,8 @@ def prepare(
         probing = probing._replace(linear_bins=False)  # as an earlier version did: its tiles stay, and new ones go with them
     made = provenance(probing, runs)
     made = with_digest(made) if store_begun(folder) else made
-    before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out)
+    derived = {*METRICS, *revivals.declared()}
+    before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out, derived)
     widths = dict(before.widths)
     work, machine = _cached(lambda run: engine.describe(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
     mine = {run.run_id for run in runs}
@@ -233,9 +234,8 @@ def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
 def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a Job or DrawJob, with the time that was spent before; shards that do not go together are refused."""
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
-    for name, parts in job.provenance["own"].items():
-        if "unverifiable" in parts:
-            say(f"{name} cannot be compared with a later one ({parts['unverifiable']}): {folder} cannot be continued")
+    for line in doubts(job.provenance["own"], folder):
+        say(line)
     with locks.gate(folder):
         move_damaged(folder, job.before.damaged, say)
         set_aside(folder, say)

@@ -34,11 +34,13 @@ def held(
     stored: Callable[[Path, list[Damaged]], Mapping[Any, dict[str, Any]]],
     asked: Collection[Any],
     way_out: str,
+    derived: Collection[str] = (),
 ) -> Before:
     """What a study goes on from in a results folder; a folder that cannot be continued is refused.
 
     Raw files that cannot be believed hold nothing. Where the manifest is lost or garbled, raw files that hold some of what is
     `asked` for, agree with each other and were made as they would be now say all that it said of them: it is made anew.
+    `derived`: metrics that are in a declaration without being among those measured by name.
     """
     if folder is None or not folder.exists():
         return Before()
@@ -61,19 +63,21 @@ def held(
     known = stored(folder, damaged)
     if not found and not set(asked) & set(known):
         raise lost
-    _same_metrics(folder, made, manifest, way_out) if known else None
+    _same_metrics(folder, made, manifest, way_out, derived) if known else None
     if not alike(folder, made, manifest["provenance"], known.values(), way_out):
         return Before(damaged=damaged)
     return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
 
 
-def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], way_out: str) -> None:
-    """Refuse metrics that a folder of an earlier version does not have; its tiles and new ones would not go together."""
+def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], way_out: str, derived: Collection[str]) -> None:
+    """Refuse other metrics than a folder of an earlier version has; its tiles and new ones would not go together."""
     declared = (manifest.get("declaration") or {}).get("metrics")
     if "measured" in manifest["provenance"] or declared is None:
         return
     if new := [name for name in made.get("measured", ()) if name not in declared]:
         raise UserError(f"{folder} was made without the metric {', '.join(new)}; remove it, or {way_out}")
+    if gone := [name for name in declared if name not in {*made.get("measured", declared), *derived}]:
+        raise UserError(f"{folder} was made with the metric {', '.join(gone)}; register it again, or {way_out}")
 
 
 def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
@@ -102,6 +106,20 @@ def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Ite
         if differs:
             return False
     return True
+
+
+def doubts(own: Mapping[str, Any], folder: Path) -> list[str]:
+    """Lines on entries of a study whose changes cannot be seen: objects without a fingerprint, and entries without one."""
+    unseen = {name: parts["unverified"] for name, parts in own.items() if "unverified" in parts}
+    lines = [
+        f"{name} cannot be compared with a later one ({parts['unverifiable']}): {folder} cannot be continued"
+        for name, parts in own.items()
+        if "unverifiable" in parts
+    ]
+    if unseen:
+        objects = "; ".join(f"{kinds} of {name}" for name, kinds in unseen.items())
+        lines.append(f"not verified: {objects}. A change of their state is not noticed when {folder} is continued")
+    return lines
 
 
 def move_damaged(folder: Path, damaged: Iterable[Damaged], say: Callable[[str], None]) -> None:
