@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relu_study import engine
+from relu_study.streams import no_library_warnings
 
 # Numbers never follow these: nonfinite runs are results, and the suite's own programs rely on the standard promotion.
 PINNED: dict[str, Any] = {
@@ -36,13 +37,14 @@ HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_c
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """JAX's settings as every study has them, in all threads; the earlier ones come back at the end."""
+    """JAX's settings as every study has them, in all threads, without its warnings; the earlier ones come back at the end."""
     before = {name: getattr(jax.config, name) for name in PINNED}
     changed = {name: value for name, value in PINNED.items() if before[name] != value}
     try:
         for name, value in changed.items():
             jax.config.update(name, value)
-        yield
+        with no_library_warnings():
+            yield
     finally:
         for name in changed:
             jax.config.update(name, before[name])

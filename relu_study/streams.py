@@ -21,6 +21,11 @@ SUBSTITUTES = {
     **{"\N{MULTIPLICATION SIGN}": "x", "\N{LEFT SINGLE QUOTATION MARK}": "'", "\N{RIGHT SINGLE QUOTATION MARK}": "'"},
     **{"\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"'},
 }
+OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as patterns of their texts
+    "Explicitly requested dtype",  # of a user's entry: its numbers become those of the precision in use
+    "Some donated buffers were not usable",
+    "Error (reading|writing) persistent compilation cache entry",  # another process is writing it: the program is compiled
+)
 PLAIN = "relu_study.plain"
 PRINTED: Any = {
     **{"precision": 8, "threshold": 1000, "edgeitems": 3, "linewidth": 75, "suppress": False, "nanstr": "nan", "infstr": "inf"},
@@ -41,6 +46,15 @@ def quiet() -> None:
         warnings.simplefilter("ignore")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA and absl, read when they are imported
+
+
+@contextlib.contextmanager
+def no_library_warnings() -> Iterator[None]:
+    """Leave out warnings of libraries that a user can do nothing about; a user's own stay, as all do with Python's -W."""
+    with warnings.catch_warnings():
+        for text in () if sys.warnoptions else OF_LIBRARIES:
+            warnings.filterwarnings("ignore", text)
+        yield
 
 
 def substitute(letter: str) -> str:
