@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -62,48 +62,89 @@ def _rounding(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(short, 0.0, ROUNDING * np.abs(values))
 
 
+class _Half(NamedTuple):
+    """Half of the distinct sizes of some values: each size with its rounding, and how often it has either sign."""
+
+    sizes: Shaped[np.ndarray, " m"]
+    rounding: Shaped[np.ndarray, " m"]
+    plus: Int[np.ndarray, " m"]
+    minus: Int[np.ndarray, " m"]
+
+
+def _halves(values: Float[np.ndarray, " n"]) -> list[_Half]:
+    """Values by size in two halves, whose numbers of subset sums are about the same."""
+    sizes, place = np.unique(np.abs(values), return_inverse=True)
+    plus, minus = (np.bincount(place[side], minlength=len(sizes)) for side in (values > 0, values < 0))
+    chosen: list[list[int]] = [[], []]
+    sums = [1, 1]
+    for i in np.argsort(-(plus + minus), kind="stable").tolist():
+        half = int(sums[1] < sums[0])
+        chosen[half].append(i)
+        sums[half] *= int(plus[i] + minus[i]) + 1
+    return [_Half(sizes[at], _rounding(sizes[at]), plus[at], minus[at]) for at in (np.array(c, int) for c in chosen)]
+
+
 def _at_most_zero(values: Float[np.ndarray, " n"]) -> int:
     """How many subsets of nonzero values have a sum of at most 0, or one above it by no more than rounding.
 
     Flipped, a subset lowers the sum of all by twice its own. Only the rounding of its own values is allowed to a subset, so that
-    a large value elsewhere hides no small one. Doubles decide where their error is too small to matter; else exact integers do.
+    a large value elsewhere hides no small one; nor do two values of opposite sign and equal size, which cancel without rounding.
+    Doubles decide where their error is too small to matter; else exact integers do.
     """
-    rounding = _rounding(values)
+    halves = _halves(values)
+    empty = math.prod(
+        math.comb(p + m, m) for half in halves for p, m in zip(half.plus.tolist(), half.minus.tolist(), strict=True)
+    )
     with np.errstate(over="ignore", invalid="ignore"):  # where sums overflow, every pattern is left to the integers
-        first, second = (_subset_sums(half) for half in np.array_split(values - rounding, 2))
-        second = np.sort(second)
+        (first, ways), (second, others) = map(_subset_sums, halves)
+        order = np.argsort(second)
+        second, others = second[order], np.concatenate([[0], np.cumsum(others[order])])
         total = np.abs(values).sum()
         # Sums of whole numbers of one unit are exact as long as 53 binary digits hold them.
-        exact = not rounding.any() and bool(np.isfinite(total)) and (values % np.spacing(total) == 0).all()
-        error = 0.0 if exact else (len(values) + 2) * np.finfo(float).eps * total
-        surely, perhaps = (int(np.searchsorted(second, limit - first, side="right").sum()) for limit in (-error, error))
-    if perhaps - surely <= 1:  # 1: the empty subset, whose sum is 0
+        short = not any(half.rounding.any() for half in halves)
+        exact = short and bool(np.isfinite(total)) and (values % np.spacing(total) == 0).all()
+        error = 0.0 if exact else (len(values) + 4) * np.finfo(float).eps * total
+        surely, perhaps = (
+            int((ways * others[np.searchsorted(second, limit - first, side="right")]).sum()) for limit in (-error, error)
+        )
+    if perhaps - surely <= empty:  # subsets whose values cancel, the empty one among them: their sum is 0
         return perhaps
-    left, right = (_subset_sums(half) for half in np.array_split(_integers(values), 2))
-    ascending, descending = sorted(left.tolist()), sorted(right.tolist(), reverse=True)
-    count = above = 0
-    for one in ascending:
-        while above < len(descending) and one + descending[above] > 0:
+    return _counted(*(_subset_sums(half) for half in _integers(halves)))
+
+
+def _counted(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> int:
+    """How many pairs of subset sums, as Python's integers, have a sum of at most 0."""
+    ascending = sorted(zip(left[0].tolist(), left[1].tolist(), strict=True))
+    descending = sorted(zip(right[0].tolist(), right[1].tolist(), strict=True), reverse=True)
+    count, above, rest = 0, 0, sum(ways for _, ways in descending)
+    for one, ways in ascending:
+        while above < len(descending) and one + descending[above][0] > 0:
+            rest -= descending[above][1]
             above += 1
-        count += len(descending) - above
+        count += ways * rest
     return count
 
 
-def _integers(values: Float[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """The values less their rounding, exactly, as Python's integers in a common unit."""
-    ratios = [value.as_integer_ratio() for value in values.tolist()]
-    unit = max((below for _, below in ratios), default=1)  # powers of two
-    steps = int(1 / ROUNDING)
-    whole = [above * (unit // below) for above, below in ratios]
-    rounded = _rounding(values) != 0
-    return np.array([value * steps - abs(value) * int(r) for value, r in zip(whole, rounded, strict=True)], dtype=object)
+def _integers(halves: Sequence[_Half]) -> list[_Half]:
+    """The sizes and their rounding, exactly, as Python's integers in a common unit."""
+    ratios = [[size.as_integer_ratio() for size in half.sizes.tolist()] for half in halves]
+    unit, steps = max(below for half in ratios for _, below in half), int(1 / ROUNDING)  # powers of two
+    whole = [np.array([above * (unit // below) for above, below in half], dtype=object) for half in ratios]
+    return [
+        half._replace(sizes=sizes * steps, rounding=sizes * (half.rounding != 0))
+        for half, sizes in zip(halves, whole, strict=True)
+    ]
 
 
-def _subset_sums(values: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " 2**n"]:
-    sums = np.zeros(1, values.dtype)
-    for value in values:
-        sums = np.concatenate([sums, sums + value])
-    return sums
+def _subset_sums(half: _Half) -> tuple[Shaped[np.ndarray, " s"], Int[np.ndarray, " s"]]:
+    """The sums of all subsets less their rounding, and how many subsets have each."""
+    sums, ways = np.zeros(1, half.sizes.dtype), np.ones(1, np.int64)
+    for size, rounding, plus, minus in zip(*half, strict=True):
+        net = range(-int(minus), int(plus) + 1)
+        steps = np.array([k * size - abs(k) * rounding for k in net], half.sizes.dtype)
+        sums = (sums[:, None] + steps).ravel()
+        ways = (ways[:, None] * np.array([math.comb(int(plus + minus), k + int(minus)) for k in net], np.int64)).ravel()
+    return sums, ways
 
 
 def paired_test(difference: Float[np.ndarray, " n"], direction: str, margin: float) -> dict[str, float]:

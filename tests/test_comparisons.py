@@ -78,6 +78,57 @@ def test_sign_flip_is_exact_however_far_apart_the_differences_are(values: list[f
     assert comparisons.sign_flip(np.array(values)) == exactly(values)
 
 
+SIZES = st.tuples(st.integers(1, 2**45 - 1), st.integers(-400, 400)).map(lambda parts: float(parts[0]) * 2.0 ** parts[1])
+WHOLE = st.floats(1e-200, 1e200)  # of 53 binary digits
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(SIZES, st.sampled_from([-1, 1])), max_size=7), st.lists(WHOLE, max_size=2))
+def test_sign_flip_is_exact_at_wildly_different_scales(signed: list[tuple[float, int]], opposite: list[float]) -> None:
+    """Numbers of few digits at any scale, among opposite numbers of all digits, which cancel."""
+    values = [size * sign for size, sign in signed] + [sign * size for size in dict.fromkeys(opposite) for sign in (1, -1)]
+    assert comparisons.sign_flip(np.array(values)) == exactly(values)
+
+
+def with_rounding(values: list[float]) -> tuple[float, float]:
+    """Every subset by itself: numbers of many digits are uncertain by 2^-40 of their size, as far as they do not cancel."""
+    found = []
+    for side in (1, -1):
+        count = 0
+        for chosen in itertools.product((0, 1), repeat=len(values)):
+            net: dict[Fraction, int] = {}
+            for value, taken in zip(values, chosen, strict=True):
+                size = Fraction(abs(value))
+                net[size] = net.get(size, 0) + taken * side * (1 if value > 0 else -1)
+            long = {size for size in net if np.ldexp(np.frexp(float(size))[0], comparisons.SHORT) % 1}
+            allowed = sum(abs(k) * size for size, k in net.items() if size in long) * Fraction(comparisons.ROUNDING)
+            count += sum(k * size for size, k in net.items()) <= allowed
+        found.append(count / 2 ** len(values))
+    return found[0], found[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(-1e6, 1e6).filter(bool), st.sampled_from([0.1, -0.1, 0.2, -0.3, 1.0, -1.0, 1e15 / 3, -1e15 / 3, 3e-9])
+        ),
+        max_size=8,
+    )
+)
+def test_sign_flip_allows_numbers_of_many_digits_their_rounding(values: list[float]) -> None:
+    found, exact = comparisons.sign_flip(np.array(values)), exactly(values)
+    assert found == with_rounding(values) and found[0] >= exact[0] and found[1] >= exact[1]
+
+
+def test_two_large_opposite_differences_hide_no_small_one() -> None:
+    large, small = 1e16 / 3, [1.0, 2.0, -1.0, 5.0, 3.0]
+    values = [large, *small, -large]
+    assert comparisons.sign_flip(np.array(values)) == exactly(values)
+    hidden = [large, *small, -np.nextafter(large, 0)]  # these two may stand for equal numbers
+    assert comparisons.sign_flip(np.array(hidden))[0] > exactly(hidden)[0]
+
+
 def test_sign_flip_of_extreme_doubles_is_exact() -> None:
     for values in ([1e16, -1, -2, 1, 3], [1.7e308, 5e-324, -5e-324, 1.0], [1.7e308] * 6, [5e-324, -1e-323, 5e-324]):
         with np.errstate(all="raise", under="ignore"):

@@ -369,6 +369,72 @@ def test_commands_write_to_streams_that_are_not_utf8(tmp_path: Path, environment
     assert wrong.returncode == 2 and b"Traceback" not in wrong.stderr and wrong.stderr.startswith(b"relu-study: no folder")
 
 
+SCRIPTED = """
+from relu_study import Experiment, RunSpec, Study
+base = RunSpec(rows=60, width=4, epochs=1, batch_size=30)
+arms = {"激活 Ω": base, "naïve ± ≈": base.but(activation="tanh")}
+study = Study("scripts", "激活 “Ω” ≤ ±", "Naïve?", [Experiment("main", arms)], seeds=2, metrics=("val_loss",))
+"""
+SAID = """
+import io
+import sys
+from relu_study.cli import main
+encoding = sys.argv[1]
+for words in [["list"], ["plan", "own.py", "--quick"], ["run", "own.py", "--out", "~/研究"], ["table", "~/研究"],
+              ["compare", "~/研究"], ["report", "~/研究"], ["table", "~/研室"], ["run", "own.py", "--seeds", "½"],
+              ["plan", "激活"]]:
+    raw = [io.BytesIO(), io.BytesIO()]
+    sys.stdout, sys.stderr = (io.TextIOWrapper(one, encoding=encoding) for one in raw)
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush(), sys.stderr.flush()
+        status = end.code
+    for one in raw:
+        text = one.getvalue()
+        text.decode(encoding)
+        assert b"Traceback" not in text and b"?" not in text.replace(b"did you mean", b"").replace(b"? ", b""), (words, text)
+        sys.__stdout__.buffer.write(f"{words} {status}\\n".encode() + text + b"\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "latin-1"])
+def test_every_command_writes_to_a_stream_of_any_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "own.py").write_text(SCRIPTED, encoding="utf-8")
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "HOME": str(tmp_path),
+        "USERPROFILE": str(tmp_path),
+    }
+    words = [sys.executable, "-c", SAID, encoding]
+    done = subprocess.run(words, capture_output=True, env=variables, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout
+    assert (tmp_path / "研究/runs.csv").is_file() and not (tmp_path / "~").exists()
+    statuses = [int(line.rpartition(b" ")[2]) for line in said.splitlines() if line.startswith(b"['")]
+    assert statuses == [0] * 12 + [2] * 6
+    assert b"\\u6fc0\\u6d3b" in said and said.count(b"relu-study: ") == 2
+    for letter, plain in {"±": "+-", "Ω": "\\u03a9", "≈": "~"}.items():
+        try:
+            wanted = letter.encode(encoding)
+        except UnicodeEncodeError:
+            wanted = plain.encode()
+        assert wanted in said, letter
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["cp1252", "posix"]
+)
+def test_the_module_lists_and_refuses_on_streams_that_are_not_utf8(tmp_path: Path, environment: dict[str, str]) -> None:
+    listed, unknown = command("list", **environment), command("table", str(tmp_path / "激活"), **environment)
+    assert listed.returncode == 0 and b"article" in listed.stdout and not listed.stderr
+    assert unknown.returncode == 2 and b"\\u6fc0\\u6d3b" in unknown.stderr and unknown.stderr.count(b"\n") == 1
+
+
 # -------------------------------------------------------------------------------------- homes and settings
 
 
@@ -421,6 +487,57 @@ def test_a_users_own_settings_move_no_byte(tmp_path: Path) -> None:
         for name in ("plain", "hostile")
     )
     assert plain.keys() == hostile.keys() and [name for name in plain if plain[name] != hostile[name]] == []
+
+
+WARNED = """
+import sys
+import warnings
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pandas as pd
+seen = []
+if "study" not in __name__:
+    warnings.simplefilter("always")
+    warnings.showwarning = lambda message, *_: seen.append(str(message))
+np.seterr(all="warn")
+matplotlib.rcParams.update({"font.family": "No such font", "figure.max_open_warning": 1, "figure.autolayout": True})
+pd.set_option("display.precision", 1)
+from relu_study import Experiment, Figure, RunSpec, Signature, Study, Table, Task, figure, run, table, task
+
+@task("doubles")
+def doubles(spec):
+    def sample(key, phase):
+        warnings.warn("mine")
+        x = jax.random.uniform(key, (60, 2), jnp.float64, -1.0, 1.0) + jnp.asarray([0.0, 0.0], jnp.float64)
+        return x, x[:, :1].astype(np.float64)
+    return Task(Signature(30, 30, 2, 1), sample)
+
+base = RunSpec(rows=60, width=4, epochs=1, batch_size=30, task="doubles")
+arms = {"激活 $x_": base, "bad": base.but(learning_rate=1e30)}
+figures = [Figure("a", "激活", "curves", ("main",), metrics=("val_loss",))]
+tables = [Table("t", "T", ("main",), ("val_loss", "dead_fraction"), baseline="bad")]
+study = Study("warned", "W", "?", [Experiment("main", arms)], seeds=2, tables=tables, figures=figures, metrics=("val_loss",))
+if "study" not in __name__:
+    run(study, sys.argv[1])
+    table(sys.argv[1], format="latex")
+    figure(sys.argv[1], "curves", metrics="val_loss", out=sys.argv[1] + "/x.pdf")
+    assert set(seen) == {"mine"}, seen
+"""
+
+
+@pytest.mark.parametrize("how", ["python", pytest.param("command", marks=pytest.mark.slow)])
+def test_warnings_of_libraries_reach_nobody(tmp_path: Path, how: str) -> None:
+    (tmp_path / "own.py").write_text(WARNED.replace('"study" not in __name__', str(how == "python")))
+    words = [str(tmp_path / "own.py"), str(tmp_path / "out")]
+    if how == "command":
+        words = ["-m", "relu_study", "run", words[0], "--out", words[1]]
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    given |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, env=given, timeout=300)
+    assert done.returncode == 0 and b"arning" not in done.stderr, done.stderr.decode()
+    assert (tmp_path / "out/figures/a.png").is_file()
 
 
 def test_letters_that_the_font_lacks_warn_nobody() -> None:
