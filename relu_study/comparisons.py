@@ -77,11 +77,13 @@ def _halves(values: Float[np.ndarray, " n"]) -> list[_Half]:
     plus, minus = (np.bincount(place[side], minlength=len(sizes)) for side in (values > 0, values < 0))
     chosen: list[list[int]] = [[], []]
     sums = [1, 1]
-    for i in np.argsort(-(plus + minus), kind="stable").tolist():
+    for i in np.lexsort((-sizes, -(plus + minus))).tolist():
         half = int(sums[1] < sums[0])
         chosen[half].append(i)
         sums[half] *= int(plus[i] + minus[i]) + 1
-    return [_Half(sizes[at], _rounding(sizes[at]), plus[at], minus[at]) for at in (np.array(c, int) for c in chosen)]
+    # The largest first: the subset sums are then nearly in order.
+    places = [np.array(sorted(half, reverse=True), int) for half in chosen]
+    return [_Half(sizes[at], _rounding(sizes[at]), plus[at], minus[at]) for at in places]
 
 
 def _at_most_zero(values: Float[np.ndarray, " n"]) -> int:
@@ -97,7 +99,7 @@ def _at_most_zero(values: Float[np.ndarray, " n"]) -> int:
     )
     with np.errstate(over="ignore", invalid="ignore"):  # where sums overflow, every pattern is left to the integers
         (first, ways), (second, others) = map(_subset_sums, halves)
-        order = np.argsort(second)
+        order = np.argsort(second, kind="stable")
         second, others = second[order], np.concatenate([[0], np.cumsum(others[order])])
         total = np.abs(values).sum()
         # Sums of whole numbers of one unit are exact as long as 53 binary digits hold them.
@@ -114,14 +116,17 @@ def _at_most_zero(values: Float[np.ndarray, " n"]) -> int:
 
 def _counted(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> int:
     """How many pairs of subset sums, as Python's integers, have a sum of at most 0."""
-    ascending = sorted(zip(left[0].tolist(), left[1].tolist(), strict=True))
-    descending = sorted(zip(right[0].tolist(), right[1].tolist(), strict=True), reverse=True)
-    count, above, rest = 0, 0, sum(ways for _, ways in descending)
-    for one, ways in ascending:
-        while above < len(descending) and one + descending[above][0] > 0:
-            rest -= descending[above][1]
+    sums, ways = ([part.tolist() for part in parts] for parts in zip(left, right, strict=True))
+    ascending = sorted(range(len(sums[0])), key=sums[0].__getitem__)
+    descending = sorted(range(len(sums[1])), key=sums[1].__getitem__, reverse=True)
+    below, others = [sums[1][i] for i in descending], [ways[1][i] for i in descending]
+    count, above, rest = 0, 0, sum(others)
+    for i in ascending:
+        limit = -sums[0][i]
+        while above < len(below) and below[above] > limit:
+            rest -= others[above]
             above += 1
-        count += ways * rest
+        count += ways[0][i] * rest
     return count
 
 
