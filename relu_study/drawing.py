@@ -171,7 +171,8 @@ def sheet(names: Sequence[str], counts: Sequence[Mapping[str, str]], across: int
         for i, name in enumerate(names):
             row, column = group * deep + i // across, i % across
             title = textwrap.fill(name, 84 // across) if deep > 1 or group == 0 else ""
-            axes[row, column].set_title("\n".join(filter(None, [title, marks.get(name, "")])))
+            count = textwrap.fill(marks.get(name, ""), 84 // across)
+            axes[row, column].set_title("\n".join(filter(None, [title, count])))
             last = row == len(axes) - 1 or not axes[row + 1, column].get_visible()
             axes[row, column].tick_params(labelleft=column == 0, labelbottom=last)
             panels.append(Panel(axes[row, column], first=column == 0, last=last))

@@ -160,7 +160,7 @@ def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
     depth = Figure("f", "", "depth", ("initialisers",), metrics=("grad_norm",))
     spread = Figure("f", "", "histograms", ("initialisers",), metrics=("post/site_1",))
     for picture in pictures(depth, spread, of=known):
-        titles = [ax.get_title().split("\n")[-1] for ax in picture.axes[:3]]
+        titles = [" ".join(ax.get_title().split("\n")[1:]) for ax in picture.axes[:3]]
         assert titles == ["n=8/32 (24 not run)", "n=7/32 (1 nonfinite, 24 not run)", "n=8/32 (24 not run)"]
     board = Figure("f", "", "map", ("tuned",), metrics=("val_loss",), rows="activation", cols="learning_rate")
     (picture,) = pictures(board, of=known)
