@@ -6,6 +6,7 @@ import ast
 import dis
 import linecache
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -26,10 +27,16 @@ def definition(code: CodeType) -> tuple[Any, ...]:
 
 
 def plain(code: CodeType) -> tuple[Any, ...]:
-    """A code object without file names and line numbers; its documentation counts, since it is a constant."""
+    """A code object without file names, line numbers and documentation."""
     constants = tuple(plain(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    if constants and isinstance(constants[0], str) and not _loads_first(code):
+        constants = (None, *constants[1:])  # the documentation
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return (code.co_name, code.co_code, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, constants, *names)
+
+
+def _loads_first(code: CodeType) -> bool:
+    return any(step.opcode in dis.hasconst and step.arg == 0 for step in dis.get_instructions(code))
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:
@@ -38,6 +45,22 @@ def nested(code: CodeType) -> Iterator[CodeType]:
     for value in code.co_consts:
         if isinstance(value, CodeType):
             yield from nested(value)
+
+
+def chains(code: CodeType) -> list[tuple[str, ...]]:
+    """The globals that a code object reads, each with the attributes that are read off it at once, and its imports."""
+    found: dict[tuple[str, ...], None] = {}
+    chain: tuple[str, ...] = ()
+    for step in dis.get_instructions(code):
+        if chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain = (*chain, step.argval)
+            continue
+        if chain:
+            found[chain] = None
+        chain = (step.argval,) if "GLOBAL" in step.opname or step.opname == "LOAD_NAME" else ()
+        if step.opname == "IMPORT_NAME":
+            found[f"import {step.argval}",] = None
+    return list(found)
 
 
 def _node(code: CodeType) -> Node | None:
@@ -87,11 +110,31 @@ def _size(node: Node) -> tuple[int, int]:
 
 
 def _stripped(node: Node) -> ast.AST:
-    """A copy without documentation, annotations and the decorators of the outermost function: a wrapper is read as an object."""
+    """A copy without documentation and the decorators of the outermost function: a wrapper is read as an object."""
     copy = ast.parse(ast.unparse(node), mode="exec").body[0]
     if isinstance(copy, (ast.FunctionDef, ast.AsyncFunctionDef)):
         copy.decorator_list = []
-    for part in ast.walk(copy):
-        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(part) is not None:
+    return _undocumented(copy)
+
+
+def _undocumented(tree: ast.AST) -> ast.AST:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    for part in ast.walk(tree):
+        if isinstance(part, kinds) and ast.get_docstring(part) is not None:
             part.body = part.body[1:] or [ast.Pass()]
-    return copy
+    return tree
+
+
+def module_text(file: str) -> tuple[str, list[str]]:
+    """The text of a Python file, free of comments, layout and documentation, and the modules that it imports.
+
+    Of another file, it is the content.
+    """
+    content = Path(file).read_bytes()
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return repr(content), []
+    names = {alias.name for part in ast.walk(tree) if isinstance(part, ast.Import) for alias in part.names}
+    names |= {part.module for part in ast.walk(tree) if isinstance(part, ast.ImportFrom) and part.module and not part.level}
+    return ast.unparse(_undocumented(tree)), sorted(names)

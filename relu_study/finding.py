@@ -42,15 +42,23 @@ def find_study(name: str) -> Path:
     return known[name]
 
 
-_loaded: list[str] = []  # the modules next to the study that was loaded last
+# The folder of the study that was loaded last, the names of the modules in it, and the modules before it.
+_last: list[tuple[Path, set[str], set[str]]] = []
 
 
 @contextlib.contextmanager
 def _siblings(folder: Path) -> Iterator[None]:
-    """Let a study import the modules next to its file, and only those: equal names next to another study are not mixed up."""
-    for name in _loaded:
-        sys.modules.pop(name, None)
-    _loaded.clear()
+    """Let a study import the modules next to its file, and only those: equal names next to another study are not mixed up.
+
+    Until another study is loaded, functions of the study may import more of them: the folder stays last on the path.
+    """
+    for earlier, theirs, known in _last:
+        for name in [n for n in sys.modules if n.partition(".")[0] in theirs and n not in known]:
+            if _inside(sys.modules[name], earlier):
+                del sys.modules[name]
+        if sys.path and sys.path[-1] == str(earlier):
+            sys.path.pop()
+    _last.clear()
     names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     names -= {"__main__", "relu_study"}
     hidden = {n: m for n, m in list(sys.modules.items()) if n.partition(".")[0] in names and _elsewhere(m, folder)}
@@ -66,7 +74,8 @@ def _siblings(folder: Path) -> Iterator[None]:
         sys.dont_write_bytecode = bytecode
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
-        _loaded.extend(n for n in set(sys.modules) - before if n.partition(".")[0] in names and _inside(sys.modules[n], folder))
+        sys.path.append(str(folder))
+        _last.append((folder, names, before))
         sys.modules.update(hidden)
 
 

@@ -5,29 +5,25 @@ Plain data and arrays count by value, installed packages by version; of anything
 
 from __future__ import annotations
 
-import dis
+import copyreg
 import enum
 import functools
 import hashlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
-from relu_study.definitions import definition, nested
+from relu_study.definitions import chains, definition, module_text, nested
+from relu_study.origins import ATOMS, installed, is_plain, opaque, package
 from relu_study.registry import UserError
 
-HERE = Path(__file__).resolve().parent
-STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
-ATOMS = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 UNREAD: tuple[str, ...] = (
     "__module__",
     "__doc__",
@@ -38,10 +34,14 @@ UNREAD: tuple[str, ...] = (
     "__firstlineno__",
 )
 UNREAD += ("__static_attributes__", "__wrapped_by__", "__name__", "__abstractmethods__", "_abc_impl", "__slotnames__")
+UNREAD += ("fun_sourceinfo",)  # of a jitted function: its file and line
+ANY_GLOBAL = {"globals", "eval", "exec", "modules", "__import__", "import_module"}  # names by which a function reads any global
 STATEFUL = {"logging", "threading", "_thread", "io", "_io", "socket", "weakref", "_weakref", "subprocess", "asyncio", "tempfile"}
 SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", "check", "cost", "factors"}  # fields of entries
+# Types whose instances are read as values.
+OPEN = (object, tuple, list, dict, set, frozenset, int, float, complex, str, bytes, BaseException, Exception)
 DIGITS = 12
-_opened: dict[CodeType, dict[str, None]] = {}  # the files that a function names, by the function's code
+_opened: dict[tuple[str, CodeType], dict[str, None]] = {}  # the data files that a function names, by its file and code
 
 
 class DataFile(str):
@@ -69,7 +69,7 @@ def data_file(path: str | PurePath) -> DataFile:
         found = Path(caller.f_globals.get("__file__", ".")).parent / found
     if not found.is_file():
         raise UserError(f"no data file {str(path)!r}; give the path of a file, absolute or from the folder of the study")
-    _opened.setdefault(caller.f_code, {})[str(found.resolve())] = None
+    _opened.setdefault((caller.f_code.co_filename, caller.f_code), {})[str(found.resolve())] = None
     return DataFile(found.resolve())
 
 
@@ -137,6 +137,8 @@ class _Reader:
         """A value as text that is the same in every process."""
         if isinstance(value, DataFile):
             return f"file {value.digest()}"
+        if isinstance(value, (str, PurePath)) and any(str(value) in paths for paths in _opened.values()):
+            return f"file {DataFile(value).digest()}"  # a data file's path as another type
         if isinstance(value, enum.Enum):
             return f"{self.read(type(value))}.{value.name}"
         if type(value) in ATOMS:
@@ -149,6 +151,8 @@ class _Reader:
             return self.read(definition(value))
         if isinstance(value, np.dtype):
             return f"dtype {value.str} {value.name}"
+        if value is np.random.mtrand._rand:
+            return "the random state of NumPy"  # differs in every process
         if id(value) in self.open:
             return f"again {len(self.open) - self.open[id(value)]}"
         self.open[id(value)] = len(self.open)
@@ -169,8 +173,12 @@ class _Reader:
                 said = self.read(array.tolist())
             else:
                 said = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
-            extra = self.read([list(value.index), list(value.columns)]) if hasattr(value, "columns") else ""
-            self.arrays[id(value)] = f"array {type(value).__name__} {array.dtype.name} {array.shape} {said} {extra}"
+            extra = self.read([value.mask, value.fill_value]) if isinstance(value, np.ma.MaskedArray) else ""
+            if hasattr(value, "iloc"):  # a table of pandas
+                named = [np.asarray(getattr(value, name)) for name in ("index", "columns") if hasattr(value, name)]
+                extra = self.read([named, getattr(value, "name", None), str(getattr(value, "dtypes", ""))])
+            kind = f"{type(value).__name__} {array.dtype.name} {array.shape} {getattr(value, 'weak_type', '')}"
+            self.arrays[id(value)] = f"array {kind} {said} {extra}"
         return self.arrays[id(value)]
 
     def _compound(self, value: Any) -> str:
@@ -182,7 +190,7 @@ class _Reader:
             return self._items(value)
         if isinstance(value, ModuleType):
             return self._module(value)
-        if (name := _installed(value)) is not None:
+        if (name := installed(value)) is not None:
             return name
         if isinstance(value, FunctionType):
             return self.part(id(value), value, value.__qualname__, lambda: self._function(value))
@@ -192,6 +200,8 @@ class _Reader:
             return f"method {self.read(value.__func__)} of {self.read(value.__self__)}"
         if isinstance(value, functools.partial):
             return f"partial {self.read(value.func)} {self.read(value.args)} {self.read(value.keywords)}"
+        if isinstance(value, (bytearray, memoryview)):
+            return f"{type(value).__name__} {bytes(value)!r}"
         if isinstance(value, (staticmethod, classmethod)):
             return f"{type(value).__name__} {self.read(value.__func__)}"
         if isinstance(value, property):
@@ -202,7 +212,7 @@ class _Reader:
         return f"{{{', '.join(f'{self.read(k)}: {self.read(v)}' for k, v in value.items())}}}"
 
     def _module(self, module: ModuleType) -> str:
-        if (name := _installed(module)) is not None:
+        if (name := installed(module)) is not None:
             return name
         members = {name: v for name, v in sorted(vars(module).items()) if not name.startswith("__")}
         return self.part(id(module), module, module.__name__, lambda: self._items(members))
@@ -211,11 +221,13 @@ class _Reader:
         cells = {name: _content(c) for name, c in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
         said = [self.read(function.__code__), self.read(function.__defaults__), self.read(function.__kwdefaults__)]
         said += [self._items(cells), self._items(dict(sorted(vars(function).items())))]
-        if _package(function.__module__ or "", function.__code__.co_filename) is not None:
+        if package(function.__module__ or "", function.__code__.co_filename) is not None:
             return "\n".join(said)  # made by an installed package: its globals count by version
         for code in nested(function.__code__):
-            said += [self._global(function, chain) for chain in _chains(code)]
-            for path in _opened.get(code, ()):
+            said += [self._global(function, chain) for chain in chains(code)]
+            if ANY_GLOBAL.intersection(code.co_names):
+                said.append(self._all_globals(function.__globals__))
+            for path in _opened.get((code.co_filename, code), ()):
                 said.append(self.part(("file", path), path, f"data {Path(path).name}", DataFile(path).digest))
         return "\n".join(said)
 
@@ -228,13 +240,18 @@ class _Reader:
             return f"{names[0]} is not a global"
         value, at = known[names[0]], 1
         while isinstance(value, ModuleType) and at < len(names) and hasattr(value, names[at]):
-            if (name := _installed(value)) is not None and not _is_plain(getattr(value, names[at])):
+            if (name := installed(value)) is not None and not is_plain(getattr(value, names[at])):
                 return f"{'.'.join(names[:at])} is {name}"
             known, value, at = vars(value), getattr(value, names[at]), at + 1
         name = ".".join(names[:at])
-        if isinstance(value, (FunctionType, type, ModuleType)) or _installed(value) is not None:
+        if isinstance(value, (FunctionType, type, ModuleType)) or installed(value) is not None:
             return f"{name} is {self.read(value)}"
         return f"{name} is {self.part((id(known), names[at - 1]), known, name, lambda: self.read(value))}"
+
+    def _all_globals(self, known: dict[str, Any]) -> str:
+        """Every global of a module: which of them are read, only the call decides."""
+        members = {name: value for name, value in sorted(known.items()) if not name.startswith("__")}
+        return self.part(("globals", id(known)), known, "globals", lambda: self._items(members))
 
     def _import(self, name: str) -> str:
         """A module that a function imports when it is called: its file counts, loaded or not."""
@@ -243,13 +260,18 @@ class _Reader:
         except (ImportError, ValueError, AttributeError):
             found = None
         file = found.origin if found is not None else None
-        if (package := _package(name, None if file in ("built-in", "frozen") else file)) is not None or file is None:
-            return f"import {name} {package}"
-        return self.part(("file", file), file, f"module {name}", DataFile(file).digest)
+        home = package(name, None if file in ("built-in", "frozen") else file)
+        if home is not None or file is None:
+            return f"import {name} {home}"
+        return self.part(("file", file), file, f"module {name}", lambda: self._text(file))
+
+    def _text(self, file: str) -> str:
+        """The text of a module, of the modules that it imports, and of its data files."""
+        text, imported = module_text(file)
+        opened = [path for (name, _), paths in _opened.items() if name == file for path in paths]
+        return "\n".join([text, *map(self._import, imported), *(DataFile(path).digest() for path in opened)])
 
     def _class(self, cls: type) -> str:
-        if cls.__module__ not in sys.modules and not any(isinstance(v, FunctionType) for v in vars(cls).values()):
-            return "a type of an extension"
         members = {name: v for name, v in sorted(vars(cls).items()) if name not in UNREAD and not _slot(v)}
         return f"{[self.read(base) for base in cls.__bases__]} {self.read(type(cls))} {self._items(members)}"
 
@@ -259,7 +281,13 @@ class _Reader:
         if type(value).__module__.partition(".")[0] in STATEFUL:
             self.unverified.add(type(value).__qualname__)
             return f"unverified {kind}"
-        items = self.read(tuple(value)) if isinstance(value, (list, tuple)) else ""
+        if (whole := self._reduced(value)) is not None:
+            return f"object {kind} {whole}"
+        fields = getattr(value, "_fields", None) or ()
+        items = ""
+        if isinstance(value, (list, tuple)):
+            named = dict(zip(fields, value, strict=False)) if len(fields) == len(value) else dict(enumerate(value))
+            items = self.read([v for name, v in named.items() if name not in UNREAD])
         if isinstance(value, dict):
             items = self._items(value)
         if isinstance(value, (set, frozenset)):
@@ -272,20 +300,23 @@ class _Reader:
         state |= {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name) and name != "__weakref__"}
         if (wrapped := getattr(value, "__wrapped__", None)) is not None:
             state["__wrapped__"] = wrapped
-        if not state and not items and _opaque(value):
-            return self._reduced(value, kind)
+        if type(value) is not object and not state and not items and opaque(type(value)):
+            self.unverified.add(type(value).__qualname__)
+            return f"unverified {kind}"
         return f"object {kind} {items} {self._items({n: v for n, v in state.items() if n not in UNREAD})}"
 
-    def _reduced(self, value: Any, kind: str) -> str:
+    def _reduced(self, value: Any) -> str | None:
+        """What a pickle would hold of an object with state that only its own type sees; None where there is none such."""
+        hides = any(opaque(base) and base not in OPEN and not issubclass(base, type) for base in type(value).__mro__)
+        if not hides or hasattr(value, "__wrapped__"):
+            return None
         try:
-            made = value.__reduce_ex__(2)
+            pickled = copyreg.dispatch_table.get(type(value))
+            made = pickled(value) if pickled is not None else value.__reduce_ex__(2)
         except Exception:
-            made = None
-        if isinstance(made, tuple):
-            return f"object {kind} {self.read([list(x) if hasattr(x, '__next__') else x for x in made])}"
-        if not isinstance(made, str):
-            self.unverified.add(type(value).__qualname__)
-        return f"unverified {kind}"
+            return None
+        items = [list(x) for x in made[3:] if hasattr(x, "__next__")]
+        return self.read([*made[:3], *items]) if isinstance(made, tuple) else None
 
 
 def _content(cell: Any) -> Any:
@@ -301,68 +332,3 @@ def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
 
 def _slot(value: Any) -> bool:
     return type(value).__name__ in ("member_descriptor", "getset_descriptor")
-
-
-def _opaque(value: Any) -> bool:
-    """Is the type of a value written in C, so that its state is not in sight?"""
-    return not any(bool(getattr(base, "__flags__", 0) & (1 << 9)) for base in type(value).__mro__[:1])
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in ATOMS or isinstance(value, ModuleType)
-
-
-def _chains(code: CodeType) -> list[tuple[str, ...]]:
-    """The globals that a code object reads, each with the attributes that are read off it at once, and its imports."""
-    found: dict[tuple[str, ...], None] = {}
-    chain: tuple[str, ...] = ()
-    for step in dis.get_instructions(code):
-        if chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            chain = (*chain, step.argval)
-            continue
-        if chain:
-            found[chain] = None
-        chain = (step.argval,) if "GLOBAL" in step.opname or step.opname == "LOAD_NAME" else ()
-        if step.opname == "IMPORT_NAME":
-            found[f"import {step.argval}",] = None
-    return list(found)
-
-
-def _installed(value: Any) -> str | None:
-    """The name and version of something that an installed package holds under a name; None for all else."""
-    if isinstance(value, ModuleType):
-        return _package(value.__name__, getattr(value, "__file__", None))
-    module = getattr(value, "__module__", None) or ("numpy" if isinstance(value, np.ufunc) else None)
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    if isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, (ModuleType, type(None))):
-        return None  # the method of an object
-    if not isinstance(module, str) or not isinstance(name, str):
-        return None
-    code = getattr(value, "__code__", None)
-    home = sys.modules.get(module)
-    package = _package(module, code.co_filename if isinstance(code, CodeType) else getattr(home, "__file__", None))
-    if package is None:
-        return None
-    there: Any = home
-    for step in name.split("."):
-        there = getattr(there, step, None)
-    if there is value or isinstance(value, (type, BuiltinFunctionType)):
-        return f"{package} {module}.{name}"
-    return None
-
-
-@functools.cache
-def _package(module: str, file: str | None) -> str | None:
-    """An installed package with its version; the standard library counts by Python's version, this package by its engine's."""
-    top = module.partition(".")[0]
-    if file is None:
-        return f"python {sys.version_info[0]}.{sys.version_info[1]}" if top in {"builtins", *sys.stdlib_module_names} else None
-    path = Path(file).resolve()
-    if path.is_relative_to(HERE):
-        return "relu_study"
-    if {"site-packages", "dist-packages"} & {*path.parts, *Path(file).parts}:
-        try:
-            return f"{top} {version(top)}"
-        except PackageNotFoundError:
-            return f"{top} {getattr(sys.modules.get(top), '__version__', '')}"
-    return f"python {sys.version_info[0]}.{sys.version_info[1]}" if path.is_relative_to(STDLIB) or "<frozen" in file else None

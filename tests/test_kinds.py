@@ -1,0 +1,75 @@
+"""Fingerprints over every kind of thing that a function may read: a change of it counts, a move of the code does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kinds import kinds
+
+from relu_study.fingerprint import fingerprint
+
+KINDS = kinds()
+ROOT = Path(__file__).resolve().parent.parent
+LOADS = ("file", "prompt", "no module", "main")
+
+
+def loaded(source: str, folder: Path, how: str) -> dict[str, str]:
+    """The fingerprint of `entry` in a module from a file, or in code without one."""
+    if how == "file":
+        folder.mkdir(exist_ok=True)
+        path = folder / "kind_of_test.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("kind_of_test", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["kind_of_test"] = module
+        try:
+            exec(
+                compile(source, str(path), "exec", dont_inherit=True), vars(module)
+            )  # not by the loader, which may read stale bytecode
+            return fingerprint(module.entry)
+        finally:
+            del sys.modules["kind_of_test"]
+    names: dict[str, Any] = {"prompt": {"__name__": "typed"}, "no module": {}, "main": {"__name__": "__main__"}}[how]
+    exec(compile(source, "<prompt>", "exec", dont_inherit=True), names)
+    return fingerprint(names["entry"])
+
+
+@pytest.mark.parametrize("how", LOADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_change_of_what_is_read_counts_and_a_move_does_not(kind: str, how: str, tmp_path: Path) -> None:
+    source, old, new = KINDS[kind]
+    if "__name__]" in source and how != "file":
+        pytest.skip("code without a module cannot name it")
+    assert old in source
+    first = loaded(source, tmp_path / "one", how)
+    assert "unverifiable" not in first
+    assert loaded(source.replace(old, new), tmp_path / "one", how)["whole"] != first["whole"]
+    assert loaded("# a comment\n\n\n" + source, tmp_path / "two", how) == first
+
+
+ALL = """
+import json, sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_kinds import KINDS, loaded
+folder = Path(tempfile.mkdtemp())
+print(json.dumps({name: loaded(source, folder, "file") for name, (source, _, _) in KINDS.items()}, sort_keys=True))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_agrees_about_every_kind() -> None:
+    said = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", ALL, str(Path(__file__).parent)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        said.add(done.stdout)
+    assert len(said) == 1
