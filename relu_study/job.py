@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from relu_study import bins, engine, estimates, locks, probes, store
+from relu_study import bins, blocks, engine, estimates, locks, probes, store
 from relu_study.failures import entry_errors
 from relu_study.fingerprint import essence, fingerprint, source_hash
 from relu_study.plan import Plan, Shard, part, plan, seconds
@@ -93,7 +93,21 @@ def sources(entries: Mapping[str, Any]) -> dict[str, Any]:
         if not (getattr(function, "__module__", None) or "").startswith("relu_study."):
             source = source_hash(function)
             found[name] = {**fingerprint(essence(entry)), **({"source": source} if source else {})}
+    _forget_changed(found)
     return found
+
+
+_traced: dict[str, Any] = {}  # the fingerprints of the entries that this process has traced, by name
+
+
+def _forget_changed(found: Mapping[str, Any]) -> None:
+    """Drop every compiled program if an entry has changed: a jitted helper keeps the globals of its first call."""
+    changed = [name for name, parts in found.items() if _traced.get(name, parts) != parts or "unverifiable" in parts]
+    _traced.update(found)
+    if changed:
+        engine.forget_all()
+        blocks.draw_program.kept.clear()
+        jax.clear_caches()
 
 
 def with_digest(made: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,10 @@ PINNED: dict[str, Any] = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_random_seed_offset": 0,
     "jax_check_tracer_leaks": False,
+    "jax_debug_key_reuse": False,
+    "jax_softmax_custom_jvp": False,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_use_direct_linearize": True,
 }
 
 INSTRUCTIONS = ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
@@ -38,8 +42,8 @@ HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_c
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
     """JAX's settings as every study has them, in all threads, without its warnings; the earlier ones come back at the end."""
-    before = {name: getattr(jax.config, name) for name in PINNED}
-    changed = {name: value for name, value in PINNED.items() if before[name] != value}
+    before = {name: getattr(jax.config, name) for name in PINNED if hasattr(jax.config, name)}  # JAX drops some in time
+    changed = {name: PINNED[name] for name, value in before.items() if value != PINNED[name]}
     try:
         for name, value in changed.items():
             jax.config.update(name, value)

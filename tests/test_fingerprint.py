@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relu_study import data_file, engine
+import relu_study.statistics  # noqa: F401  (fills its registry)
+from relu_study import data_file, engine, store
+from relu_study.draws import cell_id
+from relu_study.finding import find_study, load_study
 from relu_study.fingerprint import fingerprint
 from relu_study.identity import differences
-from relu_study.job import provenance
+from relu_study.job import _as_asked, host, provenance, with_digest
 from relu_study.programs import Probing
-from relu_study.registry import UserError, tasks
+from relu_study.registry import UserError, statistics, tasks
+from relu_study.report import report
 from relu_study.spec import RunSpec
 from relu_study.study import Study
 
@@ -162,16 +167,56 @@ def test_the_changed_part_is_named():
     assert differences(here, here) == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/manifest.json")), ids=lambda path: path.parent.name)
-def test_committed_manifests_keep_their_cohorts_and_can_be_continued(path: Path):
-    from relu_study.finding import find_study, load_study
+MANIFESTS = pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/manifest.json")), ids=lambda path: path.parent.name)
 
+
+@MANIFESTS
+def test_committed_manifests_keep_their_ids(path: Path):
+    """Every id of a cohort, or of a cell, is that of the study at its stored size."""
     manifest = json.loads(path.read_text())
     study = load_study(find_study(manifest["study"]))
-    if not isinstance(study, Study) or "widths" not in manifest:
-        pytest.skip("no networks are trained")
-    runs = {run.but(seed=0) for run in study.sized(manifest.get("preset"), seeds=1).runs()}
-    assert {engine.describe(run).cohort for run in runs} == set(manifest["widths"])
+    if isinstance(study, Study):
+        runs = {run.but(seed=0) for run in study.sized(manifest["preset"], seeds=1).runs()}
+        found = {engine.describe(run).cohort for run in runs}
+    else:
+        drawn = study.sized(manifest["preset"], None).experiments
+        cells = [(e.statistic, statistics[e.statistic].cell(**cell)) for e in drawn for cell in e.cells.values()]
+        found = {cell_id(name, cell) for name, cell in cells}
+    assert found == set(manifest["widths"]) != set()
+
+
+@MANIFESTS
+def test_committed_manifests_are_read_and_can_be_continued(path: Path):
+    """Each key of provenance that is newer than a manifest has a value for it; no entry of the package counts as changed."""
+    manifest = store.read_manifest(path.parent)
+    there, study = manifest["provenance"], load_study(find_study(manifest["study"]))
+    if isinstance(study, Study):
+        sized = study.sized(manifest["preset"], seeds=1)
+        probing = _as_asked(sized, Probing(there["probe_examples"], there["val_examples"], linear_bins=False))
+        made = with_digest(provenance(probing, sized.runs()))
+    else:
+        made = with_digest({**host(), "own": {}})
+    assert made["own"] == {}
+    now = {**made, **{name: there[name] for name in ("engine", "versions", "device", "precision")}}
+    assert differences(now, there) == []
+    assert len(made) > len(there) and differences({**now, "engine": 0}, there) and differences({**now, "precision": "?"}, there)
+
+
+FAST = ("article_rows",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in sorted(path.parent.name for path in ROOT.glob("results/*/manifest.json"))
+    ],
+)
+def test_committed_results_are_reported_with_the_same_bytes(name: str, tmp_path: Path):
+    folder = Path(shutil.copytree(ROOT / "results" / name, tmp_path / name))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    report(folder)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_new_key_of_provenance_has_a_value_for_earlier_folders():
