@@ -20,6 +20,7 @@ from flax import nnx
 from relu_study import prng
 from relu_study.bounds import Interval
 from relu_study.failures import calling
+from relu_study.programs import make_init
 from relu_study.registry import UserError, nearest, networks, tasks
 from relu_study.sites import Columns, Context, Dense, Norm, Site
 from relu_study.spec import KNOBS, RunSpec
@@ -291,7 +292,8 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
             one, two = (dict(nnx.state(_module(spec, signature, seed), nnx.Param).flat_state()) for seed in (0, 1))
         for path in own:
             a, b = (np.asarray(values[path][...]) for values in (one, two))
-            if not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
+            kernel = sum(axis > 1 for axis in a.shape) > 1
+            if kernel or not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
                 raise UserError(
                     f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
                     "the same ones; use relu_study's Dense, whose weights the initializer draws"
@@ -299,6 +301,23 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
     idle = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
     if idle:
         raise UserError(f"{what} never applies its Dense {_dotted(idle[0])}, so its weights stay 0; apply it or leave it out")
+    _check_kernels(spec, signature, [(*path, "kernel") for path, module in nnx.iter_modules(model) if isinstance(module, Dense)])
+
+
+def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> None:
+    """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
+    what, dtype = f"network {spec.network!r}", jnp.result_type(float)
+    init = make_init(spec.but(initializer="he_normal"), signature.d_in, signature.d_out)
+    knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in KNOBS}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, signature.d_in)), dtype)
+    with calling(what):
+        one, two = (dict(init(jnp.uint32(seed), knobs, x).params.flat_state()) for seed in (0, 1))
+    for path in kernels:
+        if path in one and np.array_equal(one[path][...], two[path][...], equal_nan=True):
+            raise UserError(
+                f"{what}: the weights {_dotted(path)} are the same for two seeds; apply Dense as it is, and do not "
+                "assign its kernel"
+            )
 
 
 def _dotted(path: Any) -> str:

@@ -379,11 +379,20 @@ class Own(nnx.Module):
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
         if fault == "constant":
             self.scale = nnx.Param(jnp.full(spec.width, 1.5))
+        if fault == "constant row":
+            self.scale = nnx.Param(jnp.full((1, spec.width), 1.5))
+        if fault == "constant matrix":
+            self.scale = nnx.Param(jnp.ones((2, spec.width)))
 
     def __call__(self, x: Any, ctx: Any) -> Any:
         if self.fault == "before":
             x = self.site(x, ctx)
+        if self.fault == "assigned":
+            self.first.kernel[...] = jnp.ones(self.first.kernel.shape)
         x = self.first(x, ctx) if self.fault != "linear" else self.first(x)
+        if self.fault == "assigned later":
+            self.last.kernel[...], self.first.kernel[...] = jnp.ones(self.last.kernel.shape), 2 * self.first.kernel[...]
+            ctx.prepare, x = None, x.copy()
         x = jax.nn.relu(x) if self.fault == "no site" else self.site(x, ctx)
         return self.last(x * self.scale[...] if hasattr(self, "scale") else x, ctx)
 
@@ -397,6 +406,8 @@ class Own(nnx.Module):
         ("drawn by a key of its own", ["scale", "not drawn by the run's seed"]),
         ("no site", ["no Site", "Site"]),
         ("before", ["a Site before any Dense"]),
+        ("constant matrix", ["scale", "not drawn by the run's seed"]),
+        ("assigned later", ["last.kernel", "same for two seeds"]),
         ("idle", ["never applies its Dense spare"]),
         ("dropout", ["Rng", "dropout"]),
         ("outputs", ["(2, 2)", "(2, 1)"]),
@@ -407,7 +418,7 @@ def test_a_network_that_cannot_be_trained_right_is_refused(fault: str, words: li
     refused(SPEC.but(network="own"), "network 'own'", *words)
 
 
-@pytest.mark.parametrize("fault", ["none", "constant"])
+@pytest.mark.parametrize("fault", ["none", "constant", "constant row", "assigned"])  # `prepare` draws over an assigned kernel
 def test_a_network_of_dense_layers_and_constants_is_right(fault: str) -> None:
     networks.add("own", functools.partial(Own, fault))
     engine.check(SPEC.but(network="own"), FEW)
@@ -454,7 +465,8 @@ def test_the_entries_of_the_package_keep_the_contract() -> None:
         functions.check_activation(name, {knob: getattr(SPEC, knob) for knob in KNOBS}, certified=True)
     for name in initializers:
         for place, (fan_in, fan_out) in enumerate([(3, 5), (5, 5), (5, 2)]):
-            assert functions.check_layer(name, Layer(place, 3, fan_in, fan_out, place == 2)) == []
+            functions.check_layer(name, Layer(place, 3, fan_in, fan_out, place == 2))
+        functions.check_layer(name, Layer(1, 3, 1, 1, False))  # an orthogonal kernel of one weight is 1 or -1
 
 
 # ------------------------------------------------------------------------ activations, initialisers
@@ -636,10 +648,49 @@ def test_initialisers_of_another_form_are_refused_with_the_right_one(function: A
         initializer("mine")(function)
 
 
-def test_weights_without_a_key_are_a_note() -> None:
-    initializer("mine")(lambda key, layer, x: (jnp.ones((layer.fan_in, layer.fan_out)), jnp.zeros(layer.fan_out)))
-    (note,) = prepare(study_of(SPEC.but(initializer="mine")), None, FEW).declaration["notes"]
-    assert "initializer 'mine' gives every seed the same weights" in note
+def one_weight(key: Any, layer: Any, inputs: Any) -> Any:
+    """Ones, but for the last layer of the network, which is drawn."""
+    drawn = jax.random.normal(key, (layer.fan_in, layer.fan_out))
+    return drawn if layer.last else jnp.ones_like(drawn), jnp.zeros(layer.fan_out)
+
+
+def of_a_fixed_key(key: Any, layer: Any, inputs: Any) -> Any:
+    """A kernel of a fixed key and a bias of the run's."""
+    kernel = jax.random.normal(jax.random.key(layer.index), (layer.fan_in, layer.fan_out))
+    return kernel, jax.random.normal(key, (layer.fan_out,))
+
+
+def of_inputs(key: Any, layer: Any, inputs: Any) -> Any:
+    return jnp.ones((layer.fan_in, layer.fan_out)) * inputs.mean(), jnp.zeros(layer.fan_out)
+
+
+def deep_layer(key: Any, layer: Any, inputs: Any) -> Any:
+    """Drawn in the first layer and constant in later ones."""
+    drawn = jax.random.normal(key, (layer.fan_in, layer.fan_out))
+    return drawn if layer.index == 0 else jnp.ones_like(drawn), jnp.zeros(layer.fan_out)
+
+
+@pytest.mark.parametrize("function", [one_weight, of_a_fixed_key, of_inputs, jax.jit(of_a_fixed_key, static_argnums=1)])
+def test_an_initialiser_that_ignores_its_key_is_refused(function: Any) -> None:
+    initializer("mine", output=True)(function)
+    refused(
+        SPEC.but(initializer="mine"), "initializer 'mine' gives every seed the same kernel in layer 0", "jax.random.normal(key"
+    )
+
+
+def test_each_layer_of_an_initialiser_uses_its_key() -> None:
+    initializer("mine")(deep_layer)
+    engine.check(SPEC.but(initializer="mine"), FEW)  # its only later layer is the output, which it does not set
+    refused(SPEC.but(initializer="mine", depth=3), "initializer 'mine' gives every seed the same kernel in layer 1", "6 x 6")
+
+
+def test_a_draw_from_a_small_set_uses_its_key() -> None:
+    def signs(key: Any, layer: Any, inputs: Any) -> Any:
+        return jax.random.rademacher(key, (layer.fan_in, layer.fan_out), jnp.float32), jnp.zeros(layer.fan_out)
+
+    initializer("mine", needs_inputs=False)(signs)
+    for index in range(8):
+        functions.check_layer("mine", Layer(index, 9, 1, 1, False))
 
 
 def test_draw_studies_check_what_they_name() -> None:
@@ -652,6 +703,10 @@ def test_draw_studies_check_what_they_name() -> None:
     with pytest.raises(UserError, match="activation 'mine' mixes units"):
         prepare_draws(study(activation="mine"), None)
     with pytest.raises(UserError, match=r"initializer 'mine' returns a kernel of shape \("):
+        prepare_draws(study(initializer="mine"), None)
+    initializers._entries.pop("mine")
+    initializer("mine")(of_a_fixed_key)
+    with pytest.raises(UserError, match="initializer 'mine' gives every seed the same kernel"):
         prepare_draws(study(initializer="mine"), None)
 
 
