@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, UInt32
 
-from relu_study import prng
+from relu_study import noise, prng
 from relu_study.failures import calling
 from relu_study.registry import UserError, optimizers
 
@@ -136,33 +136,34 @@ def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, wei
     def loss(params: Any) -> Array:
         return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, params))
 
-    def one(params: Any, seed: Any, rate: Knob, decay: Knob) -> Any:
-        state = optimizer.first_state(params, rate, decay, seed)
-        updates, after = optimizer.updates(params, state, params, rate, decay, seed, loss(params), loss)
+    def steps(count: int, params: Any, seed: Any, rate: Knob = learning_rate, decay: Knob = weight_decay) -> Any:
+        after = state = optimizer.first_state(params, rate, decay, seed)
+        for _ in range(count):
+            updates, after = optimizer.updates(params, after, params, rate, decay, seed, loss(params), loss)
         return updates, state, after
 
-    def constant(params: Any, seed: Any) -> Any:
-        return one(params, seed, learning_rate, weight_decay)
+    def trace(count: int, *arguments: Any) -> Any:
+        return jax.make_jaxpr(partial(steps, count), return_shape=True)(*arguments)
 
-    seed, rate = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.result_type(float))
-    trace: Any = partial(jax.make_jaxpr, return_shape=True)
-    traced = True
+    rate = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    arguments = [params, jax.ShapeDtypeStruct((), jnp.uint32)]
     try:
-        jaxpr, shapes = trace(one)(params, seed, rate, rate)
+        jaxpr, (updates, state, after) = trace(1, *arguments, rate, rate)
+        arguments += [rate, rate]
     except UserError:  # such as a schedule that compares its rate with a number
-        jaxpr, shapes = trace(constant)(params, seed)
-        traced = False
-    updates, state, after = shapes
+        jaxpr, (updates, state, after) = trace(1, *arguments)
     for kind, before, now in (("its state", state, after), ("the parameters", params, updates)):
         if (wrong := _changed(before, now)) is not None:
             raise UserError(f"optimizer {optimizer.name!r} changes {kind} in a step: {wrong}; keep structure, shapes and dtypes")
-    keyed = optimizer.takes_key or any(_is_key(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state))
-    if not keyed and "random_bits" in str(jaxpr):
-        raise UserError(
-            f"optimizer {optimizer.name!r} draws random numbers from a key of its own, the same for every seed; "
-            "give its function a parameter `key`, which receives the run's random key"
-        )
-    return traced
+    if noise.draws(jaxpr):
+        twice, _ = trace(2, *arguments)  # a first step may leave another key in the state
+        marks = [place == len(jax.tree.leaves(params)) for place in range(len(twice.in_avals))]
+        if noise.fixed_draw(twice, marks):
+            raise UserError(
+                f"optimizer {optimizer.name!r} draws random numbers from a key of its own, the same for every seed; "
+                "give its function a parameter `key`, which receives the run's random key, or keep the key in its state"
+            )
+    return len(arguments) == 4
 
 
 def _changed(before: Any, now: Any) -> str | None:
@@ -172,10 +173,6 @@ def _changed(before: Any, now: Any) -> str | None:
         if kinds[0] != kinds[1]:
             return f"{jax.tree_util.keystr(path) or 'it'} is {kinds[0]} before and {kinds[1]} after"
     return None
-
-
-def _is_key(path: tuple[Any, ...], leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)) or (leaf.dtype == jnp.uint32 and _named_key(path))
 
 
 def _named_key(path: tuple[Any, ...]) -> bool:

@@ -1,0 +1,85 @@
+"""Which random draws of a traced function do not depend on one of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax.extend.core import Literal
+
+# Primitives that draw random numbers, each with its number of leading operands that are its key.
+DRAWS = {"random_bits": 1, "random_gamma": 1, "rng_bit_generator": 1, "rng_uniform": 0, "threefry2x32": 4}
+
+Reached = tuple[list[bool], bool]
+
+
+def draws(jaxpr: Any) -> bool:
+    """Whether a closed jaxpr draws random numbers."""
+    return _walked(jaxpr.jaxpr, [False] * len(jaxpr.jaxpr.invars))[1]
+
+
+def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
+    """Whether a closed jaxpr draws random numbers from a key that depends on none of the marked inputs.
+
+    A value depends on an input where any path of computation leads from one to the other.
+    """
+    return _walked(jaxpr.jaxpr, inputs)[1]
+
+
+def _walked(jaxpr: Any, inputs: Sequence[bool]) -> Reached:
+    """Which outputs of a jaxpr depend on the marked inputs, and whether a draw depends on none."""
+    known, fixed = dict(zip(jaxpr.invars, inputs, strict=True)), False
+    for eqn in jaxpr.eqns:
+        given = [_mark(known, operand) for operand in eqn.invars]
+        marks, inside = _through(eqn, given)
+        keys = DRAWS.get(eqn.primitive.name)
+        fixed |= inside or (keys is not None and not any(given[:keys]))
+        known.update(zip(eqn.outvars, marks, strict=True))
+    return [_mark(known, result) for result in jaxpr.outvars], fixed
+
+
+def _mark(known: dict[Any, bool], operand: Any) -> bool:
+    return not isinstance(operand, Literal) and known.get(operand, False)
+
+
+def _through(eqn: Any, given: list[bool]) -> Reached:
+    """The same as `_walked` for one equation."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        return _loop(params["jaxpr"].jaxpr, given, params["num_consts"], params["num_carry"])
+    if name == "while":
+        return _while(params, given)
+    if name == "cond":
+        outs, fixed = zip(*(_walked(branch.jaxpr, given[1:]) for branch in params["branches"]), strict=True)
+        return [given[0] or any(marks) for marks in zip(*outs, strict=True)], any(fixed)
+    inner = list(_jaxprs(params.values()))
+    if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):  # jit and its like
+        return _walked(inner[0], given)
+    whole = [any(given)] * len(eqn.outvars)
+    return whole, any(_walked(jaxpr, [any(given)] * len(jaxpr.invars))[1] for jaxpr in inner)
+
+
+def _loop(body: Any, given: list[bool], consts: int, carry: int) -> Reached:
+    """The same for a body whose first outputs are its next carry; the last pass has all marks of the carry."""
+    while True:
+        marks, fixed = _walked(body, given)
+        grown = [a or b for a, b in zip(given[consts : consts + carry], marks[:carry], strict=True)]
+        if grown == given[consts : consts + carry]:
+            return [*grown, *marks[carry:]], fixed
+        given = [*given[:consts], *grown, *given[consts + carry :]]
+
+
+def _while(params: Any, given: list[bool]) -> Reached:
+    of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
+    constants, start = given[:of_test], given[of_test + of_body :]
+    marks, fixed = _loop(params["body_jaxpr"].jaxpr, given[of_test:], of_body, len(start))
+    (goes_on,), inside = _walked(params["cond_jaxpr"].jaxpr, [*constants, *marks])
+    return [goes_on or mark for mark in marks], fixed or inside
+
+
+def _jaxprs(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _jaxprs(value)
+        elif hasattr(getattr(value, "jaxpr", value), "eqns"):
+            yield getattr(value, "jaxpr", value)

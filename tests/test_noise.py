@@ -1,0 +1,245 @@
+"""A random draw with a key that does not come from the run's seed is found wherever it hides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from relu_study import noise
+from relu_study.optimizers import Optimizer, check_optimizer
+from relu_study.registry import UserError
+
+PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+SEED = jax.ShapeDtypeStruct((), jnp.uint32)
+FIXED = jax.random.key(7)
+
+
+def normal(key: Any) -> Any:
+    return jax.random.normal(key, (3,))
+
+
+@jax.custom_jvp
+def own_slope(key: Any, x: Any) -> Any:
+    return x * normal(key)
+
+
+own_slope.defjvp(lambda primals, tangents: (own_slope(*primals), tangents[1]))
+
+
+def looped(key: Any, start: Any) -> Any:
+    """A draw in each step of a loop whose carry is a key."""
+    return jax.lax.fori_loop(0, 3, lambda i, carry: (jax.random.split(carry[0])[0], carry[1] + normal(carry[0])), (key, start))[1]
+
+
+def scanned(key: Any, keys: Any) -> Any:
+    return jax.lax.scan(lambda carry, own: (carry, normal(own) + normal(carry)), key, keys)[1]
+
+
+def late(key: Any, other: Any) -> Any:
+    """A loop that draws with a key which arrives in the carry after two passes."""
+    return jax.lax.scan(
+        lambda c, _: ((c[1], c[2], c[2]), normal(jax.random.fold_in(other, jax.random.bits(c[0])))), key, None, 4
+    )[1]
+
+
+def while_test(key: Any) -> Any:
+    return jax.lax.while_loop(lambda n: normal(jax.random.fold_in(key, n))[0] > 0, lambda n: n + 1, 0)
+
+
+DRAWS: dict[str, Callable[[Any], Any]] = {
+    "plain": normal,
+    "raw": lambda key: normal(jax.random.key_data(key)),
+    "inner jit": lambda key: jax.jit(jax.jit(normal))(key),
+    "folded": lambda key: normal(jax.random.fold_in(key, 3)),
+    "scan": lambda key: scanned(key, jax.random.split(key, 4)),
+    "loop": lambda key: looped(key, jnp.zeros(3)),
+    "while": while_test,
+    "cond": lambda key: jax.lax.cond(jnp.ones(())[...] > 0, normal, lambda k: jnp.zeros(3), key),
+    "switch": lambda key: jax.lax.switch(jnp.zeros((), int), [normal, lambda k: normal(jax.random.split(k)[0])], key),
+    "vmap": lambda key: jax.vmap(normal)(jax.random.split(key, 2)),
+    "checkpoint": lambda key: jax.checkpoint(lambda x: x * normal(key))(jnp.ones(3)),
+    "custom slope": lambda key: own_slope(key, jnp.ones(3)),
+    "gradient": lambda key: jax.grad(lambda x: (own_slope(key, x) * normal(key)).sum())(jnp.ones(3)),
+    "gamma": lambda key: jax.random.gamma(key, 2.0),
+    "poisson": lambda key: jax.random.poisson(key, 2.0),
+    "permutation": lambda key: jax.random.permutation(key, 5),
+    "bit generator": lambda key: jax.lax.rng_bit_generator(jnp.tile(jax.random.key_data(key), 2), (3,))[1],
+    "other hash": lambda key: jax.random.normal(jax.random.key(jax.random.bits(key), impl="rbg"), (3,)),
+}
+
+
+def traced(draw: Callable[[Any], Any], key: Callable[[Any], Any] = jax.random.key) -> Any:
+    return jax.make_jaxpr(lambda seed: draw(key(seed)))(SEED)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_key_of_the_seed_is_told_from_a_fixed_one(name: str):
+    proper, fixed = traced(DRAWS[name]), traced(DRAWS[name], lambda seed: FIXED)
+    made = traced(DRAWS[name], lambda seed: jax.random.fold_in(jax.random.key(0), 5))
+    assert noise.draws(proper) and not noise.fixed_draw(proper, [True])
+    assert noise.fixed_draw(fixed, [True]) and noise.fixed_draw(made, [True])
+    both = jax.make_jaxpr(lambda seed: (normal(jax.random.key(seed)), DRAWS[name](FIXED)))(SEED)
+    assert noise.fixed_draw(both, [True])
+
+
+def test_one_fixed_key_of_a_loop_is_found():
+    def with_fixed_steps(seed: Any) -> Any:
+        return scanned(jax.random.key(seed), jax.random.split(FIXED, 4))
+
+    def with_fixed_carry(seed: Any) -> Any:
+        return scanned(FIXED, jax.random.split(jax.random.key(seed), 4))
+
+    for function in (with_fixed_steps, with_fixed_carry):
+        assert noise.fixed_draw(jax.make_jaxpr(function)(SEED), [True])
+
+
+def test_a_key_that_arrives_late_in_a_carry_counts():
+    def keys(seed: Any) -> Any:
+        return late((FIXED, FIXED, jax.random.key(seed)), FIXED)
+
+    assert not noise.fixed_draw(jax.make_jaxpr(keys)(SEED), [True])
+    assert noise.fixed_draw(jax.make_jaxpr(lambda seed: late((FIXED, FIXED, FIXED), FIXED))(SEED), [True])
+
+
+def test_a_branch_with_a_fixed_key_is_found():
+    def function(seed: Any) -> Any:
+        return jax.lax.cond(seed > 3, normal, lambda key: normal(FIXED), jax.random.key(seed))
+
+    assert noise.fixed_draw(jax.make_jaxpr(function)(SEED), [True])
+
+
+@pytest.mark.parametrize("function", [jnp.sin, jax.random.key, lambda seed: jax.random.split(jax.random.key(seed), 3), jnp.sort])
+def test_functions_without_draws_have_none(function: Callable[[Any], Any]):
+    x = SEED if function is not jnp.sort else jax.ShapeDtypeStruct((4,), jnp.float32)
+    assert not noise.draws(jax.make_jaxpr(function)(x)) and not noise.fixed_draw(jax.make_jaxpr(function)(x), [False])
+
+
+# ---------------------------------------------------------------------------------------- in optimisers
+
+
+class Kept(NamedTuple):
+    count: Any
+    rng_key: Any
+
+
+def drawing(draw: Callable[[Any], Any], key_of: Callable[[Any, Any], Any], next_key: Callable[[Any], Any]) -> Any:
+    """A transformation that adds what `draw` makes of the key `key_of(key, count)`; its state keeps a step count and a key."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        move = jnp.sum(jnp.asarray(draw(key_of(state.rng_key, state.count)), jnp.float32))
+        now = next_key(jax.random.wrap_key_data(jax.random.key_data(state.rng_key)))
+        return jax.tree.map(lambda u: u + move, updates), Kept(state.count + 1, now)
+
+    return optax.GradientTransformation(lambda params: Kept(jnp.zeros((), jnp.int32), jax.random.key(0)), update)
+
+
+def split(key: Any) -> Any:
+    return jax.random.split(key)[0]
+
+
+def checked(function: Callable[..., Any]) -> bool:
+    return check_optimizer(Optimizer("mine", function), PARAMS, 0.1, 0.0)
+
+
+def refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"^optimizer 'mine' draws random numbers .* the same for every seed; .* `key`.*$"):
+        checked(function)
+
+
+FROM_STATE = {
+    "the state's key": lambda key, count: key,
+    "the state's key and the step": jax.random.fold_in,
+}
+FIXED_KEYS = {
+    "a closure": lambda key, count: FIXED,
+    "a key of the step only": lambda key, count: jax.random.key(count),
+    "a closure and the step": lambda key, count: jax.random.fold_in(FIXED, count),
+    "a constant": lambda key, count: jax.random.PRNGKey(3),
+}
+
+
+@pytest.mark.parametrize("draw", ["plain", "inner jit", "scan", "loop", "cond", "gamma"])
+@pytest.mark.parametrize("key", [*FROM_STATE, *FIXED_KEYS])
+def test_an_optimiser_with_a_fixed_key_is_refused(draw: str, key: str):
+    key_of = {**FROM_STATE, **FIXED_KEYS}[key]
+    noisy = drawing(DRAWS[draw], key_of, split)
+    proper = optax.add_noise(0.1, 0.5, key=jax.random.key(1))
+
+    def build(learning_rate: Any) -> Any:  # a proper key in the state of each of them
+        return optax.chain(proper, noisy, optax.sgd(learning_rate))
+
+    def with_key(learning_rate: Any, key: Any) -> Any:  # a `key` is no pass for another one
+        return optax.chain(optax.add_noise(0.1, 0.5, key=key), noisy, optax.sgd(learning_rate))
+
+    for function in (build, with_key):
+        if key in FROM_STATE:
+            assert checked(function)
+        else:
+            refused(function)
+
+
+def test_a_key_that_the_first_step_replaces_with_a_fixed_one_is_refused():
+    refused(lambda lr: optax.chain(drawing(normal, lambda key, count: key, lambda key: jax.random.key(0)), optax.sgd(lr)))
+
+
+def test_a_first_state_that_is_drawn_from_a_fixed_key_is_refused():
+    def drawn(key: Any) -> Any:
+        return optax.GradientTransformation(
+            lambda params: jax.tree.map(lambda p: jax.random.normal(key, p.shape), params), lambda u, s, p=None: (s, s)
+        )
+
+    refused(lambda lr: drawn(FIXED))
+    assert checked(lambda lr, key: drawn(key))
+
+
+def test_a_fixed_key_is_refused_where_the_rate_is_compiled():
+    def build(lr: Any, key: Any, fixed: bool = True) -> Any:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, lr, 3, 8)
+        return optax.chain(optax.sgd(schedule), optax.add_noise(0.1, 0.5, key=key), *([constant] if fixed else []))
+
+    constant = drawing(normal, FIXED_KEYS["a closure"], split)
+    refused(build)
+    assert not checked(lambda lr, key: build(lr, key, fixed=False))
+
+
+# fmt: off
+ALIASES = [
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
+    "lamb", "lars", "lbfgs", "lion", "noisy_sgd", "novograd", "optimistic_adam_v2", "optimistic_gradient_descent",
+    "polyak_sgd", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "sm3", "yogi", "contrib.acprop",
+    "contrib.ademamix", "contrib.adopt", "contrib.cocob", "contrib.dadapt_adamw", "contrib.dog", "contrib.dowg",
+    "contrib.galore", "contrib.madgrad", "contrib.momo", "contrib.momo_adam", "contrib.muon", "contrib.prodigy",
+    "contrib.schedule_free_adamw", "contrib.schedule_free_sgd", "contrib.simplified_ademamix",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.filterwarnings("ignore")
+def test_no_optimiser_of_optax_is_taken_for_one_with_a_fixed_key(name: str):
+    module = optax.contrib if name.startswith("contrib.") else optax
+    function = getattr(module, name.removeprefix("contrib."))
+    assert checked(function)
+    assert checked(lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), function(learning_rate)))
+
+
+def test_refused_noise_would_indeed_be_the_same_for_two_seeds():
+    def moved(key_of: Any, seed: int) -> np.ndarray:
+        entry = Optimizer("mine", lambda lr: drawing(normal, key_of, split))
+        state, zeros = entry.first_state(PARAMS, 0.1, 0.0, jnp.uint32(seed)), jax.tree.map(jnp.zeros_like, PARAMS)
+        both = []
+        for _ in range(2):
+            found, state = entry.updates(zeros, state, PARAMS, 0.1, 0.0, jnp.uint32(seed), jnp.zeros(()), lambda p: jnp.zeros(()))
+            both.append(found["bias"])
+        return np.stack(both)
+
+    for key_of in FIXED_KEYS.values():
+        assert np.array_equal(moved(key_of, 1), moved(key_of, 2))
+    for key_of in FROM_STATE.values():
+        assert not np.isclose(moved(key_of, 1), moved(key_of, 2)).any()
