@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from relu_study import prng
+from relu_study import noise, prng
 from relu_study.bounds import Interval
 from relu_study.failures import calling
 from relu_study.programs import make_init
@@ -27,6 +27,7 @@ from relu_study.spec import KNOBS, RunSpec
 from relu_study.tasks import LABELLED, LOSSES, METRICS, Signature, Task, is_labels
 
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
+DRAWN = 16  # the most phases of which rows are drawn
 TICK = 1.1  # seconds: a clock read in whole seconds differs after it
 
 
@@ -40,8 +41,8 @@ def _whole(value: Any, least: int) -> bool:
 def check_task(spec: RunSpec) -> list[str]:
     """Refuse a task that breaks its contract (UserError); return notes for the plan and the report.
 
-    One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws of the first and the last phase check
-    that equal keys give equal rows, that all inputs lie in the box, and that the targets fit the loss.
+    One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws of up to 16 phases, the first and the last
+    among them, check that equal keys give equal rows, that all inputs lie in the box, and that the targets fit the loss.
     """
     name, of_data = spec.task, RunSpec(rows=spec.rows, **dict(spec.marked("data")))
     task, again = (_built(name, one) for one in (spec, of_data))
@@ -54,19 +55,19 @@ def check_task(spec: RunSpec) -> list[str]:
             )
     for phase in range(task.phases):
         _check_shapes(name, task, phase)
-    digests = []
-    for phase in sorted({0, task.phases - 1}):
+    fixed = True
+    for phase in sorted({round(i * (task.phases - 1) / (DRAWN - 1)) for i in range(DRAWN)}):
         first = _draw(name, task, 0, phase)
         if reads_clock(task.sample):
             time.sleep(TICK)
         for other in (task, again):
-            if _draw(name, other, 0, phase) != first:
+            if _draw(name, other, 0, phase) != first or not _repeats(other, phase):
                 raise UserError(
                     f"task {name!r}: two draws with the same key give different rows; draw all random numbers from the key, with "
                     "jax.random, not from NumPy, Python's state or a clock"
                 )
-        digests.append(first == _draw(name, task, 1, phase))
-    if all(digests) and not task.fixed:
+        fixed = fixed and first == _draw(name, task, 1, phase)
+    if fixed and not task.fixed:
         return [
             f"task {name!r} gives two different keys the same rows: seeds differ only in weights and order; "
             "declare Task(fixed=True) if this is meant"
@@ -168,6 +169,10 @@ def _draw(name: str, task: Task, seed: int, phase: int) -> str:
     return hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
 
 
+def _repeats(task: Task, phase: int) -> bool:
+    return noise.repeats(lambda key: task.sample(key, phase), prng.stream(0, "data", phase))
+
+
 def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) -> None:
     """Refuse inputs between `least` and `most` that leave the box of their task."""
     if box is None or least > most:
@@ -228,7 +233,10 @@ def check_network(spec: RunSpec, signature: Signature) -> None:
         raise UserError(f"{what} is no function build(spec, d_in, d_out, rngs) or module class; register one")
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
-    used, tapes = _passed(spec, signature, jax.ShapeDtypeStruct((2, signature.d_in), dtype), (2, signature.d_out))
+    x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
+    used, tapes = _passed(spec, signature, x, (2, signature.d_out))
+    if not noise.repeats(lambda x: _module(spec, signature)(x, _context()), x):  # type: ignore[operator]
+        raise UserError(f"{what} is different each time it is traced; read no random state of NumPy or Python, and no counter")
     _check_weights(spec, signature, model, used)
     sites = [i for i, kind in enumerate(tapes) if kind is Site]
     if not sites:

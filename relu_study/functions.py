@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relu_study import prng
+from relu_study import noise, prng
 from relu_study.activations import Activation
 from relu_study.failures import calling
 from relu_study.initializers import Layer
@@ -64,7 +64,8 @@ def _check_apart(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
     """Each unit of each example depends on its own pre-activation; repeated calls agree."""
     pre = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.result_type(float))
     whole = np.asarray(phi(pre, values), float).reshape(4, phi.fanout, 3)
-    if not np.array_equal(whole, np.asarray(phi(pre, values), float).reshape(whole.shape), equal_nan=True):
+    again = np.asarray(phi(pre, values), float).reshape(whole.shape)
+    if not (np.array_equal(whole, again, equal_nan=True) and noise.repeats(lambda pre: phi(pre, values), pre)):
         raise UserError(f"{what} gives other values at each call; write a pure function of the pre-activation")
     for row in range(4):
         for unit in range(3):
@@ -187,7 +188,8 @@ def check_layer(name: str, layer: Layer) -> None:
         return np.asarray(kernel).tobytes(), np.asarray(bias).tobytes()
 
     first = drawn(0, inputs[0])
-    if drawn(0, inputs[0]) != first:
+    key = prng.stream(0, "init", layer.index)
+    if drawn(0, inputs[0]) != first or not noise.repeats(lambda key, x: scheme(key, layer, x), key, inputs[0]):
         raise UserError(
             f"{what} draws other weights for the same key; draw all random numbers from the key, with jax.random, not from NumPy "
             "or Python's state"

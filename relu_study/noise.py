@@ -1,15 +1,22 @@
-"""Which random draws of a traced function do not depend on one of its inputs."""
+"""Randomness that does not come from a key of the run: draws with a fixed key, and state outside a function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Literal
 
 # Primitives that draw random numbers, each with its number of leading operands that are its key.
 DRAWS = {"random_bits": 1, "random_gamma": 1, "rng_bit_generator": 1, "rng_uniform": 0, "threefry2x32": 4}
 
+_traces = itertools.count()
 Reached = tuple[list[bool], bool]
 
 
@@ -24,6 +31,39 @@ def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
     A value depends on an input where any path of computation leads from one to the other.
     """
     return _walked(jaxpr.jaxpr, inputs)[1]
+
+
+def repeats(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether two traces of a function are equal: no part of it reads NumPy's or Python's random state, or a counter.
+
+    Inner functions are traced too, whatever `jax.jit` has kept of them: kept traces belong to a context, and each is new here.
+    """
+    one, two = (_fresh(function, *arguments) for _ in range(2))
+    texts = [re.sub("0x[0-9a-f]+", "", str(jaxpr)) for jaxpr in (one, two)]  # addresses of functions
+    constants = list(_constants(one)), list(_constants(two))
+    return texts[0] == texts[1] and len(constants[0]) == len(constants[1]) and all(map(_equal, *constants))
+
+
+def _fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+    with set_xla_metadata(relu_study_trace=str(next(_traces))):
+        return jax.make_jaxpr(lambda *given: function(*given))(*arguments)
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """The constants of a closed jaxpr and of all jaxprs in it."""
+    yield from getattr(jaxpr, "consts", ())
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        for inner in _jaxprs(eqn.params.values()):
+            yield from _constants(inner)
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if one is two or not hasattr(one, "dtype"):
+        return True
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        one, two = jax.random.key_data(one), jax.random.key_data(two)
+    one, two = np.asarray(one), np.asarray(two)
+    return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
 def _walked(jaxpr: Any, inputs: Sequence[bool]) -> Reached:
@@ -52,7 +92,7 @@ def _through(eqn: Any, given: list[bool]) -> Reached:
     if name == "cond":
         outs, fixed = zip(*(_walked(branch.jaxpr, given[1:]) for branch in params["branches"]), strict=True)
         return [given[0] or any(marks) for marks in zip(*outs, strict=True)], any(fixed)
-    inner = list(_jaxprs(params.values()))
+    inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in _jaxprs(params.values())]
     if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):  # jit and its like
         return _walked(inner[0], given)
     whole = [any(given)] * len(eqn.outvars)
@@ -78,8 +118,9 @@ def _while(params: Any, given: list[bool]) -> Reached:
 
 
 def _jaxprs(values: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation, closed or open."""
     for value in values:
         if isinstance(value, tuple | list):
             yield from _jaxprs(value)
         elif hasattr(getattr(value, "jaxpr", value), "eqns"):
-            yield getattr(value, "jaxpr", value)
+            yield value

@@ -155,6 +155,11 @@ def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, wei
     for kind, before, now in (("its state", state, after), ("the parameters", params, updates)):
         if (wrong := _changed(before, now)) is not None:
             raise UserError(f"optimizer {optimizer.name!r} changes {kind} in a step: {wrong}; keep structure, shapes and dtypes")
+    if not noise.repeats(partial(steps, 1), *arguments):
+        raise UserError(
+            f"optimizer {optimizer.name!r} is different each time it is traced; draw all random numbers with jax.random, from a "
+            "parameter `key`, not from NumPy or Python's state"
+        )
     if noise.draws(jaxpr):
         twice, _ = trace(2, *arguments)  # a first step may leave another key in the state
         marks = [place == len(jax.tree.leaves(params)) for place in range(len(twice.in_avals))]

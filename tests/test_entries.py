@@ -146,10 +146,53 @@ def numpy_random(key: Any, phase: Any) -> Any:
     return x, x[:, :1]
 
 
-@pytest.mark.parametrize("sample", [clock, stateful, numpy_random, jax.jit(numpy_random, static_argnums=1)])
+def inner(sample: Any) -> Any:
+    """A sample of the same rows whose state hides in an inner jitted function."""
+    jitted = jax.jit(sample, static_argnums=1)
+    return lambda key, phase: tuple(1 * part for part in jitted(key, phase))
+
+
+def looped(key: Any, phase: Any) -> Any:
+    """State inside a jitted function inside a loop."""
+    x = jax.lax.fori_loop(0, 2, lambda i, x: x + inner(numpy_random)(key, phase)[0], jnp.zeros((60, 4)))
+    return x, x[:, :1]
+
+
+def scalar_state(key: Any, phase: Any) -> Any:
+    x = np.random.uniform() * jax.random.uniform(key, (60, 4))
+    return x, x[:, :1]
+
+
+KEPT_IN_JIT = [inner(numpy_random), inner(stateful), inner(scalar_state), inner(inner(numpy_random)), looped]
+
+
+@pytest.mark.parametrize(
+    "sample", [clock, stateful, numpy_random, jax.jit(numpy_random, static_argnums=1), scalar_state, *KEPT_IN_JIT]
+)
 def test_state_outside_the_key_is_refused(sample: Any) -> None:
     add_task(sample)
     refused(MINE, "task 'mine'", "same key give different rows", "jax.random")
+
+
+@pytest.mark.parametrize(("phases", "faulty"), [(2, 1), (3, 1), (16, 9), (40, 39)])
+def test_each_of_few_phases_is_drawn(phases: int, faulty: int) -> None:
+    def sample(key: Any, phase: int) -> Any:
+        x = jax.random.uniform(key, (60, 4)) + (5 if phase == faulty else 0)
+        return x, x[:, :1]
+
+    add_task(sample, box=(0.0, 1.0), phases=phases)
+    refused(MINE, "task 'mine': drawn inputs lie in [5", "outside its box")
+
+
+def test_rows_that_differ_by_seed_in_one_phase_are_not_fixed() -> None:
+    def sample(key: Any, phase: int) -> Any:
+        x = jax.random.uniform(key if phase == 1 else jax.random.key(phase), (60, 4))
+        return x, x[:, :1]
+
+    add_task(sample, phases=3)
+    assert entries.check_task(MINE) == []
+    add_task(lambda key, phase: sample(key, 2 * phase), phases=3)
+    assert len(entries.check_task(MINE)) == 1
 
 
 def test_state_of_the_task_itself_is_refused() -> None:
@@ -359,6 +402,9 @@ def test_the_line_stands_in_plan_and_report(here: Any, tmp_path: Any, fixed: str
 # ---------------------------------------------------------------------------------------- networks
 
 
+INNER = jax.jit(lambda x: x + np.random.normal(size=x.shape[-1]))
+
+
 class Own(nnx.Module):
     """A network with one fault; none without."""
 
@@ -373,6 +419,8 @@ class Own(nnx.Module):
             self.scale = nnx.Param(jax.random.normal(rngs.params(), ()))
         if fault == "drawn by a key of its own":
             self.scale = nnx.Param(jax.random.normal(jax.random.key(0), (spec.width,)))
+        if fault == "numpy":
+            self.scale = np.random.normal(size=spec.width)
         if fault == "idle":
             self.spare = Dense(2, 2)
         if fault == "dropout":
@@ -394,6 +442,8 @@ class Own(nnx.Module):
             self.last.kernel[...], self.first.kernel[...] = jnp.ones(self.last.kernel.shape), 2 * self.first.kernel[...]
             ctx.prepare, x = None, x.copy()
         x = jax.nn.relu(x) if self.fault == "no site" else self.site(x, ctx)
+        if self.fault == "numpy inside":
+            x = INNER(x)
         return self.last(x * self.scale[...] if hasattr(self, "scale") else x, ctx)
 
 
@@ -408,6 +458,8 @@ class Own(nnx.Module):
         ("before", ["a Site before any Dense"]),
         ("constant matrix", ["scale", "not drawn by the run's seed"]),
         ("assigned later", ["last.kernel", "same for two seeds"]),
+        ("numpy", ["different each time it is traced"]),
+        ("numpy inside", ["different each time it is traced"]),
         ("idle", ["never applies its Dense spare"]),
         ("dropout", ["Rng", "dropout"]),
         ("outputs", ["(2, 2)", "(2, 1)"]),
@@ -546,6 +598,7 @@ def test_what_is_no_function_is_refused(function: Any) -> None:
         (lambda z: jax.nn.softmax(z), {}, ["mixes units"]),
         (lambda z: z - z.mean(axis=0), {}, ["mixes units or examples"]),
         (lambda z: z + np.random.normal(), {}, ["other values at each call"]),
+        (jax.jit(lambda z: z + np.random.normal()), {}, ["other values at each call"]),
         (lambda z: jnp.where(jnp.abs(z) < 1, 1 - jnp.abs(z), 0.0), {"flat": ((1.0, inf),)}, ["turns back", "turning_points"]),
         (lambda z: 1 / 0, {}, ["activation 'mine' raises ZeroDivisionError"]),
         (jnp.maximum, {}, ["activation 'mine' raises"]),
@@ -621,6 +674,13 @@ def test_an_initialiser_returns_the_layers_shapes_or_is_refused(rows: int, colum
             lambda key, layer, x: (
                 jnp.asarray(np.random.normal(size=(layer.fan_in, layer.fan_out)), float),
                 jnp.zeros(layer.fan_out),
+            ),
+            ["other weights for the same key"],
+        ),
+        (
+            jax.jit(
+                lambda key, layer, x: (jnp.full((layer.fan_in, layer.fan_out), np.random.normal()), jnp.zeros(layer.fan_out)),
+                static_argnums=1,
             ),
             ["other weights for the same key"],
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -243,3 +244,71 @@ def test_refused_noise_would_indeed_be_the_same_for_two_seeds():
         assert np.array_equal(moved(key_of, 1), moved(key_of, 2))
     for key_of in FROM_STATE.values():
         assert not np.isclose(moved(key_of, 1), moved(key_of, 2)).any()
+
+
+# ------------------------------------------------------------------------------------ state outside
+
+
+calls = [0]
+
+
+def counts(x: Any) -> Any:
+    calls[0] += 1
+    return x + calls[0]
+
+
+IMPURE: dict[str, Callable[[Any], Any]] = {
+    "numpy array": lambda x: x + np.random.normal(size=3),
+    "numpy number": lambda x: x * np.random.uniform(),
+    "counter": counts,
+    "key of NumPy": lambda x: x + jax.random.normal(jax.random.key(np.random.randint(10**6)), (3,)),
+    "length": lambda x: jnp.sin(x) if (counts(0) % 2) else jnp.cos(x),
+    "key array": lambda x: x + jax.random.normal(jax.random.clone(jax.random.fold_in(FIXED, np.random.randint(10**6))), (3,)),
+}
+INNER: dict[str, Callable[[Any, Any], Any]] = {
+    "inner jit": lambda inner, x: 2 * jax.jit(inner)(x),
+    "scan": lambda inner, x: jax.lax.scan(lambda c, _: (inner(c), None), x, None, 3)[0],
+    "cond": lambda inner, x: jax.lax.cond(x[0] > 0, inner, lambda x: x, x),
+    "slope": lambda inner, x: jax.grad(lambda x: (inner(x) ** 2).sum())(x),
+}
+
+
+def hide(function: Callable[[Any], Any], place: str) -> Callable[[Any], Any]:
+    if place == "plain":
+        return function
+    return jax.jit(function) if place == "jit" else functools.partial(INNER[place], jax.jit(function))
+
+
+@pytest.mark.parametrize("place", ["plain", "jit", *INNER])
+@pytest.mark.parametrize("name", IMPURE)
+def test_state_outside_of_a_function_shows_in_its_traces(name: str, place: str):
+    function, x = hide(IMPURE[name], place), jnp.ones(3)
+    function(x)
+    assert not noise.repeats(function, x)
+    function(x)
+    assert not noise.repeats(function, x)
+
+
+@pytest.mark.parametrize("place", ["plain", "jit", *INNER])
+def test_pure_functions_repeat(place: str):
+    table, key = np.random.normal(size=3), jax.random.key(2)
+
+    def pure(x: Any) -> Any:
+        x = x + table + jnp.asarray(table) * jax.random.normal(key, (3,)) + jnp.nan
+        return jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct((3,), x.dtype), x) if place == "plain" else jax.nn.relu(x)
+
+    assert noise.repeats(hide(pure, place), jnp.ones(3)) and noise.repeats(hide(pure, place), jnp.ones(3))
+
+
+@pytest.mark.parametrize("place", ["first state", "update"])
+def test_an_optimiser_with_noise_of_numpy_is_refused(place: str):
+    inner = jax.jit(lambda u: u + np.random.normal(size=u.shape))
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(inner, params) if place == "first state" else params
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return jax.tree.map(inner, updates) if place == "update" else updates, state
+
+    with pytest.raises(UserError, match=r"optimizer 'mine' is different each time it is traced; .* `key`"):
+        checked(lambda learning_rate: optax.GradientTransformation(init, update))
