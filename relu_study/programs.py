@@ -21,7 +21,7 @@ from relu_study import bins, prng, probes
 from relu_study.bounds import Interval
 from relu_study.initializers import Layer
 from relu_study.optimizers import Optimizer, check_optimizer
-from relu_study.probes import histograms
+from relu_study.probes import certified, histograms
 from relu_study.registry import UserError, activations, initializers, networks, optimizers, ours
 from relu_study.sites import Columns, Context, Dense, Site
 from relu_study.spec import KNOBS, RunSpec
@@ -235,6 +235,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
     graph, bounded, _ = _parts(spec, signature)
     loss_of = LOSSES[signature.loss]
     d_in, n = signature.d_in, probing.probe_set(signature)
+    own = not all(map(ours, (networks[spec.network], activations[spec.activation], activations[spec.output])))
 
     def measure(state: State, previous: Any, data: Data, knobs: Knobs, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
@@ -288,7 +289,9 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
             finite &= jnp.all(jnp.isfinite(leaf))
         packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
         counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
+        proofs = certified.unsound(snapshot) if own and bounds is not None else {}
         return {
+            **{f"unsound:{name}": count for name, count in proofs.items()},
             **{f"metric:{name}": value for name, value in {**metrics, **extra}.items()},
             **{f"histogram:{name}": count for name, count in counts.items()},
             **packed,

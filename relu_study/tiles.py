@@ -196,22 +196,34 @@ def _check_inputs(drawn: list[Extremes]) -> None:
                 entries.check_inside(spec.task, tasks[spec.task](spec).box, least, most)
 
 
-def _check_certified(pending: Pending, masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
-    """Stop (UserError) where a unit is certified dead and not dead: the box or a declared piece is wrong."""
-    for site in pending.units:
+def _check_certified(pending: Pending, tile: dict[str, np.ndarray], masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
+    """Stop (UserError) where a unit is certified dead and not dead, or certified always on and not always on."""
+    for site, units in pending.units.items():
         dead, certified = (masks.get(f"{kind}:{site}") for kind in ("dead", "certified_dead"))
-        if dead is None or certified is None:
-            continue
-        wrong = (certified & ~dead).any(axis=-1) & ~bad
-        if wrong.any():
-            run, at = (int(i) for i in np.argwhere(wrong)[0])
-            spec, counts = pending.runs[run], [int(m[run, at].sum()) for m in (certified, dead, certified & ~dead)]
-            raise UserError(
-                f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified dead and {counts[1]} are dead "
-                f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not dead; correct the box of task "
-                f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
-                f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
-            )
+        if dead is not None and certified is not None:
+            _check_subset(pending, site, "dead", certified.sum(-1), dead.sum(-1), (certified & ~dead).sum(-1), bad)
+        on, sure = (tile.get(f"metric:{kind}_fraction/{site}") for kind in ("always_on", "certified_always_on"))
+        if on is not None and sure is not None:
+            on, sure = (np.where(np.isfinite(share), np.round(units * share), 0).astype(int) for share in (on, sure))
+            # The study's own components count each wrong unit; for the package's, too many of them show.
+            _check_subset(pending, site, "always on", sure, on, tile.get(f"unsound:{site}", np.maximum(sure - on, 0)), bad)
+
+
+def _check_subset(
+    pending: Pending, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
+) -> None:
+    """Refuse `wrong` units, certified ones that the probe set contradicts, by run and epoch: the box or a piece is wrong."""
+    if not ((wrong > 0) & ~bad).any():
+        return
+    run, at = (int(i) for i in np.argwhere((wrong > 0) & ~bad)[0])
+    spec = pending.runs[run]
+    counts = [int(count[run, at]) for count in (certified, seen, wrong)]
+    raise UserError(
+        f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified {word} and {counts[1]} are {word} "
+        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {word}; correct the box of task "
+        f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
+        f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
+    )
 
 
 def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
@@ -240,7 +252,8 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
     }
     # Once bad, a run stays bad: what it shows later is not a measurement.
     bad = ~np.logical_and.accumulate(finite, axis=1)
-    _check_certified(pending, masks, bad)
+    _check_certified(pending, tile, masks, bad)
+    tile = {name: values for name, values in tile.items() if not name.startswith("unsound:")}
     if masks:
         again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
         found = revivals.fractions(masks, list(pending.units), precision)

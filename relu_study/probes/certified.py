@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from relu_study.activations import Piece
 from relu_study.bounds import at_most
 from relu_study.probes.metric import probe
-from relu_study.probes.snapshot import SiteView
+from relu_study.probes.snapshot import SiteView, Snapshot
+from relu_study.probes.units import always_on
 
 certified = functools.partial(probe, per="unit", unit="fraction", low=0, high=1, needs=("bound",))
 
@@ -33,6 +34,12 @@ def certified_always_on(site: SiteView) -> Bool[Array, "U"] | None:
     if site.bound is None or identity is None or site.activation.smooth:
         return None
     return site.bound.inside(identity)
+
+
+def unsound(snapshot: Snapshot) -> dict[str, Int[Array, ""]]:
+    """Units of each site that are certified always on and not always on: none where box and pieces are right."""
+    found = {name: (certified_always_on(site), always_on(site)) for name, site in snapshot.named().items()}
+    return {name: jnp.sum(proved & ~on) for name, (proved, on) in found.items() if proved is not None and on is not None}
 
 
 def _within(site: SiteView, piece: Piece) -> Bool[Array, "U"]:
