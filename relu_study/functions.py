@@ -34,8 +34,8 @@ KEYS = 24  # keys of a refusal; +1 or -1 in a kernel of one weight is equal for 
 def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> None:
     """Refuse an activation that is not what it declares (UserError).
 
-    Its output has the shape that `fanout` says, and each unit depends on its own pre-activation. The pieces hold on a
-    grid from -16 to 16. Undeclared turning points are refused where units are `certified`, since bounds rely on them.
+    Its output has the shape that `fanout` says, and each unit depends on its own pre-activation. On a grid from -16 to 16 its
+    values are numbers and its pieces hold. Undeclared turning points are refused where units are `certified`: bounds need them.
     """
     phi, dtype = activations[name], jnp.result_type(float)
     values = {knob: jnp.asarray(knobs[knob], dtype) for knob in KNOBS if knob in knobs}
@@ -44,6 +44,7 @@ def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> 
         for shape in ((5, 3), (3,)):
             _check_shape(what, phi, values, jax.ShapeDtypeStruct(shape, dtype))
         _check_apart(what, phi, values)
+        _check_known(what, phi, values)
         _check_pieces(what, phi, values)
         if certified:
             _check_turns(what, phi, values)
@@ -90,6 +91,13 @@ def _inside(piece: tuple[float, float]) -> np.ndarray:
     near = np.linspace(max(low, min(high, 0.0) - 16), min(high, max(low, 0.0) + 16), 203)[1:-1]
     points = np.concatenate([near, GRID, FAR])
     return points[(points > low) & (points < high)]
+
+
+def _check_known(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
+    """Values are numbers; infinite ones are left to the status of a run."""
+    z, post, _ = _on(phi, values, GRID)
+    if (wrong := np.isnan(post).any(axis=1)).any():
+        raise UserError(f"{what} gives NaN at {z[int(np.argmax(wrong))]:g}; define it for every pre-activation")
 
 
 def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
