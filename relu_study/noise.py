@@ -28,7 +28,8 @@ def draws(jaxpr: Any) -> bool:
 def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
     """Whether a closed jaxpr draws random numbers from a key that depends on none of the marked inputs.
 
-    A value depends on an input where any path of computation leads from one to the other.
+    A value depends on an input where any path of computation leads from one to the other. A key that is chosen among several
+    depends on it where all of them do.
     """
     return _walked(jaxpr.jaxpr, inputs)[1]
 
@@ -89,14 +90,23 @@ def _through(eqn: Any, given: list[bool]) -> Reached:
         return _loop(params["jaxpr"].jaxpr, given, params["num_consts"], params["num_carry"])
     if name == "while":
         return _while(params, given)
+    if name == "select_n":
+        return [_chosen(eqn.outvars[0], given[0], given[1:])], False
     if name == "cond":
         outs, fixed = zip(*(_walked(branch.jaxpr, given[1:]) for branch in params["branches"]), strict=True)
-        return [given[0] or any(marks) for marks in zip(*outs, strict=True)], any(fixed)
+        return [_chosen(out, given[0], marks) for out, *marks in zip(eqn.outvars, *outs, strict=True)], any(fixed)
     inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in _jaxprs(params.values())]
     if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):  # jit and its like
         return _walked(inner[0], given)
     whole = [any(given)] * len(eqn.outvars)
     return whole, any(_walked(jaxpr, [any(given)] * len(jaxpr.invars))[1] for jaxpr in inner)
+
+
+def _chosen(out: Any, choice: bool, marks: Sequence[bool]) -> bool:
+    """Whether one of several values depends on the inputs: for a key all of them must, for a number any, or the choice."""
+    if jnp.issubdtype(out.aval.dtype, jax.dtypes.prng_key):
+        return all(marks)
+    return choice or any(marks)
 
 
 def _loop(body: Any, given: list[bool], consts: int, carry: int) -> Reached:

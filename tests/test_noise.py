@@ -108,6 +108,32 @@ def test_a_key_that_arrives_late_in_a_carry_counts():
     assert noise.fixed_draw(jax.make_jaxpr(lambda seed: late((FIXED, FIXED, FIXED), FIXED))(SEED), [True])
 
 
+CHOICES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "cond": lambda seed, one, two: jax.lax.cond(seed > 3, lambda: one, lambda: two),
+    "switch": lambda seed, one, two: jax.lax.switch(seed.astype(int), [lambda: one, lambda: two, lambda: one]),
+    "where": lambda seed, one, two: jnp.where(seed > 3, one, two),
+    "select": lambda seed, one, two: jax.lax.select(seed > 3, one, two),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("fixed", [0, 1, None])
+def test_a_key_chosen_among_a_fixed_and_a_proper_one_is_found(name: str, fixed: int | None):
+    def function(seed: Any) -> Any:
+        keys = [FIXED if i == fixed else jax.random.fold_in(jax.random.key(seed), i) for i in range(2)]
+        return normal(CHOICES[name](seed, *keys))
+
+    assert noise.fixed_draw(jax.make_jaxpr(function)(SEED), [True]) == (fixed is not None)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_key_made_of_a_chosen_number_counts(name: str):
+    def function(seed: Any) -> Any:
+        return normal(jax.random.key(CHOICES[name](seed, jnp.uint32(3), seed)))
+
+    assert not noise.fixed_draw(jax.make_jaxpr(function)(SEED), [True])
+
+
 def test_a_branch_with_a_fixed_key_is_found():
     def function(seed: Any) -> Any:
         return jax.lax.cond(seed > 3, normal, lambda key: normal(FIXED), jax.random.key(seed))
@@ -187,6 +213,13 @@ def test_an_optimiser_with_a_fixed_key_is_refused(draw: str, key: str):
 
 def test_a_key_that_the_first_step_replaces_with_a_fixed_one_is_refused():
     refused(lambda lr: optax.chain(drawing(normal, lambda key, count: key, lambda key: jax.random.key(0)), optax.sgd(lr)))
+
+
+def test_a_key_that_some_steps_reset_is_refused():
+    def reset(key: Any, count: Any) -> Any:
+        return jax.lax.cond(count % 10 == 0, lambda key: FIXED, lambda key: key, key)
+
+    refused(lambda lr: optax.chain(drawing(normal, reset, split), optax.sgd(lr)))
 
 
 def test_a_first_state_that_is_drawn_from_a_fixed_key_is_refused():
@@ -312,3 +345,22 @@ def test_an_optimiser_with_noise_of_numpy_is_refused(place: str):
 
     with pytest.raises(UserError, match=r"optimizer 'mine' is different each time it is traced; .* `key`"):
         checked(lambda learning_rate: optax.GradientTransformation(init, update))
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "accumulated": lambda tx: optax.MultiSteps(tx, every_k_schedule=2),
+    "finite": lambda tx: optax.apply_if_finite(tx, max_consecutive_errors=3),
+    "masked": lambda tx: optax.masked(tx, {"kernel": True, "bias": False}),
+    "at times": lambda tx: optax.conditionally_transform(tx, lambda step: step % 2 == 0),
+    "partitioned": lambda tx: optax.partition({"a": tx, "b": optax.sgd(0.1)}, {"kernel": "a", "bias": "b"}),
+    "looked ahead": lambda tx: optax.chain(tx, optax.scale_by_optimistic_gradient()),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_noise_in_wrappers_of_optax_keeps_its_key(wrapper: str):
+    def build(lr: Any) -> Any:
+        return WRAPPED[wrapper](optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1)), optax.sgd(lr)))
+
+    assert checked(build)
+    refused(lambda lr: WRAPPED[wrapper](optax.chain(drawing(normal, FIXED_KEYS["a closure"], split), optax.sgd(lr))))
