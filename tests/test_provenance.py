@@ -136,3 +136,69 @@ def test_a_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) ->
     changed(path.parent, "study.py", "* 1e-6", "* 1e-2")
     start(path, tmp_path / "two")
     assert results(tmp_path / "one")["runs.csv"] != results(tmp_path / "two")["runs.csv"]
+
+
+# ------------------------------------------------------------------------------------ by the command
+
+
+@KINDS
+def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_path: Path, here: Any) -> None:
+    path = written(tmp_path / "study", drawn)
+    size = ["--draws", "20"] if drawn else ["--seeds", "1"]
+    more = [size[0], "40" if drawn else "2"]
+    status, _, said = here("run", "study/study.py", "--out", "out", *size)
+    assert status == 0, said
+    changed(path.parent, "near.py", "STEP = 0.15625", "STEP = 0.5")
+    for words in (["run"], ["plan"]):
+        status, out, said = here(*words, "study/study.py", "--out", "out", *more)
+        assert status and "out was made otherwise (" in said.replace("\n", " ") and "Traceback" not in said + out
+        assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and "STEP" in said
+        assert "name another folder with --out" in said
+    changed(path.parent, "near.py", "STEP = 0.5", "STEP = 0.15625")
+    status, _, said = here("run", "study/study.py", "--out", "out", *more)
+    assert status == 0, said
+
+
+UNREADABLE = """
+import jax.numpy as jnp
+from relu_study import *
+
+class Odd:
+    @property
+    def __dict__(self): raise RuntimeError("no")
+    def __call__(self, pre): return jnp.maximum(pre, 0.5 * pre)
+
+activation("odd")(Odd())
+base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="odd")
+study = Study("odd", "Odd", "?", [Experiment("main", {"arm": base})], seeds=1, metrics=("val_loss",))
+"""
+
+
+def test_an_entry_that_cannot_be_read_leaves_a_folder_that_cannot_be_continued(tmp_path: Path, here: Any) -> None:
+    (tmp_path / "odd.py").write_text(UNREADABLE)
+    status, out, said = here("run", "odd.py", "--out", "out")
+    assert status == 0 and "activation odd cannot be compared with a later one" in " ".join((out + said).split())
+    status, _, said = here("run", "odd.py", "--out", "out", "--seeds", "2")
+    words = " ".join(said.split())
+    assert status and "cannot be continued: activation odd cannot be compared" in words and "another folder with --out" in words
+
+
+ARMS = """
+from relu_study import *
+def arms():
+    return {f"{rate:g}": RunSpec(rows=40, width=4, epochs=1, batch_size=20, learning_rate=rate) for rate in RATES}
+RATES = [0.01, 0.02]
+study = Study("arms", "Arms", "?", [Experiment("main", arms())], seeds=1, metrics=("val_loss",))
+"""
+
+
+def test_arms_that_a_function_makes_are_kept_by_what_they_are(tmp_path: Path) -> None:
+    def runs(source: str) -> dict[float, float]:
+        (tmp_path / "arms.py").write_text(source)
+        study: Any = load_study(tmp_path / "arms.py")
+        found = run(study, tmp_path / "out").runs
+        return dict(zip(found["learning_rate"], found["val_loss/all"], strict=True))
+
+    first = runs(ARMS)
+    more = runs(ARMS.replace("[0.01, 0.02]", "[0.02, 0.03]"))
+    assert set(first) == {0.01, 0.02} and set(more) == {0.02, 0.03} and more[0.02] == first[0.02]
