@@ -73,3 +73,37 @@ def test_every_process_agrees_about_every_kind() -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         said.add(done.stdout)
     assert len(said) == 1
+
+
+FILES = {
+    "text": "P = str(data_file('d.csv'))\ndef entry(): return np.loadtxt(P)",
+    "path": "P = pathlib.Path(data_file('d.csv'))\ndef entry(): return np.loadtxt(P)",
+    "closure": "def made(p): return lambda: np.loadtxt(p)\nentry = made(data_file('d.csv'))",
+    "default": "def entry(p=data_file('d.csv')): return np.loadtxt(p)",
+    "in a dict": "C = {'p': data_file('d.csv')}\ndef entry(): return np.loadtxt(C['p'])",
+    "method": "class K:\n  def __call__(self): return np.loadtxt(data_file('d.csv'))\nentry = K()",
+    "state": "class K:\n  def __init__(self): self.p = data_file('d.csv')\n  def __call__(self): return np.loadtxt(self.p)\nentry = K()",
+    "cached": "@functools.cache\ndef f(): return np.loadtxt(data_file('d.csv'))\ndef entry(): return f()",
+    "partial": "f = functools.partial(np.loadtxt, data_file('d.csv'))\ndef entry(): return f()",
+    "nested": "def entry():\n  def g(): return np.loadtxt(data_file('d.csv'))\n  return g()",
+    "mapped": "def entry(): return list(map(data_file, ['d.csv']))",
+    "helper": "def get(name): return data_file(name)\ndef entry(): return np.loadtxt(get('d.csv'))",
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_data_file_counts_by_its_content_however_it_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def of(content: str) -> dict[str, str]:
+        Path("d.csv").write_text(content)
+        names: dict[str, Any] = {"__name__": "typed"}
+        head = "import functools, pathlib\nimport numpy as np\nfrom relu_study import data_file\n"
+        exec(compile(head + FILES[kind], str(tmp_path / "typed.py"), "exec", dont_inherit=True), names)
+        names["entry"]()
+        return fingerprint(names["entry"])
+
+    first = of("1\n")
+    assert of("2\n")["whole"] != first["whole"] and of("1\n") == first
