@@ -82,7 +82,8 @@ FILES = {
     "default": "def entry(p=data_file('d.csv')): return np.loadtxt(p)",
     "in a dict": "C = {'p': data_file('d.csv')}\ndef entry(): return np.loadtxt(C['p'])",
     "method": "class K:\n  def __call__(self): return np.loadtxt(data_file('d.csv'))\nentry = K()",
-    "state": "class K:\n  def __init__(self): self.p = data_file('d.csv')\n  def __call__(self): return np.loadtxt(self.p)\nentry = K()",
+    "state": "class K:\n  def __init__(self): self.p = data_file('d.csv')\n"
+    "  def __call__(self): return np.loadtxt(self.p)\nentry = K()",
     "cached": "@functools.cache\ndef f(): return np.loadtxt(data_file('d.csv'))\ndef entry(): return f()",
     "partial": "f = functools.partial(np.loadtxt, data_file('d.csv'))\ndef entry(): return f()",
     "nested": "def entry():\n  def g(): return np.loadtxt(data_file('d.csv'))\n  return g()",
