@@ -78,7 +78,7 @@ def test_notes_name_both_numbers(folder: Path) -> None:
 def test_a_forest_counts_no_seed_as_missing_that_was_not_asked_for(folder: Path) -> None:
     declaration = read_whole_manifest(folder)["declaration"]
     rows = pd.read_csv(folder / "verdicts.csv", keep_default_na=False).to_dict("records")
-    counts = {(e.label, e.column): e.count for e in figures._effects(rows, declaration)}
+    counts = {(e.label, e.column): e.count for e in figures._effects(rows, declaration, {})}
     assert {count for (label, _), count in counts.items() if "leaky_relu" in label or "stuck" in label} == {""}
     lost = {label for (label, _), count in counts.items() if count}
     assert lost == {"P2  he_normal vs baseline"} and "n=7/8" in counts.values()
@@ -96,8 +96,8 @@ def test_arms_whose_labels_hold_one_another_are_told_apart() -> None:
     declaration = {"configurations": entries, "claims": claims, "seeds": 9}
     contrasts = {"relu vs tanh": 7, "relu, wide vs tanh": 5, "relu vs 1": 9, "the mean of relu and tanh vs 1": 7, "unknown": 9}
     for contrast, seeds in contrasts.items():
-        row = {"claim": "A", "contrast": contrast, "target": "t"}
-        assert figures._wanted(row, declaration) == seeds, contrast
+        row = {"claim": "A", "contrast": contrast, "target": "t", "n": 0}
+        assert figures._pairs(row, declaration, {}) == f"n=0/{seeds}", contrast
 
 
 def test_tensorboard_has_their_single_runs(folder: Path) -> None:
