@@ -11,60 +11,94 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from relu_study.activations import activation as activation
-    from relu_study.cell_report import load_cells as load_cells
-    from relu_study.draws import CellClaim as CellClaim
-    from relu_study.draws import CellFigure as CellFigure
-    from relu_study.draws import CellTable as CellTable
-    from relu_study.draws import Draws as Draws
-    from relu_study.draws import DrawStudy as DrawStudy
-    from relu_study.draws import crossed as crossed
-    from relu_study.fingerprint import data_file as data_file
-    from relu_study.frames import load as load
-    from relu_study.initializers import initializer as initializer
-    from relu_study.networks import network as network
-    from relu_study.optimizers import optimizer as optimizer
-    from relu_study.pictures import figure as figure
-    from relu_study.pivot import compare as compare
-    from relu_study.pivot import table as table
-    from relu_study.questions import Claim as Claim
-    from relu_study.questions import Counts as Counts
-    from relu_study.questions import Figure as Figure
-    from relu_study.questions import Section as Section
-    from relu_study.questions import Table as Table
-    from relu_study.questions import Target as Target
-    from relu_study.registry import UserError as UserError
-    from relu_study.runner import run as run
-    from relu_study.runner import run_draws as run_draws
-    from relu_study.spec import RunSpec as RunSpec
-    from relu_study.statistics import Number as Number
-    from relu_study.statistics import Theory as Theory
-    from relu_study.statistics import statistic as statistic
-    from relu_study.study import Experiment as Experiment
-    from relu_study.study import Study as Study
-    from relu_study.study import grid as grid
-    from relu_study.tasks import Signature as Signature
-    from relu_study.tasks import Task as Task
-    from relu_study.tasks import task as task
+    from relu_study.components.activations import activation as activation
+    from relu_study.components.initializers import initializer as initializer
+    from relu_study.components.networks import network as network
+    from relu_study.components.optimizers import optimizer as optimizer
+    from relu_study.components.tasks.task import Signature as Signature
+    from relu_study.components.tasks.task import Task as Task
+    from relu_study.components.tasks.task import task as task
+    from relu_study.components.untrained.statistic import Number as Number
+    from relu_study.components.untrained.statistic import Theory as Theory
+    from relu_study.components.untrained.statistic import statistic as statistic
+    from relu_study.errors import UserError as UserError
+    from relu_study.report.cell_report import load_cells as load_cells
+    from relu_study.report.figures.on_demand import figure as figure
+    from relu_study.report.tables.pivot_table import compare as compare
+    from relu_study.report.tables.pivot_table import table as table
+    from relu_study.runner.run import run as run
+    from relu_study.runner.run import run_draws as run_draws
+    from relu_study.storage.frames import load as load
+    from relu_study.study.claims import CellClaim as CellClaim
+    from relu_study.study.claims import Claim as Claim
+    from relu_study.study.claims import Target as Target
+    from relu_study.study.draw_study import Draws as Draws
+    from relu_study.study.draw_study import DrawStudy as DrawStudy
+    from relu_study.study.draw_study import crossed as crossed
+    from relu_study.study.fingerprint import data_file as data_file
+    from relu_study.study.outputs import CellFigure as CellFigure
+    from relu_study.study.outputs import CellTable as CellTable
+    from relu_study.study.outputs import Counts as Counts
+    from relu_study.study.outputs import Figure as Figure
+    from relu_study.study.outputs import Section as Section
+    from relu_study.study.outputs import Table as Table
+    from relu_study.study.run_spec import RunSpec as RunSpec
+    from relu_study.study.study import Experiment as Experiment
+    from relu_study.study.study import Study as Study
+    from relu_study.study.study import grid as grid
 
 _HOMES = {
-    "spec": ("RunSpec",),
-    "registry": ("UserError",),
-    "questions": ("Claim", "Counts", "Figure", "Section", "Table", "Target"),
-    "study": ("Experiment", "Study", "grid"),
-    "draws": ("CellClaim", "CellFigure", "CellTable", "DrawStudy", "Draws", "crossed"),
-    "statistics": ("Number", "Theory", "statistic"),
-    "fingerprint": ("data_file",),
-    "frames": ("load",),
-    "pivot": ("compare", "table"),
-    "pictures": ("figure",),
-    "runner": ("run", "run_draws"),
-    "cell_report": ("load_cells",),
-    "activations": ("activation",),
-    "initializers": ("initializer",),
-    "optimizers": ("optimizer",),
-    "networks": ("network",),
-    "tasks": ("Signature", "Task", "task"),
+    "components.activations": ("activation",),
+    "components.initializers": ("initializer",),
+    "components.networks": ("network",),
+    "components.optimizers": ("optimizer",),
+    "components.tasks.task": (
+        "Signature",
+        "Task",
+        "task",
+    ),
+    "components.untrained.statistic": (
+        "Number",
+        "Theory",
+        "statistic",
+    ),
+    "errors": ("UserError",),
+    "report.cell_report": ("load_cells",),
+    "report.figures.on_demand": ("figure",),
+    "report.tables.pivot_table": (
+        "compare",
+        "table",
+    ),
+    "runner.run": (
+        "run",
+        "run_draws",
+    ),
+    "storage.frames": ("load",),
+    "study.claims": (
+        "CellClaim",
+        "Claim",
+        "Target",
+    ),
+    "study.draw_study": (
+        "Draws",
+        "DrawStudy",
+        "crossed",
+    ),
+    "study.fingerprint": ("data_file",),
+    "study.outputs": (
+        "CellFigure",
+        "CellTable",
+        "Counts",
+        "Figure",
+        "Section",
+        "Table",
+    ),
+    "study.run_spec": ("RunSpec",),
+    "study.study": (
+        "Experiment",
+        "Study",
+        "grid",
+    ),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pkgutil
 import subprocess
@@ -14,18 +15,21 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from paths import ROOT
 from tiers import QUICK
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
 # Left out are the words and the door: they refuse bad input themselves, in their own words, and tests give them bad input.
 # A wrapper around `data_file` would be the caller that it looks at.
-UNCHECKED = {"fingerprint", "registry", "spec", "questions", "study", "draws", "cli", "asked"}
-CHECKED = [f"relu_study.{m.name}" for m in pkgutil.iter_modules([str(ROOT / "relu_study")]) if m.name not in UNCHECKED]
+UNCHECKED = {"errors", "components.registry", "cli.commands", "cli.arguments"}
+UNCHECKED |= {f"study.{name}" for name in ("fingerprint", "run_spec", "study", "draw_study", "claims", "outputs", "shard")}
+MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT / "relu_study")], "relu_study.") if not m.ispkg]
+CHECKED = [name for name in MODULES if name.removeprefix("relu_study.") not in UNCHECKED]
 # An int passes for a float, as it does for mypy.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
+for _registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
+    _registry.load()  # tests add entries and take them away again: those of the suite are there before
 
 # Two devices, so that tiles meet on them in every order; every further one would compile each program once more. Set here and
 # not in the environment: a subprocess of a test starts as a user's would.
@@ -71,14 +75,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
     """The engine's programs are compiled as a user's are: for what says that bits are the same."""
-    from relu_study import engine
+    from relu_study.engine import cohorts, compilation
 
     with pytest.MonkeyPatch.context() as patch:
         if compiles_quickly(pytestconfig):
-            patch.setitem(engine.OPTIONS, "cpu", {**engine.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
-        engine.forget_all()
+            patch.setitem(cohorts.OPTIONS, "cpu", {**cohorts.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
+        compilation.forget_all()
         yield
-    engine.forget_all()
+    compilation.forget_all()
 
 
 @pytest.fixture
@@ -86,14 +90,14 @@ def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """The command in this process and the test's own folder: its status, and what it says on either stream."""
-    from relu_study import cli
+    from relu_study.cli import commands
 
     monkeypatch.chdir(tmp_path)
 
     def say(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["relu-study", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            commands.main()
         return int(left.value.code or 0), *capsys.readouterr()
 
     return say

@@ -26,8 +26,10 @@ from urllib.request import urlopen
 import numpy as np
 import timing
 
-from relu_study import Experiment, RunSpec, Study, grid, store
-from relu_study.events import write_events
+from relu_study import Experiment, RunSpec, Study, grid
+from relu_study.report.tensorboard.event_files import write_events
+from relu_study.storage import tile_files
+from relu_study.storage.configurations import collect
 
 SEEDS, METRICS, STEPS = 20, 10, 100
 WIDTH = 16  # runs of a tile: those of several configurations
@@ -56,7 +58,7 @@ def planted(folder: Path, configurations: int) -> dict[str, Any]:
             "provenance": np.array("{}"),
         }
         series = {f"metric:{name}/all": draws.normal(size=(len(tile), STEPS)).astype(np.float32) for name in names}
-        store.write_tile(folder, made | series)
+        tile_files.write_tile(folder, made | series)
     return {"declaration": declaration}
 
 
@@ -66,7 +68,7 @@ def written(configurations: int, per_seed: bool) -> dict[str, float]:
         folder = Path(name)
         manifest = planted(folder, configurations)
         began = time.perf_counter()
-        found = store.collect(folder, manifest)
+        found = collect(folder, manifest)
         read = time.perf_counter()
         write_events(manifest, found, folder, per_seed)
         wrote = time.perf_counter()

@@ -30,9 +30,9 @@ import peer
 import timing
 from peer_team import Competitor, Missing, Team
 
-from relu_study.finding import find_study, load_study
-from relu_study.programs import steps_per_epoch
-from relu_study.registry import tasks
+from relu_study.components.registry import tasks
+from relu_study.engine.train_step import steps_per_epoch
+from relu_study.study.loading import find_study, load_study
 
 KERAS = Competitor("keras", "peer_keras.py", "histograms")
 
@@ -44,7 +44,7 @@ def once(folder: Path, preset: str, cache: Path) -> dict[str, Any]:
     folder.mkdir()
     began = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-c", "from relu_study.cli import main; main()", *words],
+        [sys.executable, "-c", "from relu_study.cli.commands import main; main()", *words],
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         cwd=folder,
     )

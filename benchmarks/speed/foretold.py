@@ -22,9 +22,9 @@ from typing import Any
 import timing
 
 from relu_study import Experiment, RunSpec, Study, grid
-from relu_study.forecast import Forecast
-from relu_study.programs import Probing
-from relu_study.progress import Watcher
+from relu_study.cli.eta import Forecast
+from relu_study.engine.state import Probing
+from relu_study.runner.callback import Watcher
 
 BASE = RunSpec(initializer="he_normal", rows=20_000, epochs=5)
 WIDTHS = list(range(8, 48))
@@ -35,7 +35,7 @@ ARMS = {
     "20 layers": (grid(BASE.but(rows=2_000), depth=[1, 20]), 64),
 }
 AT = (0.1, 0.25, 0.5)
-COMMAND = [sys.executable, "-c", "from relu_study.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from relu_study.cli.commands import main; main()"]
 
 
 def study_of(name: str) -> Study:
@@ -59,12 +59,12 @@ class Foresees(Watcher):
 
 def carried_out(name: str) -> dict[str, float]:
     """Carry out a study in this process and say what was foretold, and what it took."""
-    from relu_study import runner
+    from relu_study.runner import execute, run
 
-    runner.use_devices()
+    run.use_devices()
     watcher = Foresees()
     with tempfile.TemporaryDirectory() as scratch:
-        runner.carry_out(study_of(name), Path(scratch) / "out", Probing(), watcher, {"command": "", "preset": "default"})
+        execute.carry_out(study_of(name), Path(scratch) / "out", Probing(), watcher, {"command": "", "preset": "default"})
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     said = {f"finish_at_{at:.0%}": watcher.finish[max(round(at * watcher.tiles), 1) - 1] for at in AT}
     return {"peak_mib": int(peak.split()[1]) / 1024, "tiles": watcher.tiles, "finish_s": watcher.now, **said}

@@ -31,11 +31,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timing
 
-from relu_study import Experiment, RunSpec, Study, engine, grid, runner, store, tiles
-from relu_study.job import prepare
-from relu_study.programs import Probing
-from relu_study.progress import Watcher
-from relu_study.report import report
+from relu_study import Experiment, RunSpec, Study, grid
+from relu_study.engine import compilation, train_tile
+from relu_study.engine.state import Probing
+from relu_study.report.report import report
+from relu_study.runner import execute
+from relu_study.runner.callback import Watcher
+from relu_study.runner.prepare import prepare
+from relu_study.storage import manifest
 
 ABOUT = {"command": "python benchmarks/speed/growth.py", "preset": "default"}
 RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]
@@ -73,20 +76,22 @@ def carried_out(case: Case) -> dict[str, Any]:
     """Carry out a study in this process and say what it took."""
     jax.config.update("jax_num_cpu_devices", case.devices)
     jax.config.update("jax_enable_compilation_cache", False)
-    engine.forget = lambda key: None  # a study's end lets go of its programs; the one that is timed is to find those before it
+    compilation.forget = lambda key: (
+        None
+    )  # a study's end lets go of its programs; the one that is timed is to find those before it
     probing, watcher, seeds = Probing(), Watcher(), case.runs // len(RATES)
     took = dict.fromkeys(COLUMNS, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         # Short trainings of the same programs: a tile a device, with as many sets of rows as later.
         few = case._replace(epochs=1).study(min(seeds, 32 * case.devices // len(RATES)))
-        runner.carry_out(few, Path(scratch) / "few", probing, watcher, ABOUT)
+        execute.carry_out(few, Path(scratch) / "few", probing, watcher, ABOUT)
         folder = Path(scratch) / "all"
         began = time.perf_counter()
         job = prepare(case.study(seeds), folder, probing)
-        runner.train(job, folder, watcher, keep_params=False, about=ABOUT)
+        execute.train(job, folder, watcher, keep_params=False, about=ABOUT)
         trained = time.perf_counter()
         report(folder)
-        if (compiling := store.read_manifest(folder)["timing"]["compile_s"]) > 0.1 * (trained - began):
+        if (compiling := manifest.read_manifest(folder)["timing"]["compile_s"]) > 0.1 * (trained - began):
             raise SystemExit(f"growth.py: {compiling:.1f} s of what is timed went into compiling")
         took |= {"train_s": trained - began, "report_s": time.perf_counter() - trained}
         written = [path for path in folder.rglob("*") if path.is_file()]
@@ -106,11 +111,11 @@ def bare(plan: Any) -> float:
     def work(device: Any) -> None:
         trained = []
         for tile in shares[device]:
-            begun = tiles.begin(list(tile.runs), device, Probing(), tile.sets)
-            state, programs = begun.state, engine.tile_programs(tile.runs[0])
+            begun = train_tile.begin(list(tile.runs), device, Probing(), tile.sets)
+            state, programs = begun.state, compilation.tile_programs(tile.runs[0])
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):
-                at = [tiles.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
+                at = [train_tile.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
                 state = programs.advance(state, begun.data.train, begun.seeds, begun.knobs, *at, begun.source)
             trained.append(state.params)
         jax.block_until_ready(trained)

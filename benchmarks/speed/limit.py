@@ -29,12 +29,14 @@ import timing
 from flax import nnx
 from jaxtyping import Array
 
-from relu_study import engine, plan, runner
-from relu_study.programs import BLOCK, Probing, State, build, steps_per_epoch
-from relu_study.registry import optimizers, tasks
-from relu_study.sites import Columns, Context
-from relu_study.spec import RunSpec
-from relu_study.tasks import LOSSES, Signature
+from relu_study.components.layers import Columns, Context
+from relu_study.components.registry import optimizers, tasks
+from relu_study.components.tasks.task import LOSSES, Signature
+from relu_study.engine import cohorts, compilation, plan
+from relu_study.engine.state import Probing, State, build
+from relu_study.engine.train_step import BLOCK, steps_per_epoch
+from relu_study.runner import run
+from relu_study.study.run_spec import RunSpec
 
 SIDE = 1024
 PARTS = ("forward", "backward", "optimiser", "order", "probes", "host")
@@ -87,7 +89,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     per_epoch = steps_per_epoch(signature.train_rows, base.batch_size)
     rounds = max(per_epoch // BLOCK, 1)
     tiles = [[base.but(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
-    program, begun, measured = engine.tile_programs(base, probing), {}, {}
+    program, begun, measured = compilation.tile_programs(base, probing), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
         state, data, *rest = tiles.begin(tile, device, probing)
         block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
@@ -103,7 +105,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
         return program.measure(state, state.params, data, knobs, box)
 
     for part in PARTS[:3]:
-        go = engine.compiled(repeated(engine.cohort(base, signature)[0], signature, part))
+        go = compilation.compiled(repeated(cohorts.cohort(base, signature)[0], signature, part))
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
             state, _, _, knobs, *_, block, _ = begun[device]
@@ -132,7 +134,7 @@ def shares(took: dict[str, float]) -> dict[str, float]:
 
 def row(name: str, base: RunSpec, repeats: int) -> dict[str, Any]:
     """One line of the table: a net at one batch size."""
-    work = engine.describe(base)
+    work = cohorts.describe(base)
     width, devices = plan.width(work, 1000, jax.devices()[0].platform), len(jax.devices())
     took = timing.interleaved({"sgemm": sgemm(), **parts(base, width)}, repeats)
     middle = {part: statistics.median(times) for part, times in took.items()}
@@ -179,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     asked = parser.parse_args()
-    runner.use_devices()
+    run.use_devices()
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
     for name, base in timing.NETS.items():

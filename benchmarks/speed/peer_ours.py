@@ -14,9 +14,11 @@ import jax
 import peer
 import timing
 
-from relu_study import engine, plan, runner
-from relu_study.programs import Probing, steps_per_epoch
-from relu_study.registry import tasks
+from relu_study.components.registry import tasks
+from relu_study.engine import cohorts, plan
+from relu_study.engine.state import Probing
+from relu_study.engine.train_step import steps_per_epoch
+from relu_study.runner import run
 
 WATCHED = Probing()  # everything there is
 
@@ -31,7 +33,7 @@ class Ours:
         signature = tasks[base.task](self.spec).signature
         assert signature.train_rows == job.rows
         self.per_epoch = steps_per_epoch(job.rows, job.batch)
-        self.width = plan.width(engine.describe(self.spec, WATCHED), 1000, jax.devices()[0].platform)
+        self.width = plan.width(cohorts.describe(self.spec, WATCHED), 1000, jax.devices()[0].platform)
         self.networks = self.width * len(jax.devices())
         self.piece(1)  # compiles
 
@@ -42,5 +44,5 @@ class Ours:
 
 
 if __name__ == "__main__":
-    runner.use_devices()
+    run.use_devices()
     peer.serve(f"relu_study {importlib.metadata.version('relu_study')}, jax {jax.__version__}", Ours)

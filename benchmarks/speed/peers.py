@@ -41,8 +41,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from peer_team import ALL, EACH, Competitor, Missing, Team
 
-from relu_study.drawing import COLOURS, DPI, FAINT, WIDTH, render
-from relu_study.engine import ENGINE
+from relu_study.engine.cohorts import ENGINE
+from relu_study.report.figures.canvas import COLOURS, DPI, FAINT, WIDTH, render
 
 OURS = "relu_study"
 COMPETITORS = (

@@ -20,10 +20,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timing
 
-from relu_study import engine, plan, runner, tiles
-from relu_study.programs import Probing, steps_per_epoch
-from relu_study.registry import probes, tasks
-from relu_study.spec import RunSpec
+from relu_study.components.registry import probes, tasks
+from relu_study.engine import cohorts, compilation, plan, train_tile
+from relu_study.engine.state import Probing
+from relu_study.engine.train_step import steps_per_epoch
+from relu_study.runner import run
+from relu_study.study.run_spec import RunSpec
 
 WIDTHS = (8, 32, 128, 512)
 NOTHING = ()
@@ -36,16 +38,16 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Ca
         tile = [base.but(seed=d * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
-        begun[device] = tiles.begin(tile, device), tiles.put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        begun[device] = train_tile.begin(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
         (state, data, seeds, knobs, *_), at = begun[device]
-        return engine.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
+        return compilation.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
 
     def measuring(probing: Probing) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
             (state, data, _, knobs, box, _), _ = begun[device]
-            return engine.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
+            return compilation.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
 
         return measure
 
@@ -106,13 +108,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     asked = parser.parse_args()
-    runner.use_devices()
+    run.use_devices()
     jax.config.update("jax_enable_compilation_cache", False)
     lines = []
     for name, base in timing.NETS.items():
-        own = plan.width(engine.describe(base), 1000, jax.devices()[0].platform)
+        own = plan.width(cohorts.describe(base), 1000, jax.devices()[0].platform)
         # A run of net C has 41 MB of its own data: wide tiles of it would measure how much memory there is.
-        widths = {own, *(w for w in asked.widths if w * engine.describe(base).data <= 2 << 30)}
+        widths = {own, *(w for w in asked.widths if w * cohorts.describe(base).data <= 2 << 30)}
         for width in sorted(widths):
             lines += rows(name, base, width, width == own, asked.repeats)
             print(*lines[-1:], flush=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from relu_study.memory import resident
+from relu_study.runner.memory import resident
 
 FIRST_MINUTE = 60.0  # seconds in which programs are compiled and buffers are filled
 LEAST = 10  # samples after it, below which nothing is said

@@ -27,11 +27,13 @@ import matplotlib.pyplot as plt
 import timing
 from samples import FIRST_MINUTE, Sample, Sampler, judged
 
-from relu_study import Experiment, Study, grid, runner, tiles
-from relu_study.job import prepare
-from relu_study.plan import Tile
-from relu_study.programs import Probing
-from relu_study.progress import Watcher
+from relu_study import Experiment, Study, grid
+from relu_study.engine import train_tile
+from relu_study.engine.plan import Tile
+from relu_study.engine.state import Probing
+from relu_study.runner import execute, run
+from relu_study.runner.callback import Watcher
+from relu_study.runner.prepare import prepare
 
 RUNS, MINUTES = 20_000, 30.0
 MEASURED = 8  # epochs of a run that are measured after its beginning
@@ -79,7 +81,7 @@ def tile_seconds(width: int, every: int) -> float:
     spec, probing = BASE.but(epochs=MEASURED * every), Probing(every=every)
 
     def one(device: jax.Device) -> Any:
-        return tiles.train_tile([spec.but(seed=device.id)] * width, width, device, probing, sets=1)
+        return train_tile.train_tile([spec.but(seed=device.id)] * width, width, device, probing, sets=1)
 
     return min(timing.interleaved({every: lambda: timing.in_threads(one)}, 2)[every])
 
@@ -89,7 +91,7 @@ def soaked(study: Study, seconds: float) -> list[Sample]:
     done = Done()
     with tempfile.TemporaryDirectory() as scratch, Sampler(lambda: done.runs, seconds) as sampler:
         job = prepare(study, Path(scratch) / "soak", Probing())
-        runner.train(job, Path(scratch) / "soak", done, keep_params=False, about=ABOUT)
+        execute.train(job, Path(scratch) / "soak", done, keep_params=False, about=ABOUT)
     return sampler.samples
 
 
@@ -118,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=timing.RESULTS)
     parser.add_argument("--length", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    runner.use_devices()
+    run.use_devices()
     if asked.length:
         print(measured_length(asked.minutes))
         return

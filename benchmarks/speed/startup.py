@@ -24,7 +24,7 @@ from typing import Any
 
 import timing
 
-COMMAND = [sys.executable, "-c", "from relu_study.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from relu_study.cli.commands import main; main()"]
 SMALL = ["run", "article", "--seeds", "2", "--epochs", "1", "--out"]
 PROGRAMS = ("advance", "measure", "init", "sample")
 HEARD = """
@@ -35,7 +35,7 @@ def hear(event, duration_secs, fun_name="", **_):
     if event == "/jax/core/compile/backend_compile_duration":
         spent[fun_name.removeprefix("jit(").removesuffix(")")].append(duration_secs)
 jax.monitoring.register_event_duration_secs_listener(hear)
-from relu_study.cli import main
+from relu_study.cli.commands import main
 try:
     main()
 finally:

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from relu_study import RunSpec, Signature, Task, task, tiles
-from relu_study.programs import Probing
+from relu_study import RunSpec, Signature, Task, task
+from relu_study.engine import train_tile
+from relu_study.engine.state import Probing
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
 ROWS, VALIDATION = 140_000, 8192
@@ -49,7 +50,7 @@ NETS = {
 def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
     runs = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
-    return in_threads(lambda device: tiles.train_tile(runs[device], width, device, probing, probe=probe))
+    return in_threads(lambda device: train_tile.train_tile(runs[device], width, device, probing, probe=probe))
 
 
 def in_threads(work: Callable[[Any], Any]) -> float:

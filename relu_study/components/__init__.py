@@ -1,0 +1,1 @@
+"""Everything that a study can name: activations, initialisers, networks, optimisers, tasks, metrics. JAX, no files."""

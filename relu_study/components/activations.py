@@ -1,0 +1,232 @@
+"""Nonlinearities, each with the pieces on which it is flat or does nothing.
+
+An activation is one registered function `phi(pre, **knobs)`. What it declares beside its formula is
+what the probes, the certificates and the conformance tests live on:
+
+    @activation("relu", flat=((-inf, 0.0),), identity=(0.0, inf), values=(0.0, inf))
+    def relu(pre):
+        return jax.nn.relu(pre)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from relu_study.components.registry import activations
+from relu_study.errors import UserError, nearest
+from relu_study.study.run_spec import KNOBS
+
+Piece = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A nonlinearity phi, applied to each unit alone, and what is known of its shape.
+
+    Pieces are closed intervals of pre, and what they say holds at their ends too, in floating point:
+    a kink that ends a flat piece has slope 0.
+    """
+
+    name: str
+    function: Callable[..., Array]  # phi(pre, **knobs); parameters after the first are knobs of RunSpec, or have defaults
+    flat: tuple[Piece, ...] = ()  # where phi' = 0
+    identity: Piece | None = None  # where phi(z) = z
+    turning_points: tuple[float, ...] = ()  # the local extremes outside flat pieces; none: phi never turns back
+    values: Piece = (-inf, inf)  # holds every value of phi, as computed
+    smooth: bool = False  # curved: its units saturate; only those of a piecewise linear phi can be always on
+    fanout: int = 1  # post is this many blocks of U side by side
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """The RunSpec knobs that phi takes; another parameter keeps its default, as one that a partial has bound does."""
+        bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
+        return tuple(name for name in _parameters(self.function) if name in KNOBS and name not in bound)
+
+    def __call__(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
+        """post = phi(pre), V = fanout * U."""
+        return self.function(pre, **{name: knobs[name] for name in self.knobs})
+
+    def slope(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
+        """abs(phi'(pre)) of each unit; the largest of its `fanout` coordinates."""
+        _, tangent = jax.jvp(lambda z: self(z, knobs), (pre,), (jnp.ones_like(pre),))
+        slope = jnp.abs(tangent)
+        if self.fanout == 1:
+            return slope
+        return slope.reshape(*pre.shape[:-1], self.fanout, pre.shape[-1]).max(axis=-2)
+
+    def max_slope(self, knobs: Mapping[str, ArrayLike]) -> Float[Array, ""]:
+        """The largest abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, 0 included."""
+        return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, knobs))
+
+    def end_slopes(self, knobs: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
+        """abs(phi') at the finite ends of the flat pieces: 1/2 where a kink is that of jnp.maximum."""
+        ends = {end for piece in self.flat for end in piece if isfinite(end)}
+        return {end: self.slope(jnp.full((1, 1), end), knobs)[0, 0] for end in sorted(ends)}
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The named parameters after the first, each with its default."""
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin: it takes what it takes
+        return {}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in found[1:] if p.kind not in kinds}
+
+
+def _is_piece(piece: Any) -> bool:
+    numbers = isinstance(piece, tuple | list) and len(piece) == 2 and all(isinstance(end, int | float) for end in piece)
+    return numbers and piece[0] <= piece[1]
+
+
+def activation(
+    name: str,
+    *,
+    flat: Any = (),  # as in `Activation`; wrong ones are refused by name
+    identity: Any = None,
+    turning_points: Any = (),
+    values: Any = (-inf, inf),
+    smooth: bool = False,
+    fanout: Any = 1,
+) -> Callable[[Any], Activation]:
+    """Register `phi(pre, **knobs)` as an `Activation`.
+
+    Partials, callable objects and jitted functions do as well. A parameter after the first that is no knob of RunSpec keeps its
+    default, and is refused without one (UserError). Pieces that are no intervals are refused.
+    """
+
+    def register(function: Any) -> Activation:
+        if not callable(function):
+            raise UserError(f"activation {name!r} must be a function phi(pre), not {function!r}")
+        given = {"flat": flat, "identity": identity, "values": values}
+        pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
+        for word, found in pieces.items():
+            if not isinstance(found, tuple | list) or not all(map(_is_piece, found)):
+                form = "a tuple of pairs, flat=((low, high),)" if word == "flat" else f"a pair, {word}=(low, high)"
+                raise UserError(f"activation {name!r}: {word} must be {form} with low <= high, not {given[word]!r}")
+        if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
+            raise UserError(f"activation {name!r}: fanout must be a whole number of at least 1, not {fanout!r}")
+        for knob, default in _parameters(function).items():
+            if knob not in KNOBS and default is inspect.Parameter.empty:
+                raise nearest(knob, KNOBS, f"knob of activation {name}")
+        entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
+        activations.add(name, entry)
+        return entry
+
+    return register
+
+
+@activation("relu", flat=((-inf, 0.0),), identity=(0.0, inf), values=(0.0, inf))
+def relu(pre: Array) -> Array:
+    """max(0, z), with slope 0 at z = 0.
+
+    Source: Nair & Hinton 2010, ICML, "Rectified linear units improve restricted Boltzmann machines";
+    Glorot, Bordes & Bengio 2011, AISTATS, "Deep sparse rectifier neural networks".
+    """
+    return jax.nn.relu(pre)
+
+
+@activation("leaky_relu", identity=(0.0, inf))
+def leaky_relu(pre: Array, leak: ArrayLike) -> Array:
+    """z for z > 0, else leak * z; at z = 0 the slope is the leak, so that leak 0 is relu.
+
+    Source: Maas, Hannun & Ng 2013, ICML workshop, "Rectifier nonlinearities improve neural network acoustic models".
+    """
+    return jnp.where(pre > 0, pre, leak * pre)
+
+
+@activation("relu6", flat=((-inf, 0.0), (6.0, inf)), identity=(0.0, 6.0), values=(0.0, 6.0))
+def relu6(pre: Array) -> Array:
+    """min(max(0, z), 6), with slope 0 at both kinks (jax.nn.relu6 has 1/2 there).
+
+    Source: Krizhevsky 2010, "Convolutional deep belief networks on CIFAR-10".
+    """
+    return jnp.where(pre <= 0, 0.0, jnp.where(pre >= 6, 6.0, pre))
+
+
+@activation("hard_tanh", flat=((-inf, -1.0), (1.0, inf)), identity=(-1.0, 1.0), values=(-1.0, 1.0))
+def hard_tanh(pre: Array) -> Array:
+    """z clipped to [-1, 1], with slope 0 at both kinks.
+
+    Source: Collobert 2004, PhD thesis, Universite Paris VI, "Large scale machine learning".
+    """
+    return jnp.where(pre <= -1, -1.0, jnp.where(pre >= 1, 1.0, pre))
+
+
+@activation("crelu", values=(0.0, inf), fanout=2)
+def crelu(pre: Array) -> Array:
+    """[max(0, z), max(0, -z)]: two coordinates for each unit, one of them open; flat at z = 0 alone, so no flat piece.
+
+    Source: Shang, Sohn, Almeida & Lee 2016, arXiv 1603.05201, section 2.
+    """
+    return jnp.concatenate([jax.nn.relu(pre), jax.nn.relu(-pre)], axis=-1)
+
+
+@activation("linear", identity=(-inf, inf))
+def linear(pre: Array) -> Array:
+    """z itself: no nonlinearity."""
+    return pre
+
+
+@activation("tanh", values=(-1.0, 1.0), smooth=True)
+def tanh(pre: Array) -> Array:
+    """Hyperbolic tangent.
+
+    Source: LeCun, Bottou, Orr & Muller 1998, "Efficient backprop", section 4.4 (there scaled by 1.7159).
+    """
+    return jnp.tanh(pre)
+
+
+@activation("sigmoid", values=(0.0, 1.0), smooth=True)
+def sigmoid(pre: Array) -> Array:
+    """1 / (1 + exp(-z)).
+
+    Source: Rumelhart, Hinton & Williams 1986, Nature 323, equation 2.
+    """
+    return jax.nn.sigmoid(pre)
+
+
+@activation("elu", identity=(0.0, inf), values=(-1.0, inf), smooth=True)
+def elu(pre: Array) -> Array:
+    """z for z > 0, else exp(z) - 1.
+
+    Source: Clevert, Unterthiner & Hochreiter 2015, arXiv 1511.07289, section 3, with alpha = 1.
+    """
+    return jax.nn.elu(pre)
+
+
+@activation("selu", values=(-1.7581, inf), smooth=True)
+def selu(pre: Array) -> Array:
+    """1.0507 z for z > 0, else 1.0507 * 1.6733 (exp(z) - 1): keeps mean 0 and variance 1 from layer to layer.
+
+    Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017, arXiv 1706.02515, equation 2 and section 2.
+    """
+    return jax.nn.selu(pre)
+
+
+@activation("gelu", turning_points=(-0.7517915246935645,), values=(-0.17, inf), smooth=True)
+def gelu(pre: Array) -> Array:
+    """z Phi(z), Phi the normal distribution function; the exact form, not the tanh approximation.
+
+    Source: Hendrycks & Gimpel 2016, arXiv 1606.08415, section 2.
+    """
+    return jax.nn.gelu(pre, approximate=False)
+
+
+@activation("silu", turning_points=(-1.2784645427610738,), values=(-0.27847, inf), smooth=True)
+def silu(pre: Array) -> Array:
+    """z sigmoid(z), also called swish.
+
+    Source: Elfwing, Uchibe & Doya 2017, arXiv 1702.03118, section 2.
+    """
+    return jax.nn.silu(pre)

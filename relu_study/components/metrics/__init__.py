@@ -1,0 +1,1 @@
+"""Metrics: one pure function of a snapshot each, one file a family."""

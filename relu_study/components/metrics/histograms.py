@@ -1,0 +1,109 @@
+"""Histograms of pre, post and the gradients, from vanishing to exploding: counts on a scale of powers of two.
+
+The outputs of a bounded activation are counted in equal bins over its range (`relu_study.stats.histogram_bins`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from relu_study.components.metrics.snapshot import Snapshot
+from relu_study.stats.histogram_bins import BINS, LEAST, SIDE, Range, bounded, linear_edges
+
+BLOCK = 4096  # values counted at a time: they stay in a core's nearest cache
+EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other probes together
+
+
+def bin_of(values: Float[Array, "*n"]) -> Int[Array, "*n"]:
+    """The bin of each value, read off its exponent bits: 0 <= bin < 65, in the order of the values.
+
+    Bin 32 is exact zero alone. Bin 33 + k + 24 holds [2^k, 2^(k+1)) for k = -24..7, and bin 31 - k - 24 the same below zero;
+    what is smaller than 2^-24 or not smaller than 2^8 in size is counted in the innermost or outermost bin of its sign.
+    """
+    info = jnp.finfo(values.dtype)
+    bits = jax.lax.bitcast_convert_type(values, f"int{info.bits}")
+    exponent = ((bits >> info.nmant) & (2 * info.maxexp - 1)) - (info.maxexp - 1)
+    size = jnp.clip(exponent - LEAST, 0, SIDE - 1).astype(jnp.int32)
+    # A comparison with 0.0 would take subnormals for zero where the processor flushes them.
+    is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
+    return jnp.where(is_zero, SIDE, jnp.where(bits < 0, SIDE - 1 - size, SIDE + 1 + size))
+
+
+def _rising(bits: Any) -> Any:
+    """Integers in the order of the floats with these bits; -0.0 comes just below 0.0."""
+    return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & np.iinfo(bits.dtype).max)
+
+
+def _borders(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
+    """The least float of `dtype` at or above each inner edge of the linear bins, as `_rising` integers."""
+    inner = linear_edges(low, high)[1:-1]
+    with np.errstate(over="ignore"):  # an edge too large for the precision is infinite
+        floats = inner.astype(dtype)
+    floats = np.where(floats < inner, np.nextafter(floats, np.array(np.inf, dtype)), floats).astype(dtype) + np.array(0, dtype)
+    return _rising(floats.view(f"int{np.finfo(dtype).bits}"))
+
+
+def _is_coarse(low: float, high: float, dtype: Any) -> bool:
+    """Are the linear bins over [low, high] much wider than the rounding errors of `dtype` there?"""
+    info, step = np.finfo(dtype), (high - low) / (2 * SIDE)
+    return step > 64 * max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny)) and high - low < float(info.max) / 4
+
+
+def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Array, "*n"]:
+    """The bin of each value on the linear scale over [low, high]: 0 <= bin < 65, bin 32 exact zero.
+
+    The other bins are the 64 of `linear_edges` in rising order. Values outside the range are counted in the end bins.
+    """
+    bits = jax.lax.bitcast_convert_type(values, f"int{jnp.finfo(values.dtype).bits}")
+    # Compared as integers, the edges are exact, also for subnormals.
+    borders, keys = _borders(low, high, values.dtype), _rising(bits)
+    if _is_coarse(low, high, values.dtype):
+        ends = np.concatenate([[np.iinfo(keys.dtype).min], borders, [np.iinfo(keys.dtype).max]])
+        scale = np.array(2 * SIDE / (high - low), values.dtype)
+        near = jnp.clip((values - np.array(low, values.dtype)) * scale + np.array(0.5, values.dtype), 0, 2 * SIDE).astype(
+            jnp.int32
+        )
+        # Arithmetic finds the nearest edge, rounding and all; on which side of it a value is, the comparison tells.
+        place = near - (keys < jnp.asarray(ends, keys.dtype).at[near].get(mode="clip"))
+    else:
+        place = jnp.searchsorted(jnp.asarray(borders), keys, side="right", method="scan_unrolled")
+    place = place.astype(jnp.int32)
+    is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
+    return jnp.where(is_zero, SIDE, jnp.where(place < SIDE, place, place + 1))
+
+
+def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Array, "65"]:
+    """How many values fall into each bin of `bin_of`, or of `linear_bin_of` over `span`; NaN falls into none."""
+    # As integers: on the way into blocks a processor that flushes subnormals would make them zero.
+    bits = jax.lax.bitcast_convert_type(values.ravel(), f"int{jnp.finfo(values.dtype).bits}")
+    blocks = jnp.pad(bits, (0, -bits.size % BLOCK), constant_values=-1).reshape(-1, BLOCK)  # all ones: a NaN
+
+    def add(counted: Int[Array, "66"], block: Int[Array, "n"]) -> tuple[Int[Array, "66"], None]:
+        floats = jax.lax.bitcast_convert_type(block, values.dtype)
+        places = bin_of(floats) if span is None else linear_bin_of(floats, *span)
+        bins = jnp.where(jnp.isnan(floats), BINS, places)
+        return counted.at[bins].add(1, mode="promise_in_bounds"), None
+
+    # In blocks: over all values at once XLA would fuse the bins with what made the values, in a loop that it cannot vectorise.
+    counted, _ = jax.lax.scan(add, jnp.zeros(BINS + 1, jnp.int32), blocks)
+    return counted[:BINS]
+
+
+def counts(snapshot: Snapshot, linear: bool = True) -> dict[str, Int[Array, "65"]]:
+    """The histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
+
+    Of pre and post over units and the first 2,048 probe examples; of the probe-set loss gradient over the kernel and bias
+    that feed the site. With `linear` the bins of post are linear where the activation is bounded.
+    """
+    found = {}
+    for name, site in snapshot.named().items():
+        found[f"pre:{name}"] = histogram(site.pre[:EXAMPLES])
+        found[f"post:{name}"] = histogram(site.post[:EXAMPLES], bounded(site.activation.values) if linear else None)
+        gradients = [site.kernel_grad] if site.bias_grad is None else [site.kernel_grad, site.bias_grad]
+        found[f"gradient:{name}"] = histogram(jnp.concatenate([gradient.ravel() for gradient in gradients]))
+    return found

@@ -1,0 +1,52 @@
+"""Sizes of parameters, of their gradients and of what an epoch did to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.snapshot import Snapshot
+
+
+def norm(tree: Any) -> Float[Array, ""]:
+    """L2 norm of all leaves together: sqrt(sum x^2), computed as m sqrt(sum (x / m)^2) with m = max abs x, leaf by leaf.
+
+    So gradients of 1e-30, which vanishing gradients do reach, are not squared into zero. Source: the scaling of BLAS nrm2,
+    Lawson, Hanson, Kincaid & Krogh 1979, ACM TOMS 5(3).
+    """
+    leaves = [_norm(leaf) for leaf in jax.tree.leaves(tree) if leaf.size]
+    return _norm(jnp.stack(leaves)) if leaves else jnp.zeros(())
+
+
+def _norm(x: Array) -> Array:
+    largest = jnp.max(jnp.abs(x))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
+
+
+@probe("grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",), source="textbook; scaled as in `norm`")
+def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
+    """Norm of the probe-set loss gradient of the kernel and bias that feed the site; `all`: of every parameter."""
+    sites = {name: norm((site.kernel_grad, site.bias_grad)) for name, site in snapshot.named().items()}
+    return {"all": norm(snapshot.grads), **sites}
+
+
+@probe(
+    "weight_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("params",), source="textbook; scaled as in `norm`"
+)
+def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
+    """Norm of the kernel and bias that feed the site; `all`: of every parameter."""
+    return {"all": norm(snapshot.params), **{name: norm((site.kernel, site.bias)) for name, site in snapshot.named().items()}}
+
+
+@probe(
+    "update_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("steps",), source="textbook; scaled as in `norm`"
+)
+def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
+    """Norm of theta_e - theta_(e-1), what the epoch did to the kernel and bias that feed the site; empty before training."""
+    sites = {name: norm((site.kernel_step, site.bias_step)) for name, site in snapshot.named().items()}
+    return {"all": norm(snapshot.steps), **sites}

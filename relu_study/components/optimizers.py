@@ -1,0 +1,273 @@
+"""Optimisers by name: each builds an optax transformation from a run's rate, weight decay and random key.
+
+A registered function takes the learning rate first, then the weight decay if it has such a parameter; a parameter `key`
+receives the run's own random key. Where the rate can be traced, all rates share one program.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, UInt32
+
+from relu_study.components import random_keys, random_streams
+from relu_study.components.entry_errors import calling
+from relu_study.components.registry import optimizers
+from relu_study.errors import UserError
+
+Knob = float | Float[Array, ""]
+RATES = ("learning_rate", "lr", "rate", "step_size", "max_learning_rate")
+DECAYS = ("weight_decay", "wd")
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """A registered optimiser; called with a run's numbers it builds the optax transformation of that run."""
+
+    name: str
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        _ = self.arguments  # a function without a learning rate is refused where it is registered
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The run's numbers that the function takes: "*rate" and "*decay" by position, others by their parameter's name."""
+        try:
+            parameters = inspect.signature(self.function).parameters
+        except (TypeError, ValueError):  # compiled code without a signature
+            return "*rate", "*decay"
+        return tuple(_arguments(self.name, self.function, dict(parameters)))
+
+    @property
+    def takes_decay(self) -> bool:
+        """Whether the function takes the run's weight decay."""
+        return any(name == "*decay" or name in DECAYS for name in self.arguments)
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether the function takes the run's random key."""
+        return "key" in self.arguments
+
+    def __call__(
+        self, learning_rate: Knob, weight_decay: Knob, key: Key[Array, ""] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The transformation of one run; its `update` accepts `value`, `grad` and `value_fn`, which most ignore.
+
+        Raises:
+            UserError: if the function raises, or returns no optax transformation.
+        """
+        numbers = {"*rate": learning_rate, "*decay": weight_decay, "key": key if key is not None else jax.random.key(0)}
+        numbers |= dict.fromkeys(RATES, learning_rate) | dict.fromkeys(DECAYS, weight_decay)
+        by_position = [numbers[name] for name in self.arguments if name.startswith("*")]
+        by_name = {name: numbers[name] for name in self.arguments if not name.startswith("*")}
+        with calling(f"optimizer {self.name!r}", self.function):
+            built = self.function(*by_position, **by_name)
+        if isinstance(built, optax.MultiSteps):
+            built = built.gradient_transformation()
+        if not (callable(getattr(built, "init", None)) and callable(getattr(built, "update", None))):
+            raise UserError(
+                f"optimizer {self.name!r} returns {type(built).__name__}, no optax transformation; "
+                "return one with init and update, such as optax.sgd(learning_rate)"
+            )
+        return optax.with_extra_args_support(built)
+
+    def first_state(self, params: Any, learning_rate: Knob, weight_decay: Knob, seed: UInt32[Array, ""]) -> Any:
+        """The optimiser's state before the first step; its random keys are folded with the stream (seed, optimizer).
+
+        Raises:
+            UserError: if the state has a raw key (uint32) under a name that does not say so.
+        """
+        key = random_streams.stream(seed, "optimizer")
+        transformation = self(learning_rate, weight_decay, key)
+        with calling(f"optimizer {self.name!r}", self.function):
+            state = transformation.init(params)
+        return jax.tree_util.tree_map_with_path(partial(self._seeded, key), state)
+
+    def updates(
+        self,
+        grads: Any,
+        state: Any,
+        params: Any,
+        learning_rate: Knob,
+        weight_decay: Knob,
+        seed: UInt32[Array, ""],
+        value: Float[Array, ""],
+        value_fn: Callable[[Any], Float[Array, ""]],
+    ) -> tuple[Any, Any]:
+        """One step: the updates of the parameters and the next state; `value_fn` is the loss of the step's batch."""
+        key = random_streams.stream(seed, "optimizer") if self.takes_key else None
+        transformation = self(learning_rate, weight_decay, key)
+        with calling(f"optimizer {self.name!r}", self.function):
+            return transformation.update(grads, state, params, value=value, grad=grads, value_fn=value_fn)
+
+    def _seeded(self, key: Key[Array, ""], path: tuple[Any, ...], leaf: Any) -> Any:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            return leaf
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return _folded(leaf, key)
+        if dtype != jnp.uint32 or leaf.ndim == 0 or leaf.shape[-1] not in (2, 4):
+            return leaf
+        if _named_key(path) and leaf.shape[-1] == 2:
+            return jax.random.key_data(_folded(jax.random.wrap_key_data(leaf, impl="threefry2x32"), key))
+        where = jax.tree_util.keystr(path) or "its root"
+        raise UserError(
+            f"optimizer {self.name!r} has {leaf.dtype}{list(leaf.shape)} in its state at {where}: "
+            "a raw random key would be the same for every seed; make it with jax.random.key, or take a parameter `key`"
+        )
+
+
+def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, weight_decay: float) -> bool:
+    """Trace the first state and one step from the shapes of `params`; whether rate and decay can be traced numbers.
+
+    Raises:
+        UserError: if neither traced nor constant rates work, if a step changes the shape or dtype of the state or of an update,
+            or if the optimiser draws random numbers from a key that is the same for every seed.
+    """
+
+    def loss(params: Any) -> Array:
+        return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, params))
+
+    def steps(count: int, params: Any, seed: Any, rate: Knob = learning_rate, decay: Knob = weight_decay) -> Any:
+        after = state = optimizer.first_state(params, rate, decay, seed)
+        for _ in range(count):
+            updates, after = optimizer.updates(params, after, params, rate, decay, seed, loss(params), loss)
+        return updates, state, after
+
+    def trace(count: int, *arguments: Any) -> Any:
+        return jax.make_jaxpr(partial(steps, count), return_shape=True)(*arguments)
+
+    rate = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    arguments = [params, jax.ShapeDtypeStruct((), jnp.uint32)]
+    try:
+        jaxpr, (updates, state, after) = trace(1, *arguments, rate, rate)
+        arguments += [rate, rate]
+    except UserError:  # such as a schedule that compares its rate with a number
+        jaxpr, (updates, state, after) = trace(1, *arguments)
+    for kind, before, now in (("its state", state, after), ("the parameters", params, updates)):
+        if (wrong := _changed(before, now)) is not None:
+            raise UserError(f"optimizer {optimizer.name!r} changes {kind} in a step: {wrong}; keep structure, shapes and dtypes")
+    if not random_keys.repeats(partial(steps, 1), *arguments):
+        raise UserError(
+            f"optimizer {optimizer.name!r} is different each time it is traced; draw all random numbers with jax.random, from a "
+            "parameter `key`, not from NumPy or Python's state"
+        )
+    if random_keys.draws(jaxpr):
+        twice, _ = trace(2, *arguments)  # a first step may leave another key in the state
+        marks = [place == len(jax.tree.leaves(params)) for place in range(len(twice.in_avals))]
+        if random_keys.fixed_draw(twice, marks):
+            raise UserError(
+                f"optimizer {optimizer.name!r} draws random numbers from a key of its own, the same for every seed; "
+                "give its function a parameter `key`, which receives the run's random key, or keep the key in its state"
+            )
+    return len(arguments) == 4
+
+
+def _changed(before: Any, now: Any) -> str | None:
+    old, new = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (before, now))
+    for path in [*old, *(path for path in new if path not in old)]:
+        kinds = [f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing" for tree in (old, new)]
+        if kinds[0] != kinds[1]:
+            return f"{jax.tree_util.keystr(path) or 'it'} is {kinds[0]} before and {kinds[1]} after"
+    return None
+
+
+def _named_key(path: tuple[Any, ...]) -> bool:
+    name = str(getattr(path[-1], "name", getattr(path[-1], "key", ""))).lower() if path else ""
+    return "key" in name or "rng" in name
+
+
+def _folded(leaf: Any, key: Key[Array, ""]) -> Any:
+    words = jax.random.bits(key, (2,), jnp.uint32)
+
+    def one(own: Any) -> Any:
+        return jax.random.fold_in(jax.random.fold_in(own, words[0]), words[1])
+
+    return jax.vmap(one)(leaf.reshape(-1)).reshape(leaf.shape)
+
+
+def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter]) -> Iterator[str]:
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values()) and not set(parameters) & {*RATES}:
+        yield from ("*rate", "*decay")
+        return
+    ordered = [p for p in parameters.values() if p.kind in POSITIONAL and p.name != "key"]
+    first = ordered[0] if ordered else None
+    keyword = next((rate for rate in RATES if rate in parameters), None)
+    if first is not None and (first.name in RATES or (keyword is None and first.default is inspect.Parameter.empty)):
+        yield "*rate"
+        ordered = ordered[1:]
+    elif keyword is not None:
+        yield keyword
+    else:
+        raise UserError(
+            f"optimizer {name!r} takes no learning rate: its parameters are ({', '.join(parameters)}); "
+            "write it as f(learning_rate, weight_decay), with the rate first"
+        )
+    decay = next((p for p in parameters.values() if p.name in DECAYS), None)
+    taken = {*RATES, *DECAYS, "key"}
+    if decay is not None and decay.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        yield decay.name
+    elif ordered and ordered[0].default is inspect.Parameter.empty and ordered[0].name not in taken:
+        yield "*decay"
+        taken.add(ordered[0].name)
+    if "key" in parameters:
+        yield "key"
+    for p in [*ordered, *(p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)]:
+        if p.default is inspect.Parameter.empty and p.name not in taken:
+            raise UserError(
+                f"optimizer {name!r} needs a parameter {p.name!r} that no run has; "
+                f"give it a default, or bind it with functools.partial(..., {p.name}=...)"
+            )
+
+
+def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
+    """Register `f(learning_rate, weight_decay)`, or any optax constructor, as an optimiser.
+
+    A constructor without a weight decay is called with the rate only; a parameter `key` receives the run's random key.
+
+    Raises:
+        UserError: if the function takes no learning rate, or needs a number that no run has.
+    """
+
+    def register(function: Callable[..., Any]) -> Optimizer:
+        entry = Optimizer(name, function)
+        optimizers.add(name, entry)
+        return entry
+
+    return register
+
+
+@optimizer("adam")
+def adam(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+    """Adam (0.9, 0.999, 1e-8) with decoupled weight decay.
+
+    Source: Kingma & Ba 2014, arXiv 1412.6980, algorithm 1; the decay: Loshchilov & Hutter 2017, arXiv 1711.05101.
+    """
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+@optimizer("sgd")
+def sgd(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+    """Stochastic gradient descent: theta <- theta - rate (gradient + decay theta). Source: Robbins & Monro 1951."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+
+
+@optimizer("momentum")
+def momentum(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+    """Gradient descent with heavy-ball momentum 0.9. Source: Polyak 1964; Sutskever et al. 2013, section 2."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=0.9))
+
+
+@optimizer("rmsprop")
+def rmsprop(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+    """RMSProp with decay 0.9 and epsilon 1e-8, added inside the root. Source: Tieleman & Hinton 2012, lecture 6.5."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.rmsprop(learning_rate))

@@ -1,0 +1,1 @@
+"""Tasks: one registered function each."""

@@ -1,0 +1,50 @@
+"""Handwritten digits: 1,797 images of 8 x 8 pixels in ten classes, real data that fit in a second.
+
+Source: Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI repository, its test set, as in scikit-learn.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from relu_study.components.tasks.task import Signature, Task, task
+from relu_study.errors import UserError, nearest
+from relu_study.study.run_spec import RunSpec
+
+IMAGES, PIXELS, CLASSES = 1797, 64, 10
+TARGETS = ("default", "digit")
+
+
+@functools.cache
+def images() -> tuple[Float[np.ndarray, "1797 64"], Float[np.ndarray, "1797 10"]]:
+    """Every image, pixels in [0, 1], and its class, one-hot."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it takes longer than all the rest to import
+
+    x, label = load_digits(return_X_y=True)
+    return x / 16, np.eye(CLASSES)[label]
+
+
+@task("digits")
+def digits(spec: RunSpec) -> Task:
+    """Which digit an image shows; the seed draws the split, 80 % for training. Centred inputs take off 1/2.
+
+    `rows` is 1797, or less: then the seed draws which images there are, too.
+    """
+    if spec.target not in TARGETS:
+        raise nearest(spec.target, TARGETS, f"target of task {spec.task}")
+    if spec.rows > IMAGES:
+        raise UserError(f"task digits has {IMAGES} images, not rows={spec.rows}; set rows={IMAGES}, or fewer")
+    train, shift = spec.rows * 4 // 5, 0.5 if spec.inputs == "centred" else 0.0
+
+    def sample(key: Key[Array, ""], phase: Int[Array, ""] | int) -> tuple[Float[Array, "n 64"], Float[Array, "n 10"]]:
+        order = jax.random.permutation(key, IMAGES)[: spec.rows]
+        x, y = (jnp.asarray(values, jnp.result_type(float))[order] for values in images())
+        return x - shift, y
+
+    signature = Signature(train, spec.rows - train, PIXELS, CLASSES, loss="cross_entropy", metrics=("accuracy", "trained"))
+    return Task(signature, sample, box=(-shift, 1 - shift))

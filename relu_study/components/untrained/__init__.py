@@ -1,0 +1,1 @@
+"""Statistics of networks that are drawn and never trained."""

@@ -1,0 +1,64 @@
+"""How much of the data is still alive in layer k."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from relu_study.components.registry import initializers
+from relu_study.components.untrained.dense_layers import counted, dense
+from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+
+GUARDED = ("sign_flip",)
+
+
+def _layers(cell: Cell) -> np.ndarray:
+    return np.arange(1, cell["depth"] + 1)
+
+
+def _theory(cell: Cell) -> Mapping[str, Theory]:
+    if cell["initializer"] not in GUARDED:
+        return {}
+    return {"alive": Theory(lower=0.5 ** _layers(cell)), "below": Theory(np.zeros(cell["depth"]))}
+
+
+def _check(cell: Cell) -> None:
+    initializers[cell["initializer"]]
+    counted(**{name: cell[name] for name in ("d", "width", "depth", "examples")})
+
+
+@statistic(
+    "alive_data",
+    factors={"initializer": "sign_flip", "d": 4, "width": 4, "depth": 10, "examples": 64},
+    numbers={
+        "alive": Number("Share of the data whose signal is alive in the layer", along="layer", spread=(0.0, 1.0)),
+        "below": Number("Share of networks that keep less than 2^-layer of the data alive", share=True, along="layer"),
+    },
+    along=lambda cell: {"layer": _layers(cell).tolist()},
+    theory=_theory,
+    check=_check,
+    cost=lambda cell: 10.0 * cell["depth"] * cell["width"] * (cell["width"] + 2 * cell["examples"]),
+)
+def alive_data(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
+    """The share of data alive, i.e. with some unit on, in every layer of a ReLU net; the data are of (-1, 0)^d.
+
+    With sign flipping every unit is on for at least half of what is alive, so that at least 2^-k of the data are alive in
+    layer k, for every network and not on average: `below` is then exactly 0.
+
+    Source: Rister & Rubin 2020, arXiv 2007.06192 (sign flipping).
+    """
+    name, width, depth = cell["initializer"], cell["width"], cell["depth"]
+    data = -jax.random.uniform(jax.random.fold_in(key, depth), (cell["examples"], cell["d"]))
+
+    def step(signals: Float[Array, "N D"], place: Int[Array, ""] | int) -> tuple[Float[Array, "N U"], Float[Array, ""]]:
+        signals = jax.nn.relu(dense(name, key, place, signals, width, depth))
+        return signals, jnp.sum(jnp.any(signals > 0, axis=1), dtype=float)
+
+    signals, begun = step(data, 0)
+    _, later = jax.lax.scan(step, signals, jnp.arange(1, depth))
+    alive = jnp.concatenate([begun[None], later])
+    return {"alive": alive / cell["examples"], "below": alive < cell["examples"] * 0.5 ** _layers(cell)}

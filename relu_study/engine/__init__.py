@@ -1,0 +1,1 @@
+"""Plan, compile, train and measure tiles of runs on every device. JAX, no files."""

@@ -1,0 +1,145 @@
+"""Checks of a user's networks against their contract, before anything compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from relu_study.components import random_keys
+from relu_study.components.entry_errors import calling
+from relu_study.components.interval_bounds import Interval
+from relu_study.components.layers import Columns, Context, Dense, Norm, Site
+from relu_study.components.registry import networks
+from relu_study.components.tasks.task import Signature
+from relu_study.engine.train_step import make_init
+from relu_study.errors import UserError
+from relu_study.study.run_spec import KNOBS, RunSpec
+
+# ---------------------------------------------------------------------------------------- networks
+
+
+def check_network(spec: RunSpec, signature: Signature) -> None:
+    """Refuse a network that cannot be trained right: weights not drawn by seed, no Site, wrong outputs (UserError)."""
+    what, dtype = f"network {spec.network!r}", jnp.result_type(float)
+    if not callable(networks[spec.network]):
+        raise UserError(f"{what} is no function build(spec, d_in, d_out, rngs) or module class; register one")
+    with calling(what):
+        model = nnx.eval_shape(lambda: _module(spec, signature))
+    x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
+    used, tapes = _passed(spec, signature, x, (2, signature.d_out))
+    if not random_keys.repeats(lambda x: _module(spec, signature)(x, _context()), x):  # type: ignore[operator]
+        raise UserError(f"{what} is different each time it is traced; read no random state of NumPy or Python, and no counter")
+    _check_weights(spec, signature, model, used)
+    sites = [i for i, kind in enumerate(tapes) if kind is Site]
+    if not sites:
+        raise UserError(f"{what} has no Site, so none of its units is watched; apply its nonlinearities with relu_study's Site")
+    if Dense not in tapes[: sites[0]]:
+        raise UserError(f"{what} applies a Site before any Dense; put a Dense before its first Site")
+    if getattr(model, "bounded", False):
+        _check_bounded(spec, signature)
+
+
+def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
+    model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"network {spec.network!r} returns {type(model).__name__}; return an nnx.Module")
+    return model
+
+
+def _context(**more: Any) -> Context:
+    return Context({name: jnp.zeros(()) for name in KNOBS}, **more)
+
+
+def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...]) -> tuple[set[Any], list[type]]:
+    """The paths of the Dense modules that a forward pass applies, and the kinds on its tape."""
+    used: set[Any] = set()
+    kinds: list[type] = []
+
+    def forward(x: Any) -> Any:
+        model, ctx = _module(spec, signature), _context()
+        out = model(x, ctx)  # type: ignore[operator]
+        paths = {id(module): path for path, module in nnx.iter_modules(model)}
+        used.update(paths[id(entry[0])] for entry in ctx.tape if isinstance(entry[0], Dense) and id(entry[0]) in paths)
+        kinds.extend(Dense if isinstance(entry[0], Dense) else Site for entry in ctx.tape)
+        return out
+
+    with calling(f"network {spec.network!r}"):
+        out = jax.eval_shape(forward, x)
+    if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
+        found = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+        raise UserError(
+            f"network {spec.network!r} returns {found} for {shape[0]} examples; return floats of shape {shape}: (examples, d_out)"
+        )
+    return used, kinds
+
+
+def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used: set[Any]) -> None:
+    """Every weight is drawn by the run's seed (in a Dense), or is the same constant in every run."""
+    what, owners = f"network {spec.network!r}", [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense | Norm)]
+    for path, variable in nnx.state(model).flat_state():
+        if not isinstance(variable, nnx.Param | nnx.BatchStat):
+            raise UserError(
+                f"{what} keeps a {type(variable).__name__} in {_dotted(path)}, which runs do not train; use relu_study's Dense, "
+                "Norm, Dropout and Site"
+            )
+    own = [
+        path
+        for path, _ in nnx.state(model, nnx.Param).flat_state()
+        if not any(path[: len(owner)] == tuple(owner) for owner in owners)
+    ]
+    if own:
+        with calling(what):
+            one, two = (dict(nnx.state(_module(spec, signature, seed), nnx.Param).flat_state()) for seed in (0, 1))
+        for path in own:
+            a, b = (np.asarray(values[path][...]) for values in (one, two))
+            kernel = sum(axis > 1 for axis in a.shape) > 1
+            if kernel or not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
+                raise UserError(
+                    f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
+                    "the same ones; use relu_study's Dense, whose weights the initializer draws"
+                )
+    idle = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
+    if idle:
+        raise UserError(f"{what} never applies its Dense {_dotted(idle[0])}, so its weights stay 0; apply it or leave it out")
+    _check_kernels(spec, signature, [(*path, "kernel") for path, module in nnx.iter_modules(model) if isinstance(module, Dense)])
+
+
+def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> None:
+    """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
+    what, dtype = f"network {spec.network!r}", jnp.result_type(float)
+    init = make_init(spec.but(initializer="he_normal"), signature.d_in, signature.d_out)
+    knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in KNOBS}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, signature.d_in)), dtype)
+    with calling(what):
+        one, two = (dict(init(jnp.uint32(seed), knobs, x).params.flat_state()) for seed in (0, 1))
+    for path in kernels:
+        if path in one and np.array_equal(one[path][...], two[path][...], equal_nan=True):
+            raise UserError(
+                f"{what}: the weights {_dotted(path)} are the same for two seeds; apply Dense as it is, and do not "
+                "assign its kernel"
+            )
+
+
+def _dotted(path: Any) -> str:
+    return ".".join(map(str, path)) or "itself"
+
+
+def _check_bounded(spec: RunSpec, signature: Signature) -> None:
+    what, dtype = f"network {spec.network!r} is declared bounded but", jnp.result_type(float)
+    low = jnp.zeros(signature.d_in, dtype)
+
+    def forward(x: Any) -> bool:
+        columns = _module(spec, signature)(Columns(x.T), _context())  # type: ignore[operator]
+        interval = _module(spec, signature)(Interval(low, low), _context())  # type: ignore[operator]
+        kinds.extend((type(columns), type(interval)))
+        return True
+
+    kinds: list[type] = []
+    with calling(f"{what} on Columns or an Interval"):
+        jax.eval_shape(forward, jax.ShapeDtypeStruct((2, signature.d_in), dtype))
+    if kinds != [Columns, Interval]:
+        raise UserError(f"{what} does not pass Columns and Intervals on; leave `bounded` out")

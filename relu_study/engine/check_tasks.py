@@ -1,0 +1,220 @@
+"""Checks of the user's tasks and networks against their contracts, before anything compiles.
+
+The entries of this package are exempt at run time (`ours`); a test calls the same checks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.components import random_keys, random_streams
+from relu_study.components.entry_errors import calling
+from relu_study.components.registry import tasks
+from relu_study.components.tasks.task import LABELLED, LOSSES, METRICS, Signature, Task, is_labels
+from relu_study.errors import UserError, nearest
+from relu_study.study.run_spec import RunSpec
+
+CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
+DRAWN = 16  # the most phases of which rows are drawn
+TICK = 1.1  # seconds: a clock read in whole seconds differs after it
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+# ------------------------------------------------------------------------------------------- tasks
+
+
+def check_task(spec: RunSpec) -> list[str]:
+    """Refuse a task that breaks its contract (UserError); return notes for the plan and the report.
+
+    One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws of up to 16 phases, the first and the last
+    among them, check that equal keys give equal rows, that all inputs lie in the box, and that the targets fit the loss.
+    """
+    name, of_data = spec.task, RunSpec(rows=spec.rows, **dict(spec.marked("data")))
+    task, again = (_built(name, one) for one in (spec, of_data))
+    check_declared(name, task)
+    for field in ("signature", "box", "phases"):
+        if (here := getattr(task, field)) != (there := getattr(again, field)):
+            raise UserError(
+                f"task {name!r}: its {field} depends on more than rows, target and inputs ({here} here, {there} without the "
+                "other fields); build it from these three fields only"
+            )
+    for phase in range(task.phases):
+        _check_shapes(name, task, phase)
+    fixed = True
+    for phase in sorted({round(i * (task.phases - 1) / (DRAWN - 1)) for i in range(DRAWN)}):
+        first = _draw(name, task, 0, phase)
+        if reads_clock(task.sample):
+            time.sleep(TICK)
+        for other in (task, again):
+            if _draw(name, other, 0, phase) != first or not _repeats(other, phase):
+                raise UserError(
+                    f"task {name!r}: two draws with the same key give different rows; draw all random numbers from the key, with "
+                    "jax.random, not from NumPy, Python's state or a clock"
+                )
+        fixed = fixed and first == _draw(name, task, 1, phase)
+    if fixed and not task.fixed:
+        return [
+            f"task {name!r} gives two different keys the same rows: seeds differ only in weights and order; "
+            "declare Task(fixed=True) if this is meant"
+        ]
+    return []
+
+
+def _built(name: str, spec: RunSpec) -> Task:
+    with calling(f"task {name!r}"):
+        task = tasks[name](spec)
+    if not isinstance(task, Task):
+        raise UserError(f"task {name!r} returns {type(task).__name__} {str(task)[:60]!r}; return a relu_study.Task")
+    return task
+
+
+def check_declared(name: str, task: Task) -> None:
+    """Refuse a Task whose own fields are wrong; nothing is drawn."""
+    s = task.signature
+    if not isinstance(s, Signature):
+        raise UserError(f"task {name!r}: signature must be a relu_study.Signature, not {type(s).__name__}")
+    for field, least in (("train_rows", 0), ("val_rows", 0), ("d_in", 1), ("d_out", 1)):  # engine.check names `rows` for 0 rows
+        if not _whole(getattr(s, field), least):
+            raise UserError(f"task {name!r}: {field} must be a whole number of at least {least}, not {getattr(s, field)!r}")
+    if not _whole(task.phases, 1):
+        raise UserError(f"task {name!r}: phases must be a whole number of at least 1, not {task.phases!r}")
+    if not callable(task.sample):
+        raise UserError(f"task {name!r}: sample must be a function sample(key, phase) -> (inputs, targets)")
+    if not isinstance(task.fixed, bool):
+        raise UserError(f"task {name!r}: fixed must be True or False, not {task.fixed!r}")
+    if not isinstance(s.loss, str) or s.loss not in LOSSES:
+        raise nearest(str(s.loss), LOSSES, f"loss of task {name!r}:")
+    if not isinstance(s.metrics, tuple):
+        raise UserError(f"task {name!r}: metrics must be a tuple of names, not {s.metrics!r}; write metrics=('accuracy',)")
+    for metric in s.metrics:
+        if not isinstance(metric, str) or metric not in METRICS:
+            raise nearest(str(metric), METRICS, f"metric of task {name!r}:")
+    if s.loss in ("cross_entropy", "ce") and s.d_out < 2:
+        raise UserError(f"task {name!r}: {s.loss} needs an output for each of at least 2 classes, not d_out=1; use loss='bce'")
+    if s.loss == "bce" and s.d_out != 1:
+        raise UserError(f"task {name!r}: bce takes one logit, so d_out=1, not {s.d_out}; use loss='ce' for several classes")
+    if s.metrics and s.d_out == 1 and s.loss != "bce":
+        raise UserError(f"task {name!r}: {s.metrics[0]} of one output needs a logit; use loss='bce', or leave the metric out")
+    _check_box(name, task.box)
+
+
+def _check_box(name: str, box: Any) -> None:
+    if box is None:
+        return
+    two = isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, float) for end in box)
+    with np.errstate(over="ignore"):  # an end too large for single precision is not finite there
+        finite = two and np.isfinite(np.asarray(box, jnp.result_type(float))).all()
+    if not finite or box[0] > box[1]:
+        raise UserError(f"task {name!r}: box must be two finite numbers (low, high) with low <= high, not {box!r}; correct it")
+
+
+def _check_shapes(name: str, task: Task, phase: int) -> None:
+    s = task.signature
+    with calling(f"sample of task {name!r}"):
+        found = jax.eval_shape(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
+    if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
+        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {type(found).__name__}"
+        raise UserError(f"task {name!r}: sample returns {many}; return two arrays, (inputs, targets)")
+    x, y = found
+    rows, at = s.train_rows + s.val_rows, f" in phase {phase}" if phase else ""
+    for part, what in ((x, "inputs"), (y, "targets")):
+        if not any(jnp.issubdtype(part.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise UserError(f"task {name!r}: the {what} have dtype {part.dtype}{at}; return real numbers")
+    labels = is_labels(s, y.shape)
+    for part, what, columns, field in ((x, "inputs", s.d_in, "d_in"), (y, "targets", s.d_out, "d_out")):
+        if not (labels and what == "targets") and not (len(part.shape) == 2 and part.shape[1] == columns):
+            hint = "; give a column, y[:, None]" if len(part.shape) == 1 and columns == 1 else ""
+            raise UserError(
+                f"task {name!r}: sample returns {what} of shape {part.shape}{at}, and its Signature declares {field}={columns}: "
+                f"{rows} x {columns} is expected{hint or '; correct one of them'}"
+            )
+        if part.shape[0] < rows:
+            raise UserError(
+                f"task {name!r}: sample returns {part.shape[0]} rows of {what}{at}, fewer than the {s.train_rows} training and "
+                f"{s.val_rows} validation rows of its Signature; declare fewer rows"
+            )
+    if x.shape[0] != y.shape[0]:
+        raise UserError(f"task {name!r}: sample returns {x.shape[0]} inputs and {y.shape[0]} targets{at}; return as many of each")
+
+
+def _draw(name: str, task: Task, seed: int, phase: int) -> str:
+    """The digest of the rows that a seed draws; wrong values are refused."""
+    sample, key = task.sample, random_streams.stream(seed, "data", phase)
+    while hasattr(sample, "__wrapped__") and hasattr(sample, "lower"):  # jitted: the trace would hide Python's state
+        sample = sample.__wrapped__
+    with calling(f"sample of task {name!r}"):
+        x, y = (np.asarray(part) for part in sample(key, phase))
+    _check_indices(name, sample, key, phase)
+    numbers = x.astype(jnp.result_type(float))
+    known = numbers[~np.isnan(numbers)]
+    check_inside(name, task.box, known.min(initial=np.inf), known.max(initial=-np.inf))
+    s = task.signature
+    if s.loss in LABELLED:
+        _check_targets(name, s, y)
+    return hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
+
+
+def _repeats(task: Task, phase: int) -> bool:
+    return random_keys.repeats(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
+
+
+def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) -> None:
+    """Refuse inputs between `least` and `most` that leave the box of their task."""
+    if box is None or least > most:
+        return
+    low, high = np.asarray(box, jnp.result_type(float))  # as the bounds have it
+    if least < low or most > high:
+        raise UserError(
+            f"task {name!r}: drawn inputs lie in [{least:g}, {most:g}], outside its box {box}; "
+            "declare a box that holds them, or box=None"
+        )
+
+
+def _check_targets(name: str, s: Signature, y: np.ndarray) -> None:
+    """Targets of a classification loss: labels, 0 or 1, or rows of probabilities. NaN is left to the run's status."""
+    known = y[~np.isnan(y)] if y.dtype.kind == "f" else y
+    if s.loss == "bce":
+        if known.size and (known.min() < 0 or known.max() > 1):
+            raise UserError(f"task {name!r}: targets of bce lie in [{known.min():g}, {known.max():g}]; give 0 or 1")
+    elif is_labels(s, y.shape):
+        if known.size and (known.min() < 0 or known.max() > s.d_out - 1 or (known != np.round(known)).any()):
+            raise UserError(
+                f"task {name!r}: labels of {s.loss} lie in [{known.min():g}, {known.max():g}]; give whole numbers from 0 to "
+                f"{s.d_out - 1}, d_out - 1"
+            )
+    elif known.size and (known.min() < 0 or np.nanmax(np.abs(y.astype(float).sum(axis=1) - 1)) > 1e-3):
+        raise UserError(f"task {name!r}: target rows of {s.loss} are no probabilities; give one-hot rows or integer labels")
+
+
+def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) -> None:
+    """Refuse an index beyond the end of the user's arrays, which JAX clips without a word."""
+    from jax.experimental import checkify
+
+    try:
+        error, _ = checkify.checkify(lambda key: sample(key, phase), errors=checkify.index_checks)(key)
+    except Exception:  # a sample outside of checkify's reach: the plain draw has succeeded
+        return
+    if message := error.get():
+        raise UserError(f"task {name!r}: sample reads beyond the end of an array ({message.splitlines()[0]}); draw fewer rows")
+
+
+def reads_clock(function: Any) -> bool:
+    """Does a function's own code name a clock?"""
+
+    def names(code: CodeType) -> set[str]:
+        return set(code.co_names).union(*(names(const) for const in code.co_consts if isinstance(const, CodeType)))
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and bool(CLOCKS & names(code))

@@ -1,0 +1,150 @@
+"""Cohorts: the runs that share one compiled program, their checks, sites and costs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from typing import Any
+
+from relu_study.components.registry import activations, initializers, networks, optimizers, ours, tasks
+from relu_study.components.tasks.task import Signature
+from relu_study.engine import check_functions, check_networks, check_tasks
+from relu_study.engine.plan import Work
+from relu_study.engine.state import Probing, site_units
+from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
+from relu_study.errors import UserError
+from relu_study.study.run_spec import RunSpec
+
+ENGINE = 3  # grows when a change moves bits; committed results are then regenerated
+# On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code. Devices
+# share one pool of threads: a loop that XLA splits over it waits for threads that train other tiles.
+OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
+COMPILED = 4  # what a network of no layer takes to compile, in layers
+
+
+def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -> None:
+    """Refuse what cannot be trained, by name and before anything compiles.
+
+    `seen` holds the finished checks of the user's entries, each with its notes; specs that share it share their checks.
+    """
+    seen = {} if seen is None else seen
+    for known, name in (
+        (networks, spec.network),
+        (activations, spec.activation),
+        (activations, spec.output),
+        (initializers, spec.initializer),
+        (optimizers, spec.optimizer),
+        (tasks, spec.task),
+    ):
+        known[name]
+    for name, asked in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
+        if asked is not None and not (isinstance(asked, int) and asked >= 1):
+            raise UserError(f"{name} must be a whole number of at least 1, not {asked!r}")
+    if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
+        raise UserError(
+            f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing; "
+            "give its function that parameter, or leave the field at 0"
+        )
+    if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
+        raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
+    if not ours(tasks[spec.task]):
+        check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
+    task = tasks[spec.task](spec)
+    signature = task.signature
+    if signature.train_rows < 1 or signature.val_rows < 1:
+        raise UserError(
+            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more"
+        )
+    if spec.batch_size > signature.train_rows:
+        raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows; make it smaller")
+    if probing.examples is not None and probing.examples > signature.train_rows:
+        raise UserError(
+            f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows; "
+            f"ask for at most that many"
+        )
+    if not ours(networks[spec.network]):
+        check_functions.once(seen, ("network", *cohort(spec, signature)), lambda: check_networks.check_network(spec, signature))
+    check_functions.check_entries(spec, signature, task.box is not None, seen)
+
+
+def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
+    """What a run asks of a machine, from shapes alone: nothing is compiled."""
+    task = tasks[spec.task](spec)
+    step, signature = cohort(spec, task.signature)
+    units = list(site_units(step, signature).values())
+    widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
+    shared = (step.changed(), *_identified(signature), task.box is not None, task.phases)
+    name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
+    extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
+    rates = ", ".join(f"{name}={value:g}" for name, value in compiled_rates(spec, signature).items())
+    return Work(
+        cohort=name,
+        title=" ".join(
+            [
+                spec.network,
+                "-".join(map(str, widths)),
+                spec.activation,
+                *extras,
+                spec.optimizer,
+                *([f"(compiled for {rates})"] if rates else []),
+                f"batch {spec.batch_size}",
+            ]
+        ),
+        steps=round(spec.epochs * per_epoch),
+        flops=6 * spec.batch_size * weights,
+        batch=spec.batch_size,
+        scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
+        data=4 * (signature.train_rows + probing.validation(signature)) * columns,
+        state=16 * weights,
+        layers=len(widths) + COMPILED,
+        measured=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
+        watched=probing.probe_set(signature) + probing.validation(signature),
+        sites=len(units),
+    )
+
+
+FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # all fields of a Signature in the first cohort names
+
+
+def _identified(signature: Signature) -> tuple[Any, ...]:
+    """What a cohort's name says of a signature: the first fields, and of later ones only other values than their defaults."""
+    default = signature._field_defaults
+    more = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
+    return tuple(getattr(signature, name) for name in FIRST), *([more] if more else [])
+
+
+def starts(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
+    """The programs that a run begins with, by what they are compiled for: its `init` and its `sample`."""
+    signature = tasks[spec.task](spec).signature
+    return ("init", start_spec(spec), signature.d_in, signature.d_out), ("sample", data_spec(spec))
+
+
+def sites(spec: RunSpec) -> list[str]:
+    """The sites of a spec's network, nearest the input first."""
+    return list(site_units(*cohort(spec, tasks[spec.task](spec).signature)))
+
+
+def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
+    """The step fields and the task's signature, which the runs of one cohort share; rates too where they are compiled in."""
+    return RunSpec(**dict(spec.marked("step")) | compiled_rates(spec, signature)), signature
+
+
+def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
+    """The fields that decide the programs of a run."""
+    rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
+    return spec.marked("step", "start", "data") + tuple(rates.items())
+
+
+def start_spec(spec: RunSpec) -> RunSpec:
+    """The fields that decide the first weights: an initialiser that does not look at its inputs shares its program."""
+    start = RunSpec(**dict(spec.marked("step", "start"))).but(optimizer="adam", batch_size=128, dropout="none")
+    fanout = activations[spec.activation].fanout
+    return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.but(activation="linear", rows=2)
+
+
+def data_spec(spec: RunSpec) -> RunSpec:
+    """The fields that decide the rows, the seed apart."""
+    return RunSpec(rows=spec.rows, **dict(spec.marked("data")))

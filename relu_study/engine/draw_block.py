@@ -1,0 +1,101 @@
+"""From a block of draws to its sums, on one device: `draw(cell, key)` mapped over the keys of the block."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.components import random_streams
+from relu_study.components.registry import statistics
+from relu_study.engine.compilation import compiled, made_once
+from relu_study.engine.draw_plan import Block
+from relu_study.engine.train_tile import put
+from relu_study.errors import UserError
+from relu_study.stats.streaming_moments import Sums, add
+from relu_study.study.draw_study import BLOCK, cell_id
+
+AT_ONCE = {"cpu": 2.0**24, "gpu": 2.0**36, "tpu": 2.0**36}  # operations of a dispatch: on a CPU some 10 ms, and in its cache
+IN_FLIGHT = 3  # dispatches queued on a device ahead of the one it works on
+
+
+def width(cost: float, platform: str) -> int:
+    """How many draws are made at a time: a power of two, the most whose operations fit one dispatch."""
+    wide = 1
+    while wide < BLOCK and 2 * wide * cost <= AT_ONCE.get(platform, AT_ONCE["cpu"]):
+        wide *= 2
+    return wide
+
+
+def seconds(block: Block) -> float:
+    """About how long a block takes on one CPU device, beside others and beside compiling."""
+    return block.price / AT_ONCE["cpu"] / 100
+
+
+@made_once
+def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -> Callable[..., Any]:
+    """The compiled draws first..first + wide - 1 of a cell, from `first`."""
+    draw, factors = statistics[statistic].draw, dict(cell)
+    name = cell_id(statistic, factors)
+
+    def chunk(first: Any) -> Mapping[str, Any]:
+        return jax.vmap(lambda index: draw(factors, random_streams.draw_key(name, index)))(
+            first + jnp.arange(wide, dtype=jnp.uint32)
+        )
+
+    return compiled(chunk)
+
+
+def needs(block: Block) -> set[tuple[Any, ...]]:
+    """The program of a block, by what `forget` knows it by."""
+    return {(block.statistic, block.cell, block.width)}
+
+
+def forget(key: tuple[Any, ...]) -> None:
+    """Let go of the program of a cell that is done."""
+    draw_program.kept.pop(key, None)
+
+
+def check(statistic: str, cell: Mapping[str, Any]) -> None:
+    """Refuse (UserError) a statistic that does not draw what it declares, from shapes alone."""
+    entry = statistics[statistic]
+    shapes = jax.eval_shape(lambda: entry.draw(cell, random_streams.draw_key("0", 0)))
+    if set(shapes) != set(entry.numbers):
+        raise UserError(
+            f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}; make them the same"
+        )
+    along = entry.along(cell)
+    for name, number in entry.numbers.items():
+        asked = (len(along[number.along]),) if number.along else ()
+        if shapes[name].shape != asked:
+            raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {asked}")
+
+
+def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = lambda: True) -> Sums | None:
+    """Draw a whole block on a device; None where it is no longer wanted.
+
+    Sums are taken in float64, in the order of the draws.
+    """
+    program = draw_program(block.statistic, block.cell, block.width)
+    numbers, device = statistics[block.statistic].numbers, device or jax.devices()[0]
+    queued: deque[tuple[int, Any]] = deque()
+    sums: Sums = {}
+
+    def take() -> None:
+        count, drawn = queued.popleft()
+        for name, values in jax.device_get(drawn).items():
+            add(sums, name, np.asarray(values[:count], np.float64), numbers[name].spread)
+
+    for done in range(0, block.count, block.width):
+        if not wanted():
+            return None
+        queued.append((min(block.width, block.count - done), program(put(np.uint32(block.first + done), device))))
+        if len(queued) > IN_FLIGHT:
+            take()
+    while queued:
+        take()
+    return sums

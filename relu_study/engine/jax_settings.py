@@ -1,0 +1,126 @@
+"""Settings of JAX and of the processor on which numbers depend: some are pinned while a study runs, the rest is one digest."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.engine import cohorts, compilation
+
+OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as patterns of their texts
+    "Explicitly requested dtype",  # of a user's entry: its numbers become those of the precision in use
+    "Some donated buffers were not usable",
+    "Error (reading|writing) persistent compilation cache entry",  # another process is writing it: the program is compiled
+)
+
+# Numbers never follow these: nonfinite runs are results, and the suite's own programs rely on the standard promotion.
+PINNED: dict[str, Any] = {
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_disable_jit": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_check_tracer_leaks": False,
+    "jax_debug_key_reuse": False,
+    "jax_softmax_custom_jvp": False,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_use_direct_linearize": True,
+}
+
+INSTRUCTIONS = ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_cuda_data_dir")  # flags that move no bit
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """JAX's settings as every study has them, in all threads, without its warnings; the earlier ones come back at the end."""
+    before = {name: getattr(jax.config, name) for name in PINNED if hasattr(jax.config, name)}  # JAX drops some in time
+    changed = {name: PINNED[name] for name, value in before.items() if value != PINNED[name]}
+    try:
+        for name, value in changed.items():
+            jax.config.update(name, value)
+        with no_library_warnings():
+            yield
+    finally:
+        for name in changed:
+            jax.config.update(name, before[name])
+
+
+def digest() -> str | None:
+    """The hash of a tiny network after a short training, on a CPU: instruction sets and flags of XLA change its bits.
+
+    On other devices, whose sums have no fixed order, the flags count by their text; without any it is None.
+    """
+    if jax.devices()[0].platform != "cpu":
+        return " ".join(sorted(f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(HARMLESS))) or None
+    return _digest(jax.config.jax_enable_x64, repr(cohorts.OPTIONS.get("cpu")), jax.config.jax_default_matmul_precision)
+
+
+@functools.cache
+def _digest(x64: bool, options: str, precision: str | None) -> str:
+    grid = np.arange(1, 1 + 48 * 40).reshape(48, 40)
+    x = jnp.asarray(np.sin(grid * 0.7), jnp.result_type(float))
+    weights = {
+        "first": jnp.asarray(np.cos(grid.T * 1.3)[:, :37] / 6, x.dtype),
+        "last": jnp.asarray(np.sin(grid[:37, :3]), x.dtype),
+    }
+    trained = compilation.compiled(_trained)(weights, x, jnp.tanh(x[:, :3]))
+    jax.block_until_ready(trained)
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained))).hexdigest()[:12]
+
+
+def _trained(weights: Any, x: Any, y: Any) -> Any:
+    """Ten steps like those of Adam: products, sums, roots, quotients and elementary functions."""
+
+    def loss(weights: Any) -> Any:
+        hidden = x @ weights["first"]
+        hidden = jnp.tanh(hidden) + jax.nn.silu(hidden) * jax.lax.rsqrt(1 + jnp.var(hidden, axis=0))
+        return jnp.mean((hidden @ weights["last"] - y) ** 2) + 1e-3 * jnp.mean(jax.nn.softplus(hidden))
+
+    def step(_: Any, state: Any) -> Any:
+        weights, square = state
+        gradient = jax.grad(loss)(weights)
+        square = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * g * g, square, gradient)
+        moved = jax.tree.map(lambda w, s, g: w - 0.01 * g / (jnp.sqrt(s) + 1e-8), weights, square, gradient)
+        return moved, square
+
+    return jax.lax.fori_loop(0, 10, step, (weights, jax.tree.map(jnp.zeros_like, weights)))
+
+
+def processor() -> dict[str, str]:
+    """The processor's model and instruction sets and the flags of XLA: information in a manifest, never compared."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set(about.get("flags", about.get("Features", "")).split())
+    sets = [
+        name for name in ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve") if name in flags
+    ]
+    return {
+        "processor": about.get("model name", platform.processor() or platform.machine()),
+        "instructions": " ".join(sets),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+@contextlib.contextmanager
+def no_library_warnings() -> Iterator[None]:
+    """Leave out warnings of libraries that a user can do nothing about; a user's own stay, as all do with Python's -W."""
+    with warnings.catch_warnings():
+        for text in () if sys.warnoptions else OF_LIBRARIES:
+            warnings.filterwarnings("ignore", text)
+        yield

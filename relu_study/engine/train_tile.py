@@ -1,0 +1,300 @@
+"""From a tile of runs to their numbers, on one device. A tile is a message: plain specs in, plain arrays out (`train_tile`)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from relu_study.components.metrics import revivals
+from relu_study.components.registry import ours, probes, tasks
+from relu_study.engine import check_tasks, cohorts, compilation
+from relu_study.engine.state import Data, Probing, State, Weights, site_units
+from relu_study.engine.train_step import ranges, steps_per_epoch
+from relu_study.errors import UserError
+from relu_study.study.run_spec import KNOBS, RunSpec
+
+IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_in(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(where, range(1, a.ndim)), b, a), kept, other)
+
+
+def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
+    """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
+    keys = [key(spec) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    begun = make(distinct[0])
+    for one in distinct[1:]:
+        begun = _put_in(begun, make(one), np.array([key == one for key in keys]))
+    return begun
+
+
+class Begun(NamedTuple):
+    """A tile of runs on its device, before the first step; `source` is the set of rows that each run reads, None: its own."""
+
+    state: State
+    data: Data
+    seeds: UInt32[Array, " W"]
+    knobs: dict[str, Float[Array, " W"]]
+    box: Float[Array, "W 2"]
+    source: Int[Array, " W"] | None
+
+
+class Extremes(NamedTuple):
+    """The least and the greatest drawn input of each set of rows, with a run that reads it."""
+
+    readers: list[RunSpec]
+    least: Float[Array, " S"]
+    most: Float[Array, " S"]
+
+
+class Pending(NamedTuple):
+    """A tile that is queued on a device: its numbers may not have been computed yet."""
+
+    runs: list[RunSpec]
+    epochs: np.ndarray
+    units: dict[str, int]
+    ranges: dict[str, tuple[float, float]]  # of the histograms with linear bins
+    measured: list[dict[str, Array]]
+    params: Any
+    probe_examples: int
+    drawn: list[Extremes]  # the inputs of each phase, where a user's task has a box
+
+
+def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
+    """0, then each `every`-th, and the last, which may be a fraction."""
+    return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
+
+
+def put(value: Any, device: Any) -> Any:
+    """Arrays committed to a device: they alone decide where a program runs; a default device would trace each anew per device."""
+    return jax.device_put(value, device)
+
+
+def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
+    """One run for each of `sets` sets of rows, and the number of the set that each run reads; None: every run its own."""
+    if sets is None or sets == len(specs):
+        return specs, None
+    keys = [(cohorts.data_spec(spec), spec.seed) for spec in specs]
+    distinct = list(dict.fromkeys(keys))
+    readers = [specs[keys.index(key)] for key in distinct]
+    assert len(readers) <= sets, f"{len(readers)} sets of rows are read, not {sets}"
+    return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
+
+
+def draw(readers: list[RunSpec], phase: int, device: Any, probing: Probing) -> Data:
+    """The rows of one phase of their task that these runs read."""
+    seeds = put(np.array([s.seed for s in readers], np.uint32), device)
+    return _begin(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
+
+
+def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets: int | None = None) -> Begun:
+    """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
+    signature = tasks[specs[0].task](specs[0]).signature
+    readers, source = readers_of(specs, sets)
+    seeds = put(np.array([s.seed for s in specs], np.uint32), device)
+    with np.errstate(over="ignore"):  # a rate too large for single precision is infinite, and its run nonfinite
+        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in KNOBS}
+    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
+    data = draw(readers, 0, device, probing)
+    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    if source is not None:
+        source = put(source, device)
+        looked_at = looked_at[source]
+
+    def first(key: RunSpec) -> Weights:
+        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at)
+
+    weights = _begin(specs, cohorts.start_spec, first)
+    # Most first states depend on no input, so their program would leave them uncommitted.
+    first_state = compilation.tile_programs(specs[0], probing).fresh(weights.params, knobs, seeds)
+    state = put(State(weights.params, weights.stats, first_state), device)
+    return Begun(state, data, seeds, knobs, box, source)
+
+
+def start_tile(
+    runs: list[RunSpec],
+    width: int,
+    device: Any,
+    probing: Probing = Probing(),
+    probe: bool = True,
+    chunk: int | None = None,
+    sets: int | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Pending | None:
+    """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
+
+    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `sets`, where it
+    is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
+    """
+    compilation.forget_stale()
+    specs = [*runs, *[runs[0]] * (width - len(runs))]
+    task = tasks[specs[0].task](specs[0])
+    total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
+    program = compilation.tile_programs(specs[0], probing)
+    state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
+    phase, drawn = 0, _extremes(readers_of(specs, sets)[0], data)
+    measured = [program.measure(state, state.params, data, knobs, box, source)]
+    for epoch in range(1, math.ceil(total) + 1):
+        if not wanted():
+            return None
+        now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
+        if now != phase:
+            data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
+            drawn += _extremes(readers_of(specs, sets)[0], data)
+        last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
+        previous = state.params
+        for start in range(0, last, chunk or max(last, 1)):
+            at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
+            state = program.advance(state, data.train, seeds, knobs, *at, source)
+        if (probe and epoch % probing.every == 0) or epoch == math.ceil(total):
+            measured.append(program.measure(state, previous, data, knobs, box, source))
+        if len(measured) > IN_FLIGHT:
+            jax.block_until_ready(measured[-IN_FLIGHT])
+    epochs = epochs_measured(total, probing.every)
+    return Pending(
+        runs,
+        epochs if probe else epochs[[0, -1]][: len(measured)],
+        site_units(*cohorts.cohort(specs[0], task.signature)),
+        ranges(*cohorts.cohort(specs[0], task.signature), probing),
+        measured,
+        state.params,
+        probing.probe_set(task.signature),
+        drawn,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
+    inputs = [rows[..., :d_in] for rows in data]
+    least, most = (jnp.stack([end(x, axis=(1, 2)) for x in inputs]) for end in (jnp.nanmin, jnp.nanmax))
+    return least.min(axis=0), most.max(axis=0)
+
+
+def _boxed(spec: RunSpec) -> bool:
+    """Has a user's task a box? Tests hold the package's own tasks to theirs."""
+    return not ours(tasks[spec.task]) and tasks[spec.task](spec).box is not None
+
+
+def _extremes(readers: list[RunSpec], data: Data) -> list[Extremes]:
+    if not any(map(_boxed, {spec.but(seed=0): spec for spec in readers}.values())):
+        return []
+    return [Extremes(readers, *_ends(data, tasks[readers[0].task](readers[0]).signature.d_in))]
+
+
+def _check_inputs(drawn: list[Extremes]) -> None:
+    for readers, *ends in drawn:
+        for spec, least, most in zip(readers, *jax.device_get(ends), strict=True):
+            if _boxed(spec):
+                check_tasks.check_inside(spec.task, tasks[spec.task](spec).box, least, most)
+
+
+def _check_certified(pending: Pending, tile: dict[str, np.ndarray], masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
+    """Stop (UserError) where a unit is certified dead and not dead, or certified always on and not always on."""
+    for site, units in pending.units.items():
+        dead, certified = (masks.get(f"{kind}:{site}") for kind in ("dead", "certified_dead"))
+        if dead is not None and certified is not None:
+            _check_subset(pending, site, "dead", certified.sum(-1), dead.sum(-1), (certified & ~dead).sum(-1), bad)
+        on, sure = (tile.get(f"metric:{kind}_fraction/{site}") for kind in ("always_on", "certified_always_on"))
+        if on is not None and sure is not None:
+            on, sure = (np.where(np.isfinite(share), np.round(units * share), 0).astype(int) for share in (on, sure))
+            # The study's own components count each wrong unit; for the package's, too many of them show.
+            _check_subset(pending, site, "always on", sure, on, tile.get(f"unsound:{site}", np.maximum(sure - on, 0)), bad)
+
+
+def _check_subset(
+    pending: Pending, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
+) -> None:
+    """Refuse `wrong` units, certified ones that the probe set contradicts, by run and epoch: the box or a piece is wrong."""
+    if not ((wrong > 0) & ~bad).any():
+        return
+    run, at = (int(i) for i in np.argwhere((wrong > 0) & ~bad)[0])
+    spec = pending.runs[run]
+    counts = [int(count[run, at]) for count in (certified, seen, wrong)]
+    raise UserError(
+        f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified {word} and {counts[1]} are {word} "
+        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {word}; correct the box of task "
+        f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
+        f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
+    )
+
+
+def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
+    """The epochs from the first value on that is no finite number."""
+    return ~np.logical_and.accumulate(np.isfinite(values), axis=1)
+
+
+def _reads_validation(metric: str) -> bool:
+    return metric in probes and "val_loss" in probes[metric].needs
+
+
+def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
+    """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
+    n = len(pending.runs)
+    epochs = jax.device_get(pending.measured)
+    _check_inputs(pending.drawn)
+    tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
+    finite = tile.pop("finite")
+    precision = np.float64 if jax.config.jax_enable_x64 else np.float32
+    # A metric may name its own type; a tile has one, which its provenance says.
+    tile = {name: values.astype(precision, copy=False) if name.startswith("metric:") else values for name, values in tile.items()}
+    masks = {
+        name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
+        for name, values in tile.items()
+        if name.startswith(("dead:", "certified_dead:"))
+    }
+    # Once bad, a run stays bad: what it shows later is not a measurement.
+    bad = ~np.logical_and.accumulate(finite, axis=1)
+    _check_certified(pending, tile, masks, bad)
+    tile = {name: values for name, values in tile.items() if not name.startswith("unsound:")}
+    if masks:
+        again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
+        found = revivals.fractions(masks, list(pending.units), precision)
+        tile |= {f"metric:{name}": values for name, values in found.items() if name.partition("/")[0] in again}
+    for name, values in tile.items():
+        if name.startswith("metric:"):
+            values[bad] = np.nan
+        if name == "metric:train_loss/all":  # a loss that is no number stays so, as a run does
+            values[_lost(values)] = np.nan
+        if name.startswith("histogram:"):
+            values[bad] = 0
+        if name.startswith("metric:update_norm/"):
+            values[:, pending.epochs == 0] = np.nan
+    if "metric:val_loss/all" in tile:  # the run stays finite, and so do its metrics of the probe set
+        lost = _lost(tile["metric:val_loss/all"])
+        for name, values in tile.items():
+            if name.startswith("metric:") and _reads_validation(name.removeprefix("metric:").partition("/")[0]):
+                values[lost] = np.nan
+    first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
+    tile |= {
+        "epoch": pending.epochs,
+        "status": np.where(bad.any(axis=1), "nonfinite", "ok"),
+        "first_bad_epoch": first_bad,
+        "probe_examples": np.array(pending.probe_examples),
+        **{f"units:{site}": np.array(units) for site, units in pending.units.items()},
+        **{f"bins:{name}": np.array(span) for name, span in pending.ranges.items()},
+    }
+    if keep_params:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
+            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
+            tile[f"param:{name}"] = np.asarray(leaf)[:n]
+    return tile
+
+
+def train_tile(
+    runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any
+) -> dict[str, np.ndarray]:
+    """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
+    keep_params = options.pop("keep_params", False)
+    pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
+    assert pending is not None
+    return collect(pending, keep_params)

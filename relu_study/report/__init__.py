@@ -1,0 +1,1 @@
+"""Results from stored runs: verdicts, tables, figures, TensorBoard, one page. No JAX."""

@@ -1,0 +1,203 @@
+"""Everything a draw study derives from its blocks and its manifest: cells.csv, verdicts, tables, figures and one page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report.figures import canvas
+from relu_study.report.figures.cell_figures import arranged
+from relu_study.report.html import html
+from relu_study.report.page import draw_page
+from relu_study.report.tables.cell_tables import cell_tables, select
+from relu_study.report.verdicts import blank, settled
+from relu_study.stats.hypothesis_tests import counted_test, normal_test
+from relu_study.stats.numpy_defaults import numpy_defaults
+from relu_study.storage.atomic_write import check_there, write_atomically
+from relu_study.storage.block_files import block_paths
+from relu_study.storage.cell_frames import cells_frame
+from relu_study.storage.checksums import SUMS, UNREADABLE, Damaged, check_sum, sums_of
+from relu_study.storage.csv_files import csv_text, only_numbers
+from relu_study.storage.schema import CELL_COLUMNS as OF_CELLS
+from relu_study.storage.schema import COLUMNS, check_names, check_sections, read_cells_manifest
+from relu_study.storage.tile_files import UNFIT
+
+Row = dict[str, Any]
+
+
+def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
+    """Derive every file of a draw study's results folder, the same bytes each time; from a clone all but cells.csv.
+
+    Returns what there is to say, and the names of the tables and figures that were made.
+    """
+    manifest, said = read_cells_manifest(folder), []
+    declaration = manifest["declaration"]
+    check(declaration)
+    path = folder / "cells.csv"
+    if block_paths(folder):
+        frame = cells_frame(folder, manifest)
+        write_atomically(path, csv_text(frame).encode())
+        write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # verdicts.csv is not believed until it is made
+        cells = frame["cell_id"].nunique()
+        if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
+            said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
+        if unfit := manifest.get("oom"):
+            said.append(f"{len(unfit):,} of these cells did not fit in memory: {UNFIT}")
+    elif not path.is_file():
+        raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
+    else:
+        said.append(f"{folder / 'raw'} has no block (a clone has none): cells.csv stays as it is")
+    frame = read_cells(path, declaration)
+    rows = answer(declaration, frame)
+    verdicts = pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
+    write_atomically(folder / "verdicts.csv", csv_text(verdicts).encode())
+    if (folder / SUMS).exists():
+        write_atomically(folder / SUMS, sums_of(folder).encode())
+    made: dict[str, set[str]] = {"tables": set(), "figures": set()}
+    for name, texts in cell_tables(declaration, frame).items():
+        made["tables"].add(name)
+        for suffix, text in texts.items():
+            write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
+    for figure in declaration["figures"]:
+        if (picture := arranged(figure, select(frame, figure["where"]), declaration["numbers"])) is not None:
+            made["figures"].add(figure["name"])
+            for kind, content in canvas.render(picture).items():
+                write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
+    check_there(folder)
+    text = draw_page(folder, manifest, frame, rows)
+    write_atomically(folder / "report.md", text.encode())
+    write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())
+    return said, made
+
+
+def _asked(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Series:
+    asked = {(c["experiment"], c["label"]): c["draws"] for c in declaration["cells"]}
+    return pd.Series([asked[key] for key in zip(frame["experiment"], frame["cell"], strict=True)], index=frame.index)
+
+
+def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """cells.csv, refused where it lacks a column or is cut off."""
+    words = {name: "str" for name in (*OF_CELLS[:4], "number")}
+    words |= {f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])}
+    way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {way_out}, which needs {path.parent / 'raw'}")
+    try:
+        read = path.read_bytes()
+        if not read.endswith(b"\n"):
+            raise ValueError("its last line is cut off")
+        with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
+            frame = pd.read_csv(io.BytesIO(read), dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        missing = [name for name in (*OF_CELLS, *declaration["factors"]) if name not in frame]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+        only_numbers(frame, words)
+        frame = frame.assign(**{name: frame[name].fillna("") for name in OF_CELLS[:4]})
+        _check_rows(frame, declaration)
+    except UNREADABLE as error:
+        raise Damaged(path, "is garbled", error, way_out) from None
+    check_sum(path, read)
+    return frame
+
+
+def _check_rows(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> None:
+    """ValueError where cells.csv has not each number of each cell once, at each place along it."""
+    wanted: Counter[tuple[str, ...]] = Counter()
+    for cell in declaration["cells"]:
+        for name, number in declaration["numbers"][cell["statistic"]].items():
+            size = len(cell["along"][number["along"]]) if number["along"] else 1
+            wanted[cell["experiment"], cell["label"], cell["statistic"], cell["cell_id"], name] += size
+    found = Counter(frame[[*OF_CELLS[:4], "number"]].itertuples(index=False, name=None))
+    if found != wanted:
+        rows = (found & wanted).total()
+        raise ValueError(
+            f"it has {rows:,} of the {wanted.total():,} rows that manifest.json declares, and {len(frame) - rows:,} others"
+        )
+
+
+@numpy_defaults()
+def load_cells(folder: str | Path) -> pd.DataFrame:
+    """The results of a draw study as a DataFrame: one row a cell, number and value of the factor that it runs along."""
+    folder = Path(folder).expanduser()
+    return read_cells(folder / "cells.csv", read_cells_manifest(folder)["declaration"])
+
+
+def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
+    """The rows of verdicts.csv: `CellClaim` says what is compared, `verdicts.settled` how it is judged."""
+    return settled([_measured(claim, declaration, frame) for claim in declaration["claims"]])
+
+
+def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
+    about, against = _about(claim, declaration), claim["against"]
+    cell = _row(claim, claim["cell"], about["along"], frame)
+    value, error = float(against) if not isinstance(against, str) else math.nan, 0.0
+    if against == "theory":
+        value, error = float(cell["theory"]), float(np.nan_to_num(cell["theory_se"]))
+    elif isinstance(against, str):
+        other = _row(claim, against, about["along"], frame)
+        value, error = float(other["estimate"]), float(other["std"] / math.sqrt(other["n"]))
+    n, estimate, direction = int(cell["n"]), float(cell["estimate"]), claim["direction"]
+    margin = claim["margin"] * (abs(value) if claim["relative"] else 1.0)
+    row = blank(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
+    row["site"] = "all" if claim["at"] is None else f"{about['along']}={claim['at']:g}"
+    named = claim["experiment"] if claim["cell"] == "all" else claim["cell"]
+    row["contrast"] = f"{named} vs {against if isinstance(against, str) else f'{against:g}'}"
+    if not math.isfinite(estimate) or not math.isfinite(value) or n < 2:
+        return row | {"verdict": "not testable", "reason": "not testable because it was not drawn, or is not defined"}
+    if about["share"] and error == 0:
+        result = counted_test(round(estimate * n), n, value, direction, margin)
+    else:
+        result = normal_test(estimate - value, math.hypot(float(cell["std"]) / math.sqrt(n), error), n, direction, margin)
+    row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi")}
+    return row | {"p": min(result["p"], result["p_refute"])}
+
+
+def _about(claim: Row, declaration: Mapping[str, Any]) -> Row:
+    statistic = next(e["statistic"] for e in declaration["experiments"] if e["name"] == claim["experiment"])
+    numbers = declaration["numbers"][statistic]
+    if claim["number"] not in numbers:
+        raise nearest(claim["number"], numbers, f"number in claim {claim['claim']}")
+    return dict(numbers[claim["number"]])
+
+
+def _row(claim: Row, label: str, along: str, frame: pd.DataFrame) -> pd.Series:
+    rows = frame[(frame["experiment"] == claim["experiment"]) & (frame["cell"] == label) & (frame["number"] == claim["number"])]
+    if claim["at"] is not None:
+        rows = rows[rows[along] == claim["at"]]
+    assert len(rows) == 1, f"claim {claim['claim']}: {len(rows)} rows for {label}"
+    return rows.iloc[0]
+
+
+def check(declaration: Mapping[str, Any]) -> None:
+    """Refuse a table, figure or claim that names what is not there. Nothing has to have run: this is for before it."""
+    check_names(declaration)
+    columns = [*OF_CELLS, *declaration["factors"]]
+    for table in declaration["tables"]:
+        for name in filter(None, (*table["columns"].values(), table["along"], table["sort"])):
+            if name not in columns:
+                raise nearest(name, columns, f"column of table {table['name']}")
+    for figure in declaration["figures"]:
+        for name in filter(None, (figure["rows"], figure["cols"], figure["by"], figure["column"])):
+            if name not in columns:
+                raise nearest(name, columns, f"column of figure {figure['name']}")
+    for item in (*declaration["tables"], *declaration["figures"]):
+        select(pd.DataFrame({name: pd.Series(dtype=object) for name in columns}), [*item["where"], *item.get("shown", ())])
+    for claim in declaration["claims"]:
+        along = _about(claim, declaration)["along"]
+        labels = {c["label"]: c for c in declaration["cells"] if c["experiment"] == claim["experiment"]}
+        for label in (claim["cell"], *([claim["against"]] if claim["against"] not in ("theory",) else [])):
+            if isinstance(label, str) and label not in labels:
+                raise nearest(label, labels, f"cell of {claim['experiment']} in claim {claim['claim']}")
+        values = labels[claim["cell"]]["along"].get(along, [])
+        if (claim["at"] is None) == bool(along) or (along and claim["at"] not in values):
+            have = f"{along} in {', '.join(f'{v:g}' for v in values[:8])}..." if along else "no factor along it"
+            raise UserError(f"claim {claim['claim']}: {claim['number']} has {have}, and `at` is {claim['at']}")
+    check_sections(declaration)

@@ -1,0 +1,123 @@
+"""The pictures of a draw study, from the rows of cells.csv: a map over two factors, or lines along one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from relu_study.report.factors import in_order, shown
+from relu_study.report.figures import heatmap
+from relu_study.report.figures.canvas import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    ROUND,
+    finite,
+    legend_below,
+    lines,
+    log_scale,
+    log_ticks,
+    panel_grid,
+)
+from relu_study.report.labels import factor, stacked, words
+
+INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws where it is kept, else the interval of the mean
+
+
+def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[str, Any]) -> Callable[[], Figure] | None:
+    """What draws a figure from the frame of cells.csv; None where there is nothing to draw.
+
+    `numbers` are those of the declaration, by statistic.
+    """
+    rows = frame[frame["experiment"].isin(figure["experiments"])]
+    rows = rows[rows["number"] == figure["number"]] if figure["number"] else rows
+    rows = rows[rows[figure["cols"]].notna()]
+    if not rows[figure["column"]].notna().any():
+        return None
+    by = figure["by"]
+    groups = {_named(by, v): rows[rows[by] == v] for v in in_order(list(rows[by]))} if by else {"": rows}
+    return partial(_map if figure["kind"] == "map" else _lines, figure, groups, _label(figure, rows, numbers))
+
+
+def _short(value: Any) -> str:
+    """A factor's value as cells are labelled: floats by six digits."""
+    return f"{value:g}" if isinstance(value, float) and value % 1 else shown(value)
+
+
+def _named(factor_name: str, value: Any) -> str:
+    return words(value) if isinstance(value, str) else f"{words(factor_name)} {_short(value)}"
+
+
+def _label(figure: Mapping[str, Any], rows: pd.DataFrame, numbers: Mapping[str, Any]) -> str:
+    """What the numbers of a picture are, in the words of their statistic where these are the same for all."""
+    names = set(rows["number"])
+    texts = {numbers[statistic][name]["text"] for statistic, name in zip(rows["statistic"], rows["number"], strict=True)}
+    what = texts.pop() if len(texts) == 1 else words(names.pop()) if len(names) == 1 else "value"
+    return stacked(what if figure["column"] == "estimate" else f"{what}, {words(figure['column'])}")
+
+
+def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
+    every = pd.concat(list(groups.values()))
+    axes = {way: in_order(list(every[figure[way]])) for way in ("rows", "cols")}
+    boards = {}
+    for name, rows in groups.items():
+        shape = len(axes["rows"]), len(axes["cols"])
+        values, known = np.full(shape, np.nan), np.zeros(shape, bool)
+        for row, col, value in zip(rows[figure["rows"]], rows[figure["cols"]], rows[figure["column"]], strict=True):
+            place = axes["rows"].index(row), axes["cols"].index(col)
+            values[place], known[place] = value, True
+        boards[name] = heatmap.Board(values, known, [[""] * shape[1] for _ in range(shape[0])])
+    down, along = ((factor(figure[way]), [_short(v) for v in axes[way]]) for way in ("rows", "cols"))
+    return heatmap.maps([heatmap.Boards(label, boards, figure["log"], between=figure["between"])], list(boards), down, along)
+
+
+def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
+    every = pd.concat(list(groups.values()))
+    kinds = in_order(list(every[figure["rows"]])) if figure["rows"] else [""]
+    looks = {kind: {"color": COLOURS[i % 7], "linestyle": DASHES[i // 7 % 4]} for i, kind in enumerate(kinds)}
+    (panels,) = panel_grid(list(groups), [{}], min(len(groups), 3))
+    theory = False
+    for panel, rows in zip(panels, groups.values(), strict=True):
+        for kind in kinds:
+            line = (rows[rows[figure["rows"]] == kind] if figure["rows"] else rows).sort_values(figure["cols"])
+            line = line[line[figure["column"]].notna()]
+            if line.empty:
+                continue
+            x = line[figure["cols"]].to_numpy(float)
+            low, high = next((pair for pair in INTERVALS if line[pair[0]].notna().any()), INTERVALS[-1])
+            middle = "median" if low == "q25" else figure["column"]
+            panel.ax.plot(x, line[middle], marker="." if len(x) < 12 else "", **looks[kind])
+            panel.ax.fill_between(x, line[low], line[high], color=looks[kind]["color"], alpha=0.15, linewidth=0)
+            for bound in ("lower", "upper") if figure["bounds"] else ():
+                panel.ax.plot(x, line[bound], color=looks[kind]["color"], linestyle="--", linewidth=0.8)
+            if line["theory"].notna().any():
+                theory = True
+                panel.ax.plot(
+                    x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8
+                )
+        if figure["log_cols"]:
+            panel.ax.set_xscale("log")
+            panel.ax.set_xticks(*log_ticks(float(every[figure["cols"]].min()), float(every[figure["cols"]].max())))
+            panel.ax.set_xticks([], minor=True)
+        elif (every[figure["cols"]] % 1 == 0).all():
+            panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+        panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
+        if figure["log"]:
+            log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))
+        panel.ax.tick_params(labelleft=panel.first or len(groups) > 1, labelbottom=True)
+        if panel.first:
+            panel.ax.set_ylabel(label)
+    picture = panels[0].ax.figure
+    assert isinstance(picture, Figure)
+    handles = [Line2D([], [], label=_named(figure["rows"], kind), **looks[kind]) for kind in kinds if figure["rows"]]
+    handles += [Line2D([], [], color=FAINT, linestyle=":", marker="x", markersize=3, label="theory")] if theory else []
+    legend = legend_below(picture, handles, "") if handles else 0.0
+    picture.set_size_inches(picture.get_figwidth(), 2.2 * lines(panels) + 0.4 + legend)
+    return picture

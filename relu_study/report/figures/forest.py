@@ -1,0 +1,186 @@
+"""A forest: effects with their intervals, the range that was claimed of each, and the verdicts."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from relu_study.report.figures import inputs
+from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below, new_figure
+from relu_study.report.figures.inputs import nine_digits
+from relu_study.report.labels import count, unit, words
+from relu_study.storage.configurations import Configuration
+from relu_study.storage.manifest import seeds_of
+
+CLAIMED = "#E3E3E3"
+VERDICTS: dict[str, dict[str, Any]] = {
+    "confirmed": {"marker": "o", "color": "#009E73"},
+    "refuted": {"marker": "X", "color": "#D55E00"},
+    "inconclusive": {"marker": "D", "color": "#0072B2", "markerfacecolor": "white"},
+    "not testable": {"marker": "s", "color": FAINT, "markerfacecolor": "white"},
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One row of a forest: an effect with its interval, the range that was claimed for it, and the verdict.
+
+    Effects of one `block` share an x axis (labelled `block`) and stand in the panel of their `column`.
+    """
+
+    block: str
+    label: str
+    column: str
+    effect: float
+    lo: float
+    hi: float
+    claimed: tuple[float, float]
+    verdict: str
+    count: str = ""  # "n=31/32" where not all seeds are compared
+
+
+def forest(effects: Sequence[Effect], note: str = "") -> Figure:
+    """Effects with their intervals, a panel per block and column; the range claimed of each is shaded.
+
+    Effects with the same label stand in one line across the columns; a second one in the same panel gets a line of its own.
+    """
+    columns, blocks = list(dict.fromkeys(e.column for e in effects)), list(dict.fromkeys(e.block for e in effects))
+    lines: dict[str, dict[tuple[str, int], dict[str, Effect]]] = {block: {} for block in blocks}
+    for e in effects:
+        turn = sum(e.column in held for (label, _), held in lines[e.block].items() if label == e.label)
+        lines[e.block].setdefault((e.label, turn), {})[e.column] = e
+    labels = {block: [textwrap.fill(label, 40) for label, _ in lines[block]] for block in blocks}
+    counted = any(e.count and np.isfinite(e.effect) for e in effects)
+    # Inches: a line of text takes 0.14, and each row some air.
+    heights = {block: [0.08 + 0.14 * (label.count("\n") + 1) for label in labels[block]] for block in blocks}
+    picture = new_figure(len(columns))
+    ratios = [sum(heights[block]) for block in blocks]
+    axes = picture.subplots(len(blocks), len(columns), squeeze=False, height_ratios=ratios)
+    for i, block in enumerate(blocks):
+        middles = (np.cumsum(heights[block]) - np.array(heights[block]) / 2).tolist()
+        for j, column in enumerate(columns):
+            shown = [held.get(column) for held in lines[block].values()]
+            _forest_panel(axes[i, j], shown, middles, heights[block], room=0.12 * len(columns) if counted else 0.0)
+            axes[i, j].xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 3, steps=ROUND))
+        axes[i, 0].set_yticks(middles, labels[block])
+        for ax in axes[i] if len(columns) == 2 else [axes[i, len(columns) // 2]]:
+            ax.set_xlabel(block)
+    for ax, name in zip(axes[0], columns, strict=True):
+        ax.set_title(name)
+    drawn = {e.verdict for e in effects if np.isfinite(e.effect)}
+    handles: list[Any] = [Line2D([], [], label=v, **VERDICTS[v]) for v in VERDICTS if v in drawn]
+    patch = [Patch(color=CLAIMED, label="range that was claimed")] if drawn else []
+    title = "effect with its 95 % interval (90 % for equivalence)" if drawn else ""
+    title += "; n: the seeds compared, where not all" if counted else ""
+    legend = legend_below(picture, [*handles, *patch], title, note) if drawn or note else 0.0
+    picture.set_size_inches(picture.get_figwidth(), sum(ratios) + 0.5 * len(blocks) + 0.25 + legend)
+    return picture
+
+
+def _forest_panel(
+    ax: Axes, effects: Sequence[Effect | None], middles: Sequence[float], heights: Sequence[float], room: float
+) -> None:
+    left, right = _reach([e for e in effects if e])
+    right += room / (1 - room) * (right - left)  # this share of the width is for the counts
+    ax.set(yticks=[], xlim=(left, right), ylim=(sum(heights), 0))
+    ax.axvline(0, color="black", linewidth=0.6, zorder=1)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    for e, y, height in zip(effects, middles, heights, strict=True):
+        if e is None:
+            continue
+        if not np.isfinite(e.effect):
+            ax.text(0.5, y, e.verdict, transform=ax.get_yaxis_transform(), ha="center", va="center", color=FAINT)
+            continue
+        low, high = np.clip(e.claimed, left, right)
+        ax.barh(y, high - low, left=low, height=0.86 * height, color=CLAIMED, zorder=0)
+        ax.plot([e.lo, e.hi], [y, y], color=VERDICTS[e.verdict]["color"], zorder=2)
+        ax.plot([e.effect], [y], zorder=3, **(VERDICTS[e.verdict] | {"linestyle": "none"}))
+        if e.count:
+            ax.text(1, y, e.count, transform=ax.get_yaxis_transform(), ha="right", va="center")
+
+
+def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
+    """The x range: zero, every margin and every effect, and of the intervals as much as leaves those readable."""
+    points = finite(np.array([0.0, e.effect, *e.claimed]) for e in effects)
+    edges = finite(np.array([0.0, e.lo, e.hi, *points]) for e in effects)
+    spread = np.ptp(points) or 1.0
+    left, right = max(edges.min(), points.min() - spread), min(edges.max(), points.max() + spread)
+    return left - 0.06 * (right - left), right + 0.06 * (right - left)
+
+
+# ---------------------------------------------------------------------------------------- forests
+
+
+def arrange_effects(
+    rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]
+) -> list[Effect]:
+    """Return the effects of a forest from rows of verdicts.csv."""
+    rows = [row for row in rows if row["contrast"] != "overall"]
+    several = len({row["claim"] for row in rows}) > 1
+    return [
+        Effect(
+            block=_block(row, declaration["metrics"]),
+            label=f"{row['claim']}  {_asked(row)}" if several else _asked(row),
+            column=inputs.title(row["target"], declaration),
+            effect=nine_digits(row["effect"]),
+            lo=nine_digits(row["ci_lo"]),
+            hi=nine_digits(row["ci_hi"]),
+            claimed=_claimed(row["direction"], nine_digits(row["margin"])),
+            verdict=row["verdict"],
+            count=_pairs(row, declaration, stored),
+        )
+        for row in rows
+    ]
+
+
+def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]) -> str:
+    """How many seeds a row compares, where it is not all that it could: those of that of its arms which has fewest.
+
+    A seed counts as not run where an arm lacks its run, and as nonfinite without `stored`. The contrast names the arms.
+    """
+    seeds = seeds_of(declaration)
+    of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
+    asked = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
+    named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer
+    arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
+    ids = [of[arm, row["target"]] for arm in arms if (arm, row["target"]) in of]
+    wanted, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])
+    run = set(range(wanted)).intersection(*(stored[i].seeds.tolist() if i in stored else () for i in ids))
+    return count(n, wanted, min(wanted - len(run), wanted - n) if stored else 0)
+
+
+def _arms(claim: Mapping[str, Any]) -> list[str]:
+    sides = [claim["arm"], claim["against"]]
+    return [arm for side in sides if not isinstance(side, float | int) for arm in ([side] if isinstance(side, str) else side)]
+
+
+def _block(row: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> str:
+    if " over " in row["site"]:  # a ratio of two sites has no unit
+        return f"difference in {words(row['metric'])}, {row['site']}"
+    return f"difference in {words(row['metric'])}" + unit(row["metric"], metrics.get(row["metric"], {}))
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """The contrast with its site and epoch, where they are not the usual ones and not said already."""
+    epoch = str(row["epoch"])
+    when = {"last": "", "min": "least over the epochs", "max": "greatest over the epochs"}.get(
+        epoch, f"epoch\N{NO-BREAK SPACE}{epoch}"
+    )
+    where = "" if row["site"] == "all" or " over " in row["site"] else row["site"]
+    return ", ".join(filter(None, [row["contrast"], where, "" if "at epoch" in row["contrast"] else when]))
+
+
+def _claimed(direction: str, margin: float) -> tuple[float, float]:
+    """The effects that the claim is about: confirmed is an interval that lies in there whole."""
+    return {"less": (-math.inf, -margin), "greater": (margin, math.inf), "equivalent": (-margin, margin)}[direction]

@@ -1,0 +1,282 @@
+"""Maps: a number over two factors, written into each cell."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from relu_study.errors import UserError
+from relu_study.report import factors
+from relu_study.report.figures.canvas import (
+    BOTH_WAYS,
+    HATCHED,
+    HEAT,
+    WIDTH,
+    Panel,
+    finite,
+    legend_below,
+    lines,
+    log_ticks,
+    panel_grid,
+    plain,
+)
+from relu_study.report.figures.inputs import Draw, Entry, chosen, expanded, targets_of, title
+from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
+from relu_study.report.tables.entries import Cell, Summary
+from relu_study.storage.manifest import seeds_of
+
+ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
+CELL, SCALE, LETTER = 0.56, 1.1, 0.07  # inches: a number in a cell, the scale of colours with its label, a letter
+Factor = tuple[str, Sequence[str]]  # its name with its unit, and its values
+
+
+@dataclass(frozen=True)
+class Board:
+    """A number over two factors: `values[i, j]` at `rows[i]`, `cols[j]`, and `counts`, "n=31/32" where runs are lost.
+
+    A count with reasons in brackets has several lines.
+
+    `known` says where there is such a configuration; a value that is NaN there is not defined, or no run has one.
+    """
+
+    values: Float[np.ndarray, "A B"]
+    known: Bool[np.ndarray, "A B"]
+    counts: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Boards:
+    """A group of maps, one by column (target) that has one; their colours mean the same in all if `shared`, else in each.
+
+    Colours run over the values, or `between` two numbers, what lies beyond having the last of them; between -x and x they
+    run from one hue to another.
+    """
+
+    label: str
+    cells: Mapping[str, Board]
+    log: bool = False
+    shared: bool = True
+    between: Sequence[float] | None = None
+
+
+def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
+    """A map for each column in each group; a picture is as wide as its cells need, and 7 inches at least."""
+    down, along = ([textwrap.fill(value, 24) for value in values] for values in (rows[1], cols[1]))
+    side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
+    one = all(group.shared for group in groups)  # a scale of colours for them all, or one beside each map
+    room = WIDTH - side - 0.5 - (SCALE if one else 0)
+    upright = foot > CELL - 0.1 and len(along) * (foot + 0.1) > WIDTH - side - 0.5 - SCALE  # long names would meet
+    counts = {text for group in groups for board in group.cells.values() for texts in board.counts for text in texts if text}
+    reasons = [text.split("\n") for text in counts if "(" in text]
+    least = max([CELL, *(LETTER * len(part) + 0.05 for text in reasons for part in text)])
+    wide = len(along) * (least if upright else max(least, foot + 0.1)) + 0.15 + (0 if one else SCALE)
+    across = max(1, min(len(columns), int(room / wide)))
+    panels = panel_grid(columns, [{} for _ in groups], across)
+    marks: dict[str, dict[str, Any]] = {}
+    for group, line in zip(groups, panels, strict=True):
+        marks |= _group(group, line, columns, (len(down), len(along)))
+        for panel in line:
+            panel.ax.set_yticks(range(len(down)), down)
+            panel.ax.set_xticks(range(len(along)), along, rotation=90 if upright else 0)
+            panel.ax.tick_params(length=0)
+            panel.ax.set_ylabel(rows[0] if panel.first else "")
+            panel.ax.set_xlabel(cols[0] if panel.last else "")
+    picture = line[0].ax.figure
+    assert isinstance(picture, Figure)
+    handles = [Patch(label=name, **look) for name, look in marks.items()]
+    legend = legend_below(picture, handles, "", note) if handles or note else 0.0
+    room_for = max([0.4 if counts else 0.3, *(0.13 * (len(text) + 1) + 0.1 for text in reasons)])
+    tall = max(1.4, sum(max(room_for, 0.14 * name.count("\n") + 0.2) for name in down)) + 0.3
+    height = sum(lines(line) for line in panels) * tall + (foot if upright else 0.15) + 0.25 + legend
+    picture.set_size_inches(max(WIDTH, WIDTH - room + across * wide), height)
+    return picture
+
+
+def _group(group: Boards, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """Draw the maps of a group with their scales of colours; returns the looks of cells without a number, by what they mean."""
+    together = _norm(finite(board.values for board in group.cells.values()), group.log, group.between)
+    marks: dict[str, dict[str, Any]] = {}
+    for panel, column in zip(line, columns, strict=True):
+        board = group.cells.get(column)
+        norm = together if group.shared or board is None else _norm(finite([board.values]), group.log)
+        marks |= _board(panel.ax, board, norm, shape)
+        if not group.shared:
+            _bar(norm, [panel.ax], group.label)
+    if group.shared:
+        _bar(together, [panel.ax for panel in line], group.label)
+    return marks
+
+
+def _bar(norm: Normalize, axes: Sequence[Axes], label: str) -> None:
+    """A scale of colours beside some panels."""
+    beyond = "both" if norm.clip else "neither"
+    bar = axes[0].figure.colorbar(ScalarMappable(norm, _heat(norm)), ax=list(axes), aspect=25, pad=0.02, extend=beyond)
+    bar.set_label(label)
+    if isinstance(norm, LogNorm):
+        ticks, names = log_ticks(float(norm.vmin), float(norm.vmax))  # type: ignore[arg-type]
+        bar.set_ticks(ticks, labels=names)
+    bar.ax.minorticks_off()
+
+
+def _heat(norm: Normalize) -> Colormap:
+    return BOTH_WAYS if norm.clip and norm.vmin is not None and norm.vmin == -(norm.vmax or 0) else HEAT
+
+
+def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None) -> Normalize:
+    if between:
+        return Normalize(between[0], between[1], clip=True)
+    if not len(values):
+        return Normalize(0, 1)
+    low, high = float(values.min()), float(values.max())
+    if low == high:  # a scale must have a width
+        low, high = min(low, 0.0), max(high, 0.0) if low else 1.0
+    return LogNorm(low, high) if log and 0 < 2 * low < high else Normalize(low, high)  # nearer together a logarithm shows nothing
+
+
+def _board(ax: Axes, board: Board | None, norm: Normalize, shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """Draw one map; returns the looks of cells without a number that it has, by what they mean."""
+    marks: dict[str, dict[str, Any]] = {}
+    ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    for i, j in np.ndindex(shape):
+        cell: dict[str, Any] = {"xy": (j - 0.5, i - 0.5), "width": 1, "height": 1}
+        if board is None or not board.known[i, j]:
+            marks["no such configuration"] = HATCHED
+            ax.add_patch(Rectangle(**cell, **HATCHED))
+            continue
+        value, count = float(board.values[i, j]), board.counts[i][j]
+        if math.isfinite(value):
+            ax.add_patch(Rectangle(**cell, facecolor=_heat(norm)(float(norm(value))), edgecolor="white", linewidth=0.6))
+        else:
+            marks["no value: not defined, or none is finite"] = ABSENT
+            ax.add_patch(Rectangle(**cell, **ABSENT))
+        text = "\n".join(filter(None, [_number(value), count]))
+        ax.text(j, i, text, ha="center", va="center", color=_ink(value, norm), linespacing=1.0)
+    return marks
+
+
+def _number(value: float) -> str:
+    """Three digits, with an exponent where tables have one."""
+    if not math.isfinite(value):
+        return "-"
+    return plain(value, 3) if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _ink(value: float, norm: Normalize) -> str:
+    """The colour in which to write on a cell of a heat map."""
+    if not np.isfinite(value) or (value == 0 and isinstance(norm, LogNorm)):
+        return "black"
+    red, green, blue, _ = _heat(norm)(float(norm(value)))
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
+
+
+# ---------------------------------------------------------------------------------------- maps
+
+
+def arrange_map(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], summary: pd.DataFrame, not_run: Mapping[str, int], note: str
+) -> Draw | None:
+    """Maps over two factors, one for each target; every other factor is held at its most common value, and it is said at which.
+
+    Where `arm` is one factor and a swept field the other, arms that differ in that field alone are one, named by the words
+    that their labels share. `not_run` counts the runs of each configuration that are not stored. None where no cell has a value.
+    """
+    entries, held = kept(figure, declaration)
+    rows, cols = figure["rows"], figure["cols"]
+    by_target = "target" not in (rows, cols)
+    keys = {way: _keys(way, other, entries) for way, other in ((rows, cols), (cols, rows))}
+    values = {way: factors.in_order(keys[way]) for way in keys}
+    names, groups = expanded(figure, declaration), []
+    known = Summary(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
+    epoch = None if figure["epoch"] == "last" else float(figure["epoch"])
+    shown = {entry["config_id"] for entry in entries}
+    sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}
+    targets = targets_of(entries, declaration) if by_target else [""]
+    for name in names:
+        metric, site = name.split("/")
+        boards = {}
+        for target in targets:
+            cells = {
+                (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): _lost(
+                    known.cell(entry["config_id"], metric, site, epoch), entry["config_id"], not_run
+                )
+                for i, entry in enumerate(entries)
+                if not by_target or entry["spec"]["target"] == target
+            }
+            boards[title(target, declaration) if by_target else ""] = _cells_of(cells, (len(values[rows]), len(values[cols])))
+        log = figure["log"] and not is_share(metric)
+        shared = declaration["metrics"].get(metric, {}).get("high") is not None  # a loss is that of its own target
+        groups.append(Boards(_board_label(name, figure, declaration, sizes), boards, log, shared))
+    groups = [group for group in groups if any(np.isfinite(board.values).any() for board in group.cells.values())]
+    if not groups:
+        return None
+    at = ", ".join(f"{words(name)} {factors.shown(value)}" for name, value in held.items())
+    notes = "\n".join(filter(None, [note, f"held: {at}" if at else ""]))
+    axes = [(factor(way), [factors.shown(value) for value in values[way]]) for way in (rows, cols)]
+    return partial(maps, groups, list(groups[0].cells), axes[0], axes[1], notes)
+
+
+def _lost(cell: Cell, config_id: str, not_run: Mapping[str, int]) -> Cell:
+    """A cell that tells runs that are not run from nonfinite ones; `not_run` lacks configurations without a stored run."""
+    return replace(cell, not_run=not_run.get(config_id, cell.n)) if not_run else cell
+
+
+def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
+    """The configurations of a map, and the factors that are held with their values; a tie is refused."""
+    try:
+        return factors.held(chosen(figure, declaration), {figure["rows"], figure["cols"], "target"})
+    except UserError as error:
+        raise UserError(f"figure {figure['name']}: {error}" if figure["name"] else f"{error}") from None
+
+
+def _keys(way: str, other: str, entries: Sequence[Entry]) -> list[Any]:
+    """The value of a factor for each entry."""
+    if way != "arm" or other == "experiment":
+        return [factors.factor(entry, way) for entry in entries]
+    alike: dict[str, list[str]] = {}
+    rest = [str({**entry["spec"], other: None, "target": None}) for entry in entries]
+    for text, entry in zip(rest, entries, strict=True):
+        alike.setdefault(text, []).append(entry["arm"])
+    names = {text: _shared(list(dict.fromkeys(arms))) for text, arms in alike.items()}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return [alike[text][0] if names[text] in twice else names[text] for text in rest]
+
+
+def _shared(labels: Sequence[str]) -> str:
+    """The words, between commas, that all labels have; the first label where they have none."""
+    parts = [label.split(", ") for label in labels]
+    same = [part for part in parts[0] if all(part in others for others in parts)]
+    return ", ".join(same) or labels[0]
+
+
+def _cells_of(cells: Mapping[tuple[int, int], Cell], shape: tuple[int, int]) -> Board:
+    values, known = np.full(shape, np.nan), np.zeros(shape, bool)
+    counts = [["" for _ in range(shape[1])] for _ in range(shape[0])]
+    for (i, j), cell in cells.items():
+        known[i, j] = True
+        # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
+        values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), cell.count.replace(" (", "\n(").replace(", ", ",\n")
+    return Board(values, known, counts)
+
+
+def _board_label(name: str, figure: Mapping[str, Any], declaration: Mapping[str, Any], sizes: set[int]) -> str:
+    metric, site = name.split("/")
+    about = declaration["metrics"].get(metric, {})
+    n = [probe_set(sizes)] if is_share(metric) and sizes else []
+    end = WHICH_END[about.get("direction", "none")]
+    texts = [at_site(metric, site) + unit(metric, about), at_epoch(figure["epoch"]), end, *n]
+    return "\n".join(texts)

@@ -1,0 +1,141 @@
+"""Which numbers stand in which panel: fans over the sites, histograms over the epochs, maps over two factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure as Picture
+
+from relu_study.errors import UserError, nearest
+from relu_study.stats.histogram_bins import KINDS
+from relu_study.storage.configurations import Configuration
+
+NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
+    "curves": ("summary", "survival"),
+    "survival": ("summary", "survival"),
+    "forest": ("verdicts",),
+    "depth": ("runs",),
+    "histograms": (),
+    "map": ("summary",),
+}
+
+Draw = Callable[[], Picture]
+Entry = dict[str, Any]  # of the declaration's configurations
+
+
+# ------------------------------------------------------------------------------- what is asked for
+
+
+def chosen(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[Entry]:
+    """The configurations that a figure shows, in declared order."""
+    return [
+        entry
+        for entry in declaration["configurations"]
+        if (not figure["experiments"] or entry["experiment"] in figure["experiments"])
+        and (not figure["arms"] or entry["arm"] in figure["arms"])
+    ]
+
+
+def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The arms of a figure, and target -> arm -> config_id, both in declared order."""
+    entries = chosen(figure, declaration)
+    columns: dict[str, dict[str, str]] = {target: {} for target in targets_of(entries, declaration)}
+    for entry in entries:
+        columns[entry["spec"]["target"]][entry["arm"]] = entry["config_id"]
+    found = dict.fromkeys(entry["arm"] for entry in entries)
+    return [arm for arm in dict.fromkeys(figure["arms"] or found) if arm in found], columns
+
+
+def title(target: str, declaration: Mapping[str, Any]) -> str:
+    """What stands above the panels of a target; nothing where the study declares none."""
+    return f"target: {target}" if declaration["targets"] else ""
+
+
+def targets_of(entries: Sequence[Entry], declaration: Mapping[str, Any]) -> list[str]:
+    """Return the targets of some configurations, in declared order."""
+    present = {entry["spec"]["target"] for entry in entries}
+    return [t["name"] for t in declaration["targets"] if t["name"] in present] or sorted(present)
+
+
+def expanded(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
+    """The "metric/site" names that a figure's metrics stand for: "metric/*" is each site; an unknown one is refused."""
+    known = declaration["columns"]
+    if figure["kind"] == "histograms":
+        sites = dict.fromkeys(name.partition("/")[2] for name in known if not name.endswith("/all"))
+        known = [f"{kind}/{site}" for kind in KINDS for site in sites]
+    return list(dict.fromkeys(name for asked in figure["metrics"] for name in _expanded(asked, figure, known)))
+
+
+def _expanded(asked: str, figure: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    metric, _, site = asked.partition("/")
+    where = f"of figure {figure['name']}" if figure["name"] else "of the figure"
+    of_metric = [name for name in known if name.startswith(f"{metric}/")]
+    if not of_metric:
+        raise nearest(metric, {name.partition("/")[0] for name in known}, f"metric {where}")
+    with_site = [name for name in of_metric if not name.endswith("/all")]
+    every = figure["kind"] == "depth"
+    if (site == "*" or every) and not with_site:
+        have = dict.fromkeys(name.partition("/")[0] for name in known if not name.endswith("/all"))
+        raise UserError(
+            f"{asked} {where}: {metric} is measured for the whole network only; at each site there are {', '.join(have)}"
+        )
+    if every and site not in ("", "*"):
+        raise UserError(f"{asked} {where}: kind depth shows every site of a metric; write {metric} alone")
+    if site == "*" or every:
+        return with_site
+    if f"{metric}/{site or 'all'}" not in of_metric:
+        raise nearest(site or "all", ["*", *(name.partition("/")[2] for name in of_metric)], f"site of {metric} {where}")
+    return [f"{metric}/{site or 'all'}"]
+
+
+def finite_runs(c: Configuration) -> int:
+    """How many runs are finite to their end."""
+    return int((c.status == "ok").sum())
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What figures are made of: the frames of summary.csv and survival.csv, the rows of verdicts.csv, the runs themselves.
+
+    Curves need every epoch in `summary`; `depth` needs the values of `configurations` at the epoch shown, and histograms need
+    their histograms. Without `configurations` a count cannot tell runs that are not run from nonfinite ones.
+    """
+
+    summary: pd.DataFrame
+    survival: pd.DataFrame
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+
+
+def lacking(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
+    """What a figure needs besides the CSV files `found` ("summary" and so on), or nothing: a clone has no raw/."""
+    raw = folder / "raw"
+    missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
+    if missing:
+        return missing[0]
+    if figure["kind"] == "histograms":
+        return f"{raw} (no CSV file holds histograms)"
+    if figure["kind"] == "curves":
+        at = [set(zip(found[name]["config_id"], found[name]["epoch"], strict=True)) for name in NEEDED["curves"]]
+        return "" if at[0] >= at[1] else f"{raw} (summary.csv has the report epochs only)"
+    if figure["kind"] == "depth":
+        epochs = figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]
+        return "" if all(epoch == "last" for epoch in epochs) else f"{raw} (runs.csv has the last epoch only)"
+    if figure["kind"] == "map" and figure["epoch"] != "last" and float(figure["epoch"]) not in set(found["summary"]["epoch"]):
+        return f"{raw} (summary.csv has no epoch {float(figure['epoch']):g})"
+    return ""
+
+
+def not_run_counts(numbers: Numbers) -> dict[str, int]:
+    """config_id -> runs that are not stored."""
+    return {config_id: c.wanted - len(c.run_ids) for config_id, c in numbers.configurations.items()}
+
+
+def nine_digits(value: Any) -> float:
+    """Return a cell of a CSV file as a number of nine digits; NaN where it is empty."""
+    return float(f"{float(value):.9g}") if value != "" and not pd.isna(value) else math.nan

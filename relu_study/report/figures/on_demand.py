@@ -1,0 +1,249 @@
+"""One figure on demand, from a results folder: `relu-study figure DIR`, and `relu_study.figure` in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report import conditions as selection
+from relu_study.report.conditions import Condition, configurations, parse
+from relu_study.report.figures import canvas
+from relu_study.report.figures.inputs import NEEDED, Numbers, chosen, lacking
+from relu_study.report.figures.study_figures import arranged, check
+from relu_study.report.verdicts import TEXTS
+from relu_study.stats.numpy_defaults import numpy_defaults
+from relu_study.storage.atomic_write import make, write_atomically
+from relu_study.storage.configurations import Configuration, collect
+from relu_study.storage.csv_files import read_csv, read_runs
+from relu_study.storage.frames import last_epochs, runs_frame, summary_frame, survival_frame
+from relu_study.storage.schema import read_whole_manifest
+from relu_study.storage.tile_files import tile_paths
+from relu_study.study.outputs import FIGURE_KINDS, Figure
+
+FORMATS = ("png", "svg", "pdf")
+USUAL = {"depth": ("grad_norm",), "histograms": ("post/site_1", "gradient/site_1")}  # metrics, where none are named
+Words = str | Sequence[str]
+
+
+@numpy_defaults()
+def figure(
+    folder: str | Path,
+    kind: str | None = None,
+    *,
+    name: str | None = None,
+    metrics: Words = (),
+    experiments: Words = (),
+    arms: Words = (),
+    rows: str | None = None,
+    cols: str | None = None,
+    epoch: str | float | Sequence[str | float] = "last",
+    claims: Words = (),
+    log: bool = False,
+    where: Words = (),
+    out: str | Path | Sequence[str | Path] = (),
+) -> list[Path]:
+    """Draw a figure that a study declares (`name`) or one of a `kind`, from its results folder; returns the paths written.
+
+    `Figure` says what each kind shows and takes. Without `metrics`, `depth` shows grad_norm and `histograms` the outputs and
+    gradients of site_1; without `claims` a forest shows all. `where` are conditions as `conditions.parse` reads them;
+    those on metrics, seed or status choose single runs. The suffixes of `out` (.png, .svg, .pdf; default KIND.png in the
+    current folder) decide the formats. Anything unknown, missing, or left empty is refused in one line (UserError).
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_whole_manifest(folder)
+    declaration = manifest["declaration"]
+    given: dict[str, Any] = {"metrics": _several(metrics), "experiments": _several(experiments), "arms": _several(arms)}
+    given |= {"claims": _several(claims), "rows": rows, "cols": cols, "epoch": _epochs(epoch), "log": log}
+    asked = _declared(name, kind, given, declaration) if name is not None else _of_kind(kind, given, declaration)
+    paths = _files(_several(out) or (f"{asked['name']}.png",))
+    conditions = parse(_several(where), declaration)
+    some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [asked]}
+    if not (entries := chosen(asked, some)):
+        raise UserError(f"no configuration is left to draw: {_filter(asked, where)}")
+    check(some)
+    ids = {entry["config_id"] for entry in entries}
+    numbers = _numbers(folder, manifest, some, asked, conditions, ids, where)
+    picture = arranged(asked, some, numbers, f"where {', '.join(_several(where))}" if where else "")
+    if picture is None:
+        raise UserError(f"there is nothing to draw: {_empty(asked, numbers)}; {_filter(asked, where)}")
+    made = canvas.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
+    for path in paths:
+        make(path.parent)
+        write_atomically(path, made[path.suffix[1:]])
+    return paths
+
+
+# ------------------------------------------------------------------------------- what is asked for
+
+
+def _several(words: Any) -> tuple[Any, ...]:
+    return (words,) if isinstance(words, (str, Path, int, float)) else tuple(words)
+
+
+def _epochs(epoch: Any) -> Any:
+    """One epoch as it is, several as a tuple; text that reads as a number becomes one."""
+    found = tuple(_epoch(one) for one in _several(epoch)) or ("last",)
+    return found[0] if len(found) == 1 else found
+
+
+def _epoch(one: Any) -> Any:
+    try:
+        return float(one)
+    except ValueError:
+        return one
+
+
+def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
+    known = {figure["name"]: figure for figure in declaration["figures"]}
+    if name not in known:
+        raise nearest(name, known, "figure of this study")
+    usual = {field.name: field.default for field in fields(Figure)}
+    also = [word for word, value in {"kind": kind, **given}.items() if value != usual[word] and value is not None]
+    if also:
+        raise UserError(f"the figure {name} is drawn as it is declared; leave out {also[0]}, or give a kind in place of its name")
+    return known[name]
+
+
+def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
+    names = ", ".join(figure["name"] for figure in declaration["figures"])
+    if kind is None:
+        also = f", or the name of a declared one ({names})" if names else ""
+        raise UserError(f"which figure? give a kind ({', '.join(FIGURE_KINDS)}){also}")
+    if kind not in FIGURE_KINDS:
+        raise nearest(kind, FIGURE_KINDS, "kind of figure")
+    known = {"experiments": "experiment", "arms": "arm"}
+    for word, label in known.items():
+        names_of = dict.fromkeys(entry[label] for entry in declaration["configurations"])
+        for value in given[word]:
+            if value not in names_of:
+                raise nearest(value, names_of, label)
+    given = dict(given) | {"metrics": given["metrics"] or USUAL.get(kind, ())}
+    for word in ("metrics", "log") if kind == "survival" else ():
+        if given[word]:
+            raise UserError(f"survival shows every site and takes no {word}; choose with arms, experiments and conditions")
+    if kind == "forest":
+        for word in ("metrics", *known):
+            if given[word]:
+                raise UserError(f"a forest shows claims and takes no {word}; choose with claims ({_claims(declaration)})")
+        given["claims"] = given["claims"] or tuple(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
+        if not given["claims"]:
+            raise UserError("this study has no claims, and so no forest")
+    return dict(vars(Figure(kind, "", kind, **given)))
+
+
+def _claims(declaration: Mapping[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(claim["claim"] for claim in declaration["claims"])) or "there are none"
+
+
+def _files(out: Sequence[str | Path]) -> list[Path]:
+    paths = [Path(path).expanduser() for path in out]
+    for path in paths:
+        if path.suffix[1:] not in FORMATS:
+            raise UserError(f"{path} ends in none of .png, .svg and .pdf, which say what to write")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file")
+    return paths
+
+
+def _filter(asked: Mapping[str, Any], where: Words) -> str:
+    parts = [f"{word} {', '.join(asked[word])}" for word in ("experiments", "arms", "claims") if asked[word]]
+    parts += [f"where {', '.join(_several(where))}"] if where else []
+    return f"asked for were {'; '.join(parts)}" if parts else "asked for were all"
+
+
+# ------------------------------------------------------------------------------ what it is made of
+
+
+def _numbers(
+    folder: Path,
+    whole: dict[str, Any],
+    some: dict[str, Any],
+    asked: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    ids: set[str],
+    where: Words,
+) -> Numbers:
+    manifest = {**whole, "declaration": some}
+    kind, of_runs = asked["kind"], [c for c in conditions if not c.of_configurations]
+    if kind == "forest":
+        return _verdicts(folder, whole, manifest, conditions)
+    raw = bool(tile_paths(folder))
+    runs = None
+    if of_runs:
+        frame = runs_frame(collect(folder, manifest, only=ids), manifest) if raw else read_runs(folder, whole)
+        frame = frame[frame["config_id"].isin(ids)]
+        frame = frame[selection.runs(conditions, frame, manifest["declaration"])]
+        if not len(frame):
+            raise UserError(f"no run is left to draw: {_filter(asked, where)}")
+        runs = set(frame["run_id"])
+    if raw:
+        stored = collect(folder, manifest, only=ids, histograms=kind == "histograms", runs=runs)
+        return _of_runs(stored, manifest, survival=kind == "survival")
+    if runs is not None and kind in ("depth", "map") and _at_the_end(asked):
+        return _of_runs(last_epochs(frame), manifest)
+    if runs is not None:
+        raise UserError(f"conditions on single runs need {folder / 'raw'} for {kind}, which is not here; run the study again")
+    return _from_files(folder, whole, some, asked, ids)
+
+
+def _at_the_end(asked: Mapping[str, Any]) -> bool:
+    return all(epoch == "last" for epoch in _several(asked["epoch"]))
+
+
+def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> Numbers:
+    if not stored:
+        raise UserError("of the runs asked for none is stored yet; run the study on to its end")
+    lives = survival_frame(stored if survival else {})
+    return Numbers(summary_frame(stored, manifest, None), lives, (), stored)
+
+
+def _from_files(
+    folder: Path, whole: dict[str, Any], some: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]
+) -> Numbers:
+    manifest = {**whole, "declaration": some}
+    needed = dict.fromkeys(NEEDED[asked["kind"]])
+    if (folder / "runs.csv").is_file():  # it tells runs that are not run from nonfinite ones
+        needed["runs"] = None
+    read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
+    found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
+    if needs := lacking(asked, found, folder):
+        raise UserError(f"this figure needs {needs}, which is not here; run the study again")
+    nothing: dict[str, Configuration] = {}
+    return Numbers(
+        found.get("summary", summary_frame(nothing, manifest)),
+        found.get("survival", survival_frame(nothing)),
+        (),
+        last_epochs(found["runs"]) if "runs" in found else nothing,
+    )
+
+
+def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> Numbers:
+    for condition in conditions:
+        if condition.name != "target":
+            raise UserError(f"a forest shows verdicts on all runs; {condition.name} cannot restrict it, target can")
+    rows = read_csv(folder / "verdicts.csv", TEXTS)
+    targets = {entry["spec"]["target"] for entry in manifest["declaration"]["configurations"]}
+    rows = rows[rows["target"].isin(targets) | (rows["target"] == "")]
+    stored = last_epochs(read_runs(folder, whole)) if (folder / "runs.csv").is_file() else {}
+    records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    return Numbers(summary_frame({}, manifest), survival_frame({}), records, stored)
+
+
+def _empty(asked: Mapping[str, Any], numbers: Numbers) -> str:
+    """Why nothing can be drawn."""
+    if asked["kind"] == "forest":
+        return f"verdicts.csv has no row of {', '.join(asked['claims'])}"
+    what = ", ".join(asked["metrics"]) or "unit"
+    epochs = pd.unique(np.sort(numbers.summary["epoch"]))
+    if asked["kind"] in ("depth", "map") and not _at_the_end(asked):
+        when = ", ".join(f"{epoch:g}" for epoch in _several(asked["epoch"]) if epoch != "last")
+        return f"no value of {what} at epoch {when}; measured were epochs {', '.join(f'{epoch:g}' for epoch in epochs)}"
+    if len(numbers.summary) and not numbers.summary["n_finite"].any():
+        return "none of the runs is finite"
+    return f"no value of {what} in {len(numbers.summary['config_id'].unique()) or len(numbers.configurations)} configurations"

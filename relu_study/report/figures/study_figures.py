@@ -1,0 +1,74 @@
+"""The figures of a study: arranged as the declaration says, from the numbers of a results folder, and written.
+
+Here are curves over the epochs, survival of units, and forests of the claims' effects; `panels` arranges the other kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from relu_study.errors import nearest
+from relu_study.report.figures import canvas, depth, forest, heatmap, histograms, inputs
+from relu_study.report.figures.curves import Band, arrange_curves
+from relu_study.report.figures.forest import arrange_effects
+from relu_study.report.figures.inputs import Numbers, not_run_counts
+from relu_study.storage.atomic_write import write_atomically
+from relu_study.storage.configurations import Configuration
+from relu_study.storage.frames import summary_frame, survival_frame
+
+Bands = Mapping[tuple[str, str], Band]  # (config_id, "metric/site" or "survival/site")
+
+
+def check(declaration: Mapping[str, Any]) -> None:
+    """Refuse a figure whose metrics, claims or factors cannot be shown. Nothing has to have run: this is for before it."""
+    claims = {claim["claim"] for claim in declaration["claims"]}
+    for figure in declaration["figures"]:
+        inputs.expanded(figure, declaration)
+        for claim in figure["claims"]:
+            if claim not in claims:
+                raise nearest(claim, claims, f"name among the claims of {figure['name']!r}")
+        if figure["kind"] == "map":
+            heatmap.kept(figure, declaration)
+
+
+def draw(
+    manifest: dict[str, Any], configurations: dict[str, Configuration], verdicts: list[dict[str, Any]], folder: Path
+) -> list[Path]:
+    """Draw each declared figure from the stored runs, to `folder`/figures/NAME.png and NAME.svg.
+
+    A figure without any data (its experiments were left out, its claims have no row) is not drawn.
+    Returns the paths written, in declared order.
+    """
+    summary = summary_frame(configurations, manifest, epochs=None)
+    return draw_from(manifest, Numbers(summary, survival_frame(configurations), verdicts, configurations), folder)
+
+
+def draw_from(manifest: dict[str, Any], numbers: Numbers, folder: Path) -> list[Path]:
+    """`draw` from numbers that are at hand: the same bytes from the CSVs, where these suffice."""
+    paths = []
+    for figure in manifest["declaration"]["figures"]:
+        if (picture := arranged(figure, manifest["declaration"], numbers)) is None:
+            continue
+        for kind, content in canvas.render(picture).items():
+            paths.append(folder / "figures" / f"{figure['name']}.{kind}")
+            write_atomically(paths[-1], content)
+    return paths
+
+
+def arranged(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str = ""
+) -> Callable[[], canvas.Figure] | None:
+    """What draws a figure, with `note` below it; None where there is nothing to draw."""
+    if figure["kind"] == "forest":
+        asked = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
+        effects = arrange_effects(asked, declaration, numbers.configurations)
+        return partial(forest.forest, effects, note) if effects else None
+    if figure["kind"] == "map":
+        return heatmap.arrange_map(figure, declaration, numbers.summary, not_run_counts(numbers), note)
+    if figure["kind"] in ("depth", "histograms"):
+        arrange = depth.arrange_depth if figure["kind"] == "depth" else histograms.arrange_histograms
+        return arrange(figure, declaration, numbers.configurations, note)
+    return arrange_curves(figure, declaration, numbers, note)

@@ -1,0 +1,106 @@
+"""The tables of a draw study: rows of cells.csv under headers of their own, and depths up to which a number stays small."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report.conditions import COMPARED
+from relu_study.report.markup import Shown, latex_table, markdown_table, measured
+from relu_study.storage.csv_files import csv_text
+
+MOST = 200  # rows that are printed; the CSV file has all
+_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
+
+
+def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """The rows that meet every condition: `width=2,3`, `layers<=10`, `number=born_dead`. An unknown column is refused."""
+    for text in where:
+        found = _CONDITION.fullmatch(text)
+        if found is None or not found[3]:
+            raise UserError(f"cannot read the condition {text!r}; write COLUMN=VALUE with = != < <= > or >=, e.g. layers=10")
+        name, compared, values = found[1], COMPARED[found[2]], [value.strip() for value in found[3].split(",")]
+        if name not in frame:
+            raise nearest(name, frame.columns, "column of cells.csv")
+        number = pd.api.types.is_numeric_dtype(frame[name])
+        wanted = [float(value) if number else value for value in values]
+        meets = [compared(frame[name], value) for value in wanted]
+        frame = frame[np.logical_and.reduce(meets) if found[2] == "!=" else np.logical_or.reduce(meets)]
+    return frame
+
+
+def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """name -> {"csv", "md", "tex"} of every declared table, from the frame of cells.csv."""
+    made = {}
+    for table in declaration["tables"]:
+        rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
+        rows = rows.sort_values(table["sort"], kind="stable", na_position="first") if table["sort"] else rows
+        whole = _levels(rows, table) if table["levels"] else _renamed(rows, table)
+        kept = whole if table["levels"] else _renamed(select(rows, table["shown"]), table)
+        note = f"The CSV file has all {len(whole):,} rows." if len(whole) > min(len(kept), MOST) else ""
+        shown = Shown(
+            table["caption"],
+            list(kept.columns),
+            [[_text(value) for value in row] for row in kept.head(MOST).itertuples(index=False)],
+            set(),
+            sum(1 for name in kept if not pd.api.types.is_numeric_dtype(kept[name])),
+            note,
+        )
+        made[table["name"]] = {
+            "csv": csv_text(whole),
+            "md": markdown_table(shown),
+            "tex": latex_table(shown, f"tab:{table['name']}"),
+        }
+    return made
+
+
+def _renamed(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({header: rows[column] for header, column in table["columns"].items()}).reset_index(drop=True)
+
+
+def _levels(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
+    lines = []
+    for _, cell in rows.groupby(["experiment", "cell_id"], sort=False):
+        cell = cell.sort_values(table["along"])
+        line: dict[str, Any] = {}
+        for header, column in table["columns"].items():
+            if cell[column].dtype == object or cell[column].nunique() == 1:
+                line[header] = cell[column].iloc[0]
+                continue
+            for level in table["levels"]:
+                line[f"{header} at {100 * level:g} %"] = _last_below(cell[table["along"]], cell[column], level)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _last_below(along: pd.Series, values: pd.Series, level: float) -> float | str:
+    """The last whole place up to which the values stay at most `level`; ">N" where they do to the end, NaN where never.
+
+    Between two places log(1 - value) is taken as linear, as it is where a steady share of what is left is lost.
+    """
+    x, y = along.to_numpy(float), values.to_numpy(float)
+    above = np.flatnonzero(y > level)
+    if not len(above):
+        return f">{x[-1]:g}"
+    if above[0] == 0:
+        return math.nan
+    (x0, y0), (x1, y1) = ((x[i], y[i]) for i in (above[0] - 1, above[0]))
+    if y1 >= 1:
+        return math.floor(x0)
+    share = (math.log1p(-level) - math.log1p(-y0)) / (math.log1p(-y1) - math.log1p(-y0))
+    return math.floor(x0 + share * (x1 - x0) + 1e-9)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or math.isnan(value):
+        return "-"
+    value = float(value) + 0.0  # no -0
+    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else measured(value, math.nan)

@@ -1,0 +1,117 @@
+"""Tables of counts: how many runs of each arm something happened to, as CSV, Markdown and LaTeX.
+
+Made from runs.csv and summary.csv alone: what several metrics say of one run is in runs.csv for the last epoch, and for the
+epochs before a mean of zeros and ones in summary.csv is a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report.factors import factor, shown
+from relu_study.report.labels import words
+from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.stats import intervals
+from relu_study.storage.csv_files import csv_text
+from relu_study.storage.frames import PROPORTIONS
+from relu_study.storage.tile_identity import STORED
+
+Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration's configurations
+
+
+def check(table: Declared, metrics: Collection[str]) -> None:
+    """Refuse an event that cannot be counted, by name. Nothing has to have run."""
+    known = [name for name in PROPORTIONS if name in metrics]
+    for event, names in table["events"].items():
+        where = f"event {event} of table {table['name']}"
+        for metric, epoch in (_split(name, where) for name in names):
+            if metric not in known:
+                raise nearest(metric, known, f"metric (0 or 1 a run) in {where}")
+            if epoch is not None and len(names) > 1:
+                raise UserError(f"{where} is of several metrics, which only the last epoch has run by run; leave out @{epoch:g}")
+
+
+def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
+    """The table as "csv", "md" and "tex"; nothing where none of its arms is part of the study at this size.
+
+    A count at an epoch that was not measured is empty.
+    """
+    entries = _entries(table, declaration)
+    if not entries:
+        return {}
+    ids = {entry["config_id"] for entry in entries}
+    stored = runs[runs["status"].isin(STORED) & runs["config_id"].isin(ids)]
+    count = _counter(stored, summary[summary["metric"].isin(PROPORTIONS) & summary["config_id"].isin(ids)])
+    columns: dict[str, Any] = {header: [_key(entry, key) for entry in entries] for header, key in table["keys"].items()}
+    sizes = stored["config_id"].value_counts()
+    columns["n"] = [int(sizes.get(entry["config_id"], 0)) for entry in entries]
+    for event, names in table["events"].items():
+        asked = [_split(name, event) for name in names]
+        columns[event] = pd.array([count(entry["config_id"], asked) for entry in entries], "Int64")
+    frame = pd.DataFrame(columns)
+    last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
+    frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
+    made = _shown(table, frame, int((stored["status"] == "nonfinite").sum()))
+    return {"csv": csv_text(frame), "md": markdown_table(made), "tex": latex_table(made, f"tab:{table['name']}")}
+
+
+def _split(name: str, where: str) -> tuple[str, float | None]:
+    """A metric and its epoch, None for the last."""
+    metric, _, epoch = name.partition("@")
+    try:
+        return metric.removesuffix("/all"), None if epoch in ("", "last") else float(epoch)
+    except ValueError:
+        raise UserError(f"{name} in {where}: the epoch must be 'last' or a number, not {epoch!r}") from None
+
+
+def _entries(table: Declared, declaration: Declared) -> list[Declared]:
+    """The configurations that are rows, each once, targets outermost and both in declared order."""
+    found = {
+        (entry["spec"]["target"], entry["arm"]): entry
+        for entry in declaration["configurations"]
+        if entry["experiment"] in table["experiments"] and (not table["arms"] or entry["arm"] in table["arms"])
+    }
+    targets = [target["name"] for target in declaration["targets"]]
+    return sorted(found.values(), key=lambda entry: targets.index(entry["spec"]["target"]))
+
+
+def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:
+    if isinstance(key, str):
+        return factor(entry, key)
+    return key.get(f"{entry['arm']}@{entry['spec']['target']}", key.get(entry["arm"], entry["arm"]))
+
+
+def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequence[tuple[str, float | None]]], int | None]:
+    """How many runs of a configuration have one of some (metric, epoch) at 1."""
+    of = dict(iter(stored.groupby("config_id", sort=False)))
+    rows = summary[["config_id", "metric", "epoch", "mean", "n_finite"]].itertuples(index=False)
+    before = {(config_id, metric, epoch): round(mean * n) if n else 0 for config_id, metric, epoch, mean, n in rows}
+
+    def count(config_id: str, asked: Sequence[tuple[str, float | None]]) -> int | None:
+        (metric, epoch), *_ = asked
+        if epoch is not None:
+            return before.get((config_id, metric, epoch))
+        ones = of.get(config_id, stored[:0])[[f"{metric}/all" for metric, _ in asked]] == 1
+        return int(ones.any(axis=1).sum())
+
+    return count
+
+
+def _shown(table: Declared, frame: pd.DataFrame, nonfinite: int) -> Shown:
+    keys, events = list(table["keys"]), list(table["events"])
+    rows = []
+    for line in frame.to_dict("records"):
+        numbers = ["-" if pd.isna(line[name]) else f"{line[name]:,}" for name in ("n", *events)]
+        known, interval = not pd.isna(line["ci_lo"]), f"[{line['ci_lo']:.3g}, {line['ci_hi']:.3g}]"
+        share = f"{line[events[-1]] / line['n']:.3g} {interval}" if known else "-"
+        rows.append([*(shown(line[key]) for key in keys), *numbers, share])
+    texts = [
+        f"n: the runs that are stored; share: {words(events[-1])} of n [95 % Wilson interval].",
+        f"{nonfinite:,} of the runs went nonfinite, and nothing is counted of what came after." if nonfinite else "",
+    ]
+    headers = [*map(words, (*keys, "n", *events)), "share"]
+    return Shown(table["caption"], headers, rows, set(), len(keys), " ".join(filter(None, texts)))

@@ -1,0 +1,340 @@
+"""A table of one's own from a results folder: any factors as rows and columns, any metrics as cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report import conditions as selection
+from relu_study.report import factors
+from relu_study.report.conditions import Condition, parse
+from relu_study.report.factors import shown
+from relu_study.report.labels import is_share, words
+from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
+from relu_study.report.tables.entries import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
+from relu_study.stats import hypothesis_tests
+from relu_study.stats.numpy_defaults import numpy_defaults
+from relu_study.storage.configurations import collect
+from relu_study.storage.csv_files import csv_text, read_csv, read_runs
+from relu_study.storage.frames import runs_frame
+from relu_study.storage.manifest import seeds_of
+from relu_study.storage.schema import read_whole_manifest
+from relu_study.storage.tile_files import tile_paths
+from relu_study.study.outputs import FACTORS
+
+FORMATS = ("markdown", "latex", "csv")
+AGAINST = {"n": "pairs", "ci_lo": "difference_lo", "ci_hi": "difference_hi"}  # beside a cell's own n and interval
+Key = tuple[Any, ...]  # values of factors
+Place = tuple[Key, Key, Column]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A table as it was asked for, its words checked."""
+
+    rows: tuple[str, ...]
+    cols: tuple[str, ...]
+    columns: tuple[Column, ...]  # one for each metric
+    epoch: float | None  # None: the last
+    where: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a table by row and column; `held`: the factors that vary in the study and do not in this table."""
+
+    asked: Asked
+    rows: list[Key]
+    cols: list[Key]
+    configs: Mapping[tuple[Key, Key], str]
+    cells: Mapping[Place, Cell]
+    held: Mapping[str, Any]
+    probe_examples: list[int]
+    baseline: int | None
+
+
+@numpy_defaults()
+def table(
+    folder: str | Path,
+    rows: str | Sequence[str] = "arm",
+    cols: str | Sequence[str] = (),
+    metric: str | Sequence[str] = "val_loss",
+    site: str = "all",
+    epoch: str | float = "last",
+    baseline: str | None = None,
+    where: str | Sequence[str] = (),
+    format: str = "markdown",
+) -> str:
+    """A table of a results folder as text: `rows` by `cols`, each cell the mean of a metric over the seeds with its interval.
+
+    `rows` and `cols` are names of factors (RunSpec fields, `arm`, `experiment`). Every other factor that varies is held at its
+    most common value, which the note names, unless `where` chooses another (see `selection.parse` for its conditions). Without
+    `cols` the targets are the columns, if there are several. `metric`, or "metric/site", may be several; `epoch` is "last" or a
+    number: one that summary.csv lacks needs raw/, and without raw/ nothing is compared. `baseline` is the label of a row.
+    `format` is markdown, latex (booktabs) or csv, which has a line for each cell. `cells.marks` says what is marked.
+
+    Unknown names, values that no configuration has and a table without a row are refused, with the way out.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_whole_manifest(folder)
+    if format not in FORMATS:
+        raise nearest(format, FORMATS, "format")
+    asked = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
+    grid = _grid(folder, manifest, asked, baseline)
+    if format == "csv":
+        return csv_text(_machine(grid))
+    made = _shown(grid)
+    return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(c.metric for c in asked.columns)}")
+
+
+@numpy_defaults()
+def compare(
+    folder: str | Path,
+    by: str | Sequence[str] = "arm",
+    metric: str = "val_loss",
+    site: str = "all",
+    epoch: str | float = "last",
+    baseline: str | None = None,
+    where: str | Sequence[str] = (),
+) -> pd.DataFrame:
+    """The configurations of a results folder against a baseline, or every pair of them, paired by seed.
+
+    `by` are the factors in which they differ; all others are held as in `table`, whose words these are. One row a comparison,
+    with the columns of `comparisons.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_whole_manifest(folder)
+    asked = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
+    if len(asked.columns) > 1:
+        raise UserError("one metric at a time is compared; leave all but one out")
+    grid = _grid(folder, manifest, asked, baseline, targets=False)
+    values = [cell.values for cell in grid.cells.values() if cell.values is not None]
+    if not values:
+        raise UserError(f"epoch {asked.epoch:g} needs {folder / 'raw'} to compare run by run; leave the epoch out")
+    labels, better = [_label(row) for row in grid.rows], asked.columns[0].direction
+    return pd.DataFrame(hypothesis_tests.compare(labels, np.stack(values, axis=1), better, baseline))
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _checked(
+    declaration: Mapping[str, Any],
+    rows: tuple[str, ...],
+    cols: tuple[str, ...],
+    metrics: tuple[str, ...],
+    site: str,
+    epoch: str | float,
+    where: tuple[str, ...],
+) -> Asked:
+    for kind, names in (("rows", rows), ("columns", cols)):
+        for name in names:
+            if name == "seed":
+                raise UserError("a cell is a mean over seeds, so seed cannot be among the rows or columns; see runs.csv")
+            if name not in FACTORS:
+                raise nearest(name, FACTORS, f"factor among the {kind}")
+    twice = [name for name in (*rows, *cols) if (*rows, *cols).count(name) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is asked for twice among the rows and columns; leave one out")
+    if not rows or not metrics:
+        raise UserError("a table needs at least one factor as rows and one metric; e.g. rows arm, metric val_loss")
+    at, columns = epoch_of(epoch, "a table"), []
+    for name in dict.fromkeys(metrics):
+        metric, _, own = name.partition("/")
+        if metric not in declaration["metrics"]:
+            raise nearest(metric, declaration["metrics"], "metric")
+        check_site(metric, own or site, declaration["columns"], "of the network")
+        columns.append(Column(name, metric, own or site, at, declaration["metrics"][metric]["direction"]))
+    return Asked(rows, cols, tuple(columns), at, where)
+
+
+# ------------------------------------------------------------------------------------- rows, columns, cells
+
+
+def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | None, targets: bool = True) -> Grid:
+    declaration = manifest["declaration"]
+    conditions = parse(asked.where, declaration)
+    wanted = selection.configurations(conditions, declaration)
+    if not wanted:
+        raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}; leave a condition out")
+    if targets and not asked.cols and "target" not in asked.rows and len({entry["spec"]["target"] for entry in wanted}) > 1:
+        asked = replace(asked, cols=("target",))
+    entries, held = factors.held(wanted, (*asked.rows, *asked.cols))
+    rows, cols = (_keys(wanted, names) for names in (asked.rows, asked.cols))
+    found = {(_key(entry, asked.rows), _key(entry, asked.cols)): entry["config_id"] for entry in entries}
+    # A row without any cell says something, a column without any only takes room.
+    cols = [col for col in cols if any((row, col) in found for row in rows)]
+    last, frame = _frames(folder, manifest, asked.epoch)
+    kept = selection.runs(conditions, last, declaration)
+    look = (
+        _of_runs(frame, kept, asked.epoch)
+        if frame is not None
+        else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
+    )
+    cells = {
+        (row, col, column): look(found.get((row, col), ""), column)
+        for row, col, column in itertools.product(rows, cols, asked.columns)
+    }
+    if not any(cell.n for cell in cells.values()):
+        raise UserError(f"no run of {folder} meets {' and '.join(asked.where)}; leave a condition out, or choose another value")
+    sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(found.values()), "probe_examples"].dropna()})
+    return Grid(asked, rows, cols, found, cells, held, sizes, _baseline(baseline, rows, asked.rows))
+
+
+def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
+    return tuple(factors.factor(entry, name) for name in names)
+
+
+def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Key]:
+    """The values that there are, numbers in rising order and names as declared."""
+    keys = dict.fromkeys(_key(entry, names) for entry in entries)
+    orders = [factors.in_order([key[i] for key in keys]) for i in range(len(names))]
+    return sorted(keys, key=lambda key: [order.index(value) for order, value in zip(orders, key, strict=True)])
+
+
+def _baseline(label: str | None, rows: Sequence[Key], names: Sequence[str]) -> int | None:
+    if label is None:
+        return None
+    labels = [_label(row) for row in rows]
+    if label not in labels:
+        raise nearest(label, labels, f"baseline among the rows ({', '.join(names)})")
+    return labels.index(label)
+
+
+def _label(key: Key) -> str:
+    return ", ".join(shown(value) for value in key)
+
+
+def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Lookup:
+    runs = Runs(frame, kept, epoch)
+    return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
+
+
+def _of_summary(
+    folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: Mapping[str, int]
+) -> Lookup:
+    """The cells of an epoch that only summary.csv knows: their runs cannot be chosen or compared."""
+    if some := [condition.name for condition in conditions if not condition.of_configurations]:
+        raise UserError(
+            f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is not here; leave it out"
+        )
+    summary = read_csv(folder / "summary.csv")
+    _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
+    look = in_summary(Summary(summary, {column.metric for column in asked.columns}, seeds), Runs(last))
+    nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
+    return lambda config_id, column: look(config_id, column) if config_id else nothing
+
+
+def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """One row a run, with its last metrics (runs.csv) and with those at an epoch (raw/; None: there is no raw/)."""
+    if epoch is None or not tile_paths(folder):
+        last = read_runs(folder, manifest)
+        return last, last if epoch is None else None
+    configurations = collect(folder, manifest)
+    _check_epoch(folder, epoch, [float(measured) for c in configurations.values() for measured in c.epochs])
+    return runs_frame(configurations, manifest), runs_frame(configurations, manifest, epoch)
+
+
+def _check_epoch(folder: Path, epoch: float | None, known: Sequence[float], hint: str = "") -> None:
+    if epoch not in (known := sorted(set(known))):
+        few = ", ".join(f"{e:g}" for e in known) if len(known) < 12 else f"{known[0]:g} to {known[-1]:g}"
+        raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
+
+
+# ---------------------------------------------------------------------------------------- as they are shown
+
+
+def _marked(grid: Grid) -> dict[Place, Mark]:
+    columns = list(itertools.product(grid.cols, grid.asked.columns))
+    groups = [
+        Group(column.direction, [grid.cells[row, col, column] for row in grid.rows], grid.baseline) for col, column in columns
+    ]
+    return {
+        (row, col, column): mark
+        for (col, column), found in zip(columns, marks(groups), strict=True)
+        for row, mark in zip(grid.rows, found, strict=True)
+    }
+
+
+def _shown(grid: Grid) -> Shown:
+    asked, marked = grid.asked, _marked(grid)
+    columns = list(itertools.product(grid.cols, asked.columns))
+    left, body, bold = len(asked.rows), [], set()
+    for k, row in enumerate(grid.rows):
+        heads = [shown(value) for value in row]
+        heads[-1] += "†" if k == grid.baseline else ""
+        body.append(heads + [text(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
+        bold |= {(k, left + i) for i, (col, c) in enumerate(columns) if marked[row, col, c].best}
+    named = len(asked.columns) > 1 or not asked.cols
+    headers = [", ".join(filter(None, [_label(col), _title(c) if named else ""])) for col, c in columns]
+    return Shown(_caption(asked), [*map(words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values())))
+
+
+def _title(column: Column) -> str:
+    return words(column.metric) + ("" if column.site == "all" else f", {column.site}")
+
+
+def _caption(asked: Asked) -> str:
+    named = "; ".join(map(_title, asked.columns))
+    return f"{named[0].upper()}{named[1:]} by {' and '.join(map(words, (*asked.rows, *asked.cols)))}."
+
+
+def _note(grid: Grid, marked: Sequence[Mark]) -> str:
+    asked, cells = grid.asked, list(grid.cells.values())
+    metrics = [column.metric for column in asked.columns]
+    ends = {end: [_title(c) for c in asked.columns if c.direction == end] for end in ("lower", "higher")}
+    held = [f"{words(name)} {shown(value)}" for name, value in grid.held.items()]
+    how, *said = legend(marked, cells, metrics, f"over n = {over_seeds(cells)}", "column")
+    sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
+    texts = [
+        how,
+        "After the last epoch." if asked.epoch is None else f"After epoch {asked.epoch:g}.",
+        *(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
+        f"Fractions on N = {sizes} probe examples." if sizes and any(map(is_share, metrics)) else "",
+        *said,
+        "Nothing is compared: the runs at this epoch are not here." if all(cell.values is None for cell in cells) else "",
+        "†: the baseline." if grid.baseline is not None else "",
+        f"Held fixed: {', '.join(held)}." if held else "",
+        f"Runs with {' and '.join(asked.where)}." if asked.where else "",
+    ]
+    return " ".join(filter(None, texts))
+
+
+def _machine(grid: Grid) -> pd.DataFrame:
+    """One line a cell: its factors, its numbers, its marks and its comparison with the baseline."""
+    # Marks against the baseline would test once more what stands in the columns of the comparison.
+    asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)
+    lines = []
+    for row, col, column in itertools.product(grid.rows, grid.cols, asked.columns):
+        cell, mark = grid.cells[row, col, column], marked[row, col, column]
+        line: dict[str, Any] = dict(zip((*asked.rows, *asked.cols), (*row, *col), strict=True))
+        line |= {"metric": column.metric, "site": column.site, "epoch": "last" if asked.epoch is None else asked.epoch}
+        line |= {"config_id": grid.configs.get((row, col), ""), "n": cell.n, "n_finite": cell.n_finite}
+        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.near}
+        lines.append(line | against.get((row, col, column), {}))
+    return pd.DataFrame(lines)
+
+
+def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
+    """Every cell's comparison with the baseline of its column, p corrected over the whole table."""
+    if grid.baseline is None:
+        return {}
+    base = grid.rows[grid.baseline]
+    found: dict[Place, dict[str, Any]] = {}
+    for (row, col, column), cell in grid.cells.items():
+        reference = grid.cells[base, col, column].values
+        if row != base and cell.values is not None and reference is not None:
+            said = hypothesis_tests.compared(cell.values - reference, column.direction)
+            found[row, col, column] = {AGAINST.get(name, name): value for name, value in said.items()}
+    hypothesis_tests.correct(list(found.values()), hypothesis_tests.holm)
+    return found

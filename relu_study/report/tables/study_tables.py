@@ -1,0 +1,231 @@
+"""The tables a study declares: CSV for a machine, Markdown for a page, LaTeX (booktabs) for a paper.
+
+Made from runs.csv and summary.csv alone, so that a clone remakes them byte for byte. Rows are the
+arms of each target, cells the mean over the runs with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from relu_study.errors import UserError, nearest
+from relu_study.report.factors import shown as shown_value
+from relu_study.report.labels import is_share, words
+from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.report.tables import event_counts
+from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
+from relu_study.report.tables.entries import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
+from relu_study.stats import hypothesis_tests
+from relu_study.storage.csv_files import csv_text
+from relu_study.storage.manifest import seeds_of
+from relu_study.study.run_spec import FIELDS
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: an arm on a target, its N, its cells, and the value it was tuned to where a field was tuned."""
+
+    target: str
+    arm: str
+    config_id: str
+    probe_examples: int | None
+    cells: tuple[Cell, ...]
+    tuned: Any = ""
+
+
+def check(declaration: dict[str, Any]) -> None:
+    """Refuse a table whose metrics, epochs or arms cannot be read, with the nearest valid names. Nothing has to have run."""
+    labels = {entry["arm"] for entry in declaration["configurations"]}
+    for table in declaration["tables"]:
+        where = f"of table {table['name']}"
+        for label in [*table["arms"], *([table["baseline"]] if table.get("baseline") else [])]:
+            if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
+                raise nearest(label, labels, f"arm {where}")
+        if "events" in table:
+            event_counts.check(table, declaration["metrics"])
+            continue
+        columns = _columns(table, declaration["metrics"])
+        for column in columns:
+            check_site(column.metric, column.site, declaration["columns"], where)
+        if table["tune"] and table["tune"] not in FIELDS:
+            raise nearest(table["tune"], FIELDS, f"tuned field {where}")
+        if table["tune"] and any(column.epoch is not None for column in columns):
+            raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch; leave out epoch and @")
+
+
+def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """name -> {"csv", "md", "tex"} of every declared table that has an arm at this size.
+
+    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold is the best mean of a column on its target, by the
+    metric's direction and among the arms whose runs are all finite; `cells.marks` says what else is marked.
+    """
+    declaration, made = manifest["declaration"], {}
+    check(declaration)
+    plain = [table for table in declaration["tables"] if "events" not in table]
+    asked = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
+    known = Summary(summary, asked, seeds_of(declaration))
+    # Committed tables of folders without a list of measured metrics keep their bytes.
+    reasons = "measured" in manifest["provenance"]
+    look, probed = in_summary(known, Runs(runs, reasons=reasons)), known.probe_examples
+    for table in declaration["tables"]:
+        if "events" in table:
+            if texts := event_counts.counted(table, declaration, runs, summary):
+                made[table["name"]] = texts
+            continue
+        columns = _columns(table, declaration["metrics"])
+        lines = [
+            Line(
+                target,
+                arm,
+                config_id,
+                probed.get(config_id),
+                tuple(cell(config_id, column) for column in columns),
+                tuned,
+            )
+            for target, arm, config_id, tuned, cell in (
+                _tuned(table, declaration, runs, reasons)
+                if table["tune"]
+                else ((*row, "", look) for row in _rows(table, declaration))
+            )
+        ]
+        if lines:
+            made[table["name"]] = {
+                "csv": csv_text(_machine(table, columns, lines)),
+                "md": markdown_table(shown := _shown(table, columns, lines)),
+                "tex": latex_table(shown, f"tab:{table['name']}"),
+            }
+    return made
+
+
+# ------------------------------------------------------------------------------- rows, columns, cells
+
+
+def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[Column]:
+    found: dict[tuple[str, str, float | None], Column] = {}
+    for name in table["metrics"]:
+        rest, _, at = name.partition("@")
+        metric, _, site = rest.partition("/")
+        if metric not in metrics:
+            raise nearest(metric, metrics, f"metric of table {table['name']}")
+        if site not in ("", "all") and not metrics[metric]["sites"]:
+            raise UserError(f"{name} of table {table['name']}: {metric} is measured for the whole network only, not for {site}")
+        epoch = epoch_of(at or table["epoch"], f"{name} of table {table['name']}")
+        found.setdefault((metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"]))
+    return list(found.values())
+
+
+def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(target, arm, config_id) of a table, targets outermost, both in declared order."""
+    entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
+    found = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
+    targets, arms = dict.fromkeys(target for target, _ in found), table["arms"] or dict.fromkeys(arm for _, arm in found)
+    return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
+
+
+def _tuned(
+    table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame, reasons: bool
+) -> Iterable[tuple[str, str, str, Any, Lookup]]:
+    """One row for the arms that differ in the tuned field alone: the value that is best on even seeds, seen on odd ones."""
+    specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for target, arm, config_id in _rows(table, declaration):
+        rest = str({**specs[config_id], table["tune"]: None})
+        groups.setdefault((target, rest), {}).setdefault(config_id, arm)
+    by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
+    unseen = Runs(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons)
+    for (target, _), arms in groups.items():
+        tried = list(arms)
+        parts = [by_config[config_id] for config_id in tried]
+        best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
+        chosen = tried[max(best, 0)]
+        tuned = specs[chosen][table["tune"]] if best >= 0 else ""
+        yield target, arms[chosen], chosen, tuned, lambda config_id, column: unseen.cell(config_id, column.metric, column.site)
+
+
+# --------------------------------------------------------------------------------- as they are shown
+
+
+def _machine(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:
+    frame = pd.DataFrame({name: [getattr(line, name) for line in lines] for name in ("target", "arm", "config_id")})
+    if table["tune"]:
+        frame[table["tune"]] = [line.tuned for line in lines]
+    frame["n"] = [max((cell.n for cell in line.cells), default=0) for line in lines]
+    frame["probe_examples"] = pd.array([line.probe_examples for line in lines], "Int64")
+    for i, column in enumerate(columns):
+        for name, part in (("mean", "mean"), ("ci_lo", "lo"), ("ci_hi", "hi"), ("n_finite", "n_finite")):
+            frame[f"{column.name} {name}"] = [getattr(line.cells[i], part) for line in lines]
+    return frame
+
+
+def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> Shown:
+    several = len({line.target for line in lines}) > 1
+    marked = _marked(table, columns, lines)
+    heads = [
+        [
+            *([line.target] if several else []),
+            line.arm + ("†" if line.arm == table["baseline"] else ""),
+            *([shown_value(line.tuned)] if table["tune"] else []),
+        ]
+        for line in lines
+    ]
+    cells = [
+        [text(cell, column.metric, marked[k, i]) for i, (cell, column) in enumerate(zip(line.cells, columns, strict=True))]
+        for k, line in enumerate(lines)
+    ]
+    return Shown(
+        caption=table["caption"],
+        headers=[
+            *(["target"] if several else []),
+            "arm",
+            *([words(table["tune"])] if table["tune"] else []),
+            *map(_header, columns),
+        ],
+        rows=[head + row for head, row in zip(heads, cells, strict=True)],
+        bold={(k, len(heads[0]) + i) for (k, i), mark in marked.items() if mark.best},
+        left=len(heads[0]),
+        note=_note(table, columns, lines, list(marked.values())),
+    )
+
+
+def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> dict[tuple[int, int], Mark]:
+    """(row, column) -> what is said of that cell; cells of one column and target are compared with each other."""
+    places, groups = [], []
+    for target in dict.fromkeys(line.target for line in lines):
+        rows = [k for k, line in enumerate(lines) if line.target == target]
+        base = next((i for i, k in enumerate(rows) if lines[k].arm == table["baseline"]), None)
+        for i, column in enumerate(columns):
+            places.append([(k, i) for k in rows])
+            groups.append(Group(column.direction, [lines[k].cells[i] for k in rows], base))
+    found = marks(groups)
+    return {place: mark for at, said in zip(places, found, strict=True) for place, mark in zip(at, said, strict=True)}
+
+
+def _header(column: Column) -> str:
+    epoch = f"epoch {column.epoch:g}" if "@" in column.name and column.epoch is not None else ""
+    return ", ".join(filter(None, [words(column.metric), "" if column.site == "all" else column.site, epoch]))
+
+
+def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], marked: Sequence[Mark]) -> str:
+    """What one must know to read the table, N included."""
+    cells = [cell for line in lines for cell in line.cells]
+    metrics = {column.metric for column in columns}
+    over = f"over n = {over_seeds(cells)}"
+    if table["tune"]:
+        over += f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones"
+    when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
+    sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
+    shares = any(map(is_share, metrics))
+    how, *said = legend(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
+    texts = [
+        how,
+        f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
+        f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
+        *said,
+        "Columns at an epoch of their own are not tested." if said and any(c.epoch is not None for c in columns) else "",
+        "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
+    ]
+    return " ".join(filter(None, texts))

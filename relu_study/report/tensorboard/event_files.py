@@ -1,0 +1,219 @@
+"""TensorBoard: one run per configuration, each metric with its mean and its 95 % interval over the seeds.
+
+A run's folder holds one event file. Its name and its bytes depend on the stored values alone (the wall
+time of an event is its step, in seconds), so writing the same results twice gives the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import math
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
+
+from relu_study.errors import UserError
+from relu_study.report.tensorboard import plugins
+from relu_study.storage.atomic_write import temporary, writing
+from relu_study.storage.configurations import Configuration
+from relu_study.storage.frames import summary_frame
+from relu_study.storage.manifest import seeds_of
+from relu_study.storage.tile_identity import LOSSES
+
+EVENT_FILE = "events.out.tfevents.0.relu_study"
+LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
+TAGS = {"mean": "mean", "lo": "ci_lo", "hi": "ci_hi"}  # tag -> its column in summary.csv
+MOST_SINGLE_SEEDS = 500
+_HALF_WRITTEN = "half-written"  # without "tfevents" in it TensorBoard does not open it
+_SEED = re.compile(r"seed-\d+")
+
+
+def write_events(
+    manifest: dict[str, Any], configurations: dict[str, Configuration], folder: Path, per_seed: bool = False
+) -> None:
+    """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
+
+    The values are those of `summary.csv`, at every epoch; the step is the epoch, rounded up where it is
+    a fraction (a run of 12.5 epochs ends at step 13). A point at which the metric means nothing is left out of all three tags;
+    where runs went nonfinite, what cannot be said stands as NaN. A tag without any value is left out (with a single seed there
+    is a mean, but no interval). With them stand a layout of
+    Custom Scalars, a row of HParams and, of those configurations that come with them, histograms (`plugins`).
+
+    `per_seed` adds the run NAME/seed-003 for the configuration's run of seed 3, with tags `metric/site/run`; more than 500 of
+    them are refused (UserError). Without it those that were there go: none stays beside newer numbers.
+
+    Each file replaces its predecessor in one rename. A run that the manifest no longer declares is
+    removed if all it holds is ours; one that is declared but is not among `configurations` stays as it is.
+    """
+    declaration = manifest["declaration"]
+    if per_seed:
+        check_per_seed(declaration)
+    root = folder / "tensorboard"
+    names = run_names(manifest)
+    points = _points(summary_frame(configurations, manifest, epochs=None))
+    shown = {str(config_id): rows for config_id, rows in points.groupby("config_id", sort=False)}
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        _drop_undeclared(root, set(names.values()))
+        for config_id, configuration in configurations.items():
+            name, rows = names[config_id], shown.get(config_id, points[:0])
+            session = list(plugins.session(configuration, declaration["factors"], name))
+            first = [plugins.layout(_banded(rows), declaration["metrics"]), *session]
+            _write_run(root / name, _events(first, _aggregated(rows), plugins.histograms(configuration)))
+            _write_seeds(root / name, configuration if per_seed else None, session)
+
+
+def check_per_seed(declaration: Mapping[str, Any]) -> None:
+    """Refuse (UserError) a study of more runs than TensorBoard shows well one by one."""
+    runs = sum(seeds_of(declaration).values())
+    if runs > MOST_SINGLE_SEEDS:
+        raise UserError(
+            f"--per-seed would add {runs:,} single-seed runs, and the limit is {MOST_SINGLE_SEEDS}: above it TensorBoard selects "
+            "no run by itself, and it takes most of a minute to load a thousand; leave --per-seed out (the configurations' runs "
+            "have the mean and the interval over the seeds), or take fewer seeds or configurations"
+        )
+
+
+# ----------------------------------------------------------------------------------------- names
+
+
+def run_names(manifest: dict[str, Any]) -> dict[str, str]:
+    """config_id -> the name of its TensorBoard run: `arm@target`, unique and safe as a folder's name.
+
+    Arms that are one configuration share its run and are joined by `~`. Without declared targets the arm stands alone.
+    Names that would coincide (also on a file system that ignores case), or are too long, end in their config_id.
+    """
+    arms: dict[str, dict[str, None]] = {}
+    targets: dict[str, str] = {}
+    for entry in manifest["declaration"]["configurations"]:
+        arms.setdefault(entry["config_id"], {})[entry["arm"]] = None
+        targets[entry["config_id"]] = f"@{entry['spec']['target']}" if manifest["declaration"]["targets"] else ""
+    plain = {config_id: _safe("~".join(labels) + targets[config_id]) for config_id, labels in arms.items()}
+    short = {config_id: name.encode()[:LONGEST_NAME].decode(errors="ignore") for config_id, name in plain.items()}
+    uses = Counter(name.casefold() for name in short.values())
+    return {
+        config_id: name if name == plain[config_id] and uses[name.casefold()] == 1 else f"{name}@{config_id}"
+        for config_id, name in short.items()
+    }
+
+
+def _safe(name: str) -> str:
+    name = re.sub(r"\s*,\s*", ",", unicodedata.normalize("NFC", name))
+    # A leading dot would hide the folder, and some systems drop a trailing one.
+    return re.sub(r"[^\w.+=,@~()-]+", "_", name).strip("._") or "run"
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def _drop_undeclared(root: Path, names: set[str]) -> None:
+    # Left in place, a configuration whose arm has a new label would be shown twice.
+    for old in root.iterdir():
+        if old.name not in names and _is_ours(old):
+            shutil.rmtree(old)
+
+
+def _is_ours(run: Path) -> bool:
+    """Is this folder a run of ours, and does it hold nothing else?"""
+    if run.is_symlink() or not run.is_dir():
+        return False
+    left = [path for path in run.iterdir() if not path.name.startswith(f".{_HALF_WRITTEN}")]
+    seeds = [path for path in left if _SEED.fullmatch(path.name) and _is_ours(path)]
+    return {path.name for path in left if path not in seeds} == {EVENT_FILE}
+
+
+def _write_seeds(run: Path, configuration: Configuration | None, session: list[Summary.Value]) -> None:
+    """The single-seed runs of a configuration, and no others of ours; with None there are none at all."""
+    wanted: dict[str, Iterable[bytes]] = {}
+    if configuration is not None:
+        digits = max(3, len(str(configuration.wanted - 1)))
+        for row, seed in enumerate(configuration.seeds):
+            # In the group of its configuration a single seed makes no row of its own in the HParams tab.
+            wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row), {})
+    for old in run.iterdir():
+        if _SEED.fullmatch(old.name) and old.name not in wanted and (old / EVENT_FILE).is_file():
+            (old / EVENT_FILE).unlink()
+            with contextlib.suppress(OSError):  # it holds something that is not ours
+                old.rmdir()
+    for name, events in wanted.items():
+        _write_run(run / name, events)
+
+
+def _write_run(run: Path, events: Iterable[bytes]) -> None:
+    path = run / EVENT_FILE
+    with temporary(run / _HALF_WRITTEN) as unfinished:
+        with contextlib.closing(RecordWriter(str(unfinished))) as writer:
+            for event in events:
+                writer.write(event)
+        if not path.is_file() or not filecmp.cmp(unfinished, path, shallow=False):
+            os.replace(unfinished, path)  # what has not changed stays as it is, for a TensorBoard that has read it
+
+
+# ---------------------------------------------------------------------------------------- events
+
+Scalars = dict[int, dict[str, float]]  # step -> tag -> value
+
+
+def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[int, list[Summary.Value]]) -> Iterator[bytes]:
+    """The events of one run: the format's version, what holds for all of it, then one per step with all its values."""
+    yield Event(file_version="brain.Event:2").SerializeToString()
+    yield Event(summary=Summary(value=first)).SerializeToString()
+    for step in sorted(scalars.keys() | histograms.keys()):
+        event = Event(wall_time=step, step=step)
+        for tag, value in scalars.get(step, {}).items():
+            event.summary.value.add(tag=tag, simple_value=value)
+        event.summary.value.extend(histograms.get(step, ()))
+        yield event.SerializeToString()
+
+
+def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
+    """What one run measured; of points on one step the last that has a value."""
+    found: Scalars = {}
+    steps = np.ceil(configuration.epochs).astype(int).tolist()
+    for name, values in configuration.values.items():
+        for step, value in zip(steps, values[row].tolist(), strict=True):
+            if math.isfinite(value):
+                found.setdefault(step, {})[f"{name}/run"] = value
+    return found
+
+
+def _aggregated(points: pd.DataFrame) -> Scalars:
+    """The points of one configuration; a tag without any value is left out."""
+    found: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
+    for tag, column in TAGS.items():
+        shown = points[points[column].notna().groupby(points["name"]).transform("any")]
+        for name, step, value in zip(shown["name"].tolist(), shown["step"].tolist(), shown[column].tolist(), strict=True):
+            found[step][f"{name}/{tag}"] = value
+    return found
+
+
+def _banded(points: pd.DataFrame) -> list[str]:
+    """The metric/site names that have all three tags, in the order of the metrics."""
+    return points["name"][points[list(TAGS.values())].notna().all(axis=1)].unique().tolist()
+
+
+def _points(summary: pd.DataFrame) -> pd.DataFrame:
+    """config_id, name (metric/site), step and the value of each tag, for all that is shown; of points on one step the last."""
+    names = [f"{metric}/{site}" for metric, site in zip(summary["metric"].tolist(), summary["site"].tolist(), strict=True)]
+    points = pd.DataFrame({"config_id": summary["config_id"], "name": np.array(names, dtype=object)})
+    points["step"] = np.ceil(summary["epoch"]).astype(int)
+    with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
+        values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
+    alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")
+    defined = (
+        (summary["n_finite"] > 0) | (alive == 0) | summary["metric"].isin(LOSSES)
+    )  # of runs that are finite none has a value: there is none to have
+    shown = defined & values["mean"].notna().groupby([points["config_id"], points["name"]]).transform("any")
+    return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

@@ -1,0 +1,128 @@
+"""What TensorBoard's other tabs show of a run: Custom Scalars, HParams and Histograms, as summary values of its event file.
+
+TensorBoard merges the layouts of all runs into one, so that charts appear while only some configurations are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+from tensorboardX.proto import api_pb2, layout_pb2, plugin_hparams_pb2, types_pb2
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+
+from relu_study.stats.histogram_bins import BINS, KINDS, LEAST, SIDE, Range, edges, linear_edges
+from relu_study.storage.configurations import Configuration
+
+HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
+KEPT_HISTOGRAMS = 100  # a tag: of more, TensorBoard drops some at random
+_ZERO = BINS // 2  # the bin that counts exact zeros
+_LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # the tags that TensorBoard asks for
+
+
+def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) -> Summary.Value:
+    """The Custom Scalars tab: a margin chart for each of `series`, metric/site names that have a mean and an interval.
+
+    First the category `headline`, of whole networks; then, closed, one for each of the declared `metrics` with its sites.
+    """
+    found = layout_pb2.Layout()
+    headline = [f"{metric}/all" for metric in HEADLINE if f"{metric}/all" in series]
+    _category(found, "headline", {name: name.removesuffix("/all") for name in headline}, closed=False)
+    for metric in (metric for metric, about in metrics.items() if about["sites"] or metric not in HEADLINE):
+        # Where a run has no chart of a metric its category stays empty: TensorBoard loses the charts that further runs
+        # add to a category that the first run does not know.
+        _category(found, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)
+    content = TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[found.SerializeToString()])
+    return _value(_LAYOUT, "custom_scalars", content)
+
+
+def _category(found: layout_pb2.Layout, title: str, charts: dict[str, str], closed: bool) -> None:
+    category = found.category.add(title=title, closed=closed)
+    for name, shown in reversed(charts.items()):  # TensorBoard's page begins with the last
+        chart = category.chart.add(title=shown)
+        chart.margin.series.add(value=f"{name}/mean", lower=f"{name}/lo", upper=f"{name}/hi")
+
+
+def session(configuration: Configuration, factors: Iterable[str], group: str) -> Iterator[Summary.Value]:
+    """The row of the HParams tab: every varied factor, a number as a number, and how the configuration's runs ended.
+
+    Success: all its runs are stored, at least one of them finite; failure: none is finite; running: some are still to come.
+    TensorBoard itself adds the last value of each tag. Sessions of one `group` share a row, in which it averages each tag.
+    """
+    start = plugin_hparams_pb2.SessionStartInfo(group_name=group)
+    for factor in factors:
+        value = configuration.spec[factor]
+        setattr(start.hparams[factor], "string_value" if isinstance(value, str) else "number_value", value)
+    if len(configuration.run_ids) < configuration.wanted:
+        status = api_pb2.STATUS_RUNNING
+    else:
+        status = api_pb2.STATUS_SUCCESS if (configuration.status == "ok").any() else api_pb2.STATUS_FAILURE
+    end = plugin_hparams_pb2.SessionEndInfo(status=status)
+    for when, data in (("start", {"session_start_info": start}), ("end", {"session_end_info": end})):
+        content = plugin_hparams_pb2.HParamsPluginData(**data).SerializeToString(deterministic=True)
+        yield _value(_SESSION.format(when), "hparams", _numbers(np.zeros(0, np.float32)), content)
+
+
+def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
+    """step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE`, over all runs; the step as for scalars.
+
+    A histogram runs from the least to the greatest bin that counts something, and always has the bin of exact zero, which is
+    [-2^-24, 2^-24] in TensorBoard. One with linear bins has all of them. Epochs that count nothing are left out, and of more than
+    a hundred those in between.
+    """
+    steps, found = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
+    for kind in KINDS:
+        for name in (name for name in configuration.histograms if name.startswith(f"{kind}:")):
+            counts = configuration.histograms[name]
+            last = {int(step): row for step, row in zip(steps, counts, strict=True) if row.any()}
+            for step in _spread(list(last)):
+                value = _value(name.replace(":", "/"), "histograms", _numbers(_buckets(last[step], configuration.bins.get(name))))
+                found.setdefault(step, []).append(value)
+    return found
+
+
+def _spread(steps: list[int]) -> list[int]:
+    chosen = np.linspace(0, len(steps) - 1, min(len(steps), KEPT_HISTOGRAMS)).round().astype(int)
+    return [steps[i] for i in chosen]
+
+
+def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> Float[np.ndarray, "n 3"]:
+    """Left edge, right edge and count of each bucket."""
+    if span is not None:
+        return _linear_buckets(counts, *span)
+    held = np.append(np.flatnonzero(counts), _ZERO)
+    shown = slice(held.min(), held.max() + 1)
+    borders = edges()
+    return np.stack([borders[:-1][shown], borders[1:][shown], counts[shown]], axis=1).astype(np.float32)
+
+
+def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float) -> Float[np.ndarray, "n 3"]:
+    """The 64 linear bins, and that of exact zero where 0 is in the range or was counted: a narrow bucket about 0.
+
+    It cuts its width off its neighbours. A bin with 0 inside becomes two, its count shared by width.
+    """
+    borders, held = linear_edges(low, high), np.delete(counts, _ZERO).astype(float)
+    rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), held.tolist(), strict=True))
+    if not (low <= 0 <= high or counts[_ZERO]):
+        return np.array(rows, np.float32)
+    half = min(2.0**LEAST, (high - low) / (8 * SIDE))
+    found = [(-half, half, float(counts[_ZERO]))]
+    for left, right, count in rows:
+        parts = [(a, b) for a, b in ((left, min(right, -half)), (max(left, half), right)) if b - a > half]
+        whole = sum(b - a for a, b in parts)
+        found += [(a, b, count * (b - a) / whole) for a, b in parts]
+    return np.array(sorted(found), np.float32)
+
+
+def _numbers(values: Float[np.ndarray, "..."]) -> TensorProto:
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in values.shape])
+    return TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=shape, tensor_content=values.astype("<f4").tobytes())
+
+
+def _value(tag: str, plugin: str, content: TensorProto, about: bytes = b"") -> Summary.Value:
+    said = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=plugin, content=about))
+    return Summary.Value(tag=tag, metadata=said, tensor=content)

@@ -1,0 +1,294 @@
+"""The claims of a study, answered: each row's effect with its interval, its corrected p, its verdict and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from relu_study.errors import nearest
+from relu_study.stats.hypothesis_tests import EXACT, holm, paired_test, share_test
+from relu_study.storage.configurations import Configuration
+from relu_study.storage.schema import COLUMNS
+from relu_study.storage.tile_identity import LOSSES
+from relu_study.study.claims import DIRECTIONS
+
+TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
+SIGNIFICANT = 0.05
+SLACK = 1e-5  # of the margin: a value stored in float32 that sits on the bound is not beyond it
+EVENTS = ("collapsed", "constant")
+
+Row = dict[str, Any]
+Configurations = Mapping[tuple[str, str], Configuration]
+
+
+class _NotTestable(Exception):
+    """Why a row cannot be asked of the stored runs."""
+
+
+def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
+    """What an interval says of a claim, p apart: "confirmed", "refuted" or "inconclusive".
+
+    `greater` is confirmed by an interval wholly above `margin` and refuted by one wholly below it; `less` likewise mirrored at
+    -`margin`; `equivalent` is confirmed by one wholly inside +-`margin` and refuted by one wholly outside. An end on the bound,
+    or an interval that is NaN, decides nothing.
+    """
+    if direction not in DIRECTIONS:
+        raise nearest(direction, DIRECTIONS, "direction")
+    slack = SLACK * abs(margin)
+    if direction == "equivalent":
+        inside = -margin + slack < ci_lo and ci_hi < margin - slack
+        outside = ci_lo > margin + slack or ci_hi < -margin - slack
+    else:
+        lo, hi = (ci_lo, ci_hi) if direction == "greater" else (-ci_hi, -ci_lo)
+        inside, outside = lo > margin + slack, hi < margin - slack
+    return "confirmed" if inside else "refuted" if outside else "inconclusive"
+
+
+def answer(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
+    """Every claim row on its targets (none named: on all), then one `overall` row for each claim id: the rows of `verdicts.csv`.
+
+    `claims` and `targets` are those of the declaration, as plain data; `configurations` holds the stored runs by (arm, target).
+    The `Claim` docstring says how the number of a run is formed; runs are paired by seed and a pair with a nonfinite number is
+    left out. A row that the stored runs cannot answer is "not testable", and `reason` says why.
+
+    A row is confirmed or refuted if `verdict` says so of its interval and `p_corrected` < 0.05. `p` is one-sided: that of the
+    claim, or of its opposite where the effect lies on that side. As a row may be answered either way, it counts twice:
+    `p_corrected` is Holm's correction of 2 p over all testable rows of the study. `margin`, `effect` and the interval (95 %;
+    90 % for `equivalent`) are in the units of the metric.
+    An `overall` row is confirmed if every testable row of its claim is, and refuted if any is.
+
+    Source: Shaffer 1980, Annals of Statistics 8, 1342-1347 (Holm's procedure with a direction for each rejection).
+    """
+    ids = dict.fromkeys(claim["claim"] for claim in claims)
+    known = [target["name"] for target in targets]
+    rows = [
+        _measure(claim, target, configurations)
+        for name in ids
+        for claim in claims
+        if claim["claim"] == name
+        for target in targets
+        if target["name"] in (claim["targets"] or known)
+    ]
+    return settled(rows) if targets else []
+
+
+def settled(rows: Sequence[Row]) -> list[Row]:
+    """Measured rows with their verdicts, and the `overall` row of each claim after its own; claims in their first order."""
+    tested = [row for row in rows if row["verdict"] != "not testable"]
+    for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
+        row["p_corrected"] = float(corrected)
+        row["verdict"], why = _judge(row, len(tested))
+        row["reason"] = "; ".join(filter(None, (why, row["reason"])))
+    ids = dict.fromkeys(row["claim"] for row in rows)
+    return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
+
+
+def blank(claim: Row) -> Row:
+    """A row of verdicts.csv of which nothing but the claim is known."""
+    row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
+    return row | {name: claim[name] for name in ("claim", "statement")}
+
+
+def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
+    unit = float(target["variance"]) if claim["relative"] else 1.0
+    claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
+    row = blank(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
+    row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
+    if claim["over"] is not None:
+        row["site"] = f"{claim['site']} over {claim['over']}"
+    try:
+        numbers, against, note = _paired(claim, target, configurations)
+    except _NotTestable as why:
+        return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
+    if len(numbers) < max(claim["least_seeds"], 1):
+        need = f"the seeds left to compare are {len(numbers)} and {max(claim['least_seeds'], 1)} are needed"
+        reason = "; ".join(filter(None, (f"not testable because {need}", note)))
+        return row | {"n": len(numbers), "verdict": "not testable", "reason": reason}
+    if _is_share(claim):
+        result = share_test(numbers, float(claim["against"]), claim["direction"], margin)
+    else:
+        result = paired_test(numbers - against, claim["direction"], margin)
+    row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi", "n")}
+    return row | {"p": min(result["p"], result["p_refute"]), "reason": note}
+
+
+def _scaled(against: str | float, unit: float) -> str | float:
+    return against if isinstance(against, str) else float(against) * unit
+
+
+def _judge(row: Row, tested: int) -> tuple[str, str]:
+    """The verdict of a testable row with its reason."""
+    said = verdict(row["direction"], row["margin"], row["ci_lo"], row["ci_hi"])
+    equivalent = row["direction"] == "equivalent"
+    bound = 0.0 - row["margin"] if row["direction"] == "less" else row["margin"]
+    edge = f"+-{bound:.3g}" if equivalent else f"{bound:.3g}"
+    if math.isnan(row["ci_lo"]):
+        return "inconclusive", "one seed gives no interval"
+    interval = f"the {90 if equivalent else 95} % interval [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
+    if said == "inconclusive":
+        where = f"{interval} reaches {edge}"
+    elif equivalent:
+        where = f"{interval} lies wholly {'inside' if said == 'confirmed' else 'outside'} {edge}"
+    else:
+        where = f"{interval} lies wholly {'above' if row['ci_lo'] > bound else 'below'} {edge}"
+    if row["p_corrected"] < SIGNIFICANT:
+        return said, where + ("; p is that of the opposite claim" if said == "refuted" else "")
+    doubt = f"the corrected p {row['p_corrected']:.3g} is not below {SIGNIFICANT:g}"
+    needed = math.floor(math.log2(2 * tested / SIGNIFICANT)) + 1
+    if said != "inconclusive" and row["n"] < needed <= EXACT:
+        doubt += f" (with {tested} testable rows, {needed} seeds are enough for that and {row['n']} may be too few)"
+    return "inconclusive", f"{where}{', and' if said == 'inconclusive' else ', but'} {doubt}"
+
+
+def _with_overall(rows: list[Row]) -> list[Row]:
+    found = [row["verdict"] for row in rows]
+    testable = [v for v in found if v != "not testable"]
+    if not testable:
+        said = "not testable"
+    elif "refuted" in testable:
+        said = "refuted"
+    else:
+        said = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
+    counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
+    last = blank(rows[0]) | {"contrast": "overall", "verdict": said}
+    return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
+
+
+def _paired(
+    claim: Row, target: Row, configurations: Configurations
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], str]:
+    """The numbers of the arm and of what it is compared with, seed by seed, and a note on the pairs left out."""
+    labels, against = _labels(claim), claim["against"]
+    arm = _mean_by_seed(claim, labels, claim["epoch"], target, configurations)
+    if claim["off_floor"] is not None:
+        _refuse_at_floor(claim, target, configurations)
+    if isinstance(against, str):
+        epoch = claim["epoch"] if claim["against_epoch"] is None else claim["against_epoch"]
+        other = _mean_by_seed(claim, [against], epoch, target, configurations)
+        if claim["against_dead_site"]:
+            other = {seed: other[seed] for seed in _seeds_with_dead_site(configurations[against, target["name"]])}
+    elif claim["against_dead_site"]:
+        raise _NotTestable("a constant has no dead site")
+    else:
+        other = dict.fromkeys(arm, float(against))
+    both = sorted(set(arm) & set(other))
+    pairs = np.array([(arm[seed], other[seed]) for seed in both], dtype=np.float64).reshape(-1, 2)
+    finite = np.isfinite(pairs).all(axis=1)
+    note = "" if finite.all() else f"{len(pairs) - finite.sum()} of {len(pairs)} seeds left out as nonfinite or empty"
+    return pairs[finite, 0], pairs[finite, 1], note
+
+
+def _mean_by_seed(
+    claim: Row, labels: Sequence[str], epoch: str | float, target: Row, configurations: Configurations
+) -> dict[int, float]:
+    """Seed -> mean of the numbers of these arms, for the seeds that all of them have; NaN where one is nonfinite."""
+    columns = []
+    for label in labels:
+        stored = configurations.get((label, target["name"]))
+        if stored is None or len(stored.seeds) == 0:
+            raise _NotTestable(f"arm {label!r} has no stored runs on target {target['name']!r}")
+        numbers = _numbers(claim, label, stored, epoch, float(target["floor"]))
+        columns.append(dict(zip(stored.seeds.tolist(), numbers.tolist(), strict=True)))
+    common = set(columns[0]).intersection(*columns[1:])
+    return {seed: math.fsum(column[seed] for column in columns) / len(columns) for seed in sorted(common)}
+
+
+def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, floor: float) -> Float[np.ndarray, " n"]:
+    """The number of each stored run of an arm, NaN where it is nonfinite or empty."""
+    series = _series(claim["metric"], claim["site"], label, stored)
+    if claim["over"] is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            series = series / _series(claim["metric"], claim["over"], label, stored)
+    if epoch in ("min", "max"):
+        least, most = (np.minimum, np.maximum) if claim["metric"] in LOSSES else (np.fmin, np.fmax)
+        reduce = least.reduce if epoch == "min" else most.reduce
+        # Over all epochs there is no such number for a run that went nonfinite on the way.
+        numbers = np.where(np.isnan(np.asarray(stored.first_bad_epoch, np.float64)), reduce(series, axis=1), np.nan)
+    else:
+        numbers = series[:, _epoch_index(epoch, label, stored)]
+    numbers = np.where(np.isfinite(numbers), numbers - (floor if claim["excess"] else 0.0), np.nan)
+    if not np.isfinite(numbers).any():
+        over = "" if claim["over"] is None else f" over {claim['over']}"
+        raise _NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
+    if claim["equals"] is not None:  # as stored, in single precision unless the tiles are in double
+        stored_as = np.result_type(*stored.values.values())
+        numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim["equals"])
+    return numbers
+
+
+def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[np.ndarray, "n E"]:
+    if site == "last":
+        if not stored.sites:
+            raise _NotTestable(f"{label!r} has no sites")
+        site = max(stored.sites, key=lambda name: (len(name), name))  # site_10 lies deeper than site_9
+    if f"{metric}/{site}" not in stored.values:
+        raise _NotTestable(f"{metric}/{site} of {label!r} was not measured")
+    return np.asarray(stored.values[f"{metric}/{site}"], dtype=np.float64)
+
+
+def _epoch_index(epoch: str | float, label: str, stored: Configuration) -> int:
+    if epoch == "last":
+        return -1
+    found = np.flatnonzero(np.isclose(stored.epochs, float(epoch), rtol=0, atol=1e-6))
+    if not found.size:
+        raise _NotTestable(f"epoch {_short(epoch)} of {label!r} was not measured")
+    return int(found[0])
+
+
+def _seeds_with_dead_site(stored: Configuration) -> list[int]:
+    """The seeds whose run ends with some site dead in all its units."""
+    last = [stored.values[name][:, -1] for name in (f"dead_fraction/{site}" for site in stored.sites) if name in stored.values]
+    if not last:
+        raise _NotTestable("the dead fraction of its sites was not measured")
+    return stored.seeds[(np.array(last) == 1).any(axis=0)].tolist()
+
+
+def _refuse_at_floor(claim: Row, target: Row, configurations: Configurations) -> None:
+    epoch = "last" if claim["epoch"] in ("min", "max") else claim["epoch"]
+    loss = claim | {"metric": "val_loss", "site": "all", "over": None, "equals": None, "excess": True}
+    above = np.nanmean(list(_mean_by_seed(loss, _labels(claim), epoch, target, configurations).values()))
+    if not above >= claim["off_floor"] * target["variance"]:
+        share = f"{100 * claim['off_floor']:.3g} % of the target's variance"
+        raise _NotTestable(f"the mean loss of {_named(claim)} is {above:.3g} above the floor, less than {share}")
+
+
+def _is_share(claim: Row) -> bool:
+    """Whether the row asks in how many runs something happens, against a constant."""
+    event = claim["equals"] is not None or (claim["metric"] in EVENTS and claim["over"] is None and not claim["excess"])
+    return event and len(_labels(claim)) == 1 and not isinstance(claim["against"], str)
+
+
+def _labels(claim: Row) -> list[str]:
+    return [claim["arm"]] if isinstance(claim["arm"], str) else list(claim["arm"])
+
+
+def _named(claim: Row) -> str:
+    labels = _labels(claim)
+    return labels[0] if len(labels) == 1 else f"the mean of {', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _short(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _when(epoch: str | float) -> str:
+    words = {"last": " at the last epoch", "min": " at its least", "max": " at its greatest"}
+    return words[epoch] if isinstance(epoch, str) else f" at epoch {epoch:g}"
+
+
+def _contrast(claim: Row) -> str:
+    two = claim["against_epoch"] is not None and isinstance(claim["against"], str)
+    parts = [
+        "" if claim["equals"] is None else f"share of runs at {claim['equals']:g}, ",
+        _named(claim),
+        _when(claim["epoch"]) if two else "",
+        f" vs {_short(claim['against'])}",
+        _when(claim["against_epoch"]) if two else "",
+        " with a dead site" if claim["against_dead_site"] else "",
+        ", above the floor" if claim["excess"] else "",
+    ]
+    return "".join(parts)

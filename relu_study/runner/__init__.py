@@ -1,0 +1,1 @@
+"""Running a study: prepare, train, store, recover. JAX and files."""

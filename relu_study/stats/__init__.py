@@ -1,0 +1,1 @@
+"""Statistics over plain arrays: intervals, paired tests, survival, streaming moments."""

@@ -1,0 +1,124 @@
+"""What blocks of draws come to: stored, put together, and read as the rows of cells.csv. NumPy, pandas and files only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import special
+
+from relu_study.stats import intervals
+from relu_study.stats.streaming_moments import BINS, Sums, merge, quantiles
+from relu_study.storage.block_files import Place, block_paths, read_block
+from relu_study.storage.checksums import Damaged
+from relu_study.storage.provenance import check_made
+from relu_study.storage.schema import CELL_COLUMNS
+from relu_study.storage.tile_files import AGAIN
+from relu_study.study.draw_study import blocks_of
+
+LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+
+def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
+    """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
+    paths: dict[Place, Path] = {}
+    for path in block_paths(folder):
+        place, made, _ = read_block(path, whole=False)
+        check_made(path, made, place[0], manifest)
+        paths[place] = path
+    found: dict[tuple[str, int], tuple[int, Sums]] = {}
+    declaration = manifest["declaration"]
+    for name, cell in {(cell["cell_id"], cell["draws"]): cell for cell in declaration["cells"]}.items():
+        sums: Sums = {}
+        stored = 0
+        for first, count in blocks_of(cell["draws"]):
+            if (stands := paths.get((name[0], first, count))) is not None:
+                part = read_block(stands)[2]
+                _check_sums(stands, part, cell, declaration)
+                merge(sums, part)
+                stored += count
+        found[name] = stored, sums
+    return found
+
+
+def _check_sums(path: Path, sums: Sums, cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
+    """Damaged where a block has not the sums that its cell's numbers need, each as long as the factor that it runs along."""
+    for name, number in declaration["numbers"][cell["statistic"]].items():
+        size = (len(cell["along"][number["along"]]),) if number["along"] else ()
+        shapes = {**dict.fromkeys((f"n:{name}", f"sum:{name}", f"m2:{name}"), size), f"bins:{name}": (*size, BINS)}
+        for key, shape in shapes.items():
+            if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number["spread"]:
+                raise Damaged(path, "is not a readable block", f"its {key} is not that of the cell {cell['label']}", AGAIN)
+
+
+def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of cells.csv: each cell's numbers, one for each value of the factor that they run along.
+
+    `estimate` is the mean over the `n` draws in which the number is defined, of `draws` stored; its 95 % interval is Wilson's
+    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, for a share
+    that which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
+    """
+    declaration, sums = manifest["declaration"], collect_sums(folder, manifest)
+    parts = [part for cell in declaration["cells"] for part in _rows(cell, declaration, *sums[cell["cell_id"], cell["draws"]])]
+    order = [*CELL_COLUMNS[:4], *declaration["factors"], *CELL_COLUMNS[4:]]
+    frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True).reindex(columns=order)
+    return _with_z(_joined(frame, declaration), declaration)
+
+
+def _rows(cell: Mapping[str, Any], declaration: Mapping[str, Any], stored: int, sums: Sums) -> Iterator[dict[str, Any]]:
+    head = {"experiment": cell["experiment"], "cell": cell["label"], "statistic": cell["statistic"], "cell_id": cell["cell_id"]}
+    for name, number in declaration["numbers"][cell["statistic"]].items():
+        along = {number["along"]: cell["along"][number["along"]]} if number["along"] else {}
+        size = len(next(iter(along.values()), [0]))
+        unknown = np.full(size, np.nan)
+        n = np.broadcast_to(sums.get(f"n:{name}", 0), size).astype(np.int64)
+        said = {"number": [name] * size, "draws": [stored] * size, "n": n, **_estimated(name, number["share"], n, sums)}
+        if number["spread"] and f"bins:{name}" in sums:
+            found = quantiles(sums[f"bins:{name}"], number["spread"], list(LEVELS.values())).reshape(size, len(LEVELS))
+            said |= dict(zip(LEVELS, found.T, strict=True))
+        theory = cell["theory"].get(name, {})
+        for column, key in (("theory", "value"), ("theory_se", "error"), ("lower", "lower"), ("upper", "upper")):
+            value = np.array(theory.get(key, math.nan), np.float64)
+            said[column] = np.broadcast_to(value, size) if theory else unknown
+        yield {**head, **{k: [v] * size for k, v in cell["factors"].items() if k not in along}, **along, **said}
+
+
+def _estimated(name: str, share: bool, n: np.ndarray, sums: Sums) -> dict[str, Float[np.ndarray, " size"]]:
+    total, m2 = (np.broadcast_to(sums.get(f"{kind}:{name}", math.nan), len(n)) for kind in ("sum", "m2"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(n > 0, total / n, np.nan)
+        std = np.where(n > 1, np.sqrt(m2 / np.maximum(n - 1, 1)), np.nan)
+        half = special.stdtrit(np.maximum(n - 1, 1), 0.975) * std / np.sqrt(n)
+    lo, hi = intervals.wilson(total, n) if share else (mean - half, mean + half)
+    return {"estimate": mean, "ci_lo": lo, "ci_hi": hi, "std": std}
+
+
+def _joined(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """With the theory of experiments whose theory is what another one finds."""
+    for experiment in declaration["experiments"]:
+        if not experiment["theory"]:
+            continue
+        mine, other = frame["experiment"] == experiment["name"], frame[frame["experiment"] == experiment["theory"]]
+        both = [f for f in declaration["factors"] if other[f].notna().any() and frame.loc[mine, f].notna().any()]
+        keys = ["number", *both]
+        found = other.drop_duplicates(keys).set_index(keys)[["estimate", "std", "n"]]
+        here = found.reindex(pd.MultiIndex.from_frame(frame.loc[mine, keys]))
+        frame.loc[mine, "theory"] = here["estimate"].to_numpy()
+        frame.loc[mine, "theory_se"] = (here["std"] / np.sqrt(here["n"])).to_numpy()
+    return frame
+
+
+def _with_z(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    share = np.array([declaration["numbers"][s][n]["share"] for s, n in zip(frame["statistic"], frame["number"], strict=True)])
+    theory, error, n = (frame[name].to_numpy(np.float64) for name in ("theory", "theory_se", "n"))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        variance = np.where(share, np.clip(theory * (1 - theory), 0, None), frame["std"].to_numpy(np.float64) ** 2) / n
+        se = np.sqrt(variance + np.nan_to_num(error) ** 2)
+        apart = frame["estimate"].to_numpy(np.float64) - theory
+        z = np.where((apart == 0) & (se == 0), 0.0, apart / se)
+    return frame.assign(theory_se=np.where(np.isnan(theory), np.nan, error), z=z)

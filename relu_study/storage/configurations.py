@@ -1,0 +1,171 @@
+"""The results folder: tiles and the manifest in, configurations and DataFrames out. NumPy and files only.
+
+A tile file holds, for R runs that were trained together over E measured epochs:
+
+- `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
+- `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
+- `metric:NAME/SITE`: R x E, float32 (float64 where JAX ran so), NaN where the metric is empty;
+- `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
+- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.stats.histogram_bins` has the bins;
+- `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins; without it the bins are powers of two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relu_study.storage.checksums import parsed
+from relu_study.storage.manifest import read_manifest, seeds_of
+from relu_study.storage.provenance import check_made
+from relu_study.storage.tile_files import HISTOGRAM, Tile, disagreement, identified, reading, tile_arrays, tile_paths
+from relu_study.storage.tile_identity import check_alike
+from relu_study.study.run_spec import RunSpec
+
+
+def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """run_id -> final parameters by name, of every run that was trained with them kept."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for _, tile in _tiles(tile_paths(folder)):
+        params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
+        if params:
+            found.update(
+                (str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"])
+            )
+    return found
+
+
+@dataclass
+class Configuration:
+    """All stored runs of one configuration, one row a run, in seed order.
+
+    `values["metric/site"]` is n x E; `dead[site]` and `certified_dead[site]` are n x E x U (certified: absent where empty).
+    """
+
+    config_id: str
+    spec: dict[str, Any]  # every RunSpec field but the seed
+    wanted: int  # runs the study asks for
+    run_ids: list[str]
+    seeds: np.ndarray
+    epochs: np.ndarray
+    status: np.ndarray
+    first_bad_epoch: np.ndarray
+    probe_examples: int
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    dead: dict[str, np.ndarray] = field(default_factory=dict)
+    certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, all its runs together
+    bins: dict[str, tuple[float, float]] = field(default_factory=dict)  # "post:site_1" -> its range, where its bins are linear
+
+    @property
+    def sites(self) -> list[str]:
+        return list(self.dead)
+
+
+def collect(
+    folder: Path,
+    manifest: dict[str, Any] | None = None,
+    only: Collection[str] | None = None,
+    histograms: bool = False,
+    paths: Iterable[Path] | None = None,
+    runs: Collection[str] | None = None,
+) -> dict[str, Configuration]:
+    """The stored runs that the manifest asks for, by configuration, in declared order.
+
+    Configurations without a stored run are left out, and all but those of `only`; each run counts once. With `histograms`
+    those of a configuration's runs are read too and added up. `paths`: the tiles to read, where it is known which; else all.
+    `runs`: the run_ids that are asked for, where it is not all; no other counts as missing.
+    """
+    manifest = manifest or read_manifest(folder)
+    wanted: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
+    specs: dict[str, dict[str, Any]] = {}
+    for entry in manifest["declaration"]["configurations"]:
+        if only is None or entry["config_id"] in only:
+            specs[entry["config_id"]] = entry["spec"]
+    seeds = seeds_of(manifest["declaration"])
+    for config_id, spec in specs.items():
+        for seed in range(seeds[config_id]):
+            run_id = RunSpec(**spec, seed=seed).run_id
+            if runs is None or run_id in runs:
+                wanted[run_id] = (config_id, seed)
+    asked = Counter(config_id for config_id, _ in wanted.values())
+    rows: dict[str, list[tuple[int, Tile, int]]] = {}
+    counted: dict[str, dict[str, np.ndarray]] = {}
+    lies: dict[str, Path] = {}  # run_id -> its tile
+    some = None if only is None and runs is None else set(wanted)
+    for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
+        made = parsed(str(tile["provenance"]))
+        check_made(path, made, made.get("cohort", ""), manifest)
+        counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
+        for row, run in enumerate(map(str, tile["run_id"])):
+            if (other := lies.setdefault(run, path)) != path and (wrong := disagreement(run, other, path)):
+                raise wrong[0]
+            if (place := wanted.pop(run, None)) is not None:
+                rows.setdefault(place[0], []).append((place[1], tile, row))
+                with reading(path):
+                    check_alike(rows[place[0]][0][1], tile)
+                _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
+    return {
+        config_id: _configuration(config_id, spec, asked[config_id], rows[config_id], counted[config_id])
+        for config_id, spec in specs.items()
+        if config_id in rows
+    }
+
+
+def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
+    for name, values in counts.items():
+        sums[name] = sums.get(name, 0) + values.astype(np.int64)
+
+
+def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None) -> Iterator[tuple[Path, Tile]]:
+    for path in paths:
+        with reading(path):
+            raw = identified(path)
+            if of is not None and not any(run in of for run in raw["run_id"].tolist()):
+                continue
+            tile = tile_arrays(raw, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
+        yield path, tile
+
+
+def _configuration(
+    config_id: str, spec: dict[str, Any], wanted: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
+) -> Configuration:
+    rows.sort(key=lambda r: r[0])
+    first = rows[0][1]
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([tile[name][row] for _, tile, row in rows])
+
+    def bits(kind: str) -> dict[str, np.ndarray]:
+        sites = [name.removeprefix("units:") for name in first if name.startswith("units:")]
+        return {
+            site: np.unpackbits(stack(f"{kind}:{site}"), axis=-1, count=int(first[f"units:{site}"])).astype(bool)
+            for site in sites
+            if f"{kind}:{site}" in first
+        }
+
+    return Configuration(
+        config_id=config_id,
+        spec=spec,
+        wanted=wanted,
+        run_ids=[str(tile["run_id"][row]) for _, tile, row in rows],
+        seeds=np.array([seed for seed, _, _ in rows]),
+        epochs=first["epoch"],
+        status=stack("status"),
+        first_bad_epoch=stack("first_bad_epoch"),
+        probe_examples=int(first["probe_examples"]),
+        values={name.removeprefix("metric:"): stack(name) for name in first if name.startswith("metric:")},
+        dead=bits("dead"),
+        certified_dead=bits("certified_dead"),
+        histograms=histograms,
+        bins={
+            name: (float(first[f"bins:{name}"][0]), float(first[f"bins:{name}"][1]))
+            for name in histograms
+            if f"bins:{name}" in first
+        },
+    )

@@ -1,0 +1,1 @@
+"""A study as plain data: RunSpec, Study, DrawStudy, claims, tables, figures. No JAX."""

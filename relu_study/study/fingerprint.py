@@ -1,0 +1,334 @@
+"""What an entry of a user depends on, as hashes by name: code, defaults, closures, and the globals and helpers that it reads.
+
+Plain data and arrays count by value, installed packages by version; of anything else only the type counts, which is listed.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import enum
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import fields, is_dataclass
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from relu_study.errors import UserError
+from relu_study.study.origins import ATOMS, installed, is_plain, opaque, package
+from relu_study.study.source_text import chains, definition, module_text, nested
+
+UNREAD: tuple[str, ...] = (
+    "__module__",
+    "__doc__",
+    "__dict__",
+    "__weakref__",
+    "__annotations__",
+    "__qualname__",
+    "__firstlineno__",
+)
+UNREAD += ("__static_attributes__", "__wrapped_by__", "__name__", "__abstractmethods__", "_abc_impl", "__slotnames__")
+UNREAD += ("fun_sourceinfo",)  # of a jitted function: its file and line
+ANY_GLOBAL = {"globals", "eval", "exec", "modules", "__import__", "import_module"}  # names by which a function reads any global
+STATEFUL = {"logging", "threading", "_thread", "io", "_io", "socket", "weakref", "_weakref", "subprocess", "asyncio", "tempfile"}
+SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", "check", "cost", "factors"}  # fields of entries
+# Types whose instances are read as values.
+OPEN = (object, tuple, list, dict, set, frozenset, int, float, complex, str, bytes, BaseException, Exception)
+DIGITS = 12
+_opened: dict[tuple[str, CodeType], dict[str, None]] = {}  # the data files that a function names, by its file and code
+
+
+class DataFile(str):
+    """The path of a file of data: a fingerprint counts what the file holds and not where it is."""
+
+    __slots__ = ()
+
+    def digest(self) -> str:
+        """The hash of the content."""
+        try:
+            with open(self, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"data file {str(self)!r} cannot be read ({error.strerror}); give the path of a file") from None
+
+
+def data_file(path: str | PurePath) -> DataFile:
+    """The path of a file of data, whose content is part of what a number depends on.
+
+    A relative path starts at the current folder, or else at the folder of the Python file that calls.
+    """
+    caller = sys._getframe(1)
+    found = Path(path)
+    if not found.is_absolute() and not found.exists():
+        found = Path(caller.f_globals.get("__file__", ".")).parent / found
+    if not found.is_file():
+        raise UserError(f"no data file {str(path)!r}; give the path of a file, absolute or from the folder of the study")
+    _opened.setdefault((caller.f_code.co_filename, caller.f_code), {})[str(found.resolve())] = None
+    return DataFile(found.resolve())
+
+
+def fingerprint(entry: Any) -> dict[str, str]:
+    """The parts that an entry depends on, each with the hash of its own content; equal for equal definitions in any process."""
+    reader = _Reader()
+    reader.parts["entry"] = ""
+    try:
+        said = reader.read(entry)
+    except UserError:
+        raise
+    except Exception as error:  # an object of a user's may raise anything when it is read
+        return {"unverifiable": f"{type(error).__name__} while it is read"}
+    if said.startswith("unverified"):
+        return {"unverifiable": f"{type(entry).__qualname__} has neither code nor state"}
+    reader.parts["entry"] = _hashed(said)
+    parts = {**reader.parts, "whole": _hashed(repr(sorted(reader.parts.items())))}
+    return parts | ({"unverified": ", ".join(sorted(reader.unverified))} if reader.unverified else {})
+
+
+def essence(entry: Any) -> Any:
+    """What numbers depend on of an entry: texts, theory and costs of it move none."""
+    if isinstance(entry, type) or not is_dataclass(entry) or not type(entry).__module__.startswith("relu_study."):
+        return entry
+    kept = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name not in SAID}
+    return {name: {k: essence(v) for k, v in value.items()} if name == "numbers" else value for name, value in kept.items()}
+
+
+def source_hash(function: Any) -> str | None:
+    """The hash of the source text of a function: all that an earlier version stored of it."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:DIGITS]
+    except (OSError, TypeError):
+        return None
+
+
+def _hashed(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
+
+
+class _Reader:
+    """One walk over all that an entry refers to; each function, class and global is one part."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.unverified: set[str] = set()
+        self.labels: dict[Any, str] = {}
+        self.alive: list[Any] = []  # an id is one object's only while that object lives
+        self.arrays: dict[int, str] = {}
+        self.open: dict[int, int] = {}  # containers on the way to the current value
+
+    def part(self, key: Any, owner: Any, name: str, content: Any) -> str:
+        """The label of a part, which is read when it is met for the first time."""
+        if key not in self.labels:
+            label, number = name, 1
+            while label in self.parts:
+                label, number = f"{name}#{number + 1}", number + 1
+            self.labels[key] = label
+            self.parts[label] = ""
+            self.alive.append(owner)
+            self.parts[label] = _hashed(content())
+        return f"<{self.labels[key]}>"
+
+    def read(self, value: Any) -> str:
+        """A value as text that is the same in every process."""
+        if isinstance(value, DataFile):
+            return f"file {value.digest()}"
+        if isinstance(value, (str, PurePath)) and any(str(value) in paths for paths in _opened.values()):
+            return f"file {DataFile(value).digest()}"  # a data file's path as another type
+        if isinstance(value, enum.Enum):
+            return f"{self.read(type(value))}.{value.name}"
+        if type(value) in ATOMS:
+            return f"{type(value).__name__} {value!r}"
+        if isinstance(value, PurePath):
+            return f"path {value}"
+        if isinstance(value, (np.ndarray, np.generic)) or hasattr(type(value), "__array__"):
+            return self._array(value)
+        if isinstance(value, CodeType):
+            return self.read(definition(value))
+        if isinstance(value, np.dtype):
+            return f"dtype {value.str} {value.name}"
+        if value is np.random.mtrand._rand:
+            return "the random state of NumPy"  # differs in every process
+        if id(value) in self.open:
+            return f"again {len(self.open) - self.open[id(value)]}"
+        self.open[id(value)] = len(self.open)
+        self.alive.append(value)
+        try:
+            return self._compound(value)
+        finally:
+            del self.open[id(value)]
+
+    def _array(self, value: Any) -> str:
+        if id(value) not in self.arrays:
+            self.alive.append(value)
+            try:
+                array = np.asarray(value)
+            except TypeError:  # a typed key of JAX
+                array = np.asarray(sys.modules["jax"].random.key_data(value))
+            if array.dtype.kind == "O":
+                said = self.read(array.tolist())
+            else:
+                said = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+            extra = self.read([value.mask, value.fill_value]) if isinstance(value, np.ma.MaskedArray) else ""
+            if hasattr(value, "iloc"):  # a table of pandas
+                named = [np.asarray(getattr(value, name)) for name in ("index", "columns") if hasattr(value, name)]
+                extra = self.read([named, getattr(value, "name", None), str(getattr(value, "dtypes", ""))])
+            kind = f"{type(value).__name__} {array.dtype.name} {array.shape} {getattr(value, 'weak_type', '')}"
+            self.arrays[id(value)] = f"array {kind} {said} {extra}"
+        return self.arrays[id(value)]
+
+    def _compound(self, value: Any) -> str:
+        if type(value) in (list, tuple):
+            return f"{type(value).__name__}[{', '.join(map(self.read, value))}]"
+        if isinstance(value, Set) and type(value) in (set, frozenset):
+            return f"{type(value).__name__}{{{', '.join(sorted(map(self.read, value)))}}}"
+        if type(value) in (dict, MappingProxyType):
+            return self._items(value)
+        if isinstance(value, ModuleType):
+            return self._module(value)
+        if (name := installed(value)) is not None:
+            return name
+        if isinstance(value, FunctionType):
+            return self.part(id(value), value, value.__qualname__, lambda: self._function(value))
+        if isinstance(value, type):
+            return self.part(id(value), value, value.__qualname__, lambda: self._class(value))
+        if isinstance(value, MethodType):
+            return f"method {self.read(value.__func__)} of {self.read(value.__self__)}"
+        if isinstance(value, functools.partial):
+            return f"partial {self.read(value.func)} {self.read(value.args)} {self.read(value.keywords)}"
+        if isinstance(value, (bytearray, memoryview)):
+            return f"{type(value).__name__} {bytes(value)!r}"
+        if isinstance(value, (staticmethod, classmethod)):
+            return f"{type(value).__name__} {self.read(value.__func__)}"
+        if isinstance(value, property):
+            return f"property {self.read((value.fget, value.fset, value.fdel))}"
+        return self._object(value)
+
+    def _items(self, value: Mapping[Any, Any]) -> str:
+        return f"{{{', '.join(f'{self.read(k)}: {self.read(v)}' for k, v in value.items())}}}"
+
+    def _module(self, module: ModuleType) -> str:
+        if (name := installed(module)) is not None:
+            return name
+        members = {name: v for name, v in sorted(vars(module).items()) if not name.startswith("__")}
+        return self.part(id(module), module, module.__name__, lambda: self._items(members))
+
+    def _function(self, function: FunctionType) -> str:
+        cells = {name: _content(c) for name, c in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+        said = [self.read(function.__code__), self.read(function.__defaults__), self.read(function.__kwdefaults__)]
+        said += [self._items(cells), self._items(dict(sorted(vars(function).items())))]
+        if package(function.__module__ or "", function.__code__.co_filename) is not None:
+            return "\n".join(said)  # made by an installed package: its globals count by version
+        for code in nested(function.__code__):
+            said += [self._global(function, chain) for chain in chains(code)]
+            if ANY_GLOBAL.intersection(code.co_names):
+                said.append(self._all_globals(function.__globals__))
+            for path in _opened.get((code.co_filename, code), ()):
+                said.append(self.part(("file", path), path, f"data {Path(path).name}", DataFile(path).digest))
+        return "\n".join(said)
+
+    def _global(self, function: FunctionType, chain: tuple[str, ...]) -> str:
+        """One global that a function reads; of a module, only the attribute that it reads."""
+        names, known = chain, function.__globals__
+        if names[0].startswith("import "):
+            return self._import(names[0][7:])
+        if names[0] not in known:
+            return f"{names[0]} is not a global"
+        value, at = known[names[0]], 1
+        while isinstance(value, ModuleType) and at < len(names) and hasattr(value, names[at]):
+            if (name := installed(value)) is not None and not is_plain(getattr(value, names[at])):
+                return f"{'.'.join(names[:at])} is {name}"
+            known, value, at = vars(value), getattr(value, names[at]), at + 1
+        name = ".".join(names[:at])
+        if isinstance(value, (FunctionType, type, ModuleType)) or installed(value) is not None:
+            return f"{name} is {self.read(value)}"
+        return f"{name} is {self.part((id(known), names[at - 1]), known, name, lambda: self.read(value))}"
+
+    def _all_globals(self, known: dict[str, Any]) -> str:
+        """Every global of a module: which of them are read, only the call decides."""
+        members = {name: value for name, value in sorted(known.items()) if not name.startswith("__")}
+        return self.part(("globals", id(known)), known, "globals", lambda: self._items(members))
+
+    def _import(self, name: str) -> str:
+        """A module that a function imports when it is called: its file counts, loaded or not."""
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError, AttributeError):
+            found = None
+        file = found.origin if found is not None else None
+        home = package(name, None if file in ("built-in", "frozen") else file)
+        if home is not None or file is None:
+            return f"import {name} {home}"
+        return self.part(("file", file), file, f"module {name}", lambda: self._text(file))
+
+    def _text(self, file: str) -> str:
+        """The text of a module, of the modules that it imports, and of its data files."""
+        text, imported = module_text(file)
+        opened = [path for (name, _), paths in _opened.items() if name == file for path in paths]
+        return "\n".join([text, *map(self._import, imported), *(DataFile(path).digest() for path in opened)])
+
+    def _class(self, cls: type) -> str:
+        members = {name: v for name, v in sorted(vars(cls).items()) if name not in UNREAD and not _slot(v)}
+        return f"{[self.read(base) for base in cls.__bases__]} {self.read(type(cls))} {self._items(members)}"
+
+    def _object(self, value: Any) -> str:
+        """An instance: its class and its state."""
+        kind = self.read(type(value))
+        if type(value).__module__.partition(".")[0] in STATEFUL:
+            self.unverified.add(type(value).__qualname__)
+            return f"unverified {kind}"
+        if (whole := self._reduced(value)) is not None:
+            return f"object {kind} {whole}"
+        fields = getattr(value, "_fields", None) or ()
+        items = ""
+        if isinstance(value, (list, tuple)):
+            named = dict(zip(fields, value, strict=False)) if len(fields) == len(value) else dict(enumerate(value))
+            items = self.read([v for name, v in named.items() if name not in UNREAD])
+        if isinstance(value, dict):
+            items = self._items(value)
+        if isinstance(value, (set, frozenset)):
+            items = f"{sorted(map(self.read, value))}"
+        if isinstance(value, (int, float, complex, str, bytes)):
+            plain = next(kind for kind in (int, float, complex, str, bytes) if isinstance(value, kind))
+            items = f"{plain.__name__} {plain.__repr__(value)}"  # type: ignore[operator]
+        state = dict(sorted(getattr(value, "__dict__", {}).items()))
+        slots = [name for base in type(value).__mro__ for name in _names(vars(base).get("__slots__", ()))]
+        state |= {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name) and name != "__weakref__"}
+        if (wrapped := getattr(value, "__wrapped__", None)) is not None:
+            state["__wrapped__"] = wrapped
+        if type(value) is not object and not state and not items and opaque(type(value)):
+            self.unverified.add(type(value).__qualname__)
+            return f"unverified {kind}"
+        return f"object {kind} {items} {self._items({n: v for n, v in state.items() if n not in UNREAD})}"
+
+    def _reduced(self, value: Any) -> str | None:
+        """What a pickle would hold of an object with state that only its own type sees; None where there is none such."""
+        hides = any(opaque(base) and base not in OPEN and not issubclass(base, type) for base in type(value).__mro__)
+        if not hides or hasattr(value, "__wrapped__"):
+            return None
+        try:
+            pickled = copyreg.dispatch_table.get(type(value))
+            made = pickled(value) if pickled is not None else value.__reduce_ex__(2)
+        except Exception:
+            return None
+        items = [list(x) for x in made[3:] if hasattr(x, "__next__")]
+        return self.read([*made[:3], *items]) if isinstance(made, tuple) else None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return "unbound"
+
+
+def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _slot(value: Any) -> bool:
+    return type(value).__name__ in ("member_descriptor", "getset_descriptor")

@@ -1,0 +1,123 @@
+"""RunSpec: one network's whole training, in words. Every field carries the mark of what it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from relu_study.errors import UserError, nearest
+
+MARKS = ("step", "start", "data", "length", "knob")
+
+
+def _marked(mark: str, default: Any) -> Any:
+    return field(default=default, metadata={"mark": mark})
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One network's whole training.
+
+    Marks: **step** changes the training program, **start** only where it begins, **data** what it
+    is fed, **length** how long it goes on, and a **knob** is a traced number, free to sweep.
+    """
+
+    network: str = _marked("step", "mlp")
+    depth: int = _marked("step", 1)  # hidden layers
+    width: int = _marked("step", 32)  # units a hidden layer
+    activation: str = _marked("step", "relu")
+    output: str = _marked("step", "linear")  # activation of the output layer
+    norm: str = _marked("step", "none")  # none | batch_norm | layer_norm
+    dropout: str = _marked("step", "none")  # none | dropout | alpha_dropout
+    optimizer: str = _marked("step", "adam")
+    batch_size: int = _marked("step", 128)
+    rows: int = _marked("step", 200_000)  # training and validation rows together
+    initializer: str = _marked("start", "glorot_uniform")
+    task: str = _marked("data", "negative_box")
+    target: str = _marked("data", "default")  # a task's choice of y
+    inputs: str = _marked("data", "raw")  # raw | centred
+    epochs: float = _marked("length", 25)  # a fraction ends inside its last epoch
+    learning_rate: float = _marked("knob", 1e-3)
+    weight_decay: float = _marked("knob", 0.0)
+    leak: float = _marked("knob", 0.01)  # slope of leaky activations for pre < 0
+    dropout_rate: float = _marked("knob", 0.0)
+    gain: float = _marked("knob", 1.0)  # factor on every hidden kernel at the start
+    bias_shift: float = _marked("knob", 0.0)  # added to every hidden bias at the start
+    seed: int = _marked("knob", 0)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kind = getattr(self, f.name), f.type
+            if kind == "str":
+                if not isinstance(value, str):
+                    raise UserError(f"{f.name} must be a name, not {value!r}")
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise UserError(f"{f.name} must be a finite number, not {value!r}")
+            if kind == "int":
+                if not float(value).is_integer():
+                    raise UserError(f"{f.name} must be a whole number, not {value!r}")
+                object.__setattr__(self, f.name, int(float(value)))
+            else:
+                object.__setattr__(self, f.name, float(value))
+        for name, least in (("depth", 1), ("width", 1), ("batch_size", 1), ("rows", 2), ("epochs", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name):g}")
+        if self.seed >= 2**32:
+            raise UserError(f"seed must be below 2**32, not {self.seed}")
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"dropout_rate must lie in [0, 1), not {self.dropout_rate:g}")
+        for name, known in (
+            ("norm", ("none", "batch_norm", "layer_norm")),
+            ("dropout", ("none", "dropout", "alpha_dropout")),
+            ("inputs", ("raw", "centred")),
+        ):
+            if getattr(self, name) not in known:
+                raise nearest(getattr(self, name), known, name)
+        if self.dropout == "none" and self.dropout_rate:
+            raise UserError(f"dropout_rate {self.dropout_rate:g} without a dropout kind; set dropout='dropout' too")
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the fields that differ from their defaults, in name order: a new field moves no old id."""
+        return id_of(self.changed())
+
+    @property
+    def config_id(self) -> str:
+        """The run's id without its seed: what the runs of one configuration share."""
+        return id_of({k: v for k, v in self.changed().items() if k != "seed"})
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, in name order."""
+        pairs = ((f.name, getattr(self, f.name)) for f in sorted(fields(self), key=lambda f: f.name))
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in pairs if value != defaults[name]}
+
+    def marked(self, *marks: str) -> tuple[tuple[str, Any], ...]:
+        """The (name, value) pairs of all fields with one of these marks, in declared order."""
+        return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata["mark"] in marks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field in declared order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def but(self, **changes: Any) -> RunSpec:
+        """This spec with some fields changed; an unknown field is refused by name."""
+        for name in changes:
+            if name not in FIELDS:
+                raise nearest(name, FIELDS, "RunSpec field")
+        return replace(self, **changes)
+
+
+FIELDS = tuple(f.name for f in fields(RunSpec))
+KNOBS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "knob" and f.name != "seed")
+
+
+def id_of(values: Mapping[str, Any]) -> str:
+    """The id of a run or configuration of which `values` are the fields that differ from their defaults."""
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:12]

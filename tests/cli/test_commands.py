@@ -1,0 +1,137 @@
+"""The door: bad input is one clear line and exit status 2, nothing written, and no JAX where nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import command
+from paths import ROOT
+from tiers import tiered
+
+HERE = ROOT / "tests" / "support"
+SMALL = str(HERE / "small_study.py")
+
+
+MORE = [
+    (["plan", "artcle"], "article"),
+    (["run", "no/such.py"], "no/such.py"),
+    (["run", SMALL, "--seeds", "0"], "--seeds"),
+    (["run", SMALL, "--epochs", "-1"], "--epochs"),
+    (["run", SMALL, "--epochs", "nan"], "--epochs"),
+    (["run", SMALL, "--val-examples", "some"], "--val-examples"),
+    (["view", "nowhere"], "nowhere"),
+    (["figure", "nowhere"], "nowhere"),
+    (["table", "nowhere"], "nowhere"),
+    (["figure", str(HERE)], "no manifest.json"),
+    (["rnu", SMALL], "run"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "artcle"], "article"),
+        (["run", SMALL, "--preset", "fulll"], "full"),
+        (["report", "nowhere"], "nowhere"),
+        (["table", str(HERE)], "no manifest.json"),
+        *tiered(MORE),
+    ],
+)
+def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "False", "JAX was imported"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", SMALL, "--probe-examples", "421"], "420 training rows"),
+        (["run", SMALL, "--only", "beef"], "unknown run"),
+    ],
+)
+def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path, here: Any) -> None:
+    status, out, err = here(*words)
+    assert status == 2 and hint in err and len(err.splitlines()) == 1 and not out
+    assert not list(tmp_path.iterdir())
+
+
+STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experiment('main', {{'a': RunSpec({})}})]{})"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("x = 1", "declares no Study"),
+        ("def broken(:", "SyntaxError"),
+        ("raise RuntimeError('boom')", "line 1 raises RuntimeError: boom"),
+        (STUDY.format("", "activation='rleu', rows=600", ""), "relu"),
+        (STUDY.format("", "dropout='dropout', dropout_rate=1.0", ""), "[0, 1)"),
+        (STUDY.format("", "dropout_rate=0.5", ""), "dropout kind"),
+        (STUDY.format("", "rows=600, batch_size=500", ""), "420 training rows"),
+        (STUDY.format("", "epochs=-1", ""), "epochs"),
+        (STUDY.format("", "seed=-1", ""), "seed"),
+        (STUDY.format("", "rows=600", ", seeds=0"), "seeds"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fraction', 'b', 'a', 'less', 0.05)]"), "arm"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'dead_fractoin', 'a', 0.5, 'less', 0.05)]"), "dead_fraction"),
+        (STUDY.format("", "rows=600", ", claims=[Claim('C', 'x', 'val_loss', 'a', 0.5, 'less', 0.05, epoch='lats')]"), "last"),
+        (STUDY.format("", "rows=600", ", presets={'full': {'seedz': 4}}"), "seeds"),
+        (
+            STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), arms=('b',), metrics=('val_loss',))]"),
+            "arm",
+        ),
+        (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('man',), ('val_loss',))]"), "main"),
+        (STUDY.format("", "rows=600", ", tables=[Table('t', '', ('main',), ('val_los',))]"), "val_loss"),
+        (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
+    ],
+)
+def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Any) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    status, out, err = here("run", "bad.py")
+    assert status == 2, err
+    assert hint in err and len(err.splitlines()) == 1 and not out
+    assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
+
+
+def test_help_knows_no_jax(tmp_path: Path) -> None:
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
+    for name in ("list", "plan", "run", "report", "figure", "view"):
+        assert name in done.stdout
+
+
+def test_list_knows_no_jax(tmp_path: Path) -> None:
+    listed = command("list", cwd=tmp_path)
+    assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan(tmp_path: Path, here: Any) -> None:
+    status, out, err = here("plan", SMALL)
+    assert status == 0 and "9 runs to train (0 stored) in 2 cohorts" in out, err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -> None:
+    ran = command("run", SMALL, "--out", "here", "--epochs", "1", cwd=tmp_path)
+    assert ran.returncode == 0 and ran.stdout.strip() == "here/report.md", ran.stderr
+    before = {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")}
+    for name in before:
+        (tmp_path / "here" / name).unlink()
+    again = command("report", "here", cwd=tmp_path)
+    assert again.returncode == 0 and again.stderr.splitlines()[-1] == "False", again.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")} == before
+    row = (tmp_path / "here" / "runs.csv").read_text().splitlines()[3]
+    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--like", "here", "--out", "one", cwd=tmp_path)
+    assert alone.stdout.splitlines() == [row], alone.stderr
+    assert (tmp_path / "one" / "runs.csv").read_text().splitlines()[1:] == [row]
+    full = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--out", "here", cwd=tmp_path)
+    assert full.returncode == 2 and "not empty" in full.stderr
+    (tmp_path / "other.py").write_text(Path(SMALL).read_text().replace('name="small"', 'name="other"'))
+    refused = command("run", "other.py", "--out", "here", cwd=tmp_path)
+    assert refused.returncode == 2 and "holds the study 'small'" in refused.stderr and "--out" in refused.stderr

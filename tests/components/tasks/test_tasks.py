@@ -1,0 +1,99 @@
+"""The article's data: inside their box, with the moments the study declares, paired by seed whatever the target."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiers import tiered
+
+from relu_study.components.registry import tasks
+from relu_study.engine.state import Probing
+from relu_study.engine.train_step import make_sample
+from relu_study.errors import UserError
+from relu_study.study.loading import find_study, load_study
+from relu_study.study.run_spec import RunSpec
+
+# target -> mean, variance and fourth central moment on the box: of sines and cosines of uniform phases (1/2 and 3/8 each),
+# of four uniform numbers (1/12 and 1/80 each), of a fair coin
+MOMENTS = {"wave": (0, 1, 2 * 3 / 8 + 6 / 4), "sum": (-2, 1 / 3, 4 / 80 + 36 / 144), "coin_flip": (1 / 2, 1 / 4, 1 / 16)}
+ROWS, SEEDS = 2001, 48  # not a multiple of ten: the split rounds
+
+
+@cache
+def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(SEEDS, ROWS, 4) inputs and (SEEDS, ROWS) targets as runs get them: the training rows first."""
+    task = tasks["negative_box"](RunSpec(rows=ROWS, **words))
+    data = jax.jit(jax.vmap(make_sample(task, 0, Probing(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
+    xy = np.concatenate(data, axis=1).astype(np.float64)
+    return xy[..., :4], xy[..., 4]
+
+
+def test_moments_are_those_the_study_declares() -> None:
+    declared = {target.name: target.variance for target in load_study(find_study("article")).targets}
+    assert declared == pytest.approx({name: variance for name, (_, variance, _) in MOMENTS.items()})
+
+
+@pytest.mark.parametrize("target", tiered(MOMENTS, "wave"))
+def test_mean_and_variance(target: str) -> None:
+    mean, variance, fourth = MOMENTS[target]
+    y = drawn(target=target)[1].ravel()
+    assert abs(y.mean() - mean) <= 4 * np.sqrt(variance / y.size)
+    # Of a coin the squared deviations are all 1/4: no error at all is left.
+    assert abs(np.mean((y - mean) ** 2) - variance) <= 4 * np.sqrt((fourth - variance**2) / y.size) + 1e-12
+    assert target != "coin_flip" or set(y) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("inputs", "low"), [("raw", -1.0), ("centred", -0.5)])
+def test_inputs_fill_their_box_and_never_leave_it(inputs: str, low: float) -> None:
+    x, _ = drawn(inputs=inputs)
+    assert tasks["negative_box"](RunSpec(inputs=inputs)).box == (low, low + 1)
+    assert x.min() >= low and x.max() <= low + 1
+    columns = x.reshape(-1, 4)
+    n = len(columns)
+    assert np.all(columns.min(axis=0) < low + 20 / n) and np.all(columns.max(axis=0) > low + 1 - 20 / n)
+    assert np.all(np.abs(columns.mean(axis=0) - (low + 0.5)) <= 4 * np.sqrt(1 / 12 / n))
+    assert np.all(np.abs(np.corrcoef(columns.T) - np.eye(4)) <= 4 / np.sqrt(n) + 1e-12), "each input is drawn by itself"
+
+
+def test_targets_are_what_their_names_say() -> None:
+    x, wave = drawn(target="wave")
+    np.testing.assert_allclose(wave, np.sin(2 * np.pi * x[..., 0]) + np.cos(2 * np.pi * x[..., 1]), atol=2e-6)
+    np.testing.assert_allclose(drawn(target="sum")[1], x.sum(axis=-1), atol=1e-6)
+    assert np.array_equal(drawn(target="default")[1], wave)
+    coin = drawn(target="coin_flip")[1]
+    for inputs in (x.sum(axis=-1), x.reshape(SEEDS, -1)[:, :ROWS]):  # of its own row, and of its own place in the stream
+        assert abs(np.corrcoef(coin.ravel(), inputs.ravel())[0, 1]) < 4 / np.sqrt(coin.size)
+
+
+def test_comparisons_are_paired_by_seed() -> None:
+    """The same inputs whatever the target, the same targets whatever is done to the inputs; another seed, other data."""
+    x, _ = drawn(target="wave")
+    for target in ("sum", "coin_flip"):
+        assert np.array_equal(drawn(target=target)[0], x), target
+    for target in MOMENTS:
+        centred, same = drawn(target=target, inputs="centred")
+        assert np.array_equal(same, drawn(target=target)[1]), target
+        np.testing.assert_allclose(centred, x + 0.5, atol=1e-7)
+    assert len({row.tobytes() for row in x}) == len({row.tobytes() for row in drawn(target="coin_flip")[1]}) == SEEDS
+    assert len(np.unique(x[:, 0], axis=0)) == SEEDS, "not one seed's rows turned round"
+
+
+@pytest.mark.parametrize(("rows", "train", "val"), [(200_000, 140_000, 60_000), (ROWS, 1400, 601), (10, 7, 3), (2, 1, 1)])
+def test_seventy_of_a_hundred_rows_are_for_training(rows: int, train: int, val: int) -> None:
+    task = tasks["negative_box"](RunSpec(rows=rows, batch_size=1))
+    assert task.signature[:4] == (train, val, 4, 1) and task.phases == 1
+    data = jax.eval_shape(make_sample(task, 0, Probing(val_examples=None)), np.uint32(0))
+    assert data.train.shape == (train, 5) and data.val.shape == (val, 5)
+
+
+def test_no_validation_row_is_a_training_row() -> None:
+    assert len(np.unique(drawn(target="wave")[0][0], axis=0)) == ROWS
+
+
+def test_an_unknown_target_is_refused_by_its_nearest_name() -> None:
+    with pytest.raises(UserError, match="unknown target of task negative_box 'wavy'; did you mean wave"):
+        tasks["negative_box"](RunSpec(target="wavy"))

@@ -1,0 +1,102 @@
+"""The skip network is what its formula says, in every layout and under every engine's eye, and refuses what it cannot add."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from relu_study.components.interval_bounds import Interval
+from relu_study.components.layers import Columns, Context, Dense, Site
+from relu_study.engine import cohorts, state, train_step, train_tile
+from relu_study.engine.state import Probing
+from relu_study.errors import UserError
+from relu_study.study.run_spec import KNOBS, RunSpec
+
+SPEC = RunSpec(network="skip", depth=4, width=6, initializer="he_normal_random_bias", rows=600, batch_size=32, epochs=2)
+KNOB = {name: jnp.float32(getattr(SPEC, name)) for name in KNOBS}
+X = jax.random.uniform(jax.random.key(4), (50, 4), minval=-1.0, maxval=0.0)
+
+
+def begun(spec: RunSpec = SPEC) -> Any:
+    """The network of a spec with its first weights."""
+    weights = jax.jit(train_step.make_init(spec, 4, 2))(jnp.uint32(7), KNOB, X)
+    graph = train_step.nnx.split(state.build(spec, 4, 2), train_step.nnx.Param, train_step.nnx.BatchStat)[0]
+    return train_step.nnx.merge(graph, weights.params, weights.stats)
+
+
+def layers(model: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    dense = [*(block.dense for block in model.hidden), model.output]
+    return [(np.asarray(layer.kernel[...], np.float64), np.asarray(layer.bias[...], np.float64)) for layer in dense]
+
+
+def by_hand(weights: list[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The pre-activations of each layer and the prediction: x1 = relu(W1 x), x_(i+1) = x_i + relu(W_(i+1) x_i)."""
+    pres, h = [], np.asarray(x, np.float64)
+    for i, (kernel, bias) in enumerate(weights[:-1]):
+        pres.append(h @ kernel + bias)
+        h = np.maximum(pres[-1], 0) + (h if i else 0)
+    return pres, h @ weights[-1][0] + weights[-1][1]
+
+
+def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
+    model, ctx = begun(), Context(KNOB)
+    said = model(X, ctx)
+    pres, prediction = by_hand(layers(model), X)
+    np.testing.assert_allclose(said, prediction, rtol=1e-4, atol=1e-5)
+    sites = [entry for entry in ctx.tape if isinstance(entry[0], Site)]
+    assert len(sites) == 4 and sum(isinstance(entry[0], Dense) for entry in ctx.tape) == 5
+    for (_, pre, post), wanted in zip(sites, pres):
+        np.testing.assert_allclose(pre, wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(post, np.maximum(wanted, 0), rtol=1e-4, atol=1e-5)  # the site's own, without what is added
+
+
+def test_columns_give_what_rows_give() -> None:
+    model = begun(SPEC.but(norm="layer_norm", activation="tanh"))
+    columns = model(Columns(X.T), Context(KNOB))
+    assert isinstance(columns, Columns)
+    np.testing.assert_allclose(columns.values.T, model(X, Context(KNOB)), rtol=1e-5, atol=1e-6)
+
+
+def test_without_skips_it_is_the_mlp() -> None:
+    """With one hidden layer there is nothing to add, and with more the mlp's weights are the same."""
+    one = SPEC.but(depth=1)
+    assert np.array_equal(begun(one)(X, Context(KNOB)), begun(one.but(network="mlp"))(X, Context(KNOB)))
+    for ours, theirs in zip(layers(begun()), layers(begun(SPEC.but(network="mlp")))):
+        assert np.array_equal(ours[0], theirs[0])
+
+
+def test_no_input_of_the_box_leaves_the_bounds() -> None:
+    model = begun(SPEC.but(depth=6))
+
+    @jax.jit
+    def through(box: Interval) -> list[Interval]:
+        ctx = Context(KNOB)
+        said = model(box, ctx)
+        return [*(entry[1] for entry in ctx.tape if isinstance(entry[0], Site)), said]
+
+    bounds = through(Interval(jnp.full(4, -1.0), jnp.zeros(4)))
+    corners = np.array(np.meshgrid(*[[-1.0, 0.0]] * 4)).reshape(4, -1).T
+    pres, prediction = by_hand(layers(model), np.concatenate([corners, np.asarray(X)]))
+    for bound, values in zip(bounds, [*pres, prediction], strict=True):
+        assert np.all(values >= np.asarray(bound.lo)) and np.all(values <= np.asarray(bound.hi))
+
+
+@pytest.mark.slow
+def test_it_trains_and_its_units_are_certified() -> None:
+    few = Probing(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
+    tile = train_tile.train_tile([SPEC.but(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)
+    loss = tile["metric:train_loss/all"]
+    assert (loss[:, -1] < loss[:, 0]).all()
+    certified, dead = tile["metric:certified_dead_fraction/all"], tile["metric:dead_fraction/all"]
+    assert np.isfinite(certified).all() and (certified <= dead).all()
+
+
+def test_an_activation_that_gives_several_numbers_is_refused_before_anything_compiles() -> None:
+    spec = SPEC.but(activation="crelu")
+    with pytest.raises(UserError, match=r"network 'skip' adds .* 'crelu' gives several numbers .* network='mlp'"):
+        cohorts.sites(spec)
+    assert cohorts.sites(spec.but(network="mlp")) == cohorts.sites(SPEC) == ["site_1", "site_2", "site_3", "site_4"]

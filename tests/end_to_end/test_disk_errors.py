@@ -1,0 +1,166 @@
+"""Real disks, limits and permissions under the command: one line says what cannot be written, and the same command goes on.
+
+A full and a read-only disk are a small tmpfs in a mount namespace of its own; where the system allows none, the test is skipped,
+and a limit on the size of files stands for it. Permissions bind root as well once it has given up the right to overrule them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+STUDY = """
+from relu_study import Experiment, Figure, RunSpec, Study, grid
+
+arms = grid(RunSpec(rows=600, batch_size=32, width=8, initializer="he_normal"), epochs=(1, 2, 3))
+figures = [Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))]
+study = Study("lengths", "Lengths", "Does it go on?", [Experiment("main", arms)], seeds=2, figures=figures)
+"""
+DOOR = "from relu_study.cli.commands import main; main()"
+# `go` is the command; it keeps its exit status and what it says apart for each attempt.
+SHELL = """
+set -u
+go() { "$PYTHON" -c "$DOOR" run lengths.py --out disk/sweep >$1.out 2>$1.err; echo $? >$1.status; find disk >$1.files; }
+rep() { "$PYTHON" -c "$DOOR" report disk/sweep >$1.out 2>$1.err; echo $? >$1.status; }
+"""
+
+
+def attempt(script: str, place: Path, *before: str) -> None:
+    """Run a shell script in `place`, which holds the study."""
+    (place / "lengths.py").write_text(STUDY)
+    (place / "disk").mkdir(exist_ok=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "DOOR": DOOR, "COLUMNS": "300"}
+    # One device, so that the tiles take their turns.
+    env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*before, "sh", "-c", SHELL + script], cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def refused(place: Path, name: str, said: str, command: str = "run") -> None:
+    """That an attempt ended with one line of this kind, exit status 2 and no leftovers."""
+    err, status = ((place / f"{name}.{kind}").read_text() for kind in ("err", "status"))
+    *progress, last = err.splitlines()
+    assert status.strip() == "2" and re.fullmatch(said, last), err
+    assert all(re.match(r"\d+/6 runs|.*UserWarning|\s+warnings\.warn", line) for line in progress), err
+    if command == "run":
+        assert not re.search(r"\.tmp$|half-written", (place / f"{name}.files").read_text(), re.MULTILINE)
+
+
+def finished(place: Path, name: str) -> None:
+    assert (place / f"{name}.status").read_text().strip() == "0", (place / f"{name}.err").read_text()
+
+
+def csvs(folder: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    assert len(found) == 6
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    place = tmp_path_factory.mktemp("whole")
+    attempt("go whole", place)
+    finished(place, "whole")
+    return csvs(place / "disk" / "sweep")
+
+
+@pytest.fixture
+def namespace() -> list[str]:
+    """What goes before a command that is to mount a disk of its own."""
+    for words in (["unshare", "--map-root-user", "--mount"], ["unshare", "--mount"]):  # without rights, and with root's
+        tried = [*words, "mount", "-t", "tmpfs", "none", str(ROOT)]
+        if shutil.which("unshare") and not subprocess.run(tried, capture_output=True).returncode:
+            return words
+    pytest.skip("this system lets nobody mount a disk of their own")
+
+
+GO_ON = r"give the same command again: relu-study run lengths\.py --out disk/sweep; {} finished runs are kept in disk/sweep"
+LINE = r"relu-study: cannot write disk/sweep\S*: {}; {}, then " + GO_ON
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> Path:
+    """A Python whom permissions bind: root has given up the right to overrule them."""
+    drop = "setpriv --bounding-set=-dac_override,-dac_read_search " if os.getuid() == 0 else ""
+    path = tmp_path / "bound"
+    path.write_text(f'#!/bin/sh\nexec {drop}{sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_compiles(tmp_path: Path, bound: Path) -> None:
+    attempt("mkdir disk/sweep; chmod 555 disk/sweep; PYTHON=./bound; go fresh", tmp_path)
+    refused(tmp_path, "fresh", LINE.format("Permission denied", "make it writable", 0))
+    assert len((tmp_path / "fresh.err").read_text().splitlines()) == 1 and not list((tmp_path / "disk" / "sweep").iterdir())
+
+
+@pytest.mark.slow
+def test_a_tensorboard_folder_that_cannot_be_written(whole: dict[str, bytes], tmp_path: Path, bound: Path) -> None:
+    attempt(
+        "go all; rm -r disk/sweep/tensorboard/*; chmod 555 disk/sweep/tensorboard; "
+        "(PYTHON=./bound; rep report); (PYTHON=./bound; go cut); chmod 755 disk/sweep/tensorboard; rep again",
+        tmp_path,
+    )
+    said = (
+        r"relu-study: cannot write disk/sweep/tensorboard: Permission denied; "
+        r"make it writable, then give the same command again"
+    )
+    refused(tmp_path, "report", said, "report")
+    refused(tmp_path, "cut", LINE.format("Permission denied", "make it writable", 6))
+    for name in ("all", "again"):
+        finished(tmp_path, name)
+    assert csvs(tmp_path / "disk" / "sweep") == whole and len(list(tmp_path.glob("disk/sweep/tensorboard/*/*"))) == 3
+
+
+@pytest.mark.slow
+def test_a_limit_on_the_size_of_files(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """The manifest fits below it, a tile does not."""
+    attempt("(ulimit -f 24; go cut); go again", tmp_path)
+    refused(tmp_path, "cut", LINE.format("File too large", "raise the limit on the size of a file", 0))
+    finished(tmp_path, "again")
+    assert csvs(tmp_path / "disk" / "sweep") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "20k", "64k", "128k", "192k", "256k"])
+def test_a_full_disk(size: str, whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
+    """Full before the manifest, among the tiles, the TensorBoard files or the tables: wherever that falls."""
+    script = f"""
+mount -t tmpfs -o size={size} none disk
+go cut
+mount -o remount,size=64m disk
+go again
+mkdir out; cp -r disk/sweep out
+"""
+    attempt(script, tmp_path, *namespace)
+    refused(tmp_path, "cut", LINE.format("No space left on device", "make room", r"\d+"))
+    finished(tmp_path, "again")
+    assert csvs(tmp_path / "out" / "sweep") == whole
+
+
+@pytest.mark.slow
+def test_a_disk_that_becomes_read_only(whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
+    script = """
+mount -t tmpfs none disk; mount -o remount,ro disk
+go never
+mount -o remount,rw disk; go all; mount -o remount,ro disk
+go again; rep report
+mount -o remount,rw disk
+rep more
+mkdir out; cp -r disk/sweep out
+"""
+    attempt(script, tmp_path, *namespace)
+    refused(tmp_path, "never", LINE.replace(r"disk/sweep\S*:", "disk:").format("Read-only file system", "make it writable", 0))
+    refused(tmp_path, "again", LINE.format("Read-only file system", "make it writable", 6))
+    said = r"relu-study: cannot write disk/sweep: Read-only file system; make it writable, then give the same command again"
+    refused(tmp_path, "report", said, "report")
+    finished(tmp_path, "all")
+    finished(tmp_path, "more")
+    assert csvs(tmp_path / "out" / "sweep") == whole

@@ -1,0 +1,68 @@
+"""The README's own study and its Python lines, run as a reader would: from this tree and from an installed wheel."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+STUDY, NOTEBOOK, DRAWS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LOOK = """
+assert set(results.runs.status) == {"ok"} and len(results.runs) == 16
+assert {"run_id", "metric", "site", "epoch", "value"} <= set(results.curves.columns)
+assert {"mean", "ci_lo", "ci_hi"} <= set(results.summary.columns)
+assert results.params[results.runs.run_id[0]]["output.kernel"].shape == (32, 1)
+print("as the README says")
+"""
+
+
+def python(code: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(home), "XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def relu_study(words: list[str], home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return python(f"import sys; sys.argv[1:] = {words!r}\nfrom relu_study.cli.commands import main; main()", home, cwd)
+
+
+@pytest.fixture(params=["tree", pytest.param("wheel", marks=pytest.mark.slow)])
+def home(request: pytest.FixtureRequest) -> Path:
+    return ROOT if request.param == "tree" else request.getfixturevalue("installed")
+
+
+def test_the_study_of_the_readme(home: Path, tmp_path: Path) -> None:
+    assert len(STUDY.splitlines()) < 35
+    (tmp_path / "my_study.py").write_text(STUDY)
+    done = relu_study(["run", "my_study.py"], home, tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "results/ring/report.md", done.stderr
+    runs = (tmp_path / "results" / "ring" / "runs.csv").read_text()
+    assert runs.count(",ok,") == 24 and "shifted_relu" in runs and "tiny" in runs
+    assert (tmp_path / "results" / "ring" / "figures" / "main.png").stat().st_size > 10_000
+    assert "S1" in (tmp_path / "results" / "ring" / "verdicts.csv").read_text()
+
+
+def test_the_draws_of_the_readme(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_draws.py").write_text(DRAWS)
+    done = relu_study(["run", "my_draws.py"], home, tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "results/half_off/report.md", done.stderr
+    assert "**H1: confirmed.**" in (tmp_path / "results" / "half_off" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_readme(home: Path, tmp_path: Path) -> None:
+    done = python(NOTEBOOK + LOOK, home, tmp_path)
+    assert done.returncode == 0 and "as the README says" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_the_studies_are_found_in_a_wheel(installed: Path, tmp_path: Path) -> None:
+    listed = relu_study(["list"], installed, tmp_path)
+    assert "article" in listed.stdout and "speed" not in listed.stdout, listed.stderr
+    assert not (installed / "benchmarks").exists()
+    planned = relu_study(["plan", "article"], installed, tmp_path)
+    assert planned.returncode == 0 and "624 runs to train" in planned.stdout, planned.stderr

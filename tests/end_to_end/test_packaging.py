@@ -1,0 +1,241 @@
+"""That the project installs, ships and checks itself as it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import requires
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from paths import ROOT
+from tiers import tiered
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYTHONS = ("3.11", "3.12", "3.13")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+    return done
+
+
+# ------------------------------------------------------------------------------ what conftest.py promises
+
+
+def test_annotations_are_checked():
+    from relu_study.components.tasks.task import squared_error
+
+    squared_error(jnp.zeros((3, 1)), jnp.zeros((3, 1)))
+    for other in (jnp.zeros((2, 1)), jnp.zeros(3), jnp.zeros((3, 1), int), "zeros"):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            squared_error(jnp.zeros((3, 1)), other)
+
+
+def test_there_are_more_devices_than_one():
+    assert [d.platform for d in jax.devices("cpu")] == ["cpu"] * 2
+
+
+# ------------------------------------------------------------------------------------------ the tools
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (sys.executable, "-m", "ruff", "check"),
+        (sys.executable, "-m", "ruff", "format", "--check"),
+        (sys.executable, "-m", "mypy"),
+        (SCRIPTS / "lint-imports", "--no-cache", "--no-logo"),
+    ],
+    ids=["ruff check", "ruff format", "mypy", "lint-imports"],
+)
+def test_a_tool_has_nothing_to_say(command):
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_folder_is_in_a_contract():
+    layers, jax, files = PROJECT["tool"]["importlinter"]["contracts"]
+    named = {m.strip() for layer in layers["layers"] for m in layer.split("|")}
+    sides = {m.removeprefix("relu_study.") for side in (jax, files) for m in side["source_modules"]}
+    assert named - sides == {"runner", "cli", "__main__"}
+
+
+# -------------------------------------------------------------------------------------- the constraints
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def pinned(python: str) -> dict[str, Version]:
+    """What constraints.txt pins on a Python version: name -> version."""
+    found: dict[str, Version] = {}
+    for pin in pins():
+        if pin.marker is None or pin.marker.evaluate({"python_version": python, "python_full_version": f"{python}.0"}):
+            name = canonicalize_name(pin.name)
+            assert name not in found, f"{name} is pinned twice on Python {python}"
+            found[name] = Version(next(iter(pin.specifier)).version)
+    return found
+
+
+def declared() -> list[Requirement]:
+    """The dependencies of pyproject.toml, those of the extra `dev` among them."""
+    project = PROJECT["project"]
+    return [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+
+
+def closure() -> set[str]:
+    """Every distribution that `pip install -e ".[dev]"` brings to this interpreter."""
+    found: set[tuple[str, str]] = set()
+    waiting = declared()
+    while waiting:
+        requirement = waiting.pop()
+        for extra in ("", *requirement.extras):
+            if (key := (canonicalize_name(requirement.name), extra)) in found:
+                continue
+            found.add(key)
+            environment = {**default_environment(), "extra": extra}
+            for line in requires(requirement.name) or ():
+                further = Requirement(line)
+                if further.marker is None or further.marker.evaluate(environment):
+                    waiting.append(further)
+    return {name for name, _ in found}
+
+
+def test_constraints_are_plain_pins():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text and "\n-" not in text and "file:" not in text
+    for pin in pins():
+        assert pin.url is None and not pin.extras
+        assert [s.operator for s in pin.specifier] == ["=="] and "*" not in str(pin.specifier)
+
+
+def test_constraints_pin_the_whole_closure_and_nothing_else():
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert set(pinned(python)) == closure()
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_lie_in_the_declared_ranges(python):
+    versions = pinned(python)
+    for requirement in declared():
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), (python, requirement)
+    assert (versions["jax"] < Version("0.11")) == (python == "3.11")
+
+
+def test_the_build_backend_of_the_tests_is_the_declared_one():
+    (backend,) = (Requirement(line) for line in PROJECT["build-system"]["requires"])
+    assert backend.specifier.contains(pinned("3.11")[backend.name])
+
+
+# ----------------------------------------------------------------------------------------- the metadata
+
+
+def test_versions_agree():
+    version = PROJECT["project"]["version"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    change = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    import relu_study
+
+    assert citation and change
+    assert {citation[1], change[1], relu_study.__version__} == {version}
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = (ROOT / "README.md").read_text().splitlines()
+    setup = [line.strip() for line in readme if line.strip().startswith("python3 -m venv .venv && ")]
+    assert len(setup) == 2, "the README has two commands, each one line: one runs the article, one the tests"
+    article, tests = setup
+    assert " && .venv/bin/relu-study run article" in article and tests.endswith(" && .venv/bin/pytest")
+    assert all("-c constraints.txt" in line for line in setup)
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == tests
+
+
+# -------------------------------------------------------------------------------------- what JAX costs
+
+
+def imported_jax(code: str) -> str:
+    """What a fresh interpreter prints of JAX's presence after running `code`."""
+    tail = "\nimport sys\nprint('HEAVY', sorted({m.partition('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'flax', 'optax'}))"
+    done = run(sys.executable, "-c", code + tail)
+    assert "HEAVY" in done.stdout, done.stdout + done.stderr
+    return done.stdout.rpartition("HEAVY")[2].strip()
+
+
+WORDS = [("--help", 0), ("list", 0), ("run articel", 2), ("report no/such/folder", 2)]
+MORE = [("run --help", 0), ("no-such-command", 2), ("run article --no-such-option", 2), ("view no/such/folder", 2)]
+
+
+@pytest.mark.parametrize(("arguments", "status"), tiered([*WORDS, *MORE], *WORDS))
+def test_the_door_opens_without_jax(arguments, status):
+    code = f"""
+import sys
+from relu_study.cli.commands import main
+sys.argv = ["relu-study", *{shlex.split(arguments)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert (end.code or 0) == {status}, end.code
+"""
+    assert imported_jax(code) == "[]"
+
+
+def test_the_words_and_the_right_wing_load_without_jax():
+    # import-linter reads our import lines; this also sees what a library of ours drags in.
+    _, right, _ = PROJECT["tool"]["importlinter"]["contracts"]
+    assert imported_jax("\n".join(f"import {module}" for module in right["source_modules"])) == "[]"
+
+
+def test_jax_would_be_seen():
+    assert imported_jax("import relu_study.engine.compilation") == "['flax', 'jax', 'jaxlib', 'optax']"
+
+
+# -------------------------------------------------------------------------------------------- the wheel
+
+
+def test_the_wheel_holds_the_package_and_its_studies(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "relu_study").rglob("*.py")}
+    studies = {f"relu_study/{path.relative_to(ROOT)}" for path in (ROOT / "benchmarks").glob("*.py")}
+    assert "relu_study/benchmarks/article.py" in studies
+    assert held == package | studies | {"relu_study/py.typed"}
+
+
+def test_an_installed_wheel_finds_its_studies(installed, tmp_path):
+    code = (
+        "import relu_study; from relu_study.cli import commands; from relu_study.study import loading\n"
+        "print(relu_study.__file__, loading.find_study('article')); commands.main()"
+    )
+    done = run(sys.executable, "-c", code, "list", cwd=tmp_path, env={"PYTHONPATH": str(installed)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{installed}/relu_study/__init__.py {installed}/relu_study/benchmarks/article.py")
+    assert "article" in done.stdout.splitlines()[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_environment_of_its_own(wheel, tmp_path):
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=True)
+    installing = run(home / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
+    assert installing.returncode == 0, installing.stderr
+    listing = run(home / "bin" / "relu-study", "list", cwd=tmp_path)
+    assert listing.returncode == 0 and "article" in listing.stdout, listing.stdout + listing.stderr
+    checking = run(home / "bin" / "pip", "check", cwd=tmp_path)
+    assert checking.returncode == 0, checking.stdout

@@ -1,0 +1,206 @@
+"""Studies with entries of their own: a change that can move a number is refused by name, and any other goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from provenance_study import READ, UNREAD, changed, written
+
+from relu_study import run, run_draws
+from relu_study.components import registry
+from relu_study.components.registry import statistics
+from relu_study.engine.state import Probing
+from relu_study.errors import UserError
+from relu_study.runner.provenance import provenance, sources
+from relu_study.storage.provenance import differences
+from relu_study.study.loading import load_study
+from relu_study.study.study import Study
+
+ENTRIES = {
+    False: ["activation bent", "initializer drawn", "metric level", "network own", "optimizer paced", "task noisy"],
+    True: ["activation bent", "statistic level"],
+}
+ALL = sorted({*ENTRIES[False], *ENTRIES[True]})
+KINDS = pytest.mark.parametrize("drawn", [False, True], ids=["trained", "drawn"])
+
+
+def of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries that are the test's own."""
+    for known in vars(registry).values():
+        if isinstance(known, registry.Registry):
+            monkeypatch.setattr(known, "_entries", dict(known._entries))
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_its_own(monkeypatch)
+
+
+def own(path: Path) -> dict[str, Any]:
+    """The fingerprints of the entries of a study file that is loaded now."""
+    study: Any = load_study(path)
+    jax.eval_shape(sys.modules["relu_study_of_study"].total)  # it opens its data files when it is called
+    return provenance(Probing(metrics=("level",)), study.runs())["own"] | sources({"statistic level": statistics["level"]})
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The fingerprints of the unchanged study."""
+    with pytest.MonkeyPatch.context() as patch:
+        of_its_own(patch)
+        return own(written(tmp_path_factory.mktemp("first") / "study"))
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_is_read_counts_in_every_kind_of_entry(what: str, before: dict[str, Any], tmp_path: Path) -> None:
+    file, old, new, part = READ[what]
+    path = written(tmp_path / "study")
+    changed(path.parent, file, old, new)
+    found = differences({"own": own(path)}, {"own": before})
+    assert sorted(line.partition(" has changed (")[0] for line in found) == ALL == sorted(before)
+    assert all(part in line.partition(" has changed (")[2] for line in found)
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_what_is_not_read_moves_no_fingerprint(what: str, before: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path / "study")
+    changed(path.parent, *UNREAD[what])
+    assert own(path) == before
+
+
+def test_the_folder_of_a_study_and_the_current_one_do_not_count(
+    before: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "study")
+    assert own(path) == before
+    monkeypatch.chdir(path.parent)
+    assert own(Path("study.py")) == before
+    path.parent.rename(tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path)
+    assert own(tmp_path / "renamed" / "study.py") == before
+
+
+# ------------------------------------------------------------------------------------- end to end
+
+
+def start(path: Path, out: Path, more: bool = False) -> None:
+    """Run a study file: two seeds, or more of them."""
+    study: Any = load_study(path)
+    if isinstance(study, Study):
+        run(study, out, seeds=3 if more else 2)
+    else:
+        run_draws(study, out, draws=40 if more else 20)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """The content of the files of numbers."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
+
+
+REFUSED = ("global number", "helper of a helper", "jitted helper", "closure", "module next to it", "data of a helper")
+
+
+@KINDS
+def test_a_changed_study_is_refused_and_a_restored_one_ends_as_if_uninterrupted(
+    drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = written(tmp_path / "study", drawn), tmp_path / "out"
+    start(path, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for what in REFUSED:
+        file, old, new, part = READ[what]
+        text = (path.parent / file).read_text()
+        changed(path.parent, file, old, new)
+        with pytest.raises(UserError) as refused:
+            start(path, out, more=True)
+        said = str(refused.value)
+        assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and part in said
+        assert "name another folder with --out" in said and "\n" not in said
+        assert {file: file.read_bytes() for file in before} == before
+        (path.parent / file).write_text(text)
+    for what, change in UNREAD.items():
+        if what != "title of the study":
+            changed(path.parent, *change)
+    path.parent.rename(tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path / "renamed")
+    start(Path("study.py"), out, more=True)
+    start(Path("study.py"), tmp_path / "whole", more=True)
+    assert results(out) == results(tmp_path / "whole") != {}
+
+
+def test_a_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path / "study")
+    start(path, tmp_path / "one")
+    changed(path.parent, "study.py", "* 1e-6", "* 1e-2")
+    start(path, tmp_path / "two")
+    assert results(tmp_path / "one")["runs.csv"] != results(tmp_path / "two")["runs.csv"]
+
+
+# ------------------------------------------------------------------------------------ by the command
+
+
+@KINDS
+def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_path: Path, here: Any) -> None:
+    path = written(tmp_path / "study", drawn)
+    size = ["--draws", "20"] if drawn else ["--seeds", "1"]
+    more = [size[0], "40" if drawn else "2"]
+    status, _, said = here("run", "study/study.py", "--out", "out", *size)
+    assert status == 0, said
+    changed(path.parent, "near.py", "STEP = 0.15625", "STEP = 0.5")
+    for words in (["run"], ["plan"]):
+        status, out, said = here(*words, "study/study.py", "--out", "out", *more)
+        assert status and "out was made otherwise (" in said.replace("\n", " ") and "Traceback" not in said + out
+        assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and "STEP" in said
+        assert "name another folder with --out" in said
+    changed(path.parent, "near.py", "STEP = 0.5", "STEP = 0.15625")
+    status, _, said = here("run", "study/study.py", "--out", "out", *more)
+    assert status == 0, said
+
+
+UNREADABLE = """
+import jax.numpy as jnp
+from relu_study import *
+
+class Odd:
+    @property
+    def __dict__(self): raise RuntimeError("no")
+    def __call__(self, pre): return jnp.maximum(pre, 0.5 * pre)
+
+activation("odd")(Odd())
+base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="odd")
+study = Study("odd", "Odd", "?", [Experiment("main", {"arm": base})], seeds=1, metrics=("val_loss",))
+"""
+
+
+def test_an_entry_that_cannot_be_read_leaves_a_folder_that_cannot_be_continued(tmp_path: Path, here: Any) -> None:
+    (tmp_path / "odd.py").write_text(UNREADABLE)
+    status, out, said = here("run", "odd.py", "--out", "out")
+    assert status == 0 and "activation odd cannot be compared with a later one" in " ".join((out + said).split())
+    status, _, said = here("run", "odd.py", "--out", "out", "--seeds", "2")
+    words = " ".join(said.split())
+    assert status and "cannot be continued: activation odd cannot be compared" in words and "another folder with --out" in words
+
+
+ARMS = """
+from relu_study import *
+def arms():
+    return {f"{rate:g}": RunSpec(rows=40, width=4, epochs=1, batch_size=20, learning_rate=rate) for rate in RATES}
+RATES = [0.01, 0.02]
+study = Study("arms", "Arms", "?", [Experiment("main", arms())], seeds=1, metrics=("val_loss",))
+"""
+
+
+def test_arms_that_a_function_makes_are_kept_by_what_they_are(tmp_path: Path) -> None:
+    def runs(source: str) -> dict[float, float]:
+        (tmp_path / "arms.py").write_text(source)
+        study: Any = load_study(tmp_path / "arms.py")
+        found = run(study, tmp_path / "out").runs
+        return dict(zip(found["learning_rate"], found["val_loss/all"], strict=True))
+
+    first = runs(ARMS)
+    more = runs(ARMS.replace("[0.01, 0.02]", "[0.02, 0.03]"))
+    assert set(first) == {0.01, 0.02} and set(more) == {0.02, 0.03} and more[0.02] == first[0.02]

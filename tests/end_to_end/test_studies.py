@@ -1,0 +1,21 @@
+"""Every study that comes with the package can be loaded, and has each of the sizes that it names."""
+
+from __future__ import annotations
+
+import pytest
+
+from relu_study.study.draw_study import DrawStudy
+from relu_study.study.loading import load_study, studies
+
+
+@pytest.mark.parametrize("name", studies())
+def test_a_study_is_whole_at_every_size(name):
+    study = load_study(studies()[name])
+    assert study.name == name and study.figures
+    for preset in ("default", *study.presets):
+        sized = study.sized(preset)
+        if isinstance(sized, DrawStudy):
+            assert all(experiment.draws > 0 for experiment in sized.experiments)
+        else:
+            runs = sized.runs()
+            assert runs and len({run.run_id for run in runs}) == len(runs)

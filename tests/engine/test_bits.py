@@ -1,0 +1,194 @@
+"""The engine's promise of bits: they depend on a run's spec and its tile's width alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiers import tiered
+
+from relu_study.components.registry import networks, tasks
+from relu_study.engine import train_tile
+from relu_study.engine.state import Probing
+from relu_study.study.run_spec import RunSpec
+
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
+SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
+PROBE = Probing(200, 100)
+FEW = PROBE._replace(
+    histograms=False, metrics=("val_loss", "grad_norm", "post_mean", "update_norm", "certified_dead_fraction")
+)  # quick to compile
+# Not under adam: the bias before batch normalisation has gradient 0, and adam makes steps of the rounding noise.
+NORMED = {"norm": "batch_norm", "optimizer": "sgd"}
+
+
+def runs(n: int, base: RunSpec = SMALL) -> list[RunSpec]:
+    return [base.but(seed=seed) for seed in range(n)]
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rows_a: list[int], rows_b: list[int]) -> None:
+    """Bit for bit, whatever the dtype; NaN equals NaN of the same bits."""
+    assert set(a) == set(b)
+    for name in a:
+        if name == "epoch" or a[name].ndim == 0:
+            assert np.array_equal(a[name], b[name]), name
+        else:
+            for i, j in zip(rows_a, rows_b, strict=True):
+                assert a[name][i].tobytes() == b[name][j].tobytes(), f"{name} of row {i}"
+
+
+@pytest.fixture(scope="module", params=tiered(["none", "dropout"], "none"))
+def base(request: pytest.FixtureRequest) -> RunSpec:
+    return SMALL if request.param == "none" else SMALL.but(dropout="dropout", dropout_rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def whole(base: RunSpec) -> dict[str, np.ndarray]:
+    return train_tile.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
+
+
+def test_neighbours_and_order_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    mixed = [base.but(seed=9), base.but(seed=2), base.but(seed=0, learning_rate=0.5), base.but(seed=1)]
+    tile = train_tile.train_tile(mixed, 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [2, 1], [1, 3])
+
+
+def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    mixed = [base.but(seed=3, initializer="negative_uniform"), base.but(seed=3), base.but(seed=3, target="sum", inputs="centred")]
+    tile = train_tile.train_tile([*mixed, base.but(seed=0)], 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [3, 0], [1, 3])
+    alone = train_tile.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
+    same(alone, tile, [0], [0])
+    assert not np.array_equal(tile["metric:train_loss/all"][0], tile["metric:train_loss/all"][1])
+
+
+def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    bad = base.but(seed=1, learning_rate=1e30)
+    tile = train_tile.train_tile([base.but(seed=0), bad, base.but(seed=3)], 4, probing=PROBE, keep_params=True)
+    same(whole, tile, [0, 3], [0, 2])
+    assert tile["status"].tolist() == ["ok", "nonfinite", "ok"]
+    assert tile["first_bad_epoch"][1] == 1 and np.isnan(tile["metric:train_loss/all"][1, 1:]).all()
+    assert np.isfinite(tile["metric:train_loss/all"][1, 0])
+
+
+def test_alone_and_padded(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    for seed in range(4):
+        same(whole, train_tile.train_tile([base.but(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
+
+
+def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    assert len(jax.devices()) > 1
+    tile = train_tile.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE, keep_params=True)
+    same(whole, tile, [0, 1, 2, 3], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13])
+def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -> None:
+    same(whole, train_tile.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [1, 4])
+def test_sharing_rows(base: RunSpec, sets: int) -> None:
+    """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
+    arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))
+    keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's
+    tile = [arm.but(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
+    each = list(range(len(tile)))
+    probing = PROBE if sets == 1 else FEW
+    alone = train_tile.train_tile(tile, 8, probing=probing, keep_params=True)
+    assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
+    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, sets=sets), each, each)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
+def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
+    tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
+    alone, together, few = (train_tile.train_tile(tile, wide, probing=FEW, keep_params=True, sets=n) for n in (None, 4, 8))
+    same(alone, together, list(range(wide)), list(range(wide)))
+    same(alone, few, list(range(wide)), list(range(wide)))
+
+
+@pytest.mark.slow
+def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
+    tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.but(task="negative_box")), phases=3))
+    tile = [SMALL.but(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
+    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, sets=sets) for sets in (None, 2))
+    same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
+    fixed = train_tile.train_tile([run.but(task="negative_box") for run in tile], 4, probing=FEW)
+    losses = [numbers["metric:val_loss/all"] for numbers in (alone, fixed)]
+    assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
+
+
+@pytest.mark.slow
+def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that may do more with its input than our modules is trained on examples as rows; bits aside, that is all."""
+    monkeypatch.setattr(networks, "_entries", dict(networks._entries))
+
+    class Rows(networks["mlp"]):
+        bounded = False
+
+    networks.add("rows", Rows)
+    for changes in (
+        {"activation": "crelu"},
+        NORMED,
+        {"norm": "layer_norm", "activation": "selu", "dropout": "alpha_dropout", "dropout_rate": 0.1},
+    ):
+        spec = SMALL.but(epochs=1, **changes)
+        columns, rows = (
+            train_tile.train_tile(runs(2, one), 2, probing=FEW)
+            for one in (spec, spec.but(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
+        )
+        for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
+            np.testing.assert_allclose(columns[f"metric:{name}"], rows[f"metric:{name}"], rtol=2e-4, err_msg=f"{changes} {name}")
+        assert np.isfinite(columns["metric:certified_dead_fraction/all"]).all() == (spec.activation == "relu")
+        assert np.isnan(rows["metric:certified_dead_fraction/all"]).all()
+
+
+def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+    unwatched = train_tile.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
+    assert unwatched["epoch"].tolist() == [0, 3]
+    for name in whole:
+        if name.startswith("param:"):
+            assert whole[name].tobytes() == unwatched[name].tobytes(), name
+    watched_less = train_tile.train_tile(runs(4, base), 4, probing=Probing(50, 20), keep_params=True)
+    for name in whole:
+        if name.startswith("param:"):
+            assert whole[name].tobytes() == watched_less[name].tobytes(), name
+
+
+@pytest.mark.slow
+def test_measuring_less_often_moves_no_bit() -> None:
+    base = SMALL.but(epochs=6.5)
+    always, often = (
+        train_tile.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3)
+    )
+    kept = [0, 3, 6, 7]
+    assert often["epoch"].tolist() == [0, 3, 6, 6.5] == always["epoch"][kept].tolist()
+    for name in often:
+        if name.startswith(("metric:", "certified_dead:")) and "revived" not in name:  # one between goes unseen
+            assert often[name].tobytes() == always[name][:, kept].tobytes(), name  # update_norm is of one epoch either way
+        elif name.startswith("param:"):
+            assert often[name].tobytes() == always[name].tobytes(), name
+    assert np.nanmin(often["metric:update_norm/all"]) > 0
+
+
+def test_training_goes_somewhere(whole: dict[str, np.ndarray]) -> None:
+    loss = whole["metric:train_loss/all"]
+    assert (loss[:, -1] < loss[:, 0]).all() and np.isfinite(loss).all()
+    assert np.isnan(whole["metric:update_norm/all"][:, 0]).all() and (whole["metric:update_norm/all"][:, 1:] > 0).all()
+    assert len({row.tobytes() for row in loss}) == 4
+
+
+def test_what_is_not_asked_for_is_not_there_and_moves_nothing(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+    asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
+    tile = train_tile.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
+    metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}
+    left = {name for name in whole if not name.startswith(("metric:", "histogram:", "dead:", "certified_dead:"))}
+    assert set(tile) == metrics | left
+    same({name: whole[name] for name in tile}, tile, [0, 1, 2, 3], [0, 1, 2, 3])

@@ -1,0 +1,181 @@
+"""The engine compiles no program too many and none too few, and refuses what it cannot train; its bits are in `test_bits.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from relu_study.components.metrics import revivals
+from relu_study.components.registry import activations, tasks
+from relu_study.components.tasks.task import Task
+from relu_study.engine import compilation, train_tile
+from relu_study.engine.cohorts import check, describe
+from relu_study.engine.state import Probing
+from relu_study.errors import UserError
+from relu_study.study.run_spec import RunSpec
+
+SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
+PROBE = Probing(200, 100)
+LOSS = PROBE._replace(histograms=False, metrics=("train_loss",))  # quick to compile
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "when"),
+    [
+        (0, 3, [0]),
+        (0.25, 3, [0, 0.25]),
+        (3, 1, [0, 1, 2, 3]),
+        (3, 3, [0, 3]),
+        (4, 3, [0, 3, 4]),
+        (6.5, 3, [0, 3, 6, 6.5]),
+        (6.5, 7, [0, 6.5]),
+    ],
+)
+def test_epochs_that_are_measured(epochs: float, every: int, when: list[float]) -> None:
+    assert train_tile.epochs_measured(epochs, every).tolist() == when
+
+
+def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
+    assert describe(spec).steps == 5_000
+
+    def advance(state, train, seeds, knobs, epoch, start, stop, source):
+        taken.append(int(stop) - int(start))
+        return state
+
+    spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, knobs, seeds: ())
+    monkeypatch.setattr(compilation, "tile_programs", lambda spec, probing: spy)
+    assert train_tile.train_tile([spec], 2, probing=Probing(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
+    assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
+
+
+class Heard:
+    """Counts what JAX reports while it is listening: traces and backend compiles by program."""
+
+    def __init__(self) -> None:
+        self.traces: Counter[str] = Counter()
+        self.compiles: Counter[str] = Counter()
+        self.on = False
+        jax.monitoring.register_event_duration_secs_listener(self.hear)
+
+    def hear(self, event: str, duration: float, fun_name: str = "", **_: object) -> None:
+        name = fun_name.removeprefix("jit(").removesuffix(")")
+        if self.on and event == "/jax/core/compile/jaxpr_trace_duration":
+            self.traces[name] += 1
+        if self.on and event == "/jax/core/compile/backend_compile_duration":
+            self.compiles[name] += 1
+
+
+def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
+    heard = Heard()
+    # As no other test has it: what is compiled already is not compiled again.
+    base = SMALL.but(width=13, rows=613, epochs=1, depth=1)
+    devices = jax.devices()[:2]
+    cohorts = [base, base.but(activation="tanh")]
+    heard.on = True
+    for device in (*devices, *devices):
+        for spec in cohorts:
+            knobs = [spec.but(seed=5), spec.but(learning_rate=0.1, seed=1), spec.but(target="sum", epochs=1)]
+            train_tile.train_tile(knobs, 4, device, LOSS)
+            train_tile.train_tile([s.but(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, LOSS)
+    heard.on = False
+    for program in ("advance", "measure"):
+        assert heard.traces[program] == len(cohorts), heard.traces
+        assert heard.compiles[program] == len(cohorts) * len(devices), heard.compiles
+    # Two initialisers that do not look at their inputs, shared by both activations; four kinds of data.
+    assert heard.compiles["init"] == 2 * len(devices), heard.compiles
+    assert heard.compiles["sample"] == 4 * len(devices), heard.compiles
+
+
+COLD_START = """
+import jax, json, sys
+from collections import Counter
+heard = Counter()
+jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.rpartition("/")[2]]))
+from relu_study import runner
+runner.use_devices()
+from relu_study import tiles
+from relu_study.study.run_spec import RunSpec
+tiles.train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
+print(json.dumps(heard))
+"""
+
+
+@pytest.mark.slow
+def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None:
+    ours = {name: value for name, value in os.environ.items() if "CACHE" not in name}  # not the cache that tests share
+    env = {**ours, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    counts = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", COLD_START], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        counts.append(json.loads(done.stdout))
+    cold, warm = counts
+    assert cold["cache_misses"] > 3
+    assert warm.get("cache_misses", 0) == 0 and warm["cache_hits"] >= cold["cache_misses"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "probing", "word"),
+    [
+        ({"activation": "rleu"}, PROBE, "relu"),
+        ({"initializer": "he_norml"}, PROBE, "he_normal"),
+        ({"optimizer": "adan"}, PROBE, "adam"),
+        ({"task": "negativ_box"}, PROBE, "negative_box"),
+        ({"target": "wav"}, PROBE, "wave"),
+        ({"network": "mpl"}, PROBE, "mlp"),
+        ({"batch_size": 421}, PROBE, "420 training rows"),
+        ({}, Probing(421), "420 training rows"),
+    ],
+)
+def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: Probing, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        check(SMALL.but(**changes), probing)
+
+
+def test_revivals_are_counted_once_a_unit() -> None:
+    flags = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool)[None]  # epochs x units
+    seen = revivals.fractions(
+        {"dead:site_1": flags, "dead:site_2": flags[..., 3:], "certified_dead:site_1": flags}, ["site_1", "site_2"]
+    )
+    assert seen["revived_fraction/site_1"].tolist() == [[0, 0.25, 0.25, 0.25, 0.5]]
+    assert seen["revived_fraction/site_2"].tolist() == [[0] * 5]
+    assert np.allclose(seen["revived_fraction/all"], [[0, 0.2, 0.2, 0.2, 0.4]])
+    assert np.isnan(seen["certified_revived_fraction/site_2"]).all() and seen["certified_revived_fraction/all"][0, -1] == 0.5
+
+
+def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
+
+    def boxed(spec: RunSpec) -> Task:
+        return replace(tasks["negative_box"](spec.but(task="negative_box")), box=(-1.0, 0.0))
+
+    def unboxed(spec: RunSpec) -> Task:
+        return replace(boxed(spec), box=None)
+
+    tasks.add("boxed", boxed)
+    tasks.add("unboxed", unboxed)
+    assert describe(SMALL.but(task="boxed")).cohort == describe(SMALL).cohort
+    assert describe(SMALL.but(task="unboxed")).cohort != describe(SMALL).cohort
+    tile = train_tile.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
+    assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
+
+
+def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "_entries", dict(activations._entries))
+    losses = []
+    for slope in (1.0, -7.0):
+        code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"
+        exec(code, {"__name__": "notebook"})
+        spec = SMALL.but(activation="sloped", epochs=0)
+        losses.append(train_tile.train_tile([spec], 2, probing=LOSS)["metric:train_loss/all"][0, 0])
+    assert losses[0] != losses[1]

@@ -1,0 +1,140 @@
+"""Which device does what, and what is told of it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from relu_study.engine import compilation, scheduler
+from relu_study.engine.plan import Tile
+
+pytestmark = pytest.mark.skipif(len(jax.devices()) != 2, reason="two devices meet")
+
+
+def tile(cohort: str, steps: int) -> Tile:
+    return Tile(cohort, 2, (), steps, 1)
+
+
+def price(tile: Tile) -> float:
+    return float(tile.steps)
+
+
+def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[scheduler.Finished[Any, Any]]:
+    return list(scheduler.finished(tiles, price, start, lambda made: made, lambda tile: set(), lambda key: None, fallback))
+
+
+@given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
+def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
+    planned = [tile(*one) for one in tiles]
+    homes = scheduler.homes(planned, price, devices)
+    assert homes == scheduler.homes(planned, price, devices) and set(homes) == {one.cohort for one in planned}
+    costs, load = Counter[str](), Counter[int](dict.fromkeys(range(devices), 0))
+    for one in planned:
+        costs[one.cohort] += one.steps
+        load[homes[one.cohort]] += one.steps
+    assert max(load.values()) - min(load.values()) <= max(costs.values())
+
+
+def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
+    """Else a study that is carried out again compiles what JAX's cache has for the other device."""
+    first, together = jax.devices()[0], threading.Barrier(2, timeout=60)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        together.wait()
+        time.sleep(0.02 if device == first else 0)
+        return int(device.id)
+
+    tiles = [tile(cohort, 10) for cohort in "abcdefghij"]
+    done = carried_out(tiles, start)
+    assert {one.tile.cohort: one.device for one in done} == scheduler.homes(tiles, price, 2)
+    assert all(one.device == one.numbers for one in done)
+
+
+def test_an_idle_device_helps_with_what_is_begun() -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if tile.cohort == "a":
+            together.wait()
+        return int(device.id)
+
+    done = carried_out([tile("a", 10), tile("a", 10), tile("b", 1)], start)
+    assert {one.device for one in done if one.tile.cohort == "a"} == {0, 1}
+
+
+def test_an_idle_device_begins_what_is_at_home_elsewhere_before_it_helps() -> None:
+    """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
+    begun, taken, mine = threading.Event(), threading.Event(), list[str]()
+    tiles = [tile("a", 10), tile("a", 10), tile("b", 6), tile("b", 6), tile("c", 5)]
+    assert scheduler.homes(tiles, price, 2) == {"a": 0, "b": 1, "c": 1}
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if tile.cohort == "c":
+            taken.set()
+        if device.id == 0:
+            mine.append(tile.cohort)
+            assert begun.wait(60)
+        else:
+            begun.set()
+            assert taken.wait(60)
+        return int(device.id)
+
+    carried_out(tiles, start)
+    assert mine[:3] == ["a", "a", "c"]
+
+
+def test_whoever_waits_for_a_trace_is_told_of_it() -> None:
+    """Two devices ask for one program at once: one traces, and neither could work meanwhile."""
+
+    def slow(x: Any) -> Any:
+        time.sleep(0.75)  # so that whoever comes late still waits half a second
+        return x + 1.0
+
+    program, together = compilation.compiled(slow), threading.Barrier(2, timeout=60)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> Any:
+        together.wait()
+        return program(jax.device_put(1.0, device))
+
+    assert all(one.compiling > 0.5 for one in carried_out([tile("a", 1), tile("a", 1)], start))
+
+
+def test_a_tile_that_was_made_alone_says_so_too() -> None:
+    """It did not fit beside others: the first device makes it at the end."""
+    tries = itertools.count()
+
+    def start(tile: Tile, device: Any, wanted: Any) -> int:
+        if next(tries) < 1:
+            raise MemoryError
+        return int(jax.jit(lambda x: x + tile.steps)(jax.device_put(device.id, device)))
+
+    class Settled:
+        def narrower(self, tiles: Any, why: str) -> None:
+            return None
+
+        def unfit(self, tiles: Any, why: str) -> None:
+            raise AssertionError(why)
+
+    (one,) = carried_out([tile("a", 7)], start, Settled())
+    assert (one.device, one.numbers) == (0, 7) and one.compiling > 0
+
+
+def test_what_programs_take_is_told_with_the_tile_that_waited_for_them() -> None:
+    began = time.perf_counter()
+
+    def start(tile: Tile, device: Any, wanted: Any) -> Any:
+        program = jax.jit(lambda x: jnp.sin(x) * tile.steps) if tile.cohort == "new" else int
+        return program(jax.device_put(1.0, device))
+
+    told = {one.tile.cohort: one.compiling for one in carried_out([tile("new", 2), tile("old", 1)], start)}
+    assert 0 < told["new"] < time.perf_counter() - began and told["old"] == pytest.approx(0, abs=1e-3)

@@ -1,0 +1,393 @@
+"""Curves and survival: the numbers they show, the words around them, that they can be read, and the same bytes each time."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from dense_figures import COIN, WAVE, crowded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_results import planted_manifest, planted_study
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+from rendered import config_ids, drawn, flat, labels, line_of, looks, pictures, planted, said
+from scipy import stats as scipy_stats
+from tiers import tiered
+
+from relu_study.errors import UserError
+from relu_study.report.figures import canvas, study_figures
+from relu_study.report.figures import curves as drawing
+from relu_study.report.figures.curves import Band, Row
+from relu_study.report.figures.inputs import Numbers
+from relu_study.storage import csv_files, frames
+from relu_study.study.outputs import Figure
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of the planted figures, drawn by a reader with settings of their own."""
+    manifest, configurations, rows = planted()
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
+        paths = study_figures.draw(manifest, configurations, rows, tmp_path_factory.mktemp("written"))
+        assert matplotlib.rcParams["font.size"] == 20
+    return paths
+
+
+def test_every_declared_figure_becomes_a_png_and_an_svg(written: list[Path]) -> None:
+    names = ["initialisers", "survival", "claims"]
+    assert [p.name for p in written] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    assert sorted(p for p in written[0].parents[1].rglob("*") if p.is_file()) == sorted(written)
+    assert {p.parent.name for p in written} == {"figures"}
+    for path in written[::2]:
+        head = path.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(head[16:20]) == 1050  # 7 inches at 150 dpi
+    for path in written[1::2]:
+        assert 'width="504pt"' in path.read_text()
+
+
+def test_curves_show_the_mean_and_the_t_interval_of_each_arm_on_each_target() -> None:
+    manifest, configurations, _ = planted()
+    (picture,) = pictures("initialisers")
+    assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
+    assert labels(picture) == ["baseline", "he_normal (target: wave, n=7/8)", "lecun_normal"]
+    assert [ax.get_xlabel() for ax in picture.axes] == ["", "", "epoch", "epoch"]
+    ids = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
+    panels = itertools.product(("dead_fraction/all", "val_loss/all"), ("wave", "coin_flip"))
+    for panel, (name, target) in enumerate(panels):
+        for arm in ("baseline", "he_normal", "lecun_normal"):
+            values = configurations[ids[arm, target]].values[name].astype(float)
+            n = np.isfinite(values).sum(0)
+            assert n[-1] == (7 if (arm, target) == ("he_normal", "wave") else 8)
+            line = line_of(picture, panel, arm)
+            np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 5])
+            np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, 0), rtol=1e-8)
+            half = scipy_stats.t.ppf(0.975, n - 1) * np.nanstd(values, 0, ddof=1) / np.sqrt(n)
+            edge = edges(picture.axes[panel], line.get_color())
+            np.testing.assert_allclose(edge[0], np.nanmean(values, 0) - half, rtol=1e-8, atol=1e-12)
+            np.testing.assert_allclose(edge[1], np.nanmean(values, 0) + half, rtol=1e-8, atol=1e-12)
+
+
+def edges(ax: Any, colour: str) -> tuple[list[float], list[float]]:
+    """The lower and upper edge, at the planted epochs, of the band of that colour."""
+    (band,) = (c for c in ax.collections if to_hex(c.get_facecolor()[0][:3]) == to_hex(colour))
+    points = band.get_paths()[0].vertices
+    at = [[y for x, y in points if x == epoch] for epoch in (0, 1, 2, 5)]
+    return [min(ys) for ys in at], [max(ys) for ys in at]
+
+
+def test_a_share_of_runs_has_a_wilson_interval() -> None:
+    picture = pictures(Figure("f", "", "curves", ("shapes",), metrics=("collapsed",)))[0]
+    line = line_of(picture, 0, "stuck")
+    np.testing.assert_array_equal(line.get_ydata(), [0, 0, 0.5, 0.5])
+    low, high = edges(picture.axes[0], line.get_color())
+    for k, lo, hi in zip((0, 0, 4, 4), low, high, strict=True):
+        ci = scipy_stats.binomtest(k, 8).proportion_ci(0.95, "wilson")
+        np.testing.assert_allclose((lo, hi), (ci.low, ci.high), atol=1e-8)
+    assert picture.axes[0].get_ylabel() == "collapsed\n(share of runs)\nN = 512 probe examples"
+
+
+def test_survival_steps_down_as_the_planted_units_die() -> None:
+    (picture,) = pictures("survival")
+    assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
+    assert "site_1" in picture.axes[0].get_ylabel() and "site_2" in picture.axes[2].get_ylabel()
+    assert all("N = 512 probe examples" in picture.axes[i].get_ylabel() for i in (0, 2))
+    line = line_of(picture, 0, "baseline")
+    # 7 of 10 units are born alive; one of them dies at epoch 1 on the even ones of 8 seeds.
+    np.testing.assert_allclose(line.get_ydata(), [1, *[1 - 4 / 56] * 3], rtol=1e-8)
+    assert line.get_drawstyle() == "steps-post"
+    # Half of the `stuck` runs lose all of site_2 at epoch 2.
+    at_risk = 4 * 9 + 4 * 8
+    expected = np.cumprod([1, 1 - 4 / 72, 1 - 4 * 9 / at_risk, 1])
+    np.testing.assert_allclose(line_of(picture, 2, "stuck").get_ydata(), expected, rtol=1e-8)
+    assert "shallow" not in {h.get_label() for h in picture.axes[2].lines}
+    assert said(picture) == "share and its 95 % band over 8 runs"
+
+
+def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure() -> None:
+    empty = Figure("e", "", "curves", ("initialisers",), metrics=("saturated_fraction",))
+    nobody = Figure("n", "", "forest", claims=("P9",))
+    mixed = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction", "val_loss"))
+    made = pictures(empty, nobody, mixed)
+    assert len(made) == 1
+    assert [ax.get_ylabel() for ax in made[0].axes[::2]] == ["saturated fraction,\nall sites\nN = 512 probe examples", "val loss"]
+    assert len(made[0].axes[0].lines) == 1  # tanh alone can saturate
+
+
+def test_what_has_no_values_is_said_below() -> None:
+    relu = Figure("m", "", "curves", ("initialisers",), metrics=("saturated_fraction", "val_loss"))
+    assert said(pictures(relu)[0]).splitlines()[1:] == ["no values: saturated fraction, all sites"]
+    arms = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction",))
+    assert said(pictures(arms)[0]).splitlines()[1:] == ["no values: baseline, leaky_relu"]
+
+
+def test_a_metric_at_each_site_is_a_row_for_each_site_that_has_values() -> None:
+    both, one = (Figure("f", "", "curves", arms=(arm,), metrics=("dead_fraction/*",)) for arm in ("baseline", "shallow"))
+    made = pictures(both, one)
+    rows = [[ax.get_ylabel().splitlines()[0] for ax in picture.axes[::2]] for picture in made]
+    assert rows == [["dead fraction, site_1", "dead fraction, site_2"], ["dead fraction, site_1"]]
+    values = planted()[1][config_ids()["baseline", "coin_flip"]].values["dead_fraction/site_2"]
+    np.testing.assert_allclose(line_of(made[0], 3, "baseline").get_ydata(), values.mean(0, dtype=float), rtol=1e-8)
+
+
+def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
+    manifest, configurations, _ = planted()
+    few = {config_id: replace(c, wanted=32) for config_id, c in configurations.items()}
+    shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
+    of = Numbers(frames.summary_frame(few, manifest, None), frames.survival_frame(few))
+    curves, survival = pictures(*shown, of=of)
+    assert labels(curves) == [
+        "baseline (n=8/32)",
+        "he_normal (target: wave, n=7/32; target: coin_flip, n=8/32)",
+        "lecun_normal (n=8/32)",
+    ]
+    assert labels(survival)[0] == "baseline (n=8/32)"
+    known = replace(of, configurations=few)
+    curves, survival = pictures(*shown, of=known)
+    assert [text.replace("\n", " ") for text in labels(curves)] == [
+        "baseline (n=8/32 (24 not run))",
+        "he_normal (target: wave, n=7/32 (1 nonfinite, 24 not run); target: coin_flip, n=8/32 (24 not run))",
+        "lecun_normal (n=8/32 (24 not run))",
+    ]
+    assert labels(survival)[0] == "baseline (n=8/32 (24 not run))"
+    depth = Figure("f", "", "depth", ("initialisers",), metrics=("grad_norm",))
+    spread = Figure("f", "", "histograms", ("initialisers",), metrics=("post/site_1",))
+    for picture in pictures(depth, spread, of=known):
+        titles = [" ".join(ax.get_title().split("\n")[1:]) for ax in picture.axes[:3]]
+        assert titles == ["n=8/32 (24 not run)", "n=7/32 (1 nonfinite, 24 not run)", "n=8/32 (24 not run)"]
+    board = Figure("f", "", "map", ("tuned",), metrics=("val_loss",), rows="activation", cols="learning_rate")
+    (picture,) = pictures(board, of=known)
+    texts = {text.get_text().partition("\n")[2] for ax in picture.axes for text in ax.texts}
+    assert texts == {"n=8/32\n(24 not run)", "n=7/32\n(1 nonfinite,\n24 not run)"}
+
+
+def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
+    stored = planted()[1]
+    lost = {config_ids()["lecun_normal", target] for target in ("wave", "coin_flip")}
+    some = {config_id: c for config_id, c in stored.items() if config_id not in lost}
+    of = Numbers(frames.summary_frame(some, planted()[0], None), frames.survival_frame(some), (), some)
+    (curves,) = pictures(Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), of=of)
+    assert "no values: lecun_normal (not run)" in said(curves)
+    (fan,) = pictures(Figure("f", "", "depth", ("initialisers",), metrics=("dead_fraction",)), of=of)
+    assert fan.axes[2].get_title() == "lecun_normal\nn=0/8 (8 not run)"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (("val_los",), "unknown metric of figure f 'val_los'; did you mean val_loss"),
+        (("dead_fraction/site_3",), "unknown site of dead_fraction of figure f 'site_3'; did you mean site_"),
+        (("val_loss/*",), "val_loss is measured for the whole network only"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused(metrics: tuple[str, ...], message: str) -> None:
+    declared = Figure("f", "", "curves", metrics=metrics)
+    with pytest.raises(UserError, match=re.escape(message)):
+        study_figures.check(planted()[0]["declaration"] | {"figures": [vars(declared)]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "curve"}, "unknown kind of figure f 'curve'; did you mean curves"),
+        ({"metrics": ()}, "names no metrics"),
+        ({"kind": "forest"}, "names no claims"),
+        ({"kind": "map"}, "needs a factor as rows"),
+        ({"kind": "map", "rows": "activation"}, "needs a factor as cols"),
+        (
+            {"kind": "map", "rows": "activaton", "cols": "depth"},
+            "unknown factor as rows of figure f 'activaton'; did you mean",
+        ),
+        ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
+        ({"rows": "depth"}, "is no map and has no rows"),
+        ({"epoch": 5}, "shows every epoch; leave out epoch"),
+        ({"kind": "depth", "epoch": (0, "lst")}, "the epoch must be 'last' or a number of at least 0, not 'lst'"),
+        ({"kind": "depth", "epoch": float("nan")}, "not nan"),
+        ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_refused_where_it_is_declared(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Figure(**{"name": "f", "caption": "", "kind": "curves", "metrics": ("val_loss",), **change})
+
+
+def test_an_arm_absent_on_one_target_leaves_a_panel_that_says_so() -> None:
+    declared = planted()[0]["declaration"]["configurations"]
+    kept = [e for e in declared if e["arm"] != "tanh" or e["spec"]["target"] == "wave"]
+    picture = pictures(Figure("f", "", "curves", ("activations",), metrics=("saturated_fraction",)), configurations=kept)[0]
+    assert [[t.get_text() for t in ax.texts] for ax in picture.axes] == [[], ["no values"]]
+
+
+def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_declaration() -> None:
+    chosen = Figure("f", "", "curves", ("initialisers", "activations"), arms=("tanh", "baseline"), metrics=("grad_norm/site_2",))
+    picture = pictures(chosen)[0]
+    assert labels(picture) == ["tanh", "baseline"]
+    assert len(picture.axes[0].lines) == 2
+    assert picture.axes[0].get_ylabel() == "grad norm, site_2"
+    every = pictures(Figure("f", "", "curves", metrics=("val_loss",)))[0]
+    assert len(labels(every)) == 11
+    nameless = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)), targets=[])[0]
+    assert {ax.get_title() for ax in nameless.axes} == {""}
+
+
+def test_units_stand_on_the_axes_unless_the_name_says_them() -> None:
+    known = planted()[0]["declaration"]["metrics"]
+    units = {"val_loss": "loss", "grad_norm": "L2 norm", "dead_fraction": "fraction"}
+    metrics = {name: about | {"unit": units.get(name, "")} for name, about in known.items()}
+    declared = Figure("f", "", "curves", ("shapes",), metrics=tuple(units)), Figure("g", "", "forest", claims=("P1", "P3"))
+    made = pictures(*declared, metrics=metrics)
+    assert [ax.get_ylabel() for ax in made[0].axes[::2]] == [
+        "val loss",
+        "grad norm\n(L2 norm)",
+        "dead fraction, all sites\nN = 512 probe examples",
+    ]
+    assert "difference in collapsed (share of runs)" in {ax.get_xlabel() for ax in made[1].axes}
+
+
+def test_a_huge_interval_does_not_hide_the_lines() -> None:
+    band = Band(np.arange(3.0), np.array([1.0, 2.0, 3.0]), np.full(3, -1e6), np.full(3, 1e6), 2, 10)
+    low, high = drawn(lambda: drawing.curves([Row("y", [{"a": band}])], [""], ["a"], "t")).axes[0].get_ylim()
+    assert -10 < low < 1 and 3 < high < 10
+
+
+def test_exact_zeros_have_a_place_on_a_logarithmic_axis() -> None:
+    row = Row("gradient", [{"dead": flat(0.0), "alive": flat(1e-3), "faint": flat(1e-8)}], log=True)
+    (ax,) = drawn(lambda: drawing.curves([row], [""], ["dead", "alive", "faint"], "t")).axes
+    heights = [ax.transData.transform((0, line.get_ydata()[0]))[1] for line in ax.lines]
+    box = ax.get_window_extent()
+    zero, alive, faint = ((h - box.y0) / box.height for h in heights)
+    assert 0 < zero < faint - 0.1 and faint + 0.4 < alive < 1
+    ticks = [t.get_text() for t in ax.get_yticklabels()]
+    assert ticks[0] == "0" and "1e-7" in ticks and not any("$" in t for t in ticks)
+    positive = Row("gradient", [{"alive": flat(1e-3), "faint": flat(1e-8)}], log=True)
+    assert drawn(lambda: drawing.curves([positive], [""], ["alive", "faint"], "t")).axes[0].get_yscale() == "log"
+
+
+def test_fractions_are_never_drawn_on_a_logarithmic_axis() -> None:
+    declared = Figure("f", "", "curves", ("shapes",), metrics=("dead_fraction", "collapsed", "grad_norm"), log=True)
+    picture = pictures(declared)[0]
+    assert [ax.get_yscale() for ax in picture.axes[::2]] == ["linear", "linear", "log"]
+
+
+def test_fractions_share_their_axis_and_stay_in_their_range() -> None:
+    row = Row("dead", [{"a": flat(0.0)}, {"a": flat(1.0)}], low=0, high=1)
+    first, second = drawn(lambda: drawing.curves([row], ["x", "y"], ["a"], "t")).axes
+    assert first.get_ylim() == second.get_ylim() == pytest.approx((-0.05, 1.05))
+    assert any(t.get_text() and t.get_visible() for t in first.get_yticklabels())
+    assert not second.yaxis.get_tick_params()["labelleft"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    values=st.lists(st.floats(-1e12, 1e12) | st.floats(-1e-9, 1e-9), min_size=2, max_size=6),
+    width=st.sampled_from([0.0, 1e-6, 0.5, 1e9, np.nan]),
+    log=st.booleans(),
+)
+def test_every_mean_is_in_view(values: list[float], width: float, log: bool) -> None:
+    mean = np.array(values)
+    band = Band(np.arange(float(len(mean))), mean, mean - width, mean + width, 3, 10)
+    (ax,) = drawn(lambda: drawing.curves([Row("y", [{"a": band}], log=log)], [""], ["a"], "t")).axes
+    low, high = ax.get_ylim()
+    assert np.isfinite([low, high]).all() and low <= mean.min() and mean.max() <= high and low < high
+
+
+def test_arms_look_the_same_in_every_panel_and_different_from_each_other() -> None:
+    arms = [f"arm {i}" for i in range(24)]
+    row = Row("y", [{arm: flat(i) for i, arm in enumerate(arms)}, {arm: flat(i + 5) for i, arm in enumerate(arms[5:])}])
+    picture = drawn(lambda: drawing.curves([row], ["", ""], arms, "t"))
+    assert len({looks(line_of(picture, 0, arm)) for arm in arms}) == len(arms)
+    for arm in arms[5:]:
+        assert line_of(picture, 1, arm).get_ydata()[0] == arms.index(arm)
+
+
+def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
+    picture = drawn(lambda: drawing.curves([Row("y", [{"a": flat(1), "b": flat(1), "c": flat(1)}])], [""], ["b", "c", "a"], "t"))
+    lines = [line_of(picture, 0, arm) for arm in ("b", "c", "a")]
+    assert [line.is_dashed() for line in lines] == [False, True, True]
+    assert lines[0].get_zorder() < lines[1].get_zorder() < lines[2].get_zorder()
+
+
+@pytest.mark.parametrize("number", tiered(range(18), 0, 3, 9, 12, 16))
+def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
+    draw = Text.draw
+    monkeypatch.setattr(Text, "draw", lambda self, renderer: (shown.setdefault(self), draw(self, renderer))[1])
+    picture = drawn(crowded()[number])
+    assert picture.get_figwidth() == (pytest.approx(9.5, abs=0.5) if number == 16 else 7)  # a map grows with its columns
+    boxes = {text: text.get_window_extent() for text in shown if text.get_text().strip()}
+    assert len(boxes) > 5
+    for text, box in boxes.items():
+        assert text.get_size() >= 8
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= picture.bbox.x1 + 1 and box.y1 <= picture.bbox.y1 + 1, text
+    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+        across, along = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(across, along) < 2, (one, other)  # pixels
+
+
+def test_the_legend_says_how_many_runs() -> None:
+    (picture,) = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)))
+    assert picture.legends[0].get_title().get_text() == "mean and 95 % interval over 8 runs"
+    for counts, words in (((1, 1), "over 1 run"), ((3, 16), "over 3 to 16 runs")):
+        row = Row("y", [{"a": flat(1, counts[0]), "b": flat(2, counts[1])}])
+        picture = drawn(lambda row=row: drawing.curves([row], [""], ["a", "b"], "over"))
+        assert picture.legends[0].get_title().get_text() == words
+
+
+def test_the_bytes_depend_on_the_numbers_alone(written: list[Path], tmp_path: Path) -> None:
+    manifest, configurations, rows = planted()
+
+    csv = {
+        "summary": frames.summary_frame(configurations, manifest, None),
+        "survival": frames.survival_frame(configurations),
+    }
+    for name, frame in csv.items():
+        (tmp_path / f"{name}.csv").write_text(csv_files.csv_text(frame))
+        csv[name] = csv_files.read_csv(tmp_path / f"{name}.csv")
+    printed = [{k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    read = study_figures.draw_from(manifest, Numbers(csv["summary"], csv["survival"], printed), tmp_path)
+    assert [(path.name, path.read_bytes()) for path in read] == [(path.name, path.read_bytes()) for path in written]
+
+
+def test_no_date_and_no_version_is_written() -> None:
+    files = canvas.render(crowded()[4], ("png", "svg", "pdf"))
+    assert not re.search(rb"CreationDate|Creator|Producer|[Mm]atplotlib", files["pdf"]) and files["pdf"].startswith(b"%PDF")
+    assert not re.search(rb"Software|Creation|tIME|matplotlib", files["png"], re.IGNORECASE)
+    assert not re.search(r"<dc:(date|creator)>|matplotlib v", files["svg"].decode(), re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_a_format_has_the_same_bytes_whichever_others_are_written() -> None:
+    draw = crowded()[12]
+    every = canvas.render(draw, ("pdf", "svg", "png"))
+    assert list(every) == ["pdf", "svg", "png"]
+    assert {name: canvas.render(draw, (name,))[name] for name in every} == every
+
+
+def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:
+    arm = "from $\\frac{ to 2$"  # as mathematics this is an error
+    made = canvas.render(lambda: drawing.curves([Row("y", [{arm: flat(1)}])], [""], [arm], "t"))
+    assert arm in made["svg"].decode()
+
+
+def test_a_study_without_metrics_or_verdicts_draws_nothing(tmp_path: Path) -> None:
+    manifest, _, _ = planted()
+    assert study_figures.draw(manifest, {}, [], tmp_path) == []
+    bare = planted_manifest(planted_study())
+    bare["declaration"]["figures"] = []
+    assert study_figures.draw(bare, {}, [], tmp_path) == []
+
+
+def test_drawing_needs_neither_jax_nor_a_display() -> None:
+    modules = "relu_study.report.figures.study_figures, relu_study.report.tensorboard.event_files"
+    code = f"import sys, {modules}; print({{'jax', 'flax', 'matplotlib.pyplot'}} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"

@@ -1,0 +1,317 @@
+"""Programs that do not fit in memory: narrower tiles before a cohort's first is stored, a clear end after it, no run lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from paths import ROOT
+from small_draw_study import study as coins
+from small_study import base, study
+
+from relu_study import Experiment
+from relu_study.components import entry_errors
+from relu_study.engine import cohorts, compilation, plan, scheduler, train_tile
+from relu_study.engine.plan import Tile
+from relu_study.engine.state import Probing
+from relu_study.errors import UserError
+from relu_study.runner import prepare, prepare_draws
+from relu_study.runner import run as runner
+from relu_study.runner.callback import Watcher
+from relu_study.runner.run import run_draws
+from relu_study.storage import block_files, tile_files
+from relu_study.storage.frames import load
+from relu_study.storage.manifest import read_manifest
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
+DISPATCHING = "INTERNAL: Error dispatching computation: Out of memory allocating 192001348 bytes."  # of a CPU under a cap
+RELU, TANH = (cohorts.describe(base.but(activation=name)).cohort for name in ("relu", "tanh"))
+# What is measured is little, so that programs of many widths are compiled in no time.
+bare = replace(study, seeds=8, metrics=("val_loss",), use_targets=(), targets=(), claims=(), tables=(), figures=())
+eight = replace(bare, experiments=(Experiment("main", {"relu": base, "tanh": base.but(activation="tanh")}),))
+tanh = replace(bare, experiments=(Experiment("main", {"tanh": base.but(activation="tanh")}),))
+
+
+class Told(Watcher):
+    """What a person is told, and the tiles that were stored."""
+
+    def __init__(self, stop_after: int = 10**6) -> None:
+        self.said: list[str] = []
+        self.tiles: list[Tile] = []
+        self.stop_after = stop_after
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def tile(self, tile: Any, *_: Any) -> None:
+        self.tiles.append(tile)
+        if len(self.tiles) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def _eight_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 8, 1 << 30)})
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int]]]:
+    """Makes the training of a cohort fail where `fails(cohort, width)`, at once or when its numbers are asked for."""
+
+    def limit(fails: Callable[[str, int], bool], late: bool = False) -> list[tuple[str, int]]:
+        begun: list[tuple[str, int]] = []
+        start, collect = train_tile.start_tile, train_tile.collect
+        of: dict[int, tuple[str, int]] = {}
+
+        def allocate(place: tuple[str, int]) -> None:
+            if fails(*place):
+                raise jax.errors.JaxRuntimeError(FULL)
+
+        def limited(runs: Any, width: int, *rest: Any, **options: Any) -> Any:
+            begun.append((cohorts.describe(runs[0]).cohort, width))
+            if not late:
+                allocate(begun[-1])
+            place, pending = begun[-1], start(runs, width, *rest, **options)
+            of[id(pending.runs)] = place
+            return pending
+
+        def asked(pending: Any, keep_params: bool = False) -> Any:
+            if late:
+                allocate(of[id(pending.runs)])
+            return collect(pending, keep_params)
+
+        monkeypatch.setattr(train_tile, "start_tile", limited)
+        monkeypatch.setattr(train_tile, "collect", asked)
+        return begun
+
+    return limit
+
+
+def widths(folder: Path) -> Iterator[tuple[str, int]]:
+    """The cohort of every stored tile with the width in its provenance."""
+    for path in tile_files.tile_paths(folder):
+        tile = tile_files.read_tile(path)
+        specs = [json.loads(str(spec)) for spec in tile["spec"]]
+        yield TANH if specs[0].get("activation") == "tanh" else RELU, json.loads(str(tile["provenance"]))["width"]
+
+
+@pytest.mark.parametrize(
+    "late", [pytest.param(False, id="when it is queued", marks=pytest.mark.slow), pytest.param(True, id="when it is collected")]
+)
+def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, small_memory: Any, late: bool) -> None:
+    small_memory(lambda cohort, width: cohort == TANH and width > 2, late)
+    runner.run(eight, tmp_path / "narrow", watcher=(told := Told()))
+
+    assert set(load(tmp_path / "narrow").runs.status) == {"ok"} and len(load(tmp_path / "narrow").runs) == 16
+    assert sorted(widths(tmp_path / "narrow")) == sorted([(RELU, 8), *[(TANH, 2)] * 4])
+    assert read_manifest(tmp_path / "narrow")["widths"] == {RELU: 8, TANH: 2}
+    first, second, *_ = told.said
+    for line, wide in ((first, 8), (second, 4)):
+        assert f"cohort {TANH}" in line and "tanh" in line and FULL in line, line
+        assert f"width of {wide}" in line and line.endswith(f"at {wide // 2}"), line
+    assert sorted(run.run_id for tile in told.tiles for run in tile.runs) == sorted(run.run_id for run in eight.runs())
+
+
+@pytest.mark.slow
+def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path, small_memory: Any) -> None:
+    small_memory(lambda cohort, width: cohort == TANH and width > 2)
+    runs = runner.run(eight, tmp_path).runs.set_index("run_id")
+    spec = base.but(activation="tanh", seed=3)
+    alone = train_tile.train_tile([spec], 2, probing=prepare.prepare(eight, None, Probing()).probing)
+    assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
+
+
+@pytest.mark.slow
+def test_the_first_calls_alone_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator has nothing for the compiled program's first two calls: at 8, then at 4; at 2 there is room."""
+    programs, failed = compilation.tile_programs, []
+
+    def stingy(spec: Any, *rest: Any) -> Any:
+        made = programs(spec, *rest)
+
+        def advance(*args: Any) -> Any:
+            if spec.activation == "tanh" and len(failed) < 2:
+                failed.append(len(args[2]))
+                raise jax.errors.JaxRuntimeError(FULL)
+            return made.advance(*args)
+
+        return replace(made, advance=advance)
+
+    monkeypatch.setattr(compilation, "tile_programs", stingy)
+    results = runner.run(eight, tmp_path)
+    assert failed == [8, 4] and set(results.runs.status) == {"ok"}
+    assert read_manifest(tmp_path)["widths"][TANH] == 2
+
+
+def test_with_tiles_stored_the_width_is_settled(tmp_path: Path, small_memory: Any) -> None:
+    runner.run(eight, tmp_path)
+    kept = {path: path.read_bytes() for path in tile_files.tile_paths(tmp_path)}
+    small_memory(lambda cohort, width: cohort == TANH)
+    with pytest.raises(UserError, match=rf"cohort {TANH} .*width of 8 .*free memory .*new folder with --out.* is kept") as error:
+        runner.run(eight, tmp_path, seeds=12)
+    assert str(tmp_path) in str(error.value) and FULL in str(error.value)
+    assert {path: path.read_bytes() for path in kept} == kept and set(widths(tmp_path)) == {(RELU, 8), (TANH, 8)}
+    manifest = read_manifest(tmp_path)
+    assert manifest["widths"] == {RELU: 8, TANH: 8} and "oom" not in manifest
+    assert manifest["counts"] == {"ok": 20, "nonfinite": 0, "interrupted": 4}, "the other cohort is done"
+
+
+@pytest.mark.slow
+def test_settled_by_a_tile_of_this_very_run(tmp_path: Path, small_memory: Any) -> None:
+    small_memory(lambda cohort, width: bool(tile_files.tile_paths(tmp_path)), late=True)
+    with pytest.raises(UserError, match="width of 8"):
+        runner.run(tanh, tmp_path, seeds=16)
+    assert list(widths(tmp_path)) == [(TANH, 8)] and read_manifest(tmp_path)["widths"] == {TANH: 8}
+
+
+@pytest.mark.slow
+def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: Any) -> None:
+    runner.run(eight, tmp_path)
+    calls = iter([True])
+    small_memory(lambda cohort, width: cohort == TANH and next(calls, False))
+    assert set(runner.run(eight, tmp_path, seeds=12).runs.status) == {"ok"}
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, small_memory: Any, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 4, 1 << 30)})
+        begun = small_memory(lambda cohort, width: cohort == TANH)
+        told = Told()
+        runner.run(eight, tmp_path, watcher=told)
+    runs = pd.read_csv(tmp_path / "runs.csv")
+    assert dict(runs.groupby("activation")["status"].first()) == {"relu": "ok", "tanh": "oom"} and len(runs) == 16
+    assert runs.loc[runs.status == "oom", "val_loss/all"].isna().all()
+    manifest = read_manifest(tmp_path)
+    assert manifest["counts"] == {"ok": 8, "nonfinite": 0, "oom": 8, "interrupted": 0}
+    assert manifest["oom"] == sorted(runs.run_id[runs.status == "oom"]) and manifest["widths"] == {RELU: 4}
+    assert [width for cohort, width in begun if cohort == TANH][-1] == 2
+    assert any("8 did not fit in memory (status oom): free memory" in line for line in told.said), told.said
+    assert "8 ok, 8 oom" in (tmp_path / "report.md").read_text()
+
+    monkeypatch.undo()
+    monkeypatch.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 8, 1 << 30)})
+    again = Told()
+    assert set(runner.run(eight, tmp_path, watcher=again).runs.status) == {"ok"}
+    assert sum(tile.size for tile in again.tiles) == 8 and "oom" not in read_manifest(tmp_path)
+    assert set(widths(tmp_path)) == {(RELU, 4), (TANH, 8)}, "with room, at the width of the rule"
+
+
+@pytest.mark.slow
+def test_nothing_fits(tmp_path: Path, small_memory: Any) -> None:
+    small_memory(lambda cohort, width: True)
+    assert set(runner.run(eight, tmp_path).runs.status) == {"oom"}
+    assert not tile_files.tile_paths(tmp_path)
+
+
+@pytest.mark.slow
+def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, small_memory: Any) -> None:
+    small_memory(lambda cohort, width: cohort == TANH and width > 4)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(eight, tmp_path, watcher=Told(stop_after=2))
+    assert read_manifest(tmp_path)["widths"][TANH] == 4
+    assert set(runner.run(eight, tmp_path).runs.status) == {"ok"} and (TANH, 4) in set(widths(tmp_path))
+
+
+@pytest.mark.slow
+def test_draws_go_on_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, block = scheduler.draw_block.draw_program, next(iter(coins_blocks(tmp_path)))
+    lost = coins_blocks(tmp_path)[-1].cell
+
+    def limited(statistic: str, cell: Any, wide: int) -> Any:
+        if cell == lost or (cell == block.cell and wide > block.width // 4):
+            raise jax.errors.JaxRuntimeError(FULL)
+        return draw(statistic, cell, wide)
+
+    limited.kept = draw.kept  # type: ignore[attr-defined]
+    monkeypatch.setattr(scheduler.draw_block, "draw_program", limited)
+    told = Told()
+    cells = run_draws(coins, tmp_path / "coins", draws=100, watcher=told)
+    made = {name: there["width"] for (name, _, _), there in block_files.stored_blocks(tmp_path / "coins").items()}
+    manifest = read_manifest(tmp_path / "coins")
+    assert made == manifest["widths"] and made[block.cohort] == block.width // 4
+    assert any(f"cell {block.cohort} (coin" in line and f"at {block.width // 4:,}" in line for line in told.said), told.said
+    assert any("1 of these cells did not fit in memory: free memory" in line for line in told.said), told.said
+    (unfit,) = manifest["oom"]
+    assert set(cells.cell_id[cells.draws == 0]) == {unfit} and unfit not in made
+    monkeypatch.undo()
+    assert (run_draws(coins, tmp_path / "coins", draws=100).draws == 100).all()
+
+
+def coins_blocks(folder: Path) -> list[Any]:
+    return sorted(prepare_draws.prepare_draws(coins.sized(draws=100), folder / "none").plan.tiles, key=lambda block: block.cohort)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (jax.errors.JaxRuntimeError(FULL + "\n a long table"), FULL),
+        (MemoryError("std::bad_alloc"), "MemoryError: std::bad_alloc"),
+        (MemoryError(), "MemoryError"),
+        (jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error"), "INTERNAL: YNNPACK operation failed: error"),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes"), ""),
+        (jax.errors.JaxRuntimeError(DISPATCHING), DISPATCHING),
+        (ValueError("out of memory"), ""),
+    ],
+)
+def test_which_errors_are_of_memory(error: Exception, why: str) -> None:
+    assert entry_errors.lacking(error) == why
+
+
+def test_another_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(train_tile, "start_tile", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        runner.run(eight, tmp_path)
+
+
+CAPPED = """
+import resource, sys
+from pathlib import Path
+from relu_study import Experiment, RunSpec, Study, runner
+from relu_study.engine.plan import Rule
+from relu_study import plan
+from relu_study.cli.progress import Watcher
+
+class Told(Watcher):
+    def say(self, line):
+        print(line, flush=True)
+
+plan.WIDTHS["cpu"] = Rule(2, 32, 1 << 30)
+base = RunSpec(epochs=0, width=4, rows=400)
+study = Study("capped", "Capped", "Does it fit?", [Experiment("main", {"small": base})], seeds=32, metrics=("constant",))
+runner.run(study, watcher=Told())
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (int(sys.argv[1]) << 20),) * 2)
+arms = {"small": base, "large": base.but(rows=1_000_000)}
+large = Study("capped", "Capped", "Does it fit?", [Experiment("main", arms)], seeds=32, metrics=("constant",))
+print(runner.run(large, sys.argv[2], watcher=Told()).runs.groupby("rows")["status"].value_counts().to_dict(), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="caps the address space as Linux does")
+def test_a_cap_on_the_address_space(tmp_path: Path) -> None:
+    """A tile of 32 runs draws 640 MB of rows at a time; 450 MiB are left, of which the compiler takes its part."""
+    command = [sys.executable, "-c", CAPPED, "450", str(tmp_path / "capped")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    found = r"does not fit in memory at a width of 32 \(.*Out of memory allocating \d+ bytes.*\): it goes on at 16"
+    assert re.search(found, done.stdout), done.stdout
+    assert done.stdout.splitlines()[-1] == "{(400, 'ok'): 32, (1000000, 'ok'): 32}"
+    made = {
+        json.loads(str(tile_files.read_tile(path)["provenance"]))["width"] for path in tile_files.tile_paths(tmp_path / "capped")
+    }
+    assert made == set(read_manifest(tmp_path / "capped")["widths"].values()) and 32 in made and min(made) < 32

@@ -1,0 +1,101 @@
+"""What is read of a results folder: damaged files and manifests are named, those of an earlier version are made whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from known_results import planted_folder
+from tiers import tiered
+
+import relu_study
+from relu_study.errors import UserError
+from relu_study.report.report import report
+from relu_study.report.tables.pivot_table import compare, table
+from relu_study.storage.manifest import read_manifest, write_manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = planted_folder(tmp_path_factory.mktemp("contract"))
+    report(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clone") / "results"
+    shutil.copytree(folder, path, ignore=shutil.ignore_patterns("raw", "tensorboard"))
+    return path
+
+
+@pytest.mark.parametrize("name", tiered(["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"], "units.csv"))
+def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
+    whole = (folder / name).read_text()
+    header = whole.splitlines()[0]
+    for column in header.split(","):
+        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False).drop(columns=column)
+        (folder / name).write_text(frame.to_csv(index=False))
+        with pytest.raises(UserError, match=rf"{name} has no column {column}"):
+            report(folder)
+        (folder / name).write_text(whole)
+    for text in ("", header, whole[: len(whole) // 2].rstrip("\n")):
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} is garbled"):
+            report(folder)
+
+
+def test_runs_that_a_clone_lacks_are_counted(clone: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
+    (folder / "runs.csv").write_text("".join((folder / "runs.csv").read_text().splitlines(keepends=True)[:21]))
+    for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
+        with pytest.raises(UserError, match=r"runs.csv has 20 of the 160 runs that manifest.json declares"):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: None, "has no declaration"),
+        (lambda d: d | {"configurations": []}, "declares no runs"),
+        (lambda d: {k: v for k, v in d.items() if k != "metrics"}, "declares no metrics"),
+        (lambda d: d | {"metrics": []}, "declares metrics that cannot be read"),
+        (lambda d: d | {"figures": [{}]}, "declares one of its figures without name"),
+        (lambda d: d | {"configurations": [{"arm": "a"}]}, "declares a configuration without experiment"),
+        (
+            lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"colour": 1}}]},
+            "with colour, which this version",
+        ),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "spec": {"depth": 0}}]}, "depth must be at least 1"),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "seeds": 0}]}, "declares a configuration without runs"),
+        (lambda d: d | {"configurations": [{**d["configurations"][0], "seeds": "8"}]}, "declares a configuration without seeds"),
+        (lambda d: d | {"tables": [{"name": "a", "events": {}}]}, "declares one of its tables without caption"),
+    ],
+)
+def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "other"))
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest | {"declaration": change(manifest["declaration"])})
+    for use in (report, table, relu_study.load, lambda f: relu_study.figure(f, "survival")):
+        with pytest.raises(UserError, match=message):
+            use(folder)
+
+
+def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_know(clone: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clone, tmp_path / "earlier"))
+    manifest = read_manifest(folder)
+    for entry in manifest["declaration"]["configurations"]:
+        assert entry["spec"].pop("weight_decay") == 0
+        assert entry.pop("seeds") == manifest["declaration"]["seeds"]
+    for claim in manifest["declaration"]["claims"]:
+        del claim["targets"]
+    for figure in manifest["declaration"]["figures"]:
+        del figure["rows"], figure["cols"], figure["epoch"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    assert table(folder) == table(clone)
+    report(folder)
+    assert (folder / "report.md").read_bytes() == (clone / "report.md").read_bytes()

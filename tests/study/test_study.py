@@ -1,0 +1,123 @@
+"""What a study declares: whose seeds, which targets, how often it measures; and what makes no sense is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from relu_study.errors import UserError
+from relu_study.study.claims import Claim, Target
+from relu_study.study.outputs import Counts, Figure
+from relu_study.study.run_spec import RunSpec
+from relu_study.study.study import Experiment, Study
+
+BASE = RunSpec(rows=600, width=8)
+DEEP = BASE.but(depth=3)
+TARGETS = (Target("wave"), Target("sum"), Target("coin_flip"))
+FEW = Experiment("few", {"relu": BASE, "tanh": BASE.but(activation="tanh")}, targets=("wave", "sum"))
+MANY = Experiment("many", {"relu": BASE, "elu": BASE.but(activation="elu")}, seeds=5, targets=("sum",))
+ELSEWHERE = Experiment("elsewhere", {"relu": DEEP}, seeds=2, targets=("coin_flip",))
+
+
+def study(**changes: object) -> Study:
+    plain = Study("s", "S", "", (FEW, MANY, ELSEWHERE), seeds=3, targets=TARGETS, presets={"full": {"seeds": 7, "every": 4}})
+    return replace(plain, **changes)
+
+
+def seeds(s: Study) -> dict[tuple[str, str, int], list[int]]:
+    found: dict[tuple[str, str, int], list[int]] = {}
+    for run in s.runs():
+        found.setdefault((run.activation, run.target, run.depth), []).append(run.seed)
+    return found
+
+
+def test_a_configuration_has_the_seeds_of_the_experiment_that_asks_for_most() -> None:
+    three, five = [0, 1, 2], [0, 1, 2, 3, 4]
+    assert seeds(study()) == {
+        ("relu", "wave", 1): three,
+        ("relu", "sum", 1): five,
+        ("tanh", "wave", 1): three,
+        ("tanh", "sum", 1): three,
+        ("elu", "sum", 1): five,
+        ("relu", "coin_flip", 3): [0, 1],
+    }
+    declared = {(e["experiment"], e["arm"], e["spec"]["target"]): e["seeds"] for e in study().declaration()["configurations"]}
+    assert declared["few", "relu", "wave"] == declared["few", "tanh", "sum"] == 3
+    assert declared["few", "relu", "sum"] == declared["many", "relu", "sum"] == declared["many", "elu", "sum"] == 5
+    assert declared["elsewhere", "relu", "coin_flip"] == 2
+    assert seeds(study(skip=("many",)))["relu", "sum", 1] == three
+
+
+def test_seeds_that_are_asked_for_replace_all() -> None:
+    assert {len(found) for found in seeds(study().sized(seeds=1)).values()} == {1}
+    assert {len(found) for found in seeds(study().sized("full")).values()} == {7}
+    assert {len(found) for found in seeds(study().sized("full", seeds=4)).values()} == {4}
+    assert seeds(study().sized("full", seeds=None, epochs=2)) == seeds(study().sized("full"))
+
+
+def test_a_label_is_one_spec_on_each_target() -> None:
+    assert study().arms() == {"relu": BASE, "tanh": BASE.but(activation="tanh"), "elu": BASE.but(activation="elu")}
+    with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs on target 'sum'"):
+        study(experiments=(FEW, replace(ELSEWHERE, targets=("coin_flip", "sum"))))
+    with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs"):
+        study(experiments=(FEW, replace(ELSEWHERE, targets=())))
+    with pytest.raises(UserError, match="unknown target of experiment elsewhere 'coin'; did you mean coin_flip"):
+        study(experiments=(FEW, replace(ELSEWHERE, targets=("coin",))))
+
+
+def test_use_targets_choose_among_those_of_each_experiment() -> None:
+    found = study(use_targets=("coin_flip", "sum")).configurations()
+    assert [(name, label, spec.target) for name, label, spec in found] == [
+        ("few", "relu", "sum"),
+        ("few", "tanh", "sum"),
+        ("many", "relu", "sum"),
+        ("many", "elu", "sum"),
+        ("elsewhere", "relu", "coin_flip"),
+    ]
+
+
+def test_claims_are_asked_where_their_arms_meet() -> None:
+    claims = (
+        Claim("A", "a", "val_loss", "elu", "relu", "less", 0.1),
+        Claim("B", "b", "val_loss", "relu", 1.0, "less", 0.1),
+        Claim("C", "c", "val_loss", ("relu", "tanh"), "relu", "less", 0.1),
+        Claim("D", "d", "val_loss", "relu", 1.0, "less", 0.1, targets=("sum",)),
+    )
+    said = {claim["claim"]: claim["targets"] for claim in study(claims=claims).declaration()["claims"]}
+    assert said == {"A": ["sum"], "B": ["wave", "sum", "coin_flip"], "C": ["wave", "sum"], "D": ["sum"]}
+    # an arm that is left out at this size has no target: its claim is asked everywhere, and has nothing to compare
+    assert study(claims=claims, skip=("many",)).declaration()["claims"][0]["targets"] == []
+    with pytest.raises(UserError, match="unknown target of claim A 'sun'; did you mean sum"):
+        study(claims=(replace(claims[0], targets=("sun",)),))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
+def test_seeds_and_epochs_between_measurements_are_whole_numbers(wrong: object) -> None:
+    for changes, what in (
+        ({"seeds": wrong}, "seeds"),
+        ({"every": wrong}, "every"),
+        ({"experiments": (replace(FEW, seeds=wrong),)}, "seeds of experiment few"),
+    ):
+        with pytest.raises(UserError, match=rf"study s: {what} must be a whole number of at least 1"):
+            study(**changes)
+
+
+def test_a_preset_says_how_often_it_measures() -> None:
+    assert study().every == 1 and study().sized("full").every == 4 and study().declaration()["every"] == 1
+    with pytest.raises(UserError, match="unknown setting of preset full 'ever'; did you mean every"):
+        study(presets={"full": {"ever": 4}})
+    with pytest.raises(UserError, match="every must be a whole number"):
+        study(presets={"full": {"every": 0.5}}).sized("full")
+
+
+def test_a_table_of_counts_names_factors_and_events() -> None:
+    counts = Counts("c", "C", ("few",), {"target": "target"}, {"collapsed": ("collapsed",)})
+    assert study(tables=(counts,)).declaration()["tables"][0]["events"] == {"collapsed": ("collapsed",)}
+    with pytest.raises(UserError, match="unknown factor among the keys of table c 'activaton'; did you mean activation"):
+        replace(counts, keys={"phi": "activaton"})
+    with pytest.raises(UserError, match="table c counts no events"):
+        replace(counts, events={})
+    for wrong in (replace(counts, experiments=("fuw",)), replace(counts, arms=("rely",))):
+        with pytest.raises(UserError, match=r"did you mean (few|relu)"):
+            study(tables=(wrong,), figures=(Figure("f", "F", "survival"),))

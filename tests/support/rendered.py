@@ -1,0 +1,102 @@
+"""Pictures of the planted folder as a reader sees them: in our style, laid out, and with the words of their legends."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from known_results import planted_folder
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure as Picture
+
+from relu_study.report import verdicts
+from relu_study.report.figures import canvas, study_figures
+from relu_study.report.figures.curves import Band
+from relu_study.report.figures.inputs import Numbers
+from relu_study.storage import frames
+from relu_study.storage.configurations import Configuration, collect
+from relu_study.storage.manifest import read_manifest
+from relu_study.study.outputs import Figure
+
+Folder = tuple[dict[str, Any], dict[str, Configuration], list[dict[str, Any]]]
+
+
+@cache
+def planted() -> Folder:
+    """The manifest of the planted folder, its stored runs with their histograms, and the rows of its verdicts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = planted_folder(Path(temporary))
+        manifest = read_manifest(path)
+        configurations = collect(path, manifest, histograms=True)
+    pairs = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
+    stored = {pair: configurations[config_id] for pair, config_id in pairs.items()}
+    rows = verdicts.answer(manifest["declaration"]["claims"], stored, manifest["declaration"]["targets"])
+    return manifest, configurations, rows
+
+
+@cache
+def numbers() -> Numbers:
+    """What figures of the planted folder are made of."""
+    manifest, configurations, rows = planted()
+    return Numbers(
+        frames.summary_frame(configurations, manifest, None), frames.survival_frame(configurations), rows, configurations
+    )
+
+
+def config_ids() -> dict[tuple[str, str], str]:
+    """(arm, target) -> config_id of the planted folder."""
+    return {(e["arm"], e["spec"]["target"]): e["config_id"] for e in planted()[0]["declaration"]["configurations"]}
+
+
+def pictures(*declared: Figure | str, of: Numbers | None = None, **changes: Any) -> list[Picture]:
+    """The pictures of the planted folder's own figures, by name, or of others declared on it, as far as there are any."""
+    declaration = planted()[0]["declaration"]
+    own = {figure["name"]: figure for figure in declaration["figures"]}
+    chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
+    made = [study_figures.arranged(figure, declaration | changes, of or numbers()) for figure in chosen]
+    return [drawn(draw) for draw in made if draw is not None]
+
+
+def drawn(draw: Callable[[], Picture]) -> Picture:
+    """A picture as it is rendered: in our style, and laid out."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(canvas.STYLE)
+        picture = draw()
+        FigureCanvasAgg(picture).print_png(io.BytesIO())
+    return picture
+
+
+def labels(picture: Picture) -> list[str]:
+    """The entries of the legend."""
+    return [text.get_text() for legend in picture.legends for text in legend.get_texts()]
+
+
+def said(picture: Picture) -> str:
+    """What stands above the entries of the legend."""
+    return picture.legends[0].get_title().get_text()
+
+
+def line_of(picture: Picture, panel: int, arm: str) -> Any:
+    """The line of an arm in a panel, found as a reader finds it: by the looks of its entry in the legend."""
+    (entry,) = (h for h in picture.legends[0].legend_handles if h.get_label().partition(" (")[0] == arm)
+    (line,) = (x for x in picture.axes[panel].lines if looks(x) == looks(entry))
+    return line
+
+
+def looks(line: Any) -> tuple[str, str]:
+    """Colour and dashes."""
+    return to_hex(line.get_color()), str(line._dash_pattern)  # get_linestyle() says "--" of any dashes
+
+
+def flat(value: float, runs: int = 4) -> Band:
+    """A band of three epochs that is one value throughout."""
+    values = np.full(3, float(value))
+    return Band(np.arange(3.0), values, values, values, runs, 100)

@@ -1,0 +1,66 @@
+"""Claims and the runs that answer them, few and planted: what the verdicts are tested on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from relu_study.report.verdicts import answer
+from relu_study.storage.configurations import Configuration
+from relu_study.storage.schema import COLUMNS
+from relu_study.study.claims import Claim
+
+NAN = float("nan")
+WAVE = {"name": "wave", "variance": 1.0, "floor": 0.0}
+COIN = {"name": "coin_flip", "variance": 0.25, "floor": 0.25}
+SEEDS = 16
+NOISE = np.linspace(-0.01, 0.01, SEEDS)  # symmetric, mean 0
+
+
+def stored(
+    values: dict[str, Any], epochs: tuple[float, ...] = (0, 1, 25), seeds: Any = None, bad: Any = None, sites: int = 1
+) -> Configuration:
+    """Runs with these values; a value may be (n, E), or (n,) for the same at every epoch."""
+    n = len(next(iter(values.values())))
+    full = {k: np.asarray(v, float) for k, v in values.items()}
+    full = {k: np.repeat(v[:, None], len(epochs), axis=1) if v.ndim == 1 else v for k, v in full.items()}
+    first_bad = np.full(n, NAN) if bad is None else np.asarray(bad, float)
+    return Configuration(
+        config_id="c",
+        spec={},
+        wanted=n,
+        run_ids=[str(i) for i in range(n)],
+        seeds=np.arange(n) if seeds is None else np.asarray(seeds),
+        epochs=np.array(epochs, float),
+        status=np.where(np.isnan(first_bad), "ok", "nonfinite"),
+        first_bad_epoch=first_bad,
+        probe_examples=100,
+        values={k: v.astype(np.float32) for k, v in full.items()},
+        dead={f"site_{k + 1}": np.zeros((n, len(epochs), 2), bool) for k in range(sites)},
+    )
+
+
+def claims(*declared: Claim) -> list[dict[str, Any]]:
+    """The claims as a manifest gives them back: tuples have become lists."""
+    return json.loads(json.dumps([asdict(claim) for claim in declared]))
+
+
+def loss_claim(arm: Any = "arm", against: Any = "base", direction: str = "greater", margin: float = 0.1, **options: Any) -> Claim:
+    return Claim(
+        options.pop("claim", "C"), "it is so", options.pop("metric", "val_loss"), arm, against, direction, margin, **options
+    )
+
+
+def ask(claim: Claim, target: dict[str, Any] = WAVE, **arms: Configuration) -> dict[str, Any]:
+    """The one row of one claim."""
+    rows = answer(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
+    assert len(rows) == 2 and rows[1]["contrast"] == "overall"
+    assert all(tuple(row) == COLUMNS["verdicts"] for row in rows)
+    return rows[0]
+
+
+def losses(level: float, **options: Any) -> Configuration:
+    return stored({"val_loss/all": level + NOISE}, **options)
