@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from relu_study.components.tasks.task import Signature as Signature
     from relu_study.components.tasks.task import Task as Task
     from relu_study.components.tasks.task import task as task
-    from relu_study.components.untrained.statistic import Number as Number
+    from relu_study.components.untrained.statistic import Quantity as Quantity
     from relu_study.components.untrained.statistic import Theory as Theory
     from relu_study.components.untrained.statistic import statistic as statistic
     from relu_study.errors import UserError as UserError
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from relu_study.study.claims import Target as Target
     from relu_study.study.draw_study import Draws as Draws
     from relu_study.study.draw_study import DrawStudy as DrawStudy
-    from relu_study.study.draw_study import crossed as crossed
+    from relu_study.study.draw_study import grid_cells as grid_cells
     from relu_study.study.fingerprint import data_file as data_file
     from relu_study.study.outputs import CellFigure as CellFigure
     from relu_study.study.outputs import CellTable as CellTable
-    from relu_study.study.outputs import Counts as Counts
+    from relu_study.study.outputs import EventTable as EventTable
     from relu_study.study.outputs import Figure as Figure
     from relu_study.study.outputs import Section as Section
     from relu_study.study.outputs import Table as Table
@@ -58,7 +58,7 @@ _HOMES = {
         "task",
     ),
     "components.untrained.statistic": (
-        "Number",
+        "Quantity",
         "Theory",
         "statistic",
     ),
@@ -82,13 +82,13 @@ _HOMES = {
     "study.draw_study": (
         "Draws",
         "DrawStudy",
-        "crossed",
+        "grid_cells",
     ),
     "study.fingerprint": ("data_file",),
     "study.outputs": (
         "CellFigure",
         "CellTable",
-        "Counts",
+        "EventTable",
         "Figure",
         "Section",
         "Table",

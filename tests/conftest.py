@@ -80,9 +80,9 @@ def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if compiles_quickly(pytestconfig):
             patch.setitem(cohorts.OPTIONS, "cpu", {**cohorts.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
-        compilation.forget_all()
+        compilation.clear()
         yield
-    compilation.forget_all()
+    compilation.clear()
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from typing import Any
 import timing
 
 from relu_study import Experiment, RunSpec, Study, grid
-from relu_study.cli.eta import Forecast
-from relu_study.engine.state import Probing
-from relu_study.runner.callback import Watcher
+from relu_study.cli.eta import EtaEstimator
+from relu_study.engine.state import MeasureConfig
+from relu_study.runner.callback import Callback
 
 BASE = RunSpec(initializer="he_normal", rows=20_000, epochs=5)
 WIDTHS = list(range(8, 48))
@@ -44,11 +44,11 @@ def study_of(name: str) -> Study:
     return Study("foretold", "Foretold", "When, and how much?", [Experiment("main", arms)], seeds=seeds)
 
 
-class Foresees(Watcher):
+class Foresees(Callback):
     """Asks for the finish at each tile."""
 
     def begin(self, plan: Any, stored: int) -> None:
-        self.began, self.forecast, self.tiles = time.perf_counter(), Forecast(plan), len(plan.tiles)
+        self.began, self.forecast, self.tiles = time.perf_counter(), EtaEstimator(plan), len(plan.tiles)
         self.finish: list[float] = []
 
     def tile(self, tile: Any, device: int, compiling: float, dead_fraction: float) -> None:
@@ -64,7 +64,7 @@ def carried_out(name: str) -> dict[str, float]:
     run.use_devices()
     watcher = Foresees()
     with tempfile.TemporaryDirectory() as scratch:
-        execute.carry_out(study_of(name), Path(scratch) / "out", Probing(), watcher, {"command": "", "preset": "default"})
+        execute.execute(study_of(name), Path(scratch) / "out", MeasureConfig(), watcher, {"command": "", "preset": "default"})
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     said = {f"finish_at_{at:.0%}": watcher.finish[max(round(at * watcher.tiles), 1) - 1] for at in AT}
     return {"peak_mib": int(peak.split()[1]) / 1024, "tiles": watcher.tiles, "finish_s": watcher.now, **said}

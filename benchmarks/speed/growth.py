@@ -33,10 +33,10 @@ import timing
 
 from relu_study import Experiment, RunSpec, Study, grid
 from relu_study.engine import compilation, train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import report
 from relu_study.runner import execute
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import prepare
 from relu_study.storage import manifest
 
@@ -76,19 +76,19 @@ def carried_out(case: Case) -> dict[str, Any]:
     """Carry out a study in this process and say what it took."""
     jax.config.update("jax_num_cpu_devices", case.devices)
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation.forget = lambda key: (
+    compilation.evict = lambda key: (
         None
     )  # a study's end lets go of its programs; the one that is timed is to find those before it
-    probing, watcher, seeds = Probing(), Watcher(), case.runs // len(RATES)
+    probing, watcher, seeds = MeasureConfig(), Callback(), case.runs // len(RATES)
     took = dict.fromkeys(COLUMNS, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         # Short trainings of the same programs: a tile a device, with as many sets of rows as later.
         few = case._replace(epochs=1).study(min(seeds, 32 * case.devices // len(RATES)))
-        execute.carry_out(few, Path(scratch) / "few", probing, watcher, ABOUT)
+        execute.execute(few, Path(scratch) / "few", probing, watcher, ABOUT)
         folder = Path(scratch) / "all"
         began = time.perf_counter()
         job = prepare(case.study(seeds), folder, probing)
-        execute.train(job, folder, watcher, keep_params=False, about=ABOUT)
+        execute.train_tiles(job, folder, watcher, keep_params=False, about=ABOUT)
         trained = time.perf_counter()
         report(folder)
         if (compiling := manifest.read_manifest(folder)["timing"]["compile_s"]) > 0.1 * (trained - began):
@@ -111,7 +111,7 @@ def bare(plan: Any) -> float:
     def work(device: Any) -> None:
         trained = []
         for tile in shares[device]:
-            begun = train_tile.begin(list(tile.runs), device, Probing(), tile.sets)
+            begun = train_tile.init_tile(list(tile.runs), device, MeasureConfig(), tile.sets)
             state, programs = begun.state, compilation.tile_programs(tile.runs[0])
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):

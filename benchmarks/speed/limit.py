@@ -29,11 +29,11 @@ import timing
 from flax import nnx
 from jaxtyping import Array
 
-from relu_study.components.layers import Columns, Context
+from relu_study.components.layers import Context, FeatureMajorBatch
 from relu_study.components.registry import optimizers, tasks
 from relu_study.components.tasks.task import LOSSES, Signature
 from relu_study.engine import cohorts, compilation, plan
-from relu_study.engine.state import Probing, State, build
+from relu_study.engine.state import MeasureConfig, State, build
 from relu_study.engine.train_step import BLOCK, steps_per_epoch
 from relu_study.runner import run
 from relu_study.study.run_spec import RunSpec
@@ -60,7 +60,7 @@ def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., An
 
     def loss(params: Any, stats: Any, xy: Array, knobs: Any) -> Array:
         model = nnx.merge(graph, params, stats, copy=True)
-        prediction = model(Columns(xy[: signature.d_in]), Context(knobs, train=True, key=jax.random.key(0))).values
+        prediction = model(FeatureMajorBatch(xy[: signature.d_in]), Context(knobs, train=True, key=jax.random.key(0))).values
         return LOSSES[signature.loss](prediction.T, xy[signature.d_in :].T)
 
     def step(state: State, xy: Array, knobs: Any) -> State:
@@ -85,7 +85,7 @@ def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., An
 
 def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     """For each part a function that measures the seconds a step of a tile takes up to it, on every device at once."""
-    signature, probing = tasks[base.task](base).signature, Probing()
+    signature, probing = tasks[base.task](base).signature, MeasureConfig()
     per_epoch = steps_per_epoch(signature.train_rows, base.batch_size)
     rounds = max(per_epoch // BLOCK, 1)
     tiles = [[base.but(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
@@ -105,7 +105,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
         return program.measure(state, state.params, data, knobs, box)
 
     for part in PARTS[:3]:
-        go = compilation.compiled(repeated(cohorts.cohort(base, signature)[0], signature, part))
+        go = compilation.jit_traced_once(repeated(cohorts.cohort(base, signature)[0], signature, part))
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
             state, _, _, knobs, *_, block, _ = begun[device]
@@ -134,7 +134,7 @@ def shares(took: dict[str, float]) -> dict[str, float]:
 
 def row(name: str, base: RunSpec, repeats: int) -> dict[str, Any]:
     """One line of the table: a net at one batch size."""
-    work = cohorts.describe(base)
+    work = cohorts.cost_of(base)
     width, devices = plan.width(work, 1000, jax.devices()[0].platform), len(jax.devices())
     took = timing.interleaved({"sgemm": sgemm(), **parts(base, width)}, repeats)
     middle = {part: statistics.median(times) for part, times in took.items()}

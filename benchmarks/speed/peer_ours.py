@@ -16,11 +16,11 @@ import timing
 
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, plan
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
 from relu_study.runner import run
 
-WATCHED = Probing()  # everything there is
+WATCHED = MeasureConfig()  # everything there is
 
 
 class Ours:
@@ -33,7 +33,7 @@ class Ours:
         signature = tasks[base.task](self.spec).signature
         assert signature.train_rows == job.rows
         self.per_epoch = steps_per_epoch(job.rows, job.batch)
-        self.width = plan.width(cohorts.describe(self.spec, WATCHED), 1000, jax.devices()[0].platform)
+        self.width = plan.width(cohorts.cost_of(self.spec, WATCHED), 1000, jax.devices()[0].platform)
         self.networks = self.width * len(jax.devices())
         self.piece(1)  # compiles
 

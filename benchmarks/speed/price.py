@@ -20,9 +20,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timing
 
-from relu_study.components.registry import probes, tasks
+from relu_study.components.registry import metrics, tasks
 from relu_study.engine import cohorts, compilation, plan, train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
 from relu_study.runner import run
 from relu_study.study.run_spec import RunSpec
@@ -31,20 +31,20 @@ WIDTHS = (8, 32, 128, 512)
 NOTHING = ()
 
 
-def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Callable[[], float]]:
+def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[str, Callable[[], float]]:
     """Functions that measure, in seconds on every device at once, an epoch's training and each kind of measurement."""
     begun = {}
     for d, device in enumerate(jax.devices()):
         tile = [base.but(seed=d * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
-        begun[device] = train_tile.begin(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        begun[device] = train_tile.init_tile(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
         (state, data, seeds, knobs, *_), at = begun[device]
         return compilation.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
 
-    def measuring(probing: Probing) -> Callable[[Any], Any]:
+    def measuring(probing: MeasureConfig) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
             (state, data, _, knobs, box, _), _ = begun[device]
             return compilation.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
@@ -55,10 +55,10 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, Probing]) -> dict[str, Ca
     return {name: lambda work=work: timing.on_all(work) for name, work in works.items()}
 
 
-def kinds_of(alone: bool) -> dict[str, Probing]:
+def kinds_of(alone: bool) -> dict[str, MeasureConfig]:
     """Everything, and where asked for each metric and the histograms by themselves."""
-    each = {name: Probing(histograms=False, metrics=(name,)) for name in probes} if alone else {}
-    return {"all": Probing(), **each, **({"histograms": Probing(metrics=NOTHING)} if alone else {})}
+    each = {name: MeasureConfig(histograms=False, metrics=(name,)) for name in metrics} if alone else {}
+    return {"all": MeasureConfig(), **each, **({"histograms": MeasureConfig(metrics=NOTHING)} if alone else {})}
 
 
 def rows(name: str, base: RunSpec, width: int, alone: bool, repeats: int) -> list[dict[str, Any]]:
@@ -112,9 +112,9 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     lines = []
     for name, base in timing.NETS.items():
-        own = plan.width(cohorts.describe(base), 1000, jax.devices()[0].platform)
+        own = plan.width(cohorts.cost_of(base), 1000, jax.devices()[0].platform)
         # A run of net C has 41 MB of its own data: wide tiles of it would measure how much memory there is.
-        widths = {own, *(w for w in asked.widths if w * cohorts.describe(base).data <= 2 << 30)}
+        widths = {own, *(w for w in asked.widths if w * cohorts.cost_of(base).data <= 2 << 30)}
         for width in sorted(widths):
             lines += rows(name, base, width, width == own, asked.repeats)
             print(*lines[-1:], flush=True)

@@ -30,9 +30,9 @@ from samples import FIRST_MINUTE, Sample, Sampler, judged
 from relu_study import Experiment, Study, grid
 from relu_study.engine import train_tile
 from relu_study.engine.plan import Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.runner import execute, run
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import prepare
 
 RUNS, MINUTES = 20_000, 30.0
@@ -43,7 +43,7 @@ KNOBS = {"learning_rate": [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], "gai
 ABOUT = {"command": "python benchmarks/speed/soak.py", "preset": "default"}
 
 
-class Done(Watcher):
+class Done(Callback):
     """Counts the runs that are stored."""
 
     runs = 0
@@ -70,7 +70,7 @@ def length(minutes: float) -> int:
 
 def measured_length(minutes: float) -> int:
     """The same, found in this process."""
-    (width,) = prepare(sweep(MINUTES, 1), None, Probing()).widths.values()
+    (width,) = prepare(sweep(MINUTES, 1), None, MeasureConfig()).widths.values()
     asked = 60 * max(minutes, MINUTES) * len(jax.devices()) * width / RUNS
     short, long = (tile_seconds(width, every) for every in (1, 11))
     return max(1, round(1 + 10 * (asked - short) / (long - short)))
@@ -78,7 +78,7 @@ def measured_length(minutes: float) -> int:
 
 def tile_seconds(width: int, every: int) -> float:
     """Seconds of a tile on every device at once, compiled before: its runs share their rows, as those of the sweep do."""
-    spec, probing = BASE.but(epochs=MEASURED * every), Probing(every=every)
+    spec, probing = BASE.but(epochs=MEASURED * every), MeasureConfig(every=every)
 
     def one(device: jax.Device) -> Any:
         return train_tile.train_tile([spec.but(seed=device.id)] * width, width, device, probing, sets=1)
@@ -90,8 +90,8 @@ def soaked(study: Study, seconds: float) -> list[Sample]:
     """Carry a study out, looked at every so many seconds."""
     done = Done()
     with tempfile.TemporaryDirectory() as scratch, Sampler(lambda: done.runs, seconds) as sampler:
-        job = prepare(study, Path(scratch) / "soak", Probing())
-        execute.train(job, Path(scratch) / "soak", done, keep_params=False, about=ABOUT)
+        job = prepare(study, Path(scratch) / "soak", MeasureConfig())
+        execute.train_tiles(job, Path(scratch) / "soak", done, keep_params=False, about=ABOUT)
     return sampler.samples
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from relu_study import RunSpec, Signature, Task, task
 from relu_study.engine import train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
 ROWS, VALIDATION = 140_000, 8192
@@ -47,7 +47,7 @@ NETS = {
 }
 
 
-def busy(spec: RunSpec, width: int, probing: Probing = Probing(), probe: bool = True) -> float:
+def busy(spec: RunSpec, width: int, probing: MeasureConfig = MeasureConfig(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
     runs = {device: [spec.but(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
     return in_threads(lambda device: train_tile.train_tile(runs[device], width, device, probing, probe=probe))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from relu_study.study.study import Study
 
 
-def kept(study: Study | DrawStudy, folder: Path) -> str:
+def describe_stored(study: Study | DrawStudy, folder: Path) -> str:
     """What a results folder holds by now."""
     from relu_study.storage import block_files, tile_files
     from relu_study.study.draw_study import DrawStudy
@@ -25,7 +25,7 @@ def kept(study: Study | DrawStudy, folder: Path) -> str:
     return f"{len(tile_files.stored_runs(folder, []))} finished runs"
 
 
-def part_of(text: str | None) -> Shard | None:
+def parse_shard(text: str | None) -> Shard | None:
     """The shard that `--shard I/N` names."""
     from relu_study.study.shard import shard_of
 
@@ -37,13 +37,13 @@ def part_of(text: str | None) -> Shard | None:
     return shard_of(int(index), int(of))
 
 
-def without_shard(words: list[str]) -> list[str]:
+def strip_shard(words: list[str]) -> list[str]:
     """The words of a command without its --shard."""
     others = [word for word in words if not word.startswith("--shard=")]
     return [word for i, word in enumerate(others) if "--shard" not in others[max(i - 1, 0) : i + 1]]
 
 
-def existing(folder: str) -> Path:
+def existing_folder(folder: str) -> Path:
     """A results folder that is there; one that is not is refused with the nearest names."""
     path = Path(folder).expanduser()
     if path.is_file():
@@ -56,7 +56,7 @@ def existing(folder: str) -> Path:
     return path
 
 
-def study_asked(
+def resolve_study(
     study: str,
     preset: str,
     seeds: int | None,
@@ -85,10 +85,12 @@ def study_asked(
     if draws is not None:
         raise UserError(f"{found.name} trains networks: --draws does not apply; --seeds sets its size")
     declared = found.sized(preset, seeds=seeds, epochs=epochs)
-    from relu_study.engine.state import Probing
+    from relu_study.engine.state import MeasureConfig
 
     return (
         declared,
         Path(out or f"results/{declared.name}").expanduser(),
-        Probing(declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None),
+        MeasureConfig(
+            declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None
+        ),
     )

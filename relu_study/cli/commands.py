@@ -14,12 +14,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from relu_study.cli.arguments import existing, kept, part_of, study_asked, without_shard
+from relu_study.cli.arguments import describe_stored, existing_folder, parse_shard, resolve_study, strip_shard
 from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
-from relu_study.cli.signals import Stopped, heeded
+from relu_study.cli.signals import StopSignal, heeded
 from relu_study.errors import UserError
 from relu_study.stats.numpy_defaults import numpy_defaults
-from relu_study.storage.atomic_write import Unwritable
+from relu_study.storage.atomic_write import WriteError
 from relu_study.study.loading import studies
 
 INTERRUPTED = 130
@@ -67,10 +67,10 @@ def show_plan(
         quick: Compile nothing and leave out the peak memory.
         out: The results folder; what it holds is not planned again, and its tiles say how fast this machine is.
     """
-    part = part_of(shard)
-    declared, folder, probing = study_asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    part = parse_shard(shard)
+    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
     from relu_study.cli.progress import print_draws, print_plan
-    from relu_study.runner.memory import foretold, foretold_draws
+    from relu_study.runner.memory import predict_memory, predict_memory_draws
     from relu_study.runner.prepare import prepare
     from relu_study.runner.prepare_draws import prepare_draws
     from relu_study.runner.run import use_devices
@@ -81,11 +81,11 @@ def show_plan(
     title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
     if isinstance(declared, DrawStudy):
         drawing = prepare_draws(declared, folder, shard=part)
-        print_draws(drawing.plan, drawing.stored, title, "" if quick else f"{foretold_draws(drawing)}; ")
+        print_draws(drawing.plan, drawing.stored, title, "" if quick else f"{predict_memory_draws(drawing)}; ")
         damaged, own = drawing.before.damaged, drawing.provenance["own"]
     else:
         job = prepare(declared, folder, probing, shard=part)
-        print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{foretold(job)}; ")
+        print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{predict_memory(job)}; ")
         damaged, own = job.before.damaged, job.provenance["own"]
         for note in job.declaration.get("notes", []):
             print(f"note: {note}")
@@ -129,10 +129,10 @@ def run(
         shard: I/N: train part I of N into a folder that N processes or machines share (a job array); then run without it.
         out: The results folder (default results/STUDY).
     """
-    part = part_of(shard)
+    part = parse_shard(shard)
     if part and only is not None:
         raise UserError("--shard takes one part of a study and --only RUN_ID one run of it; leave one of them out")
-    declared, folder, probing = study_asked(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
     from relu_study.runner import execute, single_run
     from relu_study.runner.run import use_devices
     from relu_study.study.draw_study import DrawStudy
@@ -145,8 +145,8 @@ def run(
         if only is not None or per_seed or all_epochs:
             raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
     elif only is not None:
-        sweep = Path(existing(like) if like else f"results/{declared.name}")
-        print(single_run.run_alone(declared, only, sweep, folder if out else None, probing))
+        sweep = Path(existing_folder(like) if like else f"results/{declared.name}")
+        print(single_run.run_single(declared, only, sweep, folder if out else None, probing))
         return 0
     from relu_study.cli.progress import Progress
 
@@ -156,18 +156,16 @@ def run(
             use_devices()
             about = {"command": command, "preset": preset}
             if isinstance(declared, DrawStudy):
-                execute.carry_out_draws(declared, folder, progress, about, part)
+                execute.execute_draws(declared, folder, progress, about, part)
             else:
-                execute.carry_out(
-                    declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part
-                )
+                execute.execute(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part)
         except KeyboardInterrupt as stop:
-            progress.say(f"interrupted: {kept(declared, folder)} are kept in {folder}; go on with: {command}")
+            progress.say(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; go on with: {command}")
             return _status(stop)
-        except Unwritable as error:
-            raise UserError(f"{error}: {command}; {kept(declared, folder)} are kept in {folder}") from error
+        except WriteError as error:
+            raise UserError(f"{error}: {command}; {describe_stored(declared, folder)} are kept in {folder}") from error
     if part:
-        whole = shlex.join(["relu-study", *without_shard(sys.argv[1:])])
+        whole = shlex.join(["relu-study", *strip_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")
     else:
         print(f"{folder}/report.md")
@@ -184,7 +182,7 @@ def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) ->
     """
     from relu_study.report.report import report
 
-    for line in report(existing(folder), all_epochs, per_seed):
+    for line in report(existing_folder(folder), all_epochs, per_seed):
         print(line)
     print(f"{folder}/report.md")
 
@@ -224,7 +222,7 @@ def draw_figure(
     from relu_study.report.figures.on_demand import figure
 
     paths = figure(
-        existing(folder),
+        existing_folder(folder),
         kind,
         name=name,
         metrics=metrics,
@@ -267,7 +265,7 @@ def make_table(
     """
     from relu_study.report.tables.pivot_table import table
 
-    print(table(existing(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
+    print(table(existing_folder(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
 
 
 def make_comparison(
@@ -293,7 +291,7 @@ def make_comparison(
     from relu_study.report.tables.pivot_table import compare
     from relu_study.storage.csv_files import csv_text
 
-    print(csv_text(compare(existing(folder), by, metric, site, epoch, baseline, where)), end="")
+    print(csv_text(compare(existing_folder(folder), by, metric, site, epoch, baseline, where)), end="")
 
 
 def view(
@@ -315,7 +313,7 @@ def view(
     from relu_study.report.tensorboard.server import show
     from relu_study.storage.manifest import read_manifest
 
-    logs = existing(folder) / "tensorboard"
+    logs = existing_folder(folder) / "tensorboard"
     read_manifest(logs.parent)
     if not logs.is_dir():
         raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
@@ -335,7 +333,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _status(stop: KeyboardInterrupt) -> int:
-    return stop.status if isinstance(stop, Stopped) else INTERRUPTED
+    return stop.status if isinstance(stop, StopSignal) else INTERRUPTED
 
 
 def main() -> None:

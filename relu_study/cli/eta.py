@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from relu_study.engine.plan import Plan
 
 
-class Forecast:
+class EtaEstimator:
     """Seconds until a plan is finished, learnt from its own tiles as they are stored; times are seconds since it began.
 
     A device works on one tile after the other, so a stored tile took the time since that device's last one. What of it went into
@@ -94,7 +94,7 @@ def _rate(worked: Sequence[Sequence[float]]) -> float:
     return seconds / price if price else 0.0
 
 
-def by_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:
+def eta_from_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:
     """Seconds that the missing runs of a folder will take, at the speed of its stored ones; None where nothing is known of it."""
     paid = sum(cohort.paid for cohort in plan.cohorts)
     trained = plan.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)

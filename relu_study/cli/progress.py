@@ -14,17 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from relu_study.cli.eta import Forecast, by_manifest
+from relu_study.cli.eta import EtaEstimator, eta_from_manifest
 
 if TYPE_CHECKING:
     from relu_study.engine.draw_plan import Block, DrawPlan
     from relu_study.engine.plan import Plan, Tile
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 
 EVERY = 15.0  # seconds between plain lines
 
 
-class Progress(Watcher):
+class Progress(Callback):
     """Runs done, dead fraction so far and time left, as `forecast` has it."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Progress(Watcher):
         """Told before the first tile is queued."""
         self.total, self.noun = sum(t.size for t in plan.tiles) + stored, plan.noun
         self.done = stored
-        self.forecast = Forecast(plan)
+        self.forecast = EtaEstimator(plan)
         self._began = time.monotonic()
         if self.console.is_terminal and plan.tiles:
             self._bar = Bar(
@@ -116,7 +116,7 @@ def print_plan(plan: Plan, stored: int, title: str, timing: Mapping[str, float] 
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
         table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    known, asked = by_manifest(plan, timing), plan.seconds()
+    known, asked = eta_from_manifest(plan, timing), plan.seconds()
     if known is not None:
         duration = f"about {known:,.0f} s, at the speed of those stored"
     elif asked is not None:

@@ -12,7 +12,7 @@ from types import FrameType
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(KeyboardInterrupt):
+class StopSignal(KeyboardInterrupt):
     """The command was told to end; `status` is what it exits with: 128 and the signal's number."""
 
     def __init__(self, number: int) -> None:
@@ -35,7 +35,7 @@ def heeded() -> Iterator[None]:
     def first(number: int, _: FrameType | None) -> None:
         for each in minded:
             signal.signal(each, at_once)
-        raise Stopped(number)
+        raise StopSignal(number)
 
     for number in minded:
         signal.signal(number, first)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from relu_study.components.registry import activations
 from relu_study.errors import UserError, nearest
-from relu_study.study.run_spec import KNOBS
+from relu_study.study.run_spec import TRACED_FIELDS
 
 Piece = tuple[float, float]
 
@@ -50,7 +50,7 @@ class Activation:
     def knobs(self) -> tuple[str, ...]:
         """The RunSpec knobs that phi takes; another parameter keeps its default, as one that a partial has bound does."""
         bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
-        return tuple(name for name in _parameters(self.function) if name in KNOBS and name not in bound)
+        return tuple(name for name in _parameters(self.function) if name in TRACED_FIELDS and name not in bound)
 
     def __call__(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
         """post = phi(pre), V = fanout * U."""
@@ -117,8 +117,8 @@ def activation(
         if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
             raise UserError(f"activation {name!r}: fanout must be a whole number of at least 1, not {fanout!r}")
         for knob, default in _parameters(function).items():
-            if knob not in KNOBS and default is inspect.Parameter.empty:
-                raise nearest(knob, KNOBS, f"knob of activation {name}")
+            if knob not in TRACED_FIELDS and default is inspect.Parameter.empty:
+                raise nearest(knob, TRACED_FIELDS, f"knob of activation {name}")
         entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
         activations.add(name, entry)
         return entry

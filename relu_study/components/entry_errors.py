@@ -15,7 +15,7 @@ from typing import Any
 from relu_study.errors import UserError
 
 # Signs of exhausted memory in XLA's messages. Its products on a CPU (YNNPACK) keep the reason to themselves.
-LACKING = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
+OOM_MESSAGES = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
 WHOLE = " (--traceback shows the whole error)"
 SHOWN = 200  # characters of an exception's first line
 PATHS = sysconfig.get_paths()
@@ -23,12 +23,12 @@ INSTALLED = tuple({str(Path(PATHS[name]).resolve()) for name in ("stdlib", "plat
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
-def lacking(error: BaseException) -> str:
+def out_of_memory_reason(error: BaseException) -> str:
     """The reason, in one line, of an error that reports a lack of memory; empty for any other error."""
     if isinstance(error, MemoryError):
         return f"MemoryError: {error}" if str(error) else "MemoryError"
     text = str(error).strip()
-    if isinstance(error, RuntimeError) and any(sign in text.lower() for sign in LACKING):
+    if isinstance(error, RuntimeError) and any(sign in text.lower() for sign in OOM_MESSAGES):
         return text.partition("\n")[0]
     return ""
 
@@ -41,7 +41,7 @@ def calling(what: str, entry: Any = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if lacking(error):
+        if out_of_memory_reason(error):
             raise
         raise UserError(
             f"{what} raises {_summary(error)}{_place(error) or _definition(entry)}; correct it there{WHOLE}"
@@ -57,7 +57,7 @@ def entry_errors() -> Iterator[None]:
         raise
     except Exception as error:
         from_xla = type(error).__name__ == "JaxRuntimeError"
-        place = "" if lacking(error) else _callback(error) if from_xla else _place(error)
+        place = "" if out_of_memory_reason(error) else _callback(error) if from_xla else _place(error)
         if not place:
             raise
         raise UserError(f"a study's own code raises {_summary(error)}{place}; correct it there{WHOLE}") from error

@@ -24,7 +24,7 @@ ALPHA_PRIME = -1.7580993408473766  # SELU's value at minus infinity: -lambda alp
 
 
 @dataclass(frozen=True)
-class Columns:
+class FeatureMajorBatch:
     """A batch whose examples are columns; `+` adds the batches of a skip connection.
 
     Measured on CPUs: XLA hands a batched product to its fast kernels unless the left factor is transposed. With examples as
@@ -33,8 +33,8 @@ class Columns:
 
     values: Float[Array, "U B"]
 
-    def __add__(self, other: Columns) -> Columns:
-        return Columns(self.values + other.values)
+    def __add__(self, other: FeatureMajorBatch) -> FeatureMajorBatch:
+        return FeatureMajorBatch(self.values + other.values)
 
 
 @jax.custom_vjp
@@ -80,15 +80,15 @@ class Dense(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros(d_out))
 
-    def __call__(self, x: Float[Array, "B D"] | Columns | Interval, ctx: Context) -> Any:
+    def __call__(self, x: Float[Array, "B D"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
         if ctx.prepare:
             ctx.prepare(self, x)
         ctx.tape.append((self, x))
         kernel, bias = self.kernel[...], self.bias[...]
         if isinstance(x, Interval):
             return interval_bounds.dense(x, kernel, bias)
-        if isinstance(x, Columns):
-            return Columns(_dense_columns(kernel, bias, x.values))
+        if isinstance(x, FeatureMajorBatch):
+            return FeatureMajorBatch(_dense_columns(kernel, bias, x.values))
         return jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
@@ -98,13 +98,13 @@ class Site(nnx.Module):
     def __init__(self, activation: str):
         self.activation = activation
 
-    def __call__(self, pre: Float[Array, "B U"] | Columns | Interval, ctx: Context) -> Any:
+    def __call__(self, pre: Float[Array, "B U"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
         phi = activations[self.activation]
         post: Any
         if isinstance(pre, Interval):
             post = interval_bounds.through(phi, pre, ctx.knobs)
-        elif isinstance(pre, Columns):  # one output for each unit is found wherever the unit stands
-            post = Columns(phi(pre.values, ctx.knobs) if phi.fanout == 1 else phi(pre.values.T, ctx.knobs).T)
+        elif isinstance(pre, FeatureMajorBatch):  # one output for each unit is found wherever the unit stands
+            post = FeatureMajorBatch(phi(pre.values, ctx.knobs) if phi.fanout == 1 else phi(pre.values.T, ctx.knobs).T)
         else:
             post = phi(pre, ctx.knobs)
         ctx.tape.append((self, pre, post))
@@ -126,9 +126,9 @@ class Norm(nnx.Module):
         if kind == "batch_norm":  # flax keeps running averages in float32, whatever the parameters are
             self.norm.mean, self.norm.var = nnx.BatchStat(jnp.zeros(width)), nnx.BatchStat(jnp.ones(width))
 
-    def __call__(self, x: Float[Array, "B U"] | Columns | Interval, ctx: Context) -> Any:
-        if isinstance(x, Columns):
-            return Columns(self._normalised(x.values, ctx, units=0))
+    def __call__(self, x: Float[Array, "B U"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
+        if isinstance(x, FeatureMajorBatch):
+            return FeatureMajorBatch(self._normalised(x.values, ctx, units=0))
         if not isinstance(x, Interval):
             return self._normalised(x, ctx, units=-1)
         scale, shift = self.norm.scale[...], self.norm.bias[...]
@@ -159,13 +159,13 @@ class Dropout(nnx.Module):
         self.kind = kind
         self.index = index
 
-    def __call__(self, x: Float[Array, "B U"] | Columns | Interval, ctx: Context) -> Any:
+    def __call__(self, x: Float[Array, "B U"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
         if not ctx.train or isinstance(x, Interval):
             return x
         assert ctx.key is not None
         key, rate = jax.random.fold_in(ctx.key, self.index), ctx.knobs["dropout_rate"]
-        if isinstance(x, Columns):
-            return Columns(self._dropped(x.values, random_streams.words(key, x.values.shape, columns=True), rate))
+        if isinstance(x, FeatureMajorBatch):
+            return FeatureMajorBatch(self._dropped(x.values, random_streams.words(key, x.values.shape, columns=True), rate))
         return self._dropped(x, random_streams.words(key, x.shape), rate)
 
     def _dropped(self, x: Float[Array, "*n"], words: UInt32[Array, "*n"], rate: Float[Array, ""]) -> Float[Array, "*n"]:

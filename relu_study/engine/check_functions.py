@@ -20,7 +20,7 @@ from relu_study.components.registry import activations, initializers, networks, 
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.state import build
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 GRID = np.arange(-1024, 1025) / 64  # -16 to 16
 FAR = np.array([-1e4, -200.0, -50.0, 50.0, 200.0, 1e4])
@@ -39,7 +39,7 @@ def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> 
     values are numbers and its pieces hold. Undeclared turning points are refused where units are `certified`: bounds need them.
     """
     phi, dtype = activations[name], jnp.result_type(float)
-    values = {knob: jnp.asarray(knobs[knob], dtype) for knob in KNOBS if knob in knobs}
+    values = {knob: jnp.asarray(knobs[knob], dtype) for knob in TRACED_FIELDS if knob in knobs}
     what = f"activation {name!r}"
     with calling(what):
         for shape in ((5, 3), (3,)):
@@ -150,7 +150,8 @@ def check_initializer(spec: RunSpec, signature: Signature) -> None:
     def forward(x: Any) -> Any:
         model = build(spec, signature.d_in, signature.d_out)
         ctx = Context(
-            {knob: jnp.zeros(()) for knob in KNOBS}, prepare=lambda dense, inputs: layers.append(tuple(dense.kernel.shape))
+            {knob: jnp.zeros(()) for knob in TRACED_FIELDS},
+            prepare=lambda dense, inputs: layers.append(tuple(dense.kernel.shape)),
         )
         return model(x, ctx)  # type: ignore[operator]
 
@@ -229,7 +230,7 @@ def check_drawn(cell: Mapping[str, Any], seen: dict[Any, Any]) -> None:
                 continue
             seen[known.kind, value, width, d] = ()
             if known is activations:
-                check_activation(value, {knob: getattr(RunSpec(), knob) for knob in KNOBS}, certified=False)
+                check_activation(value, {knob: getattr(RunSpec(), knob) for knob in TRACED_FIELDS}, certified=False)
             else:
                 for index, fan_in in enumerate((d, width)):
                     check_layer(value, Layer(index, 3, fan_in, width, False))
@@ -247,7 +248,7 @@ def once(seen: dict[Any, Any], key: Any, check: Callable[[], Any]) -> None:
 
 def check_entries(spec: RunSpec, signature: Signature, boxed: bool, seen: dict[Any, Any]) -> None:
     """The checks of the activations and the initialiser of a spec that the user has registered."""
-    knobs = {knob: getattr(spec, knob) for knob in KNOBS}
+    knobs = {knob: getattr(spec, knob) for knob in TRACED_FIELDS}
     phis = [activations[spec.activation], activations[spec.output]]
     bounded = boxed and bool(getattr(networks[spec.network], "bounded", False))
     certified = bounded and any(phi.flat or (phi.identity is not None and not phi.smooth) for phi in phis if phi.name != "linear")

@@ -12,12 +12,12 @@ from flax import nnx
 from relu_study.components import random_keys
 from relu_study.components.entry_errors import calling
 from relu_study.components.interval_bounds import Interval
-from relu_study.components.layers import Columns, Context, Dense, Norm, Site
+from relu_study.components.layers import Context, Dense, FeatureMajorBatch, Norm, Site
 from relu_study.components.registry import networks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.train_step import make_init
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 # ---------------------------------------------------------------------------------------- networks
 
@@ -51,7 +51,7 @@ def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
 
 
 def _context(**more: Any) -> Context:
-    return Context({name: jnp.zeros(()) for name in KNOBS}, **more)
+    return Context({name: jnp.zeros(()) for name in TRACED_FIELDS}, **more)
 
 
 def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...]) -> tuple[set[Any], list[type]]:
@@ -112,7 +112,7 @@ def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> N
     """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     init = make_init(spec.but(initializer="he_normal"), signature.d_in, signature.d_out)
-    knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in KNOBS}
+    knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in TRACED_FIELDS}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, signature.d_in)), dtype)
     with calling(what):
         one, two = (dict(init(jnp.uint32(seed), knobs, x).params.flat_state()) for seed in (0, 1))
@@ -133,7 +133,7 @@ def _check_bounded(spec: RunSpec, signature: Signature) -> None:
     low = jnp.zeros(signature.d_in, dtype)
 
     def forward(x: Any) -> bool:
-        columns = _module(spec, signature)(Columns(x.T), _context())  # type: ignore[operator]
+        columns = _module(spec, signature)(FeatureMajorBatch(x.T), _context())  # type: ignore[operator]
         interval = _module(spec, signature)(Interval(low, low), _context())  # type: ignore[operator]
         kinds.extend((type(columns), type(interval)))
         return True
@@ -141,5 +141,5 @@ def _check_bounded(spec: RunSpec, signature: Signature) -> None:
     kinds: list[type] = []
     with calling(f"{what} on Columns or an Interval"):
         jax.eval_shape(forward, jax.ShapeDtypeStruct((2, signature.d_in), dtype))
-    if kinds != [Columns, Interval]:
+    if kinds != [FeatureMajorBatch, Interval]:
         raise UserError(f"{what} does not pass Columns and Intervals on; leave `bounded` out")

@@ -10,8 +10,8 @@ from typing import Any
 from relu_study.components.registry import activations, initializers, networks, optimizers, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_functions, check_networks, check_tasks
-from relu_study.engine.plan import Work
-from relu_study.engine.state import Probing, site_units
+from relu_study.engine.plan import RunCost
+from relu_study.engine.state import MeasureConfig, site_units
 from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
@@ -23,7 +23,7 @@ OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passe
 COMPILED = 4  # what a network of no layer takes to compile, in layers
 
 
-def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -> None:
+def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = None) -> None:
     """Refuse what cannot be trained, by name and before anything compiles.
 
     `seen` holds the finished checks of the user's entries, each with its notes; specs that share it share their checks.
@@ -68,7 +68,7 @@ def check(spec: RunSpec, probing: Probing, seen: dict[Any, Any] | None = None) -
     check_functions.check_entries(spec, signature, task.box is not None, seen)
 
 
-def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
+def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
     """What a run asks of a machine, from shapes alone: nothing is compiled."""
     task = tasks[spec.task](spec)
     step, signature = cohort(spec, task.signature)
@@ -80,7 +80,7 @@ def describe(spec: RunSpec, probing: Probing = Probing()) -> Work:
     name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
     extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
     rates = ", ".join(f"{name}={value:g}" for name, value in compiled_rates(spec, signature).items())
-    return Work(
+    return RunCost(
         cohort=name,
         title=" ".join(
             [
@@ -116,7 +116,7 @@ def _identified(signature: Signature) -> tuple[Any, ...]:
     return tuple(getattr(signature, name) for name in FIRST), *([more] if more else [])
 
 
-def starts(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
+def init_programs(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
     """The programs that a run begins with, by what they are compiled for: its `init` and its `sample`."""
     signature = tasks[spec.task](spec).signature
     return ("init", start_spec(spec), signature.d_in, signature.d_out), ("sample", data_spec(spec))

@@ -19,10 +19,10 @@ from jaxtyping import Array, UInt32
 from relu_study.components import registry
 from relu_study.components.registry import optimizers, tasks
 from relu_study.components.tasks.task import Signature
-from relu_study.engine.cohorts import OPTIONS, cohort, program_fields, starts
-from relu_study.engine.compile_time import waiting
+from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
+from relu_study.engine.compile_time import timed_lock
 from relu_study.engine.measure_step import make_measure
-from relu_study.engine.state import Data, Probing, State, Weights
+from relu_study.engine.state import Data, MeasureConfig, State, Weights
 from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample
 from relu_study.study.run_spec import RunSpec
 
@@ -36,13 +36,13 @@ class Programs:
     fresh: Callable[..., Any]  # the optimiser's first state, from the parameters, knobs and seeds
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function jit-compiled as the engine's programs are, traced once for all devices."""
     program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
 
     def call(*args: Any) -> Any:
         # Of two devices that come at once the second waits for the first one's trace, but not for its compilation.
-        with waiting(tracing):
+        with timed_lock(tracing):
             program.trace(*args)
         return program(*args)
 
@@ -67,7 +67,7 @@ def made_once(make: Callable[..., Any]) -> Any:
 
 
 @made_once
-def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Programs:
+def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
     measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
 
@@ -86,61 +86,63 @@ def programs(step_spec: RunSpec, signature: Signature, probing: Probing, boxed: 
         rates = {**knobs, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
 
-    return Programs(compiled(make_advance(step_spec, signature)), compiled(measure), compiled(jax.vmap(fresh)))
+    return Programs(
+        jit_traced_once(make_advance(step_spec, signature)), jit_traced_once(measure), jit_traced_once(jax.vmap(fresh))
+    )
 
 
 @made_once
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """First weights: (seeds, knobs, inputs) of W runs -> their parameters and statistics."""
-    return compiled(jax.vmap(make_init(spec, d_in, d_out)))
+    return jit_traced_once(jax.vmap(make_init(spec, d_in, d_out)))
 
 
 @made_once
-def sample_program(spec: RunSpec, phase: int, probing: Probing) -> Callable[..., Data]:
+def sample_program(spec: RunSpec, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
     """The rows of one phase of a task, from the seeds of W runs."""
     sample_one = make_sample(tasks[spec.task](spec), phase, probing)
 
     def sample(seeds: UInt32[Array, " W"]) -> Data:
         return jax.lax.map(sample_one, seeds)  # what is not kept of one run's rows is gone before the next one's are drawn
 
-    return compiled(sample)
+    return jit_traced_once(sample)
 
 
 KEPT = {"programs": programs, "init": init_program, "sample": sample_program}  # what is made once, by its kind in `needs`
 _replaced = 0
 
 
-def forget_stale() -> None:
+def evict_stale() -> None:
     """Programs are kept by the names they were made from: once a name stands for something else, they are made anew."""
     global _replaced
     if _replaced != registry.replaced:
         _replaced = registry.replaced
-        forget_all()
+        clear()
 
 
-def forget_all() -> None:
+def clear() -> None:
     """Every program is made anew when it is asked for."""
     for made in KEPT.values():
         made.kept.clear()
 
 
-def tile_programs(spec: RunSpec, probing: Probing = Probing()) -> Programs:
+def tile_programs(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> Programs:
     """The programs that train and measure a tile of runs like `spec`."""
     return programs(*_programs_key(spec, probing))
 
 
-def _programs_key(spec: RunSpec, probing: Probing) -> tuple[Any, ...]:
+def _programs_key(spec: RunSpec, probing: MeasureConfig) -> tuple[Any, ...]:
     task = tasks[spec.task](spec)
     return *cohort(spec, task.signature), probing, task.box is not None
 
 
-def needs(runs: Iterable[RunSpec], probing: Probing = Probing()) -> set[tuple[Any, ...]]:
+def required_programs(runs: Iterable[RunSpec], probing: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
     """The programs that these runs are trained with, by what `forget` knows them by."""
     distinct = {program_fields(spec): spec for spec in runs}.values()
-    return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *starts(spec))}
+    return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *init_programs(spec))}
 
 
-def forget(key: tuple[Any, ...]) -> None:
+def evict(key: tuple[Any, ...]) -> None:
     """Let go of a program of `needs` that nobody needs any more: on a CPU a cohort's take some 30 MiB a device, others 5."""
     kind, *of = key
     kept = KEPT[kind].kept

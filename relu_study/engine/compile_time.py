@@ -14,7 +14,7 @@ import jax
 STAGES = tuple(f"/jax/core/compile/{stage}_duration" for stage in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile"))
 
 
-class Clock:
+class Stopwatch:
     """Wall time since it was made, and what of it went into programs (the sum over devices)."""
 
     def __init__(self) -> None:
@@ -26,14 +26,14 @@ class Clock:
         return {"wall_s": time.perf_counter() - self.began, "compile_s": _in_all() - self.before}
 
 
-def compiled_here() -> float:
+def thread_compile_seconds() -> float:
     """Seconds that this thread has spent on programs so far: a difference of two such figures says what lay between them."""
     _listen()
     return _compiling[threading.get_ident()]
 
 
 @contextlib.contextmanager
-def waiting(lock: threading.Lock) -> Iterator[None]:
+def timed_lock(lock: threading.Lock) -> Iterator[None]:
     """Hold a lock of those who make programs: what this thread waits for it is spent on programs as well."""
     began = time.perf_counter()
     with lock:

@@ -12,11 +12,11 @@ import numpy as np
 
 from relu_study.components import random_streams
 from relu_study.components.registry import statistics
-from relu_study.engine.compilation import compiled, made_once
+from relu_study.engine.compilation import jit_traced_once, made_once
 from relu_study.engine.draw_plan import Block
 from relu_study.engine.train_tile import put
 from relu_study.errors import UserError
-from relu_study.stats.streaming_moments import Sums, add
+from relu_study.stats.streaming_moments import Sums, accumulate
 from relu_study.study.draw_study import BLOCK, cell_id
 
 AT_ONCE = {"cpu": 2.0**24, "gpu": 2.0**36, "tpu": 2.0**36}  # operations of a dispatch: on a CPU some 10 ms, and in its cache
@@ -47,7 +47,7 @@ def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -
             first + jnp.arange(wide, dtype=jnp.uint32)
         )
 
-    return compiled(chunk)
+    return jit_traced_once(chunk)
 
 
 def needs(block: Block) -> set[tuple[Any, ...]]:
@@ -88,7 +88,7 @@ def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = la
     def take() -> None:
         count, drawn = queued.popleft()
         for name, values in jax.device_get(drawn).items():
-            add(sums, name, np.asarray(values[:count], np.float64), numbers[name].spread)
+            accumulate(sums, name, np.asarray(values[:count], np.float64), numbers[name].spread)
 
     for done in range(0, block.count, block.width):
         if not wanted():

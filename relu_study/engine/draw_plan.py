@@ -33,7 +33,7 @@ class Block:
         return self.count * self.cost
 
 
-def halved(blocks: Sequence[Block]) -> list[Block] | None:
+def halve_block(blocks: Sequence[Block]) -> list[Block] | None:
     """The blocks of a cell drawn half as many at a time; None where that is one."""
     return [replace(block, width=block.width // 2) for block in blocks] if blocks[0].width > 1 else None
 

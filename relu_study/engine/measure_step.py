@@ -16,13 +16,13 @@ from relu_study.components.metrics import certified, histograms, metric
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.registry import activations, networks, ours
 from relu_study.components.tasks.task import LOSSES, METRICS, Signature
-from relu_study.engine.state import Data, Knobs, Probing, State, components_of
+from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, components_of
 from relu_study.study.run_spec import RunSpec
 
 # -------------------------------------------------------------------------------------- measuring
 
 
-def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: bool) -> Callable[..., dict[str, Array]]:
+def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Callable[..., dict[str, Array]]:
     """`measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run, in evaluation mode.
 
     `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
@@ -32,7 +32,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
     d_in, n = signature.d_in, probing.probe_set(signature)
     own = not all(map(ours, (networks[spec.network], activations[spec.activation], activations[spec.output])))
 
-    def measure(state: State, previous: Any, data: Data, knobs: Knobs, box: Float[Array, "2"]) -> dict[str, Array]:
+    def measure(state: State, previous: Any, data: Data, knobs: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
 
         def loss(params: Any) -> tuple[Array, Any]:
@@ -96,13 +96,13 @@ def make_measure(spec: RunSpec, signature: Signature, probing: Probing, boxed: b
     return measure
 
 
-def _bounds(model: nnx.Module, knobs: Knobs, box: Float[Array, "2"], d_in: int) -> list[Interval]:
+def _bounds(model: nnx.Module, knobs: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
     ctx = Context(knobs)
     model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
     return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]
 
 
-def _feeds(model: nnx.Module, knobs: Knobs, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
+def _feeds(model: nnx.Module, knobs: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
     """For each site, in the order of the calls: the path of the Dense last applied before it, and its activation."""
     ctx = Context(knobs)
     model(x, ctx)

@@ -14,7 +14,7 @@ from relu_study.study.shard import Shard
 T = TypeVar("T")
 
 
-class Work(NamedTuple):
+class RunCost(NamedTuple):
     """What one run of a spec asks of a machine."""
 
     cohort: str  # id of the program it shares
@@ -31,7 +31,7 @@ class Work(NamedTuple):
     sites: int = 1  # whose units are looked at
 
 
-class Rule(NamedTuple):
+class WidthLimits(NamedTuple):
     """Tile widths of a device kind: powers of two in [least, most] whose scratch stays within a budget."""
 
     least: int
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 # On a CPU the steps of a tile should stay in a core's cache (measured: results/speed). An accelerator wants
 # thousands of runs; its rule has not been measured yet.
-WIDTHS = {"cpu": Rule(2, 32, 4 << 20), "gpu": Rule(2, 4096, 2 << 30), "tpu": Rule(2, 4096, 2 << 30)}
+WIDTH_LIMITS = {"cpu": WidthLimits(2, 32, 4 << 20), "gpu": WidthLimits(2, 4096, 2 << 30), "tpu": WidthLimits(2, 4096, 2 << 30)}
 
 
 COMPILING = 4.0  # seconds that a cohort's programs take to compile, roughly: what it adds to a shard that has part of it
@@ -68,7 +68,7 @@ class Cohort:
     """The runs that share one training program."""
 
     name: str
-    work: Work
+    work: RunCost
     width: int
     runs: int
     starts: Counter[Hashable]  # the programs that its tiles begin with, and how many tiles each
@@ -113,7 +113,7 @@ class Plan:
         return seconds(tile, self.work[tile.cohort])
 
     @cached_property
-    def work(self) -> dict[str, Work]:
+    def work(self) -> dict[str, RunCost]:
         """What a run of each cohort asks."""
         return {cohort.name: cohort.work for cohort in self.cohorts}
 
@@ -132,7 +132,7 @@ class Plan:
         return sum(seconds(t, c.work) for c in self.cohorts for t in c.tiles) / self.devices
 
 
-def seconds(tile: Tile, work: Work) -> float:
+def seconds(tile: Tile, work: RunCost) -> float:
     """Expected time of a tile on one CPU device, from one Zen 4 core: fixed + per example + arithmetic + per row fetched.
 
     A row that is looked at takes as long as one that is trained on, a site half a millisecond beside its rows, and a measurement
@@ -144,16 +144,16 @@ def seconds(tile: Tile, work: Work) -> float:
     return training + work.measured * (watching + 3e-3)
 
 
-def width(work: Work, runs: int, platform: str) -> int:
+def width(work: RunCost, runs: int, platform: str) -> int:
     """The tile width of a cohort with at most `runs` of one length, in the one place that decides it."""
-    rule = WIDTHS.get(platform, WIDTHS["cpu"])
+    rule = WIDTH_LIMITS.get(platform, WIDTH_LIMITS["cpu"])
     wide = rule.least
     while wide * 2 <= rule.most and wide * 2 * work.scratch <= rule.scratch and wide < runs:
         wide *= 2
     return wide
 
 
-def part(work: Iterable[tuple[T, str, float]], shard: Shard) -> list[T]:
+def shard_tiles(work: Iterable[tuple[T, str, float]], shard: Shard) -> list[T]:
     """The tiles of one shard, of all with their cohorts and seconds: neighbours in the order given, which is cohort by cohort.
 
     All shards take about as long, compiling counted, to within a tile. Dealt out in turn they would be as even, but every shard
@@ -174,7 +174,7 @@ def part(work: Iterable[tuple[T, str, float]], shard: Shard) -> list[T]:
 
 def plan(
     runs: Sequence[RunSpec],
-    work: Callable[[RunSpec], Work],
+    work: Callable[[RunSpec], RunCost],
     widths: Mapping[str, int],
     devices: int,
     platform: str,
@@ -206,7 +206,7 @@ def plan(
             return length, data, run.seed, start, config
 
         tiles, had = (
-            cut(name, sorted(some, key=place), wide, lambda run: work(run).steps)
+            make_tiles(name, sorted(some, key=place), wide, lambda run: work(run).steps)
             for some in (todo, [run for run in members if (stored(run) if stored else not missing(run))])
         )
         begun: Counter[Hashable] = Counter(
@@ -217,7 +217,7 @@ def plan(
     return Plan(cohorts, devices, platform)
 
 
-def cut(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[[RunSpec], int]) -> list[Tile]:
+def make_tiles(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[[RunSpec], int]) -> list[Tile]:
     """Tiles of runs of one cohort, `wide` of one length in each, in the order given."""
     tiles = []
     by_length: dict[float, list[RunSpec]] = {}
@@ -225,25 +225,28 @@ def cut(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[[RunSpe
         by_length.setdefault(run.epochs, []).append(run)
     for same in by_length.values():
         parts = [tuple(same[i : i + wide]) for i in range(0, len(same), wide)]
-        tiles += [Tile(cohort, wide, part, steps(part[0]), sets) for part, sets in zip(parts, sets_of(parts, wide), strict=True)]
+        tiles += [
+            Tile(cohort, wide, shard_tiles, steps(shard_tiles[0]), sets)
+            for shard_tiles, sets in zip(parts, dataset_counts(parts, wide), strict=True)
+        ]
     return tiles
 
 
-def halved(tiles: Sequence[Tile], platform: str) -> list[Tile] | None:
+def halve_width(tiles: Sequence[Tile], platform: str) -> list[Tile] | None:
     """The runs of a cohort's tiles in tiles of half their width; None where these are the narrowest of a platform."""
     wide = tiles[0].width // 2
-    if wide < WIDTHS.get(platform, WIDTHS["cpu"]).least:
+    if wide < WIDTH_LIMITS.get(platform, WIDTH_LIMITS["cpu"]).least:
         return None
     steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
-    return cut(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
+    return make_tiles(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
 
 
-def sets_of(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:
+def dataset_counts(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:
     """How many sets of rows each tile holds: a power of two for those that read no more, one set a run for all others.
 
     The power is the one with the fewest sets in all; so the tiles of a cohort and length share two programs at most.
     """
-    read = [len({(run.marked("data"), run.seed) for run in part}) for part in parts]
+    read = [len({(run.marked("data"), run.seed) for run in shard_tiles}) for shard_tiles in parts]
 
     def held(few: int) -> list[int]:
         return [few if count <= few else wide for count in read]

@@ -16,12 +16,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 import jax
 import numpy as np
 
-from relu_study.components.entry_errors import entry_errors, lacking
+from relu_study.components.entry_errors import entry_errors, out_of_memory_reason
 from relu_study.engine import compilation, draw_block, train_tile
-from relu_study.engine.compile_time import compiled_here
+from relu_study.engine.compile_time import thread_compile_seconds
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.plan import Plan, Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.stats.streaming_moments import Sums
 
 T = TypeVar("T", Tile, Block)
@@ -51,15 +51,15 @@ class Finished(NamedTuple, Generic[T, N]):
 
 
 def trained(
-    planned: Plan, probing: Probing, keep_params: bool = False, fallback: Fallback | None = None
+    planned: Plan, probing: MeasureConfig, keep_params: bool = False, fallback: Fallback | None = None
 ) -> Generator[Finished[Tile, Arrays], None, None]:
     """Every tile of a plan with its numbers, in the order they are finished."""
 
     def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
         return train_tile.start_tile(list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=wanted)
 
-    def collect(pending: train_tile.Pending) -> Arrays:
-        return train_tile.collect(pending, keep_params)
+    def collect(pending: train_tile.QueuedTile) -> Arrays:
+        return train_tile.fetch(pending, keep_params)
 
     with entry_errors():
         yield from finished(
@@ -67,8 +67,8 @@ def trained(
             planned.price,
             start,
             collect,
-            lambda tile: compilation.needs(tile.runs, probing),
-            compilation.forget,
+            lambda tile: compilation.required_programs(tile.runs, probing),
+            compilation.evict,
             fallback,
         )
 
@@ -99,7 +99,7 @@ def finished(
     whole cohort, as the `fallback` says; where that cannot be, it is tried once more when all others are finished and nothing
     runs beside it.
     """
-    line = _Line(planned, price, start, collect, needs, forget, fallback)
+    line = _Scheduler(planned, price, start, collect, needs, forget, fallback)
     threads = [threading.Thread(target=line.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
     for thread in threads:
         thread.start()
@@ -128,7 +128,7 @@ class _Pending(NamedTuple):
     why: str = ""
 
 
-class _Line:
+class _Scheduler:
     """The tiles that are still to be done: devices take them from one end, the caller has them finished at the other."""
 
     def __init__(
@@ -140,7 +140,7 @@ class _Line:
         self.left: dict[str, list[Any]] = {}  # cohort -> its tiles that are not finished
         for tile in planned:
             self.left.setdefault(tile.cohort, []).append(tile)
-        self.home = homes(planned, price, len(jax.devices()))
+        self.home = assign_devices(planned, price, len(jax.devices()))
         self.begun: set[str] = set()
         self.held: set[str] = set()  # cohorts that did not fit: nobody takes their tiles
         self.flying = 0  # tiles that a device took and the caller has not seen
@@ -152,12 +152,12 @@ class _Line:
         mine: set[str] = set()
         while (tile := self._take(number, mine)) is not None:
             try:
-                before = compiled_here()
+                before = thread_compile_seconds()
                 pending = self.start(tile, device, lambda: not self.stopped)
                 if pending is not None:
-                    self.done.put(_Pending(tile, pending, number, compiled_here() - before))
+                    self.done.put(_Pending(tile, pending, number, thread_compile_seconds() - before))
             except BaseException as error:
-                why = lacking(error) if self.fallback else ""
+                why = out_of_memory_reason(error) if self.fallback else ""
                 if not why:
                     self.done.put(error)
                     return
@@ -215,13 +215,13 @@ class _Line:
         """The tiles that did not fit beside others, one by one; the first that does not fit alone speaks for its cohort."""
         for cohort in sorted(self.held & self.left.keys()):
             for tile in list(self.left[cohort]):
-                before = compiled_here()
+                before = thread_compile_seconds()
                 numbers, why = self._tried(functools.partial(self._at_once, tile, device))
                 if why:
                     assert self.fallback is not None
                     self.fallback.unfit(self.left[cohort], why)
                     break
-                yield Finished(tile, numbers, 0, compiled_here() - before)
+                yield Finished(tile, numbers, 0, thread_compile_seconds() - before)
                 self._finish(tile)
 
     def stop(self) -> None:
@@ -235,7 +235,7 @@ class _Line:
         try:
             return collect(), ""
         except Exception as error:
-            if not self.fallback or not (why := lacking(error)):
+            if not self.fallback or not (why := out_of_memory_reason(error)):
                 raise
             return None, why
 
@@ -290,7 +290,7 @@ def costs(planned: Sequence[Any], price: Callable[[Any], float]) -> dict[str, fl
     return found
 
 
-def homes(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
+def assign_devices(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
     """The home of each cohort, a device's number: by `price` all have as much to do, to within a cohort."""
     found: dict[str, int] = {}
     asked = [0.0] * devices

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from relu_study.components.layers import Context, Site
 from relu_study.components.registry import networks
 from relu_study.components.tasks.task import Signature
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 DEFAULT_EXAMPLES = 8192  # of the probe set, or all where there are fewer
 
-Knobs = Mapping[str, Float[Array, ""]]
+TracedNumbers = Mapping[str, Float[Array, ""]]
 
 
 class State(NamedTuple):
@@ -42,7 +42,7 @@ class Data(NamedTuple):
     val: Float[Array, "v DO"]
 
 
-class Probing(NamedTuple):
+class MeasureConfig(NamedTuple):
     """How a run is looked at. What is not asked for is not computed; a study asks for all of it."""
 
     examples: int | None = None  # None: DEFAULT_EXAMPLES, or all where there are fewer
@@ -76,7 +76,7 @@ def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
 
     def look(x: Float[Array, "1 D"]) -> None:
-        ctx = Context({name: jnp.zeros(()) for name in KNOBS})
+        ctx = Context({name: jnp.zeros(()) for name in TRACED_FIELDS})
         build(spec, signature.d_in, signature.d_out)(x, ctx)
         found.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.tape if isinstance(entry[0], Site))
 

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from relu_study.components import random_streams
 from relu_study.components.initializers import Layer
-from relu_study.components.layers import Columns, Context, Dense
+from relu_study.components.layers import Context, Dense, FeatureMajorBatch
 from relu_study.components.optimizers import Optimizer, check_optimizer
 from relu_study.components.registry import activations, initializers, optimizers, ours
 from relu_study.components.tasks.task import LOSSES, Signature, Task, targets
-from relu_study.engine.state import Data, Knobs, Probing, State, Weights, build, components_of, sites_of
+from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, Weights, build, components_of, sites_of
 from relu_study.errors import UserError
 from relu_study.stats import histogram_bins
 from relu_study.study.run_spec import RunSpec
@@ -36,7 +36,7 @@ def steps_per_epoch(train_rows: int, batch_size: int) -> int:
     return -(-train_rows // batch_size)
 
 
-def ranges(spec: RunSpec, signature: Signature, probing: Probing) -> dict[str, histogram_bins.Range]:
+def ranges(spec: RunSpec, signature: Signature, probing: MeasureConfig) -> dict[str, histogram_bins.Range]:
     """The ranges of the linear histograms, by name ("post:site_1"): those of the sites with bounded activations."""
     if not (probing.histograms and probing.linear_bins):
         return {}
@@ -76,11 +76,11 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     full, rest = divmod(rows, batch)
     block = min(BLOCK, full)
 
-    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: Knobs, seed: UInt32[Array, ""]) -> State:
+    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: TracedNumbers, seed: UInt32[Array, ""]) -> State:
         def loss(params: Any) -> tuple[Array, Any]:
             model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
-            said = model(Columns(xy[:d_in]) if columns else xy[:d_in].T, ctx)
-            if columns and not isinstance(said, Columns):
+            said = model(FeatureMajorBatch(xy[:d_in]) if columns else xy[:d_in].T, ctx)
+            if columns and not isinstance(said, FeatureMajorBatch):
                 raise UserError(f"network {spec.network!r} is declared bounded but does not pass Columns on; leave `bounded` out")
             return loss_of(said.values.T if columns else said, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
@@ -162,7 +162,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """
     scheme, of_output = initializers[spec.initializer], initializers["glorot_uniform"]
 
-    def init(seed: UInt32[Array, ""], knobs: Knobs, x: Float[Array, "N D"]) -> Weights:
+    def init(seed: UInt32[Array, ""], knobs: TracedNumbers, x: Float[Array, "N D"]) -> Weights:
         model = build(spec, d_in, d_out)
         depth = sum(isinstance(module, Dense) for _, module in nnx.iter_modules(model))
         done: list[Dense] = []
@@ -187,7 +187,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     return init
 
 
-def make_sample(task: Task, phase: int, probing: Probing) -> Callable[..., Data]:
+def make_sample(task: Task, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
     """`sample(seed)`: the data of one run; of the validation rows only those that `val_loss` reads."""
     n, keep = task.signature.train_rows, probing.validation(task.signature)
 

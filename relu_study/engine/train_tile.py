@@ -13,32 +13,32 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from relu_study.components.metrics import revivals
-from relu_study.components.registry import ours, probes, tasks
+from relu_study.components.registry import metrics, ours, tasks
 from relu_study.engine import check_tasks, cohorts, compilation
-from relu_study.engine.state import Data, Probing, State, Weights, site_units
+from relu_study.engine.state import Data, MeasureConfig, State, Weights, site_units
 from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_in(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
+def _select_runs(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(where, range(1, a.ndim)), b, a), kept, other)
 
 
-def _begin(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
+def _init_per_key(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
     """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
     keys = [key(spec) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     begun = make(distinct[0])
     for one in distinct[1:]:
-        begun = _put_in(begun, make(one), np.array([key == one for key in keys]))
+        begun = _select_runs(begun, make(one), np.array([key == one for key in keys]))
     return begun
 
 
-class Begun(NamedTuple):
+class TileState(NamedTuple):
     """A tile of runs on its device, before the first step; `source` is the set of rows that each run reads, None: its own."""
 
     state: State
@@ -57,7 +57,7 @@ class Extremes(NamedTuple):
     most: Float[Array, " S"]
 
 
-class Pending(NamedTuple):
+class QueuedTile(NamedTuple):
     """A tile that is queued on a device: its numbers may not have been computed yet."""
 
     runs: list[RunSpec]
@@ -80,7 +80,7 @@ def put(value: Any, device: Any) -> Any:
     return jax.device_put(value, device)
 
 
-def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
+def datasets_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
     """One run for each of `sets` sets of rows, and the number of the set that each run reads; None: every run its own."""
     if sets is None or sets == len(specs):
         return specs, None
@@ -91,19 +91,19 @@ def readers_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], n
     return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 
-def draw(readers: list[RunSpec], phase: int, device: Any, probing: Probing) -> Data:
+def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig) -> Data:
     """The rows of one phase of their task that these runs read."""
     seeds = put(np.array([s.seed for s in readers], np.uint32), device)
-    return _begin(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
+    return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
 
 
-def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets: int | None = None) -> Begun:
+def init_tile(specs: list[RunSpec], device: Any, probing: MeasureConfig = MeasureConfig(), sets: int | None = None) -> TileState:
     """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
     signature = tasks[specs[0].task](specs[0]).signature
-    readers, source = readers_of(specs, sets)
+    readers, source = datasets_of(specs, sets)
     seeds = put(np.array([s.seed for s in specs], np.uint32), device)
     with np.errstate(over="ignore"):  # a rate too large for single precision is infinite, and its run nonfinite
-        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in KNOBS}
+        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS}
     box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, probing)
     looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
@@ -114,43 +114,43 @@ def begin(specs: list[RunSpec], device: Any, probing: Probing = Probing(), sets:
     def first(key: RunSpec) -> Weights:
         return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at)
 
-    weights = _begin(specs, cohorts.start_spec, first)
+    weights = _init_per_key(specs, cohorts.start_spec, first)
     # Most first states depend on no input, so their program would leave them uncommitted.
     first_state = compilation.tile_programs(specs[0], probing).fresh(weights.params, knobs, seeds)
     state = put(State(weights.params, weights.stats, first_state), device)
-    return Begun(state, data, seeds, knobs, box, source)
+    return TileState(state, data, seeds, knobs, box, source)
 
 
 def start_tile(
     runs: list[RunSpec],
     width: int,
     device: Any,
-    probing: Probing = Probing(),
+    probing: MeasureConfig = MeasureConfig(),
     probe: bool = True,
     chunk: int | None = None,
     sets: int | None = None,
     wanted: Callable[[], bool] = lambda: True,
-) -> Pending | None:
+) -> QueuedTile | None:
     """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
 
     `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `sets`, where it
     is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
     """
-    compilation.forget_stale()
+    compilation.evict_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
     task = tasks[specs[0].task](specs[0])
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = compilation.tile_programs(specs[0], probing)
-    state, data, seeds, knobs, box, source = begin(specs, device, probing, sets)
-    phase, drawn = 0, _extremes(readers_of(specs, sets)[0], data)
+    state, data, seeds, knobs, box, source = init_tile(specs, device, probing, sets)
+    phase, drawn = 0, _extremes(datasets_of(specs, sets)[0], data)
     measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
             return None
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
-            data, phase = draw(readers_of(specs, sets)[0], now, device, probing), now
-            drawn += _extremes(readers_of(specs, sets)[0], data)
+            data, phase = draw(datasets_of(specs, sets)[0], now, device, probing), now
+            drawn += _extremes(datasets_of(specs, sets)[0], data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
@@ -161,7 +161,7 @@ def start_tile(
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
     epochs = epochs_measured(total, probing.every)
-    return Pending(
+    return QueuedTile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
         site_units(*cohorts.cohort(specs[0], task.signature)),
@@ -198,7 +198,7 @@ def _check_inputs(drawn: list[Extremes]) -> None:
                 check_tasks.check_inside(spec.task, tasks[spec.task](spec).box, least, most)
 
 
-def _check_certified(pending: Pending, tile: dict[str, np.ndarray], masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
+def _check_certified(pending: QueuedTile, tile: dict[str, np.ndarray], masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
     """Stop (UserError) where a unit is certified dead and not dead, or certified always on and not always on."""
     for site, units in pending.units.items():
         dead, certified = (masks.get(f"{kind}:{site}") for kind in ("dead", "certified_dead"))
@@ -212,7 +212,7 @@ def _check_certified(pending: Pending, tile: dict[str, np.ndarray], masks: dict[
 
 
 def _check_subset(
-    pending: Pending, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
+    pending: QueuedTile, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
 ) -> None:
     """Refuse `wrong` units, certified ones that the probe set contradicts, by run and epoch: the box or a piece is wrong."""
     if not ((wrong > 0) & ~bad).any():
@@ -234,10 +234,10 @@ def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
 
 
 def _reads_validation(metric: str) -> bool:
-    return metric in probes and "val_loss" in probes[metric].needs
+    return metric in metrics and "val_loss" in metrics[metric].needs
 
 
-def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray]:
+def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:
     """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
     n = len(pending.runs)
     epochs = jax.device_get(pending.measured)
@@ -291,10 +291,10 @@ def collect(pending: Pending, keep_params: bool = False) -> dict[str, np.ndarray
 
 
 def train_tile(
-    runs: list[RunSpec], width: int, device: Any = None, probing: Probing = Probing(), **options: Any
+    runs: list[RunSpec], width: int, device: Any = None, probing: MeasureConfig = MeasureConfig(), **options: Any
 ) -> dict[str, np.ndarray]:
     """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
     keep_params = options.pop("keep_params", False)
     pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
     assert pending is not None
-    return collect(pending, keep_params)
+    return fetch(pending, keep_params)

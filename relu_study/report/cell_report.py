@@ -18,17 +18,17 @@ from relu_study.report.figures.cell_figures import arranged
 from relu_study.report.html import html
 from relu_study.report.page import draw_page
 from relu_study.report.tables.cell_tables import cell_tables, select
-from relu_study.report.verdicts import blank, settled
+from relu_study.report.verdicts import assign_verdicts, empty_row
 from relu_study.stats.hypothesis_tests import counted_test, normal_test
 from relu_study.stats.numpy_defaults import numpy_defaults
-from relu_study.storage.atomic_write import check_there, write_atomically
+from relu_study.storage.atomic_write import check_exists, write_atomically
 from relu_study.storage.block_files import block_paths
 from relu_study.storage.cell_frames import cells_frame
-from relu_study.storage.checksums import SUMS, UNREADABLE, Damaged, check_sum, sums_of
+from relu_study.storage.checksums import SUMS, UNREADABLE, CorruptFileError, check_sum, sums_of
 from relu_study.storage.csv_files import csv_text, only_numbers
 from relu_study.storage.schema import CELL_COLUMNS as OF_CELLS
 from relu_study.storage.schema import COLUMNS, check_names, check_sections, read_cells_manifest
-from relu_study.storage.tile_files import UNFIT
+from relu_study.storage.tile_files import OOM_HINT
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
         if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
             said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
         if unfit := manifest.get("oom"):
-            said.append(f"{len(unfit):,} of these cells did not fit in memory: {UNFIT}")
+            said.append(f"{len(unfit):,} of these cells did not fit in memory: {OOM_HINT}")
     elif not path.is_file():
         raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
     else:
@@ -71,7 +71,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
             made["figures"].add(figure["name"])
             for kind, content in canvas.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
-    check_there(folder)
+    check_exists(folder)
     text = draw_page(folder, manifest, frame, rows)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())
@@ -103,7 +103,7 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
         frame = frame.assign(**{name: frame[name].fillna("") for name in OF_CELLS[:4]})
         _check_rows(frame, declaration)
     except UNREADABLE as error:
-        raise Damaged(path, "is garbled", error, way_out) from None
+        raise CorruptFileError(path, "is garbled", error, way_out) from None
     check_sum(path, read)
     return frame
 
@@ -132,7 +132,7 @@ def load_cells(folder: str | Path) -> pd.DataFrame:
 
 def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
     """The rows of verdicts.csv: `CellClaim` says what is compared, `verdicts.settled` how it is judged."""
-    return settled([_measured(claim, declaration, frame) for claim in declaration["claims"]])
+    return assign_verdicts([_measured(claim, declaration, frame) for claim in declaration["claims"]])
 
 
 def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
@@ -146,7 +146,7 @@ def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -
         value, error = float(other["estimate"]), float(other["std"] / math.sqrt(other["n"]))
     n, estimate, direction = int(cell["n"]), float(cell["estimate"]), claim["direction"]
     margin = claim["margin"] * (abs(value) if claim["relative"] else 1.0)
-    row = blank(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
+    row = empty_row(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
     row["site"] = "all" if claim["at"] is None else f"{about['along']}={claim['at']:g}"
     named = claim["experiment"] if claim["cell"] == "all" else claim["cell"]
     row["contrast"] = f"{named} vs {against if isinstance(against, str) else f'{against:g}'}"

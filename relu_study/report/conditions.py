@@ -18,7 +18,7 @@ from relu_study.report.factors import LABELS, factor
 from relu_study.study.run_spec import FIELDS
 
 OF_A_RUN = ("seed", "status")
-COMPARED: dict[str, Callable[[Any, Any], Any]] = {
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "!=": operator.ne,
@@ -135,7 +135,7 @@ def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Mapp
 
 
 def _meets(value: Any, condition: Condition) -> Any:
-    compare = COMPARED[condition.compared]
+    compare = OPERATORS[condition.compared]
     if len(condition.values) == 1:
         return compare(value, condition.values[0])
     found = np.isin(value, condition.values) if isinstance(value, np.ndarray) else value in condition.values

@@ -12,7 +12,7 @@ from relu_study.study.run_spec import FIELDS
 LABELS = ("experiment", "arm")  # what the study calls a configuration; it may have several of each
 
 
-def held(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def hold_fixed(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The configurations that differ in the `free` factors alone, and the value at which every other factor is held.
 
     Each factor that varies and is not free is held at its most common value among the distinct configurations; if `arm` is free,
@@ -32,9 +32,9 @@ def held(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list
         (first, most), *others = Counter(spec[name] for spec in specs.values()).most_common()
         tied = [first, *(value for value, count in others if count == most)]
         if len(tied) > 1:
-            some = ", ".join(shown(value) for value in tied)
+            some = ", ".join(format_value(value) for value in tied)
             raise UserError(
-                f"{name} varies too, and {some} are equally common; choose one with --where {name}={shown(first)}, "
+                f"{name} varies too, and {some} are equally common; choose one with --where {name}={format_value(first)}, "
                 f"or put {name} among the rows or columns"
             )
         found[name] = first
@@ -46,13 +46,13 @@ def factor(entry: Mapping[str, Any], name: str) -> Any:
     return entry[name] if name in LABELS else entry["spec"][name]
 
 
-def in_order(found: Sequence[Any]) -> list[Any]:
+def sorted_values(found: Sequence[Any]) -> list[Any]:
     """The values that there are, each once: numbers in rising order, names as they come."""
     values = list(dict.fromkeys(found))
     return values if any(isinstance(value, str) for value in values) else sorted(values)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A factor's value as it is printed: short, and never like another value."""
     if isinstance(value, str):
         return value

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Collection
 from typing import Any
 
-from relu_study.storage.frames import PROPORTIONS
+from relu_study.storage.frames import BINARY_METRICS
 
 ALONG = 25  # characters on a line along the height of a panel
 FACTOR_UNITS = {"depth": "hidden layers", "width": "units", "batch_size": "examples", "rows": "examples", "epochs": "epochs"}
@@ -25,12 +25,12 @@ def words(name: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Is it a share, of units or of runs, whose size hangs on the probe set?"""
-    return metric.endswith("_fraction") or metric in PROPORTIONS
+    return metric.endswith("_fraction") or metric in BINARY_METRICS
 
 
 def unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
     """The unit in brackets, unless the metric's own name says it (a loss is in units of loss)."""
-    of = "share of runs" if metric in PROPORTIONS else about.get("unit")
+    of = "share of runs" if metric in BINARY_METRICS else about.get("unit")
     return f"{before}({of})" if of and of not in metric else ""
 
 

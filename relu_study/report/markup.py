@@ -29,7 +29,7 @@ NEAR, BETTER, WORSE = "≈", "◦", "•"  # marks of a cell
 
 
 @dataclass(frozen=True)
-class Shown:
+class RenderedTable:
     """A table as text: its rows, which (row, column) are bold, how many columns are aligned left, what is said below."""
 
     caption: str
@@ -40,7 +40,7 @@ class Shown:
     note: str
 
 
-def measured(mean: float, half: float) -> str:
+def format_mean_ci(mean: float, half: float) -> str:
     """A mean and its half width, both to the second digit of the half width: "0.312 ± 0.043".
 
     Above 1e5 and below 1e-3 with an exponent, "(1.20 ± 0.15)e-05"; without a half width (NaN) three digits of the mean.
@@ -50,7 +50,7 @@ def measured(mean: float, half: float) -> str:
         return f"{mean:.3g}"
     if size > 0 and not 1e-3 <= size < 1e5:
         exponent = math.floor(math.log10(size))
-        return f"({measured(mean / 10**exponent, half / 10**exponent)})e{exponent:+03d}"
+        return f"({format_mean_ci(mean / 10**exponent, half / 10**exponent)})e{exponent:+03d}"
     if half == 0:
         return f"{mean:.4g} ± 0"
     digits = min(max(1 - math.floor(math.log10(half)), 0), 6)
@@ -69,7 +69,7 @@ def markdown_grid(headers: Sequence[str], rows: Sequence[Sequence[str]], left: i
     return "\n".join(f"| {' | '.join(row)} |" for row in (headers, rule, *rows))
 
 
-def markdown_table(shown: Shown) -> str:
+def markdown_table(shown: RenderedTable) -> str:
     """Caption, table and note in Markdown."""
     rows = [
         [f"**{markdown_text(text)}**" if (k, i) in shown.bold else markdown_text(text) for i, text in enumerate(row)]
@@ -100,7 +100,7 @@ def _symbol(letter: str) -> str:
     return f"$\\{sign}$" if sign.isalpha() else sign or letter
 
 
-def latex_table(shown: Shown, label: str) -> str:
+def latex_table(shown: RenderedTable, label: str) -> str:
     """A booktabs table with caption, note and label; it needs the packages booktabs and no other."""
     cells = [
         [rf"\textbf{{{latex_text(text)}}}" if (k, i) in shown.bold else latex_text(text) for i, text in enumerate(row)]

@@ -13,23 +13,30 @@ import pandas as pd
 from relu_study.errors import UserError, nearest
 from relu_study.report.cell_report import report_draws
 from relu_study.report.figures import study_figures
-from relu_study.report.figures.inputs import Numbers, lacking
+from relu_study.report.figures.inputs import FigureData, missing_input
 from relu_study.report.figures.study_figures import draw_from
 from relu_study.report.html import html
 from relu_study.report.page import page
 from relu_study.report.tables import columns, study_tables
 from relu_study.report.tensorboard.event_files import check_per_seed, write_events
-from relu_study.report.verdicts import TEXTS, answer
+from relu_study.report.verdicts import TEXTS, evaluate_claims
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import locks
-from relu_study.storage.atomic_write import check_there, write_atomically, writing
+from relu_study.storage.atomic_write import check_exists, wrap_os_errors, write_atomically
 from relu_study.storage.checksums import SUMS, sums_of
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import csv_text, read_csv, read_runs
-from relu_study.storage.frames import at_epochs, frames, last_epochs, report_epochs, summary_frame, survival_frame
+from relu_study.storage.frames import (
+    at_epochs,
+    configurations_from_runs_csv,
+    frames,
+    report_epochs,
+    summary_frame,
+    survival_frame,
+)
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.schema import COLUMNS, check_names, check_sections, is_of_draws, read_whole_manifest
-from relu_study.storage.tile_files import UNFIT, tile_paths
+from relu_study.storage.tile_files import OOM_HINT, tile_paths
 from relu_study.storage.tile_identity import STORED
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
@@ -54,8 +61,8 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False)
     """Derive every file of a results folder as `derive` does; one that another process is writing is refused (UserError)."""
     folder = Path(folder).expanduser()
     read_manifest(folder)  # what is no results folder is left alone
-    with locks.hold(folder, way_out="wait for it"):
-        locks.clear(folder, None)
+    with locks.writer_lock(folder, way_out="wait for it"):
+        locks.remove_stale_temporaries(folder, None)
         return derive(folder, all_epochs, per_seed)
 
 
@@ -86,16 +93,16 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     made = _write_tables(folder, manifest, found, said)
     if not raw:
         whole = found.get("summary", summary_frame({}, manifest))
-        configurations = last_epochs(found["runs"]) if "runs" in found else {}
+        configurations = configurations_from_runs_csv(found["runs"]) if "runs" in found else {}
     wanted = manifest["declaration"]["figures"] if raw else _drawable(folder, manifest, found, said)
     some = {**manifest, "declaration": {**manifest["declaration"], "figures": wanted}}
-    drawn = draw_from(some, Numbers(whole, found.get("survival", survival_frame({})), _rows(found), configurations), folder)
+    drawn = draw_from(some, FigureData(whole, found.get("survival", survival_frame({})), _rows(found), configurations), folder)
     declared = {kind: {item["name"] for item in manifest["declaration"][kind]} for kind in SUFFIXES}
     kept = {"tables": declared["tables"] if made is None else set(made)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
     said += _drop_stale(folder, kept)
     if {"runs", "units", "verdicts"} <= set(found):
-        check_there(folder)
+        check_exists(folder)
         text = page(folder, manifest, found["runs"], found["units"], _rows(found))
         write_atomically(folder / "report.md", text.encode())
         write_atomically(folder / "report.html", html(text, manifest["declaration"]["title"], folder).encode())
@@ -117,8 +124,10 @@ def _derive(
     if not all_epochs:
         found["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
     arms, targets = _asked(manifest["declaration"], configurations)
-    found["verdicts"] = pd.DataFrame(answer(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"]))
-    check_there(folder)
+    found["verdicts"] = pd.DataFrame(
+        evaluate_claims(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"])
+    )
+    check_exists(folder)
     for name, frame in found.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
     write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then what was changed is not believed
@@ -144,7 +153,7 @@ def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
     if interrupted:
         said.append(f"{stored}; {'the others' if not unfit else f'{len(interrupted):,}'} are interrupted")
     if unfit:
-        said.append(f"{stored}; {len(unfit):,} did not fit in memory (status oom): {UNFIT}")
+        said.append(f"{stored}; {len(unfit):,} did not fit in memory (status oom): {OOM_HINT}")
     return said
 
 
@@ -202,7 +211,7 @@ def _write_tables(
 
 def _drawable(folder: Path, manifest: dict[str, Any], found: dict[str, pd.DataFrame], said: list[str]) -> list[dict[str, Any]]:
     """The figures that the committed CSVs suffice for; of the others it is said what they need."""
-    needs = {figure["name"]: lacking(figure, found, folder) for figure in manifest["declaration"]["figures"]}
+    needs = {figure["name"]: missing_input(figure, found, folder) for figure in manifest["declaration"]["figures"]}
     said += [f"{folder / 'figures' / name} stays as it is: it needs {need}" for name, need in needs.items() if need]
     return [figure for figure in manifest["declaration"]["figures"] if not needs[figure["name"]]]
 
@@ -212,7 +221,7 @@ def _drop_stale(folder: Path, kept: dict[str, set[str]]) -> list[str]:
     for kind, suffixes in SUFFIXES.items():
         for path in sorted((folder / kind).glob("*")):
             if path.suffix in suffixes and path.stem not in kept[kind]:
-                with writing(path):
+                with wrap_os_errors(path):
                     path.unlink()
                 said.append(f"removed {path}: the study at this size no longer makes it")
     return said

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 Configurations = Mapping[tuple[str, str], Configuration]
 
 
-class _NotTestable(Exception):
+class NotTestable(Exception):
     """Why a row cannot be asked of the stored runs."""
 
 
@@ -48,7 +48,7 @@ def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
     return "confirmed" if inside else "refuted" if outside else "inconclusive"
 
 
-def answer(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
+def evaluate_claims(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
     """Every claim row on its targets (none named: on all), then one `overall` row for each claim id: the rows of `verdicts.csv`.
 
     `claims` and `targets` are those of the declaration, as plain data; `configurations` holds the stored runs by (arm, target).
@@ -73,10 +73,10 @@ def answer(claims: Sequence[Row], configurations: Configurations, targets: Seque
         for target in targets
         if target["name"] in (claim["targets"] or known)
     ]
-    return settled(rows) if targets else []
+    return assign_verdicts(rows) if targets else []
 
 
-def settled(rows: Sequence[Row]) -> list[Row]:
+def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
     """Measured rows with their verdicts, and the `overall` row of each claim after its own; claims in their first order."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
     for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
@@ -87,7 +87,7 @@ def settled(rows: Sequence[Row]) -> list[Row]:
     return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
 
 
-def blank(claim: Row) -> Row:
+def empty_row(claim: Row) -> Row:
     """A row of verdicts.csv of which nothing but the claim is known."""
     row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
     return row | {name: claim[name] for name in ("claim", "statement")}
@@ -96,13 +96,13 @@ def blank(claim: Row) -> Row:
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     unit = float(target["variance"]) if claim["relative"] else 1.0
     claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
-    row = blank(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
+    row = empty_row(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
     row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
     if claim["over"] is not None:
         row["site"] = f"{claim['site']} over {claim['over']}"
     try:
         numbers, against, note = _paired(claim, target, configurations)
-    except _NotTestable as why:
+    except NotTestable as why:
         return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
     if len(numbers) < max(claim["least_seeds"], 1):
         need = f"the seeds left to compare are {len(numbers)} and {max(claim['least_seeds'], 1)} are needed"
@@ -154,7 +154,7 @@ def _with_overall(rows: list[Row]) -> list[Row]:
     else:
         said = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
-    last = blank(rows[0]) | {"contrast": "overall", "verdict": said}
+    last = empty_row(rows[0]) | {"contrast": "overall", "verdict": said}
     return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 
 
@@ -172,7 +172,7 @@ def _paired(
         if claim["against_dead_site"]:
             other = {seed: other[seed] for seed in _seeds_with_dead_site(configurations[against, target["name"]])}
     elif claim["against_dead_site"]:
-        raise _NotTestable("a constant has no dead site")
+        raise NotTestable("a constant has no dead site")
     else:
         other = dict.fromkeys(arm, float(against))
     both = sorted(set(arm) & set(other))
@@ -190,7 +190,7 @@ def _mean_by_seed(
     for label in labels:
         stored = configurations.get((label, target["name"]))
         if stored is None or len(stored.seeds) == 0:
-            raise _NotTestable(f"arm {label!r} has no stored runs on target {target['name']!r}")
+            raise NotTestable(f"arm {label!r} has no stored runs on target {target['name']!r}")
         numbers = _numbers(claim, label, stored, epoch, float(target["floor"]))
         columns.append(dict(zip(stored.seeds.tolist(), numbers.tolist(), strict=True)))
     common = set(columns[0]).intersection(*columns[1:])
@@ -213,7 +213,7 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
     numbers = np.where(np.isfinite(numbers), numbers - (floor if claim["excess"] else 0.0), np.nan)
     if not np.isfinite(numbers).any():
         over = "" if claim["over"] is None else f" over {claim['over']}"
-        raise _NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
+        raise NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
     if claim["equals"] is not None:  # as stored, in single precision unless the tiles are in double
         stored_as = np.result_type(*stored.values.values())
         numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim["equals"])
@@ -223,10 +223,10 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
 def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[np.ndarray, "n E"]:
     if site == "last":
         if not stored.sites:
-            raise _NotTestable(f"{label!r} has no sites")
+            raise NotTestable(f"{label!r} has no sites")
         site = max(stored.sites, key=lambda name: (len(name), name))  # site_10 lies deeper than site_9
     if f"{metric}/{site}" not in stored.values:
-        raise _NotTestable(f"{metric}/{site} of {label!r} was not measured")
+        raise NotTestable(f"{metric}/{site} of {label!r} was not measured")
     return np.asarray(stored.values[f"{metric}/{site}"], dtype=np.float64)
 
 
@@ -235,7 +235,7 @@ def _epoch_index(epoch: str | float, label: str, stored: Configuration) -> int:
         return -1
     found = np.flatnonzero(np.isclose(stored.epochs, float(epoch), rtol=0, atol=1e-6))
     if not found.size:
-        raise _NotTestable(f"epoch {_short(epoch)} of {label!r} was not measured")
+        raise NotTestable(f"epoch {_short(epoch)} of {label!r} was not measured")
     return int(found[0])
 
 
@@ -243,7 +243,7 @@ def _seeds_with_dead_site(stored: Configuration) -> list[int]:
     """The seeds whose run ends with some site dead in all its units."""
     last = [stored.values[name][:, -1] for name in (f"dead_fraction/{site}" for site in stored.sites) if name in stored.values]
     if not last:
-        raise _NotTestable("the dead fraction of its sites was not measured")
+        raise NotTestable("the dead fraction of its sites was not measured")
     return stored.seeds[(np.array(last) == 1).any(axis=0)].tolist()
 
 
@@ -253,7 +253,7 @@ def _refuse_at_floor(claim: Row, target: Row, configurations: Configurations) ->
     above = np.nanmean(list(_mean_by_seed(loss, _labels(claim), epoch, target, configurations).values()))
     if not above >= claim["off_floor"] * target["variance"]:
         share = f"{100 * claim['off_floor']:.3g} % of the target's variance"
-        raise _NotTestable(f"the mean loss of {_named(claim)} is {above:.3g} above the floor, less than {share}")
+        raise NotTestable(f"the mean loss of {_named(claim)} is {above:.3g} above the floor, less than {share}")
 
 
 def _is_share(claim: Row) -> bool:

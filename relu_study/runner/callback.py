@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from relu_study.engine.plan import Plan, Tile
 
 
-class Watcher:
+class Callback:
     """Whoever follows a run: told the plan, then each stored tile. This one is silent."""
 
     def begin(self, plan: Plan | DrawPlan, stored: int) -> None:

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from relu_study.engine import scheduler
-from relu_study.engine.compile_time import Clock
+from relu_study.engine.compile_time import Stopwatch
 from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import derive
 from relu_study.report.tensorboard.event_files import check_per_seed
 from relu_study.report.tensorboard.live import Live
-from relu_study.runner.callback import Watcher
-from relu_study.runner.oom_fallback import Narrower
+from relu_study.runner.callback import Callback
+from relu_study.runner.oom_fallback import HalvingFallback
 from relu_study.runner.prepare import Job, begin, prepare
 from relu_study.runner.prepare_draws import DrawJob, prepare_draws
 from relu_study.runner.provenance import with_digest
 from relu_study.storage import block_files, locks, tile_files
-from relu_study.storage.atomic_write import check_there, make_ready
+from relu_study.storage.atomic_write import check_exists, check_writable
 from relu_study.storage.manifest import amend_manifest
 from relu_study.study.draw_study import DrawStudy, blocks_of
 from relu_study.study.shard import Shard
@@ -34,11 +34,11 @@ from relu_study.study.study import Study
 
 
 @pinned()
-def carry_out(
+def execute(
     study: Study,
     folder: Path,
-    probing: Probing,
-    watcher: Watcher,
+    probing: MeasureConfig,
+    watcher: Callback,
     about: Mapping[str, Any],
     keep_params: bool = False,
     all_epochs: bool = False,
@@ -50,32 +50,32 @@ def carry_out(
     `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
     A `shard` trains its own part and derives nothing. Who else writes the folder meanwhile is refused, or this process is.
     """
-    with locks.hold(folder, shard):
+    with locks.writer_lock(folder, shard):
         job = prepare(study, folder, probing, shard=shard)
         job = replace(job, provenance=with_digest(job.provenance))
         if per_seed:
             check_per_seed(job.declaration)
-        locks.clear(folder, shard)
-        make_ready(folder)
-        shown = train(job, folder, watcher, keep_params, about, per_seed)
+        locks.remove_stale_temporaries(folder, shard)
+        check_writable(folder)
+        shown = train_tiles(job, folder, watcher, keep_params, about, per_seed)
         for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
             watcher.say(line)
 
 
 @pinned()
-def carry_out_draws(
-    study: DrawStudy, folder: Path, watcher: Watcher, about: Mapping[str, Any], shard: Shard | None = None
+def execute_draws(
+    study: DrawStudy, folder: Path, watcher: Callback, about: Mapping[str, Any], shard: Shard | None = None
 ) -> None:
     """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest.
 
     A `shard` draws its own part and derives nothing.
     """
-    with locks.hold(folder, shard):
+    with locks.writer_lock(folder, shard):
         job = prepare_draws(study, folder, shard=shard)
         job = replace(job, provenance=with_digest(job.provenance))
-        locks.clear(folder, shard)
-        make_ready(folder)
-        draw(job, folder, watcher, about)
+        locks.remove_stale_temporaries(folder, shard)
+        check_writable(folder)
+        draw_blocks(job, folder, watcher, about)
         for line in [_part_done(job, folder)] if shard else derive(folder):
             watcher.say(line)
 
@@ -93,20 +93,20 @@ def _part_done(job: Job | DrawJob, folder: Path) -> str:
     return f"shard {job.shard} is done, {mine:,} {job.plan.noun}; {folder} holds {stored:,} of {wanted:,}"
 
 
-def train(
-    job: Job, folder: Path, watcher: Watcher, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
+def train_tiles(
+    job: Job, folder: Path, watcher: Callback, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
 ) -> set[str]:
     """Train every tile of a job and store each as it is finished; complete configurations appear in TensorBoard meanwhile.
 
     Returns the configurations whose TensorBoard files are written.
     """
-    clock, manifest = Clock(), begin(job, folder, watcher.say, about)
+    clock, manifest = Stopwatch(), begin(job, folder, watcher.say, about)
     live = None if job.shard else Live(folder, manifest, per_seed)
-    fallback = Narrower(job, folder, watcher)
+    fallback = HalvingFallback(job, folder, watcher)
     watcher.begin(job.plan, job.stored)
 
     def close() -> None:
-        check_there(folder)
+        check_exists(folder)
         counts = {"ok": 0, "nonfinite": 0}
         wanted = {run.run_id for run in job.study.runs()}
         for status in (status for run, (status, _) in tile_files.stored_runs(folder, []).items() if run in wanted):
@@ -120,8 +120,8 @@ def train(
 
     with _closed(close), contextlib.closing(scheduler.trained(job.plan, job.probing, keep_params, fallback)) as finished:
         for tile, numbers, device, compiling in finished:
-            check_there(folder)
-            path = tile_files.write_tile(folder, message(tile, numbers, job))
+            check_exists(folder)
+            path = tile_files.write_tile(folder, tile_record(tile, numbers, job))
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
             watcher.tile(tile, device, compiling, _dead_fraction(numbers))
@@ -129,20 +129,20 @@ def train(
     return set() if live is None else live.shown
 
 
-def draw(job: DrawJob, folder: Path, watcher: Watcher, about: Mapping[str, Any]) -> None:
+def draw_blocks(job: DrawJob, folder: Path, watcher: Callback, about: Mapping[str, Any]) -> None:
     """Draw every block of a job and store each as it is finished."""
-    clock = Clock()
+    clock = Stopwatch()
     begin(job, folder, watcher.say, about)
-    fallback = Narrower(job, folder, watcher)
+    fallback = HalvingFallback(job, folder, watcher)
     watcher.begin(job.plan, job.stored)
 
     def close() -> None:
-        check_there(folder)
+        check_exists(folder)
         amend_manifest(folder, clock.spent())
 
     with _closed(close), contextlib.closing(scheduler.drawn(job.plan, fallback)) as finished:
         for block, sums, device, compiling in finished:
-            check_there(folder)
+            check_exists(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             block_files.write_block(folder, (block.cohort, block.first, block.count), sums, made)
             watcher.tile(block, device, compiling, math.nan)
@@ -161,7 +161,7 @@ def _closed(close: Callable[[], None]) -> Iterator[None]:
     close()
 
 
-def message(tile: Tile, numbers: tile_files.Tile, job: Job) -> tile_files.Tile:
+def tile_record(tile: Tile, numbers: tile_files.Tile, job: Job) -> tile_files.Tile:
     """A tile as it is stored: its numbers, who they belong to and what they depend on."""
     return {
         "run_id": np.array([run.run_id for run in tile.runs]),

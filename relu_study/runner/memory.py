@@ -17,22 +17,25 @@ from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
 from relu_study.engine.draw_plan import Block
 from relu_study.engine.plan import Cohort, Tile
-from relu_study.engine.state import Probing, State
+from relu_study.engine.state import MeasureConfig, State
 from relu_study.runner.prepare import Job
 from relu_study.runner.prepare_draws import DrawJob
-from relu_study.study.run_spec import KNOBS
+from relu_study.study.run_spec import TRACED_FIELDS
 
 MIB = 1 << 20
 # Measured on Linux with jax 0.10.2 (results/speed/foretold.md).
-BEGUN = 40 * MIB  # on each device: the programs that begin a tile
-COMPILER, LAYER = 100 * MIB, 15 * MIB  # what compiling a cohort's programs takes, with none of its layers and for each
-READ = 0.4  # of what a program takes to compile, it takes to read it back from JAX's cache
+PROCESS_BYTES = 40 * MIB  # on each device: the programs that begin a tile
+COMPILER_BYTES, LAYER_BYTES = (
+    100 * MIB,
+    15 * MIB,
+)  # what compiling a cohort's programs takes, with none of its layers and for each
+READ_BYTES = 0.4  # of what a program takes to compile, it takes to read it back from JAX's cache
 BASE = 480 * MIB  # the interpreter with all that a run imports, where the system does not say
-RUN = 30 << 10  # a run, its rows and its files' content while the report is made
-REPORTED = 10  # times that the report holds each number of a run
+RUN_BYTES = 30 << 10  # a run, its rows and its files' content while the report is made
+REPORT_BYTES = 10  # times that the report holds each number of a run
 
 
-class Foretold(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Peak memory in bytes: of the process, and of what lies on one device where that has memory of its own."""
 
     host: int
@@ -57,7 +60,7 @@ class Size(NamedTuple):
     temporary: int
 
 
-def foretold(job: Job) -> Foretold:
+def predict_memory(job: Job) -> MemoryEstimate:
     """The peak memory of training what a job lacks and of its report.
 
     The programs of the cohort that asks most, of its tiles and of the compiler, are compiled for the device that begins it, where
@@ -67,8 +70,8 @@ def foretold(job: Job) -> Foretold:
     base, limit = resident(), _limit()
     todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
     if not todo:
-        return Foretold(base + _reported(job), 0, limit)
-    most = max(todo, key=lambda c: c.bytes() + (LAYER * c.work.layers if limit is None else 0))
+        return MemoryEstimate(base + _reported(job), 0, limit)
+    most = max(todo, key=lambda c: c.bytes() + (LAYER_BYTES * c.work.layers if limit is None else 0))
     planned = job.plan.tiles
     devices, costs = min(job.plan.devices, len(planned)), scheduler.costs(planned, job.plan.price)
     each = sum(costs.values()) / devices or 1.0
@@ -79,43 +82,43 @@ def foretold(job: Job) -> Foretold:
         asked = sorted((ask(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name]))), reverse=True)[:devices]
         return sum(asked) / ask(most)
 
-    home = scheduler.homes(planned, job.plan.price, job.plan.devices)[most.name]
-    with _Hits() as cache, _Grown() as grown:
+    home = scheduler.assign_devices(planned, job.plan.price, job.plan.devices)[most.name]
+    with _CacheHitCounter() as cache, _RssMonitor() as grown:
         tile = max(most.tiles, key=lambda tile: tile.sets)
         one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(planned))
     # On the device that it was compiled for just now a program is read back; where all were found, others' are taken to be there.
-    compiling = (grown.bytes or _compiler(most)) * (together(_compiler) - (0 if cache.all_found else 1 - READ))
+    compiling = (grown.bytes or _compiler(most)) * (together(_compiler) - (0 if cache.all_found else 1 - READ_BYTES))
     there = one * together(Cohort.bytes) if limit is None else 0.0
-    begun, runs = base + devices * BEGUN, job.stored + sum(tile.size for tile in planned)
-    training = begun + round(compiling + there) + runs * RUN // 3
-    return Foretold(max(training, begun + _reported(job)), one, limit)
+    begun, runs = base + devices * PROCESS_BYTES, job.stored + sum(tile.size for tile in planned)
+    training = begun + round(compiling + there) + runs * RUN_BYTES // 3
+    return MemoryEstimate(max(training, begun + _reported(job)), one, limit)
 
 
 def _compiler(cohort: Cohort) -> int:
     """Bytes that compiling a cohort's programs takes, where it was not measured."""
-    return COMPILER + LAYER * cohort.work.layers
+    return COMPILER_BYTES + LAYER_BYTES * cohort.work.layers
 
 
 def _reported(job: Job) -> int:
     """Bytes of the report of all runs, stored or not; a shard makes none."""
     runs = [] if job.shard else job.study.runs()
     looks = sum(len(train_tile.epochs_measured(run.epochs, job.probing.every)) for run in runs)
-    return len(runs) * RUN + REPORTED * 4 * len(job.declaration["columns"]) * looks
+    return len(runs) * RUN_BYTES + REPORT_BYTES * 4 * len(job.declaration["columns"]) * looks
 
 
-def foretold_draws(job: DrawJob) -> Foretold:
+def predict_memory_draws(job: DrawJob) -> MemoryEstimate:
     """The peak memory of making the draws that a job lacks and of its report: the program of the costliest cell is compiled."""
     base, limit = resident(), _limit()
     if not job.plan.tiles:
-        return Foretold(base, 0, limit)
-    with _Grown() as grown:
+        return MemoryEstimate(base, 0, limit)
+    with _RssMonitor() as grown:
         one = of_block(max(job.plan.tiles, key=lambda block: block.cost * block.width))
     devices = min(job.plan.devices, len(job.plan.tiles))
     shared = one if limit is None else 0
-    return Foretold(base + devices * ((grown.bytes or COMPILER) + shared), one, limit)
+    return MemoryEstimate(base + devices * ((grown.bytes or COMPILER_BYTES) + shared), one, limit)
 
 
-def of_tile(tile: Tile, probing: Probing, device: Any = None, alone: bool = False) -> int:
+def of_tile(tile: Tile, probing: MeasureConfig, device: Any = None, alone: bool = False) -> int:
     """Peak bytes of a tile on its device, by XLA's `memory_analysis` of the programs that train and measure it.
 
     While its last epochs are computed, the next tile's rows are there already, unless it is `alone` on its device; so are the
@@ -133,7 +136,7 @@ def of_block(block: Block) -> int:
     return sum(size) + draw_block.IN_FLIGHT * size.output
 
 
-def compiled(tile: Tile, probing: Probing, device: Any = None) -> tuple[dict[str, Size], int, int]:
+def compiled(tile: Tile, probing: MeasureConfig, device: Any = None) -> tuple[dict[str, Size], int, int]:
     """Compile the programs of a tile from shapes alone: their sizes, and the bytes of its rows and of its state.
 
     They are compiled for one `device`, the first unless said.
@@ -147,7 +150,7 @@ def compiled(tile: Tile, probing: Probing, device: Any = None) -> tuple[dict[str
     def made(program: Any, *arguments: Any) -> Any:
         return _shaped(program.jitted.eval_shape(*arguments), device)
 
-    seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in KNOBS}, shape(wide, 2)
+    seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in TRACED_FIELDS}, shape(wide, 2)
     data = made(compilation.sample_program(cohorts.data_spec(spec), 0, probing), shape(tile.sets, kind=np.uint32))
     inputs = shape(wide, probing.probe_set(signature), signature.d_in)
     init = compilation.init_program(cohorts.start_spec(spec), signature.d_in, signature.d_out)
@@ -178,10 +181,10 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-class _Hits:
+class _CacheHitCounter:
     """Were all programs that are compiled meanwhile found in JAX's cache?"""
 
-    def __enter__(self) -> _Hits:
+    def __enter__(self) -> _CacheHitCounter:
         self.asked = self.found = 0
         self._listener: Callable[..., None] = self._hear
         jax.monitoring.register_event_listener(self._listener)
@@ -199,10 +202,10 @@ class _Hits:
         self.found += event == "/jax/compilation_cache/cache_hits"
 
 
-class _Grown:
+class _RssMonitor:
     """By how many bytes did this process grow meanwhile, at most? 0 where the system does not say."""
 
-    def __enter__(self) -> _Grown:
+    def __enter__(self) -> _RssMonitor:
         self.base = self.most = resident()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)

@@ -10,20 +10,20 @@ from relu_study.engine import draw_plan, plan
 from relu_study.engine.draw_plan import Block
 from relu_study.engine.plan import Tile
 from relu_study.errors import UserError
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import Job
 from relu_study.runner.prepare_draws import DrawJob
 from relu_study.storage import block_files, manifest, tile_files
 
 
-class Narrower:
+class HalvingFallback:
     """Halves the width of a cohort that does not fit, writes that into the manifest and says it: `dispatch.Fallback`.
 
     A run's bits depend on its tile's width: once a tile of a cohort is stored, its width is settled, and so is that of a shard,
     which the others share.
     """
 
-    def __init__(self, job: Job | DrawJob, folder: Path, watcher: Watcher) -> None:
+    def __init__(self, job: Job | DrawJob, folder: Path, watcher: Callback) -> None:
         self.job, self.folder, self.watcher = job, folder, watcher
         self.widths = dict(job.widths)
         self.lost: list[str] = []  # runs and cells that do not fit
@@ -34,7 +34,7 @@ class Narrower:
         first = tiles[0]
         if self.job.shard or _stored(self.folder, first.cohort):
             return None
-        cut = draw_plan.halved(tiles) if isinstance(first, Block) else plan.halved(tiles, self.job.plan.platform)
+        cut = draw_plan.halve_block(tiles) if isinstance(first, Block) else plan.halve_width(tiles, self.job.plan.platform)
         if cut is None:
             return None
         self.widths[first.cohort] = cut[0].width

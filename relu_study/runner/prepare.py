@@ -18,16 +18,16 @@ from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import METRICS
 from relu_study.engine import cohorts
 from relu_study.engine.jax_settings import pinned, processor
-from relu_study.engine.plan import Plan, part, plan, seconds
-from relu_study.engine.state import Probing
+from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError, nearest
 from relu_study.report.report import check
 from relu_study.runner.provenance import provenance, with_digest
 from relu_study.stats import histogram_bins
 from relu_study.storage import block_files, locks, tile_files
-from relu_study.storage.checksums import Damaged
+from relu_study.storage.checksums import CorruptFileError
 from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
-from relu_study.storage.resume import Before, doubts, held, move_damaged, set_aside
+from relu_study.storage.resume import FolderState, archive_derived, doubts, move_damaged, read_folder_state
 from relu_study.study.run_spec import FIELDS, RunSpec
 from relu_study.study.shard import Shard
 from relu_study.study.study import REPORT_EPOCHS, Study
@@ -38,13 +38,13 @@ class Job:
     """A study at its size, with all that its numbers will depend on."""
 
     study: Study
-    probing: Probing
+    probing: MeasureConfig
     provenance: dict[str, Any]
     widths: dict[str, int]
     plan: Plan
     stored: int
     declaration: dict[str, Any]
-    before: Before
+    before: FolderState
     shard: Shard | None = None
 
 
@@ -58,7 +58,7 @@ def store_begun(folder: Path | None) -> bool:
 def prepare(
     study: Study,
     folder: Path | None,
-    probing: Probing,
+    probing: MeasureConfig,
     way_out: str = "name another folder with --out",
     shard: Shard | None = None,
 ) -> Job:
@@ -66,11 +66,11 @@ def prepare(
 
     A folder that cannot be continued is refused, with `way_out`. Of a `shard` only its own part counts, stored or not.
     """
-    runs, probing = study.runs(), _as_asked(study, probing)
+    runs, probing = study.runs(), _measure_config(study, probing)
     seen: dict[Any, Any] = {}
     for spec in dict.fromkeys(run.but(seed=0) for run in runs):
         cohorts.check(spec, probing, seen)
-    declaration = declare(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
+    declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
     if notes := list(dict.fromkeys(note for notes in seen.values() for note in notes)):
         declaration["notes"] = notes
     check(declaration)
@@ -79,14 +79,14 @@ def prepare(
     made = provenance(probing, runs)
     made = with_digest(made) if store_begun(folder) else made
     derived = {*METRICS, *revivals.declared()}
-    before = held(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out, derived)
+    before = read_folder_state(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out, derived)
     widths = dict(before.widths)
-    work, machine = _cached(lambda run: cohorts.describe(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
+    work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
     mine = {run.run_id for run in runs}
     if shard is not None:
         # Cut as if nothing were stored, no width chosen: the parts are the same whenever each of them begins.
         whole = [(tile, c.name, seconds(tile, c.work)) for c in plan(runs, work, {}, *machine).cohorts for tile in c.tiles]
-        mine = {run.run_id for tile in part(whole, shard) for run in tile.runs}
+        mine = {run.run_id for tile in shard_tiles(whole, shard) for run in tile.runs}
     missing = mine - set(before.stored)
     planned = plan(
         runs,
@@ -95,13 +95,13 @@ def prepare(
         *machine,
         missing=lambda run: run.run_id in missing,
         stored=lambda run: run.run_id in before.stored,
-        starts=_cached(cohorts.starts),
+        starts=_cached(cohorts.init_programs),
     )
     widths |= {c.name: c.width for c in planned.cohorts}
     return Job(study, probing, made, widths, planned, len(mine) - len(missing), declaration, before, shard)
 
 
-def _as_asked(study: Study, probing: Probing) -> Probing:
+def _measure_config(study: Study, probing: MeasureConfig) -> MeasureConfig:
     """When and what the study has measured."""
     if not study.metrics:
         return probing._replace(every=study.every)
@@ -142,11 +142,13 @@ def declared_metrics(runs: list[RunSpec], asked: Collection[str] | None = None) 
     return dict(sorted(said.items()))
 
 
-def _stored(folder: Path, damaged: list[Damaged]) -> dict[str, dict[str, Any]]:
+def _stored(folder: Path, damaged: list[CorruptFileError]) -> dict[str, dict[str, Any]]:
     return {run: made for run, (_, made) in tile_files.stored_runs(folder, damaged).items()}
 
 
-def declare(study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def build_declaration(
+    study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """The whole declaration as plain data: all that a report will ever know of the study."""
     declaration = study.declaration()
     specs = [entry["spec"] for entry in declaration["configurations"]]
@@ -183,10 +185,10 @@ def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     for line in doubts(job.provenance["own"], folder):
         say(line)
-    with locks.gate(folder):
+    with locks.manifest_mutex(folder):
         move_damaged(folder, job.before.damaged, say)
-        set_aside(folder, say)
-        beside = locks.others(folder, job.shard)
+        archive_derived(folder, say)
+        beside = locks.other_writers(folder, job.shard)
         if (job.before.stored or beside) and (folder / "manifest.json").exists():
             there = read_manifest(folder)
             manifest["timing"] = there["timing"]

@@ -16,13 +16,13 @@ from relu_study.components.registry import activations, initializers, statistics
 from relu_study.engine import check_functions, draw_block
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.jax_settings import pinned
-from relu_study.engine.plan import part
+from relu_study.engine.plan import shard_tiles
 from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
 from relu_study.runner.prepare import store_begun
 from relu_study.runner.provenance import host, sources, with_digest
 from relu_study.storage import block_files
-from relu_study.storage.resume import Before, held
+from relu_study.storage.resume import FolderState, read_folder_state
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.study.draw_study import Draws, DrawStudy, blocks_of, cell_id
 from relu_study.study.shard import Shard
@@ -41,7 +41,7 @@ class DrawJob:
     plan: DrawPlan
     stored: int  # draws
     declaration: dict[str, Any]
-    before: Before
+    before: FolderState
     shard: Shard | None = None
 
 
@@ -66,7 +66,7 @@ def prepare_draws(
     identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
     whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
     made = with_digest(made) if store_begun(folder) else made
-    before = held(study.name, folder, made, block_files.stored_blocks, whole, way_out)
+    before = read_folder_state(study.name, folder, made, block_files.stored_blocks, whole, way_out)
     widths, platform = dict(before.widths), jax.devices()[0].platform
     wanted: dict[tuple[str, int, int], Block] = {}
     for (experiment, _, cell), (draws, name) in zip(asked, identified, strict=True):
@@ -76,7 +76,9 @@ def prepare_draws(
             factors = tuple(sorted(cell.items()))
             wanted[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
     mine = (
-        list(wanted.values()) if shard is None else part([(b, b.cohort, draw_block.seconds(b)) for b in wanted.values()], shard)
+        list(wanted.values())
+        if shard is None
+        else shard_tiles([(b, b.cohort, draw_block.seconds(b)) for b in wanted.values()], shard)
     )
     todo = [block for block in mine if (block.cohort, block.first, block.count) not in before.stored]
     plan = DrawPlan(sorted(todo, key=lambda block: -block.price), len(jax.devices()), platform)

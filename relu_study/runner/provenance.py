@@ -10,17 +10,17 @@ import jax
 
 from relu_study.components.metrics.metric import declared
 from relu_study.components.registry import activations, function_of, initializers, networks, optimizers, tasks
-from relu_study.components.registry import probes as registered
+from relu_study.components.registry import metrics as registered
 from relu_study.components.tasks.task import METRICS
 from relu_study.engine import cohorts, compilation, draw_block
 from relu_study.engine.jax_settings import digest
-from relu_study.engine.state import DEFAULT_EXAMPLES, Probing
+from relu_study.engine.state import DEFAULT_EXAMPLES, MeasureConfig
 from relu_study.stats import histogram_bins
 from relu_study.study.fingerprint import essence, fingerprint, source_hash
 from relu_study.study.run_spec import RunSpec
 
 
-def provenance(probing: Probing, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
+def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
     """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width; the digest comes later."""
     runs = list({run.but(seed=0): None for run in runs})
     kinds = (
@@ -81,7 +81,7 @@ def _forget_changed(found: Mapping[str, Any]) -> None:
     changed = [name for name, parts in found.items() if _traced.get(name, parts) != parts or "unverifiable" in parts]
     _traced.update(found)
     if changed:
-        compilation.forget_all()
+        compilation.clear()
         draw_block.draw_program.kept.clear()
         jax.clear_caches()
 

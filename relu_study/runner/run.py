@@ -11,11 +11,11 @@ from typing import Any, overload
 import jax
 import pandas as pd
 
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.cell_report import load_cells
-from relu_study.runner.callback import Watcher
-from relu_study.runner.execute import carry_out, carry_out_draws
+from relu_study.runner.callback import Callback
+from relu_study.runner.execute import execute, execute_draws
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import configurations
 from relu_study.storage.frames import Results, load
@@ -54,7 +54,7 @@ def run(
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
-    watcher: Watcher | None = None,
+    watcher: Callback | None = None,
     shard: None = None,
 ) -> Results: ...
 
@@ -75,7 +75,7 @@ def run(  # type: ignore[misc]  # `settings` are its own
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
-    watcher: Watcher | None = None,
+    watcher: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Results | None:
     """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
@@ -91,8 +91,8 @@ def run(  # type: ignore[misc]  # `settings` are its own
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
-        probing = Probing(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        carry_out(sized, folder, probing, watcher or Watcher(), about, keep_params, all_epochs, per_seed, asked)
+        probing = MeasureConfig(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
+        execute(sized, folder, probing, watcher or Callback(), about, keep_params, all_epochs, per_seed, asked)
         if asked:
             return None
         results = load(folder)
@@ -120,7 +120,7 @@ def run_draws(
     *,
     preset: str | None = None,
     draws: int | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callback | None = None,
     shard: None = None,
 ) -> pd.DataFrame: ...
 
@@ -135,7 +135,7 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     *,
     preset: str | None = None,
     draws: int | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> pd.DataFrame | None:
     """Draw whatever a draw study still lacks, write its results folder and return its cells.csv as a DataFrame.
@@ -149,5 +149,5 @@ def run_draws(  # type: ignore[misc]  # as of `run`
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        carry_out_draws(study.sized(preset, draws), folder, watcher or Watcher(), about, asked)
+        execute_draws(study.sized(preset, draws), folder, watcher or Callback(), about, asked)
         return None if asked else load_cells(folder)

@@ -11,21 +11,21 @@ from relu_study.components.entry_errors import entry_errors
 from relu_study.engine import cohorts, train_tile
 from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError, nearest
-from relu_study.runner.execute import message
+from relu_study.runner.execute import tile_record
 from relu_study.runner.prepare import manifest_of, prepare
 from relu_study.runner.provenance import with_digest
 from relu_study.runner.run import use_devices
 from relu_study.storage import configurations, locks, tile_files
-from relu_study.storage.atomic_write import make_ready, write_atomically
+from relu_study.storage.atomic_write import check_writable, write_atomically
 from relu_study.storage.frames import runs_csv
 from relu_study.storage.manifest import write_manifest
 from relu_study.study.study import Study
 
 
 @pinned()
-def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, probing: Probing) -> str:
+def run_single(study: Study, run_id: str, like: Path | None, out: Path | None, probing: MeasureConfig) -> str:
     """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
 
     With `out`, a new folder, the manifest, the tile and the row are written there.
@@ -40,9 +40,9 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
-        make_ready(out)
+        check_writable(out)
     one = found[run_id]
-    name = cohorts.describe(one).cohort
+    name = cohorts.cost_of(one).cohort
     tile = Tile(name, job.widths[name], (one,), 0, sets=1)
     with entry_errors():
         numbers = train_tile.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
@@ -50,9 +50,9 @@ def run_alone(study: Study, run_id: str, like: Path | None, out: Path | None, pr
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:
         into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(locks.hold(into))
+        stack.enter_context(locks.writer_lock(into))
         write_manifest(into, manifest)
-        tile_files.write_tile(into, message(tile, numbers, job))
+        tile_files.write_tile(into, tile_record(tile, numbers, job))
         header, *rows = runs_csv(configurations.collect(into), manifest).splitlines()
         row = next(row for row in rows if row.startswith(run_id))
         write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())

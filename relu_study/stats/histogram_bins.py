@@ -11,9 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-LEAST, MOST = -24, 7  # exponents k of the innermost and outermost bins [2^k, 2^(k+1)) on either side of zero
-SIDE = MOST - LEAST + 1
-BINS = 2 * SIDE + 1
+MIN_EXPONENT, MAX_EXPONENT = -24, 7  # exponents k of the innermost and outermost bins [2^k, 2^(k+1)) on either side of zero
+BINS_PER_SIDE = MAX_EXPONENT - MIN_EXPONENT + 1
+BINS = 2 * BINS_PER_SIDE + 1
 KINDS = ("pre", "post", "gradient")  # what is counted at each site
 LINEAR, POWERS = "linear where bounded", "powers of two"  # provenance: the scales of a study's histograms
 
@@ -25,7 +25,7 @@ def edges() -> Float[np.ndarray, "66"]:
 
     What is smaller than 2^-24 or not smaller than 2^8 in size is counted in the innermost or outermost bin of its sign.
     """
-    above = 2.0 ** np.arange(LEAST, MOST + 2)
+    above = 2.0 ** np.arange(MIN_EXPONENT, MAX_EXPONENT + 2)
     return np.concatenate([-above[::-1], above])
 
 
@@ -40,4 +40,4 @@ def linear_edges(low: float, high: float) -> Float[np.ndarray, "65"]:
 
     Counts 0..31 and 33..64 of a histogram are those of the 64 bins. Zeros are counted apart from the bin around them.
     """
-    return np.linspace(low, high, 2 * SIDE + 1)
+    return np.linspace(low, high, 2 * BINS_PER_SIDE + 1)

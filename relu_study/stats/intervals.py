@@ -130,7 +130,7 @@ def jackknife(
     return np.asarray(whole - half), np.asarray(whole + half)
 
 
-def over_runs(
+def interval_over_runs(
     statistic: Callable[[Float[np.ndarray, "m n"]], Float[np.ndarray, "m *s"]], n: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " *s"], Float[np.ndarray, " *s"]]:
     """95 % interval of a statistic of n runs: percentile bootstrap from 20 runs on, the jackknife below; n < 2: NaN."""
@@ -160,5 +160,5 @@ def ratio_interval(
         units = weights @ below
         return np.divide(weights @ above, units, out=np.full(len(weights), np.nan), where=units > 0)
 
-    lo, hi = over_runs(share, len(above), rng)
+    lo, hi = interval_over_runs(share, len(above), rng)
     return float(np.clip(lo, 0, 1)), float(np.clip(hi, 0, 1))

@@ -16,7 +16,7 @@ BINS = 2048
 Sums = dict[str, np.ndarray]
 
 
-def add(sums: Sums, name: str, values: Float[np.ndarray, "k *s"], spread: Sequence[float] | None = None) -> None:
+def accumulate(sums: Sums, name: str, values: Float[np.ndarray, "k *s"], spread: Sequence[float] | None = None) -> None:
     """Count k draws of a number in; NaN is not defined, and what lies outside of `spread` counts as its nearer end."""
     known = ~np.isnan(values)
     n, total = known.sum(axis=0), np.where(known, values, 0).sum(axis=0)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
-from relu_study.stats.intervals import over_runs
+from relu_study.stats.intervals import interval_over_runs
 
 
 @dataclass(frozen=True)
-class UnitLives:
+class UnitHistories:
     """What became of the U units of each of R runs at one site.
 
     Counts: `born_dead`; `died` (born alive, later dead); `revived` (was dead, later alive; each unit once); `dead_at_end`, at the
@@ -27,9 +27,9 @@ class UnitLives:
     censored: Bool[np.ndarray, " R"]
 
 
-def unit_lives(
+def unit_histories(
     dead: Bool[np.ndarray, "R E U"], epochs: Real[np.ndarray, " E"], first_bad_epoch: Float[np.ndarray, " R"]
-) -> UnitLives:
+) -> UnitHistories:
     """The life of every unit, from its dead (or certified dead) flags over the epochs.
 
     Born dead and died are disjoint: a unit that is born dead, revives and dies again was never at risk and counts as
@@ -40,7 +40,7 @@ def unit_lives(
     falls = dead & alive[:, :1]
     was_dead = np.logical_or.accumulate(dead, axis=1)
     end = np.maximum(seen.sum(axis=1) - 1, 0)  # a run that was never finite has no flags left to count there
-    return UnitLives(
+    return UnitHistories(
         born_dead=dead[:, 0].sum(axis=1),
         died=falls.any(axis=1).sum(axis=1),
         revived=(was_dead & alive).any(axis=1).sum(axis=1),
@@ -72,7 +72,7 @@ def survival(
     """
     seen = _seen(epochs, first_bad_epoch)
     born_alive = ~dead[:, 0] & seen[:, :1]
-    death = unit_lives(dead, epochs, first_bad_epoch).first_death
+    death = unit_histories(dead, epochs, first_bad_epoch).first_death
     index = np.arange(dead.shape[1])[None, :, None]
     pending = (born_alive[:, None] & ((death[:, None] < 0) | (death[:, None] >= index))).sum(axis=2)
     at_risk, died = pending * seen, (death[:, None] == index).sum(axis=2)
@@ -80,7 +80,9 @@ def survival(
     runs = seen.sum(axis=0)
     totals = {"runs": runs, "at_risk": at_risk.sum(axis=0), "died": died.sum(axis=0), "censored": lost.sum(axis=0)}
     curve = _kaplan_meier(totals["at_risk"], totals["died"])
-    lo, hi = np.clip(over_runs(lambda w: _kaplan_meier(w @ at_risk.astype(float), w @ died.astype(float)), len(dead), rng), 0, 1)
+    lo, hi = np.clip(
+        interval_over_runs(lambda w: _kaplan_meier(w @ at_risk.astype(float), w @ died.astype(float)), len(dead), rng), 0, 1
+    )
     return totals | {name: np.where(runs > 0, x, np.nan) for name, x in (("survival", curve), ("lo", lo), ("hi", hi))}
 
 

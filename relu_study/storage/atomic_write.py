@@ -24,7 +24,7 @@ WAYS_OUT = {
 }
 
 
-class Unwritable(UserError, OSError):
+class WriteError(UserError, OSError):
     """What cannot be written, why, and what to do before the same command is given again."""
 
     def __init__(self, path: Path, reason: str, way_out: str = "mend that"):
@@ -32,33 +32,33 @@ class Unwritable(UserError, OSError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def wrap_os_errors(path: Path) -> Iterator[None]:
     """Whatever the system refuses while `path` is written is one clear line (`Unwritable`)."""
     try:
         yield
-    except Unwritable:
+    except WriteError:
         raise
     except OSError as error:
         if error.errno in FORBIDDEN:  # what is not there yet cannot be made writable: its folder can
             path = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        raise Unwritable(path, error.strerror or str(error), WAYS_OUT.get(error.errno or 0, "mend that")) from error
+        raise WriteError(path, error.strerror or str(error), WAYS_OUT.get(error.errno or 0, "mend that")) from error
 
 
-def signature(pid: int, host: str) -> str:
+def process_tag(pid: int, host: str) -> str:
     """What a process puts into the names of its temporary files."""
     return f"{host}-{pid}"
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
+def temporary_file(path: Path) -> Iterator[Path]:
     """A new file beside `path` to be written and then renamed; else it goes. Its name says whose it is, should its writer die.
 
     Its folder is made where that of the folder is there: what has vanished meanwhile does not come back with one file in it.
     """
-    with writing(path.parent):
+    with wrap_os_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
-    with writing(path):
-        mine = signature(os.getpid(), socket.gethostname())
+    with wrap_os_errors(path):
+        mine = process_tag(os.getpid(), socket.gethostname())
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{mine}.", suffix=".tmp")
         try:
             os.close(handle)
@@ -71,28 +71,28 @@ def temporary(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all (`Unwritable`): to a temporary name beside it, then renamed."""
-    with temporary(path) as unfinished:
+    with temporary_file(path) as unfinished:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
 
 
-def make(folder: Path) -> None:
+def make_dirs(folder: Path) -> None:
     """Make a folder and those above it, where they are not there."""
-    with writing(folder):
+    with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def make_ready(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make a results folder, or refuse (`Unwritable`) one in which not all can be written that a study will write."""
-    make(folder)
+    make_dirs(folder)
     for place in (folder, *(folder / name for name in FOLDERS if os.path.lexists(folder / name))):
-        with writing(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        with wrap_os_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(b"0")
     for path in (path for path in folder.iterdir() if path.suffix in (".csv", ".json", ".md", ".html") and path.is_dir()):
-        raise Unwritable(path, os.strerror(errno.EISDIR), WAYS_OUT[errno.EISDIR])
+        raise WriteError(path, os.strerror(errno.EISDIR), WAYS_OUT[errno.EISDIR])
 
 
-def check_there(folder: Path) -> None:
+def check_exists(folder: Path) -> None:
     """Refuse (`Unwritable`) a results folder that has gone since its manifest was written: it would be made anew, with holes."""
     if not (folder / "manifest.json").is_file():
-        raise Unwritable(folder, "the folder is gone, or its manifest.json is", "bring it back as it was")
+        raise WriteError(folder, "the folder is gone, or its manifest.json is", "bring it back as it was")

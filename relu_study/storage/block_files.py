@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from relu_study.stats.streaming_moments import Sums
-from relu_study.storage.checksums import UNREADABLE, Damaged, Raw, parsed
+from relu_study.storage.checksums import UNREADABLE, CheckedNpz, CorruptFileError, strict_json
 from relu_study.storage.provenance import is_provenance
-from relu_study.storage.tile_files import AGAIN, write_arrays
+from relu_study.storage.tile_files import RERUN_HINT, write_arrays
 
 Place = tuple[str, int, int]  # cell_id, first draw, how many
 
@@ -36,17 +36,17 @@ def read_block(path: Path, whole: bool = True) -> tuple[Place, dict[str, Any], S
     The whole file is checked in any case, and that its draws are those of its name.
     """
     try:
-        raw = Raw(path)
+        raw = CheckedNpz(path)
         place = str(raw["cell_id"]), int(raw["first"]), int(raw["count"])
         if path.name != (own := _name(*place)):
             raise ValueError(f"it is another block: its draws are those of {own}")
-        if not is_provenance(made := parsed(str(raw["provenance"]))):
+        if not is_provenance(made := strict_json(str(raw["provenance"]))):
             raise ValueError("it does not say how it was made")
         sums = {name: raw[name] for name in raw if whole and ":" in name}
         if odd := [name for name, values in sums.items() if not _can_be(name, values, place[2])]:
             raise ValueError(f"its {odd[0]} cannot be that of {place[2]} draws")
     except UNREADABLE as error:
-        raise Damaged(path, "is not a readable block", error, AGAIN) from None
+        raise CorruptFileError(path, "is not a readable block", error, RERUN_HINT) from None
     return place, made, sums
 
 
@@ -61,7 +61,7 @@ def block_paths(folder: Path) -> list[Path]:
     return sorted((folder / "raw").glob("block-*.npz"))
 
 
-def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Place, dict[str, Any]]:
+def stored_blocks(folder: Path, damaged: list[CorruptFileError] | None = None) -> dict[Place, dict[str, Any]]:
     """The provenance of every stored block, with the name of its `file`.
 
     Those that cannot be believed are added to `damaged`; without it the first one is raised.
@@ -71,7 +71,7 @@ def stored_blocks(folder: Path, damaged: list[Damaged] | None = None) -> dict[Pl
         try:
             place, made, _ = read_block(path, whole=False)
             found[place] = made | {"file": path.name}
-        except Damaged as error:
+        except CorruptFileError as error:
             if damaged is None:
                 raise
             damaged.append(error)

@@ -15,10 +15,10 @@ from scipy import special
 from relu_study.stats import intervals
 from relu_study.stats.streaming_moments import BINS, Sums, merge, quantiles
 from relu_study.storage.block_files import Place, block_paths, read_block
-from relu_study.storage.checksums import Damaged
+from relu_study.storage.checksums import CorruptFileError
 from relu_study.storage.provenance import check_made
 from relu_study.storage.schema import CELL_COLUMNS
-from relu_study.storage.tile_files import AGAIN
+from relu_study.storage.tile_files import RERUN_HINT
 from relu_study.study.draw_study import blocks_of
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -53,7 +53,9 @@ def _check_sums(path: Path, sums: Sums, cell: Mapping[str, Any], declaration: Ma
         shapes = {**dict.fromkeys((f"n:{name}", f"sum:{name}", f"m2:{name}"), size), f"bins:{name}": (*size, BINS)}
         for key, shape in shapes.items():
             if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number["spread"]:
-                raise Damaged(path, "is not a readable block", f"its {key} is not that of the cell {cell['label']}", AGAIN)
+                raise CorruptFileError(
+                    path, "is not a readable block", f"its {key} is not that of the cell {cell['label']}", RERUN_HINT
+                )
 
 
 def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:

@@ -28,19 +28,19 @@ from numpy.lib import format as npy
 from relu_study.errors import UserError
 
 SUMS = "SHA256SUMS"
-SUMMED = tuple(f"{name}.csv" for name in ("runs", "experiments", "summary", "units", "survival", "cells", "verdicts"))
+CHECKSUMMED = tuple(f"{name}.csv" for name in ("runs", "experiments", "summary", "units", "survival", "cells", "verdicts"))
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, ArithmeticError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-BOMB = 1 << 30  # bytes: an archive that unpacks to more, and to over 100 times its own size, is none of ours
+MAX_UNPACKED = 1 << 30  # bytes: an archive that unpacks to more, and to over 100 times its own size, is none of ours
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 _DIGEST = 64  # hexadecimal digits
 _EMPTY = b"\0\0"  # the length of a zip archive's comment, its last two bytes where it has none
 _LENGTH = _DIGEST.to_bytes(2, "little")
 
 
-class Damaged(UserError):
+class CorruptFileError(UserError):
     """A file of a results folder that is not what was written there: its `path`, what it is not, the `reason`, the way out."""
 
     def __init__(self, path: Path, what: str, reason: object, way_out: str) -> None:
@@ -57,7 +57,7 @@ def one_line(text: object) -> str:
 # ------------------------------------------------------------------------------------- where it lies
 
 
-def contained(folder: Path) -> None:
+def refuse_escaping_links(folder: Path) -> None:
     """Refuse a results folder in which a link leads out of it: what is read and written there would lie elsewhere."""
     home = folder.resolve()
     todo = [str(folder)]
@@ -79,7 +79,7 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def set_aside(folder: Path, path: Path) -> Path:
+def quarantine(folder: Path, path: Path) -> Path:
     """Move a file of a results folder into its damaged/, beside what may lie there already; where it is now."""
     away = folder / "damaged"
     away.mkdir(exist_ok=True)
@@ -93,13 +93,13 @@ def set_aside(folder: Path, path: Path) -> Path:
 # ----------------------------------------------------------------------------------------- raw files
 
 
-def sealed(archive: bytes) -> bytes:
+def with_checksum(archive: bytes) -> bytes:
     """A zip archive with the SHA-256 of its bytes as its comment; NumPy reads it as before."""
     assert archive.endswith(_EMPTY)
     return archive[:-2] + _LENGTH + hashlib.sha256(archive).hexdigest().encode()
 
 
-class Raw:
+class CheckedNpz:
     """The arrays of a raw file by name, each unpacked when it is asked for; ValueError where its bytes are not those sealed."""
 
     def __init__(self, path: Path) -> None:
@@ -115,7 +115,7 @@ class Raw:
             raise ValueError("its checksum is of other bytes")
         self._archive = zipfile.ZipFile(io.BytesIO(raw))
         self._members = {member.filename.removesuffix(".npy"): member for member in self._archive.infolist()}
-        if (size := sum(member.file_size for member in self._members.values())) > max(BOMB, 100 * len(raw)):
+        if (size := sum(member.file_size for member in self._members.values())) > max(MAX_UNPACKED, 100 * len(raw)):
             raise ValueError(f"it unpacks to {size:,} bytes")
 
     def __iter__(self) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _whole(digits: str) -> int:
     return value if len(digits) < 20 and abs(value := int(digits)) < 2**63 else _refused(digits)
 
 
-def parsed(text: str | bytes) -> Any:
+def strict_json(text: str | bytes) -> Any:
     """What JSON says: ValueError for NaN and infinities, for whole numbers of 2^63 and beyond, and where it is too deep."""
     try:
         return json.loads(text, parse_constant=_refused, parse_float=_real, parse_int=_whole)
@@ -163,7 +163,7 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def with_checksum(said: Mapping[str, Any]) -> dict[str, Any]:
+def with_archive_checksum(said: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data with the checksum of all of it as its last entry; ValueError for numbers that are not finite."""
     plain = json.loads(json.dumps(said, allow_nan=False))
     return {**plain, "checksum": _checksum(plain)}
@@ -186,7 +186,7 @@ def _checksum(plain: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------- CSV files
 
 
-def sums_of(folder: Path, names: Iterable[str] = SUMMED) -> str:
+def sums_of(folder: Path, names: Iterable[str] = CHECKSUMMED) -> str:
     """What SHA256SUMS should say of these CSV files of a results folder, as far as they are there."""
     paths = [folder / name for name in names]
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths if path.is_file())
@@ -201,18 +201,18 @@ def check_sum(path: Path, read: bytes) -> None:
     try:
         listed = _listed(content(sums).decode().splitlines())
     except (OSError, ValueError) as error:
-        raise Damaged(sums, "is garbled", error, way_out) from None
+        raise CorruptFileError(sums, "is garbled", error, way_out) from None
     if path.name not in listed:
-        raise Damaged(sums, "is garbled", f"it does not list {path.name}", way_out)
+        raise CorruptFileError(sums, "is garbled", f"it does not list {path.name}", way_out)
     if listed[path.name] != hashlib.sha256(read).hexdigest():
-        raise Damaged(path, f"is not the file that {SUMS} lists", "its checksum is another", way_out)
+        raise CorruptFileError(path, f"is not the file that {SUMS} lists", "its checksum is another", way_out)
 
 
 def _listed(lines: Iterable[str]) -> dict[str, str]:
     listed: dict[str, str] = {}
     for line in lines:
         found = _LINE.fullmatch(line)
-        if found is None or found[2] not in SUMMED or found[2] in listed:
+        if found is None or found[2] not in CHECKSUMMED or found[2] in listed:
             raise ValueError(f"it has the line {line!r}")
         listed[found[2]] = found[1]
     return listed

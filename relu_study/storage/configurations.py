@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_study.storage.checksums import parsed
+from relu_study.storage.checksums import strict_json
 from relu_study.storage.manifest import read_manifest, seeds_of
 from relu_study.storage.provenance import check_made
 from relu_study.storage.tile_files import HISTOGRAM, Tile, disagreement, identified, reading, tile_arrays, tile_paths
@@ -99,7 +99,7 @@ def collect(
     lies: dict[str, Path] = {}  # run_id -> its tile
     some = None if only is None and runs is None else set(wanted)
     for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
-        made = parsed(str(tile["provenance"]))
+        made = strict_json(str(tile["provenance"]))
         check_made(path, made, made.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(map(str, tile["run_id"])):

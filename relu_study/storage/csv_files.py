@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from relu_study.errors import UserError
-from relu_study.storage.checksums import UNREADABLE, Damaged, check_sum
+from relu_study.storage.checksums import UNREADABLE, CorruptFileError, check_sum
 from relu_study.storage.manifest import seeds_of
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_identity import number_type
@@ -21,7 +21,7 @@ from relu_study.study.run_spec import FIELDS, RunSpec
 
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
 DTYPES = {f.name: {"str": "str", "int": "int64", "float": "float64"}[str(f.type)] for f in dataclasses.fields(RunSpec)}
-_WORDS = ("run_id", "config_id", "status", "experiment", "metric", "site")
+_STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site")
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -76,7 +76,9 @@ def _parsed(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) ->
     """A CSV file and the bytes it was read from. What is wrong with its form is said first: it says more than a checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
-    kinds: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_WORDS, *words), "str")
+    kinds: dict[str, Any] = (
+        {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_STRING_COLUMNS, *words), "str")
+    )
     try:
         read = path.read_bytes()
         if not read.endswith(b"\n"):
@@ -90,7 +92,7 @@ def _parsed(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) ->
         only_numbers(frame, [name for name, kind in kinds.items() if kind == "str"])
     except UNREADABLE as error:
         way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
-        raise Damaged(path, "is garbled", error, way_out) from None
+        raise CorruptFileError(path, "is garbled", error, way_out) from None
     _has(frame.columns, COLUMNS.get(path.stem, words), path)
     words = [name for name, kind in kinds.items() if kind == "str"]
     return frame.assign(**{name: frame[name].fillna("") for name in words}), read

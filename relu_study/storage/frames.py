@@ -25,7 +25,7 @@ from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED, number_type
 from relu_study.study.run_spec import RunSpec
 
-PROPORTIONS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
+BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
 
 
 @dataclass
@@ -153,7 +153,7 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
     parts = []
     for c in configurations.values():
         for site, dead in c.dead.items():
-            lived = survival.unit_lives(dead, c.epochs, c.first_bad_epoch)
+            lived = survival.unit_histories(dead, c.epochs, c.first_bad_epoch)
             row: dict[str, Any] = {"config_id": c.config_id, "site": site, "probe_examples": c.probe_examples}
             row |= {"runs": len(dead), "units": dead[:, 0].size}
             row |= {name: int(getattr(lived, name).sum()) for name in counts}
@@ -162,7 +162,7 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
             row["dead_at_end_fraction"] = at_end.sum() / units.sum() if units.any() else np.nan
             row["ci_lo"], row["ci_hi"] = intervals.ratio_interval(at_end, units, intervals.generator(f"{c.config_id}/{site}"))
             if (certified := c.certified_dead.get(site)) is not None:
-                row["certified_revived"] = int(survival.unit_lives(certified, c.epochs, c.first_bad_epoch).revived.sum())
+                row["certified_revived"] = int(survival.unit_histories(certified, c.epochs, c.first_bad_epoch).revived.sum())
             parts.append(row)
     return pd.DataFrame(parts, columns=list(COLUMNS["units"])).astype({"certified_revived": "Int64"})
 
@@ -204,7 +204,7 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
     return frame
 
 
-def last_epochs(runs: pd.DataFrame) -> dict[str, Configuration]:
+def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]:
     """The runs of runs.csv by configuration, with their metrics at their last epoch and nothing of the epochs before."""
     found = {}
     columns = [name for name in runs.columns if "/" in name]
@@ -237,7 +237,7 @@ def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarra
     values = np.stack([c.values[name] for name in names], axis=1).astype(float)  # runs x series x epochs
     cells = intervals.summarise(values)
     for i, name in enumerate(names):
-        if name.split("/")[0] in PROPORTIONS:
+        if name.split("/")[0] in BINARY_METRICS:
             cells["ci_lo"][i], cells["ci_hi"][i] = intervals.wilson(np.nansum(values[:, i], axis=0), cells["n_finite"][i])
     shape = values.shape[1:]
     metric, site = np.array([name.split("/") for name in names]).T[:, :, None]

@@ -27,11 +27,11 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from relu_study.errors import UserError
-from relu_study.storage.atomic_write import FOLDERS, signature, writing
-from relu_study.storage.checksums import contained
+from relu_study.storage.atomic_write import FOLDERS, process_tag, wrap_os_errors
+from relu_study.storage.checksums import refuse_escaping_links
 from relu_study.study.shard import Shard
 
-PATIENCE = 60.0  # seconds to wait at the gate, where a thousand shards may come at once
+LOCK_TIMEOUT_S = 60.0  # seconds to wait at the gate, where a thousand shards may come at once
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
@@ -50,7 +50,7 @@ class Writer(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold(
+def writer_lock(
     folder: Path, shard: Shard | None = None, way_out: str = "wait for it, or name another folder with --out"
 ) -> Iterator[None]:
     """Be the one that writes a results folder, or a shard of its study; a folder that is taken is refused (UserError).
@@ -60,12 +60,12 @@ def hold(
     if folder.is_file():
         raise UserError(f"{folder} is a file; name a folder with --out")
     if folder.is_dir():
-        contained(folder)
+        refuse_escaping_links(folder)
     made = [path for path in (folder / "raw", folder, *folder.parents) if not path.exists()]
     lock = _lock(_place(folder, shard), 0)
-    with writing(folder), gate(folder):
+    with wrap_os_errors(folder), manifest_mutex(folder):
         for other in _writers(folder):
-            _let_in(folder, shard, other, way_out)
+            _check_compatible(folder, shard, other, way_out)
         lock.acquire()
         me = Writer(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
         _note(_place(folder, shard)).write_text(json.dumps(me._asdict()))
@@ -73,7 +73,7 @@ def hold(
         yield
     finally:
         if (folder / "raw").is_dir():  # else the folder is gone, and the lock with it
-            with contextlib.suppress(OSError, UserError), gate(folder):
+            with contextlib.suppress(OSError, UserError), manifest_mutex(folder):
                 _note(_place(folder, shard)).unlink(missing_ok=True)
                 _place(folder, shard).unlink(missing_ok=True)
                 if not _writers(folder):
@@ -85,15 +85,15 @@ def hold(
 
 
 @contextlib.contextmanager
-def gate(folder: Path) -> Iterator[None]:
+def manifest_mutex(folder: Path) -> Iterator[None]:
     """Do alone what takes a moment: among all writers of a folder, on all machines, one at a time is in here."""
-    with writing(folder / "raw"):
+    with wrap_os_errors(folder / "raw"):
         (folder / "raw").mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder / "raw" / ".gate", PATIENCE)
+    lock = _lock(folder / "raw" / ".gate", LOCK_TIMEOUT_S)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is being written by others and gave no way in for {PATIENCE:g} s; try again") from None
+        raise UserError(f"{folder} is being written by others and gave no way in for {LOCK_TIMEOUT_S:g} s; try again") from None
     except OSError as error:
         if error.errno in _LOCKLESS:
             raise UserError(f"{folder} is on a file system without locks ({error.strerror}); name a folder on another") from None
@@ -104,7 +104,7 @@ def gate(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def others(folder: Path, shard: Shard | None) -> list[Writer]:
+def other_writers(folder: Path, shard: Shard | None) -> list[Writer]:
     """The writers at work in a folder beside that of all or of a shard. For those behind the gate."""
     return _writers(folder, _place(folder, shard))
 
@@ -127,10 +127,10 @@ def _writers(folder: Path, but: Path | None = None) -> list[Writer]:
     return found
 
 
-def clear(folder: Path, shard: Shard | None) -> None:
+def remove_stale_temporaries(folder: Path, shard: Shard | None) -> None:
     """Remove the temporary files of writers that are gone: of all that do not work beside this shard now."""
-    with gate(folder):
-        alive = [f".{signature(other.pid, other.host)}." for other in others(folder, shard)]
+    with manifest_mutex(folder):
+        alive = [f".{process_tag(other.pid, other.host)}." for other in other_writers(folder, shard)]
         for path in temporaries(folder):
             if not any(mark in path.name for mark in alive):
                 path.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def temporaries(folder: Path) -> list[Path]:
     return [path for path in (*folder.glob(".*.tmp"), *within) if _TEMPORARY.fullmatch(path.name)]
 
 
-def untouched(folder: Path) -> bool:
+def is_fresh(folder: Path) -> bool:
     """Does a folder hold nothing, or only what a writer leaves that was killed before it had written anything?
 
     What it had put away before, in earlier-N, is none of its own.
@@ -152,7 +152,7 @@ def untouched(folder: Path) -> bool:
     return all(_TEMPORARY.fullmatch(path.name) or path.name.startswith((".gate", ".writer")) for path in files)
 
 
-def _let_in(folder: Path, shard: Shard | None, other: Writer, way_out: str) -> None:
+def _check_compatible(folder: Path, shard: Shard | None, other: Writer, way_out: str) -> None:
     if shard is None and other.shard:
         raise UserError(
             f"{folder} is being written by {other}; wait until all {other.shard.of} shards are done, then run it whole"

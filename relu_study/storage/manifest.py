@@ -9,8 +9,14 @@ from typing import Any
 
 from relu_study.errors import UserError
 from relu_study.storage import locks
-from relu_study.storage.atomic_write import make, write_atomically
-from relu_study.storage.checksums import Damaged, contained, parsed, with_checksum, without_checksum
+from relu_study.storage.atomic_write import make_dirs, write_atomically
+from relu_study.storage.checksums import (
+    CorruptFileError,
+    refuse_escaping_links,
+    strict_json,
+    with_archive_checksum,
+    without_checksum,
+)
 
 FORMAT = 2  # of manifest.json; 1 had no checksum
 KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("widths", dict), ("declaration", (dict, type(None))))
@@ -19,16 +25,16 @@ KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("wi
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json` with its checksum, keys in the order given, and make its folder; it holds finite numbers alone."""
     try:
-        said = with_checksum(manifest)
+        said = with_archive_checksum(manifest)
     except ValueError as error:
         raise UserError(f"study {manifest['study']} declares what manifest.json cannot hold: {error}") from None
-    make(folder)
+    make_dirs(folder)
     write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
 
 
 def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -> None:
     """Add time to the manifest as it stands by now, whoever else has written it meanwhile, and replace some of its entries."""
-    with locks.gate(folder):
+    with locks.manifest_mutex(folder):
         manifest = read_manifest(folder)
         spent = manifest["timing"] | {name: round(manifest["timing"].get(name, 0.0) + more, 2) for name, more in seconds.items()}
         write_manifest(folder, {**manifest, "timing": spent, **entries})
@@ -41,13 +47,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if folder.is_dir():
-        contained(folder)
+        refuse_escaping_links(folder)
     if not path.is_file():
         raise UserError(
             f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'"
         )
     try:
-        manifest = parsed(path.read_bytes())
+        manifest = strict_json(path.read_bytes())
         if manifest["format"] not in (1, FORMAT):
             raise UserError(
                 f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT} and those before it"
@@ -59,7 +65,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         way_out = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
-        raise Damaged(path, "is garbled", reason, way_out) from None
+        raise CorruptFileError(path, "is garbled", reason, way_out) from None
     return dict(manifest)
 
 

@@ -10,33 +10,33 @@ from typing import Any
 
 from relu_study.errors import UserError
 from relu_study.storage import atomic_write, block_files, checksums, locks, tile_files
-from relu_study.storage.atomic_write import writing
-from relu_study.storage.checksums import Damaged, contained
+from relu_study.storage.atomic_write import wrap_os_errors
+from relu_study.storage.checksums import CorruptFileError, refuse_escaping_links
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences
 
-DERIVED = (*checksums.SUMMED, checksums.SUMS, "report.md", "report.html")
+DERIVED = (*checksums.CHECKSUMMED, checksums.SUMS, "report.md", "report.html")
 
 
 @dataclass(frozen=True)
-class Before:
+class FolderState:
     """What a results folder holds that a study goes on from, and what in it is damaged."""
 
     stored: Mapping[Any, dict[str, Any]] = field(default_factory=dict)  # runs or blocks -> provenance
     widths: Mapping[str, int] = field(default_factory=dict)  # of its cohorts
     timing: Mapping[str, float] = field(default_factory=dict)  # what it took so far
-    damaged: Sequence[Damaged] = ()
+    damaged: Sequence[CorruptFileError] = ()
 
 
-def held(
+def read_folder_state(
     study: str,
     folder: Path | None,
     made: dict[str, Any],
-    stored: Callable[[Path, list[Damaged]], Mapping[Any, dict[str, Any]]],
+    stored: Callable[[Path, list[CorruptFileError]], Mapping[Any, dict[str, Any]]],
     asked: Collection[Any],
     way_out: str,
     derived: Collection[str] = (),
-) -> Before:
+) -> FolderState:
     """What a study goes on from in a results folder; a folder that cannot be continued is refused.
 
     Raw files that cannot be believed hold nothing. Where the manifest is lost or garbled, raw files that hold some of what is
@@ -44,19 +44,19 @@ def held(
     `derived`: metrics that are in a declaration without being among those measured by name.
     """
     if folder is None or not folder.exists():
-        return Before()
+        return FolderState()
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder with --out")
-    if locks.untouched(folder):
-        return Before()
-    contained(folder)
-    damaged: list[Damaged] = []
+    if locks.is_fresh(folder):
+        return FolderState()
+    refuse_escaping_links(folder)
+    damaged: list[CorruptFileError] = []
     lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
     manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}}
     try:
         if found := (folder / "manifest.json").exists():
             manifest = read_manifest(folder)
-    except Damaged as error:
+    except CorruptFileError as error:
         found, lost = False, error
         damaged.append(error)
     if manifest["study"] != study:
@@ -65,9 +65,9 @@ def held(
     if not found and not set(asked) & set(known):
         raise lost
     _same_metrics(folder, made, manifest, way_out, derived) if known else None
-    if not alike(folder, made, manifest["provenance"], known.values(), way_out):
-        return Before(damaged=damaged)
-    return Before(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
+    if not same_provenance(folder, made, manifest["provenance"], known.values(), way_out):
+        return FolderState(damaged=damaged)
+    return FolderState(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
 
 
 def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], way_out: str, derived: Collection[str]) -> None:
@@ -93,7 +93,9 @@ def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, An
     return widths
 
 
-def alike(folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str) -> bool:
+def same_provenance(
+    folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str
+) -> bool:
     """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
     stored = list(stored)
     doubtful = {name: parts["unverifiable"] for name, parts in made.get("own", {}).items() if "unverifiable" in parts}
@@ -123,17 +125,17 @@ def doubts(own: Mapping[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def move_damaged(folder: Path, damaged: Iterable[Damaged], say: Callable[[str], None]) -> None:
+def move_damaged(folder: Path, damaged: Iterable[CorruptFileError], say: Callable[[str], None]) -> None:
     """Move what is damaged into damaged/, and say so: what it held is made anew."""
     for error in damaged:
         if error.path.exists():  # else another shard has moved it
-            away = checksums.set_aside(folder, error.path)
+            away = checksums.quarantine(folder, error.path)
             say(f"{error.path} is damaged ({error.reason}): it is kept as {away}, and what it held is made again")
     if tile_files.tile_paths(folder) + block_files.block_paths(folder) and not (folder / "manifest.json").exists():
         say(f"{folder} has no manifest.json: a new one is made, with what its raw files say")
 
 
-def set_aside(folder: Path, say: Callable[[str], None]) -> None:
+def archive_derived(folder: Path, say: Callable[[str], None]) -> None:
     """Move derived files whose tiles are not here (a clone's) into `earlier-N`: nothing is overwritten silently.
 
     The manifest goes last: a folder that has none of its own was being filled when its process was killed, and is filled on.
@@ -143,7 +145,7 @@ def set_aside(folder: Path, say: Callable[[str], None]) -> None:
     stored = tile_files.tile_paths(folder) or block_files.block_paths(folder)
     if not (folder / "manifest.json").exists() or not derived or stored:
         return
-    with writing(away):
+    with wrap_os_errors(away):
         away.mkdir(exist_ok=True)
         for name in (*DERIVED, *atomic_write.DERIVED, "manifest.json"):
             if (folder / name).exists():

@@ -15,7 +15,7 @@ from relu_study.stats.intervals import MOMENTS
 from relu_study.storage.checksums import one_line
 from relu_study.storage.manifest import read_manifest
 from relu_study.study.claims import CellClaim, Claim, Target
-from relu_study.study.outputs import CellFigure, CellTable, Counts, Figure, Section, Table
+from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 CELL_COLUMNS = (  # of cells.csv besides the factors, which stand after `cell_id`
@@ -81,7 +81,7 @@ NUMBER: dict[str, Any] = {"share": bool, "along": str, "spread": list[float] | N
 MOST_RUNS, MOST_DRAWS = 10**7, 2**32  # of a study, and of one of its cells: more would only be unpacked to fill the memory
 
 
-class _Lacks(Exception):
+class SchemaError(Exception):
     """What a declaration does not have."""
 
 
@@ -135,8 +135,8 @@ def _checked(folder: Path, manifest: dict[str, Any], whole: Callable[[Any], dict
     try:
         found = whole(manifest["declaration"])
         check_names(found)
-    except (_Lacks, UserError) as what:
-        said = what if isinstance(what, _Lacks) else f"declares what cannot be: {what}"
+    except (SchemaError, UserError) as what:
+        said = what if isinstance(what, SchemaError) else f"declares what cannot be: {what}"
         raise UserError(
             f"{folder / 'manifest.json'} {one_line(said)}: it is damaged, or another version of relu-study wrote it; restore it, "
             f"or run the study into a new folder"
@@ -147,13 +147,13 @@ def _checked(folder: Path, manifest: dict[str, Any], whole: Callable[[Any], dict
 def _whole(declaration: Any) -> dict[str, Any]:
     _needs(declaration, KINDS)
     if not declaration["configurations"] or declaration["seeds"] < 1:
-        raise _Lacks("declares no runs")
+        raise SchemaError("declares no runs")
     found = {name: [_item(name, item, kind) for item in declaration[name]] for name, kind in ITEMS.items()}
     found["configurations"] = [_entry(entry, declaration["seeds"]) for entry in declaration["configurations"]]
     if (runs := sum(entry["seeds"] for entry in found["configurations"])) > MOST_RUNS:
-        raise _Lacks(f"declares {runs:,} runs")
+        raise SchemaError(f"declares {runs:,} runs")
     if not _fits(declaration.get("notes", []), list[str]):
-        raise _Lacks("declares notes that cannot be read")
+        raise SchemaError("declares notes that cannot be read")
     metrics = {name: {**ABOUT, **about} for name, about in declaration["metrics"].items()}
     for name, about in metrics.items():
         _needs(about, METRIC, f"the metric {name}, ")
@@ -167,49 +167,51 @@ def _whole_cells(declaration: Any) -> dict[str, Any]:
     for experiment in declaration["experiments"]:
         _needs(experiment, {"name": str, "statistic": str, "theory": str}, "an experiment, ")
         if {experiment["theory"], ""} - {*names, ""} or experiment["statistic"] not in declaration["numbers"]:
-            raise _Lacks(f"declares the experiment {experiment['name']} with a theory or statistic that is none of the study's")
+            raise SchemaError(
+                f"declares the experiment {experiment['name']} with a theory or statistic that is none of the study's"
+            )
     for numbers in declaration["numbers"].values():
         for name, number in numbers.items():
             _needs(number, NUMBER, f"the number {name}, ")
             if number["spread"] is not None and (len(number["spread"]) != 2 or number["spread"][0] >= number["spread"][1]):
-                raise _Lacks(f"declares the number {name} with a spread that is none")
+                raise SchemaError(f"declares the number {name} with a spread that is none")
     if not declaration["cells"]:
-        raise _Lacks("declares no cells")
+        raise SchemaError("declares no cells")
     for cell in declaration["cells"]:
         _needs(cell, CELL, "a cell, ")
         _cell(cell, declaration)
     asked = [*(claim["experiment"] for claim in found["claims"]), *(cell["experiment"] for cell in declaration["cells"])]
     asked += [name for item in (*found["tables"], *found["figures"]) for name in item["experiments"]]
     if unknown := [name for name in asked if name not in names]:
-        raise _Lacks(f"declares what it asks of {unknown[0]!r}, which is none of its experiments")
+        raise SchemaError(f"declares what it asks of {unknown[0]!r}, which is none of its experiments")
     return {**declaration, **found}
 
 
 def _cell(cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
     what = f"declares the cell {cell['label']} with"
     if not 1 <= cell["draws"] <= MOST_DRAWS:
-        raise _Lacks(f"{what} {cell['draws']:,} draws")
+        raise SchemaError(f"{what} {cell['draws']:,} draws")
     if unknown := {*cell["factors"], *cell["along"]} - {*declaration["factors"]}:
-        raise _Lacks(f"{what} the factor {min(unknown)}, which is none of the study's")
+        raise SchemaError(f"{what} the factor {min(unknown)}, which is none of the study's")
     if cell["statistic"] not in declaration["numbers"]:
-        raise _Lacks(f"{what} the statistic {cell['statistic']}, which is none of the study's")
+        raise SchemaError(f"{what} the statistic {cell['statistic']}, which is none of the study's")
     for name, number in declaration["numbers"][cell["statistic"]].items():
         if number["along"] and not cell["along"].get(number["along"]):
-            raise _Lacks(f"{what} no {number['along']}, along which {name} runs")
+            raise SchemaError(f"{what} no {number['along']}, along which {name} runs")
         size = len(cell["along"][number["along"]]) if number["along"] else 1
         for values in cell["theory"].get(name, {}).values():
             if isinstance(values, list) and len(values) != size:
-                raise _Lacks(f"{what} theory of {name} at {len(values)} places of {size}")
+                raise SchemaError(f"{what} theory of {name} at {len(values)} places of {size}")
 
 
 def _needs(declared: Any, kinds: Mapping[str, Any], of: str = "") -> None:
     if not isinstance(declared, dict):
-        raise _Lacks("has no declaration")
+        raise SchemaError("has no declaration")
     for name, kind in kinds.items():
         if name not in declared:
-            raise _Lacks(f"declares {of}no {name}" if not of else f"declares {of}without {name}")
+            raise SchemaError(f"declares {of}no {name}" if not of else f"declares {of}without {name}")
         if not _fits(declared[name], kind):
-            raise _Lacks(f"declares {of}{name} that cannot be read")
+            raise SchemaError(f"declares {of}{name} that cannot be read")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -221,15 +223,15 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _item(name: str, item: dict[str, Any], kind: Any) -> dict[str, Any]:
-    kind = Counts if kind is Table and "events" in item else kind
+    kind = EventTable if kind is Table and "events" in item else kind
     for field in fields(kind):
         if field.name not in item and field.default is MISSING:
-            raise _Lacks(f"declares one of its {name} without {field.name}")
+            raise SchemaError(f"declares one of its {name} without {field.name}")
     kinds = get_type_hints(kind)
     known = {f.name: item.get(f.name, f.default) for f in fields(kind)}
     for word, value in known.items():
         if not _fits(_tuples(value), kinds[word]):
-            raise _Lacks(f"declares one of its {name} with a {word} that cannot be read")
+            raise SchemaError(f"declares one of its {name} with a {word} that cannot be read")
     kind(**known)  # what cannot be is refused as where it is declared
     return {**{f.name: f.default for f in fields(kind) if f.default is not MISSING}, **item}
 
@@ -245,16 +247,16 @@ def _entry(entry: dict[str, Any], seeds: int) -> dict[str, Any]:
     entry = {"seeds": seeds, **entry}
     for name, kind in ENTRY.items():
         if not _fits(entry.get(name), kind):
-            raise _Lacks(f"declares a configuration without {name}")
+            raise SchemaError(f"declares a configuration without {name}")
     if entry["seeds"] < 1:
-        raise _Lacks("declares a configuration without runs")
+        raise SchemaError("declares a configuration without runs")
     known = RunSpec().as_dict()
     if unknown := [name for name in entry["spec"] if name not in known]:
-        raise _Lacks(f"declares a configuration with {unknown[0]}, which this version does not know")
+        raise SchemaError(f"declares a configuration with {unknown[0]}, which this version does not know")
     try:
         spec = RunSpec(**entry["spec"])
     except UserError as error:
-        raise _Lacks(f"declares a configuration that cannot be: {error}") from None
+        raise SchemaError(f"declares a configuration that cannot be: {error}") from None
     if entry["config_id"] != spec.config_id:
-        raise _Lacks(f"declares a configuration {entry['config_id']} that is not that of its spec")
+        raise SchemaError(f"declares a configuration {entry['config_id']} that is not that of its spec")
     return {**entry, "spec": {name: value for name, value in spec.as_dict().items() if name != "seed"}}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from relu_study.stats.histogram_bins import BINS, KINDS, bounded
-from relu_study.storage.checksums import parsed
+from relu_study.storage.checksums import strict_json
 from relu_study.storage.provenance import is_provenance
 from relu_study.study.run_spec import id_of
 
@@ -27,7 +27,7 @@ def check_identity(name: str, runs: np.ndarray, specs: np.ndarray) -> None:
     if runs.ndim != 1 or not len(runs) or runs.shape != specs.shape or {runs.dtype.kind, specs.dtype.kind} != {"U"}:
         raise ValueError("it names no runs")
     for run, spec in zip(runs.tolist(), specs.tolist(), strict=True):
-        if id_of(parsed(spec)) != run:
+        if id_of(strict_json(spec)) != run:
             raise ValueError(f"its run {run} is not that of its spec")
     if name != (own := tile_name(runs)) or len(set(runs.tolist())) < len(runs):
         raise ValueError(f"it is another tile: its runs are those of {own}")
@@ -38,7 +38,7 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
     if epochs.ndim != 1 or not len(epochs) or epochs.dtype.kind != "f" or not np.isfinite(epochs).all():
         raise ValueError("it has no epochs")
     # A tile from before the entry has single precision; one that was read in part does not say.
-    made = parsed(str(tile["provenance"])) if "provenance" in tile else {}
+    made = strict_json(str(tile["provenance"])) if "provenance" in tile else {}
     precision = number_type(made) if isinstance(made, dict) else np.float32
     for name, values in tile.items():
         kind, _, rest = name.partition(":")
@@ -58,7 +58,7 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
         elif kind == "first_bad_epoch":
             fits = values.shape == (runs,) and values.dtype.kind == "f"
         else:
-            fits = kind != "provenance" or is_provenance(parsed(str(values)))
+            fits = kind != "provenance" or is_provenance(strict_json(str(values)))
         if not fits:
             raise ValueError(f"its {name} cannot be that of {runs} runs over {len(epochs)} epochs")
 

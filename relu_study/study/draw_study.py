@@ -92,7 +92,7 @@ class DrawStudy:
         return {**plain, "experiments": [{name: getattr(e, name) for name in kept} for e in self.experiments]}
 
 
-def crossed(**values: Any) -> dict[str, dict[str, Any]]:
+def grid_cells(**values: Any) -> dict[str, dict[str, Any]]:
     """Cells for every combination of the factors' values, labelled "factor=value, ..." by those given as several.
 
     A single value is the same in all of them and stands in no label. Floats are labelled by six digits; two that these do not

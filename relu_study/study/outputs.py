@@ -33,7 +33,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Counts:
+class EventTable:
     """How many runs of each arm something happened to: one row an arm and target, with Wilson's 95 % interval of the last share.
 
     `keys` are the first columns: header -> a factor (a RunSpec field, `arm` or `experiment`), or what the label of an arm ("rai",

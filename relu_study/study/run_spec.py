@@ -115,7 +115,7 @@ class RunSpec:
 
 
 FIELDS = tuple(f.name for f in fields(RunSpec))
-KNOBS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "knob" and f.name != "seed")
+TRACED_FIELDS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "knob" and f.name != "seed")
 
 
 def id_of(values: Mapping[str, Any]) -> str:

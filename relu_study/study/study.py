@@ -9,7 +9,7 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 from relu_study.study.claims import Claim, Target
-from relu_study.study.outputs import Counts, Figure, Section, Table
+from relu_study.study.outputs import EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
@@ -45,7 +45,7 @@ class Study:
     seeds: int = 16
     targets: Sequence[Target] = ()  # empty: each arm keeps the target of its own RunSpec
     claims: Sequence[Claim] = ()
-    tables: Sequence[Table | Counts] = ()
+    tables: Sequence[Table | EventTable] = ()
     figures: Sequence[Figure] = ()
     sections: Sequence[Section] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Study:
                 if name not in known:
                     raise nearest(name, known, f"target of {what}")
         names = [e.name for e in self.experiments]
-        shown: tuple[Table | Counts | Figure, ...] = (*self.tables, *self.figures)
+        shown: tuple[Table | EventTable | Figure, ...] = (*self.tables, *self.figures)
         for item in shown:
             for name in item.experiments:
                 if name not in names:

@@ -12,10 +12,10 @@ import pytest
 from tiers import tiered
 
 from relu_study.cli import progress
-from relu_study.cli.eta import Forecast, by_manifest
+from relu_study.cli.eta import EtaEstimator, eta_from_manifest
 from relu_study.cli.progress import Progress
 from relu_study.engine import plan as planning
-from relu_study.engine.plan import Plan, Work
+from relu_study.engine.plan import Plan, RunCost
 from relu_study.study.run_spec import RunSpec
 
 
@@ -56,9 +56,9 @@ def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
     """Cohorts with so many runs each in tiles of four, all alike or of growing size and depth."""
     specs = [RunSpec(depth=i + 1, epochs=2, seed=seed) for i in range(cohorts) for seed in range(runs)]
 
-    def work(spec: RunSpec) -> Work:
+    def work(spec: RunSpec) -> RunCost:
         size = 1 if same else spec.depth
-        return Work(str(spec.depth), "", 1000, 10**6 * size, batch=32, scratch=1, data=1, layers=4 + size)
+        return RunCost(str(spec.depth), "", 1000, 10**6 * size, batch=32, scratch=1, data=1, layers=4 + size)
 
     return planning.plan(specs, work, {str(i + 1): 4 for i in range(cohorts)}, devices, "cpu")
 
@@ -79,7 +79,7 @@ def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
 @pytest.mark.parametrize("compiling", tiered([0.0, 0.02, 0.6], 0.6), ids=["warm", "some", "mostly"])
 def test_the_finish_is_foretold_within_a_fifth(cohorts: int, runs: int, devices: int, same: bool, compiling: float) -> None:
     plan, machine = planned(cohorts, runs, devices, same), Machine(devices, 37.0, compiling)
-    forecast = Forecast(plan)
+    forecast = EtaEstimator(plan)
     assert math.isnan(forecast.seconds(5.0)), "nothing is known before the first tile"
     history = list(machine.history(plan))
     end = history[-1][1]
@@ -95,7 +95,7 @@ def test_the_finish_is_foretold_within_a_fifth(cohorts: int, runs: int, devices:
 def test_a_cohort_goes_by_its_own_rate(slower: dict[str, float]) -> None:
     """What its price says is learnt anew from its own tiles: an activation may take three times as long as another."""
     plan, machine = planned(4, 80, 2), Machine(2, 37.0, 0.6, slower)
-    forecast, seen = Forecast(plan), set[str]()
+    forecast, seen = EtaEstimator(plan), set[str]()
     history = list(machine.history(plan))
     end, told = history[-1][1], 0
     for tile, now, *how in history:
@@ -110,7 +110,7 @@ def test_a_cohort_goes_by_its_own_rate(slower: dict[str, float]) -> None:
 def test_a_device_that_helps_out_compiles_too() -> None:
     """Of two cohorts the small one is soon done: then its device makes the other's programs, which is in the forecast."""
     plan, machine = planned(2, 80, 2, same=False), Machine(2, 37.0, 60.0)
-    forecast, history = Forecast(plan), list(machine.history(plan))
+    forecast, history = EtaEstimator(plan), list(machine.history(plan))
     end = history[-1][1]
     (tile, now, *how), *_ = history
     forecast.stored(tile, now, *how)
@@ -119,7 +119,7 @@ def test_a_device_that_helps_out_compiles_too() -> None:
 
 def test_a_long_last_tile_is_waited_for() -> None:
     """Five tiles on four devices take two rounds, not one and a quarter."""
-    plan, forecast = (made := planned(1, 20, 4)), Forecast(made)
+    plan, forecast = (made := planned(1, 20, 4)), EtaEstimator(made)
     for device, tile in enumerate(plan.tiles[:4]):
         forecast.stored(tile, 10.0, device, 0.0)
     assert forecast.seconds(10.0) == pytest.approx(10.0)
@@ -128,12 +128,12 @@ def test_a_long_last_tile_is_waited_for() -> None:
 
 
 def test_narrower_tiles_take_the_place_of_others() -> None:
-    plan, forecast = (made := planned(1, 40, 1)), Forecast(made)
+    plan, forecast = (made := planned(1, 40, 1)), EtaEstimator(made)
     *first, last = plan.tiles
     for i, tile in enumerate(first, 1):
         forecast.stored(tile, 10.0 * i, 0, 0.0)
     whole = forecast.seconds(90.0)
-    cut = planning.halved([last], "cpu")
+    cut = planning.halve_width([last], "cpu")
     assert cut is not None and [tile.width for tile in cut] == [2, 2]
     forecast.cut_anew([last], cut)
     assert forecast.seconds(90.0) == pytest.approx(whole, rel=0.1)
@@ -160,13 +160,13 @@ def test_progress_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_a_folder_foretells_what_is_missing() -> None:
     runs = [RunSpec(depth=depth, epochs=2, seed=seed) for depth in (1, 2) for seed in range(40)]
 
-    def work(spec: RunSpec) -> Work:
-        return Work(str(spec.depth), "", 1000, 10**6, batch=32, scratch=1, data=1, layers=5)
+    def work(spec: RunSpec) -> RunCost:
+        return RunCost(str(spec.depth), "", 1000, 10**6, batch=32, scratch=1, data=1, layers=5)
 
     def lacking(missing: Any) -> Plan:
         return planning.plan(runs, work, {"1": 4, "2": 4}, 2, "gpu", missing=missing)
 
     third = lacking(lambda run: run.depth == 2 or run.seed >= 20)
-    assert by_manifest(third, {"wall_s": 55.0, "compile_s": 10.0}) == pytest.approx((3 * 100 + 10) / 2, rel=0.02)
-    assert by_manifest(lacking(lambda run: False), {"wall_s": 55.0, "compile_s": 10.0}) == 0
-    assert by_manifest(lacking(lambda run: True), {}) is None
+    assert eta_from_manifest(third, {"wall_s": 55.0, "compile_s": 10.0}) == pytest.approx((3 * 100 + 10) / 2, rel=0.02)
+    assert eta_from_manifest(lacking(lambda run: False), {"wall_s": 55.0, "compile_s": 10.0}) == 0
+    assert eta_from_manifest(lacking(lambda run: True), {}) is None

@@ -19,7 +19,7 @@ from relu_study.components import random_streams
 from relu_study.components.initializers import Initializer, Layer
 from relu_study.components.registry import initializers
 from relu_study.engine import compilation, train_step
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 NAMES = list(initializers)
 
@@ -132,10 +132,10 @@ def test_schemes_of_a_family_share_their_draws(one, other, ratio):
 @pytest.mark.parametrize("name", tiered(["random_normal", "he_normal", "lecun_normal"], "lecun_normal"))
 def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
     """To the bit, in the program that begins a run: committed results were made before they were drawn as rows."""
-    seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in KNOBS}, jnp.ones((8, 16, 4))
+    seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in TRACED_FIELDS}, jnp.ones((8, 16, 4))
 
     def begun() -> list[bytes]:
-        init = compilation.compiled(jax.vmap(train_step.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
+        init = compilation.jit_traced_once(jax.vmap(train_step.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
         return [leaf.tobytes() for leaf in jax.tree.leaves(init(seeds, knobs, x).params)]
 
     as_rows = begun()
@@ -213,7 +213,7 @@ INPUTS = -jax.random.uniform(jax.random.key(2), (101, 4))
 
 def weights(spec: RunSpec) -> list[tuple[np.ndarray, np.ndarray]]:
     """(kernel, bias) of each dense layer of a run before its first step, nearest the input first."""
-    knobs = {name: jnp.float32(getattr(spec, name)) for name in KNOBS}
+    knobs = {name: jnp.float32(getattr(spec, name)) for name in TRACED_FIELDS}
     params = train_step.make_init(spec, 4, 2)(jnp.uint32(spec.seed), knobs, INPUTS).params
     layers = [*(params["hidden"][i]["dense"] for i in range(spec.depth)), params["output"]]
     return [(np.asarray(layer["kernel"][...]), np.asarray(layer["bias"][...])) for layer in layers]

@@ -18,7 +18,7 @@ from relu_study.components.layers import ALPHA_PRIME, Context, Dense, Dropout, N
 from relu_study.components.registry import activations
 from relu_study.engine import cohorts, state, train_step
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 KINDS = ["dropout", "alpha_dropout"]
 RATES = [0.05, 0.1, 0.2, 0.35, 0.5]
@@ -26,7 +26,7 @@ RATES = [0.05, 0.1, 0.2, 0.35, 0.5]
 
 def knobs(**changes: Any) -> dict[str, Any]:
     spec = RunSpec()
-    return {name: jnp.float32(changes.get(name, getattr(spec, name))) for name in KNOBS}
+    return {name: jnp.float32(changes.get(name, getattr(spec, name))) for name in TRACED_FIELDS}
 
 
 def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple[Any, list[tuple[Any, ...]]]:
@@ -67,7 +67,7 @@ def test_an_output_activation_is_a_site_too():
 
 def test_an_output_of_several_numbers_for_each_target_is_refused():
     with pytest.raises(UserError, match="'crelu' gives several numbers"):
-        cohorts.check(RunSpec(rows=500, output="crelu"), state.Probing())
+        cohorts.check(RunSpec(rows=500, output="crelu"), state.MeasureConfig())
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "layer_norm"])

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from relu_study.components.interval_bounds import Interval
-from relu_study.components.layers import Columns, Context, Dense, Site
+from relu_study.components.layers import Context, Dense, FeatureMajorBatch, Site
 from relu_study.engine import cohorts, state, train_step, train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 SPEC = RunSpec(network="skip", depth=4, width=6, initializer="he_normal_random_bias", rows=600, batch_size=32, epochs=2)
-KNOB = {name: jnp.float32(getattr(SPEC, name)) for name in KNOBS}
+KNOB = {name: jnp.float32(getattr(SPEC, name)) for name in TRACED_FIELDS}
 X = jax.random.uniform(jax.random.key(4), (50, 4), minval=-1.0, maxval=0.0)
 
 
@@ -56,8 +56,8 @@ def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
 
 def test_columns_give_what_rows_give() -> None:
     model = begun(SPEC.but(norm="layer_norm", activation="tanh"))
-    columns = model(Columns(X.T), Context(KNOB))
-    assert isinstance(columns, Columns)
+    columns = model(FeatureMajorBatch(X.T), Context(KNOB))
+    assert isinstance(columns, FeatureMajorBatch)
     np.testing.assert_allclose(columns.values.T, model(X, Context(KNOB)), rtol=1e-5, atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_no_input_of_the_box_leaves_the_bounds() -> None:
 
 @pytest.mark.slow
 def test_it_trains_and_its_units_are_certified() -> None:
-    few = Probing(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
+    few = MeasureConfig(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
     tile = train_tile.train_tile([SPEC.but(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)
     loss = tile["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all()

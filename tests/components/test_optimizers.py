@@ -19,7 +19,7 @@ from relu_study.components import registry
 from relu_study.components.optimizers import Optimizer, check_optimizer
 from relu_study.components.registry import optimizers
 from relu_study.engine import cohorts
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.prepare import prepare
 
@@ -59,7 +59,7 @@ def refused(function: Callable[..., Any], **changes: Any) -> str:
     with pytest.raises(UserError) as error:
         optimizer("offender")(function)
         study = Study("s", "S", "?", [Experiment("main", {"arm": BASE.but(optimizer="offender", **changes)})], seeds=1)
-        prepare(study, None, Probing())
+        prepare(study, None, MeasureConfig())
     assert "'offender'" in str(error.value) and "\n" not in str(error.value)
     return str(error.value)
 
@@ -91,8 +91,8 @@ def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
     assert same(found["warm"], found["by_hand"])
     signature = registry.tasks[BASE.task](BASE).signature
     rates = [BASE.but(optimizer="warm", learning_rate=rate) for rate in (0.01, 0.02)]
-    assert len({cohorts.describe(spec).cohort for spec in rates}) == 2
-    assert "warm (compiled for learning_rate=0.01, weight_decay=0)" in cohorts.describe(rates[0]).title
+    assert len({cohorts.cost_of(spec).cohort for spec in rates}) == 2
+    assert "warm (compiled for learning_rate=0.01, weight_decay=0)" in cohorts.cost_of(rates[0]).title
     assert len({cohorts.cohort(spec.but(optimizer="by_hand"), signature) for spec in rates}) == 1
 
 

@@ -26,7 +26,7 @@ from relu_study.components.activations import activation
 from relu_study.components.initializers import he_normal, initializer
 from relu_study.components.registry import activations, initializers, statistics, tasks
 from relu_study.components.tasks.task import Task, task
-from relu_study.components.untrained.statistic import Number, statistic
+from relu_study.components.untrained.statistic import Quantity, statistic
 from relu_study.engine import train_tile
 from relu_study.report.tensorboard import plugins
 from relu_study.report.tensorboard.event_files import EVENT_FILE
@@ -34,7 +34,7 @@ from relu_study.runner import run as runner
 from relu_study.runner.run import run_draws
 from relu_study.storage import manifest
 from relu_study.study.claims import Claim
-from relu_study.study.draw_study import Draws, DrawStudy, cell_id, crossed
+from relu_study.study.draw_study import Draws, DrawStudy, cell_id, grid_cells
 from relu_study.study.outputs import CellFigure, CellTable, Figure, Table
 from relu_study.study.study import Experiment, Study
 
@@ -249,7 +249,11 @@ def spoiled_draws(bad: bool) -> None:
     @statistic(
         "spoiled_draws",
         factors={"scale": 1.0},
-        numbers={"fine": Number("always there", spread=(-4, 4)), "some": Number("not in draw 5"), "never": Number("in none")},
+        numbers={
+            "fine": Quantity("always there", spread=(-4, 4)),
+            "some": Quantity("not in draw 5"),
+            "never": Quantity("in none"),
+        },
     )
     def numbers(cell: Any, key: Any) -> dict[str, Any]:
         x = cell["scale"] * jax.random.normal(key)
@@ -270,7 +274,7 @@ def test_a_draw_that_is_nan_is_undefined_and_moves_no_other_number(tmp_path: Pat
         "spoiled_draws",
         "Spoiled draws",
         "Who is harmed?",
-        [Draws("all", "spoiled_draws", crossed(scale=(1.0, 2.0)), DRAWN)],
+        [Draws("all", "spoiled_draws", grid_cells(scale=(1.0, 2.0)), DRAWN)],
         tables=[CellTable("main", "All.", ("all",), {"scale": "scale", "number": "number", "measured": "estimate", "n": "n"})],
         figures=[CellFigure("lines", "Lines.", "lines", ("all",), "scale", rows="number")],
     )

@@ -54,7 +54,7 @@ MARKS = {"unverified": "LOCK", "unverifiable": "Odd()"}
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Entries of a study file last for one command."""
-    for known in (registry.probes, registry.tasks):
+    for known in (registry.metrics, registry.tasks):
         monkeypatch.setattr(known, "_entries", dict(known._entries))
     yield
 
@@ -76,7 +76,7 @@ def made_earlier(folder: Path) -> None:
 
 
 def forgotten() -> None:
-    registry.probes._entries.pop("own_gap", None)
+    registry.metrics._entries.pop("own_gap", None)
 
 
 def refused(said: tuple[int, str, str], *words: str) -> None:

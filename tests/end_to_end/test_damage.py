@@ -24,7 +24,7 @@ from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.csv_files import csv_text
-from relu_study.storage.resume import held
+from relu_study.storage.resume import read_folder_state
 
 DAMAGES, FORGERIES = 400, 100
 COSTLY = ("report", "figure")  # a fifth as often as what is read in a moment
@@ -92,7 +92,9 @@ class Subject:
             study, read = "coins", block_files.stored_blocks
         whole = json.loads(self.files["manifest.json"])
         everything = getattr(self, "everything", None)
-        found = held(study, folder, whole["provenance"], read, everything or set(read(folder, [])), "name another folder")
+        found = read_folder_state(
+            study, folder, whole["provenance"], read, everything or set(read(folder, [])), "name another folder"
+        )
         self.everything = everything or set(found.stored)
         if missing := self.everything - set(found.stored):
             assert missing and any(error.path.parent.name == "raw" for error in found.damaged)

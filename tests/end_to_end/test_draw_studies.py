@@ -20,11 +20,11 @@ from relu_study.engine.draw_plan import Block
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.storage import block_files
 from relu_study.study.claims import CellClaim
-from relu_study.study.draw_study import BLOCK, Draws, blocks_of, cell_id, crossed
+from relu_study.study.draw_study import BLOCK, Draws, blocks_of, cell_id, grid_cells
 from relu_study.study.outputs import CellFigure, CellTable
 
 FILES = (
@@ -39,7 +39,7 @@ FILES = (
 CELL = statistics["coin"].cell(p=0.1)
 
 
-class Counted(Watcher):
+class Counted(Callback):
     """Keeps the blocks that were drawn."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Counted(Watcher):
 
 def draw(folder: Path, declared=study, preset: str = "default", draws: int | None = None) -> Counted:
     watcher = Counted()
-    execute.carry_out_draws(declared.sized(preset, draws), folder, watcher, {"command": "test", "preset": preset})
+    execute.execute_draws(declared.sized(preset, draws), folder, watcher, {"command": "test", "preset": preset})
     return watcher
 
 
@@ -199,15 +199,15 @@ def test_the_manifest_declares_all_that_a_report_needs(finished):
 
 
 def test_cells_are_labelled_by_six_digits():
-    assert list(crossed(p=(3**0.5, 1.0), kind=("plain",), n=5)) == ["p=1.73205, kind=plain", "p=1, kind=plain"]
-    assert crossed(p=(3**0.5, 1.0), n=5)["p=1.73205"] == {"n": 5, "p": 3**0.5}
-    assert list(crossed(p=0.5)) == ["all"]
+    assert list(grid_cells(p=(3**0.5, 1.0), kind=("plain",), n=5)) == ["p=1.73205, kind=plain", "p=1, kind=plain"]
+    assert grid_cells(p=(3**0.5, 1.0), n=5)["p=1.73205"] == {"n": 5, "p": 3**0.5}
+    assert list(grid_cells(p=0.5)) == ["all"]
 
 
 WRONG = [
-    (lambda: crossed(p=(0.1, 0.1 + 1e-9)), "two cells are called 'p=0.1'"),
+    (lambda: grid_cells(p=(0.1, 0.1 + 1e-9)), "two cells are called 'p=0.1'"),
     (lambda: Draws("e", "coin", {}, 5), "has no cells"),
-    (lambda: Draws("e", "coin", crossed(p=0.5), 0), "draws must be a whole number of at least 1"),
+    (lambda: Draws("e", "coin", grid_cells(p=0.5), 0), "draws must be a whole number of at least 1"),
     (lambda: CellFigure("f", "", "mop", (), "throw"), "unknown kind of figure f 'mop'; did you mean map"),
     (lambda: CellFigure("f", "", "map", (), "throw"), "needs a factor as rows"),
     (
@@ -219,10 +219,10 @@ WRONG = [
     (lambda: replace(study, experiments=[*study.experiments, study.experiments[0]]), "'several' is declared twice"),
     (lambda: replace(study, presets={"full": {"draws": 5}}), "unknown setting of preset full 'draws'"),
     (lambda: study.sized("fill"), "unknown preset 'fill'; did you mean full"),
-    (lambda: declared(Draws("several", "cain", crossed(p=0.5), 5)), "unknown statistic 'cain'; did you mean"),
-    (lambda: declared(Draws("several", "coin", crossed(q=0.5), 5)), "cell 'all' of several: unknown factor 'q'"),
-    (lambda: declared(Draws("several", "coin", crossed(p="fair"), 5)), "p must be a number, not 'fair'"),
-    (lambda: declared(Draws("several", "coin", crossed(p=1.5), 5)), r"p must lie in \[0, 1\], not 1.5"),
+    (lambda: declared(Draws("several", "cain", grid_cells(p=0.5), 5)), "unknown statistic 'cain'; did you mean"),
+    (lambda: declared(Draws("several", "coin", grid_cells(q=0.5), 5)), "cell 'all' of several: unknown factor 'q'"),
+    (lambda: declared(Draws("several", "coin", grid_cells(p="fair"), 5)), "p must be a number, not 'fair'"),
+    (lambda: declared(Draws("several", "coin", grid_cells(p=1.5), 5)), r"p must lie in \[0, 1\], not 1.5"),
     (
         lambda: declared(tables=[CellTable("t", "", ("several",), {"p": "q05x"})]),
         "unknown column of table t 'q05x'; did you mean q05",

@@ -21,7 +21,7 @@ from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import provenance
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import manifest, tile_files
 from relu_study.storage.frames import load
 from relu_study.study.run_spec import RunSpec
@@ -37,7 +37,7 @@ ADDED = {
 }
 
 
-class Counted(Watcher):
+class Counted(Callback):
     """Keeps the runs that were trained, and their tiles' widths."""
 
     def __init__(self) -> None:

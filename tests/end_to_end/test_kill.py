@@ -206,11 +206,11 @@ with heeded():
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    from relu_study.cli.signals import Stopped, heeded
+    from relu_study.cli.signals import StopSignal, heeded
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(Stopped) as stop, heeded():
+        with pytest.raises(StopSignal) as stop, heeded():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)

@@ -21,12 +21,12 @@ from paths import ROOT
 
 from relu_study import RunSpec, Study, UserError, compare, figure, load, table
 from relu_study.cli.encoding import write_plainly
-from relu_study.components.metrics.metric import probe
-from relu_study.components.registry import probes
+from relu_study.components.metrics.metric import metric
+from relu_study.components.registry import metrics
 from relu_study.components.tasks.task import LOSSES
 from relu_study.engine import train_tile
 from relu_study.report.report import report
-from relu_study.report.tables.entries import Runs
+from relu_study.report.tables.entries import RunLookup
 from relu_study.report.tensorboard import server
 from relu_study.report.tensorboard.event_files import run_names
 from relu_study.storage.configurations import collect
@@ -298,14 +298,14 @@ def test_a_metric_that_reads_the_validation_loss_is_lost_with_it() -> None:
     runs = [RunSpec(seed=seed) for seed in range(4)]
     try:
 
-        @probe("_low", per="network", unit="0 or 1", needs=("val_loss",))
+        @metric("_low", per="network", unit="0 or 1", needs=("val_loss",))
         def low(snapshot):
             """1 where the validation loss is low; 0 where it is no number."""
             return snapshot.val_loss < 2
 
-        tile = train_tile.collect(train_tile.Pending(runs, np.arange(3.0), {}, {}, measured, None, 8, []))
+        tile = train_tile.fetch(train_tile.QueuedTile(runs, np.arange(3.0), {}, {}, measured, None, 8, []))
     finally:
-        probes._entries.pop("_low")
+        metrics._entries.pop("_low")
     kept = [[True] * 3, [True, False, False], [True, True, False], [False] * 3]
     for name in ("val_loss", "_low"):
         assert np.isfinite(tile[f"metric:{name}/all"]).tolist() == kept
@@ -317,9 +317,9 @@ def test_a_run_without_a_validation_loss_is_nonfinite_in_a_metric_that_reads_it(
     lost = runs["val_loss/all"].isna()
     frame = runs.assign(**{"gap/all": np.where(lost, np.nan, 1.0), "few/all": np.where(runs["seed"] == 1, np.nan, 1.0)})
     config_id = runs["config_id"][lost].item()
-    assert Runs(frame).cell(config_id, "gap", "all").count == "n=2/3"
+    assert RunLookup(frame).cell(config_id, "gap", "all").count == "n=2/3"
     other = next(name for name in runs["config_id"] if name != config_id)
-    assert Runs(frame).cell(other, "few", "all").count == "n=2/3 (1 not measured)"
+    assert RunLookup(frame).cell(other, "few", "all").count == "n=2/3 (1 not measured)"
 
 
 @pytest.mark.parametrize("epoch", ["last", 1])

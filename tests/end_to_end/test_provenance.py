@@ -13,7 +13,7 @@ from provenance_study import READ, UNREAD, changed, written
 from relu_study import run, run_draws
 from relu_study.components import registry
 from relu_study.components.registry import statistics
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.provenance import provenance, sources
 from relu_study.storage.provenance import differences
@@ -44,7 +44,7 @@ def own(path: Path) -> dict[str, Any]:
     """The fingerprints of the entries of a study file that is loaded now."""
     study: Any = load_study(path)
     jax.eval_shape(sys.modules["relu_study_of_study"].total)  # it opens its data files when it is called
-    return provenance(Probing(metrics=("level",)), study.runs())["own"] | sources({"statistic level": statistics["level"]})
+    return provenance(MeasureConfig(metrics=("level",)), study.runs())["own"] | sources({"statistic level": statistics["level"]})
 
 
 @pytest.fixture(scope="module")

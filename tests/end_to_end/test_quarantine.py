@@ -23,7 +23,7 @@ from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.manifest import read_manifest, write_manifest
 
@@ -32,7 +32,7 @@ DRAWS = replace(coins.sized(draws=300), figures=())
 ABOUT = {"command": "test", "preset": "default"}
 
 
-class Heard(Watcher):
+class Heard(Callback):
     """Keeps what was trained or drawn, and what was said."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def train(folder: Path) -> Heard:
 
 
 def draw(folder: Path) -> Heard:
-    execute.carry_out_draws(DRAWS, folder, heard := Heard(), ABOUT)
+    execute.execute_draws(DRAWS, folder, heard := Heard(), ABOUT)
     return heard
 
 
@@ -290,7 +290,7 @@ class Trap:
 
 
 def sealed(path: Path, archive: bytes) -> None:
-    from relu_study.storage.checksums import sealed as with_checksum
+    from relu_study.storage.checksums import with_checksum as with_checksum
 
     path.write_bytes(with_checksum(archive))
 
@@ -323,7 +323,7 @@ def test_an_array_that_claims_more_than_it_has_takes_no_memory(
         sealed(path, (tmp_path / "bomb.npz").read_bytes())
         refuses(own, "is not a readable tile", report)
     path.write_bytes(whole)
-    monkeypatch.setattr("relu_study.storage.checksums.BOMB", 1000)
+    monkeypatch.setattr("relu_study.storage.checksums.MAX_UNPACKED", 1000)
     tile_files.write_arrays(
         path, {**tile_files.read_tile(tile_files.tile_paths(own)[1]), "metric:a/all": np.zeros((1000, 1000), np.float32)}
     )
@@ -358,5 +358,5 @@ def test_names_of_files_stay_within_the_folder(own: Path, tmp_path: Path, name: 
             use(folder)
     with pytest.raises(UserError, match="cannot be the name of a file"):
         draw_of = replace(DRAWS, tables=[replace(DRAWS.tables[0], name=name)])
-        execute.carry_out_draws(draw_of, tmp_path / "new", Heard(), ABOUT)
+        execute.execute_draws(draw_of, tmp_path / "new", Heard(), ABOUT)
     assert not (tmp_path / "new").exists()

@@ -19,24 +19,24 @@ from small_study import study
 
 from relu_study.cli import commands
 from relu_study.engine import compile_time
-from relu_study.engine.plan import COMPILING, part
-from relu_study.engine.state import Probing
+from relu_study.engine.plan import COMPILING, shard_tiles
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute, provenance
 from relu_study.runner import prepare as preparation
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import prepare
 from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.runner.run import run_draws
 from relu_study.storage import locks, tile_files
 from relu_study.storage.manifest import amend_manifest, read_manifest
-from relu_study.storage.resume import Before
+from relu_study.storage.resume import FolderState
 from relu_study.study.shard import Shard, shard_of
 
 
-class Said(Watcher):
+class Said(Callback):
     """Keeps what was made, by tile, and what was said."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Said(Watcher):
 @given(st.lists(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), min_size=1, max_size=20), st.integers(1, 30))
 def test_parts_are_whole_even_and_compile_little_twice(cohorts: list[list[float]], of: int) -> None:
     work = [((c, i), f"cohort {c}", cost) for c, costs in enumerate(cohorts) for i, cost in enumerate(costs)]
-    parts = [part(work, Shard(number, of)) for number in range(1, of + 1)]
+    parts = [shard_tiles(work, Shard(number, of)) for number in range(1, of + 1)]
     assert list(itertools.chain(*parts)) == [tile for tile, _, _ in work], "each tile in one of them, in order"
     compiled = sum(len({cohort for cohort, _ in tiles}) for tiles in parts)
     assert compiled <= len(cohorts) + of - 1
@@ -68,12 +68,12 @@ def test_parts_are_whole_even_and_compile_little_twice(cohorts: list[list[float]
 @pytest.mark.parametrize("of", [2, 5])
 def test_every_run_is_in_one_shard_whatever_is_stored(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
     large = study.sized("full", seeds=20)
-    widths, wanted = prepare(large, None, Probing()).widths, {run.run_id for run in large.runs()}
+    widths, wanted = prepare(large, None, MeasureConfig()).widths, {run.run_id for run in large.runs()}
 
     def shards(stored: set[str]) -> list[set[str]]:
-        before = Before({run: {} for run in stored}, widths if stored else {})
-        monkeypatch.setattr(preparation, "held", lambda *_: before)
-        jobs = [prepare(large, None, Probing(), shard=Shard(number, of)) for number in range(1, of + 1)]
+        before = FolderState({run: {} for run in stored}, widths if stored else {})
+        monkeypatch.setattr(preparation, "read_folder_state", lambda *_: before)
+        jobs = [prepare(large, None, MeasureConfig(), shard=Shard(number, of)) for number in range(1, of + 1)]
         assert all(j.widths == widths for j in jobs), "widths follow from the whole study"
         found = [{run.run_id for tile in j.plan.tiles for run in tile.runs} for j in jobs]
         assert all(j.stored + len(runs) == len(whole) for j, runs, whole in zip(jobs, found, cut or found))
@@ -101,9 +101,9 @@ def test_every_block_is_in_one_shard(of: int) -> None:
 def carried_out(declared: Any, folder: Path, shard: Shard | None = None) -> Said:
     watcher, about = Said(), {"command": f"test {shard}", "preset": "default"}
     if isinstance(declared, type(study)):
-        execute.carry_out(declared, folder, Probing(), watcher, about, shard=shard)
+        execute.execute(declared, folder, MeasureConfig(), watcher, about, shard=shard)
     else:
-        execute.carry_out_draws(declared, folder, watcher, about, shard)
+        execute.execute_draws(declared, folder, watcher, about, shard)
     return watcher
 
 
@@ -153,7 +153,7 @@ def beside(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     declared, folder, _ = sharded
     folder = Path(shutil.copytree(folder, tmp_path / "beside"))
     other = locks.Writer(1, "node7", "noon", Shard(2, 3))
-    monkeypatch.setattr(locks, "others", lambda folder, shard: [other])
+    monkeypatch.setattr(locks, "other_writers", lambda folder, shard: [other])
     return declared, folder
 
 
@@ -178,7 +178,7 @@ def test_a_shard_made_otherwise_is_refused_before_any_tile_is_stored(beside: Any
 
 def test_shards_that_come_together_leave_a_true_manifest(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
-    monkeypatch.setattr(compile_time.Clock, "spent", lambda clock: {"wall_s": 0.5, "compile_s": 0.0})
+    monkeypatch.setattr(compile_time.Stopwatch, "spent", lambda clock: {"wall_s": 0.5, "compile_s": 0.0})
     manifest = read_manifest(folder)
     carried_out(declared, folder, Shard(1, 3))
     amend_manifest(folder, {"wall_s": 1000.0, "compile_s": 0.0})
@@ -195,16 +195,16 @@ def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_pa
     folder = Path(shutil.copytree(sharded[1], tmp_path / "some"))
     tile_files.tile_paths(folder)[0].unlink()
     paid = [
-        sum(c.paid for c in prepare(study, folder, Probing(), shard=of).plan.cohorts)
+        sum(c.paid for c in prepare(study, folder, MeasureConfig(), shard=of).plan.cohorts)
         for of in (None, *map(Shard, (1, 2, 3), 3 * [3]))
     ]
-    whole = sum(c.paid for c in prepare(study, sharded[1], Probing()).plan.cohorts)
+    whole = sum(c.paid for c in prepare(study, sharded[1], MeasureConfig()).plan.cohorts)
     assert 0 < paid[0] < whole and paid == 4 * paid[:1]
 
 
 def test_a_report_waits_for_the_shards(sharded: Any) -> None:
     declared, folder, _ = sharded
-    with locks.hold(folder, Shard(2, 3)):
+    with locks.writer_lock(folder, Shard(2, 3)):
         with pytest.raises(UserError, match="wait until all 3 shards are done"):
             report(folder)
         with pytest.raises(UserError, match="wait until all 3 shards are done"):

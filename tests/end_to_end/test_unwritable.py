@@ -25,7 +25,7 @@ from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.report.tensorboard.event_files import EVENT_FILE
 from relu_study.runner import execute, run
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import atomic_write, block_files, configurations, resume, tile_files
 from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.study.outputs import Figure, Table
@@ -40,7 +40,7 @@ study = Study(
 draws = replace(coins, experiments=coins.experiments[:1], claims=(), tables=(), figures=())
 
 
-class Trained(Watcher):
+class Trained(Callback):
     """Counts what was stored; `then` happens after the first."""
 
     def __init__(self, then: Callable[[], object] = lambda: None) -> None:
@@ -113,7 +113,7 @@ def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, w
     (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, call, getattr(errno, name), after=1, only="tile-")
-        with pytest.raises(atomic_write.Unwritable, match=rf"cannot write {folder}/{said}, then give the same"):
+        with pytest.raises(atomic_write.WriteError, match=rf"cannot write {folder}/{said}, then give the same"):
             run.run(study, folder, watcher=first)
     (kept,) = tile_files.tile_paths(folder)
     assert len(first.tiles) == 1 and not leftovers(folder) and not list(folder.glob("*.csv"))
@@ -129,7 +129,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
         patch.setattr(execute.tile_files, "write_tile", lambda *_: refuse(patch, "create", errno.ENOSPC) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(study, folder)
-        with pytest.raises(atomic_write.Unwritable, match=r"manifest\.json: No space left"):
+        with pytest.raises(atomic_write.WriteError, match=r"manifest\.json: No space left"):
             write_manifest(folder, {})
     assert read_manifest(folder)["counts"] == {}, "as it was begun"
 
@@ -138,7 +138,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
 def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = run.run if declared is study else run.run_draws
-    with pytest.raises(atomic_write.Unwritable, match=f"cannot write {folder}: the folder is gone.*bring it back"):
+    with pytest.raises(atomic_write.WriteError, match=f"cannot write {folder}: the folder is gone.*bring it back"):
         go(declared, folder, watcher=Trained(lambda: folder.rename(away)))
     assert not folder.exists() and not leftovers(away)
     away.rename(folder)
@@ -154,7 +154,7 @@ def test_a_folder_that_vanishes_while_the_report_is_made_is_not_made_anew(whole:
     with pytest.MonkeyPatch.context() as patch:
         real = configurations.collect
         patch.setattr("relu_study.report.report.collect", lambda *a, **k: (real(*a, **k), folder.rename(tmp_path / "away"))[0])
-        with pytest.raises(atomic_write.Unwritable, match="bring"):
+        with pytest.raises(atomic_write.WriteError, match="bring"):
             report(folder)
     left = {name: there for name, there in contents(tmp_path / "away").items() if not name.startswith("raw/.")}  # its lock
     assert left == contents(whole) and not folder.exists()
@@ -178,14 +178,14 @@ def test_what_stands_in_the_way_is_named_before_anything_compiles(declared: Any,
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "finished", lambda *_: pytest.fail("it began"))
-        with pytest.raises(atomic_write.Unwritable, match=said):
+        with pytest.raises(atomic_write.WriteError, match=said):
             (run.run if declared is study else run.run_draws)(declared, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == before and read_manifest(tmp_path)["widths"] == {}
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(atomic_write.Unwritable, match="notes/sweep/raw: Not a directory"):
+    with pytest.raises(atomic_write.WriteError, match="notes/sweep/raw: Not a directory"):
         run.run(study, tmp_path / "notes" / "sweep")
     assert (tmp_path / "notes").read_text() == "mine"
 
@@ -211,7 +211,7 @@ def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: P
     folder, first, second = tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, after=2, only="block-")
-        with pytest.raises(atomic_write.Unwritable, match=r"raw/block-\S+.npz: No space left on device; make room"):
+        with pytest.raises(atomic_write.WriteError, match=r"raw/block-\S+.npz: No space left on device; make room"):
             run.run_draws(draws, folder, watcher=first)
     assert len(first.tiles) == len(block_files.block_paths(folder)) == 2 and not leftovers(folder)
     run.run_draws(draws, folder, watcher=second)
@@ -224,7 +224,7 @@ def test_a_clone_that_cannot_be_set_aside_stays_a_results_folder(whole: Path, tm
     folder = copytree(whole, tmp_path / "sweep", ignore=lambda *_: ["raw", "tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume.shutil, "move", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
-        with pytest.raises(atomic_write.Unwritable, match="earlier-1: Read-only"):
+        with pytest.raises(atomic_write.WriteError, match="earlier-1: Read-only"):
             run.run(study, folder)
     run.run(study, folder)
     assert {name: there for name, there in contents(folder).items() if "earlier" not in name} == contents(whole)

@@ -11,13 +11,13 @@ from tiers import tiered
 
 from relu_study.components.registry import networks, tasks
 from relu_study.engine import train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
 
 SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
-PROBE = Probing(200, 100)
+PROBE = MeasureConfig(200, 100)
 FEW = PROBE._replace(
     histograms=False, metrics=("val_loss", "grad_norm", "post_mean", "update_norm", "certified_dead_fraction")
 )  # quick to compile
@@ -156,7 +156,7 @@ def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == unwatched[name].tobytes(), name
-    watched_less = train_tile.train_tile(runs(4, base), 4, probing=Probing(50, 20), keep_params=True)
+    watched_less = train_tile.train_tile(runs(4, base), 4, probing=MeasureConfig(50, 20), keep_params=True)
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == watched_less[name].tobytes(), name

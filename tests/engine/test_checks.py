@@ -24,7 +24,7 @@ from relu_study.components.networks import Block, network
 from relu_study.components.registry import activations, initializers, networks, ours, tasks
 from relu_study.components.tasks.task import LOSSES, METRICS, Signature, Task, accuracy, targets, trained
 from relu_study.engine import check_functions, check_networks, check_tasks, cohorts, compilation, train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_init, make_sample
 from relu_study.errors import UserError
 from relu_study.runner import run
@@ -32,13 +32,13 @@ from relu_study.runner.prepare import prepare
 from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.storage import schema
 from relu_study.study.draw_study import Draws, DrawStudy
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 from relu_study.study.study import Experiment, Study
 
 inf = float("inf")
 SPEC = RunSpec(rows=60, width=6, batch_size=8, epochs=1, initializer="he_normal", learning_rate=0.01)
 MINE = SPEC.but(task="mine")
-FEW = Probing(30, 20, histograms=False, metrics=("train_loss", "val_loss", "dead_fraction", "certified_dead_fraction"))
+FEW = MeasureConfig(30, 20, histograms=False, metrics=("train_loss", "val_loss", "dead_fraction", "certified_dead_fraction"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def _own_entries() -> Iterator[None]:
     yield
     for registry, kept in zip(registries, before):
         registry._entries = kept
-    compilation.forget_all()  # programs are kept by name
+    compilation.clear()  # programs are kept by name
 
 
 def refused(spec: RunSpec, *words: str) -> str:
@@ -94,7 +94,7 @@ def test_a_sample_fits_its_signature_or_is_refused(rows: int, d_in: int, d_out: 
     add_task(lambda key, phase: (*whole(key, phase), 0)[:parts] if parts != 1 else whole(key, phase)[0])
     if rows >= 60 and d_in == 4 and d_out == 1 and dtype != jnp.complex64 and parts == 2:
         cohorts.check(MINE, FEW)
-        data = jax.jit(make_sample(tasks["mine"](MINE), 0, Probing(val_examples=None)))(np.uint32(0))
+        data = jax.jit(make_sample(tasks["mine"](MINE), 0, MeasureConfig(val_examples=None)))(np.uint32(0))
         assert data.train.shape == (40, 5) and data.val.shape == (20, 5) and data.train.dtype == jnp.result_type(float)
     else:
         refused(MINE, "task 'mine'", ";")
@@ -305,7 +305,7 @@ CLASSES = np.arange(60) % 3
 def test_labels_become_one_hot(dtype: Any, shape: tuple[int, ...], loss: str) -> None:
     add_task(sampled(y=lambda x: jnp.asarray(CLASSES.reshape(shape), dtype)), Signature(40, 20, 4, 3, loss, ("accuracy",)))
     cohorts.check(MINE, FEW)
-    data = jax.jit(make_sample(tasks["mine"](MINE), 0, Probing(val_examples=None)))(np.uint32(0))
+    data = jax.jit(make_sample(tasks["mine"](MINE), 0, MeasureConfig(val_examples=None)))(np.uint32(0))
     assert np.array_equal(np.concatenate([data.train, data.val])[:, 4:], np.eye(3)[CLASSES])
 
 
@@ -504,7 +504,7 @@ def test_no_run_shares_its_first_weights_with_another_seed(kind: str, name: str)
     spec = SPEC.but(network=kind, initializer=name, depth=3)
     check_networks.check_network(spec, Signature(40, 20, 4, 2))
     x = jax.random.uniform(jax.random.key(0), (30, 4), minval=-1.0)
-    knobs = {knob: jnp.float32(getattr(spec, knob)) for knob in KNOBS}
+    knobs = {knob: jnp.float32(getattr(spec, knob)) for knob in TRACED_FIELDS}
     weights = jax.jit(jax.vmap(make_init(spec, 4, 2), (0, None, None)))(jnp.arange(6, dtype=jnp.uint32), knobs, x)
     kernels = [leaf for leaf in jax.tree.leaves(weights.params) if leaf.ndim == 3]
     assert len(kernels) == 4
@@ -518,7 +518,7 @@ def test_the_entries_of_the_package_keep_the_contract() -> None:
     for name in tasks:
         assert check_tasks.check_task(SPEC.but(task=name)) == []
     for name in activations:
-        check_functions.check_activation(name, {knob: getattr(SPEC, knob) for knob in KNOBS}, certified=True)
+        check_functions.check_activation(name, {knob: getattr(SPEC, knob) for knob in TRACED_FIELDS}, certified=True)
     for name in initializers:
         for place, (fan_in, fan_out) in enumerate([(3, 5), (5, 5), (5, 2)]):
             check_functions.check_layer(name, Layer(place, 3, fan_in, fan_out, place == 2))
@@ -557,7 +557,7 @@ def test_callables_of_every_kind_are_activations(name: str) -> None:
     phi = activation("mine")(LEAKY[name])
     cohorts.check(SPEC.but(activation="mine"), FEW)
     z = jnp.array([[-2.0, 0.5]])
-    knobs = {knob: jnp.float32(getattr(SPEC, knob)) for knob in KNOBS}
+    knobs = {knob: jnp.float32(getattr(SPEC, knob)) for knob in TRACED_FIELDS}
     np.testing.assert_allclose(phi(z, knobs), [[-0.6, 0.5]], rtol=1e-6)
     activation("mine")(LEAKY[name])  # registered again, as in a notebook
 

@@ -18,13 +18,13 @@ from relu_study.components.metrics import revivals
 from relu_study.components.registry import activations, tasks
 from relu_study.components.tasks.task import Task
 from relu_study.engine import compilation, train_tile
-from relu_study.engine.cohorts import check, describe
-from relu_study.engine.state import Probing
+from relu_study.engine.cohorts import check, cost_of
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
 SMALL = RunSpec(rows=600, batch_size=32, width=8, depth=2, epochs=3, initializer="he_normal", leak=0.1)
-PROBE = Probing(200, 100)
+PROBE = MeasureConfig(200, 100)
 LOSS = PROBE._replace(histograms=False, metrics=("train_loss",))  # quick to compile
 
 
@@ -46,7 +46,7 @@ def test_epochs_that_are_measured(epochs: float, every: int, when: list[float]) 
 
 def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
-    assert describe(spec).steps == 5_000
+    assert cost_of(spec).steps == 5_000
 
     def advance(state, train, seeds, knobs, epoch, start, stop, source):
         taken.append(int(stop) - int(start))
@@ -54,7 +54,7 @@ def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.M
 
     spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, knobs, seeds: ())
     monkeypatch.setattr(compilation, "tile_programs", lambda spec, probing: spy)
-    assert train_tile.train_tile([spec], 2, probing=Probing(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
+    assert train_tile.train_tile([spec], 2, probing=MeasureConfig(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
     assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
 
 
@@ -134,10 +134,10 @@ def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None
         ({"target": "wav"}, PROBE, "wave"),
         ({"network": "mpl"}, PROBE, "mlp"),
         ({"batch_size": 421}, PROBE, "420 training rows"),
-        ({}, Probing(421), "420 training rows"),
+        ({}, MeasureConfig(421), "420 training rows"),
     ],
 )
-def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: Probing, word: str) -> None:
+def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: MeasureConfig, word: str) -> None:
     with pytest.raises(UserError, match=word):
         check(SMALL.but(**changes), probing)
 
@@ -164,8 +164,8 @@ def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPat
 
     tasks.add("boxed", boxed)
     tasks.add("unboxed", unboxed)
-    assert describe(SMALL.but(task="boxed")).cohort == describe(SMALL).cohort
-    assert describe(SMALL.but(task="unboxed")).cohort != describe(SMALL).cohort
+    assert cost_of(SMALL.but(task="boxed")).cohort == cost_of(SMALL).cohort
+    assert cost_of(SMALL.but(task="unboxed")).cohort != cost_of(SMALL).cohort
     tile = train_tile.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 

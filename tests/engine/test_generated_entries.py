@@ -20,12 +20,12 @@ from relu_study.components.activations import Activation, activation
 from relu_study.components.registry import activations, tasks
 from relu_study.components.tasks.task import Signature, Task
 from relu_study.engine import check_functions, check_tasks, compilation
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
-KNOB_VALUES = {knob: getattr(RunSpec(), knob) for knob in KNOBS}
+KNOB_VALUES = {knob: getattr(RunSpec(), knob) for knob in TRACED_FIELDS}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _own_entries() -> Iterator[None]:
     yield
     for registry, kept in before:
         registry._entries = kept
-    compilation.forget_all()
+    compilation.clear()
 
 
 def refused(check: Callable[[], Any], *words: str) -> None:
@@ -274,7 +274,7 @@ def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
     assert check_tasks.check_task(SPEC) == []
     for phase in range(task.phases):
         x, y = task.rows(random_streams.stream(3, "data", phase), phase)
-        data = make_sample(task.task(), phase, Probing(val_examples=None))(jnp.uint32(3))
+        data = make_sample(task.task(), phase, MeasureConfig(val_examples=None))(jnp.uint32(3))
         whole = np.hstack([x, y])[: task.train + task.val]
         np.testing.assert_array_equal(np.vstack(data), whole)
 

@@ -49,7 +49,7 @@ def test_settings_of_a_program_move_no_number() -> None:
         return [*run(study).runs["val_loss/all"], *drawn["estimate"]]
 
     first, before = numbers(), {name: getattr(jax.config, name) for name in OTHER}
-    compilation.forget_all()
+    compilation.clear()
     try:
         for name, value in OTHER.items():
             jax.config.update(name, value)

@@ -17,9 +17,9 @@ import reference
 from tiers import tiered
 
 from relu_study.components import random_streams
-from relu_study.components.registry import probes, tasks
+from relu_study.components.registry import metrics, tasks
 from relu_study.engine import train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
 
 TRAIN, PROBE, VAL = 420, 300, 100  # of 600 rows: looked at are fewer than there are, for training and for validation
@@ -62,7 +62,7 @@ Arrays = dict[str, np.ndarray]
 @cache
 def trained(name: str, epochs: float) -> Arrays:
     runs = [spec.but(epochs=epochs) for spec in RUNS[name]]
-    return train_tile.train_tile(runs, len(runs), probing=Probing(PROBE, VAL), keep_params=True)
+    return train_tile.train_tile(runs, len(runs), probing=MeasureConfig(PROBE, VAL), keep_params=True)
 
 
 def unpacked(tile: Arrays) -> Arrays:
@@ -213,7 +213,7 @@ def test_a_tile_says_what_is_so(name, run, epoch):
     tile = trained(name, RUNS[name][run].epochs)
     got = {key.removeprefix("metric:"): value[run, epoch] for key, value in tile.items() if key.startswith("metric:")}
     got = {key: value for key, value in got.items() if "revived" not in key}  # no probe of a state: formed of the masks
-    assert {key.partition("/")[0] for key in got} == set(probes)
+    assert {key.partition("/")[0] for key in got} == set(metrics)
     assert {key for key, value in got.items() if not np.isnan(value)} == set(values)
     for key, value in values.items():
         assert got[key] == pytest.approx(value, rel=1e-4, abs=1e-7), key
@@ -255,7 +255,7 @@ def test_histograms_count_what_is_so(name, run, epoch):
 def test_nothing_is_compared_with_nothing():
     """Each kind of unit is there at some site, and some site has others beside it; both kinds of network as well."""
     seen = [wanted(*each)[0] for each in EACH]
-    for metric in probes:
+    for metric in metrics:
         found = {float(value) for values in seen for key, value in values.items() if key.partition("/")[0] == metric}
         assert max(found) > 0 and len(found) > 1, metric
 
@@ -276,7 +276,7 @@ SEEDS = 100
 def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     """100 networks of 1,024 units, and their first kernels: (run, input, unit)."""
     runs = [WIDE.but(initializer=initializer, seed=seed) for seed in range(SEEDS)]
-    tile = train_tile.train_tile(runs, SEEDS, probing=Probing(50, 10), keep_params=True)
+    tile = train_tile.train_tile(runs, SEEDS, probing=MeasureConfig(50, 10), keep_params=True)
     assert not tile["param:hidden.0.dense.bias"].any()
     return tile, tile["param:hidden.0.dense.kernel"]
 

@@ -10,18 +10,18 @@ from relu_study.engine import plan
 from relu_study.study.run_spec import RunSpec
 
 SHORT = RunSpec(epochs=2)
-RULE = plan.Rule(least=2, most=16, scratch=1000)  # not the measured one: tuning that moves no test
+RULE = plan.WidthLimits(least=2, most=16, scratch=1000)  # not the measured one: tuning that moves no test
 
 
 @pytest.fixture(autouse=True)
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "WIDTHS", {"cpu": RULE, "gpu": plan.Rule(2, 64, 10**6)})
+    monkeypatch.setattr(plan, "WIDTH_LIMITS", {"cpu": RULE, "gpu": plan.WidthLimits(2, 64, 10**6)})
 
 
-def work(run: RunSpec) -> plan.Work:
+def work(run: RunSpec) -> plan.RunCost:
     """A cohort an activation, ten steps an epoch; tanh costs a hundred times as much."""
     flops = 10**9 if run.activation == "tanh" else 10**7
-    return plan.Work(run.activation, run.activation, int(10 * run.epochs), flops, batch=1, scratch=1, data=1)
+    return plan.RunCost(run.activation, run.activation, int(10 * run.epochs), flops, batch=1, scratch=1, data=1)
 
 
 def seeds(spec: RunSpec, count: int) -> list[RunSpec]:

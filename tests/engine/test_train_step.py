@@ -22,13 +22,13 @@ from tiers import tiered
 
 from relu_study.components import random_streams
 from relu_study.components.initializers import Initializer, he_normal
-from relu_study.components.layers import Columns, Context
+from relu_study.components.layers import Context, FeatureMajorBatch
 from relu_study.components.optimizers import Optimizer
 from relu_study.components.registry import activations, initializers, networks, optimizers, tasks
 from relu_study.components.tasks.task import Signature, Task
 from relu_study.engine import cohorts, compilation, train_tile
-from relu_study.engine.state import Probing, State, build
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.engine.state import MeasureConfig, State, build
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 D_IN, WIDTH, DEPTH = 3, 6, 2
 TRAIN, VAL, BATCH = 80, 29, 16
@@ -60,8 +60,8 @@ class Bundle(nnx.Module):
 
     def __call__(self, x: Any, ctx: Context) -> Any:
         beside = [branch(x, ctx) for branch in self.branches]
-        if isinstance(x, Columns):
-            return Columns(jnp.concatenate([columns.values for columns in beside]))
+        if isinstance(x, FeatureMajorBatch):
+            return FeatureMajorBatch(jnp.concatenate([columns.values for columns in beside]))
         return jnp.concatenate(beside, axis=1)
 
 
@@ -178,7 +178,7 @@ def trained_by_engine() -> State:
     state = State(params, stats, jax.vmap(optimizers[BASE.optimizer](0.0, 0.0).init)(params))
     train = np.stack([np.concatenate(examples(TRAIN + VAL, len(BRANCHES)), axis=1)[:TRAIN].astype(dtype)] * 2)
     seeds = np.array([run.seed for run in RUNS], np.uint32)
-    advance = compilation.programs(*cohorts.cohort(BASE, SIGNATURE), Probing(), False).advance
+    advance = compilation.programs(*cohorts.cohort(BASE, SIGNATURE), MeasureConfig(), False).advance
     for epoch in range(1, EPOCHS + 1):
         state = advance(state, train, seeds, knobs_of_runs(), np.int32(epoch), np.int32(0), np.int32(STEPS))
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.stats))} == {np.dtype(dtype)}
@@ -186,7 +186,7 @@ def trained_by_engine() -> State:
 
 
 def knobs_of_runs() -> dict[str, np.ndarray]:
-    knobs = {name: np.array([getattr(run, name) for run in RUNS], jnp.result_type(float)) for name in KNOBS}
+    knobs = {name: np.array([getattr(run, name) for run in RUNS], jnp.result_type(float)) for name in TRACED_FIELDS}
     return {**knobs, "dropout_rate": np.full_like(knobs["dropout_rate"], DROP)}
 
 
@@ -299,12 +299,12 @@ def by_hand(runs: list[RunSpec], beginning: Tile, *parts: list[tuple[int, int, i
     named = iter(tile_params(beginning, slice(None)).values())
     params = jax.tree.map(lambda _: jnp.asarray(next(named)), params)
     state = State(params, stats, jax.vmap(optimizers[step.optimizer](0.0, 0.0).init)(params))
-    knobs = {name: np.array([getattr(run, name) for run in runs], np.float32) for name in KNOBS}
+    knobs = {name: np.array([getattr(run, name) for run in runs], np.float32) for name in TRACED_FIELDS}
     train = np.stack([np.concatenate(examples(CURVE.rows, 2), axis=1)[:101].astype(np.float32)] * len(runs))
     seeds, after = np.array([run.seed for run in runs], np.uint32), []
     for part in parts:
         for at in part:
-            advance = compilation.programs(step, signature, Probing(), False).advance
+            advance = compilation.programs(step, signature, MeasureConfig(), False).advance
             state = advance(state, train, seeds, knobs, *map(np.int32, at))
         after.append({f"param:{name}": value for name, value in by_name(state.params).items()})
     return after

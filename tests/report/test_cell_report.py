@@ -22,18 +22,18 @@ from relu_study import load, load_cells, run_draws
 from relu_study.errors import UserError
 from relu_study.report import cell_report
 from relu_study.report.figures import cell_figures
-from relu_study.report.figures.canvas import BOTH_WAYS
+from relu_study.report.figures.canvas import DIVERGING
 from relu_study.report.report import report
 from relu_study.report.tables.cell_tables import cell_tables, select
 from relu_study.runner import execute
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import schema
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "coins"
-    execute.carry_out_draws(study.sized(draws=3000), out, Watcher(), {"command": "test", "preset": "default"})
+    execute.execute_draws(study.sized(draws=3000), out, Callback(), {"command": "test", "preset": "default"})
     return out
 
 
@@ -144,7 +144,7 @@ def test_a_map_between_two_numbers_has_one_hue_on_either_side_of_zero(folder, ce
     picture = drawn(folder, blank, "board", between=(-6.0, 6.0))
     plain = {text.get_text(): patch.get_facecolor() for text, patch in zip(picture.axes[0].texts, picture.axes[0].patches)}
     assert "-" in plain  # what is not defined has its place
-    below, above = (BOTH_WAYS(0.0), BOTH_WAYS(1.0))
+    below, above = (DIVERGING(0.0), DIVERGING(1.0))
     shown = {float(text): colour for text, colour in plain.items() if text != "-"}
     assert {colour for value, colour in shown.items() if value > 6} == {above}
     assert min(shown) < -5 and np.allclose(shown[min(shown)], below, atol=0.05)

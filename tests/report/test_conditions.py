@@ -84,11 +84,11 @@ def test_a_condition_that_means_nothing_is_refused_by_name(where: str, message: 
 
 def test_what_varies_besides_is_held_at_its_most_common_value(manifest: dict) -> None:
     declaration = manifest["declaration"]
-    kept, held = factors.held(declaration["configurations"], ("activation", "target"))
+    kept, held = factors.hold_fixed(declaration["configurations"], ("activation", "target"))
     assert held == {"depth": 2, "initializer": "normal_005", "learning_rate": 0.001, "bias_shift": 0.0}
     assert {entry["spec"]["activation"] for entry in kept} == {"relu", "leaky_relu", "tanh"}
     # An arm is what it is: only what varies within it is held.
-    kept, held = factors.held(declaration["configurations"], ("arm", "target"))
+    kept, held = factors.hold_fixed(declaration["configurations"], ("arm", "target"))
     assert held == {} and len(kept) == len(declaration["configurations"])
 
 
@@ -97,6 +97,6 @@ def test_of_two_equally_common_values_none_is_chosen(manifest: dict) -> None:
     tuned = conditions.configurations(conditions.parse(["experiment=tuned"], declaration), declaration)
     message = r"learning_rate varies too, and 0.001, 0.01 are equally common; choose one with --where learning_rate=0.001"
     with pytest.raises(UserError, match=message):
-        factors.held(tuned, ("activation", "target"))
+        factors.hold_fixed(tuned, ("activation", "target"))
     with pytest.raises(UserError, match=r"target varies too"):
-        factors.held(tuned, ("arm",))
+        factors.hold_fixed(tuned, ("arm",))

@@ -12,7 +12,7 @@ import scipy.stats
 from verdict_cases import COIN, NAN, NOISE, SEEDS, WAVE, ask, claims, loss_claim, losses, stored
 
 from relu_study.errors import UserError
-from relu_study.report.verdicts import answer, verdict
+from relu_study.report.verdicts import evaluate_claims, verdict
 from relu_study.stats.hypothesis_tests import holm
 from relu_study.storage.configurations import Configuration
 
@@ -251,8 +251,8 @@ def test_few_seeds_are_inconclusive_and_told_how_many_are_enough() -> None:
 
 
 def test_no_claims_and_no_targets() -> None:
-    assert answer([], {}, [WAVE]) == []
-    assert answer(claims(loss_claim()), {}, []) == []
+    assert evaluate_claims([], {}, [WAVE]) == []
+    assert evaluate_claims(claims(loss_claim()), {}, []) == []
 
 
 # a study of several rows
@@ -261,7 +261,7 @@ def test_no_claims_and_no_targets() -> None:
 def test_a_claim_is_asked_on_its_own_targets_and_without_any_on_all() -> None:
     arms = {(name, target["name"]): losses(level) for name, level in (("arm", 1.5), ("base", 1.0)) for target in (WAVE, COIN)}
     asked = [("A", ("wave",)), ("A", ("coin_flip",)), ("B", ())]
-    rows = answer(claims(*(loss_claim(claim=name, targets=on) for name, on in asked)), arms, [WAVE, COIN])
+    rows = evaluate_claims(claims(*(loss_claim(claim=name, targets=on) for name, on in asked)), arms, [WAVE, COIN])
     found = [(row["claim"], row["target"]) for row in rows if row["contrast"] != "overall"]
     assert found == [("A", "wave"), ("A", "coin_flip"), ("B", "wave"), ("B", "coin_flip")]
 
@@ -277,7 +277,7 @@ def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows_alone() -
         loss_claim(claim="D", arm="same", margin=0.0),
         loss_claim(claim="E", metric="accuracy"),
     )
-    rows = answer(declared, configurations, [WAVE, COIN])
+    rows = evaluate_claims(declared, configurations, [WAVE, COIN])
     told = [(row["claim"], row["contrast"], row["target"], row["verdict"]) for row in rows]
     assert told == [
         ("A", "arm vs base", "wave", "confirmed"),
@@ -299,7 +299,7 @@ def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows_alone() -
     assert len(tested) == 6
     np.testing.assert_array_equal([row["p_corrected"] for row in tested], holm([min(1, 2 * row["p"]) for row in tested]))
     assert rows[4]["reason"] == "of 4 rows 3 confirmed, 1 not testable"
-    assert json.dumps(rows) == json.dumps(answer(declared, configurations, [WAVE, COIN]))
+    assert json.dumps(rows) == json.dumps(evaluate_claims(declared, configurations, [WAVE, COIN]))
 
 
 def test_one_inconclusive_row_leaves_the_whole_claim_open() -> None:
@@ -308,7 +308,7 @@ def test_one_inconclusive_row_leaves_the_whole_claim_open() -> None:
         ("base", "wave"): losses(1.0),
         ("vague", "wave"): stored({"val_loss/all": 1 + 40 * NOISE}),
     }
-    rows = answer(claims(loss_claim(), loss_claim(arm="vague", direction="less")), arms, [WAVE])
+    rows = evaluate_claims(claims(loss_claim(), loss_claim(arm="vague", direction="less")), arms, [WAVE])
     assert [row["verdict"] for row in rows] == ["confirmed", "inconclusive", "inconclusive"]
 
 
@@ -319,8 +319,8 @@ def test_a_row_that_would_be_confirmed_alone_is_not_among_many() -> None:
         ("base", "wave"): stored({"val_loss/all": np.ones(SEEDS)}),
     }
     vague = {(f"v{i}", "wave"): stored({"val_loss/all": 1 + rng.normal(size=SEEDS)}) for i in range(30)}
-    alone = answer(claims(loss_claim(margin=0.0)), arms, [WAVE])[0]
-    among = answer(
+    alone = evaluate_claims(claims(loss_claim(margin=0.0)), arms, [WAVE])[0]
+    among = evaluate_claims(
         claims(loss_claim(margin=0.0), *(loss_claim(arm=name, margin=0.0) for name, _ in vague)), arms | vague, [WAVE]
     )[0]
     assert alone["verdict"] == "confirmed" and among["verdict"] == "inconclusive"

@@ -22,17 +22,17 @@ from relu_study import Experiment, Study
 from relu_study.components import registry
 from relu_study.engine import cohorts, compilation, scheduler, train_tile
 from relu_study.engine.plan import Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.runner import callback, execute, memory, prepare_draws
 from relu_study.runner.prepare import Job, prepare
 from relu_study.study import shard
 
-FEW = Probing(histograms=False, metrics=("dead_fraction",))
+FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 
 def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
     spec = base.but(rows=rows, width=9)
-    return Tile(cohorts.describe(spec, FEW).cohort, width, (spec,), 10, sets)
+    return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
 
 
 def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_them() -> None:
@@ -61,12 +61,12 @@ def cached(tmp_path: Path) -> Iterator[Callable[[], set[str]]]:
     reset_cache()
 
 
-def forget(tile: Tile, probing: Probing) -> None:
-    for key in compilation.needs(tile.runs, probing):
-        compilation.forget(key)
+def forget(tile: Tile, probing: MeasureConfig) -> None:
+    for key in compilation.required_programs(tile.runs, probing):
+        compilation.evict(key)
 
 
-def train(tile: Tile, device: int, probing: Probing) -> None:
+def train(tile: Tile, device: int, probing: MeasureConfig) -> None:
     """With programs that this process has not compiled yet."""
     forget(tile, probing)
     train_tile.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, sets=tile.sets)
@@ -89,13 +89,13 @@ def test_what_is_foretold_of_a_study() -> None:
     few = replace(
         study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(Experiment("main", {"relu": base}),)
     )
-    job = prepare(few, None, Probing())
-    found = memory.foretold(job)
+    job = prepare(few, None, MeasureConfig())
+    found = memory.predict_memory(job)
     assert found.limit is None and found.host > memory.resident() * 0.9 + found.device
     assert re.match(r"peak memory about [\d,]+ MiB$", str(found)), found
-    assert "only 100 MiB are free" in str(memory.Foretold(200 << 20, 300 << 20, 100 << 20))
-    assert "300 of 400 MiB on each device" in str(memory.Foretold(200 << 20, 300 << 20, 400 << 20))
-    drawn = memory.foretold_draws(prepare_draws.prepare_draws(coins, None))
+    assert "only 100 MiB are free" in str(memory.MemoryEstimate(200 << 20, 300 << 20, 100 << 20))
+    assert "300 of 400 MiB on each device" in str(memory.MemoryEstimate(200 << 20, 300 << 20, 400 << 20))
+    drawn = memory.predict_memory_draws(prepare_draws.prepare_draws(coins, None))
     assert drawn.host > memory.resident() * 0.9 and drawn.device > 0
 
 
@@ -109,12 +109,12 @@ def test_what_a_plan_compiles_is_what_a_run_asks_for(cached: Callable[[], set[st
     """On the very device that begins the cohort, which need not be the first."""
     both = asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
-    homes = scheduler.homes(job.plan.tiles, job.plan.price, 2)
+    homes = scheduler.assign_devices(job.plan.tiles, job.plan.price, 2)
     deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
     assert homes[deep.name] == 1
     for tile in deep.tiles:
         forget(tile, job.probing)
-    memory.foretold(job)
+    memory.predict_memory(job)
     before = cached()
     assert {name.partition("-")[0] for name in before} == {"jit_advance", "jit_measure"}
     for tile in deep.tiles:
@@ -122,7 +122,7 @@ def test_what_a_plan_compiles_is_what_a_run_asks_for(cached: Callable[[], set[st
     assert cached() == before
     for tile in deep.tiles:
         forget(tile, job.probing)
-    execute.carry_out(both, tmp_path / "both", FEW, callback.Watcher(), {"command": "", "preset": "default"})
+    execute.execute(both, tmp_path / "both", FEW, callback.Callback(), {"command": "", "preset": "default"})
     assert len({name for name in cached() - before if name.startswith("jit_advance")}) <= 1, "the other cohort's"
 
 
@@ -145,12 +145,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def foretell(job: Job, found: bool = True, grown: int = 10) -> int:
         grew, mib = Grew(grown * memory.MIB, found), memory.MIB
-        monkeypatch.setattr(memory, "_Grown", lambda: grew)
-        monkeypatch.setattr(memory, "_Hits", lambda: grew)
+        monkeypatch.setattr(memory, "_RssMonitor", lambda: grew)
+        monkeypatch.setattr(memory, "_CacheHitCounter", lambda: grew)
         monkeypatch.setattr(memory, "resident", lambda: 0)
-        monkeypatch.setattr(memory, "RUN", 0)
+        monkeypatch.setattr(memory, "RUN_BYTES", 0)
         monkeypatch.setattr(memory, "of_tile", lambda *_, alone: (60 if alone else 100) * mib)
-        return round(memory.foretold(job).host / mib)
+        return round(memory.predict_memory(job).host / mib)
 
     return foretell
 
@@ -171,19 +171,19 @@ def test_a_small_cohort_beside_a_large_one_asks_for_less(said: Callable[..., int
     assert said(job) == round(2 * 50 + 60 * (1 + small / large))
     deep = prepare(asking(large={"rows": 100_000}, deep={"depth": 9}), None, FEW)
     large, small = sorted((cohort.bytes() for cohort in deep.plan.cohorts), reverse=True)
-    assert large - small < 8 * memory.LAYER, "what is compiled is the deep one"
+    assert large - small < 8 * memory.LAYER_BYTES, "what is compiled is the deep one"
     compiling = 10 * (1 + (100 + 15 * 7) / (100 + 15 * 15))
     assert said(deep) == round(2 * 40 + compiling + 60 * (1 + large / small)), "and a tile is as large as it was measured there"
 
 
 @pytest.mark.slow
 def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "REPORTED", 4 << 20)
+    monkeypatch.setattr(memory, "REPORT_BYTES", 4 << 20)
     few = asking(a={"epochs": 3}, b={"epochs": 1})
     fresh = said(prepare(few, tmp_path, FEW))
     columns = len(prepare(few, None, FEW).declaration["columns"])
     assert fresh == 2 * 40 + 4 * 4 * columns * 2 * (4 + 2)
-    execute.carry_out(replace(few, seeds=1), tmp_path, FEW, callback.Watcher(), {"command": "", "preset": "default"})
+    execute.execute(replace(few, seeds=1), tmp_path, FEW, callback.Callback(), {"command": "", "preset": "default"})
     assert (resumed := prepare(few, tmp_path, FEW)).stored == 2
     assert said(resumed) == fresh
     assert said(replace(resumed, shard=shard.Shard(1, 2))) < fresh / 2, "a shard makes no report"
@@ -191,7 +191,7 @@ def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
 def test_what_a_process_grows_by_is_seen() -> None:
-    with memory._Grown() as grown:
+    with memory._RssMonitor() as grown:
         held = bytearray(b"1") * (64 << 20)
     assert 60 << 20 < grown.bytes < 80 << 20 and len(held) == 64 << 20
 

@@ -23,11 +23,11 @@ from relu_study import Experiment
 from relu_study.components import entry_errors
 from relu_study.engine import cohorts, compilation, plan, scheduler, train_tile
 from relu_study.engine.plan import Tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner import prepare, prepare_draws
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.runner.run import run_draws
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.frames import load
@@ -35,14 +35,14 @@ from relu_study.storage.manifest import read_manifest
 
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
 DISPATCHING = "INTERNAL: Error dispatching computation: Out of memory allocating 192001348 bytes."  # of a CPU under a cap
-RELU, TANH = (cohorts.describe(base.but(activation=name)).cohort for name in ("relu", "tanh"))
+RELU, TANH = (cohorts.cost_of(base.but(activation=name)).cohort for name in ("relu", "tanh"))
 # What is measured is little, so that programs of many widths are compiled in no time.
 bare = replace(study, seeds=8, metrics=("val_loss",), use_targets=(), targets=(), claims=(), tables=(), figures=())
 eight = replace(bare, experiments=(Experiment("main", {"relu": base, "tanh": base.but(activation="tanh")}),))
 tanh = replace(bare, experiments=(Experiment("main", {"tanh": base.but(activation="tanh")}),))
 
 
-class Told(Watcher):
+class Told(Callback):
     """What a person is told, and the tiles that were stored."""
 
     def __init__(self, stop_after: int = 10**6) -> None:
@@ -61,7 +61,7 @@ class Told(Watcher):
 
 @pytest.fixture(autouse=True)
 def _eight_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 8, 1 << 30)})
+    monkeypatch.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 8, 1 << 30)})
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[st
 
     def limit(fails: Callable[[str, int], bool], late: bool = False) -> list[tuple[str, int]]:
         begun: list[tuple[str, int]] = []
-        start, collect = train_tile.start_tile, train_tile.collect
+        start, collect = train_tile.start_tile, train_tile.fetch
         of: dict[int, tuple[str, int]] = {}
 
         def allocate(place: tuple[str, int]) -> None:
@@ -78,7 +78,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[st
                 raise jax.errors.JaxRuntimeError(FULL)
 
         def limited(runs: Any, width: int, *rest: Any, **options: Any) -> Any:
-            begun.append((cohorts.describe(runs[0]).cohort, width))
+            begun.append((cohorts.cost_of(runs[0]).cohort, width))
             if not late:
                 allocate(begun[-1])
             place, pending = begun[-1], start(runs, width, *rest, **options)
@@ -91,7 +91,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[st
             return collect(pending, keep_params)
 
         monkeypatch.setattr(train_tile, "start_tile", limited)
-        monkeypatch.setattr(train_tile, "collect", asked)
+        monkeypatch.setattr(train_tile, "fetch", asked)
         return begun
 
     return limit
@@ -127,7 +127,7 @@ def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path,
     small_memory(lambda cohort, width: cohort == TANH and width > 2)
     runs = runner.run(eight, tmp_path).runs.set_index("run_id")
     spec = base.but(activation="tanh", seed=3)
-    alone = train_tile.train_tile([spec], 2, probing=prepare.prepare(eight, None, Probing()).probing)
+    alone = train_tile.train_tile([spec], 2, probing=prepare.prepare(eight, None, MeasureConfig()).probing)
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
@@ -185,7 +185,7 @@ def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: An
 @pytest.mark.slow
 def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, small_memory: Any, monkeypatch: Any) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 4, 1 << 30)})
+        patched.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 4, 1 << 30)})
         begun = small_memory(lambda cohort, width: cohort == TANH)
         told = Told()
         runner.run(eight, tmp_path, watcher=told)
@@ -200,7 +200,7 @@ def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, smal
     assert "8 ok, 8 oom" in (tmp_path / "report.md").read_text()
 
     monkeypatch.undo()
-    monkeypatch.setattr(plan, "WIDTHS", {"cpu": plan.Rule(2, 8, 1 << 30)})
+    monkeypatch.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 8, 1 << 30)})
     again = Told()
     assert set(runner.run(eight, tmp_path, watcher=again).runs.status) == {"ok"}
     assert sum(tile.size for tile in again.tiles) == 8 and "oom" not in read_manifest(tmp_path)
@@ -265,7 +265,7 @@ def coins_blocks(folder: Path) -> list[Any]:
     ],
 )
 def test_which_errors_are_of_memory(error: Exception, why: str) -> None:
-    assert entry_errors.lacking(error) == why
+    assert entry_errors.out_of_memory_reason(error) == why
 
 
 def test_another_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from small_study import base
 from small_study import study as small
 
 from relu_study.engine import cohorts, train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner import run as runner
 from relu_study.runner import single_run
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import tile_files
 from relu_study.storage.frames import load
 from relu_study.storage.manifest import write_manifest
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Counted(Watcher):
+class Counted(Callback):
     """Counts the runs that were trained."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ def test_the_same_declaration_gives_the_same_bytes(finished: Path, tmp_path: Pat
 def test_numbers_are_the_engines(finished: Path) -> None:
     runs = load(finished).runs.set_index("run_id")
     spec = study.runs()[1]
-    width = json.loads((finished / "manifest.json").read_text())["widths"][cohorts.describe(spec).cohort]
+    width = json.loads((finished / "manifest.json").read_text())["widths"][cohorts.cost_of(spec).cohort]
     alone = train_tile.train_tile([spec], width)
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
@@ -148,12 +148,12 @@ def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path,
 
 def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
     for run, row in list(rows(finished).items())[::4]:
-        assert single_run.run_alone(study, run, finished, None, Probing()) == row
-        assert single_run.run_alone(study, run, None, None, Probing()) == row
-    single_run.run_alone(study, run, finished, tmp_path / "one", Probing())
+        assert single_run.run_single(study, run, finished, None, MeasureConfig()) == row
+        assert single_run.run_single(study, run, None, None, MeasureConfig()) == row
+    single_run.run_single(study, run, finished, tmp_path / "one", MeasureConfig())
     assert (tmp_path / "one" / "manifest.json").exists()
     with pytest.raises(UserError, match="unknown run"):
-        single_run.run_alone(study, "nothing", finished, None, Probing())
+        single_run.run_single(study, "nothing", finished, None, MeasureConfig())
 
 
 def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> 
     made = manifest["provenance"]
     assert (made["measured_every"], made["metrics"]) == (2, "collapsed, constant, dead_fraction")
     (run,) = results.runs["run_id"][:1]
-    assert single_run.run_alone(few, run, tmp_path, None, Probing()) == rows(tmp_path)[run]
+    assert single_run.run_single(few, run, tmp_path, None, MeasureConfig()) == rows(tmp_path)[run]
     for changes, word in (({"every": 1}, "measured_every: 2 there, 1 here"), ({"metrics": ()}, "metrics: .* there, None here")):
         with pytest.raises(UserError, match=f"made otherwise.*{word}"):
             runner.run(replace(few, **changes), tmp_path)

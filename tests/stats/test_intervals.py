@@ -210,5 +210,5 @@ def test_the_percentile_bootstrap_holds_what_its_docs_say(n: int) -> None:
 @pytest.mark.parametrize("n", [5, 10, 19])
 def test_the_jackknife_of_few_runs_holds_95_percent(n: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, 4_000))
-    lo, hi = intervals.over_runs(mean_of(values), n, intervals.generator("coverage"))
+    lo, hi = intervals.interval_over_runs(mean_of(values), n, intervals.generator("coverage"))
     assert 0.93 < np.mean((lo <= 0) & (hi >= 0)) < 0.97

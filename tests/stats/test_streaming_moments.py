@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relu_study.stats.streaming_moments import BINS, Sums, add, merge, quantiles
+from relu_study.stats.streaming_moments import BINS, Sums, accumulate, merge, quantiles
 
 
 def drawn(seed: int, n: int = 1000, offset: float = 0.0) -> np.ndarray:
@@ -21,7 +21,7 @@ def drawn(seed: int, n: int = 1000, offset: float = 0.0) -> np.ndarray:
 def test_parts_come_to_the_whole(sizes, offset):
     values, sums, start = drawn(1, sum(sizes), offset), {}, 0
     for size in sizes:
-        add(sums, "x", values[start : start + size], (-4, 4))
+        accumulate(sums, "x", values[start : start + size], (-4, 4))
         start += size
     known = ~np.isnan(values)
     np.testing.assert_array_equal(sums["n:x"], known.sum(axis=0))
@@ -33,16 +33,16 @@ def test_parts_come_to_the_whole(sizes, offset):
 
 def test_merging_with_nothing_changes_nothing():
     some: Sums = {}
-    add(some, "x", drawn(2), None)
+    accumulate(some, "x", drawn(2), None)
     whole: Sums = {}
     merge(whole, some)
-    add(whole, "x", np.full((5, 3), np.nan))
+    accumulate(whole, "x", np.full((5, 3), np.nan))
     assert all((whole[name] == some[name]).all() for name in some)
 
 
 def test_quantiles_are_those_of_the_draws_to_a_bin():
     values, sums = drawn(3, 100_000), {}
-    add(sums, "x", values, (-4, 4))
+    accumulate(sums, "x", values, (-4, 4))
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)
     found = quantiles(sums["bins:x"], (-4, 4), levels)
     np.testing.assert_allclose(found, np.nanquantile(values, levels, axis=0).T, atol=8 / BINS)
@@ -50,7 +50,7 @@ def test_quantiles_are_those_of_the_draws_to_a_bin():
 
 def test_what_lies_outside_counts_as_the_nearer_end():
     sums: Sums = {}
-    add(sums, "x", np.array([-9.0, 9.0, 9.0, 9.0]), (-4, 4))
+    accumulate(sums, "x", np.array([-9.0, 9.0, 9.0, 9.0]), (-4, 4))
     assert sums["bins:x"][0] == 1 and sums["bins:x"][-1] == 3
     assert quantiles(sums["bins:x"], (-4, 4), (0.5,))[0] == pytest.approx(4, abs=8 / BINS)
 

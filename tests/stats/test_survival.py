@@ -72,7 +72,7 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @given(histories())
 def test_lives_are_those_of_the_slow_loop(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     dead, epochs, bad = history
-    found = survival.unit_lives(dead, epochs, bad)
+    found = survival.unit_histories(dead, epochs, bad)
     for run in range(len(dead)):
         told = [slow_life(dead[run, :, u].tolist(), epochs.tolist(), bad[run]) for u in range(dead.shape[2])]
         for name in ("born_dead", "died", "revived", "dead_at_end"):
@@ -89,7 +89,7 @@ def test_survival_is_that_of_the_slow_loop_and_its_table_adds_up(history: tuple[
     for name, expected in slow_survival(dead, epochs.tolist(), bad).items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-12, err_msg=name)
     np.testing.assert_array_equal(found["at_risk"][1:], (found["at_risk"] - found["died"])[:-1] - found["censored"][1:])
-    assert found["died"].sum() == survival.unit_lives(dead, epochs, bad).died.sum()
+    assert found["died"].sum() == survival.unit_histories(dead, epochs, bad).died.sum()
     assert (found["lo"] <= found["hi"]).all() or np.isnan(found["lo"]).any()
 
 
@@ -103,7 +103,7 @@ def test_each_kind_of_life_once() -> None:
         "born dead, revived, dead again": "#.##",
     }
     dead = np.array([[c == "#" for c in life] for life in told.values()]).T[None]
-    found = survival.unit_lives(dead, np.array([0.0, 1, 2, 5]), np.array([NAN]))
+    found = survival.unit_histories(dead, np.array([0.0, 1, 2, 5]), np.array([NAN]))
     assert found.born_dead.tolist() == [3]
     assert found.died.tolist() == [2]
     assert found.revived.tolist() == [3]  # once each, however often
@@ -116,7 +116,7 @@ def test_flags_of_a_nonfinite_run_are_not_read() -> None:
     trap = alive.copy()
     trap[1, 2:] = True  # from epoch 2 on every unit of run 1 looks dead
     epochs, bad = np.array([0.0, 1, 2, 3]), np.array([NAN, 2.0])
-    lived = survival.unit_lives(trap, epochs, bad)
+    lived = survival.unit_histories(trap, epochs, bad)
     assert lived.died.tolist() == [0, 0] and lived.dead_at_end.tolist() == [0, 0] and lived.censored.tolist() == [False, True]
     found = survival.survival(trap, epochs, bad, intervals.generator("key"))
     assert found["survival"].tolist() == [1, 1, 1, 1]
@@ -197,5 +197,5 @@ def test_survival_where_nothing_can_be_said() -> None:
     np.testing.assert_array_equal(gone["hi"], [1, NAN])
     alone = survival.survival(np.zeros((1, 2, 4), bool), epochs, np.array([NAN]), intervals.generator("key"))
     assert alone["survival"].tolist() == [1, 1] and np.isnan(alone["lo"]).all()
-    never = survival.unit_lives(np.ones((1, 2, 4), bool), epochs, np.array([0.0]))
+    never = survival.unit_histories(np.ones((1, 2, 4), bool), epochs, np.array([0.0]))
     assert never.born_dead.tolist() == never.dead_at_end.tolist() == [0]

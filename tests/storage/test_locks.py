@@ -61,9 +61,9 @@ def names(folder: Path) -> set[str]:
 def test_a_second_process_is_told_by_whom_the_folder_is_held(held: Any, tmp_path: Path) -> None:
     holder, folder = held(), tmp_path / "sweep"
     by = rf"is being written by process {holder.pid} on host {re.escape(socket.gethostname())} since \d{{4}}-\S+ \S+; wait for it"
-    with pytest.raises(UserError, match=by + ", or name another folder with --out"), locks.hold(folder):
+    with pytest.raises(UserError, match=by + ", or name another folder with --out"), locks.writer_lock(folder):
         pass
-    with pytest.raises(UserError, match=by), locks.hold(folder, Shard(1, 2)):
+    with pytest.raises(UserError, match=by), locks.writer_lock(folder, Shard(1, 2)):
         pass
     manifest.write_manifest(folder, {"format": manifest.FORMAT, "study": "s", "provenance": {}, "widths": {}, "declaration": {}})
     with pytest.raises(UserError, match=by + "$"):
@@ -74,31 +74,33 @@ def test_the_lock_of_a_dead_holder_is_taken_over(held: Any, tmp_path: Path) -> N
     holder, folder = held(), tmp_path / "sweep"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert names(folder) == {"raw", "raw/.gate", "raw/.writer.lock", "raw/.writer.json"} and locks.untouched(folder)
-    with locks.hold(folder):
-        assert not locks.others(folder, None) and [w.pid for w in locks.others(folder, Shard(1, 1))] == [os.getpid()]
+    assert names(folder) == {"raw", "raw/.gate", "raw/.writer.lock", "raw/.writer.json"} and locks.is_fresh(folder)
+    with locks.writer_lock(folder):
+        assert not locks.other_writers(folder, None) and [w.pid for w in locks.other_writers(folder, Shard(1, 1))] == [
+            os.getpid()
+        ]
     assert names(folder) == {"raw"}, "nothing is left of either"
 
 
 def test_shards_of_one_cut_work_side_by_side_each_once(held: Any, tmp_path: Path) -> None:
     folder, one, _ = tmp_path / "sweep", held(1, 3), held(3, 3)
-    with locks.hold(folder, Shard(2, 3)), locks.gate(folder):
-        assert [w.shard for w in locks.others(folder, Shard(2, 3))] == [Shard(1, 3), Shard(3, 3)]
+    with locks.writer_lock(folder, Shard(2, 3)), locks.manifest_mutex(folder):
+        assert [w.shard for w in locks.other_writers(folder, Shard(2, 3))] == [Shard(1, 3), Shard(3, 3)]
     with (
         pytest.raises(UserError, match=rf"shard 1/3, process {one.pid} on host .*; wait for it"),
-        locks.hold(folder, Shard(1, 3)),
+        locks.writer_lock(folder, Shard(1, 3)),
     ):
         pass
     with (
         pytest.raises(UserError, match=r"shard 1/3, process .* shard 1/4 cuts .*start the shards of 3"),
-        locks.hold(folder, Shard(1, 4)),
+        locks.writer_lock(folder, Shard(1, 4)),
     ):
         pass
-    with pytest.raises(UserError, match=r"shard 1/3, process .*; wait until all 3 shards are done"), locks.hold(folder):
+    with pytest.raises(UserError, match=r"shard 1/3, process .*; wait until all 3 shards are done"), locks.writer_lock(folder):
         pass
     one.kill()
     one.wait()
-    with locks.hold(folder, Shard(1, 3)):
+    with locks.writer_lock(folder, Shard(1, 3)):
         pass
 
 
@@ -114,32 +116,32 @@ def test_only_a_dead_writers_temporary_files_are_cleared_away(held: Any, tmp_pat
         (folder / place / ".runs.csv.a1b2c3d4.tmp").write_text("of an earlier version")
         (folder / place / ".mine.tmp").write_text("somebody's own")
         kept |= {folder / place / f".runs.csv.{host}-{alive.pid}.a1b2_3d4.tmp", folder / place / ".mine.tmp"}
-    with locks.hold(folder, Shard(2, 3)):
-        locks.clear(folder, Shard(2, 3))
+    with locks.writer_lock(folder, Shard(2, 3)):
+        locks.remove_stale_temporaries(folder, Shard(2, 3))
     assert set(folder.rglob("*.tmp")) == kept
     alive.kill()
     alive.wait()
-    with locks.hold(folder):
-        locks.clear(folder, None)
+    with locks.writer_lock(folder):
+        locks.remove_stale_temporaries(folder, None)
     assert {path.name for path in folder.rglob("*.tmp")} == {".mine.tmp"}
 
 
 def test_a_temporary_file_says_whose_it_is_and_goes(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"), atomic_write.temporary(tmp_path / "raw" / "tile.npz") as unfinished:
+    with pytest.raises(OSError, match="full"), atomic_write.temporary_file(tmp_path / "raw" / "tile.npz") as unfinished:
         assert locks.temporaries(tmp_path) == [unfinished]
-        assert atomic_write.signature(os.getpid(), socket.gethostname()) in unfinished.name
+        assert atomic_write.process_tag(os.getpid(), socket.gethostname()) in unfinished.name
         raise OSError("full")
     assert names(tmp_path) == {"raw"}
 
 
 def test_a_folder_that_was_not_there_is_not_there_after_a_refusal(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="bad"), locks.hold(tmp_path / "a" / "sweep"):
+    with pytest.raises(UserError, match="bad"), locks.writer_lock(tmp_path / "a" / "sweep"):
         raise UserError("bad")
     (tmp_path / "own").mkdir()
-    with pytest.raises(UserError, match="bad"), locks.hold(tmp_path / "own"):
+    with pytest.raises(UserError, match="bad"), locks.writer_lock(tmp_path / "own"):
         raise UserError("bad")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file; name a folder"), locks.hold(tmp_path / "file"):
+    with pytest.raises(UserError, match="is a file; name a folder"), locks.writer_lock(tmp_path / "file"):
         pass
     assert names(tmp_path) == {"own", "file"}
 
@@ -150,7 +152,7 @@ def test_a_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(filelock.FileLock, "acquire", lacks)
     said = r"file system without locks \(No locks available\); name a folder on another"
-    with pytest.raises(UserError, match=said), locks.hold(tmp_path / "sweep"):
+    with pytest.raises(UserError, match=said), locks.writer_lock(tmp_path / "sweep"):
         pass
 
 
@@ -163,4 +165,4 @@ def test_a_shard_is_refused_by_name(command: str, shard: str, here: Any) -> None
 
 def test_the_report_is_asked_for_with_the_same_words() -> None:
     words = ["run", "s.py", "--shard", "2/8", "--seeds", "3", "--shard=2/8", "--out", "o"]
-    assert arguments.without_shard(words) == ["run", "s.py", "--seeds", "3", "--out", "o"]
+    assert arguments.strip_shard(words) == ["run", "s.py", "--seeds", "3", "--out", "o"]

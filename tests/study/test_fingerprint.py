@@ -20,10 +20,10 @@ from paths import ROOT
 from relu_study import data_file
 from relu_study.components.registry import statistics, tasks
 from relu_study.engine import cohorts
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
-from relu_study.runner.prepare import _as_asked
+from relu_study.runner.prepare import _measure_config
 from relu_study.runner.provenance import host, provenance, with_digest
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences
@@ -179,7 +179,7 @@ def test_committed_manifests_keep_their_ids(path: Path):
     study = load_study(find_study(manifest["study"]))
     if isinstance(study, Study):
         runs = {run.but(seed=0) for run in study.sized(manifest["preset"], seeds=1).runs()}
-        found = {cohorts.describe(run).cohort for run in runs}
+        found = {cohorts.cost_of(run).cohort for run in runs}
     else:
         drawn = study.sized(manifest["preset"], None).experiments
         cells = [(e.statistic, statistics[e.statistic].cell(**cell)) for e in drawn for cell in e.cells.values()]
@@ -194,7 +194,7 @@ def test_committed_manifests_are_read_and_can_be_continued(path: Path):
     there, study = manifest["provenance"], load_study(find_study(manifest["study"]))
     if isinstance(study, Study):
         sized = study.sized(manifest["preset"], seeds=1)
-        probing = _as_asked(sized, Probing(there["probe_examples"], there["val_examples"], linear_bins=False))
+        probing = _measure_config(sized, MeasureConfig(there["probe_examples"], there["val_examples"], linear_bins=False))
         made = with_digest(provenance(probing, sized.runs()))
     else:
         made = with_digest({**host(), "own": {}})
@@ -222,7 +222,7 @@ def test_committed_results_are_reported_with_the_same_bytes(name: str, tmp_path:
 
 
 def test_a_new_key_of_provenance_has_a_value_for_earlier_folders():
-    made = provenance(Probing(linear_bins=False), [RunSpec()])
+    made = provenance(MeasureConfig(linear_bins=False), [RunSpec()])
     earlier = {
         name: value for name, value in made.items() if name not in ("measured", "histograms", "digest", "matmul_precision")
     }

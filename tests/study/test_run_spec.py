@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relu_study.errors import UserError
-from relu_study.study.run_spec import KNOBS, MARKS, RunSpec
+from relu_study.study.run_spec import MARKS, TRACED_FIELDS, RunSpec
 
 # A default is a part of every id: moved, each stored id would name another run. A mark moved puts runs into other cohorts.
 FIELDS = {
@@ -75,7 +75,7 @@ def test_marks_and_defaults() -> None:
         assert dict(RunSpec().marked(mark)).items() >= defaults.items(), mark
     assert dict(RunSpec().marked(*MARKS)) == RunSpec().as_dict()
     assert [name for name, _ in RunSpec().marked("data", "length")] == ["task", "target", "inputs", "epochs"]
-    assert "seed" not in KNOBS and {*KNOBS, "seed"} == dict(RunSpec().marked("knob")).keys()
+    assert "seed" not in TRACED_FIELDS and {*TRACED_FIELDS, "seed"} == dict(RunSpec().marked("knob")).keys()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from relu_study.errors import UserError
 from relu_study.study.claims import Claim, Target
-from relu_study.study.outputs import Counts, Figure
+from relu_study.study.outputs import EventTable, Figure
 from relu_study.study.run_spec import RunSpec
 from relu_study.study.study import Experiment, Study
 
@@ -112,7 +112,7 @@ def test_a_preset_says_how_often_it_measures() -> None:
 
 
 def test_a_table_of_counts_names_factors_and_events() -> None:
-    counts = Counts("c", "C", ("few",), {"target": "target"}, {"collapsed": ("collapsed",)})
+    counts = EventTable("c", "C", ("few",), {"target": "target"}, {"collapsed": ("collapsed",)})
     assert study(tables=(counts,)).declaration()["tables"][0]["events"] == {"collapsed": ("collapsed",)}
     with pytest.raises(UserError, match="unknown factor among the keys of table c 'activaton'; did you mean activation"):
         replace(counts, keys={"phi": "activaton"})

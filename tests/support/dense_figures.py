@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 from relu_study.report.figures import curves, depth, forest, heatmap, histograms
 from relu_study.report.figures.curves import Band, Row
 from relu_study.report.figures.forest import Effect
-from relu_study.stats.histogram_bins import BINS, SIDE
+from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE
 
 WAVE, COIN = "target: wave", "target: coin_flip"
 LONG = "where activation=relu,selu, learning_rate>=0.001, dead_fraction/site_1<0.5, seed=0,1,2,3,4,5,6,7,8,9,10,11"
@@ -65,38 +65,38 @@ def crowded() -> list[Callable[[], Picture]]:
     ]
 
 
-def fans_of(arms: list[str]) -> list[depth.Fans]:
+def fans_of(arms: list[str]) -> list[depth.QuantileFans]:
     """Fans over three sites at two epochs, with a gradient that is exactly zero, an arm without values and one short of runs."""
     rng = np.random.default_rng(1)
     groups = []
     for epoch in ("epoch 0", "last epoch"):
-        cells = {arm: depth.Fan(np.sort(10 ** (-3 * rng.random((5, 3))), axis=0), 32) for arm in arms}
+        cells = {arm: depth.QuantileFan(np.sort(10 ** (-3 * rng.random((5, 3))), axis=0), 32) for arm in arms}
         cells[arms[0]] = replace(cells[arms[0]], count="n=31/32", quantiles=np.zeros((5, 1)))
         if len(arms) > 1:
             cells.pop(arms[-1])
-        groups.append(depth.Fans(f"grad norm (L2 norm)\ntarget: coin_flip,\n{epoch}", "grad_norm", cells, log=True))
+        groups.append(depth.QuantileFans(f"grad norm (L2 norm)\ntarget: coin_flip,\n{epoch}", "grad_norm", cells, log=True))
     return groups
 
 
-def spreads_of(arms: list[str]) -> list[histograms.Spreads]:
+def spreads_of(arms: list[str]) -> list[histograms.ValueHistograms]:
     """Outputs that are never negative and gradients of both signs over 26 epochs, the first arm's all nonfinite at the end."""
     rng = np.random.default_rng(2)
     groups = []
-    for label, first in (("post, site_1\n(a unit's output)", SIDE), ("gradient, site_1\n(loss per parameter)", 6)):
+    for label, first in (("post, site_1\n(a unit's output)", BINS_PER_SIDE), ("gradient, site_1\n(loss per parameter)", 6)):
         cells = {}
         for arm in arms:
             counts = rng.random((26, BINS)) ** 8
             counts[:, :first] = counts[:, -6:] = 0
-            cells[arm] = histograms.Spread(np.arange(26.0), counts / counts.sum(axis=1, keepdims=True), 32)
+            cells[arm] = histograms.ValueHistogram(np.arange(26.0), counts / counts.sum(axis=1, keepdims=True), 32)
         cells[arms[0]].shares[20:] = np.nan
         cells[arms[0]] = replace(cells[arms[0]], count="n=0/32")
-        groups.append(histograms.Spreads(f"{label}\ntarget: coin_flip", label, cells))
+        groups.append(histograms.ValueHistograms(f"{label}\ntarget: coin_flip", label, cells))
     return groups
 
 
 def boards_of(
     columns: list[str], arms: list[str], rows: int, cols: int
-) -> tuple[list[heatmap.Boards], list[str], heatmap.Factor, heatmap.Factor]:
+) -> tuple[list[heatmap.Heatmaps], list[str], heatmap.Factor, heatmap.Factor]:
     """Maps of a loss and of a fraction, with cells that are empty, not defined, or short of runs."""
     rng = np.random.default_rng(3)
     known = np.ones((rows, cols), bool)
@@ -105,12 +105,12 @@ def boards_of(
     shares[1:, :1] = np.nan
     counts = [["n=31/32" if (i + j) % 3 == 0 else "" for j in range(cols)] for i in range(rows)]
     groups = [
-        heatmap.Boards(
-            "val loss\nlast epoch\nlower is better", dict.fromkeys(columns, heatmap.Board(losses, known, counts)), True, False
+        heatmap.Heatmaps(
+            "val loss\nlast epoch\nlower is better", dict.fromkeys(columns, heatmap.Heatmap(losses, known, counts)), True, False
         ),
-        heatmap.Boards(
+        heatmap.Heatmaps(
             "certified dead fraction, all sites\nepoch 25\nlower is better\nN = 8,192 probe examples",
-            dict.fromkeys(columns, heatmap.Board(shares, known, counts)),
+            dict.fromkeys(columns, heatmap.Heatmap(shares, known, counts)),
         ),
     ]
     return groups, columns, ("arm", arms[-rows:]), ("learning rate", [f"{10.0 ** -(j + 1):g}" for j in range(cols)])

@@ -14,7 +14,7 @@ from relu_study.report.report import report
 from relu_study.runner.prepare import manifest_of
 from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.stats.histogram_bins import BINS
-from relu_study.stats.streaming_moments import Sums, add
+from relu_study.stats.streaming_moments import Sums, accumulate
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.manifest import write_manifest
 from relu_study.study.claims import Claim, Target
@@ -82,8 +82,8 @@ def drawn(folder: Path) -> Path:
     for number, block in enumerate(job.plan.tiles):
         bits = np.random.default_rng(number).random((block.count, 3)) < dict(block.cell)["p"]
         sums: Sums = {}
-        add(sums, "heads", bits.astype(float))
-        add(sums, "height", np.where(bits[:, 0], np.linspace(-1, 1, block.count), np.nan), (-4, 4))
+        accumulate(sums, "heads", bits.astype(float))
+        accumulate(sums, "height", np.where(bits[:, 0], np.linspace(-1, 1, block.count), np.nan), (-4, 4))
         made = {**job.provenance, "cohort": block.cohort, "width": block.width}
         block_files.write_block(folder, (block.cohort, block.first, block.count), sums, made)
     report(folder)

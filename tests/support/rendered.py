@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Picture
 from relu_study.report import verdicts
 from relu_study.report.figures import canvas, study_figures
 from relu_study.report.figures.curves import Band
-from relu_study.report.figures.inputs import Numbers
+from relu_study.report.figures.inputs import FigureData
 from relu_study.storage import frames
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.manifest import read_manifest
@@ -37,15 +37,15 @@ def planted() -> Folder:
         configurations = collect(path, manifest, histograms=True)
     pairs = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
     stored = {pair: configurations[config_id] for pair, config_id in pairs.items()}
-    rows = verdicts.answer(manifest["declaration"]["claims"], stored, manifest["declaration"]["targets"])
+    rows = verdicts.evaluate_claims(manifest["declaration"]["claims"], stored, manifest["declaration"]["targets"])
     return manifest, configurations, rows
 
 
 @cache
-def numbers() -> Numbers:
+def numbers() -> FigureData:
     """What figures of the planted folder are made of."""
     manifest, configurations, rows = planted()
-    return Numbers(
+    return FigureData(
         frames.summary_frame(configurations, manifest, None), frames.survival_frame(configurations), rows, configurations
     )
 
@@ -55,12 +55,12 @@ def config_ids() -> dict[tuple[str, str], str]:
     return {(e["arm"], e["spec"]["target"]): e["config_id"] for e in planted()[0]["declaration"]["configurations"]}
 
 
-def pictures(*declared: Figure | str, of: Numbers | None = None, **changes: Any) -> list[Picture]:
+def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: Any) -> list[Picture]:
     """The pictures of the planted folder's own figures, by name, or of others declared on it, as far as there are any."""
     declaration = planted()[0]["declaration"]
     own = {figure["name"]: figure for figure in declaration["figures"]}
     chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
-    made = [study_figures.arranged(figure, declaration | changes, of or numbers()) for figure in chosen]
+    made = [study_figures.build_figure(figure, declaration | changes, of or numbers()) for figure in chosen]
     return [drawn(draw) for draw in made if draw is not None]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_study.report.verdicts import answer
+from relu_study.report.verdicts import evaluate_claims
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.schema import COLUMNS
 from relu_study.study.claims import Claim
@@ -56,7 +56,7 @@ def loss_claim(arm: Any = "arm", against: Any = "base", direction: str = "greate
 
 def ask(claim: Claim, target: dict[str, Any] = WAVE, **arms: Configuration) -> dict[str, Any]:
     """The one row of one claim."""
-    rows = answer(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
+    rows = evaluate_claims(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
     assert len(rows) == 2 and rows[1]["contrast"] == "overall"
     assert all(tuple(row) == COLUMNS["verdicts"] for row in rows)
     return rows[0]

@@ -9,11 +9,11 @@ from jaxtyping import Array, Bool, Int
 
 from relu_study.components.activations import Piece
 from relu_study.components.interval_bounds import at_most
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.metrics.unit_fractions import always_on
 
-certified = functools.partial(probe, per="unit", unit="fraction", low=0, high=1, needs=("bound",))
+certified = functools.partial(metric, per="unit", unit="fraction", low=0, high=1, needs=("bound",))
 
 
 @certified(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from relu_study.components.metrics.snapshot import Snapshot
-from relu_study.stats.histogram_bins import BINS, LEAST, SIDE, Range, bounded, linear_edges
+from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, MIN_EXPONENT, Range, bounded, linear_edges
 
 BLOCK = 4096  # values counted at a time: they stay in a core's nearest cache
 EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other probes together
@@ -28,10 +28,10 @@ def bin_of(values: Float[Array, "*n"]) -> Int[Array, "*n"]:
     info = jnp.finfo(values.dtype)
     bits = jax.lax.bitcast_convert_type(values, f"int{info.bits}")
     exponent = ((bits >> info.nmant) & (2 * info.maxexp - 1)) - (info.maxexp - 1)
-    size = jnp.clip(exponent - LEAST, 0, SIDE - 1).astype(jnp.int32)
+    size = jnp.clip(exponent - MIN_EXPONENT, 0, BINS_PER_SIDE - 1).astype(jnp.int32)
     # A comparison with 0.0 would take subnormals for zero where the processor flushes them.
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
-    return jnp.where(is_zero, SIDE, jnp.where(bits < 0, SIDE - 1 - size, SIDE + 1 + size))
+    return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(bits < 0, BINS_PER_SIDE - 1 - size, BINS_PER_SIDE + 1 + size))
 
 
 def _rising(bits: Any) -> Any:
@@ -50,7 +50,7 @@ def _borders(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
 
 def _is_coarse(low: float, high: float, dtype: Any) -> bool:
     """Are the linear bins over [low, high] much wider than the rounding errors of `dtype` there?"""
-    info, step = np.finfo(dtype), (high - low) / (2 * SIDE)
+    info, step = np.finfo(dtype), (high - low) / (2 * BINS_PER_SIDE)
     return step > 64 * max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny)) and high - low < float(info.max) / 4
 
 
@@ -64,17 +64,17 @@ def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Ar
     borders, keys = _borders(low, high, values.dtype), _rising(bits)
     if _is_coarse(low, high, values.dtype):
         ends = np.concatenate([[np.iinfo(keys.dtype).min], borders, [np.iinfo(keys.dtype).max]])
-        scale = np.array(2 * SIDE / (high - low), values.dtype)
-        near = jnp.clip((values - np.array(low, values.dtype)) * scale + np.array(0.5, values.dtype), 0, 2 * SIDE).astype(
-            jnp.int32
-        )
+        scale = np.array(2 * BINS_PER_SIDE / (high - low), values.dtype)
+        near = jnp.clip(
+            (values - np.array(low, values.dtype)) * scale + np.array(0.5, values.dtype), 0, 2 * BINS_PER_SIDE
+        ).astype(jnp.int32)
         # Arithmetic finds the nearest edge, rounding and all; on which side of it a value is, the comparison tells.
         place = near - (keys < jnp.asarray(ends, keys.dtype).at[near].get(mode="clip"))
     else:
         place = jnp.searchsorted(jnp.asarray(borders), keys, side="right", method="scan_unrolled")
     place = place.astype(jnp.int32)
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
-    return jnp.where(is_zero, SIDE, jnp.where(place < SIDE, place, place + 1))
+    return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(place < BINS_PER_SIDE, place, place + 1))
 
 
 def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Array, "65"]:

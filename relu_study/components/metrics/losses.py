@@ -8,25 +8,25 @@ import operator
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.output_moments import moments
 from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.components.metrics.unit_fractions import dead
 
 
-@probe("train_loss", per="network", unit="loss", low=0, needs=("train_loss",), source="textbook: the mean of the task's loss")
+@metric("train_loss", per="network", unit="loss", low=0, needs=("train_loss",), source="textbook: the mean of the task's loss")
 def train_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the probe set, in evaluation mode."""
     return snapshot.train_loss
 
 
-@probe("val_loss", per="network", unit="loss", low=0, needs=("val_loss",), source="textbook: the mean of the task's loss")
+@metric("val_loss", per="network", unit="loss", low=0, needs=("val_loss",), source="textbook: the mean of the task's loss")
 def val_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the validation rows, in evaluation mode."""
     return snapshot.val_loss
 
 
-@probe(
+@metric(
     "collapsed",
     per="network",
     unit="0 or 1",
@@ -43,7 +43,7 @@ def collapsed(snapshot: Snapshot) -> Bool[Array, ""]:
     return cut & constant(snapshot)
 
 
-@probe("constant", per="network", unit="0 or 1", low=0, high=1, source="ours; the threshold 1e-4 too")
+@metric("constant", per="network", unit="0 or 1", low=0, high=1, source="ours; the threshold 1e-4 too")
 def constant(snapshot: Snapshot) -> Bool[Array, ""]:
     """1 where the prediction's variance over the probe set, summed over outputs, is at most 1e-4 of the target's.
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
-from relu_study.components.registry import probes
+from relu_study.components.registry import metrics
 from relu_study.errors import nearest
 
 PER = ("unit", "site", "network")
@@ -73,7 +73,7 @@ class Metric:
         return all(getattr(holder, name) is not None for name in self.needs)
 
 
-def probe(
+def metric(
     name: str,
     *,
     per: str,
@@ -94,7 +94,7 @@ def probe(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         text = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
-        probes.add(name, Metric(name, unit, direction, low, high, per, needs, keep, text, source, function))
+        metrics.add(name, Metric(name, unit, direction, low, high, per, needs, keep, text, source, function))
         return function
 
     return register
@@ -110,8 +110,8 @@ def measure(
     values: dict[str, Array] = {}
     masks: dict[str, Array] = {}
     dtype = jnp.result_type(float)
-    for name in probes if only is None else only:
-        metric: Metric = probes[name]
+    for name in metrics if only is None else only:
+        metric: Metric = metrics[name]
         reading = metric.read(snapshot)
         for site in ("all", *(snapshot.named() if metric.sites else ())):
             values[f"{name}/{site}"] = jnp.asarray(reading.get(site, jnp.nan), dtype)
@@ -123,7 +123,7 @@ def measure(
 def declared() -> dict[str, dict[str, Any]]:
     """Every metric as plain data for the manifest, in name order."""
     fields = ("unit", "direction", "low", "high", "sites", "text", "source")
-    return {name: {field: getattr(probes[name], field) for field in fields} for name in probes}
+    return {name: {field: getattr(metrics[name], field) for field in fields} for name in metrics}
 
 
 def _fractions(masks: dict[str, Bool[Array, "U"]]) -> dict[str, Float[Array, ""]]:

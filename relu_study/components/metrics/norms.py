@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import Snapshot
 
 
@@ -28,14 +28,16 @@ def _norm(x: Array) -> Array:
     return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 
 
-@probe("grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",), source="textbook; scaled as in `norm`")
+@metric(
+    "grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",), source="textbook; scaled as in `norm`"
+)
 def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the probe-set loss gradient of the kernel and bias that feed the site; `all`: of every parameter."""
     sites = {name: norm((site.kernel_grad, site.bias_grad)) for name, site in snapshot.named().items()}
     return {"all": norm(snapshot.grads), **sites}
 
 
-@probe(
+@metric(
     "weight_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("params",), source="textbook; scaled as in `norm`"
 )
 def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
@@ -43,7 +45,7 @@ def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     return {"all": norm(snapshot.params), **{name: norm((site.kernel, site.bias)) for name, site in snapshot.named().items()}}
 
 
-@probe(
+@metric(
     "update_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("steps",), source="textbook; scaled as in `norm`"
 )
 def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import Snapshot
 
 
@@ -36,7 +36,7 @@ def pooled(snapshot: Snapshot) -> dict[str, tuple[Float[Array, ""], Float[Array,
     return {"all": (mean, jnp.sum(share * (variances + jnp.square(means - mean)))), **found}
 
 
-@probe(
+@metric(
     "post_mean", per="site", unit="post", direction="none", needs=("sites",), source="Chan, Golub & LeVeque 1983, algorithm (1.7)"
 )
 def post_mean(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
@@ -44,7 +44,7 @@ def post_mean(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     return {name: mean for name, (mean, _) in pooled(snapshot).items()}
 
 
-@probe(
+@metric(
     "post_std",
     per="site",
     unit="post",

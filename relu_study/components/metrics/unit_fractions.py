@@ -7,14 +7,14 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView
 
 NEARLY = 100  # nearly dead: open on fewer than one in so many examples
 SATURATED = 0.01  # of the largest slope
 TAU = 0.025  # dormant: share of the layer's average
 
-fraction = functools.partial(probe, per="unit", unit="fraction", low=0, high=1)
+fraction = functools.partial(metric, per="unit", unit="fraction", low=0, high=1)
 
 
 @fraction("dead_fraction", needs=("slope",), keep=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")

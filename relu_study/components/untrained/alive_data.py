@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from relu_study.components.registry import initializers
-from relu_study.components.untrained.dense_layers import counted, dense
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import dense, require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 
 GUARDED = ("sign_flip",)
 
@@ -28,15 +28,15 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 
 def _check(cell: Cell) -> None:
     initializers[cell["initializer"]]
-    counted(**{name: cell[name] for name in ("d", "width", "depth", "examples")})
+    require_int(**{name: cell[name] for name in ("d", "width", "depth", "examples")})
 
 
 @statistic(
     "alive_data",
     factors={"initializer": "sign_flip", "d": 4, "width": 4, "depth": 10, "examples": 64},
     numbers={
-        "alive": Number("Share of the data whose signal is alive in the layer", along="layer", spread=(0.0, 1.0)),
-        "below": Number("Share of networks that keep less than 2^-layer of the data alive", share=True, along="layer"),
+        "alive": Quantity("Share of the data whose signal is alive in the layer", along="layer", spread=(0.0, 1.0)),
+        "below": Quantity("Share of networks that keep less than 2^-layer of the data alive", share=True, along="layer"),
     },
     along=lambda cell: {"layer": _layers(cell).tolist()},
     theory=_theory,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from relu_study.components.untrained.dense_layers import counted
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 
 EVERY = 40  # layers that are all reported; beyond them every twentieth part further
 
@@ -52,14 +52,14 @@ def _theory(cell: Cell) -> dict[str, Theory]:
 
 
 def _check(cell: Cell) -> None:
-    counted(width=cell["width"])
-    counted(2, max_layers=cell["max_layers"])
+    require_int(width=cell["width"])
+    require_int(2, max_layers=cell["max_layers"])
 
 
 @statistic(
     "chain",
     factors={"width": 4, "max_layers": 40},
-    numbers={"born_dead": Number("probability of being stillborn, given the angles of one draw", along="layers")},
+    numbers={"born_dead": Quantity("probability of being stillborn, given the angles of one draw", along="layers")},
     along=lambda cell: {"layers": _layers(cell)},
     theory=_theory,
     check=_check,

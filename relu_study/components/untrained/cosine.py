@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from relu_study.components.untrained.dense_layers import counted, dense
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import dense, require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError
 
 
@@ -27,8 +27,8 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 
 
 def _check(cell: Cell) -> None:
-    counted(2, width=cell["width"])
-    counted(depth=cell["depth"])
+    require_int(2, width=cell["width"])
+    require_int(depth=cell["depth"])
     if not -1 <= cell["cosine"] <= 1:
         raise UserError(f"cosine is that of the angle between two inputs and lies in [-1, 1], not {cell['cosine']!r}")
 
@@ -36,7 +36,7 @@ def _check(cell: Cell) -> None:
 @statistic(
     "cosine",
     factors={"cosine": 0.0, "width": 512, "depth": 10},
-    numbers={"cosine_after": Number("Cosine of the angle between the two signals after the layer", along="layer")},
+    numbers={"cosine_after": Quantity("Cosine of the angle between the two signals after the layer", along="layer")},
     along=lambda cell: {"layer": range(1, cell["depth"] + 1)},
     theory=_theory,
     check=_check,

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Key
 from scipy import stats
 
-from relu_study.components.untrained.dense_layers import counted
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError, nearest
 
 LAWS = ("normal", "uniform")
@@ -29,7 +29,7 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 def _check(cell: Cell) -> None:
     if cell["law"] not in LAWS:
         raise nearest(cell["law"], LAWS, "law of a unit's weights")
-    counted(d=cell["d"])
+    require_int(d=cell["d"])
     if not cell["r"] > 0:
         raise UserError(f"r is the radius of a ball and must be above 0, not {cell['r']!r}")
 
@@ -37,7 +37,7 @@ def _check(cell: Cell) -> None:
 @statistic(
     "dead_unit",
     factors={"law": "normal", "d": 1, "r": 3**0.5},
-    numbers={"dead": Number("Share of units that are off on the whole ball", share=True)},
+    numbers={"dead": Quantity("Share of units that are off on the whole ball", share=True)},
     theory=_theory,
     check=_check,
     cost=lambda cell: 10.0 * (cell["d"] + 1),
@@ -61,9 +61,9 @@ def dead_unit(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
 @statistic(
     "box_unit",
     factors={"d": 4},
-    numbers={"dead": Number("Share of units that are off on the whole box (-1, 0)^d", share=True)},
+    numbers={"dead": Quantity("Share of units that are off on the whole box (-1, 0)^d", share=True)},
     theory=lambda cell: {"dead": Theory(0.5 ** cell["d"])},
-    check=lambda cell: counted(d=cell["d"]),
+    check=lambda cell: require_int(d=cell["d"]),
     cost=lambda cell: 10.0 * cell["d"],
 )
 def box_unit(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:

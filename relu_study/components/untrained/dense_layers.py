@@ -33,7 +33,7 @@ def dense(
     return jnp.dot(inputs, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
-def counted(least: int = 1, **values: float) -> None:
+def require_int(least: int = 1, **values: float) -> None:
     """Refuse a factor that is not a whole number of at least `least`."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 from scipy import special
 
-from relu_study.components.untrained.dense_layers import counted
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError, nearest
 
 COUNTS = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
@@ -59,7 +59,7 @@ def _off_on(pre: Float[Array, "m *U"], counts: list[int]) -> Bool[Array, "k *U"]
 
 
 def _check_exchangeable(cell: Cell) -> None:
-    counted(examples=cell["examples"])
+    require_int(examples=cell["examples"])
     if not 0 <= cell["c"] < 1:
         raise UserError(f"c is the correlation of exchangeable numbers and lies in [0, 1), not {cell['c']!r}")
 
@@ -67,7 +67,7 @@ def _check_exchangeable(cell: Cell) -> None:
 @statistic(
     "exchangeable",
     factors={"c": 0.5, "examples": 1000},
-    numbers={"off": Number("Share of draws in which m pre-activations of correlation c are all <= 0", share=True, along="m")},
+    numbers={"off": Quantity("Share of draws in which m pre-activations of correlation c are all <= 0", share=True, along="m")},
     along=_along,
     theory=lambda cell: {"off": Theory(all_off(_along(cell)["m"], cell["c"]))},
     check=_check_exchangeable,
@@ -97,14 +97,14 @@ def _inputs_theory(cell: Cell) -> Mapping[str, Theory]:
 def _check_inputs(cell: Cell) -> None:
     if cell["law"] not in LAWS:
         raise nearest(cell["law"], LAWS, "law of the inputs")
-    counted(examples=cell["examples"])
-    counted(2, d=cell["d"])
+    require_int(examples=cell["examples"])
+    require_int(2, d=cell["d"])
 
 
 @statistic(
     "off_on_inputs",
     factors={"law": "uniform", "d": 4, "g": 3**0.5, "examples": 1000},
-    numbers={"off": Number(f"Share of {UNITS} units that are off on m inputs", along="m")},
+    numbers={"off": Quantity(f"Share of {UNITS} units that are off on m inputs", along="m")},
     along=_along,
     theory=_inputs_theory,
     check=_check_inputs,

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from relu_study.components.registry import activations, initializers
-from relu_study.components.untrained.dense_layers import counted, weights
-from relu_study.components.untrained.statistic import Cell, Number, statistic
-from relu_study.study.run_spec import KNOBS, RunSpec
+from relu_study.components.untrained.dense_layers import require_int, weights
+from relu_study.components.untrained.statistic import Cell, Quantity, statistic
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 EXAMPLES = 8
 FAR = 20.0  # a signal below e^-20 or above e^20 is met by phi as if it were there: phi is straight on both sides of that
@@ -48,8 +48,8 @@ class Passed(NamedTuple):
 
 def _check(cell: Cell) -> None:
     activations[cell["activation"]], initializers[cell["initializer"]]
-    counted(width=cell["width"])
-    counted(2, depth=cell["depth"])
+    require_int(width=cell["width"])
+    require_int(2, depth=cell["depth"])
 
 
 def _through(cell: Cell, key: Key[Array, ""], place: int | Int[Array, ""], inputs: Scaled) -> tuple[Scaled, Passed]:
@@ -73,20 +73,20 @@ def _back(cell: Cell, arriving: Scaled, layer: Passed) -> tuple[Scaled, tuple[Fl
 
 
 def _knobs() -> dict[str, float]:
-    return {name: getattr(RunSpec(), name) for name in KNOBS}
+    return {name: getattr(RunSpec(), name) for name in TRACED_FIELDS}
 
 
 @statistic(
     "gradients",
     factors={"activation": "relu", "initializer": "he_normal", "width": 32, "depth": 50},
     numbers={
-        "signal": Number(
+        "signal": Quantity(
             "log10 of the gradient by a layer's pre-activations, beside the last layer's", along="layer", spread=(-300.0, 100.0)
         ),
-        "kernel": Number(
+        "kernel": Quantity(
             "log10 of the gradient by a layer's kernel, beside the last layer's", along="layer", spread=(-300.0, 100.0)
         ),
-        "zero": Number("Share of networks in which the gradient of a layer is exactly 0", share=True, along="layer"),
+        "zero": Quantity("Share of networks in which the gradient of a layer is exactly 0", share=True, along="layer"),
     },
     along=lambda cell: {"layer": range(1, cell["depth"] + 1)},
     check=_check,

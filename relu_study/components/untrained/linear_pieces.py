@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 Layers = tuple[Float[Array, "K UU"], Float[Array, "K U"]]
 
 STEP = 5e-7  # of a stretch: float32 tells nothing closer apart
-MOST = 1 << 14  # pieces of a stretch, after which it is given up
-FEW, PART = 16, 64  # stretches walked at a time: FEW, or one in PART of all where that is more
+MAX_PIECES = 1 << 14  # pieces of a stretch, after which it is given up
+MIN_BATCH, BATCH_FRACTION = 16, 64  # stretches walked at a time: FEW, or one in PART of all where that is more
 
 
 def first_off(on: Bool[Array, " L"]) -> Int[Array, ""]:
@@ -33,7 +33,7 @@ def on_at(pre: Float[Array, "G U"], layers: Layers, homogeneous: bool) -> Bool[A
     return jnp.append(on, jnp.any(last > 0))
 
 
-def walk(
+def decide_layers(
     path: Float[Array, "G U"], layers: Layers, on: Bool[Array, " L"], homogeneous: bool
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """The first layer that is off along a whole path, L if none is, and whether that is certain: no stretch was given up.
@@ -65,10 +65,10 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
     each = path.shape[1] - 1
     stretches = len(path) * each
     here, there = (ends.reshape(stretches, -1) for ends in (path[:, :-1], path[:, 1:]))
-    few = min(stretches, max(FEW, stretches // PART))
+    few = min(stretches, max(MIN_BATCH, stretches // BATCH_FRACTION))
 
     def unsettled(every: Array, gone: Array, pieces: Array) -> Array:
-        return ~every & (gone < 1) & (pieces < MOST)
+        return ~every & (gone < 1) & (pieces < MAX_PIECES)
 
     def waiting(state: Any) -> Array:
         gone, on, pieces = state

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from scipy import special
 
-from relu_study.components.untrained.dense_layers import counted, weights
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import require_int, weights
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError
 
 SCALE, ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -47,8 +47,8 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 
 
 def _check(cell: Cell) -> None:
-    counted(2, width=cell["width"])
-    counted(depth=cell["depth"])
+    require_int(2, width=cell["width"])
+    require_int(depth=cell["depth"])
     if not cell["variance"] > 0:
         raise UserError(f"variance is that of the inputs' coordinates and must be above 0, not {cell['variance']!r}")
 
@@ -57,9 +57,9 @@ def _check(cell: Cell) -> None:
     "selu_moments",
     factors={"variance": 1.0, "width": 256, "depth": 10},
     numbers={
-        "mean": Number("Mean of a layer's outputs", along="layer"),
-        "variance": Number("Variance of a layer's outputs", along="layer"),
-        "slope": Number("Derivative of the outputs' second moment by the inputs' variance", along="layer"),
+        "mean": Quantity("Mean of a layer's outputs", along="layer"),
+        "variance": Quantity("Variance of a layer's outputs", along="layer"),
+        "slope": Quantity("Derivative of the outputs' second moment by the inputs' variance", along="layer"),
     },
     along=lambda cell: {"layer": _layers(cell).tolist()},
     theory=_theory,

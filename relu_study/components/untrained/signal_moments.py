@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from scipy import special, stats
 
-from relu_study.components.untrained.dense_layers import counted, dense
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import dense, require_int
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import nearest
 
 GAINS = {  # fan_in times the variance of a weight, where fan_in = fan_out
@@ -56,17 +56,17 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
 def _check(cell: Cell) -> None:
     if cell["initializer"] not in GAINS:
         raise nearest(cell["initializer"], GAINS, "initializer with independent, symmetric weights and zero bias")
-    counted(width=cell["width"], depth=cell["depth"])
+    require_int(width=cell["width"], depth=cell["depth"])
 
 
 @statistic(
     "signal_moments",
     factors={"initializer": "he_normal", "width": 64, "depth": 10},
     numbers={
-        "second": Number("|h_l|^2 / |h_0|^2, the signal's squared length", along="layer"),
-        "fourth": Number("|h_l|^4 / |h_0|^4", along="layer"),
-        "log": Number("log |h_l|^2 / |h_0|^2, where the signal is alive", along="layer"),
-        "log_square": Number("Square of its deviation from the exact mean, whose mean is the variance", along="layer"),
+        "second": Quantity("|h_l|^2 / |h_0|^2, the signal's squared length", along="layer"),
+        "fourth": Quantity("|h_l|^4 / |h_0|^4", along="layer"),
+        "log": Quantity("log |h_l|^2 / |h_0|^2, where the signal is alive", along="layer"),
+        "log_square": Quantity("Square of its deviation from the exact mean, whose mean is the variance", along="layer"),
     },
     along=lambda cell: {"layer": _layers(cell).tolist()},
     theory=_theory,

@@ -29,7 +29,7 @@ Draw = Callable[[Cell, Key[Array, ""]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
-class Number:
+class Quantity:
     """One number that is drawn, or a vector of them: one for each value of the factor `along`.
 
     `share`: it is 0 or 1 in each draw, and its mean has a Wilson interval. `spread`: (low, high) between which its
@@ -67,7 +67,7 @@ class Statistic:
     """
 
     draw: Draw
-    numbers: Mapping[str, Number]
+    numbers: Mapping[str, Quantity]
     factors: Mapping[str, Any]
     along: Callable[[Cell], Mapping[str, Sequence[float]]] = field(default=lambda cell: {})
     theory: Callable[[Cell], Mapping[str, Theory]] = field(default=lambda cell: {})
@@ -87,7 +87,7 @@ class Statistic:
 
 
 def statistic(
-    name: str, numbers: Mapping[str, Number], factors: Mapping[str, Any] | None = None, **known: Any
+    name: str, numbers: Mapping[str, Quantity], factors: Mapping[str, Any] | None = None, **known: Any
 ) -> Callable[[Draw], Draw]:
     """Register a draw under a name; `known` are `along`, `theory`, `check` and `cost` of its `Statistic`."""
 

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Key
 from relu_study.components.registry import initializers
 from relu_study.components.tasks.digits import images
 from relu_study.components.untrained.chain import lower_bound, upper_bound
-from relu_study.components.untrained.dense_layers import BIASED, counted, weights
-from relu_study.components.untrained.linear_pieces import affine, first_off, on_at, walk
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import BIASED, require_int, weights
+from relu_study.components.untrained.linear_pieces import affine, decide_layers, first_off, on_at
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError, nearest
 
 DOMAINS = {"interval": 1, "plane": 2, "digits": 64}  # and their coordinates
@@ -37,8 +37,8 @@ def _check(cell: Cell) -> None:
         raise nearest(cell["scheme"], [*initializers, *OTHER_NAMES], "scheme")
     if cell["domain"] not in DOMAINS:
         raise nearest(cell["domain"], DOMAINS, "domain")
-    counted(width=cell["width"])
-    counted(2, max_layers=cell["max_layers"])
+    require_int(width=cell["width"])
+    require_int(2, max_layers=cell["max_layers"])
     if cell["d_in"] != DOMAINS[cell["domain"]]:
         raise UserError(f"the domain {cell['domain']!r} has d_in = {DOMAINS[cell['domain']]}, not {cell['d_in']}")
     if cell["domain"] == "plane" and _initializer(cell) not in ZERO_BIAS:
@@ -69,7 +69,7 @@ def _inputs(domain: str) -> Float[np.ndarray, "G D"]:
 @statistic(
     "stillborn",
     factors={"scheme": "he_normal", "domain": "interval", "d_in": 1, "width": 4, "max_layers": 40},
-    numbers={"born_dead": Number("share of networks that are stillborn", share=True, along="layers")},
+    numbers={"born_dead": Quantity("share of networks that are stillborn", share=True, along="layers")},
     along=lambda cell: {"layers": range(2, cell["max_layers"] + 1)},
     theory=_theory,
     check=_check,
@@ -100,6 +100,6 @@ def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     on = on_at(path, layers, homogeneous)
     off, certain = first_off(on), jnp.array(True)
     if not rays and domain != "digits":
-        off, certain = walk(path, layers, on, homogeneous)
+        off, certain = decide_layers(path, layers, on, homogeneous)
     dead = jnp.arange(hidden) >= off
     return {"born_dead": jnp.where(dead & ~certain, jnp.nan, dead)}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from relu_study.components.untrained.dense_layers import BIASED, counted, dense, weights
-from relu_study.components.untrained.statistic import Cell, Number, Theory, statistic
+from relu_study.components.untrained.dense_layers import BIASED, dense, require_int, weights
+from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError, nearest
 
 ZERO = ("he_normal", "he_uniform", "glorot_uniform", "lecun_normal", "lecun_uniform")
@@ -41,7 +41,7 @@ def _unit_theory(cell: Cell) -> Mapping[str, Theory]:
 
 def _check_unit(cell: Cell) -> None:
     _check_initializer(cell)
-    counted(d_in=cell["d_in"], width=cell["width"])
+    require_int(d_in=cell["d_in"], width=cell["width"])
     if cell["d_in"] > MOST_INPUTS:
         raise UserError(f"d_in must be at most {MOST_INPUTS}, not {cell['d_in']}: all of R^d_in is searched ray by ray")
 
@@ -80,7 +80,7 @@ def _off_everywhere(planes: Float[Array, "n D"], outgoing: Float[Array, " n"], b
 @statistic(
     "second_layer",
     factors={"initializer": "he_normal_random_bias", "d_in": 1, "width": 2},
-    numbers={"off": Number("Share of second-layer units that are off on all of R^d_in", share=True)},
+    numbers={"off": Quantity("Share of second-layer units that are off on all of R^d_in", share=True)},
     theory=_unit_theory,
     check=_check_unit,
     cost=lambda cell: 20.0 * cell["width"] ** (cell["d_in"] + 1) + 100,
@@ -118,14 +118,14 @@ def _check_signal(cell: Cell) -> None:
     words = cell["widths"].split("-")
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UserError(f"widths must be whole numbers above 0 with hyphens between, such as 8-4-8, not {cell['widths']!r}")
-    counted(d_in=cell["d_in"])
+    require_int(d_in=cell["d_in"])
 
 
 @statistic(
     "signal_death",
     factors={"initializer": "he_normal", "widths": "4-4-4-4", "d_in": 4},
     numbers={
-        "dead": Number(
+        "dead": Quantity(
             "Share of networks in which one input's signal has met a layer with every unit off", share=True, along="layer"
         )
     },

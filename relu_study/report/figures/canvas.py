@@ -28,10 +28,10 @@ DPI = 150
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 FAINT = "#707070"
-HEAT = matplotlib.colormaps["Blues"].resampled(
+SEQUENTIAL = matplotlib.colormaps["Blues"].resampled(
     256
 )  # one hue, so the same to colour-blind readers and in grey; little ink where there is little
-BOTH_WAYS = matplotlib.colormaps["PuOr_r"].resampled(
+DIVERGING = matplotlib.colormaps["PuOr_r"].resampled(
     256
 )  # for what may lie on either side of 0; told apart by colour-blind readers too
 HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#B0B0B0", "hatch": "////", "linewidth": 0}  # nothing here
@@ -121,7 +121,7 @@ def panel_grid(names: Sequence[str], counts: Sequence[Mapping[str, str]], across
     return found
 
 
-def lines(panels: Sequence[Panel]) -> int:
+def num_rows(panels: Sequence[Panel]) -> int:
     """On how many lines the panels of a group stand."""
     return sum(panel.first for panel in panels)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from relu_study.report.factors import in_order, shown
+from relu_study.report.factors import format_value, sorted_values
 from relu_study.report.figures import heatmap
 from relu_study.report.figures.canvas import (
     COLOURS,
@@ -21,9 +21,9 @@ from relu_study.report.figures.canvas import (
     ROUND,
     finite,
     legend_below,
-    lines,
     log_scale,
     log_ticks,
+    num_rows,
     panel_grid,
 )
 from relu_study.report.labels import factor, stacked, words
@@ -42,13 +42,13 @@ def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[st
     if not rows[figure["column"]].notna().any():
         return None
     by = figure["by"]
-    groups = {_named(by, v): rows[rows[by] == v] for v in in_order(list(rows[by]))} if by else {"": rows}
+    groups = {_named(by, v): rows[rows[by] == v] for v in sorted_values(list(rows[by]))} if by else {"": rows}
     return partial(_map if figure["kind"] == "map" else _lines, figure, groups, _label(figure, rows, numbers))
 
 
 def _short(value: Any) -> str:
     """A factor's value as cells are labelled: floats by six digits."""
-    return f"{value:g}" if isinstance(value, float) and value % 1 else shown(value)
+    return f"{value:g}" if isinstance(value, float) and value % 1 else format_value(value)
 
 
 def _named(factor_name: str, value: Any) -> str:
@@ -65,7 +65,7 @@ def _label(figure: Mapping[str, Any], rows: pd.DataFrame, numbers: Mapping[str, 
 
 def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
     every = pd.concat(list(groups.values()))
-    axes = {way: in_order(list(every[figure[way]])) for way in ("rows", "cols")}
+    axes = {way: sorted_values(list(every[figure[way]])) for way in ("rows", "cols")}
     boards = {}
     for name, rows in groups.items():
         shape = len(axes["rows"]), len(axes["cols"])
@@ -73,14 +73,14 @@ def _map(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: s
         for row, col, value in zip(rows[figure["rows"]], rows[figure["cols"]], rows[figure["column"]], strict=True):
             place = axes["rows"].index(row), axes["cols"].index(col)
             values[place], known[place] = value, True
-        boards[name] = heatmap.Board(values, known, [[""] * shape[1] for _ in range(shape[0])])
+        boards[name] = heatmap.Heatmap(values, known, [[""] * shape[1] for _ in range(shape[0])])
     down, along = ((factor(figure[way]), [_short(v) for v in axes[way]]) for way in ("rows", "cols"))
-    return heatmap.maps([heatmap.Boards(label, boards, figure["log"], between=figure["between"])], list(boards), down, along)
+    return heatmap.maps([heatmap.Heatmaps(label, boards, figure["log"], between=figure["between"])], list(boards), down, along)
 
 
 def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label: str) -> Figure:
     every = pd.concat(list(groups.values()))
-    kinds = in_order(list(every[figure["rows"]])) if figure["rows"] else [""]
+    kinds = sorted_values(list(every[figure["rows"]])) if figure["rows"] else [""]
     looks = {kind: {"color": COLOURS[i % 7], "linestyle": DASHES[i // 7 % 4]} for i, kind in enumerate(kinds)}
     (panels,) = panel_grid(list(groups), [{}], min(len(groups), 3))
     theory = False
@@ -119,5 +119,5 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label:
     handles = [Line2D([], [], label=_named(figure["rows"], kind), **looks[kind]) for kind in kinds if figure["rows"]]
     handles += [Line2D([], [], color=FAINT, linestyle=":", marker="x", markersize=3, label="theory")] if theory else []
     legend = legend_below(picture, handles, "") if handles else 0.0
-    picture.set_size_inches(picture.get_figwidth(), 2.2 * lines(panels) + 0.4 + legend)
+    picture.set_size_inches(picture.get_figwidth(), 2.2 * num_rows(panels) + 0.4 + legend)
     return picture

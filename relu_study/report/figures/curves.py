@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from relu_study.report.figures import canvas, inputs
 from relu_study.report.figures.canvas import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, log_scale, new_figure, runs
-from relu_study.report.figures.inputs import Numbers, nine_digits, not_run_counts
+from relu_study.report.figures.inputs import FigureData, nine_digits, not_run_counts
 from relu_study.report.labels import at_site, count, is_share, probe_set, stacked, unit
 from relu_study.storage.tile_identity import LOSSES
 
@@ -129,7 +129,7 @@ def _share_limits(axes: Sequence[Axes], row: Row) -> None:
 
 
 def arrange_curves(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: FigureData, note: str
 ) -> Callable[[], canvas.Figure] | None:
     """Return the function that draws curves or survival, or None where there is no value."""
     arms, columns = inputs.layout(figure, declaration)
@@ -139,7 +139,7 @@ def arrange_curves(
         bands = _survival_bands(numbers, shown)
         names = sorted({name for _, name in bands}, key=lambda name: (len(name), name))
     else:
-        names = inputs.expanded(figure, declaration)
+        names = inputs.expand_metrics(figure, declaration)
         bands = _metric_bands(numbers, shown, {name.partition("/")[0] for name in names})
     rows, empty = [], []
     for name in names:
@@ -161,7 +161,7 @@ def arrange_curves(
     return partial(curves, rows, titles, arms, kind, notes)
 
 
-def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[tuple[str, str], Band]:
+def _metric_bands(numbers: FigureData, shown: set[str], metrics: set[str]) -> dict[tuple[str, str], Band]:
     counts, not_run = _run_counts(numbers), not_run_counts(numbers)
     rows = numbers.summary[numbers.summary["metric"].isin(metrics) & numbers.summary["config_id"].isin(shown)]
     cells = rows.groupby(["config_id", "metric", "site"], sort=False)
@@ -174,13 +174,13 @@ def _metric_bands(numbers: Numbers, shown: set[str], metrics: set[str]) -> dict[
     return bands
 
 
-def _survival_bands(numbers: Numbers, shown: set[str]) -> dict[tuple[str, str], Band]:
+def _survival_bands(numbers: FigureData, shown: set[str]) -> dict[tuple[str, str], Band]:
     counts = _run_counts(numbers)
     cells = numbers.survival[numbers.survival["config_id"].isin(shown)].groupby(["config_id", "site"], sort=False)
     return {(str(c), f"survival/{s}"): _band(cell, ("survival", "lo", "hi"), "runs", counts) for (c, s), cell in cells}
 
 
-def _run_counts(numbers: Numbers) -> dict[str, str]:
+def _run_counts(numbers: FigureData) -> dict[str, str]:
     """config_id -> "n=31/32" where not all runs are finite at the end."""
     summary, not_run = numbers.summary, not_run_counts(numbers)
     last = summary[summary["epoch"] == summary.groupby("config_id")["epoch"].transform("max")]

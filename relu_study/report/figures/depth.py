@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below, lines, log_scale, panel_grid, runs
-from relu_study.report.figures.inputs import Draw, expanded, finite_runs, layout, title
+from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below, log_scale, num_rows, panel_grid, runs
+from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, layout, title
 from relu_study.report.labels import at_epoch, count, is_share, probe_set, stacked, unit, words
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.manifest import seeds_of
@@ -28,7 +28,7 @@ NARROW = 0.25  # half the width of a fan over a single site
 
 
 @dataclass(frozen=True)
-class Fan:
+class QuantileFan:
     """The `QUANTILES` over the runs at each of L sites; `count` is "n=31/32" where some run has no value."""
 
     quantiles: Float[np.ndarray, "5 L"]
@@ -37,16 +37,16 @@ class Fan:
 
 
 @dataclass(frozen=True)
-class Fans:
+class QuantileFans:
     """A group of panels: the fan of each arm that has one. Groups of the same `scale` share their range."""
 
     label: str
     scale: str
-    cells: Mapping[str, Fan]
+    cells: Mapping[str, QuantileFan]
     log: bool = False
 
 
-def fans(groups: Sequence[Fans], arms: Sequence[str], note: str = "") -> Figure:
+def fans(groups: Sequence[QuantileFans], arms: Sequence[str], note: str = "") -> Figure:
     """A panel for each arm in each group: the median over the runs and two shades around it, by the number of the site."""
     panels = panel_grid(arms, [{arm: fan.count for arm, fan in group.cells.items()} for group in groups])
     depth = max(fan.quantiles.shape[1] for group in groups for fan in group.cells.values())
@@ -67,11 +67,11 @@ def fans(groups: Sequence[Fans], arms: Sequence[str], note: str = "") -> Figure:
     picture = line[0].ax.figure
     assert isinstance(picture, Figure)
     legend = legend_below(picture, handles, f"quantiles over {runs(counts)}; site 1 is nearest the input", note)
-    picture.set_size_inches(picture.get_figwidth(), 1.5 * sum(lines(line) for line in panels) + 0.6 + legend)
+    picture.set_size_inches(picture.get_figwidth(), 1.5 * sum(num_rows(line) for line in panels) + 0.6 + legend)
     return picture
 
 
-def _panel(ax: Axes, fan: Fan | None) -> None:
+def _panel(ax: Axes, fan: QuantileFan | None) -> None:
     if fan is None or not np.isfinite(fan.quantiles).any():
         ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color=FAINT)
         return
@@ -83,7 +83,7 @@ def _panel(ax: Axes, fan: Fan | None) -> None:
         ax.fill_between(sites, quantiles[i], quantiles[-1 - i], color=shade, linewidth=0)
 
 
-def _scale(ax: Axes, group: Fans, values: np.ndarray) -> None:
+def _scale(ax: Axes, group: QuantileFans, values: np.ndarray) -> None:
     shown = ax.yaxis.get_tick_params()["labelleft"]
     bottom, top = values.min(), values.max()
     air = 0.05 * (top - bottom) or 0.05 * max(abs(top), 1)
@@ -104,7 +104,7 @@ def arrange_depth(
     arms, columns = layout(figure, declaration)
     groups, seeds = [], seeds_of(declaration)
     sites: dict[str, list[str]] = {}
-    for name in expanded(figure, declaration):
+    for name in expand_metrics(figure, declaration):
         sites.setdefault(name.partition("/")[0], []).append(name)
     for metric, names in sites.items():
         about = declaration["metrics"].get(metric, {})
@@ -120,24 +120,24 @@ def arrange_depth(
                     label += f"\n{stacked(probe_set(sizes))}"
                 log = (is_size or figure["log"]) and not is_share(metric)
                 scale = metric if about.get("high") is not None else f"{metric} on {target}"  # a norm is that of its own target
-                groups.append(Fans(label, scale, found, log))
+                groups.append(QuantileFans(label, scale, found, log))
     if not any(np.isfinite(fan.quantiles).any() for group in groups for fan in group.cells.values()):
         return None
     return partial(fans, groups, arms, note)
 
 
-def _fan(c: Configuration | None, seeds: int, names: Sequence[str], epoch: Any) -> Fan | None:
+def _fan(c: Configuration | None, seeds: int, names: Sequence[str], epoch: Any) -> QuantileFan | None:
     nothing = np.full((len(QUANTILES), 1), np.nan)
     if c is None:
-        return Fan(nothing, 0, count(0, seeds, seeds))
+        return QuantileFan(nothing, 0, count(0, seeds, seeds))
     at = len(c.epochs) - 1 if epoch == "last" else int(np.argmin(np.abs(c.epochs - float(epoch))))
     if epoch != "last" and c.epochs[at] != float(epoch):
         return None
     has = [name for name in names if name in c.values and np.isfinite(c.values[name]).any()]
     if not has:
-        return Fan(nothing, 0, count(0, c.wanted, c.wanted - len(c.run_ids))) if not finite_runs(c) else None
+        return QuantileFan(nothing, 0, count(0, c.wanted, c.wanted - len(c.run_ids))) if not finite_runs(c) else None
     values = np.stack([c.values[name][:, at].astype(float) for name in has], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
     quantiles = np.quantile(values, QUANTILES, axis=0) if len(values) else nothing
     unmeasured = max(int((~(c.first_bad_epoch <= c.epochs[at])).sum()) - len(values), 0)
-    return Fan(quantiles, len(values), count(len(values), c.wanted, c.wanted - len(c.run_ids), unmeasured))
+    return QuantileFan(quantiles, len(values), count(len(values), c.wanted, c.wanted - len(c.run_ids), unmeasured))

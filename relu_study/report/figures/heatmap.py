@@ -21,21 +21,21 @@ from matplotlib.patches import Patch, Rectangle
 from relu_study.errors import UserError
 from relu_study.report import factors
 from relu_study.report.figures.canvas import (
-    BOTH_WAYS,
+    DIVERGING,
     HATCHED,
-    HEAT,
+    SEQUENTIAL,
     WIDTH,
     Panel,
     finite,
     legend_below,
-    lines,
     log_ticks,
+    num_rows,
     panel_grid,
     plain,
 )
-from relu_study.report.figures.inputs import Draw, Entry, chosen, expanded, targets_of, title
+from relu_study.report.figures.inputs import DeclaredRun, Draw, expand_metrics, select_arms, targets_of, title
 from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
-from relu_study.report.tables.entries import Cell, Summary
+from relu_study.report.tables.entries import Entry, SummaryLookup
 from relu_study.storage.manifest import seeds_of
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
@@ -44,7 +44,7 @@ Factor = tuple[str, Sequence[str]]  # its name with its unit, and its values
 
 
 @dataclass(frozen=True)
-class Board:
+class Heatmap:
     """A number over two factors: `values[i, j]` at `rows[i]`, `cols[j]`, and `counts`, "n=31/32" where runs are lost.
 
     A count with reasons in brackets has several lines.
@@ -58,7 +58,7 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Boards:
+class Heatmaps:
     """A group of maps, one by column (target) that has one; their colours mean the same in all if `shared`, else in each.
 
     Colours run over the values, or `between` two numbers, what lies beyond having the last of them; between -x and x they
@@ -66,13 +66,13 @@ class Boards:
     """
 
     label: str
-    cells: Mapping[str, Board]
+    cells: Mapping[str, Heatmap]
     log: bool = False
     shared: bool = True
     between: Sequence[float] | None = None
 
 
-def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
+def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
     """A map for each column in each group; a picture is as wide as its cells need, and 7 inches at least."""
     down, along = ([textwrap.fill(value, 24) for value in values] for values in (rows[1], cols[1]))
     side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
@@ -100,12 +100,12 @@ def maps(groups: Sequence[Boards], columns: Sequence[str], rows: Factor, cols: F
     legend = legend_below(picture, handles, "", note) if handles or note else 0.0
     room_for = max([0.4 if counts else 0.3, *(0.13 * (len(text) + 1) + 0.1 for text in reasons)])
     tall = max(1.4, sum(max(room_for, 0.14 * name.count("\n") + 0.2) for name in down)) + 0.3
-    height = sum(lines(line) for line in panels) * tall + (foot if upright else 0.15) + 0.25 + legend
+    height = sum(num_rows(line) for line in panels) * tall + (foot if upright else 0.15) + 0.25 + legend
     picture.set_size_inches(max(WIDTH, WIDTH - room + across * wide), height)
     return picture
 
 
-def _group(group: Boards, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
+def _group(group: Heatmaps, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """Draw the maps of a group with their scales of colours; returns the looks of cells without a number, by what they mean."""
     together = _norm(finite(board.values for board in group.cells.values()), group.log, group.between)
     marks: dict[str, dict[str, Any]] = {}
@@ -132,7 +132,7 @@ def _bar(norm: Normalize, axes: Sequence[Axes], label: str) -> None:
 
 
 def _heat(norm: Normalize) -> Colormap:
-    return BOTH_WAYS if norm.clip and norm.vmin is not None and norm.vmin == -(norm.vmax or 0) else HEAT
+    return DIVERGING if norm.clip and norm.vmin is not None and norm.vmin == -(norm.vmax or 0) else SEQUENTIAL
 
 
 def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None) -> Normalize:
@@ -146,7 +146,7 @@ def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None)
     return LogNorm(low, high) if log and 0 < 2 * low < high else Normalize(low, high)  # nearer together a logarithm shows nothing
 
 
-def _board(ax: Axes, board: Board | None, norm: Normalize, shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
+def _board(ax: Axes, board: Heatmap | None, norm: Normalize, shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """Draw one map; returns the looks of cells without a number that it has, by what they mean."""
     marks: dict[str, dict[str, Any]] = {}
     ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
@@ -199,9 +199,9 @@ def arrange_map(
     rows, cols = figure["rows"], figure["cols"]
     by_target = "target" not in (rows, cols)
     keys = {way: _keys(way, other, entries) for way, other in ((rows, cols), (cols, rows))}
-    values = {way: factors.in_order(keys[way]) for way in keys}
-    names, groups = expanded(figure, declaration), []
-    known = Summary(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
+    values = {way: factors.sorted_values(keys[way]) for way in keys}
+    names, groups = expand_metrics(figure, declaration), []
+    known = SummaryLookup(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
     epoch = None if figure["epoch"] == "last" else float(figure["epoch"])
     shown = {entry["config_id"] for entry in entries}
     sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}
@@ -220,30 +220,30 @@ def arrange_map(
             boards[title(target, declaration) if by_target else ""] = _cells_of(cells, (len(values[rows]), len(values[cols])))
         log = figure["log"] and not is_share(metric)
         shared = declaration["metrics"].get(metric, {}).get("high") is not None  # a loss is that of its own target
-        groups.append(Boards(_board_label(name, figure, declaration, sizes), boards, log, shared))
+        groups.append(Heatmaps(_board_label(name, figure, declaration, sizes), boards, log, shared))
     groups = [group for group in groups if any(np.isfinite(board.values).any() for board in group.cells.values())]
     if not groups:
         return None
-    at = ", ".join(f"{words(name)} {factors.shown(value)}" for name, value in held.items())
+    at = ", ".join(f"{words(name)} {factors.format_value(value)}" for name, value in held.items())
     notes = "\n".join(filter(None, [note, f"held: {at}" if at else ""]))
-    axes = [(factor(way), [factors.shown(value) for value in values[way]]) for way in (rows, cols)]
+    axes = [(factor(way), [factors.format_value(value) for value in values[way]]) for way in (rows, cols)]
     return partial(maps, groups, list(groups[0].cells), axes[0], axes[1], notes)
 
 
-def _lost(cell: Cell, config_id: str, not_run: Mapping[str, int]) -> Cell:
+def _lost(cell: Entry, config_id: str, not_run: Mapping[str, int]) -> Entry:
     """A cell that tells runs that are not run from nonfinite ones; `not_run` lacks configurations without a stored run."""
     return replace(cell, not_run=not_run.get(config_id, cell.n)) if not_run else cell
 
 
-def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
+def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[DeclaredRun], dict[str, Any]]:
     """The configurations of a map, and the factors that are held with their values; a tie is refused."""
     try:
-        return factors.held(chosen(figure, declaration), {figure["rows"], figure["cols"], "target"})
+        return factors.hold_fixed(select_arms(figure, declaration), {figure["rows"], figure["cols"], "target"})
     except UserError as error:
         raise UserError(f"figure {figure['name']}: {error}" if figure["name"] else f"{error}") from None
 
 
-def _keys(way: str, other: str, entries: Sequence[Entry]) -> list[Any]:
+def _keys(way: str, other: str, entries: Sequence[DeclaredRun]) -> list[Any]:
     """The value of a factor for each entry."""
     if way != "arm" or other == "experiment":
         return [factors.factor(entry, way) for entry in entries]
@@ -263,14 +263,14 @@ def _shared(labels: Sequence[str]) -> str:
     return ", ".join(same) or labels[0]
 
 
-def _cells_of(cells: Mapping[tuple[int, int], Cell], shape: tuple[int, int]) -> Board:
+def _cells_of(cells: Mapping[tuple[int, int], Entry], shape: tuple[int, int]) -> Heatmap:
     values, known = np.full(shape, np.nan), np.zeros(shape, bool)
     counts = [["" for _ in range(shape[1])] for _ in range(shape[0])]
     for (i, j), cell in cells.items():
         known[i, j] = True
         # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
         values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), cell.count.replace(" (", "\n(").replace(", ", ",\n")
-    return Board(values, known, counts)
+    return Heatmap(values, known, counts)
 
 
 def _board_label(name: str, figure: Mapping[str, Any], declaration: Mapping[str, Any], sizes: set[int]) -> str:

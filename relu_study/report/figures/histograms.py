@@ -20,14 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from relu_study.report.figures.canvas import FAINT, HATCHED, HEAT, ROUND, legend_below, lines, panel_grid, plain, runs
-from relu_study.report.figures.inputs import Draw, expanded, finite_runs, layout, title
-from relu_study.report.labels import (
-    HISTOGRAMS,
-    count,
-    stacked,
-)
-from relu_study.stats.histogram_bins import LEAST, SIDE, Range
+from relu_study.report.figures.canvas import FAINT, HATCHED, ROUND, SEQUENTIAL, legend_below, num_rows, panel_grid, plain, runs
+from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, layout, title
+from relu_study.report.labels import HISTOGRAMS, count, stacked
+from relu_study.stats.histogram_bins import BINS_PER_SIDE, MIN_EXPONENT, Range
 from relu_study.storage.configurations import Configuration
 
 PLATE: dict[str, Any] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # legible on whatever lies below
@@ -39,7 +35,7 @@ FAINTEST = 1e-4  # of an epoch's values: rarer ones have the palest colour
 
 
 @dataclass(frozen=True)
-class Spread:
+class ValueHistogram:
     """Shares of a site's values in the 65 bins of `histogram_bins`, for each of E epochs; NaN where no value was counted."""
 
     epochs: Float[np.ndarray, " E"]
@@ -50,15 +46,15 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Spreads:
+class ValueHistograms:
     """A group of panels with one y axis: the spread of each arm that has one. Groups of the same `metric` share their range."""
 
     label: str
     metric: str
-    cells: Mapping[str, Spread]
+    cells: Mapping[str, ValueHistogram]
 
 
-def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -> Figure:
+def histograms(groups: Sequence[ValueHistograms], arms: Sequence[str], note: str = "") -> Figure:
     """A heat map for each arm in each group: epochs across, the values' size up, exact zero as a strip of its own."""
     panels = panel_grid(arms, [{arm: cell.count for arm, cell in group.cells.items()} for group in groups])
     norm, empty, heights = LogNorm(FAINTEST, 1), False, []
@@ -79,7 +75,7 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
             shown = scale
             panel.ax.set_xlabel("epoch" if panel.last else "")
         line[0].ax.set_ylabel(group.label)
-        heights += [1.3 if all(s.below == 0 or s.above == 0 for s in scales.values()) else 1.8] * lines(line)
+        heights += [1.3 if all(s.below == 0 or s.above == 0 for s in scales.values()) else 1.8] * num_rows(line)
     picture = line[0].ax.figure
     assert isinstance(picture, Figure)
     picture.axes[0].get_gridspec().set_height_ratios(heights)  # type: ignore[union-attr]
@@ -90,7 +86,7 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
     handles = [Patch(label="no finite run", **HATCHED)] if empty else []
     legend = legend_below(picture, handles, "", note) if handles or note else 0.0
     bar = picture.colorbar(
-        ScalarMappable(norm, HEAT), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
+        ScalarMappable(norm, SEQUENTIAL), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
     )
     kinds = {span is None for group in groups for span in spans(group.cells.values())}
     bar.set_label(
@@ -102,7 +98,7 @@ def histograms(groups: Sequence[Spreads], arms: Sequence[str], note: str = "") -
     return picture
 
 
-def spans(cells: Iterable[Spread]) -> list[Range | None]:
+def spans(cells: Iterable[ValueHistogram]) -> list[Range | None]:
     """The scales of some panels, each once: a range where it is linear, None for powers of two."""
     return list(dict.fromkeys(cell.span for cell in cells))
 
@@ -121,10 +117,10 @@ class Scale:
     @classmethod
     def of(cls, shares: Sequence[Float[np.ndarray, "E 65"]]) -> Scale:
         """All bins that hold anything, on both sides from the same smallest size on."""
-        used = np.flatnonzero((np.nan_to_num(np.concatenate(shares)) > 0).any(axis=0)) - SIDE
+        used = np.flatnonzero((np.nan_to_num(np.concatenate(shares)) > 0).any(axis=0)) - BINS_PER_SIDE
         sizes = np.abs(used[used != 0]) - 1
         least = int(sizes.min()) if len(sizes) else 0
-        return cls(LEAST + least, max(0, -int(used.min(initial=0)) - least), max(0, int(used.max(initial=0)) - least))
+        return cls(MIN_EXPONENT + least, max(0, -int(used.min(initial=0)) - least), max(0, int(used.max(initial=0)) - least))
 
     @property
     def strip(self) -> float:
@@ -142,9 +138,9 @@ class Scale:
 
     def sides(self, shares: Any) -> tuple[Any, Any]:
         """The shares of the bins shown below and above zero, in rising order."""
-        skipped = self.least - LEAST
-        above = shares[:, SIDE + 1 + skipped : SIDE + 1 + skipped + self.above]
-        return shares[:, SIDE - skipped - self.below : SIDE - skipped], above
+        skipped = self.least - MIN_EXPONENT
+        above = shares[:, BINS_PER_SIDE + 1 + skipped : BINS_PER_SIDE + 1 + skipped + self.above]
+        return shares[:, BINS_PER_SIDE - skipped - self.below : BINS_PER_SIDE - skipped], above
 
     def ticks(self) -> list[float]:
         """Powers of ten with both signs, the largest first."""
@@ -167,17 +163,17 @@ class LinearScale:
     @property
     def below(self) -> int:
         """How many bins are below zero."""
-        return round(min(max(-self.low * 2 * SIDE / (self.high - self.low), 0), 2 * SIDE))
+        return round(min(max(-self.low * 2 * BINS_PER_SIDE / (self.high - self.low), 0), 2 * BINS_PER_SIDE))
 
     @property
     def above(self) -> int:
         """How many bins are above zero."""
-        return 2 * SIDE - self.below
+        return 2 * BINS_PER_SIDE - self.below
 
     @property
     def strip(self) -> float:
         """Half the height of the strip of exact zero."""
-        return 0.08 * 2 * SIDE
+        return 0.08 * 2 * BINS_PER_SIDE
 
     @property
     def inner(self) -> float:
@@ -186,12 +182,12 @@ class LinearScale:
 
     def at(self, value: float) -> float:
         """The height of a value that is not 0."""
-        bins = (value - self.low) * 2 * SIDE / (self.high - self.low) - self.below
+        bins = (value - self.low) * 2 * BINS_PER_SIDE / (self.high - self.low) - self.below
         return bins + math.copysign(self.inner, bins or value)
 
     def sides(self, shares: Any) -> tuple[Any, Any]:
         """The shares of the bins below and above zero, in rising order."""
-        both = np.ma.concatenate([shares[:, :SIDE], shares[:, SIDE + 1 :]], axis=1)
+        both = np.ma.concatenate([shares[:, :BINS_PER_SIDE], shares[:, BINS_PER_SIDE + 1 :]], axis=1)
         return both[:, : self.below], both[:, self.below :]
 
     def ticks(self) -> list[float]:
@@ -201,7 +197,7 @@ class LinearScale:
         return [value for value in found if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
 
 
-def _spread(ax: Axes, cell: Spread, scale: Scale | LinearScale, norm: Normalize) -> bool:
+def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: Normalize) -> bool:
     """Draw one panel; is there an epoch at which nothing was counted?"""
     epochs, shares = cell.epochs, np.ma.masked_equal(np.nan_to_num(cell.shares), 0)
     middles = (epochs[1:] + epochs[:-1]) / 2
@@ -211,16 +207,16 @@ def _spread(ax: Axes, cell: Spread, scale: Scale | LinearScale, norm: Normalize)
     parts = [
         (scale.inner + np.arange(scale.above + 1), above),
         (-scale.inner - np.arange(scale.below, -1, -1), below),
-        (np.array([-scale.strip, scale.strip]), shares[:, SIDE : SIDE + 1]),
+        (np.array([-scale.strip, scale.strip]), shares[:, BINS_PER_SIDE : BINS_PER_SIDE + 1]),
     ]
     for heights, values in parts:
         if values.shape[1]:
             # As pixels: between the cells of a vector picture many viewers show white hairlines.
-            ax.pcolormesh(edges, heights, values.T, cmap=HEAT, norm=norm, rasterized=True)
+            ax.pcolormesh(edges, heights, values.T, cmap=SEQUENTIAL, norm=norm, rasterized=True)
     ax.add_patch(Rectangle((edges[0], -scale.strip), edges[-1] - edges[0], 2 * scale.strip, fill=False, linewidth=0.6))
     counted = np.flatnonzero(np.isfinite(cell.shares).any(axis=1))
     for i in sorted({int(counted[0]), int(counted[-1])}) if len(counted) else ():
-        share = float(cell.shares[i, SIDE])
+        share = float(cell.shares[i, BINS_PER_SIDE])
         side: dict[str, Any] = {"ha": "left" if i == counted[0] else "right", "va": "center"}
         x = edges[i] if i == counted[0] else edges[i + 1]
         ax.text(x, 0, f"\N{NO-BREAK SPACE}{_percentage(share)}\N{NO-BREAK SPACE}", bbox=PLATE, **side)
@@ -263,24 +259,24 @@ def arrange_histograms(
     """Heat maps over the epochs; None where nothing was counted."""
     arms, columns = layout(figure, declaration)
     groups = []
-    for name in expanded(figure, declaration):
+    for name in expand_metrics(figure, declaration):
         kind, site = name.split("/")
         for target, ids in columns.items():
             having = [arm for arm in arms if f"{kind}:{site}" in getattr(stored.get(ids.get(arm, "")), "histograms", {})]
             cells = {arm: _shares(stored[ids[arm]], f"{kind}:{site}") for arm in having}
             label = "\n".join(stacked(part) for part in (HISTOGRAMS[kind].format(site), title(target, declaration)) if part)
-            groups.append(Spreads(label, name, cells))
+            groups.append(ValueHistograms(label, name, cells))
     groups = [group for group in groups if group.cells]
     if not any(np.isfinite(cell.shares).any() for group in groups for cell in group.cells.values()):
         return None
     return partial(histograms, groups, arms, note)
 
 
-def _shares(c: Configuration, name: str) -> Spread:
+def _shares(c: Configuration, name: str) -> ValueHistogram:
     counts = c.histograms[name].astype(float)
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    return Spread(
+    return ValueHistogram(
         c.epochs.astype(float),
         shares,
         len(c.run_ids),

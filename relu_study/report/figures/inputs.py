@@ -25,13 +25,13 @@ NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ al
 }
 
 Draw = Callable[[], Picture]
-Entry = dict[str, Any]  # of the declaration's configurations
+DeclaredRun = dict[str, Any]  # of the declaration's configurations
 
 
 # ------------------------------------------------------------------------------- what is asked for
 
 
-def chosen(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[Entry]:
+def select_arms(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[DeclaredRun]:
     """The configurations that a figure shows, in declared order."""
     return [
         entry
@@ -43,7 +43,7 @@ def chosen(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[En
 
 def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """The arms of a figure, and target -> arm -> config_id, both in declared order."""
-    entries = chosen(figure, declaration)
+    entries = select_arms(figure, declaration)
     columns: dict[str, dict[str, str]] = {target: {} for target in targets_of(entries, declaration)}
     for entry in entries:
         columns[entry["spec"]["target"]][entry["arm"]] = entry["config_id"]
@@ -56,13 +56,13 @@ def title(target: str, declaration: Mapping[str, Any]) -> str:
     return f"target: {target}" if declaration["targets"] else ""
 
 
-def targets_of(entries: Sequence[Entry], declaration: Mapping[str, Any]) -> list[str]:
+def targets_of(entries: Sequence[DeclaredRun], declaration: Mapping[str, Any]) -> list[str]:
     """Return the targets of some configurations, in declared order."""
     present = {entry["spec"]["target"] for entry in entries}
     return [t["name"] for t in declaration["targets"] if t["name"] in present] or sorted(present)
 
 
-def expanded(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
+def expand_metrics(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
     """The "metric/site" names that a figure's metrics stand for: "metric/*" is each site; an unknown one is refused."""
     known = declaration["columns"]
     if figure["kind"] == "histograms":
@@ -99,7 +99,7 @@ def finite_runs(c: Configuration) -> int:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class FigureData:
     """What figures are made of: the frames of summary.csv and survival.csv, the rows of verdicts.csv, the runs themselves.
 
     Curves need every epoch in `summary`; `depth` needs the values of `configurations` at the epoch shown, and histograms need
@@ -112,7 +112,7 @@ class Numbers:
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
 
 
-def lacking(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
+def missing_input(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
     """What a figure needs besides the CSV files `found` ("summary" and so on), or nothing: a clone has no raw/."""
     raw = folder / "raw"
     missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
@@ -131,7 +131,7 @@ def lacking(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder
     return ""
 
 
-def not_run_counts(numbers: Numbers) -> dict[str, int]:
+def not_run_counts(numbers: FigureData) -> dict[str, int]:
     """config_id -> runs that are not stored."""
     return {config_id: c.wanted - len(c.run_ids) for config_id, c in numbers.configurations.items()}
 

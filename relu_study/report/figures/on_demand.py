@@ -14,14 +14,14 @@ from relu_study.errors import UserError, nearest
 from relu_study.report import conditions as selection
 from relu_study.report.conditions import Condition, configurations, parse
 from relu_study.report.figures import canvas
-from relu_study.report.figures.inputs import NEEDED, Numbers, chosen, lacking
-from relu_study.report.figures.study_figures import arranged, check
+from relu_study.report.figures.inputs import NEEDED, FigureData, missing_input, select_arms
+from relu_study.report.figures.study_figures import build_figure, check
 from relu_study.report.verdicts import TEXTS
 from relu_study.stats.numpy_defaults import numpy_defaults
-from relu_study.storage.atomic_write import make, write_atomically
+from relu_study.storage.atomic_write import make_dirs, write_atomically
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import read_csv, read_runs
-from relu_study.storage.frames import last_epochs, runs_frame, summary_frame, survival_frame
+from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame, survival_frame
 from relu_study.storage.schema import read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
 from relu_study.study.outputs import FIGURE_KINDS, Figure
@@ -64,17 +64,17 @@ def figure(
     paths = _files(_several(out) or (f"{asked['name']}.png",))
     conditions = parse(_several(where), declaration)
     some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [asked]}
-    if not (entries := chosen(asked, some)):
+    if not (entries := select_arms(asked, some)):
         raise UserError(f"no configuration is left to draw: {_filter(asked, where)}")
     check(some)
     ids = {entry["config_id"] for entry in entries}
     numbers = _numbers(folder, manifest, some, asked, conditions, ids, where)
-    picture = arranged(asked, some, numbers, f"where {', '.join(_several(where))}" if where else "")
+    picture = build_figure(asked, some, numbers, f"where {', '.join(_several(where))}" if where else "")
     if picture is None:
         raise UserError(f"there is nothing to draw: {_empty(asked, numbers)}; {_filter(asked, where)}")
     made = canvas.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
     for path in paths:
-        make(path.parent)
+        make_dirs(path.parent)
         write_atomically(path, made[path.suffix[1:]])
     return paths
 
@@ -168,7 +168,7 @@ def _numbers(
     conditions: Sequence[Condition],
     ids: set[str],
     where: Words,
-) -> Numbers:
+) -> FigureData:
     manifest = {**whole, "declaration": some}
     kind, of_runs = asked["kind"], [c for c in conditions if not c.of_configurations]
     if kind == "forest":
@@ -186,7 +186,7 @@ def _numbers(
         stored = collect(folder, manifest, only=ids, histograms=kind == "histograms", runs=runs)
         return _of_runs(stored, manifest, survival=kind == "survival")
     if runs is not None and kind in ("depth", "map") and _at_the_end(asked):
-        return _of_runs(last_epochs(frame), manifest)
+        return _of_runs(configurations_from_runs_csv(frame), manifest)
     if runs is not None:
         raise UserError(f"conditions on single runs need {folder / 'raw'} for {kind}, which is not here; run the study again")
     return _from_files(folder, whole, some, asked, ids)
@@ -196,46 +196,46 @@ def _at_the_end(asked: Mapping[str, Any]) -> bool:
     return all(epoch == "last" for epoch in _several(asked["epoch"]))
 
 
-def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> Numbers:
+def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> FigureData:
     if not stored:
         raise UserError("of the runs asked for none is stored yet; run the study on to its end")
     lives = survival_frame(stored if survival else {})
-    return Numbers(summary_frame(stored, manifest, None), lives, (), stored)
+    return FigureData(summary_frame(stored, manifest, None), lives, (), stored)
 
 
 def _from_files(
     folder: Path, whole: dict[str, Any], some: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]
-) -> Numbers:
+) -> FigureData:
     manifest = {**whole, "declaration": some}
     needed = dict.fromkeys(NEEDED[asked["kind"]])
     if (folder / "runs.csv").is_file():  # it tells runs that are not run from nonfinite ones
         needed["runs"] = None
     read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
-    if needs := lacking(asked, found, folder):
+    if needs := missing_input(asked, found, folder):
         raise UserError(f"this figure needs {needs}, which is not here; run the study again")
     nothing: dict[str, Configuration] = {}
-    return Numbers(
+    return FigureData(
         found.get("summary", summary_frame(nothing, manifest)),
         found.get("survival", survival_frame(nothing)),
         (),
-        last_epochs(found["runs"]) if "runs" in found else nothing,
+        configurations_from_runs_csv(found["runs"]) if "runs" in found else nothing,
     )
 
 
-def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> Numbers:
+def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> FigureData:
     for condition in conditions:
         if condition.name != "target":
             raise UserError(f"a forest shows verdicts on all runs; {condition.name} cannot restrict it, target can")
     rows = read_csv(folder / "verdicts.csv", TEXTS)
     targets = {entry["spec"]["target"] for entry in manifest["declaration"]["configurations"]}
     rows = rows[rows["target"].isin(targets) | (rows["target"] == "")]
-    stored = last_epochs(read_runs(folder, whole)) if (folder / "runs.csv").is_file() else {}
+    stored = configurations_from_runs_csv(read_runs(folder, whole)) if (folder / "runs.csv").is_file() else {}
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
-    return Numbers(summary_frame({}, manifest), survival_frame({}), records, stored)
+    return FigureData(summary_frame({}, manifest), survival_frame({}), records, stored)
 
 
-def _empty(asked: Mapping[str, Any], numbers: Numbers) -> str:
+def _empty(asked: Mapping[str, Any], numbers: FigureData) -> str:
     """Why nothing can be drawn."""
     if asked["kind"] == "forest":
         return f"verdicts.csv has no row of {', '.join(asked['claims'])}"

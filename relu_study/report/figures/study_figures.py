@@ -14,7 +14,7 @@ from relu_study.errors import nearest
 from relu_study.report.figures import canvas, depth, forest, heatmap, histograms, inputs
 from relu_study.report.figures.curves import Band, arrange_curves
 from relu_study.report.figures.forest import arrange_effects
-from relu_study.report.figures.inputs import Numbers, not_run_counts
+from relu_study.report.figures.inputs import FigureData, not_run_counts
 from relu_study.storage.atomic_write import write_atomically
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.frames import summary_frame, survival_frame
@@ -26,7 +26,7 @@ def check(declaration: Mapping[str, Any]) -> None:
     """Refuse a figure whose metrics, claims or factors cannot be shown. Nothing has to have run: this is for before it."""
     claims = {claim["claim"] for claim in declaration["claims"]}
     for figure in declaration["figures"]:
-        inputs.expanded(figure, declaration)
+        inputs.expand_metrics(figure, declaration)
         for claim in figure["claims"]:
             if claim not in claims:
                 raise nearest(claim, claims, f"name among the claims of {figure['name']!r}")
@@ -43,14 +43,14 @@ def draw(
     Returns the paths written, in declared order.
     """
     summary = summary_frame(configurations, manifest, epochs=None)
-    return draw_from(manifest, Numbers(summary, survival_frame(configurations), verdicts, configurations), folder)
+    return draw_from(manifest, FigureData(summary, survival_frame(configurations), verdicts, configurations), folder)
 
 
-def draw_from(manifest: dict[str, Any], numbers: Numbers, folder: Path) -> list[Path]:
+def draw_from(manifest: dict[str, Any], numbers: FigureData, folder: Path) -> list[Path]:
     """`draw` from numbers that are at hand: the same bytes from the CSVs, where these suffice."""
     paths = []
     for figure in manifest["declaration"]["figures"]:
-        if (picture := arranged(figure, manifest["declaration"], numbers)) is None:
+        if (picture := build_figure(figure, manifest["declaration"], numbers)) is None:
             continue
         for kind, content in canvas.render(picture).items():
             paths.append(folder / "figures" / f"{figure['name']}.{kind}")
@@ -58,8 +58,8 @@ def draw_from(manifest: dict[str, Any], numbers: Numbers, folder: Path) -> list[
     return paths
 
 
-def arranged(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: Numbers, note: str = ""
+def build_figure(
+    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: FigureData, note: str = ""
 ) -> Callable[[], canvas.Figure] | None:
     """What draws a figure, with `note` below it; None where there is nothing to draw."""
     if figure["kind"] == "forest":

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.conditions import COMPARED
-from relu_study.report.markup import Shown, latex_table, markdown_table, measured
+from relu_study.report.conditions import OPERATORS
+from relu_study.report.markup import RenderedTable, format_mean_ci, latex_table, markdown_table
 from relu_study.storage.csv_files import csv_text
 
 MOST = 200  # rows that are printed; the CSV file has all
@@ -25,7 +25,7 @@ def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
         found = _CONDITION.fullmatch(text)
         if found is None or not found[3]:
             raise UserError(f"cannot read the condition {text!r}; write COLUMN=VALUE with = != < <= > or >=, e.g. layers=10")
-        name, compared, values = found[1], COMPARED[found[2]], [value.strip() for value in found[3].split(",")]
+        name, compared, values = found[1], OPERATORS[found[2]], [value.strip() for value in found[3].split(",")]
         if name not in frame:
             raise nearest(name, frame.columns, "column of cells.csv")
         number = pd.api.types.is_numeric_dtype(frame[name])
@@ -44,7 +44,7 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
         whole = _levels(rows, table) if table["levels"] else _renamed(rows, table)
         kept = whole if table["levels"] else _renamed(select(rows, table["shown"]), table)
         note = f"The CSV file has all {len(whole):,} rows." if len(whole) > min(len(kept), MOST) else ""
-        shown = Shown(
+        shown = RenderedTable(
             table["caption"],
             list(kept.columns),
             [[_text(value) for value in row] for row in kept.head(MOST).itertuples(index=False)],
@@ -103,4 +103,4 @@ def _text(value: Any) -> str:
     if value is None or math.isnan(value):
         return "-"
     value = float(value) + 0.0  # no -0
-    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else measured(value, math.nan)
+    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else format_mean_ci(value, math.nan)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.tables.entries import Cell, Runs, Summary
+from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Column:
     direction: str
 
 
-Lookup = Callable[[str, Column], Cell]
+Lookup = Callable[[str, Column], Entry]
 
 
 def check_site(metric: str, site: str, columns: Sequence[str], where: str) -> None:
@@ -40,10 +40,10 @@ def epoch_of(text: str | float, where: str) -> float | None:
     return float(text)
 
 
-def in_summary(summary: Summary, runs: Runs) -> Lookup:
+def in_summary(summary: SummaryLookup, runs: RunLookup) -> Lookup:
     """What summary.csv has of a configuration in a column; with the values of its runs, where those are of the last epoch."""
 
-    def look(config_id: str, column: Column) -> Cell:
+    def look(config_id: str, column: Column) -> Entry:
         cell = summary.cell(config_id, column.metric, column.site, column.epoch)
         not_run, unmeasured = runs.missing(config_id, column.metric, column.epoch, cell.n_finite)
         cell = replace(cell, not_run=not_run, unmeasured=unmeasured)

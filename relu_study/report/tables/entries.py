@@ -12,10 +12,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from relu_study.report.labels import count
-from relu_study.report.markup import BETTER, NEAR, WORSE, measured
+from relu_study.report.markup import BETTER, NEAR, WORSE, format_mean_ci
 from relu_study.stats import intervals
 from relu_study.stats.hypothesis_tests import holm, two_sided
-from relu_study.storage.frames import PROPORTIONS
+from relu_study.storage.frames import BINARY_METRICS
 from relu_study.storage.tile_identity import LOSSES, STORED
 
 SIGNIFICANT = 0.05
@@ -30,7 +30,7 @@ UNDEFINED = {  # why a finite run has no value of a metric
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """What the runs of one configuration have in one column: `n` runs wanted, `n_finite` with a value.
 
     `defined`: there could be one. `values` has a number for each seed, NaN where its run has none; None where only the summary
@@ -60,7 +60,7 @@ class Cell:
         return self.n_finite == self.n > 0
 
 
-class Runs:
+class RunLookup:
     """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted.
 
     `epoch`: that of the metrics in the frame, where it is not each run's last. `reasons`: do empty cells name their reason?
@@ -136,25 +136,25 @@ class Runs:
             self._read[name] = np.where(self.wanted & np.isfinite(values), values, np.nan)
         return self._read[name][self.row[config_id]]
 
-    def cell(self, config_id: str, metric: str, site: str) -> Cell:
+    def cell(self, config_id: str, metric: str, site: str) -> Entry:
         """The runs of a configuration in numbers: mean, and its t interval, or Wilson's for a share of runs."""
         if config_id not in self.row:
             reason = self.reason(config_id, metric, site, self.epoch)
-            return Cell(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan), reason=reason)
+            return Entry(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan), reason=reason)
         row = self.row[config_id]
         values = self.values(config_id, f"{metric}/{site}")
         found = intervals.summarise(values[self.wanted[row]])
         k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
-        if metric in PROPORTIONS:
+        if metric in BINARY_METRICS:
             lo, hi = intervals.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
         missing = self.missing(config_id, metric, self.epoch, k)
         n = int(self.wanted[row].sum())
         reason = "" if defined and n else self.reason(config_id, metric, site, self.epoch)
-        return Cell(float(found["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
+        return Entry(float(found["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
 
 
-class Summary:
+class SummaryLookup:
     """The rows of summary.csv by configuration, metric, site and epoch; only those of some `metrics`."""
 
     def __init__(self, frame: pd.DataFrame, metrics: Collection[str], seeds: Mapping[str, int]) -> None:
@@ -166,15 +166,15 @@ class Summary:
         keys = zip(*(rows[name] for name in ("config_id", "metric", "site", "epoch")), strict=True)
         self.rows = dict(zip(keys, rows[["mean", "ci_lo", "ci_hi", "n", "n_finite"]].to_numpy(float).tolist(), strict=True))
 
-    def cell(self, config_id: str, metric: str, site: str, epoch: float | None) -> Cell:
+    def cell(self, config_id: str, metric: str, site: str, epoch: float | None) -> Entry:
         """The runs of a configuration in numbers at an epoch (None: its last); their values are not known."""
         when = self.last.get(config_id) if epoch is None else epoch
         found = self.rows.get((config_id, metric, site, when))
         if found is None:  # no run stored, or an arm that has no such site or epoch
-            return Cell(math.nan, math.nan, math.nan, self.seeds.get(config_id, 0), 0, config_id not in self.last)
+            return Entry(math.nan, math.nan, math.nan, self.seeds.get(config_id, 0), 0, config_id not in self.last)
         mean, lo, hi, n, finite = found
         defined = finite > 0 or self.alive[config_id, when] == 0 or metric in LOSSES
-        return Cell(mean, lo, hi, int(n), int(finite), defined)
+        return Entry(mean, lo, hi, int(n), int(finite), defined)
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,11 @@ class Group:
     """Cells that are compared with each other: one column on one target. `better` is lower, higher or none."""
 
     better: str
-    cells: Sequence[Cell]
+    cells: Sequence[Entry]
     baseline: int | None = None  # index of its cell
 
 
-def marks(groups: Sequence[Group]) -> list[list[Mark]]:
+def rank_entries(groups: Sequence[Group]) -> list[list[Mark]]:
     """What is said of every cell of every group of a table.
 
     `best`: the best mean among cells all of whose runs are finite, unless all of them are equal. `near`: of such cells, one whose
@@ -253,7 +253,7 @@ def _versus(group: Group, i: int, p: float) -> str:
     return "better" if (np.nanmean(ours - theirs) < 0) == (group.better == "lower") else "worse"
 
 
-def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
+def format_entry(cell: Entry, metric: str, mark: Mark = Mark()) -> str:
     """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing.
 
     A cell without a value is "-" with its reason.
@@ -263,18 +263,18 @@ def text(cell: Cell, metric: str, mark: Mark = Mark()) -> str:
         return f"- ({cell.reason})" if cell.reason else f"-{missing}"
     signs = (NEAR if mark.near else "") + VERSUS.get(mark.versus, "")
     signs = f" {signs}" if signs else ""
-    if metric in PROPORTIONS:
+    if metric in BINARY_METRICS:
         return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{missing}"
-    return measured(cell.mean, (cell.hi - cell.lo) / 2) + signs + missing
+    return format_mean_ci(cell.mean, (cell.hi - cell.lo) / 2) + signs + missing
 
 
-def over_seeds(cells: Collection[Cell]) -> str:
+def format_seed_count(cells: Collection[Entry]) -> str:
     """How many seeds there are to cells, in words: "16 seeds", or "100 to 1000 seeds" where not all have as many."""
     found = sorted({cell.n for cell in cells if cell.n}) or [0]
     return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} seed{'s' if found != [1] else ''}"
 
 
-def _counted(cells: Collection[Cell]) -> str:
+def _counted(cells: Collection[Entry]) -> str:
     counts = [cell.count for cell in cells if cell.count]
     if any("(" in count for count in counts):
         return "n=k/m: k of m runs have a value, and why the others have none; they are nonfinite where no reason is given. " + (
@@ -283,11 +283,11 @@ def _counted(cells: Collection[Cell]) -> str:
     return "n=k/m: k of m runs are finite; such cells are not ranked." if counts else ""
 
 
-def legend(marked: Collection[Mark], cells: Collection[Cell], metrics: Collection[str], over: str, per: str) -> list[str]:
+def notes(marked: Collection[Mark], cells: Collection[Entry], metrics: Collection[str], over: str, per: str) -> list[str]:
     """What one must know to read such cells, as sentences: `over` says what n is, `per` what a group is."""
-    events = [name.replace("_", " ") for name in PROPORTIONS if name in metrics]
+    events = [name.replace("_", " ") for name in BINARY_METRICS if name in metrics]
     sentences = [
-        f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(PROPORTIONS) else "",
+        f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(BINARY_METRICS) else "",
         f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
         _counted(cells),
         f"Bold: the best of its {per}, among those whose runs are all finite." if any(m.best for m in marked) else "",

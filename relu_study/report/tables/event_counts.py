@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.factors import factor, shown
+from relu_study.report.factors import factor, format_value
 from relu_study.report.labels import words
-from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.report.markup import RenderedTable, latex_table, markdown_table
 from relu_study.stats import intervals
 from relu_study.storage.csv_files import csv_text
-from relu_study.storage.frames import PROPORTIONS
+from relu_study.storage.frames import BINARY_METRICS
 from relu_study.storage.tile_identity import STORED
 
 Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration's configurations
@@ -25,7 +25,7 @@ Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration
 
 def check(table: Declared, metrics: Collection[str]) -> None:
     """Refuse an event that cannot be counted, by name. Nothing has to have run."""
-    known = [name for name in PROPORTIONS if name in metrics]
+    known = [name for name in BINARY_METRICS if name in metrics]
     for event, names in table["events"].items():
         where = f"event {event} of table {table['name']}"
         for metric, epoch in (_split(name, where) for name in names):
@@ -45,7 +45,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
         return {}
     ids = {entry["config_id"] for entry in entries}
     stored = runs[runs["status"].isin(STORED) & runs["config_id"].isin(ids)]
-    count = _counter(stored, summary[summary["metric"].isin(PROPORTIONS) & summary["config_id"].isin(ids)])
+    count = _counter(stored, summary[summary["metric"].isin(BINARY_METRICS) & summary["config_id"].isin(ids)])
     columns: dict[str, Any] = {header: [_key(entry, key) for entry in entries] for header, key in table["keys"].items()}
     sizes = stored["config_id"].value_counts()
     columns["n"] = [int(sizes.get(entry["config_id"], 0)) for entry in entries]
@@ -55,7 +55,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
     frame = pd.DataFrame(columns)
     last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
     frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
-    made = _shown(table, frame, int((stored["status"] == "nonfinite").sum()))
+    made = _rendered(table, frame, int((stored["status"] == "nonfinite").sum()))
     return {"csv": csv_text(frame), "md": markdown_table(made), "tex": latex_table(made, f"tab:{table['name']}")}
 
 
@@ -101,17 +101,17 @@ def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequ
     return count
 
 
-def _shown(table: Declared, frame: pd.DataFrame, nonfinite: int) -> Shown:
+def _rendered(table: Declared, frame: pd.DataFrame, nonfinite: int) -> RenderedTable:
     keys, events = list(table["keys"]), list(table["events"])
     rows = []
     for line in frame.to_dict("records"):
         numbers = ["-" if pd.isna(line[name]) else f"{line[name]:,}" for name in ("n", *events)]
         known, interval = not pd.isna(line["ci_lo"]), f"[{line['ci_lo']:.3g}, {line['ci_hi']:.3g}]"
         share = f"{line[events[-1]] / line['n']:.3g} {interval}" if known else "-"
-        rows.append([*(shown(line[key]) for key in keys), *numbers, share])
+        rows.append([*(format_value(line[key]) for key in keys), *numbers, share])
     texts = [
         f"n: the runs that are stored; share: {words(events[-1])} of n [95 % Wilson interval].",
         f"{nonfinite:,} of the runs went nonfinite, and nothing is counted of what came after." if nonfinite else "",
     ]
     headers = [*map(words, (*keys, "n", *events)), "share"]
-    return Shown(table["caption"], headers, rows, set(), len(keys), " ".join(filter(None, texts)))
+    return RenderedTable(table["caption"], headers, rows, set(), len(keys), " ".join(filter(None, texts)))

@@ -16,11 +16,21 @@ from relu_study.errors import UserError, nearest
 from relu_study.report import conditions as selection
 from relu_study.report import factors
 from relu_study.report.conditions import Condition, parse
-from relu_study.report.factors import shown
+from relu_study.report.factors import format_value
 from relu_study.report.labels import is_share, words
-from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.report.markup import RenderedTable, latex_table, markdown_table
 from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
-from relu_study.report.tables.entries import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
+from relu_study.report.tables.entries import (
+    Entry,
+    Group,
+    Mark,
+    RunLookup,
+    SummaryLookup,
+    format_entry,
+    format_seed_count,
+    notes,
+    rank_entries,
+)
 from relu_study.stats import hypothesis_tests
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import collect
@@ -56,7 +66,7 @@ class Grid:
     rows: list[Key]
     cols: list[Key]
     configs: Mapping[tuple[Key, Key], str]
-    cells: Mapping[Place, Cell]
+    cells: Mapping[Place, Entry]
     held: Mapping[str, Any]
     probe_examples: list[int]
     baseline: int | None
@@ -91,8 +101,8 @@ def table(
     asked = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
     grid = _grid(folder, manifest, asked, baseline)
     if format == "csv":
-        return csv_text(_machine(grid))
-    made = _shown(grid)
+        return csv_text(_csv_frame(grid))
+    made = _rendered(grid)
     return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(c.metric for c in asked.columns)}")
 
 
@@ -169,7 +179,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
         raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}; leave a condition out")
     if targets and not asked.cols and "target" not in asked.rows and len({entry["spec"]["target"] for entry in wanted}) > 1:
         asked = replace(asked, cols=("target",))
-    entries, held = factors.held(wanted, (*asked.rows, *asked.cols))
+    entries, held = factors.hold_fixed(wanted, (*asked.rows, *asked.cols))
     rows, cols = (_keys(wanted, names) for names in (asked.rows, asked.cols))
     found = {(_key(entry, asked.rows), _key(entry, asked.cols)): entry["config_id"] for entry in entries}
     # A row without any cell says something, a column without any only takes room.
@@ -198,7 +208,7 @@ def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
 def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Key]:
     """The values that there are, numbers in rising order and names as declared."""
     keys = dict.fromkeys(_key(entry, names) for entry in entries)
-    orders = [factors.in_order([key[i] for key in keys]) for i in range(len(names))]
+    orders = [factors.sorted_values([key[i] for key in keys]) for i in range(len(names))]
     return sorted(keys, key=lambda key: [order.index(value) for order, value in zip(orders, key, strict=True)])
 
 
@@ -212,11 +222,11 @@ def _baseline(label: str | None, rows: Sequence[Key], names: Sequence[str]) -> i
 
 
 def _label(key: Key) -> str:
-    return ", ".join(shown(value) for value in key)
+    return ", ".join(format_value(value) for value in key)
 
 
 def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Lookup:
-    runs = Runs(frame, kept, epoch)
+    runs = RunLookup(frame, kept, epoch)
     return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
 
 
@@ -230,8 +240,8 @@ def _of_summary(
         )
     summary = read_csv(folder / "summary.csv")
     _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
-    look = in_summary(Summary(summary, {column.metric for column in asked.columns}, seeds), Runs(last))
-    nothing = Cell(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
+    look = in_summary(SummaryLookup(summary, {column.metric for column in asked.columns}, seeds), RunLookup(last))
+    nothing = Entry(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 
 
@@ -261,23 +271,25 @@ def _marked(grid: Grid) -> dict[Place, Mark]:
     ]
     return {
         (row, col, column): mark
-        for (col, column), found in zip(columns, marks(groups), strict=True)
+        for (col, column), found in zip(columns, rank_entries(groups), strict=True)
         for row, mark in zip(grid.rows, found, strict=True)
     }
 
 
-def _shown(grid: Grid) -> Shown:
+def _rendered(grid: Grid) -> RenderedTable:
     asked, marked = grid.asked, _marked(grid)
     columns = list(itertools.product(grid.cols, asked.columns))
     left, body, bold = len(asked.rows), [], set()
     for k, row in enumerate(grid.rows):
-        heads = [shown(value) for value in row]
+        heads = [format_value(value) for value in row]
         heads[-1] += "†" if k == grid.baseline else ""
-        body.append(heads + [text(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
+        body.append(heads + [format_entry(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
         bold |= {(k, left + i) for i, (col, c) in enumerate(columns) if marked[row, col, c].best}
     named = len(asked.columns) > 1 or not asked.cols
     headers = [", ".join(filter(None, [_label(col), _title(c) if named else ""])) for col, c in columns]
-    return Shown(_caption(asked), [*map(words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values())))
+    return RenderedTable(
+        _caption(asked), [*map(words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values()))
+    )
 
 
 def _title(column: Column) -> str:
@@ -293,8 +305,8 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
     asked, cells = grid.asked, list(grid.cells.values())
     metrics = [column.metric for column in asked.columns]
     ends = {end: [_title(c) for c in asked.columns if c.direction == end] for end in ("lower", "higher")}
-    held = [f"{words(name)} {shown(value)}" for name, value in grid.held.items()]
-    how, *said = legend(marked, cells, metrics, f"over n = {over_seeds(cells)}", "column")
+    held = [f"{words(name)} {format_value(value)}" for name, value in grid.held.items()]
+    how, *said = notes(marked, cells, metrics, f"over n = {format_seed_count(cells)}", "column")
     sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
     texts = [
         how,
@@ -310,7 +322,7 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
     return " ".join(filter(None, texts))
 
 
-def _machine(grid: Grid) -> pd.DataFrame:
+def _csv_frame(grid: Grid) -> pd.DataFrame:
     """One line a cell: its factors, its numbers, its marks and its comparison with the baseline."""
     # Marks against the baseline would test once more what stands in the columns of the comparison.
     asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)

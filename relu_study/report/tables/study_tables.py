@@ -13,12 +13,22 @@ from typing import Any
 import pandas as pd
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.factors import shown as shown_value
+from relu_study.report.factors import format_value as shown_value
 from relu_study.report.labels import is_share, words
-from relu_study.report.markup import Shown, latex_table, markdown_table
+from relu_study.report.markup import RenderedTable, latex_table, markdown_table
 from relu_study.report.tables import event_counts
 from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
-from relu_study.report.tables.entries import Cell, Group, Mark, Runs, Summary, legend, marks, over_seeds, text
+from relu_study.report.tables.entries import (
+    Entry,
+    Group,
+    Mark,
+    RunLookup,
+    SummaryLookup,
+    format_entry,
+    format_seed_count,
+    notes,
+    rank_entries,
+)
 from relu_study.stats import hypothesis_tests
 from relu_study.storage.csv_files import csv_text
 from relu_study.storage.manifest import seeds_of
@@ -33,7 +43,7 @@ class Line:
     arm: str
     config_id: str
     probe_examples: int | None
-    cells: tuple[Cell, ...]
+    cells: tuple[Entry, ...]
     tuned: Any = ""
 
 
@@ -67,10 +77,10 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     check(declaration)
     plain = [table for table in declaration["tables"] if "events" not in table]
     asked = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
-    known = Summary(summary, asked, seeds_of(declaration))
+    known = SummaryLookup(summary, asked, seeds_of(declaration))
     # Committed tables of folders without a list of measured metrics keep their bytes.
     reasons = "measured" in manifest["provenance"]
-    look, probed = in_summary(known, Runs(runs, reasons=reasons)), known.probe_examples
+    look, probed = in_summary(known, RunLookup(runs, reasons=reasons)), known.probe_examples
     for table in declaration["tables"]:
         if "events" in table:
             if texts := event_counts.counted(table, declaration, runs, summary):
@@ -94,8 +104,8 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
         ]
         if lines:
             made[table["name"]] = {
-                "csv": csv_text(_machine(table, columns, lines)),
-                "md": markdown_table(shown := _shown(table, columns, lines)),
+                "csv": csv_text(_csv_frame(table, columns, lines)),
+                "md": markdown_table(shown := _rendered(table, columns, lines)),
                 "tex": latex_table(shown, f"tab:{table['name']}"),
             }
     return made
@@ -136,7 +146,7 @@ def _tuned(
         rest = str({**specs[config_id], table["tune"]: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
-    unseen = Runs(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons)
+    unseen = RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons)
     for (target, _), arms in groups.items():
         tried = list(arms)
         parts = [by_config[config_id] for config_id in tried]
@@ -149,7 +159,7 @@ def _tuned(
 # --------------------------------------------------------------------------------- as they are shown
 
 
-def _machine(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:
+def _csv_frame(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:
     frame = pd.DataFrame({name: [getattr(line, name) for line in lines] for name in ("target", "arm", "config_id")})
     if table["tune"]:
         frame[table["tune"]] = [line.tuned for line in lines]
@@ -161,7 +171,7 @@ def _machine(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[L
     return frame
 
 
-def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> Shown:
+def _rendered(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> RenderedTable:
     several = len({line.target for line in lines}) > 1
     marked = _marked(table, columns, lines)
     heads = [
@@ -173,10 +183,13 @@ def _shown(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Lin
         for line in lines
     ]
     cells = [
-        [text(cell, column.metric, marked[k, i]) for i, (cell, column) in enumerate(zip(line.cells, columns, strict=True))]
+        [
+            format_entry(cell, column.metric, marked[k, i])
+            for i, (cell, column) in enumerate(zip(line.cells, columns, strict=True))
+        ]
         for k, line in enumerate(lines)
     ]
-    return Shown(
+    return RenderedTable(
         caption=table["caption"],
         headers=[
             *(["target"] if several else []),
@@ -200,7 +213,7 @@ def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Li
         for i, column in enumerate(columns):
             places.append([(k, i) for k in rows])
             groups.append(Group(column.direction, [lines[k].cells[i] for k in rows], base))
-    found = marks(groups)
+    found = rank_entries(groups)
     return {place: mark for at, said in zip(places, found, strict=True) for place, mark in zip(at, said, strict=True)}
 
 
@@ -213,13 +226,13 @@ def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line
     """What one must know to read the table, N included."""
     cells = [cell for line in lines for cell in line.cells]
     metrics = {column.metric for column in columns}
-    over = f"over n = {over_seeds(cells)}"
+    over = f"over n = {format_seed_count(cells)}"
     if table["tune"]:
         over += f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones"
     when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
     sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
     shares = any(map(is_share, metrics))
-    how, *said = legend(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
+    how, *said = notes(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
     texts = [
         how,
         f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",

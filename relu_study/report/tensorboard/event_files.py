@@ -26,7 +26,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from relu_study.errors import UserError
 from relu_study.report.tensorboard import plugins
-from relu_study.storage.atomic_write import temporary, writing
+from relu_study.storage.atomic_write import temporary_file, wrap_os_errors
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.frames import summary_frame
 from relu_study.storage.manifest import seeds_of
@@ -64,7 +64,7 @@ def write_events(
     names = run_names(manifest)
     points = _points(summary_frame(configurations, manifest, epochs=None))
     shown = {str(config_id): rows for config_id, rows in points.groupby("config_id", sort=False)}
-    with writing(root):
+    with wrap_os_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         _drop_undeclared(root, set(names.values()))
         for config_id, configuration in configurations.items():
@@ -153,7 +153,7 @@ def _write_seeds(run: Path, configuration: Configuration | None, session: list[S
 
 def _write_run(run: Path, events: Iterable[bytes]) -> None:
     path = run / EVENT_FILE
-    with temporary(run / _HALF_WRITTEN) as unfinished:
+    with temporary_file(run / _HALF_WRITTEN) as unfinished:
         with contextlib.closing(RecordWriter(str(unfinished))) as writer:
             for event in events:
                 writer.write(event)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_study.report.tensorboard.event_files import write_events
-from relu_study.storage.atomic_write import writing
+from relu_study.storage.atomic_write import wrap_os_errors
 from relu_study.storage.configurations import collect
 from relu_study.storage.manifest import seeds_of
 from relu_study.storage.tile_files import read_tile, tile_paths
@@ -41,7 +41,7 @@ class Live:
             runs = {RunSpec(**spec, seed=seed).run_id for seed in range(seeds[config_id])}
             self._missing[config_id], self._lie[config_id] = runs, set()
             self._of |= dict.fromkeys(runs, config_id)
-        with writing(folder / "tensorboard"):
+        with wrap_os_errors(folder / "tensorboard"):
             (folder / "tensorboard").mkdir(exist_ok=True)  # so that one can look before there is anything to see
         for path in tile_paths(folder):
             self._stored(path, read_tile(path, ("run_id",))["run_id"])

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
-from relu_study.stats.histogram_bins import BINS, KINDS, LEAST, SIDE, Range, edges, linear_edges
+from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, KINDS, MIN_EXPONENT, Range, edges, linear_edges
 from relu_study.storage.configurations import Configuration
 
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
@@ -109,7 +109,7 @@ def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float)
     rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), held.tolist(), strict=True))
     if not (low <= 0 <= high or counts[_ZERO]):
         return np.array(rows, np.float32)
-    half = min(2.0**LEAST, (high - low) / (8 * SIDE))
+    half = min(2.0**MIN_EXPONENT, (high - low) / (8 * BINS_PER_SIDE))
     found = [(-half, half, float(counts[_ZERO]))]
     for left, right, count in rows:
         parts = [(a, b) for a, b in ((left, min(right, -half)), (max(left, half), right)) if b - a > half]

@@ -23,10 +23,10 @@ from relu_study.components.activations import activation
 from relu_study.components.metrics import histograms
 from relu_study.components.registry import activations
 from relu_study.engine import train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.runner import execute
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.stats.histogram_bins import BINS, bounded, linear_edges
 from relu_study.storage import configurations, provenance, tile_files, tile_identity
 from relu_study.storage.manifest import read_manifest, write_manifest
@@ -69,7 +69,7 @@ def test_edges_and_zeros() -> None:
 def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
     runs = [base, base.but(seed=1, learning_rate=1e30)]
-    tile = train_tile.train_tile(runs, 2, probing=Probing(200, 50))
+    tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
     assert all(value.shape == (2, 3, BINS) for value in counts.values())
@@ -87,8 +87,8 @@ def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() ->
 @pytest.mark.slow
 def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
     runs = [RunSpec(rows=600, batch_size=50, width=8, epochs=2)]
-    plain = train_tile.train_tile(runs, 2, probing=Probing(200, 50, histograms=False))
-    full = train_tile.train_tile(runs, 2, probing=Probing(200, 50))
+    plain = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, histograms=False))
+    full = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
     assert {name for name in full if name not in plain} == {f"histogram:{kind}:site_1" for kind in ("pre", "post", "gradient")}
     assert all(plain[name].tobytes() == full[name].tobytes() for name in plain)
     names = {
@@ -168,7 +168,9 @@ def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: No
     span = np.array(bounded(activations[name].values))
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
     runs = [base, base.but(seed=1)]
-    tile, powers = (train_tile.train_tile(runs, 2, probing=Probing(200, 50, linear_bins=linear)) for linear in (True, False))
+    tile, powers = (
+        train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, linear_bins=linear)) for linear in (True, False)
+    )
     assert tile.keys() - powers.keys() == {"bins:post:site_1", "bins:post:site_2"}
     for site in ("site_1", "site_2"):
         found = tile[f"bins:post:{site}"]
@@ -189,7 +191,8 @@ def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: No
 def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
     base = RunSpec(rows=600, batch_size=50, width=8, epochs=1, activation="tanh")
     first, second, pair = (
-        train_tile.train_tile(r, 2, probing=Probing(200, 50)) for r in ([base], [base.but(seed=1)], [base, base.but(seed=1)])
+        train_tile.train_tile(r, 2, probing=MeasureConfig(200, 50))
+        for r in ([base], [base.but(seed=1)], [base, base.but(seed=1)])
     )
     for i, one in enumerate((first, second)):
         assert np.array_equal(one["histogram:post:site_1"][0], pair["histogram:post:site_1"][i])
@@ -197,9 +200,9 @@ def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
 
 def test_an_output_activation_is_a_site_with_its_own_range() -> None:
     run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
-    tile = train_tile.train_tile([run], 2, probing=Probing(200, 50))
+    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50))
     assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
-    few = train_tile.train_tile([run], 2, probing=Probing(200, 50, histograms=False, metrics=("val_loss",)))
+    few = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50, histograms=False, metrics=("val_loss",)))
     assert not any(key.startswith("bins:") for key in few)
 
 
@@ -248,8 +251,8 @@ def test_a_folder_of_an_earlier_version_goes_on_with_its_own_bins(tmp_path: Path
     arms = {name: small_study.base.but(activation=name, epochs=1) for name in ("tanh", "relu")}
     study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
     study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))
-    old = Probing(200, 50, linear_bins=False)
-    execute.carry_out(study, tmp_path, old, Watcher(), {"command": "test", "preset": "default"})
+    old = MeasureConfig(200, 50, linear_bins=False)
+    execute.execute(study, tmp_path, old, Callback(), {"command": "test", "preset": "default"})
     as_an_earlier_version(tmp_path)
     whole = {path: tile_files.read_tile(path) for path in tile_files.tile_paths(tmp_path)}
     gone = next(path for path, tile in whole.items() if '"tanh"' in str(tile["spec"][0]))

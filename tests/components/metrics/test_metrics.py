@@ -16,12 +16,13 @@ from tiers import tiered
 from relu_study.components.activations import relu
 from relu_study.components.interval_bounds import Interval, dense, through
 from relu_study.components.metrics import metric as probes
-from relu_study.components.metrics.metric import measure, probe
+from relu_study.components.metrics.metric import measure
+from relu_study.components.metrics.metric import metric as new_metric
 from relu_study.components.metrics.norms import norm
 from relu_study.components.metrics.output_moments import moments
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.registry import activations
-from relu_study.components.registry import probes as registry
+from relu_study.components.registry import metrics as registry
 from relu_study.errors import UserError
 
 KNOBS = {"leak": 0.01}
@@ -631,10 +632,10 @@ def test_a_new_probe_is_one_function_and_a_misspelt_word_is_refused():
         (dict(per="unit", unit="1", needs=("slop",)), "need of metric _new 'slop'; did you mean slope"),
     ):
         with pytest.raises(UserError, match=message):
-            probe("_new", **words)
+            new_metric("_new", **words)
     try:
 
-        @probe("_new_fraction", per="unit", unit="fraction", needs=("bias_step",), keep=True)
+        @new_metric("_new_fraction", per="unit", unit="fraction", needs=("bias_step",), keep=True)
         def still(site):
             """Units whose bias did not move."""
             return site.bias_step == 0

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import LOSSES, METRICS, accuracy, cross_entropy, trained
 from relu_study.engine import train_tile
-from relu_study.engine.state import Probing
+from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.runner.prepare import declared_metrics
@@ -30,7 +30,7 @@ SEEDS = 4
 def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, rows, 64) images and (SEEDS, rows, 10) classes as runs get them: the training rows first."""
     task = tasks["digits"](DIGITS.but(**words))
-    data = jax.jit(jax.vmap(make_sample(task, 0, Probing(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
+    data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data, axis=1).astype(np.float64)
     return xy[..., :64], xy[..., 64:]
 
@@ -116,7 +116,7 @@ def test_accuracy_and_trained() -> None:
 
 def test_a_run_is_measured_as_a_classifier() -> None:
     """What the tile says of the last epoch is what its last weights say of its rows, in NumPy."""
-    few = Probing(histograms=False, metrics=("train_loss", "val_loss", "constant"))
+    few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "constant"))
     tile = train_tile.train_tile([DIGITS.but(epochs=5, learning_rate=0.01)], 2, probing=few, keep_params=True)
     x, y = (part[0].astype(np.float64) for part in drawn())
     weights = {name: value[0].astype(np.float64) for name, value in tile.items() if name.startswith("param:")}

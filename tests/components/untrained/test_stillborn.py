@@ -105,8 +105,8 @@ def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch)
     assert 0 < together[:, -1].sum() < 256
     np.testing.assert_array_equal(decided(cell, 32, 1), together[:32])
     for few, part in ((1, 10**6), (1, 2)):  # one stretch at a time, half of all
-        monkeypatch.setattr(linear_pieces, "FEW", few)
-        monkeypatch.setattr(linear_pieces, "PART", part)
+        monkeypatch.setattr(linear_pieces, "MIN_BATCH", few)
+        monkeypatch.setattr(linear_pieces, "BATCH_FRACTION", part)
         np.testing.assert_array_equal(decided(cell, 32, 32), together[:32])
 
 
@@ -114,7 +114,7 @@ def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch)
 def test_a_path_that_is_given_up_is_not_defined(monkeypatch):
     cell = cell_of("he_normal", "plane", width=4, max_layers=12)
     full = decided(cell, 128, 128)
-    monkeypatch.setattr(linear_pieces, "MOST", 2)
+    monkeypatch.setattr(linear_pieces, "MAX_PIECES", 2)
     cut = decided(cell, 128, 128)
     unknown = np.isnan(cut)
     assert unknown.any() and not unknown.all() and not np.isnan(full).any()

@@ -27,7 +27,7 @@ from relu_study.errors import UserError
 from relu_study.report.figures import canvas, study_figures
 from relu_study.report.figures import curves as drawing
 from relu_study.report.figures.curves import Band, Row
-from relu_study.report.figures.inputs import Numbers
+from relu_study.report.figures.inputs import FigureData
 from relu_study.storage import csv_files, frames
 from relu_study.study.outputs import Figure
 
@@ -143,7 +143,7 @@ def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
     manifest, configurations, _ = planted()
     few = {config_id: replace(c, wanted=32) for config_id, c in configurations.items()}
     shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
-    of = Numbers(frames.summary_frame(few, manifest, None), frames.survival_frame(few))
+    of = FigureData(frames.summary_frame(few, manifest, None), frames.survival_frame(few))
     curves, survival = pictures(*shown, of=of)
     assert labels(curves) == [
         "baseline (n=8/32)",
@@ -174,7 +174,7 @@ def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
     stored = planted()[1]
     lost = {config_ids()["lecun_normal", target] for target in ("wave", "coin_flip")}
     some = {config_id: c for config_id, c in stored.items() if config_id not in lost}
-    of = Numbers(frames.summary_frame(some, planted()[0], None), frames.survival_frame(some), (), some)
+    of = FigureData(frames.summary_frame(some, planted()[0], None), frames.survival_frame(some), (), some)
     (curves,) = pictures(Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), of=of)
     assert "no values: lecun_normal (not run)" in said(curves)
     (fan,) = pictures(Figure("f", "", "depth", ("initialisers",), metrics=("dead_fraction",)), of=of)
@@ -353,7 +353,7 @@ def test_the_bytes_depend_on_the_numbers_alone(written: list[Path], tmp_path: Pa
         (tmp_path / f"{name}.csv").write_text(csv_files.csv_text(frame))
         csv[name] = csv_files.read_csv(tmp_path / f"{name}.csv")
     printed = [{k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    read = study_figures.draw_from(manifest, Numbers(csv["summary"], csv["survival"], printed), tmp_path)
+    read = study_figures.draw_from(manifest, FigureData(csv["summary"], csv["survival"], printed), tmp_path)
     assert [(path.name, path.read_bytes()) for path in read] == [(path.name, path.read_bytes()) for path in written]
 
 

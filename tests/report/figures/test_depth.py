@@ -13,7 +13,7 @@ from rendered import config_ids, labels, numbers, pictures, planted, said
 
 from relu_study.errors import UserError
 from relu_study.report.figures import depth, study_figures
-from relu_study.report.figures.inputs import Numbers
+from relu_study.report.figures.inputs import FigureData
 from relu_study.storage import frames
 from relu_study.study.outputs import Figure
 
@@ -100,9 +100,13 @@ def test_an_arm_whose_runs_are_all_nonfinite_is_counted_as_none() -> None:
 @pytest.mark.slow
 def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
     manifest, stored, _ = planted()
-    of = Numbers(numbers().summary, numbers().survival, (), frames.last_epochs(frames.runs_frame(stored, manifest)))
+    of = FigureData(
+        numbers().summary, numbers().survival, (), frames.configurations_from_runs_csv(frames.runs_frame(stored, manifest))
+    )
     last = replace(DEPTH, epoch="last", metrics=("grad_norm", "dead_fraction"))
-    files = [study_figures.canvas.render(study_figures.arranged(vars(last), manifest["declaration"], n)) for n in (of, numbers())]
+    files = [
+        study_figures.canvas.render(study_figures.build_figure(vars(last), manifest["declaration"], n)) for n in (of, numbers())
+    ]
     assert files[0] == files[1]
 
 

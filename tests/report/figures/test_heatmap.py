@@ -13,9 +13,9 @@ from rendered import config_ids, drawn, labels, numbers, pictures, planted, said
 
 from relu_study.errors import UserError
 from relu_study.report.figures import canvas, heatmap, histograms, study_figures
-from relu_study.report.figures.histograms import Scale, Spread, Spreads
-from relu_study.report.figures.inputs import Numbers
-from relu_study.stats.histogram_bins import BINS, SIDE, edges, linear_edges
+from relu_study.report.figures.histograms import Scale, ValueHistogram, ValueHistograms
+from relu_study.report.figures.inputs import FigureData
+from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, edges, linear_edges
 from relu_study.storage import frames
 from relu_study.study.outputs import Figure
 
@@ -49,8 +49,8 @@ def test_every_share_is_where_its_bin_is_and_exact_zero_is_a_strip_of_its_own() 
         else:  # one value in bin 5 + e
             below, strip = shown
             np.testing.assert_allclose(np.nan_to_num(below), shares[:, 5:9].T)
-        np.testing.assert_allclose(np.nan_to_num(strip), shares[:, SIDE : SIDE + 1].T)
-        at = [f"{100 * shares[e, SIDE]:.2g} %" for e in (0, -1)]
+        np.testing.assert_allclose(np.nan_to_num(strip), shares[:, BINS_PER_SIDE : BINS_PER_SIDE + 1].T)
+        at = [f"{100 * shares[e, BINS_PER_SIDE]:.2g} %" for e in (0, -1)]
         assert [t.get_text().strip() for t in ax.texts] == at
         assert ("exactly 0" in [t.get_text() for t in ax.get_yticklabels()]) == (arm == "baseline")  # the first of its line
         assert 0 in ax.get_yticks()
@@ -75,8 +75,8 @@ def test_what_is_pooled_is_said_and_lost_runs_are_counted() -> None:
 def test_a_tick_stands_where_its_value_is_counted() -> None:
     counts = np.zeros((2, BINS))
     counts[:, 20:50] = 1
-    cell = Spread(np.arange(2.0), counts / 30, 4)
-    (ax, _) = drawn(lambda: histograms.histograms([Spreads("y", "y", {"a": cell})], ["a"])).axes
+    cell = ValueHistogram(np.arange(2.0), counts / 30, 4)
+    (ax, _) = drawn(lambda: histograms.histograms([ValueHistograms("y", "y", {"a": cell})], ["a"])).axes
     below, _, above = (m.get_coordinates()[:, 0, 1] for m in sorted(ax.collections, key=lambda m: m.get_coordinates()[0, 0, 1]))
     ticks = {
         t.get_text().replace("\N{MINUS SIGN}", "-", 1): y for t, y in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
@@ -84,7 +84,7 @@ def test_a_tick_stands_where_its_value_is_counted() -> None:
     assert ticks.pop("exactly 0") == 0 and len(ticks) >= 4
     # the smallest sizes used are those of bins 31 and 33
     for text, y in ticks.items():
-        heights, borders = (above, edges()[SIDE + 1 :]) if float(text) > 0 else (below, edges()[20 : SIDE + 1])
+        heights, borders = (above, edges()[BINS_PER_SIDE + 1 :]) if float(text) > 0 else (below, edges()[20 : BINS_PER_SIDE + 1])
         place = np.interp(np.log2(abs(float(text))), *np.sort([np.log2(np.abs(borders[: len(heights)])), np.abs(heights)]))
         assert abs(y) == pytest.approx(place)
     assert max(below) < -Scale(0, 12, 17).strip and min(above) > Scale(0, 12, 17).strip  # a gap on either side of the strip
@@ -94,8 +94,10 @@ def test_a_tick_stands_where_its_value_is_counted() -> None:
 def test_a_bounded_output_has_a_linear_axis_over_its_range(span: tuple[float, float]) -> None:
     low, high = span
     shares = np.tile(np.arange(1, BINS + 1) / 3000, (2, 1))
-    cell, wide = (Spread(np.arange(2.0), shares, 4, span=s) for s in (span, None))
-    picture = drawn(lambda: histograms.histograms([Spreads("y", "y", {"a": cell, "b": wide, "c": cell})], ["a", "b", "c"]))
+    cell, wide = (ValueHistogram(np.arange(2.0), shares, 4, span=s) for s in (span, None))
+    picture = drawn(
+        lambda: histograms.histograms([ValueHistograms("y", "y", {"a": cell, "b": wide, "c": cell})], ["a", "b", "c"])
+    )
     (ax, other, last) = picture.axes[:3]
     shown = np.concatenate([mesh[:, 0] for mesh in meshes(ax)])
     np.testing.assert_allclose(np.sort(shown), shares[0])  # every bin is drawn once
@@ -119,13 +121,13 @@ def test_epochs_without_a_finite_run_are_marked() -> None:
     counts = np.zeros((4, BINS))
     counts[:, 40] = 1
     counts[2:] = np.nan
-    lost = Spread(np.array([0.0, 1, 2, 5]), counts, 4, "n=0/4")
-    picture = drawn(lambda: histograms.histograms([Spreads("y", "y", {"a": lost})], ["a"]))
+    lost = ValueHistogram(np.array([0.0, 1, 2, 5]), counts, 4, "n=0/4")
+    picture = drawn(lambda: histograms.histograms([ValueHistograms("y", "y", {"a": lost})], ["a"]))
     marked = [(p.get_x(), p.get_x() + p.get_width()) for p in picture.axes[0].patches if p.get_hatch()]
     assert marked == [(1.5, 3.5), (3.5, 6.5)]
     assert labels(picture) == ["no finite run"]
     whole = replace(lost, shares=np.nan_to_num(counts, nan=1 / BINS))
-    assert not drawn(lambda: histograms.histograms([Spreads("y", "y", {"a": whole})], ["a"])).legends
+    assert not drawn(lambda: histograms.histograms([ValueHistograms("y", "y", {"a": whole})], ["a"])).legends
 
 
 def test_runs_without_histograms_make_no_picture() -> None:
@@ -228,11 +230,11 @@ def test_a_factor_without_a_most_common_value_is_refused_with_the_way_out() -> N
 @pytest.mark.slow
 def test_the_last_epoch_is_the_same_from_runs_csv_and_report_epochs_suffice() -> None:
     manifest, stored, _ = planted()
-    last = frames.summary_frame(frames.last_epochs(frames.runs_frame(stored, manifest)), manifest)
+    last = frames.summary_frame(frames.configurations_from_runs_csv(frames.runs_frame(stored, manifest)), manifest)
     few = frames.at_epochs(numbers().summary, {1})
     for declared, summary in ((MAP, last), (MAP, few), (replace(MAP, epoch=1), few)):
-        of = Numbers(summary, numbers().survival)
-        files = [canvas.render(study_figures.arranged(vars(declared), manifest["declaration"], n)) for n in (of, numbers())]
+        of = FigureData(summary, numbers().survival)
+        files = [canvas.render(study_figures.build_figure(vars(declared), manifest["declaration"], n)) for n in (of, numbers())]
         assert files[0] == files[1]
 
 
@@ -243,9 +245,9 @@ def test_the_epoch_of_a_map_is_kept_in_summary_csv() -> None:
 
 
 def test_on_a_logarithmic_scale_the_marks_are_written_out_and_a_narrow_one_is_linear() -> None:
-    board = heatmap.Board(np.array([[1e-6, 1e-2]]), np.ones((1, 2), bool), [["", ""]])
+    board = heatmap.Heatmap(np.array([[1e-6, 1e-2]]), np.ones((1, 2), bool), [["", ""]])
     narrow = replace(board, values=np.array([[0.25, 0.253]]))
-    groups = [heatmap.Boards("y", {"a": board, "b": narrow}, log=True, shared=False)]
+    groups = [heatmap.Heatmaps("y", {"a": board, "b": narrow}, log=True, shared=False)]
     picture = drawn(lambda: heatmap.maps(groups, ["a", "b"], ("rows", ["r"]), ("cols", ["1", "2"])))
     wide, small = ([t.get_text() for t in ax.get_yticklabels()] for ax in picture.axes[2:])
     assert "1e-5" in wide and len(small) >= 3 and not any("$" in text for text in wide + small)
@@ -254,7 +256,7 @@ def test_on_a_logarithmic_scale_the_marks_are_written_out_and_a_narrow_one_is_li
 
 @pytest.mark.parametrize(("value", "limits"), [(0.0, (0, 1)), (0.25, (0, 0.25)), (-2.0, (-2, 0))])
 def test_a_number_that_is_the_same_everywhere_has_a_scale_from_zero(value: float, limits: tuple[float, float]) -> None:
-    board = heatmap.Board(np.full((1, 2), value), np.ones((1, 2), bool), [["", ""]])
-    groups = [heatmap.Boards("y", {"a": board})]
+    board = heatmap.Heatmap(np.full((1, 2), value), np.ones((1, 2), bool), [["", ""]])
+    groups = [heatmap.Heatmaps("y", {"a": board})]
     picture = drawn(lambda: heatmap.maps(groups, ["a"], ("rows", ["r"]), ("cols", ["1", "2"])))
     assert picture.axes[1].get_ylim() == limits

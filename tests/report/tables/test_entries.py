@@ -9,23 +9,23 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from relu_study.report.tables.entries import Cell, Group, Mark, Runs, legend, marks, text
+from relu_study.report.tables.entries import Entry, Group, Mark, RunLookup, format_entry, notes, rank_entries
 
 SEEDS = 16
 NOISE = np.random.default_rng(0).normal(0, 1, SEEDS)
 TINY = np.random.default_rng(1).normal(0, 1e-3, SEEDS)
 
 
-def cell(values: np.ndarray, n: int | None = None) -> Cell:
+def cell(values: np.ndarray, n: int | None = None) -> Entry:
     finite = values[np.isfinite(values)]
-    return Cell(float(finite.mean()), 0.0, 1.0, n or len(values), len(finite), True, values)
+    return Entry(float(finite.mean()), 0.0, 1.0, n or len(values), len(finite), True, values)
 
 
 BEST, NEAR, FAR = cell(NOISE), cell(NOISE + TINY - TINY.mean() + 1e-4), cell(NOISE + 1)
 
 
 def said(group: Group) -> list[Mark]:
-    return marks([group])[0]
+    return rank_entries([group])[0]
 
 
 def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_near() -> None:
@@ -49,7 +49,7 @@ def test_neither_all_equal_nor_without_direction_is_there_a_best() -> None:
 def test_the_only_cell_without_nonfinite_runs_is_the_best() -> None:
     holes = np.where(np.arange(SEEDS) == 3, np.nan, NOISE - 5)
     assert said(Group("lower", [cell(holes), FAR])) == [Mark(), Mark(best=True)]
-    absent = Cell(math.nan, math.nan, math.nan, SEEDS, 0, False, np.full(SEEDS, np.nan))
+    absent = Entry(math.nan, math.nan, math.nan, SEEDS, 0, False, np.full(SEEDS, np.nan))
     assert said(Group("lower", [absent, FAR])) == [Mark(), Mark()]  # nothing to be better than
 
 
@@ -69,12 +69,12 @@ def test_p_is_corrected_over_the_whole_table() -> None:
     # p = 2 * 2^-6 = 1/32 for six pairs of one sign: below 0.05 by itself, not if it is one of two questions.
     low, high = cell(np.arange(6.0)), cell(np.arange(6.0) + 1)
     one = Group("lower", [low, high], baseline=0)
-    assert marks([one]) == [[Mark(best=True), Mark(versus="worse")]]
-    assert marks([one, one]) == [[Mark(best=True), Mark(near=True)]] * 2
+    assert rank_entries([one]) == [[Mark(best=True), Mark(versus="worse")]]
+    assert rank_entries([one, one]) == [[Mark(best=True), Mark(near=True)]] * 2
 
 
 def test_cells_known_by_their_summary_alone_are_not_compared() -> None:
-    plain = [Cell(1.0, 0.9, 1.1, 8, 8, True), Cell(2.0, 1.9, 2.1, 8, 8, True)]
+    plain = [Entry(1.0, 0.9, 1.1, 8, 8, True), Entry(2.0, 1.9, 2.1, 8, 8, True)]
     assert said(Group("lower", plain, baseline=1)) == [Mark(best=True), Mark()]
 
 
@@ -88,7 +88,7 @@ def test_cells_of_runs_by_seed_with_what_is_missing() -> None:
             "dead_fraction/site_2": np.array([np.nan, np.nan, 0.5, np.nan, np.nan, np.nan], np.float32),
         }
     )
-    runs = Runs(frame)
+    runs = RunLookup(frame)
     half = scipy.stats.t.ppf(0.975, 1) * 1
     a = runs.cell("a", "val_loss", "all")
     assert (a.mean, a.n, a.n_finite, a.whole, a.defined) == (2, 2, 2, True, True)
@@ -102,26 +102,26 @@ def test_cells_of_runs_by_seed_with_what_is_missing() -> None:
     share = runs.cell("a", "collapsed", "all")
     assert (share.mean, share.lo, share.hi) == pytest.approx((0.5, low, high))
     assert (runs.cell("nowhere", "val_loss", "all").n, runs.cell("nowhere", "val_loss", "all").defined) == (0, False)
-    odd = Runs(frame, (frame["seed"] == 1).to_numpy())
+    odd = RunLookup(frame, (frame["seed"] == 1).to_numpy())
     assert (odd.cell("a", "val_loss", "all").mean, odd.cell("a", "val_loss", "all").n) == (3, 1)
 
 
 def test_the_text_of_a_cell() -> None:
-    whole = Cell(0.5, 0.4, 0.6, 32, 32, True)
-    assert text(whole, "val_loss") == "0.50 ± 0.10"
-    assert text(whole, "val_loss", Mark(near=True, versus="worse")) == "0.50 ± 0.10 ≈•"
-    assert text(whole, "collapsed", Mark(versus="better")) == "0.5 [0.4, 0.6] ◦"
-    assert text(Cell(0.5, 0.4, 0.6, 32, 31, True), "val_loss") == "0.50 ± 0.10 (n=31/32)"
-    assert text(Cell(math.nan, math.nan, math.nan, 32, 0, True), "val_loss") == "- (n=0/32)"
-    assert text(Cell(math.nan, math.nan, math.nan, 32, 0, False), "val_loss") == "-"
-    assert text(Cell(0.5, math.nan, math.nan, 1, 1, True), "val_loss") == "0.5"
+    whole = Entry(0.5, 0.4, 0.6, 32, 32, True)
+    assert format_entry(whole, "val_loss") == "0.50 ± 0.10"
+    assert format_entry(whole, "val_loss", Mark(near=True, versus="worse")) == "0.50 ± 0.10 ≈•"
+    assert format_entry(whole, "collapsed", Mark(versus="better")) == "0.5 [0.4, 0.6] ◦"
+    assert format_entry(Entry(0.5, 0.4, 0.6, 32, 31, True), "val_loss") == "0.50 ± 0.10 (n=31/32)"
+    assert format_entry(Entry(math.nan, math.nan, math.nan, 32, 0, True), "val_loss") == "- (n=0/32)"
+    assert format_entry(Entry(math.nan, math.nan, math.nan, 32, 0, False), "val_loss") == "-"
+    assert format_entry(Entry(0.5, math.nan, math.nan, 1, 1, True), "val_loss") == "0.5"
 
 
 def test_the_legend_says_what_is_there_and_nothing_else() -> None:
-    bare = " ".join(legend([Mark()], [Cell(1.0, 0.9, 1.1, 8, 8, True)], ["val_loss"], "over n = 8 seeds", "column"))
+    bare = " ".join(notes([Mark()], [Entry(1.0, 0.9, 1.1, 8, 8, True)], ["val_loss"], "over n = 8 seeds", "column"))
     assert bare == "Mean ± half width of the 95 % interval over n = 8 seeds."
     every = [Mark(best=True), Mark(near=True), Mark(versus="better"), Mark(versus="worse")]
-    full = " ".join(legend(every, [Cell(1.0, 0.9, 1.1, 8, 7, True)], ["val_loss", "collapsed"], "over n = 8 seeds", "column"))
+    full = " ".join(notes(every, [Entry(1.0, 0.9, 1.1, 8, 7, True)], ["val_loss", "collapsed"], "over n = 8 seeds", "column"))
     for part in (
         "For collapsed the share of runs",
         "n=k/m",

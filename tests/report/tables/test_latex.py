@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from known_results import planted_folder
 
-from relu_study.report.markup import Shown, latex_table
+from relu_study.report.markup import RenderedTable, latex_table
 from relu_study.report.report import report
 from relu_study.report.tables.pivot_table import table
 from relu_study.report.tables.study_tables import tables
@@ -31,7 +31,7 @@ def test_every_table_compiles_without_a_complaint(tmp_path: Path) -> None:
     asked = {"metric": ["val_loss", "collapsed"], "baseline": "stuck", "where": ["target=wave"], "format": "latex"}
     texts.append(table(tmp_path / "planted", "arm", **asked))
     texts.append(table(tmp_path / "planted", "activation", "target", "dead_fraction", format="latex"))
-    shown = Shown(
+    shown = RenderedTable(
         EVERY,
         [EVERY, "± †"],
         [[EVERY, "(-1.2 ± 0.1)e+07 ≈◦•"], ["β-VAE, λ → ∞, Δ ≤ 1, naïve", "0.5 [0.22, 0.78] (n=31/32)"]],

@@ -14,7 +14,7 @@ import scipy.stats
 from known_results import PROBE_EXAMPLES, dead_flags, noise, planted_arms, planted_folder, planted_study
 
 from relu_study.errors import UserError
-from relu_study.report.markup import Shown, latex_table, latex_text, markdown_table, markdown_text, measured
+from relu_study.report.markup import RenderedTable, format_mean_ci, latex_table, latex_text, markdown_table, markdown_text
 from relu_study.report.tables.study_tables import check, tables
 from relu_study.storage.configurations import collect
 from relu_study.storage.frames import frames
@@ -212,7 +212,7 @@ def test_an_arm_left_out_at_this_size_is_no_error(manifest: dict, found: dict[st
     ],
 )
 def test_measured_shows_two_digits_of_the_half_width(mean: float, half: float, text: str) -> None:
-    assert measured(mean, half) == text
+    assert format_mean_ci(mean, half) == text
 
 
 def test_latex_escapes_names_and_sets_numbers() -> None:
@@ -243,7 +243,7 @@ def test_latex_tables_are_booktabs_with_every_special_character_escaped(made: di
 
 
 def test_names_stay_names_in_both_renderings() -> None:
-    shown = Shown("50 % | _x_", ["a_b", "n|m"], [["*p* <b> [l](x)", "1 ± 0"]], {(0, 1)}, 1, "")
+    shown = RenderedTable("50 % | _x_", ["a_b", "n|m"], [["*p* <b> [l](x)", "1 ± 0"]], {(0, 1)}, 1, "")
     assert markdown_table(shown).splitlines() == [
         r"**50 % \| \_x\_**",
         "",

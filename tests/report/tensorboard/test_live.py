@@ -20,7 +20,7 @@ from relu_study.report.tensorboard import live
 from relu_study.report.tensorboard.event_files import EVENT_FILE, run_names, write_events
 from relu_study.report.tensorboard.live import Live
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Watcher
+from relu_study.runner.callback import Callback
 from relu_study.storage import configurations, tile_files
 from relu_study.storage.manifest import read_manifest
 
@@ -137,7 +137,7 @@ FOUR = Study(
 )
 
 
-class Looks(Watcher):
+class Looks(Callback):
     """Compares, whenever a tile is stored, the files with what is complete."""
 
     def __init__(self, folder: Path, study: Study) -> None:
