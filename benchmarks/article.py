@@ -7,7 +7,7 @@ from relu_study import Claim, Experiment, Figure, RunSpec, Section, Study, Table
 
 # The article's random start is Keras' random_normal; leaky_relu has Keras' slope of that time, 0.3; SGD its rate of 0.01.
 A = RunSpec(task="negative_box", initializer="random_normal", leak=0.3)
-B = A.but(depth=3)
+B = A.replace(depth=3)
 ALPHA = {"dropout": "alpha_dropout", "dropout_rate": 0.1}
 SELU = {"activation": "selu", "initializer": "lecun_normal"}
 SGD = {"optimizer": "sgd", "learning_rate": 0.01}
@@ -15,55 +15,55 @@ INITIALIZERS = ("he_normal", "he_uniform", "lecun_normal", "lecun_uniform", "ran
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TUNED = {
     "baseline": A,
-    "he_normal": A.but(initializer="he_normal"),
-    "leaky_relu": A.but(activation="leaky_relu"),
-    "selu": A.but(**SELU),
-    "batch norm": A.but(norm="batch_norm"),
+    "he_normal": A.replace(initializer="he_normal"),
+    "leaky_relu": A.replace(activation="leaky_relu"),
+    "selu": A.replace(**SELU),
+    "batch norm": A.replace(norm="batch_norm"),
 }
 
 depth = {"baseline": A, "net B": B}
 data = {
     "baseline": A,
-    "400k rows, equal updates": A.but(rows=400_000, epochs=12.5),
-    "400k rows, equal epochs": A.but(rows=400_000),
+    "400k rows, equal updates": A.replace(rows=400_000, epochs=12.5),
+    "400k rows, equal epochs": A.replace(rows=400_000),
 }
-dropout = {"baseline": A} | {f"dropout {r}": A.but(dropout="dropout", dropout_rate=r) for r in (0.2, 0.5)}
-longer = {"100 epochs, Adam": A.but(epochs=100), "100 epochs, SGD": A.but(epochs=100, **SGD)}
+dropout = {"baseline": A} | {f"dropout {r}": A.replace(dropout="dropout", dropout_rate=r) for r in (0.2, 0.5)}
+longer = {"100 epochs, Adam": A.replace(epochs=100), "100 epochs, SGD": A.replace(epochs=100, **SGD)}
 starts = (
     {"baseline": A}
-    | {name: A.but(initializer=name) for name in INITIALIZERS}
-    | {"net B, he_normal": B.but(initializer="he_normal")}
+    | {name: A.replace(initializer=name) for name in INITIALIZERS}
+    | {"net B, he_normal": B.replace(initializer="he_normal")}
 )
 negative = {
-    "negative weights": A.but(initializer="negative_uniform"),
-    "net B, negative weights": B.but(initializer="negative_uniform"),
+    "negative weights": A.replace(initializer="negative_uniform"),
+    "net B, negative weights": B.replace(initializer="negative_uniform"),
 }
-smooth = {name: A.but(activation=name) for name in ("tanh", "sigmoid", "leaky_relu")}
-deep_smooth = {f"net B, {name}": spec.but(depth=3) for name, spec in smooth.items()}
+smooth = {name: A.replace(activation=name) for name in ("tanh", "sigmoid", "leaky_relu")}
+deep_smooth = {f"net B, {name}": spec.replace(depth=3) for name, spec in smooth.items()}
 selu = {
-    "selu": A.but(**SELU),
-    "selu, AlphaDropout": A.but(**SELU, **ALPHA),
-    "net B, selu": B.but(**SELU),
-    "net B, selu, AlphaDropout": B.but(**SELU, **ALPHA),
+    "selu": A.replace(**SELU),
+    "selu, AlphaDropout": A.replace(**SELU, **ALPHA),
+    "net B, selu": B.replace(**SELU),
+    "net B, selu, AlphaDropout": B.replace(**SELU, **ALPHA),
 }
-relu_output = {"baseline": A, "ReLU output": A.but(output="relu")}
+relu_output = {"baseline": A, "ReLU output": A.replace(output="relu")}
 sensitivity = {
     "baseline": A,
-    "width 8": A.but(width=8),
-    "width 128": A.but(width=128),
-    "SGD": A.but(**SGD),
-    "batch 32": A.but(batch_size=32),
+    "width 8": A.replace(width=8),
+    "width 128": A.replace(width=128),
+    "SGD": A.replace(**SGD),
+    "batch 32": A.replace(batch_size=32),
 }
 remedies = {
     "baseline": A,
-    "centred inputs (ours)": A.but(inputs="centred"),
-    "positive bias (ours)": A.but(bias_shift=0.1),
-    "batch norm (ours)": A.but(norm="batch_norm"),
-    "layer norm (ours)": A.but(norm="layer_norm"),
-    "sign flip (ours)": A.but(initializer="sign_flip"),
-    **{f"{name} (ours)": A.but(activation=name) for name in ("elu", "gelu", "silu")},
+    "centred inputs (ours)": A.replace(inputs="centred"),
+    "positive bias (ours)": A.replace(bias_shift=0.1),
+    "batch norm (ours)": A.replace(norm="batch_norm"),
+    "layer norm (ours)": A.replace(norm="layer_norm"),
+    "sign flip (ours)": A.replace(initializer="sign_flip"),
+    **{f"{name} (ours)": A.replace(activation=name) for name in ("elu", "gelu", "silu")},
 }
-tuned = {f"{label}, rate {rate:g}": spec.but(learning_rate=rate) for label, spec in TUNED.items() for rate in RATES}
+tuned = {f"{label}, rate {rate:g}": spec.replace(learning_rate=rate) for label, spec in TUNED.items() for rate in RATES}
 
 EXPERIMENTS = [
     Experiment("depth", depth, "One layer and three"),

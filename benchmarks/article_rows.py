@@ -7,7 +7,7 @@ there can still fire on one of the others, get a gradient and come back.
 from relu_study import Experiment, Figure, RunSpec, Study, Table, Target
 
 A = RunSpec(task="negative_box", initializer="random_normal", leak=0.3, epochs=100)
-arms = {"100 epochs, Adam": A, "100 epochs, SGD": A.but(optimizer="sgd", learning_rate=0.01)}
+arms = {"100 epochs, Adam": A, "100 epochs, SGD": A.replace(optimizer="sgd", learning_rate=0.01)}
 SEEN = ("dead_fraction", "certified_dead_fraction", "revived_fraction", "certified_revived_fraction")
 
 study = Study(

@@ -4,7 +4,7 @@ Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, theorems 3.3 and 4.2;
 chain and the table of safe depths are ours.
 """
 
-from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, crossed
+from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, grid_cells
 
 NARROW, WIDE, ALL = tuple(range(2, 9)), tuple(range(9, 17)), tuple(range(2, 17))
 ZERO_BIAS = ("he_normal", "he_uniform", "xavier", "orthogonal")
@@ -18,13 +18,13 @@ BORN_DEAD = {
 DRAWN = ("he_normal", "he_normal, wide", "interval", "plane", "digits")
 
 experiments = [
-    Draws("chain", "chain", crossed(width=ALL), 100_000),
-    Draws("deep chain", "chain", crossed(width=ALL, max_layers=4096), 512),
-    Draws("he_normal", "stillborn", crossed(scheme="he_normal", domain="interval", width=NARROW), 1_000_000, theory="chain"),
-    Draws("he_normal, wide", "stillborn", crossed(scheme="he_normal", domain="interval", width=WIDE), 100_000, theory="chain"),
-    Draws("interval", "stillborn", crossed(scheme=OTHERS, domain="interval", width=ALL), 100_000),
-    Draws("plane", "stillborn", crossed(scheme=ZERO_BIAS, domain="plane", d_in=2, width=ALL), 20_000),
-    Draws("digits", "stillborn", crossed(scheme=SCHEMES, domain="digits", d_in=64, width=ALL, max_layers=20), 500),
+    Draws("chain", "chain", grid_cells(width=ALL), 100_000),
+    Draws("deep chain", "chain", grid_cells(width=ALL, max_layers=4096), 512),
+    Draws("he_normal", "stillborn", grid_cells(scheme="he_normal", domain="interval", width=NARROW), 1_000_000, theory="chain"),
+    Draws("he_normal, wide", "stillborn", grid_cells(scheme="he_normal", domain="interval", width=WIDE), 100_000, theory="chain"),
+    Draws("interval", "stillborn", grid_cells(scheme=OTHERS, domain="interval", width=ALL), 100_000),
+    Draws("plane", "stillborn", grid_cells(scheme=ZERO_BIAS, domain="plane", d_in=2, width=ALL), 20_000),
+    Draws("digits", "stillborn", grid_cells(scheme=SCHEMES, domain="digits", d_in=64, width=ALL, max_layers=20), 500),
 ]
 claims = [
     CellClaim("B1", "10 layers of width 10: below 1 %", "he_normal, wide", "width=10", "born_dead", 0.01, "less", 0.0, at=10),

@@ -4,11 +4,11 @@ Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, sections 3-5, and an 
 counts the output layer (its 10 layers are 9 hidden ones) and trains until convergence; 5,000 steps and the remedies are ours.
 """
 
-from relu_study import Claim, Counts, Experiment, Figure, RunSpec, Section, Study, Table, Target
+from relu_study import Claim, EventTable, Experiment, Figure, RunSpec, Section, Study, Table, Target
 
 BATCHES = 47  # of 64 rows in 3,000, the last of 56
 TEN = RunSpec(task="lu_targets", rows=4000, depth=9, width=2, batch_size=64, initializer="he_normal", epochs=5_000 / BATCHES)
-TWENTY = TEN.but(depth=19, width=4)
+TWENTY = TEN.replace(depth=19, width=4)
 NARROW, WIDE = ("abs", "x_sin_5x", "step_sine"), ("two_dim",)
 RUNS = 1_000  # networks, as in the paper
 
@@ -23,12 +23,12 @@ REMEDIES = {
 
 def starts(net: RunSpec) -> dict[str, RunSpec]:
     """Both initialisers."""
-    return {"he_normal": net, "rai": net.but(initializer="rai")}
+    return {"he_normal": net, "rai": net.replace(initializer="rai")}
 
 
 def remedies(net: RunSpec) -> dict[str, RunSpec]:
     """He's start, and the same with one thing changed."""
-    return {"he_normal": net} | {label: net.but(**changed) for label, changed in REMEDIES.items()}
+    return {"he_normal": net} | {label: net.replace(**changed) for label, changed in REMEDIES.items()}
 
 
 EXPERIMENTS = [
@@ -72,14 +72,14 @@ CLAIMS = [
 # ------------------------------------------------------------------------------- tables and figures
 
 TABLES = [
-    Counts(
+    EventTable(
         "published",
         "Networks that collapse: as published and in an independent re-run (in %), and here.",
         WITH_REMEDIES[:2],
         keys={"target": "target", "initializer": "initializer", "published": PUBLISHED, "re-run": AGAIN},
         events={"collapsed": ("collapsed", "constant")},
     ),
-    Counts(
+    EventTable(
         "collapse",
         "Networks that collapse: the output is constant at the end.",
         WITH_REMEDIES,

@@ -4,7 +4,7 @@ Source: Brownlowe et al. 2024, arXiv 2412.06829 (second-layer units); Rister & R
 flipping); Cho & Saul 2009 and Daniely et al. 2016, arXiv 1602.05897 (angles). The ball, the box and the inputs are ours.
 """
 
-from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, crossed
+from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, grid_cells
 
 G = 3**0.5  # mean over standard deviation of the article's inputs, uniform on (-1, 0)
 BIASED, ZERO = "he_normal_random_bias", "he_normal"
@@ -12,26 +12,26 @@ SHORT, LONG = "8-4-2-1", "4-4-4-4-4-4"
 KNOWN = {"theory": "theory", "measured": "estimate", "ci_lo": "ci_lo", "ci_hi": "ci_hi", "z": "z", "n": "n"}
 BOUNDED = {"measured": "estimate", "ci_lo": "ci_lo", "ci_hi": "ci_hi", "lower": "lower", "n": "n"}
 ALL_OFF = ("256 coordinates, g = 1", "256 coordinates")
-BALLS, UNIFORM = crossed(law="normal", d=(1, 2, 4, 8), r=(0.25, 1.0, G)), crossed(law="uniform", d=1, r=(1.0, G, 4.0))
-CORRELATED = crossed(c=(0.25, 0.5, 0.9), examples=2000)
+BALLS, UNIFORM = grid_cells(law="normal", d=(1, 2, 4, 8), r=(0.25, 1.0, G)), grid_cells(law="uniform", d=1, r=(1.0, G, 4.0))
+CORRELATED = grid_cells(c=(0.25, 0.5, 0.9), examples=2000)
 
 experiments = [
     Draws("ball", "dead_unit", BALLS, 1_000_000),
     Draws("ball, uniform", "dead_unit", UNIFORM, 1_000_000),
-    Draws("box", "box_unit", crossed(d=(1, 2, 4, 8)), 1_000_000),
-    Draws("second layer", "second_layer", crossed(initializer=(BIASED, ZERO), d_in=(1, 2, 3), width=range(1, 9)), 1_000_000),
+    Draws("box", "box_unit", grid_cells(d=(1, 2, 4, 8)), 1_000_000),
+    Draws("second layer", "second_layer", grid_cells(initializer=(BIASED, ZERO), d_in=(1, 2, 3), width=range(1, 9)), 1_000_000),
     Draws(
-        "uniform weights", "second_layer", crossed(initializer="pytorch_default", d_in=(1, 2, 3), width=range(1, 6)), 1_000_000
+        "uniform weights", "second_layer", grid_cells(initializer="pytorch_default", d_in=(1, 2, 3), width=range(1, 6)), 1_000_000
     ),
-    Draws("signal", "signal_death", crossed(initializer=(ZERO, BIASED), widths=(LONG, SHORT, "2-3-4-5-6")), 1_000_000),
+    Draws("signal", "signal_death", grid_cells(initializer=(ZERO, BIASED), widths=(LONG, SHORT, "2-3-4-5-6")), 1_000_000),
     Draws("exchangeable", "exchangeable", CORRELATED, 1_000_000),
-    Draws("normal inputs", "off_on_inputs", crossed(law="normal", d=(4, 64), g=(G, 3.0), examples=1000), 20_000),
-    Draws("256 coordinates", "off_on_inputs", crossed(law="uniform", d=256, g=(G, 3.0), examples=2000), 10_000),
-    Draws("256 coordinates, g = 1", "off_on_inputs", crossed(law="uniform", d=256, g=1.0, examples=2000), 100_000),
-    Draws("the article", "off_on_inputs", crossed(law="uniform", d=4, g=G, examples=100_000), 1000, theory="its correlation"),
-    Draws("its correlation", "exchangeable", crossed(c=0.75, examples=100_000), 20_000),
-    Draws("angle", "cosine", crossed(cosine=0.0, width=(64, 256, 1024), depth=10), 1000),
-    Draws("data", "alive_data", crossed(initializer=("sign_flip", ZERO), width=(1, 2, 4), depth=20), 100_000),
+    Draws("normal inputs", "off_on_inputs", grid_cells(law="normal", d=(4, 64), g=(G, 3.0), examples=1000), 20_000),
+    Draws("256 coordinates", "off_on_inputs", grid_cells(law="uniform", d=256, g=(G, 3.0), examples=2000), 10_000),
+    Draws("256 coordinates, g = 1", "off_on_inputs", grid_cells(law="uniform", d=256, g=1.0, examples=2000), 100_000),
+    Draws("the article", "off_on_inputs", grid_cells(law="uniform", d=4, g=G, examples=100_000), 1000, theory="its correlation"),
+    Draws("its correlation", "exchangeable", grid_cells(c=0.75, examples=100_000), 20_000),
+    Draws("angle", "cosine", grid_cells(cosine=0.0, width=(64, 256, 1024), depth=10), 1000),
+    Draws("data", "alive_data", grid_cells(initializer=("sign_flip", ZERO), width=(1, 2, 4), depth=20), 100_000),
 ]
 HALF = {"margin": 0.005, "why": "half a point of probability"}
 TENTH = {"margin": 0.1, "relative": True, "why": "a tenth of it"}
@@ -68,7 +68,7 @@ claims = [
     *known(
         "I5", "Exchangeable pre-activations are all off as D(m, c) has it", "exchangeable", CORRELATED, "off", (2, 100), **HALF
     ),
-    *known(*PREDICTED, "256 coordinates", crossed(g=(G, 3.0)), "off", (10, 100, 2000), **TENTH),
+    *known(*PREDICTED, "256 coordinates", grid_cells(g=(G, 3.0)), "off", (10, 100, 2000), **TENTH),
     *known(*PREDICTED, "256 coordinates, g = 1", ["all"], "off", (10, 100, 2000), **TENTH),
     CellClaim(
         "I7",

@@ -4,7 +4,7 @@ Source: He et al. 2015, arXiv 1502.01852; Glorot & Bengio 2010; Hanin & Rolnick 
 arXiv 1706.02515. The logarithm's law is ours.
 """
 
-from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, crossed
+from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Section, grid_cells
 
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "hard_tanh", "crelu", "linear", "tanh", "sigmoid", "elu", "selu", "gelu", "silu")
 INITIALIZERS = (
@@ -15,12 +15,12 @@ KNOWN = {"theory": "theory", "measured": "estimate", "ci_lo": "ci_lo", "ci_hi": 
 SPREAD = {"median": "median", "q05": "q05", "q95": "q95", "mean": "estimate", "n": "n"}
 
 experiments = [
-    Draws("He, width 16", "signal_moments", crossed(initializer="he_normal", width=16, depth=50), 200_000),
-    Draws("He, width 64", "signal_moments", crossed(initializer="he_normal", width=64, depth=50), 50_000),
-    Draws("He, width 256", "signal_moments", crossed(initializer="he_normal", width=256, depth=35), 2000),
-    Draws("Xavier", "signal_moments", crossed(initializer="glorot_uniform", width=64, depth=9), 50_000),
-    Draws("SELU", "selu_moments", crossed(variance=(0.5, 1.0, 2.0), width=512, depth=20), 500),
-    Draws("gradients", "gradients", crossed(activation=ACTIVATIONS, initializer=INITIALIZERS, width=16, depth=50), 10_000),
+    Draws("He, width 16", "signal_moments", grid_cells(initializer="he_normal", width=16, depth=50), 200_000),
+    Draws("He, width 64", "signal_moments", grid_cells(initializer="he_normal", width=64, depth=50), 50_000),
+    Draws("He, width 256", "signal_moments", grid_cells(initializer="he_normal", width=256, depth=35), 2000),
+    Draws("Xavier", "signal_moments", grid_cells(initializer="glorot_uniform", width=64, depth=9), 50_000),
+    Draws("SELU", "selu_moments", grid_cells(variance=(0.5, 1.0, 2.0), width=512, depth=20), 500),
+    Draws("gradients", "gradients", grid_cells(activation=ACTIVATIONS, initializer=INITIALIZERS, width=16, depth=50), 10_000),
 ]
 
 

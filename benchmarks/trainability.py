@@ -5,7 +5,7 @@ Ganguli 2013 (arXiv 1312.6120), Lu, Shin, Su & Karniadakis 2020 (arXiv 1903.0673
 none of them trained these networks, and no number of theirs stands beside ours.
 """
 
-from relu_study import Claim, Counts, Experiment, Figure, RunSpec, Section, Study, Table, Target
+from relu_study import Claim, EventTable, Experiment, Figure, RunSpec, Section, Study, Table, Target
 
 DEPTHS = (2, 4, 8, 16, 32, 60)  # hidden layers
 BASE = RunSpec(task="digits", rows=1797, width=64, batch_size=128, epochs=20)
@@ -30,7 +30,7 @@ def at(depth: int, start: str, optimizer: str = "Adam") -> str:
 EXPERIMENTS = [
     Experiment(
         f"{start}, {optimizer}",
-        {at(depth, start, optimizer): BASE.but(depth=depth, **begins, **steps) for depth in DEPTHS},
+        {at(depth, start, optimizer): BASE.replace(depth=depth, **begins, **steps) for depth in DEPTHS},
     )
     for optimizer, steps in OPTIMIZERS.items()
     for start, begins in STARTS.items()
@@ -88,9 +88,13 @@ TABLES = [
         Table(f"layers_{d}", f"{d} hidden layers.", NAMES, SEEN, arms=tuple(at(d, s, o) for o in OPTIMIZERS for s in STARTS))
         for d in (32, 60)
     ),
-    Counts("trained", "Of every configuration the runs above 50 % train accuracy at the end, a run that went nonfinite not among "
-           "them, and those whose output is constant before training.", NAMES, keys={"start": "experiment", "layers": "depth"},
-           events={"constant_at_start": ("constant@0",), "trained": ("trained",)}),
+    EventTable(
+        "trained",
+        "Of every configuration the runs above 50 % train accuracy at the end, a run that went nonfinite not among "
+        "them, and those whose output is constant before training.",
+        NAMES,
+        keys={"start": "experiment", "layers": "depth"},
+        events={"constant_at_start": ("constant@0",), "trained": ("trained",)}),
 ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def once(folder: Path, preset: str, cache: Path) -> dict[str, Any]:
 def asked(preset: str) -> Counter[tuple[int, int]]:
     """Steps of all runs of the study together, by depth and batch size."""
     steps: Counter[tuple[int, int]] = Counter()
-    for run in load_study(find_study("article")).sized(preset).runs():
+    for run in load_study(find_study("article")).with_preset(preset).runs():
         rows = tasks[run.task](run).signature.train_rows
         steps[run.depth, run.batch_size] += round(run.epochs * steps_per_epoch(rows, run.batch_size))
     return steps

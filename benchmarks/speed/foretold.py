@@ -30,9 +30,9 @@ BASE = RunSpec(initializer="he_normal", rows=20_000, epochs=5)
 WIDTHS = list(range(8, 48))
 ARMS = {
     "small nets": (grid(BASE, learning_rate=[1e-4, 1e-3, 1e-2, 1e-1]), 256),
-    "many rows": ({"all": BASE.but(rows=1_000_000, epochs=1)}, 64),
-    "40 programs": (grid(BASE.but(rows=2_000), width=WIDTHS), 16),
-    "20 layers": (grid(BASE.but(rows=2_000), depth=[1, 20]), 64),
+    "many rows": ({"all": BASE.replace(rows=1_000_000, epochs=1)}, 64),
+    "40 programs": (grid(BASE.replace(rows=2_000), width=WIDTHS), 16),
+    "20 layers": (grid(BASE.replace(rows=2_000), depth=[1, 20]), 64),
 }
 AT = (0.1, 0.25, 0.5)
 COMMAND = [sys.executable, "-c", "from relu_study.cli.commands import main; main()"]
@@ -47,11 +47,11 @@ def study_of(name: str) -> Study:
 class Foresees(Callback):
     """Asks for the finish at each tile."""
 
-    def begin(self, plan: Any, stored: int) -> None:
+    def on_start(self, plan: Any, stored: int) -> None:
         self.began, self.forecast, self.tiles = time.perf_counter(), EtaEstimator(plan), len(plan.tiles)
         self.finish: list[float] = []
 
-    def tile(self, tile: Any, device: int, compiling: float, dead_fraction: float) -> None:
+    def on_tile_end(self, tile: Any, device: int, compiling: float, dead_fraction: float) -> None:
         self.now = time.perf_counter() - self.began
         self.forecast.stored(tile, self.now, device, compiling)
         self.finish.append(self.now + self.forecast.seconds(self.now))
@@ -62,12 +62,12 @@ def carried_out(name: str) -> dict[str, float]:
     from relu_study.runner import execute, run
 
     run.use_devices()
-    watcher = Foresees()
+    callback = Foresees()
     with tempfile.TemporaryDirectory() as scratch:
-        execute.execute(study_of(name), Path(scratch) / "out", MeasureConfig(), watcher, {"command": "", "preset": "default"})
+        execute.execute(study_of(name), Path(scratch) / "out", MeasureConfig(), callback, {"command": "", "preset": "default"})
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    said = {f"finish_at_{at:.0%}": watcher.finish[max(round(at * watcher.tiles), 1) - 1] for at in AT}
-    return {"peak_mib": int(peak.split()[1]) / 1024, "tiles": watcher.tiles, "finish_s": watcher.now, **said}
+    said = {f"finish_at_{at:.0%}": callback.finish[max(round(at * callback.tiles), 1) - 1] for at in AT}
+    return {"peak_mib": int(peak.split()[1]) / 1024, "tiles": callback.tiles, "finish_s": callback.now, **said}
 
 
 def once(name: str, start: str, cache: Path, folder: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Case(NamedTuple):
     bare: bool = False
 
     def study(self, seeds: int) -> Study:
-        base = timing.NETS[self.net].but(rows=self.rows, epochs=self.epochs)
+        base = timing.NETS[self.net].replace(rows=self.rows, epochs=self.epochs)
         return Study("growth", "Growth", "What does it cost?", [Experiment("main", grid(base, learning_rate=RATES))], seeds=seeds)
 
 
@@ -79,16 +79,16 @@ def carried_out(case: Case) -> dict[str, Any]:
     compilation.evict = lambda key: (
         None
     )  # a study's end lets go of its programs; the one that is timed is to find those before it
-    probing, watcher, seeds = MeasureConfig(), Callback(), case.runs // len(RATES)
+    probing, callback, seeds = MeasureConfig(), Callback(), case.runs // len(RATES)
     took = dict.fromkeys(COLUMNS, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         # Short trainings of the same programs: a tile a device, with as many sets of rows as later.
         few = case._replace(epochs=1).study(min(seeds, 32 * case.devices // len(RATES)))
-        execute.execute(few, Path(scratch) / "few", probing, watcher, ABOUT)
+        execute.execute(few, Path(scratch) / "few", probing, callback, ABOUT)
         folder = Path(scratch) / "all"
         began = time.perf_counter()
         job = prepare(case.study(seeds), folder, probing)
-        execute.train_tiles(job, folder, watcher, keep_params=False, about=ABOUT)
+        execute.train_tiles(job, folder, callback, keep_params=False, about=ABOUT)
         trained = time.perf_counter()
         report(folder)
         if (compiling := manifest.read_manifest(folder)["timing"]["compile_s"]) > 0.1 * (trained - began):
@@ -111,7 +111,7 @@ def bare(plan: Any) -> float:
     def work(device: Any) -> None:
         trained = []
         for tile in shares[device]:
-            begun = train_tile.init_tile(list(tile.runs), device, MeasureConfig(), tile.sets)
+            begun = train_tile.init_tile(list(tile.runs), device, MeasureConfig(), tile.num_datasets)
             state, programs = begun.state, compilation.tile_programs(tile.runs[0])
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):

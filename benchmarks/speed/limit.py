@@ -88,7 +88,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     signature, probing = tasks[base.task](base).signature, MeasureConfig()
     per_epoch = steps_per_epoch(signature.train_rows, base.batch_size)
     rounds = max(per_epoch // BLOCK, 1)
-    tiles = [[base.but(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
+    tiles = [[base.replace(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
     program, begun, measured = compilation.tile_programs(base, probing), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
         state, data, *rest = tiles.begin(tile, device, probing)
@@ -114,7 +114,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
         measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)
     measured["step"] = lambda: timing.on_all(advance) / per_epoch
     measured["probes"] = lambda: timing.on_all(measure) / per_epoch
-    longer, shorter = base.but(epochs=3), base.but(epochs=1)
+    longer, shorter = base.replace(epochs=3), base.replace(epochs=1)
     measured["epoch"] = lambda: (timing.busy(longer, width, probing) - timing.busy(shorter, width, probing)) / (2 * per_epoch)
     return measured
 
@@ -186,7 +186,7 @@ def main() -> None:
     rows = []
     for name, base in timing.NETS.items():
         for batch in (32, 128, 512):
-            rows.append(row(name, base.but(batch_size=batch), asked.repeats))
+            rows.append(row(name, base.replace(batch_size=batch), asked.repeats))
             print(rows[-1], flush=True)
     timing.write("limit", rows)
     timing.save("limit", picture(rows))

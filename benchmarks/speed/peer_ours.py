@@ -29,7 +29,7 @@ class Ours:
     def __init__(self, job: peer.Job, choice: Any) -> None:
         base = timing.NETS[job.net]
         rows = job.rows + timing.VALIDATION if base.task == "wide" else job.rows * 10 // 7
-        self.spec = base.but(batch_size=job.batch, rows=rows)
+        self.spec = base.replace(batch_size=job.batch, rows=rows)
         signature = tasks[base.task](self.spec).signature
         assert signature.train_rows == job.rows
         self.per_epoch = steps_per_epoch(job.rows, job.batch)
@@ -39,7 +39,7 @@ class Ours:
 
     def piece(self, steps: int) -> tuple[int, float]:
         epochs, little = max(round(steps / self.per_epoch), 1), 1 / self.per_epoch
-        short, long = (timing.busy(self.spec.but(epochs=n + little), self.width, WATCHED) for n in (0, epochs))
+        short, long = (timing.busy(self.spec.replace(epochs=n + little), self.width, WATCHED) for n in (0, epochs))
         return epochs * self.per_epoch, long - short
 
 

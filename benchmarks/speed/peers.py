@@ -21,7 +21,7 @@ a competitor's best is tried on the same job just before, with all its processes
 
 Peers come with `pip install -e ".[peers]"`; one that cannot be started is skipped and named. Writes results/speed/peers.csv and
 .md, and a picture; with a part of the nets or batches, the table's other rows stay as they were, each with its date, engine and
-command. With a part of the competitors, or --quick, it only prints, unless --out names a folder.
+command. With a part of the competitors, or --no-memory, it only prints, unless --out names a folder.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each piece, where it can be cut")
     parser.add_argument("--out", type=Path, help="folder of the table and the picture")
-    parser.add_argument("--quick", action="store_true", help="tiny counts, to see that it runs")
+    parser.add_argument("--no-memory", action="store_true", help="tiny counts, to see that it runs")
     asked = parser.parse_args()
     if asked.quick:
         asked.repeats, asked.seconds = 1, 0.2

@@ -35,7 +35,7 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
     """Functions that measure, in seconds on every device at once, an epoch's training and each kind of measurement."""
     begun = {}
     for d, device in enumerate(jax.devices()):
-        tile = [base.but(seed=d * width + i) for i in range(width)]
+        tile = [base.replace(seed=d * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
         begun[device] = train_tile.init_tile(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)

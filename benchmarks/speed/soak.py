@@ -37,7 +37,7 @@ from relu_study.runner.prepare import prepare
 
 RUNS, MINUTES = 20_000, 30.0
 MEASURED = 8  # epochs of a run that are measured after its beginning
-BASE = timing.NETS["A 4-32-1"].but(rows=20_000)
+BASE = timing.NETS["A 4-32-1"].replace(rows=20_000)
 LENGTHS = 6
 KNOBS = {"learning_rate": [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], "gain": [0.5, 1.0, 1.5, 2.0]}
 ABOUT = {"command": "python benchmarks/speed/soak.py", "preset": "default"}
@@ -48,7 +48,7 @@ class Done(Callback):
 
     runs = 0
 
-    def tile(self, tile: Tile, *_: Any) -> None:
+    def on_tile_end(self, tile: Tile, *_: Any) -> None:
         self.runs += tile.size
 
 
@@ -78,10 +78,10 @@ def measured_length(minutes: float) -> int:
 
 def tile_seconds(width: int, every: int) -> float:
     """Seconds of a tile on every device at once, compiled before: its runs share their rows, as those of the sweep do."""
-    spec, probing = BASE.but(epochs=MEASURED * every), MeasureConfig(every=every)
+    spec, probing = BASE.replace(epochs=MEASURED * every), MeasureConfig(every=every)
 
     def one(device: jax.Device) -> Any:
-        return train_tile.train_tile([spec.but(seed=device.id)] * width, width, device, probing, sets=1)
+        return train_tile.train_tile([spec.replace(seed=device.id)] * width, width, device, probing, num_datasets=1)
 
     return min(timing.interleaved({every: lambda: timing.in_threads(one)}, 2)[every])
 

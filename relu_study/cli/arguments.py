@@ -80,11 +80,13 @@ def resolve_study(
     if isinstance(found, DrawStudy):
         for name, value in (("seeds", seeds), ("epochs", epochs), ("probe-examples", probe_examples)):
             if value is not None:
-                raise UserError(f"{found.name} draws networks and trains none: --{name} does not apply; --draws sets its size")
-        return found.sized(preset, draws), Path(out or f"results/{found.name}").expanduser(), None
+                raise UserError(
+                    f"{found.name} draws networks and trains none: --{name} does not apply; --max-draws sets its size"
+                )
+        return found.with_preset(preset, draws), Path(out or f"results/{found.name}").expanduser(), None
     if draws is not None:
-        raise UserError(f"{found.name} trains networks: --draws does not apply; --seeds sets its size")
-    declared = found.sized(preset, seeds=seeds, epochs=epochs)
+        raise UserError(f"{found.name} trains networks: --max-draws does not apply; --seeds sets its size")
+    declared = found.with_preset(preset, seeds=seeds, epochs=epochs)
     from relu_study.engine.state import MeasureConfig
 
     return (

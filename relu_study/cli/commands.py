@@ -45,9 +45,9 @@ def show_plan(
     epochs: float | None = None,
     probe_examples: int | None = None,
     val_examples: str = "8192",
-    draws: int | None = None,
+    max_draws: int | None = None,
     shard: str | None = None,
-    quick: bool = False,
+    no_memory: bool = False,
     out: str | None = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time before anything runs.
@@ -62,13 +62,13 @@ def show_plan(
         epochs: Epochs of every run.
         probe_examples: Training examples in the probe set.
         val_examples: Validation rows that val_loss reads: a number or "all".
-        draws: Of a draw study: at most so many draws of each cell.
+        max_draws: Of a draw study: at most so many draws of each cell.
         shard: I/N: the part that `run --shard I/N` would take.
-        quick: Compile nothing and leave out the peak memory.
+        no_memory: Compile nothing and leave out the peak memory.
         out: The results folder; what it holds is not planned again, and its tiles say how fast this machine is.
     """
     part = parse_shard(shard)
-    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, max_draws, out)
     from relu_study.cli.progress import print_draws, print_plan
     from relu_study.runner.memory import predict_memory, predict_memory_draws
     from relu_study.runner.prepare import prepare
@@ -81,12 +81,12 @@ def show_plan(
     title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
     if isinstance(declared, DrawStudy):
         drawing = prepare_draws(declared, folder, shard=part)
-        print_draws(drawing.plan, drawing.stored, title, "" if quick else f"{predict_memory_draws(drawing)}; ")
-        damaged, own = drawing.before.damaged, drawing.provenance["own"]
+        print_draws(drawing.plan, drawing.stored, title, "" if no_memory else f"{predict_memory_draws(drawing)}; ")
+        damaged, own = drawing.folder_state.damaged, drawing.provenance["own"]
     else:
         job = prepare(declared, folder, probing, shard=part)
-        print_plan(job.plan, job.stored, title, job.before.timing, "" if quick else f"{predict_memory(job)}; ")
-        damaged, own = job.before.damaged, job.provenance["own"]
+        print_plan(job.plan, job.stored, title, job.folder_state.timing, "" if no_memory else f"{predict_memory(job)}; ")
+        damaged, own = job.folder_state.damaged, job.provenance["own"]
         for note in job.declaration.get("notes", []):
             print(f"note: {note}")
     for line in doubts(own, folder):
@@ -101,12 +101,12 @@ def run(
     seeds: int | None = None,
     epochs: float | None = None,
     only: str | None = None,
-    like: str | None = None,
+    widths_from: str | None = None,
     probe_examples: int | None = None,
     val_examples: str = "8192",
     all_epochs: bool = False,
     per_seed: bool = False,
-    draws: int | None = None,
+    max_draws: int | None = None,
     shard: str | None = None,
     out: str | None = None,
 ) -> int:
@@ -120,32 +120,32 @@ def run(
         seeds: Seeds of each configuration.
         epochs: Epochs of every run.
         only: A run_id: train that run alone and print its row of runs.csv; writes a folder only with --out.
-        like: With --only: the results folder of the sweep, whose tile widths are taken (default results/STUDY).
+        widths_from: With --only: the results folder of the sweep, whose tile widths are taken (default results/STUDY).
         probe_examples: Training examples in the probe set (default 8192, or all where there are fewer).
         val_examples: Validation rows that val_loss reads: a number or "all".
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
         per_seed: Add a TensorBoard run for each single seed (at most 500 in all).
-        draws: Of a draw study: at most so many draws of each cell.
+        max_draws: Of a draw study: at most so many draws of each cell.
         shard: I/N: train part I of N into a folder that N processes or machines share (a job array); then run without it.
         out: The results folder (default results/STUDY).
     """
     part = parse_shard(shard)
     if part and only is not None:
         raise UserError("--shard takes one part of a study and --only RUN_ID one run of it; leave one of them out")
-    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, draws, out)
+    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, max_draws, out)
     from relu_study.runner import execute, single_run
     from relu_study.runner.run import use_devices
     from relu_study.study.draw_study import DrawStudy
 
-    if like is not None and only is None:
-        raise UserError("--like belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
+    if widths_from is not None and only is None:
+        raise UserError("--widths-from belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
     if per_seed and only is not None:
         raise UserError("--per-seed adds runs to the TensorBoard of a sweep; --only RUN_ID trains one run and writes none")
     if isinstance(declared, DrawStudy):
         if only is not None or per_seed or all_epochs:
             raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
     elif only is not None:
-        sweep = Path(existing_folder(like) if like else f"results/{declared.name}")
+        sweep = Path(existing_folder(widths_from) if widths_from else f"results/{declared.name}")
         print(single_run.run_single(declared, only, sweep, folder if out else None, probing))
         return 0
     from relu_study.cli.progress import Progress
@@ -160,7 +160,7 @@ def run(
             else:
                 execute.execute(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part)
         except KeyboardInterrupt as stop:
-            progress.say(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; go on with: {command}")
+            progress.on_message(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; go on with: {command}")
             return _status(stop)
         except WriteError as error:
             raise UserError(f"{error}: {command}; {describe_stored(declared, folder)} are kept in {folder}") from error

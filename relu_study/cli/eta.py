@@ -22,7 +22,7 @@ class EtaEstimator:
     """
 
     def __init__(self, plan: Plan | DrawPlan) -> None:
-        self._price: Callable[[Any], float] = plan.price
+        self._price: Callable[[Any], float] = plan.cost
         self.left = self._priced(plan.tiles)
         self._compiling: Callable[[Any], float] = plan.compiling
         self.opened: set[tuple[str, int]] = set()  # cohorts, and the devices that have their programs
@@ -96,11 +96,11 @@ def _rate(worked: Sequence[Sequence[float]]) -> float:
 
 def eta_from_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:
     """Seconds that the missing runs of a folder will take, at the speed of its stored ones; None where nothing is known of it."""
-    paid = sum(cohort.paid for cohort in plan.cohorts)
+    paid = sum(cohort.stored_cost for cohort in plan.cohorts)
     trained = plan.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)
     if not paid or trained <= 0:
         return None
-    known, new = ([c for c in plan.cohorts if bool(c.paid) == stored and (stored or c.tiles)] for stored in (True, False))
+    known, new = ([c for c in plan.cohorts if bool(c.stored_cost) == stored and (stored or c.tiles)] for stored in (True, False))
     layers = sum(c.work.layers for c in known)
     compiling = timing["compile_s"] * sum(c.work.layers for c in new) / layers
-    return (trained / paid * sum(plan.price(tile) for tile in plan.tiles) + compiling) / plan.devices
+    return (trained / paid * sum(plan.cost(tile) for tile in plan.tiles) + compiling) / plan.devices

@@ -41,7 +41,7 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
+    def on_start(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
         self.total, self.noun = sum(t.size for t in plan.tiles) + stored, plan.noun
         self.done = stored
@@ -55,7 +55,7 @@ class Progress(Callback):
             self._bar.start()
             self._task = self._bar.add_task(self.noun, total=self.total, completed=stored, note="compiling")
 
-    def tile(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
+    def on_tile_end(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
         """Told when a tile is stored."""
         self.done += tile.size
         if math.isfinite(dead_fraction):
@@ -76,11 +76,11 @@ class Progress(Callback):
         else:
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
-    def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
+    def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when narrower tiles take the place of others."""
         self.forecast.cut_anew(old, new)
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         """One line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
 

@@ -111,7 +111,7 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
 def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> None:
     """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
-    init = make_init(spec.but(initializer="he_normal"), signature.d_in, signature.d_out)
+    init = make_init(spec.replace(initializer="he_normal"), signature.d_in, signature.d_out)
     knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in TRACED_FIELDS}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, signature.d_in)), dtype)
     with calling(what):

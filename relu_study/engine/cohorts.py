@@ -100,8 +100,8 @@ def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
         data=4 * (signature.train_rows + probing.validation(signature)) * columns,
         state=16 * weights,
         layers=len(widths) + COMPILED,
-        measured=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
-        watched=probing.probe_set(signature) + probing.validation(signature),
+        num_measurements=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
+        measured_rows=probing.probe_set(signature) + probing.validation(signature),
         sites=len(units),
     )
 
@@ -140,9 +140,9 @@ def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
 
 def start_spec(spec: RunSpec) -> RunSpec:
     """The fields that decide the first weights: an initialiser that does not look at its inputs shares its program."""
-    start = RunSpec(**dict(spec.marked("step", "start"))).but(optimizer="adam", batch_size=128, dropout="none")
+    start = RunSpec(**dict(spec.marked("step", "start"))).replace(optimizer="adam", batch_size=128, dropout="none")
     fanout = activations[spec.activation].fanout
-    return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.but(activation="linear", rows=2)
+    return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.replace(activation="linear", rows=2)
 
 
 def data_spec(spec: RunSpec) -> RunSpec:

@@ -33,7 +33,7 @@ def width(cost: float, platform: str) -> int:
 
 def seconds(block: Block) -> float:
     """About how long a block takes on one CPU device, beside others and beside compiling."""
-    return block.price / AT_ONCE["cpu"] / 100
+    return block.cost / AT_ONCE["cpu"] / 100
 
 
 @made_once

@@ -20,7 +20,7 @@ class Block:
     cell: tuple[tuple[str, Any], ...]
     first: int
     count: int
-    cost: float  # operations of a draw
+    operations: float  # of one draw
 
     @property
     def size(self) -> int:
@@ -28,9 +28,9 @@ class Block:
         return self.count
 
     @property
-    def price(self) -> float:
+    def cost(self) -> float:
         """Its cost beside that of other blocks."""
-        return self.count * self.cost
+        return self.count * self.operations
 
 
 def halve_block(blocks: Sequence[Block]) -> list[Block] | None:
@@ -47,9 +47,9 @@ class DrawPlan:
     platform: str
     noun: str = "draws"
 
-    def price(self, block: Block) -> float:
+    def cost(self, block: Block) -> float:
         """The cost of a block beside that of others."""
-        return block.price
+        return block.cost
 
     def compiling(self, block: Block) -> float:
         """What compiling the program of a block's cell costs beside those of others: they are all alike."""

@@ -26,8 +26,8 @@ class RunCost(NamedTuple):
     data: int  # bytes of the rows that a run reads
     state: int = 0  # bytes of its parameters and all that is kept beside them
     layers: int = 1  # what compiling takes grows with them
-    measured: int = 0  # times that it is looked at
-    watched: int = 0  # rows that are read each time
+    num_measurements: int = 0  # times that it is looked at
+    measured_rows: int = 0  # rows that are read each time
     sites: int = 1  # whose units are looked at
 
 
@@ -55,7 +55,7 @@ class Tile:
     width: int
     runs: tuple[RunSpec, ...]
     steps: int
-    sets: int  # of rows in its program: runs with the same data and seed read the same
+    num_datasets: int  # of rows in its program: runs with the same data and seed read the same
 
     @property
     def size(self) -> int:
@@ -73,11 +73,11 @@ class Cohort:
     runs: int
     starts: Counter[Hashable]  # the programs that its tiles begin with, and how many tiles each
     tiles: list[Tile] = field(default_factory=list)
-    paid: float = 0.0  # the price of its runs that are stored already
+    stored_cost: float = 0.0  # the price of its runs that are stored already
 
     def bytes(self) -> int:
         """Memory of the largest of its tiles."""
-        sets = max((tile.sets for tile in self.tiles), default=self.width)
+        sets = max((tile.num_datasets for tile in self.tiles), default=self.width)
         return sets * self.work.data + self.width * (self.work.state + self.work.scratch)
 
 
@@ -103,12 +103,12 @@ class Plan:
         `sample` may serve several.
         """
         shared = sum((c.starts for c in self.cohorts), Counter())
-        alike = Counter((c.name, tile.sets) for c in self.cohorts for tile in c.tiles)
+        alike = Counter((c.name, tile.num_datasets) for c in self.cohorts for tile in c.tiles)
         own = sum(2 * min(self.devices, tiles) for tiles in alike.values())
         own += sum(min(self.devices, len(c.tiles)) for c in self.cohorts)
         return own + sum(min(self.devices, tiles) for tiles in shared.values())
 
-    def price(self, tile: Tile) -> float:
+    def cost(self, tile: Tile) -> float:
         """The cost of a tile beside that of others: seconds on the CPU that it was measured on."""
         return seconds(tile, self.work[tile.cohort])
 
@@ -138,10 +138,10 @@ def seconds(tile: Tile, work: RunCost) -> float:
     A row that is looked at takes as long as one that is trained on, a site half a millisecond beside its rows, and a measurement
     some milliseconds to queue.
     """
-    fetched = tile.sets * work.batch
+    fetched = tile.num_datasets * work.batch
     training = tile.steps * (tile.width * (5e-7 + 11e-9 * work.batch + work.flops / 62e9) + 27e-9 * fetched)
-    watching = tile.width * (work.watched * (11e-9 + work.flops / work.batch / 62e9) + 5e-4 * work.sites)
-    return training + work.measured * (watching + 3e-3)
+    watching = tile.width * (work.measured_rows * (11e-9 + work.flops / work.batch / 62e9) + 5e-4 * work.sites)
+    return training + work.num_measurements * (watching + 3e-3)
 
 
 def width(work: RunCost, runs: int, platform: str) -> int:
@@ -210,7 +210,7 @@ def plan(
             for some in (todo, [run for run in members if (stored(run) if stored else not missing(run))])
         )
         begun: Counter[Hashable] = Counter(
-            (wide, tile.sets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
+            (wide, tile.num_datasets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
         )
         paid = sum(seconds(tile, asked) * tile.size / wide for tile in had)
         cohorts.append(Cohort(name, asked, wide, len(todo), begun, tiles, paid))

@@ -56,7 +56,7 @@ def trained(
     """Every tile of a plan with its numbers, in the order they are finished."""
 
     def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
-        return train_tile.start_tile(list(tile.runs), tile.width, device, probing, sets=tile.sets, wanted=wanted)
+        return train_tile.start_tile(list(tile.runs), tile.width, device, probing, num_datasets=tile.num_datasets, wanted=wanted)
 
     def collect(pending: train_tile.QueuedTile) -> Arrays:
         return train_tile.fetch(pending, keep_params)
@@ -64,7 +64,7 @@ def trained(
     with entry_errors():
         yield from finished(
             planned.tiles,
-            planned.price,
+            planned.cost,
             start,
             collect,
             lambda tile: compilation.required_programs(tile.runs, probing),
@@ -77,7 +77,7 @@ def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[Fini
     """Every block of a plan with its sums, in the order they are finished."""
     with entry_errors():
         yield from finished(
-            planned.tiles, planned.price, draw_block.draw_block, lambda sums: sums, draw_block.needs, draw_block.forget, fallback
+            planned.tiles, planned.cost, draw_block.draw_block, lambda sums: sums, draw_block.needs, draw_block.forget, fallback
         )
 
 

@@ -80,15 +80,15 @@ def put(value: Any, device: Any) -> Any:
     return jax.device_put(value, device)
 
 
-def datasets_of(specs: list[RunSpec], sets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
-    """One run for each of `sets` sets of rows, and the number of the set that each run reads; None: every run its own."""
-    if sets is None or sets == len(specs):
+def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
+    """One run for each of `num_datasets` num_datasets of rows, and the number of the set that each run reads; None: every run its own."""
+    if num_datasets is None or num_datasets == len(specs):
         return specs, None
     keys = [(cohorts.data_spec(spec), spec.seed) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     readers = [specs[keys.index(key)] for key in distinct]
-    assert len(readers) <= sets, f"{len(readers)} sets of rows are read, not {sets}"
-    return [*readers, *[readers[0]] * (sets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
+    assert len(readers) <= num_datasets, f"{len(readers)} num_datasets of rows are read, not {num_datasets}"
+    return [*readers, *[readers[0]] * (num_datasets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 
 def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig) -> Data:
@@ -97,10 +97,12 @@ def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig
     return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
 
 
-def init_tile(specs: list[RunSpec], device: Any, probing: MeasureConfig = MeasureConfig(), sets: int | None = None) -> TileState:
+def init_tile(
+    specs: list[RunSpec], device: Any, probing: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
+) -> TileState:
     """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
     signature = tasks[specs[0].task](specs[0]).signature
-    readers, source = datasets_of(specs, sets)
+    readers, source = datasets_of(specs, num_datasets)
     seeds = put(np.array([s.seed for s in specs], np.uint32), device)
     with np.errstate(over="ignore"):  # a rate too large for single precision is infinite, and its run nonfinite
         knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS}
@@ -128,12 +130,12 @@ def start_tile(
     probing: MeasureConfig = MeasureConfig(),
     probe: bool = True,
     chunk: int | None = None,
-    sets: int | None = None,
+    num_datasets: int | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> QueuedTile | None:
     """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
 
-    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `sets`, where it
+    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `num_datasets`, where it
     is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
     """
     compilation.evict_stale()
@@ -141,16 +143,16 @@ def start_tile(
     task = tasks[specs[0].task](specs[0])
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = compilation.tile_programs(specs[0], probing)
-    state, data, seeds, knobs, box, source = init_tile(specs, device, probing, sets)
-    phase, drawn = 0, _extremes(datasets_of(specs, sets)[0], data)
+    state, data, seeds, knobs, box, source = init_tile(specs, device, probing, num_datasets)
+    phase, drawn = 0, _extremes(datasets_of(specs, num_datasets)[0], data)
     measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not wanted():
             return None
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:
-            data, phase = draw(datasets_of(specs, sets)[0], now, device, probing), now
-            drawn += _extremes(datasets_of(specs, sets)[0], data)
+            data, phase = draw(datasets_of(specs, num_datasets)[0], now, device, probing), now
+            drawn += _extremes(datasets_of(specs, num_datasets)[0], data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
@@ -186,7 +188,7 @@ def _boxed(spec: RunSpec) -> bool:
 
 
 def _extremes(readers: list[RunSpec], data: Data) -> list[Extremes]:
-    if not any(map(_boxed, {spec.but(seed=0): spec for spec in readers}.values())):
+    if not any(map(_boxed, {spec.replace(seed=0): spec for spec in readers}.values())):
         return []
     return [Extremes(readers, *_ends(data, tasks[readers[0].task](readers[0]).signature.d_in))]
 

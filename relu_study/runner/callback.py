@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 class Callback:
     """Whoever follows a run: told the plan, then each stored tile. This one is silent."""
 
-    def begin(self, plan: Plan | DrawPlan, stored: int) -> None:
+    def on_start(self, plan: Plan | DrawPlan, stored: int) -> None:
         """Told before the first tile is queued."""
 
-    def cut_anew(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
+    def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
 
-    def tile(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
+    def on_tile_end(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
         """Told when a tile is stored: its device, seconds of compiling there, mean dead fraction of its runs (NaN for draws)."""
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         """Told one line for the person who waits."""

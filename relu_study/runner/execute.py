@@ -38,7 +38,7 @@ def execute(
     study: Study,
     folder: Path,
     probing: MeasureConfig,
-    watcher: Callback,
+    callback: Callback,
     about: Mapping[str, Any],
     keep_params: bool = False,
     all_epochs: bool = False,
@@ -57,14 +57,14 @@ def execute(
             check_per_seed(job.declaration)
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
-        shown = train_tiles(job, folder, watcher, keep_params, about, per_seed)
+        shown = train_tiles(job, folder, callback, keep_params, about, per_seed)
         for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
-            watcher.say(line)
+            callback.on_message(line)
 
 
 @pinned()
 def execute_draws(
-    study: DrawStudy, folder: Path, watcher: Callback, about: Mapping[str, Any], shard: Shard | None = None
+    study: DrawStudy, folder: Path, callback: Callback, about: Mapping[str, Any], shard: Shard | None = None
 ) -> None:
     """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest.
 
@@ -75,9 +75,9 @@ def execute_draws(
         job = replace(job, provenance=with_digest(job.provenance))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
-        draw_blocks(job, folder, watcher, about)
+        draw_blocks(job, folder, callback, about)
         for line in [_part_done(job, folder)] if shard else derive(folder):
-            watcher.say(line)
+            callback.on_message(line)
 
 
 def _part_done(job: Job | DrawJob, folder: Path) -> str:
@@ -94,16 +94,16 @@ def _part_done(job: Job | DrawJob, folder: Path) -> str:
 
 
 def train_tiles(
-    job: Job, folder: Path, watcher: Callback, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
+    job: Job, folder: Path, callback: Callback, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
 ) -> set[str]:
     """Train every tile of a job and store each as it is finished; complete configurations appear in TensorBoard meanwhile.
 
     Returns the configurations whose TensorBoard files are written.
     """
-    clock, manifest = Stopwatch(), begin(job, folder, watcher.say, about)
+    clock, manifest = Stopwatch(), begin(job, folder, callback.on_message, about)
     live = None if job.shard else Live(folder, manifest, per_seed)
-    fallback = HalvingFallback(job, folder, watcher)
-    watcher.begin(job.plan, job.stored)
+    fallback = HalvingFallback(job, folder, callback)
+    callback.on_start(job.plan, job.stored)
 
     def close() -> None:
         check_exists(folder)
@@ -124,17 +124,17 @@ def train_tiles(
             path = tile_files.write_tile(folder, tile_record(tile, numbers, job))
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
-            watcher.tile(tile, device, compiling, _dead_fraction(numbers))
+            callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
         fallback.conclude()
     return set() if live is None else live.shown
 
 
-def draw_blocks(job: DrawJob, folder: Path, watcher: Callback, about: Mapping[str, Any]) -> None:
+def draw_blocks(job: DrawJob, folder: Path, callback: Callback, about: Mapping[str, Any]) -> None:
     """Draw every block of a job and store each as it is finished."""
     clock = Stopwatch()
-    begin(job, folder, watcher.say, about)
-    fallback = HalvingFallback(job, folder, watcher)
-    watcher.begin(job.plan, job.stored)
+    begin(job, folder, callback.on_message, about)
+    fallback = HalvingFallback(job, folder, callback)
+    callback.on_start(job.plan, job.stored)
 
     def close() -> None:
         check_exists(folder)
@@ -145,7 +145,7 @@ def draw_blocks(job: DrawJob, folder: Path, watcher: Callback, about: Mapping[st
             check_exists(folder)
             made = {**job.provenance, "cohort": block.cohort, "width": block.width}
             block_files.write_block(folder, (block.cohort, block.first, block.count), sums, made)
-            watcher.tile(block, device, compiling, math.nan)
+            callback.on_tile_end(block, device, compiling, math.nan)
         fallback.conclude()
 
 

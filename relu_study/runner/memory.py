@@ -73,7 +73,7 @@ def predict_memory(job: Job) -> MemoryEstimate:
         return MemoryEstimate(base + _reported(job), 0, limit)
     most = max(todo, key=lambda c: c.bytes() + (LAYER_BYTES * c.work.layers if limit is None else 0))
     planned = job.plan.tiles
-    devices, costs = min(job.plan.devices, len(planned)), scheduler.costs(planned, job.plan.price)
+    devices, costs = min(job.plan.devices, len(planned)), scheduler.costs(planned, job.plan.cost)
     each = sum(costs.values()) / devices or 1.0
     shares = {name: math.ceil(cost / each) or 1 for name, cost in costs.items()}
 
@@ -82,9 +82,9 @@ def predict_memory(job: Job) -> MemoryEstimate:
         asked = sorted((ask(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name]))), reverse=True)[:devices]
         return sum(asked) / ask(most)
 
-    home = scheduler.assign_devices(planned, job.plan.price, job.plan.devices)[most.name]
+    home = scheduler.assign_devices(planned, job.plan.cost, job.plan.devices)[most.name]
     with _CacheHitCounter() as cache, _RssMonitor() as grown:
-        tile = max(most.tiles, key=lambda tile: tile.sets)
+        tile = max(most.tiles, key=lambda tile: tile.num_datasets)
         one = of_tile(tile, job.probing, jax.devices()[home], alone=devices == len(planned))
     # On the device that it was compiled for just now a program is read back; where all were found, others' are taken to be there.
     compiling = (grown.bytes or _compiler(most)) * (together(_compiler) - (0 if cache.all_found else 1 - READ_BYTES))
@@ -112,7 +112,7 @@ def predict_memory_draws(job: DrawJob) -> MemoryEstimate:
     if not job.plan.tiles:
         return MemoryEstimate(base, 0, limit)
     with _RssMonitor() as grown:
-        one = of_block(max(job.plan.tiles, key=lambda block: block.cost * block.width))
+        one = of_block(max(job.plan.tiles, key=lambda block: block.operations * block.width))
     devices = min(job.plan.devices, len(job.plan.tiles))
     shared = one if limit is None else 0
     return MemoryEstimate(base + devices * ((grown.bytes or COMPILER_BYTES) + shared), one, limit)
@@ -151,13 +151,13 @@ def compiled(tile: Tile, probing: MeasureConfig, device: Any = None) -> tuple[di
         return _shaped(program.jitted.eval_shape(*arguments), device)
 
     seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in TRACED_FIELDS}, shape(wide, 2)
-    data = made(compilation.sample_program(cohorts.data_spec(spec), 0, probing), shape(tile.sets, kind=np.uint32))
+    data = made(compilation.sample_program(cohorts.data_spec(spec), 0, probing), shape(tile.num_datasets, kind=np.uint32))
     inputs = shape(wide, probing.probe_set(signature), signature.d_in)
     init = compilation.init_program(cohorts.start_spec(spec), signature.d_in, signature.d_out)
     weights = made(init, seeds, knobs, inputs)
     programs = compilation.tile_programs(spec, probing)
     state = State(weights.params, weights.stats, made(programs.fresh, weights.params, knobs, seeds))
-    source = None if tile.sets == wide else shape(wide, kind=np.int32)
+    source = None if tile.num_datasets == wide else shape(wide, kind=np.int32)
     at = [shape(kind=np.int32)] * 3
     sizes = {
         "advance": _size(programs.advance, state, data.train, seeds, knobs, *at, source),

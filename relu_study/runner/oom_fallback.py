@@ -23,8 +23,8 @@ class HalvingFallback:
     which the others share.
     """
 
-    def __init__(self, job: Job | DrawJob, folder: Path, watcher: Callback) -> None:
-        self.job, self.folder, self.watcher = job, folder, watcher
+    def __init__(self, job: Job | DrawJob, folder: Path, callback: Callback) -> None:
+        self.job, self.folder, self.callback = job, folder, callback
         self.widths = dict(job.widths)
         self.lost: list[str] = []  # runs and cells that do not fit
         self.settled: list[str] = []  # what there is to say of cohorts whose width is
@@ -39,8 +39,8 @@ class HalvingFallback:
             return None
         self.widths[first.cohort] = cut[0].width
         self._record()
-        self.watcher.cut_anew(tiles, cut)
-        self.watcher.say(
+        self.callback.on_retile(tiles, cut)
+        self.callback.on_message(
             f"{self._named(first)} does not fit in memory at a width of {first.width:,} ({why}): it goes on at {cut[0].width:,}"
         )
         return cut
@@ -65,7 +65,9 @@ class HalvingFallback:
         self.lost = sorted({*self.lost, *lost})
         self.widths.pop(first.cohort, None)
         self._record()
-        self.watcher.say(f"{self._named(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): left out")
+        self.callback.on_message(
+            f"{self._named(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): left out"
+        )
 
     def conclude(self) -> None:
         """Stop (UserError) where a cohort whose width is settled did not fit; all other tiles are stored by then."""

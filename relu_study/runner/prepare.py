@@ -44,7 +44,7 @@ class Job:
     plan: Plan
     stored: int
     declaration: dict[str, Any]
-    before: FolderState
+    folder_state: FolderState
     shard: Shard | None = None
 
 
@@ -68,7 +68,7 @@ def prepare(
     """
     runs, probing = study.runs(), _measure_config(study, probing)
     seen: dict[Any, Any] = {}
-    for spec in dict.fromkeys(run.but(seed=0) for run in runs):
+    for spec in dict.fromkeys(run.replace(seed=0) for run in runs):
         cohorts.check(spec, probing, seen)
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
     if notes := list(dict.fromkeys(note for notes in seen.values() for note in notes)):
@@ -186,10 +186,10 @@ def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str
     for line in doubts(job.provenance["own"], folder):
         say(line)
     with locks.manifest_mutex(folder):
-        move_damaged(folder, job.before.damaged, say)
+        move_damaged(folder, job.folder_state.damaged, say)
         archive_derived(folder, say)
         beside = locks.other_writers(folder, job.shard)
-        if (job.before.stored or beside) and (folder / "manifest.json").exists():
+        if (job.folder_state.stored or beside) and (folder / "manifest.json").exists():
             there = read_manifest(folder)
             manifest["timing"] = there["timing"]
             for name in ("declaration_hash", "provenance", "widths") if beside else ():

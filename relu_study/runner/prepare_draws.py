@@ -41,7 +41,7 @@ class DrawJob:
     plan: DrawPlan
     stored: int  # draws
     declaration: dict[str, Any]
-    before: FolderState
+    folder_state: FolderState
     shard: Shard | None = None
 
 
@@ -81,7 +81,7 @@ def prepare_draws(
         else shard_tiles([(b, b.cohort, draw_block.seconds(b)) for b in wanted.values()], shard)
     )
     todo = [block for block in mine if (block.cohort, block.first, block.count) not in before.stored]
-    plan = DrawPlan(sorted(todo, key=lambda block: -block.price), len(jax.devices()), platform)
+    plan = DrawPlan(sorted(todo, key=lambda block: -block.cost), len(jax.devices()), platform)
     stored = sum(block.count for block in mine) - sum(block.count for block in todo)
     return DrawJob(study, made, widths, plan, stored, declaration, before, shard)
 

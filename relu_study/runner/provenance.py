@@ -22,7 +22,7 @@ from relu_study.study.run_spec import RunSpec
 
 def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
     """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width; the digest comes later."""
-    runs = list({run.but(seed=0): None for run in runs})
+    runs = list({run.replace(seed=0): None for run in runs})
     kinds = (
         ("activation", "activation", activations),
         ("activation", "output", activations),

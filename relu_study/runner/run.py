@@ -54,7 +54,7 @@ def run(
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
-    watcher: Callback | None = None,
+    callback: Callback | None = None,
     shard: None = None,
 ) -> Results: ...
 
@@ -75,7 +75,7 @@ def run(  # type: ignore[misc]  # `settings` are its own
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
-    watcher: Callback | None = None,
+    callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Results | None:
     """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
@@ -86,13 +86,13 @@ def run(  # type: ignore[misc]  # `settings` are its own
     others into the same folder, and returns None; once all are done, the same call without it reports.
     """
     use_devices()
-    sized, asked = study.sized(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
+    sized, asked = study.with_preset(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run", "preset": preset or "default"}
         probing = MeasureConfig(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        execute(sized, folder, probing, watcher or Callback(), about, keep_params, all_epochs, per_seed, asked)
+        execute(sized, folder, probing, callback or Callback(), about, keep_params, all_epochs, per_seed, asked)
         if asked:
             return None
         results = load(folder)
@@ -120,7 +120,7 @@ def run_draws(
     *,
     preset: str | None = None,
     draws: int | None = None,
-    watcher: Callback | None = None,
+    callback: Callback | None = None,
     shard: None = None,
 ) -> pd.DataFrame: ...
 
@@ -135,7 +135,7 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     *,
     preset: str | None = None,
     draws: int | None = None,
-    watcher: Callback | None = None,
+    callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> pd.DataFrame | None:
     """Draw whatever a draw study still lacks, write its results folder and return its cells.csv as a DataFrame.
@@ -149,5 +149,5 @@ def run_draws(  # type: ignore[misc]  # as of `run`
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         about = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        execute_draws(study.sized(preset, draws), folder, watcher or Callback(), about, asked)
+        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), about, asked)
         return None if asked else load_cells(folder)

@@ -32,20 +32,20 @@ def run_single(study: Study, run_id: str, like: Path | None, out: Path | None, p
     """
     use_devices()
     if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --like)")
+        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --widths-from)")
     found = {run.run_id: run for run in study.runs()}
     if run_id not in found:
         unknown = nearest(run_id, found, f"run of study {study.name} at this size")
         raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
-    job = prepare(study, like, probing, way_out="name the folder of its sweep with --like")
+    job = prepare(study, like, probing, way_out="name the folder of its sweep with --widths-from")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         check_writable(out)
     one = found[run_id]
     name = cohorts.cost_of(one).cohort
-    tile = Tile(name, job.widths[name], (one,), 0, sets=1)
+    tile = Tile(name, job.widths[name], (one,), 0, num_datasets=1)
     with entry_errors():
-        numbers = train_tile.train_tile([one], tile.width, probing=job.probing, sets=tile.sets)
+        numbers = train_tile.train_tile([one], tile.width, probing=job.probing, num_datasets=tile.num_datasets)
     about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:

@@ -36,7 +36,7 @@ class Draws:
 
     def __post_init__(self) -> None:
         if not self.cells:
-            raise UserError(f"experiment {self.name} has no cells; give it some, e.g. cells=crossed(width=(2, 3))")
+            raise UserError(f"experiment {self.name} has no cells; give it some, e.g. cells=grid_cells(width=(2, 3))")
         if not isinstance(self.draws, int) or isinstance(self.draws, bool) or self.draws < 1:
             raise UserError(f"experiment {self.name}: draws must be a whole number of at least 1, not {self.draws!r}")
         if self.draws > MOST_DRAWS:
@@ -75,7 +75,7 @@ class DrawStudy:
                 if key != "times":
                     raise nearest(key, ("times",), f"setting of preset {preset}")
 
-    def sized(self, preset: str | None = None, draws: int | None = None) -> DrawStudy:
+    def with_preset(self, preset: str | None = None, draws: int | None = None) -> DrawStudy:
         """This study at a preset's size; `draws`: at most so many in each cell."""
         if preset and preset != "default" and preset not in self.presets:
             raise nearest(preset, ["default", *self.presets], "preset")

@@ -106,7 +106,7 @@ class RunSpec:
         """Every field in declared order."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def but(self, **changes: Any) -> RunSpec:
+    def replace(self, **changes: Any) -> RunSpec:
         """This spec with some fields changed; an unknown field is refused by name."""
         for name in changes:
             if name not in FIELDS:

@@ -112,7 +112,7 @@ class Study:
                         raise UserError(f"study {self.name}: arm {label!r} stands for two different RunSpecs{on}")
         return found
 
-    def sized(self, preset: str | None = None, **changes: Any) -> Study:
+    def with_preset(self, preset: str | None = None, **changes: Any) -> Study:
         """This study at a preset's size, with `changes` (seeds, epochs) on top.
 
         `seeds` of a preset or of `changes` are those of every experiment, also of those that have their own.
@@ -129,7 +129,9 @@ class Study:
         if epochs is not None:
             study = replace(
                 study,
-                experiments=[replace(e, arms={k: s.but(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments],
+                experiments=[
+                    replace(e, arms={k: s.replace(epochs=epochs) for k, s in e.arms.items()}) for e in study.experiments
+                ],
             )
         study.check_size()
         return study
@@ -151,7 +153,7 @@ class Study:
                 raise nearest(name, known, "target")
         asked = self.use_targets or known
         return [
-            (e.name, label, spec.but(target=target) if known else spec)
+            (e.name, label, spec.replace(target=target) if known else spec)
             for e in self.experiments
             if e.name not in self.skip
             for label, spec in e.arms.items()
@@ -161,7 +163,7 @@ class Study:
     def runs(self) -> list[RunSpec]:
         """Every run once, in the order the configurations are declared, seeds innermost."""
         self.check_size()
-        return [spec.but(seed=seed) for spec, seeds in self._seeds().items() for seed in range(seeds)]
+        return [spec.replace(seed=seed) for spec, seeds in self._seeds().items() for seed in range(seeds)]
 
     def _seeds(self) -> dict[RunSpec, int]:
         asked = {e.name: self.seeds if e.seeds is None else e.seeds for e in self.experiments}
@@ -206,7 +208,7 @@ def grid(base: RunSpec | None = None, **values: Sequence[Any]) -> dict[str, RunS
     for combo in itertools.product(*values.values()):
         pairs = dict(zip(values, combo, strict=True))
         label = str(combo[0]) if len(pairs) == 1 else ", ".join(f"{k}={v}" for k, v in pairs.items())
-        arms[label] = base.but(**pairs)
+        arms[label] = base.replace(**pairs)
     return arms
 
 

@@ -127,7 +127,7 @@ def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -
     assert again.returncode == 0 and again.stderr.splitlines()[-1] == "False", again.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")} == before
     row = (tmp_path / "here" / "runs.csv").read_text().splitlines()[3]
-    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--like", "here", "--out", "one", cwd=tmp_path)
+    alone = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--widths-from", "here", "--out", "one", cwd=tmp_path)
     assert alone.stdout.splitlines() == [row], alone.stderr
     assert (tmp_path / "one" / "runs.csv").read_text().splitlines()[1:] == [row]
     full = command("run", SMALL, "--only", row[:12], "--epochs", "1", "--out", "here", cwd=tmp_path)

@@ -45,7 +45,7 @@ class Machine(NamedTuple):
             if tile.cohort not in mine[device]:
                 mine[device].add(tile.cohort)
                 took = self.compiling * plan.work[tile.cohort].layers
-            now += took + self.rate * self.slower.get(tile.cohort, 1.0) * plan.price(tile)
+            now += took + self.rate * self.slower.get(tile.cohort, 1.0) * plan.cost(tile)
             stored.append((now, len(stored), tile, device, took))
             heapq.heappush(free, (now, device))
         for now, _, tile, device, took in sorted(stored):
@@ -147,10 +147,10 @@ def test_progress_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     history = list(machine.history(plan))
     with Progress() as told:
-        told.begin(plan, 0)
+        told.on_start(plan, 0)
         for tile, when, *how in history:
             now[0] = 100 + when
-            told.tile(tile, *how, 0.5)
+            told.on_tile_end(tile, *how, 0.5)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 5 and lines[-1] == "192/192 runs, 50.0% dead, 0 s left"
     end, late = history[-1][1], [float(line.split(", ")[-1].split()[0]) for line in lines]

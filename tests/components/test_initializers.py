@@ -245,7 +245,7 @@ def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
 @pytest.mark.parametrize("name", ["he_normal", "negative_uniform", "sign_flip"])
 def test_gain_and_bias_shift_are_of_hidden_layers_alone(name):
     spec = RunSpec(depth=2, width=5, initializer=name)
-    plain, changed = weights(spec), weights(spec.but(gain=2.5, bias_shift=0.25))
+    plain, changed = weights(spec), weights(spec.replace(gain=2.5, bias_shift=0.25))
     for kernel, bias in changed[:2]:
         assert np.all(bias == 0.25) and np.all(kernel != 0)
     np.testing.assert_allclose(changed[0][0], 2.5 * plain[0][0], rtol=1e-6)
@@ -255,7 +255,7 @@ def test_gain_and_bias_shift_are_of_hidden_layers_alone(name):
 
 def test_layers_and_seeds_are_drawn_apart():
     spec = RunSpec(depth=3, width=4, initializer="he_normal")
-    kernels = [kernel for seed in (0, 1) for kernel, _ in weights(spec.but(seed=seed))[:3]]
+    kernels = [kernel for seed in (0, 1) for kernel, _ in weights(spec.replace(seed=seed))[:3]]
     assert len({kernel.tobytes() for kernel in kernels}) == 6
 
 

@@ -109,20 +109,20 @@ def moments(tape: list[tuple[Any, ...]]) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_selu_keeps_mean_0_and_variance_1_through_depth(seed):
     x = jax.random.normal(jax.random.key(seed), (512, 512))
-    _, tape = tape_of(WIDE.but(seed=seed), x)
+    _, tape = tape_of(WIDE.replace(seed=seed), x)
     for mean, variance in moments(tape):
         assert abs(mean) <= MEAN_WITHIN and abs(variance - 1) <= VARIANCE_WITHIN
 
 
 @pytest.mark.parametrize("changes", [{"initializer": "he_normal"}, {"activation": "elu"}])
 def test_others_do_not(changes):
-    _, tape = tape_of(WIDE.but(**changes), jax.random.normal(jax.random.key(0), (512, 512)))
+    _, tape = tape_of(WIDE.replace(**changes), jax.random.normal(jax.random.key(0), (512, 512)))
     assert any(abs(mean) > 2 * MEAN_WITHIN or abs(variance - 1) > 2 * VARIANCE_WITHIN for mean, variance in moments(tape))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_alpha_dropout_keeps_them_too(rate):
-    spec = WIDE.but(depth=8, dropout="alpha_dropout")
+    spec = WIDE.replace(depth=8, dropout="alpha_dropout")
     _, tape = tape_of(spec, jax.random.normal(jax.random.key(3), (512, 512)), train=True, dropout_rate=rate)
     for mean, variance in moments(tape):
         assert abs(mean) <= MEAN_WITHIN and abs(variance - 1) <= VARIANCE_WITHIN

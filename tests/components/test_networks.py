@@ -55,7 +55,7 @@ def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
 
 
 def test_columns_give_what_rows_give() -> None:
-    model = begun(SPEC.but(norm="layer_norm", activation="tanh"))
+    model = begun(SPEC.replace(norm="layer_norm", activation="tanh"))
     columns = model(FeatureMajorBatch(X.T), Context(KNOB))
     assert isinstance(columns, FeatureMajorBatch)
     np.testing.assert_allclose(columns.values.T, model(X, Context(KNOB)), rtol=1e-5, atol=1e-6)
@@ -63,14 +63,14 @@ def test_columns_give_what_rows_give() -> None:
 
 def test_without_skips_it_is_the_mlp() -> None:
     """With one hidden layer there is nothing to add, and with more the mlp's weights are the same."""
-    one = SPEC.but(depth=1)
-    assert np.array_equal(begun(one)(X, Context(KNOB)), begun(one.but(network="mlp"))(X, Context(KNOB)))
-    for ours, theirs in zip(layers(begun()), layers(begun(SPEC.but(network="mlp")))):
+    one = SPEC.replace(depth=1)
+    assert np.array_equal(begun(one)(X, Context(KNOB)), begun(one.replace(network="mlp"))(X, Context(KNOB)))
+    for ours, theirs in zip(layers(begun()), layers(begun(SPEC.replace(network="mlp")))):
         assert np.array_equal(ours[0], theirs[0])
 
 
 def test_no_input_of_the_box_leaves_the_bounds() -> None:
-    model = begun(SPEC.but(depth=6))
+    model = begun(SPEC.replace(depth=6))
 
     @jax.jit
     def through(box: Interval) -> list[Interval]:
@@ -88,7 +88,7 @@ def test_no_input_of_the_box_leaves_the_bounds() -> None:
 @pytest.mark.slow
 def test_it_trains_and_its_units_are_certified() -> None:
     few = MeasureConfig(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
-    tile = train_tile.train_tile([SPEC.but(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)
+    tile = train_tile.train_tile([SPEC.replace(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)
     loss = tile["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all()
     certified, dead = tile["metric:certified_dead_fraction/all"], tile["metric:dead_fraction/all"]
@@ -96,7 +96,7 @@ def test_it_trains_and_its_units_are_certified() -> None:
 
 
 def test_an_activation_that_gives_several_numbers_is_refused_before_anything_compiles() -> None:
-    spec = SPEC.but(activation="crelu")
+    spec = SPEC.replace(activation="crelu")
     with pytest.raises(UserError, match=r"network 'skip' adds .* 'crelu' gives several numbers .* network='mlp'"):
         cohorts.sites(spec)
-    assert cohorts.sites(spec.but(network="mlp")) == cohorts.sites(SPEC) == ["site_1", "site_2", "site_3", "site_4"]
+    assert cohorts.sites(spec.replace(network="mlp")) == cohorts.sites(SPEC) == ["site_1", "site_2", "site_3", "site_4"]

@@ -40,7 +40,7 @@ def trained(functions: dict[str, Callable[..., Any]], **changes: Any) -> dict[st
     """name -> the final parameters of three seeds."""
     for name, function in functions.items():
         optimizer(name)(function)
-    arms = {name: BASE.but(optimizer=name, **changes) for name in functions}
+    arms = {name: BASE.replace(optimizer=name, **changes) for name in functions}
     results = run(Study("optimizers", "Optimizers", "?", [Experiment("main", arms)], seeds=3), keep_params=True)
     assert (results.runs.status == "ok").all()
     return {
@@ -58,7 +58,7 @@ def refused(function: Callable[..., Any], **changes: Any) -> str:
     optimizers._entries.pop("offender", None)
     with pytest.raises(UserError) as error:
         optimizer("offender")(function)
-        study = Study("s", "S", "?", [Experiment("main", {"arm": BASE.but(optimizer="offender", **changes)})], seeds=1)
+        study = Study("s", "S", "?", [Experiment("main", {"arm": BASE.replace(optimizer="offender", **changes)})], seeds=1)
         prepare(study, None, MeasureConfig())
     assert "'offender'" in str(error.value) and "\n" not in str(error.value)
     return str(error.value)
@@ -90,10 +90,10 @@ def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
     found = trained({"warm": warm, "by_hand": by_hand})
     assert same(found["warm"], found["by_hand"])
     signature = registry.tasks[BASE.task](BASE).signature
-    rates = [BASE.but(optimizer="warm", learning_rate=rate) for rate in (0.01, 0.02)]
+    rates = [BASE.replace(optimizer="warm", learning_rate=rate) for rate in (0.01, 0.02)]
     assert len({cohorts.cost_of(spec).cohort for spec in rates}) == 2
     assert "warm (compiled for learning_rate=0.01, weight_decay=0)" in cohorts.cost_of(rates[0]).title
-    assert len({cohorts.cohort(spec.but(optimizer="by_hand"), signature) for spec in rates}) == 1
+    assert len({cohorts.cohort(spec.replace(optimizer="by_hand"), signature) for spec in rates}) == 1
 
 
 def test_every_seed_has_its_own_noise_and_the_same_noise_again():

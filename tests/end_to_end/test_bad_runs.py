@@ -97,10 +97,10 @@ KINDS = {
 
 def sweep(bad: bool) -> Study:
     """Eighteen runs of one program when healthy, twenty when spoiled: two tiles of 16 either way."""
-    good = {"relu": base, "lecun": base.but(initializer="lecun_normal")}
-    spoiled = {"weights": base.but(initializer="spoiled_weights"), "data": base.but(task="spoiled_data")}
-    rates = {"rate": base.but(learning_rate=1e30), "infinite rate": base.but(learning_rate=1e300)}
-    healthy = {"rate": base.but(learning_rate=2e-3), "infinite rate": base.but(learning_rate=3e-3)}
+    good = {"relu": base, "lecun": base.replace(initializer="lecun_normal")}
+    spoiled = {"weights": base.replace(initializer="spoiled_weights"), "data": base.replace(task="spoiled_data")}
+    rates = {"rate": base.replace(learning_rate=1e30), "infinite rate": base.replace(learning_rate=1e300)}
+    healthy = {"rate": base.replace(learning_rate=2e-3), "infinite rate": base.replace(learning_rate=3e-3)}
     claims = [
         Claim("A", "One start keeps more units.", "dead_fraction", "lecun", "relu", "less", margin=0.05),
         Claim("B", "So does what was spoiled.", "val_loss", "weights", "relu", "equivalent", margin=0.1),
@@ -235,8 +235,8 @@ def test_tensorboard_has_every_run_with_its_outcome(folders: tuple[Path, Path]) 
 
 def test_a_loss_that_is_finite_with_gradients_that_are_not() -> None:
     """The run is as good as its state and loss, gradients are no value, and after one step of them it is bad."""
-    spec = base.but(activation="root", initializer="spoiled_zero", epochs=2, rows=120)
-    runs = [spec.but(seed=seed) for seed in (0, BAD, 1)]
+    spec = base.replace(activation="root", initializer="spoiled_zero", epochs=2, rows=120)
+    runs = [spec.replace(seed=seed) for seed in (0, BAD, 1)]
     tile, healthy = train_tile.train_tile(runs, 4), train_tile.train_tile([runs[0], runs[2]], 4)
     assert tile["status"].tolist() == ["ok", "nonfinite", "ok"] and tile["first_bad_epoch"][1] == 1
     assert np.isfinite(tile["metric:train_loss/all"][1, 0]) and not np.isfinite(tile["metric:grad_norm/all"][1, 0])

@@ -96,7 +96,7 @@ def test_a_metric_that_is_added_or_removed_is_refused_by_name_before_training(he
         made_earlier(folder) if earlier else None
         stored = {path.name for path in tile_paths(folder)}
         forgotten()
-        for words in (("run", second, "--seeds", "2"), ("run", second), ("plan", second, "--quick")):
+        for words in (("run", second, "--seeds", "2"), ("run", second), ("plan", second, "--no-memory")):
             forgotten()
             refused(here(*words, "--out", str(folder)), str(folder), "own_gap", "name another folder with --out")
         assert {path.name for path in tile_paths(folder)} == stored
@@ -117,8 +117,8 @@ def test_other_histograms_are_refused_before_training(here: Here) -> None:
 def test_an_object_that_cannot_be_verified_is_named_on_one_line(here: Here) -> None:
     name = study_file("own.py", TASK.replace("{mark}", MARKS["unverified"]), ("val_loss",), "own_data")
     line = "not verified: lock of task own_data. A change of their state is not noticed when out is continued"
-    status, said, _ = here("plan", name, "--quick", "--out", "out")
-    assert status == 0 and said.splitlines().count(line) == 1, (said, here("plan", name, "--quick", "--out", "out"))
+    status, said, _ = here("plan", name, "--no-memory", "--out", "out")
+    assert status == 0 and said.splitlines().count(line) == 1, (said, here("plan", name, "--no-memory", "--out", "out"))
     for seeds in ("1", "2"):
         registry.tasks._entries.pop("own_data")
         status, _, noise = here("run", name, "--out", "out", "--seeds", seeds)
@@ -128,7 +128,7 @@ def test_an_object_that_cannot_be_verified_is_named_on_one_line(here: Here) -> N
 def test_an_entry_without_a_fingerprint_trains_once_and_is_not_continued(here: Here) -> None:
     name = study_file("own.py", TASK.replace("{mark}", MARKS["unverifiable"]), ("val_loss",), "own_data")
     line = "task own_data cannot be compared with a later one (RuntimeError while it is read): out cannot be continued"
-    assert line in here("plan", name, "--quick", "--out", "out")[1].splitlines()
+    assert line in here("plan", name, "--no-memory", "--out", "out")[1].splitlines()
     registry.tasks._entries.pop("own_data")
     status, _, noise = here("run", name, "--out", "out")
     assert status == 0 and line in noise.splitlines(), noise

@@ -45,15 +45,15 @@ class Counted(Callback):
     def __init__(self) -> None:
         self.drawn: list[Block] = []
 
-    def tile(self, tile: Block, device: int, compiling: float, dead_fraction: float) -> None:
+    def on_tile_end(self, tile: Block, device: int, compiling: float, dead_fraction: float) -> None:
         assert device in range(2) and compiling >= 0 and np.isnan(dead_fraction)
         self.drawn.append(tile)
 
 
 def draw(folder: Path, declared=study, preset: str = "default", draws: int | None = None) -> Counted:
-    watcher = Counted()
-    execute.execute_draws(declared.sized(preset, draws), folder, watcher, {"command": "test", "preset": preset})
-    return watcher
+    callback = Counted()
+    execute.execute_draws(declared.with_preset(preset, draws), folder, callback, {"command": "test", "preset": preset})
+    return callback
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ WRONG = [
     (lambda: replace(study, experiments=[]), "declares no experiments"),
     (lambda: replace(study, experiments=[*study.experiments, study.experiments[0]]), "'several' is declared twice"),
     (lambda: replace(study, presets={"full": {"draws": 5}}), "unknown setting of preset full 'draws'"),
-    (lambda: study.sized("fill"), "unknown preset 'fill'; did you mean full"),
+    (lambda: study.with_preset("fill"), "unknown preset 'fill'; did you mean full"),
     (lambda: declared(Draws("several", "cain", grid_cells(p=0.5), 5)), "unknown statistic 'cain'; did you mean"),
     (lambda: declared(Draws("several", "coin", grid_cells(q=0.5), 5)), "cell 'all' of several: unknown factor 'q'"),
     (lambda: declared(Draws("several", "coin", grid_cells(p="fair"), 5)), "p must be a number, not 'fair'"),

@@ -31,9 +31,9 @@ SEEDS = 6  # of fewer the bootstrap's interval is all there is, however it is dr
 study = replace(small, seeds=SEEDS)
 KEYS = {"runs": 2, "summary": 1, "units": 1, "survival": 1, "experiments": 2, "verdicts": 3}  # columns that say whose a row is
 ADDED = {
-    "in a cohort of its own": base.but(activation="sigmoid"),
-    "in a cohort that is there": base.but(gain=2),
-    "of another length": base.but(epochs=1),
+    "in a cohort of its own": base.replace(activation="sigmoid"),
+    "in a cohort that is there": base.replace(gain=2),
+    "of another length": base.replace(epochs=1),
 }
 
 
@@ -44,7 +44,7 @@ class Counted(Callback):
         self.trained: list[RunSpec] = []
         self.widths: dict[str, int] = {}
 
-    def tile(self, tile: Tile, *_: Any) -> None:
+    def on_tile_end(self, tile: Tile, *_: Any) -> None:
         self.trained += tile.runs
         self.widths[tile.cohort] = tile.width
 
@@ -71,13 +71,13 @@ def lines(folder: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("spec", ADDED.values(), ids=ADDED)
 def test_a_new_arm_trains_alone_and_old_rows_keep_their_bytes(spec: RunSpec, finished: Path, tmp_path: Path) -> None:
-    folder, watcher = shutil.copytree(finished, tmp_path / "small"), Counted()
+    folder, callback = shutil.copytree(finished, tmp_path / "small"), Counted()
     before, widths = lines(folder), json.loads((folder / "manifest.json").read_text())["widths"]
-    runner.run(extended(spec), folder, watcher=watcher)
-    new = [spec.but(target="wave", seed=seed) for seed in range(SEEDS)]
-    assert sorted(run.run_id for run in watcher.trained) == sorted(run.run_id for run in new)
+    runner.run(extended(spec), folder, callback=callback)
+    new = [spec.replace(target="wave", seed=seed) for seed in range(SEEDS)]
+    assert sorted(run.run_id for run in callback.trained) == sorted(run.run_id for run in new)
     chosen = json.loads((folder / "manifest.json").read_text())["widths"]
-    assert chosen == {**watcher.widths, **widths} and watcher.widths.items() <= chosen.items(), "once chosen, a width stays"
+    assert chosen == {**callback.widths, **widths} and callback.widths.items() <= chosen.items(), "once chosen, a width stays"
 
     config_id = new[0].config_id
     for name, (header, *rows) in lines(folder).items():
@@ -93,15 +93,15 @@ def test_taken_out_again_it_leaves_the_folder_as_it_was(finished: Path, tmp_path
     folder = shutil.copytree(finished, tmp_path / "small")
     runner.run(extended(ADDED["in a cohort that is there"]), folder)
     grown = files(folder, "*.csv")
-    runner.run(study, folder, watcher=(fewer := Counted()))
+    runner.run(study, folder, callback=(fewer := Counted()))
     assert fewer.trained == [] and files(folder, "*.csv") == files(finished, "*.csv") != grown
-    runner.run(extended(ADDED["in a cohort that is there"]), folder, watcher=(back := Counted()))
+    runner.run(extended(ADDED["in a cohort that is there"]), folder, callback=(back := Counted()))
     assert back.trained == [] and files(folder, "*.csv") == grown, "its runs were kept"
 
 
 def test_an_arm_that_stands_for_the_same_runs_trains_nothing(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "small")
-    runner.run(extended(base), folder, watcher=(same := Counted()))
+    runner.run(extended(base), folder, callback=(same := Counted()))
     assert same.trained == [] and files(folder, "runs.csv") == files(finished, "runs.csv")
     with (folder / "experiments.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4, "one configuration of one experiment, by whatever label"
@@ -112,9 +112,11 @@ def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, t
     folder = shutil.copytree(finished, tmp_path / "small")
     before, tiles = lines(folder), kill_harness.held(folder).tiles
     more = replace(
-        study, experiments=[*study.experiments, Experiment("gains", {"added": base.but(gain=2), "old": base})], seeds=SEEDS + 3
+        study,
+        experiments=[*study.experiments, Experiment("gains", {"added": base.replace(gain=2), "old": base})],
+        seeds=SEEDS + 3,
     )
-    runner.run(more, folder, watcher=(grown := Counted()))
+    runner.run(more, folder, callback=(grown := Counted()))
     old = {run.run_id for run in study.runs()}
     assert sorted(run.run_id for run in grown.trained) == sorted({run.run_id for run in more.runs()} - old)
     assert len(grown.trained) == 3 * 3 + SEEDS + 3
@@ -123,7 +125,7 @@ def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, t
     rows = lines(folder)
     assert set(before["runs"]) < set(rows["runs"]) and set(before["experiments"]) < set(rows["experiments"])
 
-    runner.run(study, folder, watcher=(fewer := Counted()))
+    runner.run(study, folder, callback=(fewer := Counted()))
     assert fewer.trained == [] and kill_harness.held(folder).tiles == kept, "a view: nothing is deleted"
     assert files(folder, "*.csv") == files(finished, "*.csv")
 
@@ -175,7 +177,7 @@ def test_from_20_to_30_seeds_and_a_new_experiment_by_the_command(tmp_path: Path)
     (tmp_path / "short.py").write_text(text := kill_harness.STUDY.replace("seeds=2", "seeds=20"))
     assert kill_harness.ended(kill_harness.born(words, tmp_path)) == 0
     tiles, rows = kill_harness.held(folder).tiles, (folder / "runs.csv").read_text().splitlines()
-    new = '[Experiment("main", arms), Experiment("wide", {"wide": base.but(width=12, epochs=2)})]'
+    new = '[Experiment("main", arms), Experiment("wide", {"wide": base.replace(width=12, epochs=2)})]'
     text = text.replace("seeds=20", "seeds=30").replace('[Experiment("main", arms)]', new)
     (tmp_path / "short.py").write_text(text)
     assert kill_harness.ended(kill_harness.born(["plan", *words[1:]], tmp_path)) == 0

@@ -46,7 +46,7 @@ def test_each_configuration_has_its_own_runs(folder: Path) -> None:
     found = {str(config_id): part["seed"].tolist() for config_id, part in runs.groupby("config_id")}
     assert found == {config_id: list(range(FEW if config_id in SMALL else SEEDS)) for config_id in IDS.values()}
     specs = planted_arms(planted_study())
-    wanted = [spec.but(seed=seed).run_id for key, spec in specs.items() for seed in found[IDS[key]]]
+    wanted = [spec.replace(seed=seed).run_id for key, spec in specs.items() for seed in found[IDS[key]]]
     assert sorted(runs["run_id"]) == sorted(set(wanted)) and (runs["status"] != "interrupted").all()
     # lecun_normal is arm 2, wave target 0
     mine = runs[runs["config_id"] == IDS["lecun_normal", "wave"]]

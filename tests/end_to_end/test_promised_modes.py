@@ -114,11 +114,13 @@ base = RunSpec(rows=60, epochs=2, depth=2, width=4, batch_size=28, initializer="
 {study}
 """
 TRAINED = """
-arms = {"adam": base, "batch": base.but(norm="batch_norm"), "layer": base.but(norm="layer_norm"),
-        "crelu": base.but(activation="crelu"),
-        "drop": base.but(dropout="dropout", dropout_rate=0.25), "momentum": base.but(optimizer="momentum"),
-        "rmsprop": base.but(optimizer="rmsprop"), "digits": base.but(task="digits"), "lu": base.but(task="lu_targets")}
-arms |= {name: base.but(initializer=name) for name in ("orthogonal", "rai", "sign_flip", "negative_uniform", "pytorch_default")}
+arms = {"adam": base, "batch": base.replace(norm="batch_norm"), "layer": base.replace(norm="layer_norm"),
+        "crelu": base.replace(activation="crelu"),
+        "drop": base.replace(dropout="dropout", dropout_rate=0.25), 
+        "momentum": base.replace(optimizer="momentum"),
+        "rmsprop": base.replace(optimizer="rmsprop"), "digits": base.replace(task="digits"),
+        "lu": base.replace(task="lu_targets")}
+arms |= {name: base.replace(initializer=name) for name in ("orthogonal", "rai", "sign_flip", "negative_uniform", "pytorch_default")}
 study = Study("x64", "Double", "?", [Experiment("main", arms)], seeds=2)
 for _ in range(2):
     found = run(study, sys.argv[1])
@@ -151,7 +153,7 @@ if "update" in __file__:
     jax.config.update("jax_enable_x64", True)
 from relu_study import Experiment, RunSpec, Study
 base = RunSpec(rows=60, epochs=2, depth=1, width=4, batch_size=28, initializer="he_normal")
-arms = {"relu": base, "tanh": base.but(activation="tanh")}
+arms = {"relu": base, "tanh": base.replace(activation="tanh")}
 study = Study("double", "Double", "?", [Experiment("main", arms)], seeds=3, metrics=("val_loss",))
 """
 DRAWS64 = """
@@ -206,7 +208,9 @@ def test_commands_resume_and_retrain_in_double_precision(tmp_path: Path, how: st
     resumed = doubles_of(parts)
     assert resumed.keys() == stored.keys() and all(np.array_equal(resumed[run], stored[run], equal_nan=True) for run in stored)
     chosen = sorted(stored)[3]
-    said = commands(f"run {study} --only {chosen} --like {whole} --out {one}", f"report {whole}", f"table {whole}", **given)
+    said = commands(
+        f"run {study} --only {chosen} --widths-from {whole} --out {one}", f"report {whole}", f"table {whole}", **given
+    )
     (row,) = (line for line in (whole / "runs.csv").read_text().splitlines() if line.startswith(chosen))
     assert row in said.splitlines() and row in (one / "runs.csv").read_text() and "| relu |" in said
     assert np.array_equal(doubles_of(one)[chosen], stored[chosen], equal_nan=True)
@@ -228,7 +232,7 @@ def test_draws_resume_in_double_precision(tmp_path: Path, how: str) -> None:
     study.write_text(DRAWS64)
     given = {"JAX_ENABLE_X64": "1"} if how == "environment" else {}
     run = f"run {study} --out"
-    commands(f"{run} {parts} --draws 1000", f"{run} {parts}", f"report {parts}", f"{run} {whole}", **given)
+    commands(f"{run} {parts} --max-draws 1000", f"{run} {parts}", f"report {parts}", f"{run} {whole}", **given)
     assert read_manifest(parts)["provenance"]["precision"] == "float64"
     assert (parts / "cells.csv").read_bytes() == (whole / "cells.csv").read_bytes()
 
@@ -238,7 +242,7 @@ def test_draws_resume_in_double_precision(tmp_path: Path, how: str) -> None:
 
 def test_a_half_finished_sweep_says_what_is_not_run(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["he_normal", "wave"]
-    folder = planted_folder(tmp_path / "planted", left_out=tuple(lost.but(seed=s).run_id for s in (0, 6)))
+    folder = planted_folder(tmp_path / "planted", left_out=tuple(lost.replace(seed=s).run_id for s in (0, 6)))
     report(folder) if not (folder / "runs.csv").is_file() else None
     made = table(folder, metric=["val_loss", "dead_fraction"], where="target=wave")
     (line,) = (line for line in made.splitlines() if line.startswith("| he_normal"))
@@ -375,7 +379,7 @@ def test_commands_write_to_streams_that_are_not_utf8(tmp_path: Path, environment
 SCRIPTED = """
 from relu_study import Experiment, RunSpec, Study
 base = RunSpec(rows=60, width=4, epochs=1, batch_size=30)
-arms = {"激活 Ω": base, "naïve ± ≈": base.but(activation="tanh")}
+arms = {"激活 Ω": base, "naïve ± ≈": base.replace(activation="tanh")}
 study = Study("scripts", "激活 “Ω” ≤ ±", "Naïve?", [Experiment("main", arms)], seeds=2, metrics=("val_loss",))
 """
 SAID = """
@@ -383,7 +387,7 @@ import io
 import sys
 from relu_study.cli.commands import main
 encoding = sys.argv[1]
-for words in [["list"], ["plan", "own.py", "--quick"], ["run", "own.py", "--out", "~/研究"], ["table", "~/研究"],
+for words in [["list"], ["plan", "own.py", "--no-memory"], ["run", "own.py", "--out", "~/研究"], ["table", "~/研究"],
               ["compare", "~/研究"], ["report", "~/研究"], ["table", "~/研室"], ["run", "own.py", "--seeds", "½"],
               ["plan", "激活"]]:
     raw = [io.BytesIO(), io.BytesIO()]
@@ -518,7 +522,7 @@ def doubles(spec):
     return Task(Signature(30, 30, 2, 1), sample)
 
 base = RunSpec(rows=60, width=4, epochs=1, batch_size=30, task="doubles")
-arms = {"激活 $x_": base, "bad": base.but(learning_rate=1e30)}
+arms = {"激活 $x_": base, "bad": base.replace(learning_rate=1e30)}
 figures = [Figure("a", "激活", "curves", ("main",), metrics=("val_loss",))]
 tables = [Table("t", "T", ("main",), ("val_loss", "dead_fraction"), baseline="bad")]
 study = Study("warned", "W", "?", [Experiment("main", arms)], seeds=2, tables=tables, figures=figures, metrics=("val_loss",))
@@ -570,8 +574,8 @@ def test_more_seeds_than_there_are_are_refused(seeds: int) -> None:
 def test_more_runs_than_can_be_listed_are_refused_before_they_are(here: Here) -> None:
     study = Study("many", "Many", "?", [Experiment("main", {"relu": RunSpec(), "tanh": RunSpec(activation="tanh")})])
     with pytest.raises(UserError, match=r"2 configurations make 800,000,000 runs.*at most 1,000,000 seeds"):
-        study.sized(seeds=400_000_000)
-    assert study.sized(seeds=MOST_RUNS // 2).seeds == MOST_RUNS // 2
+        study.with_preset(seeds=400_000_000)
+    assert study.with_preset(seeds=MOST_RUNS // 2).seeds == MOST_RUNS // 2
     for verb in ("plan", "run"):
         for seeds in ("5000000000", "400000000"):
             status, _, said = here(verb, "article", "--seeds", seeds)

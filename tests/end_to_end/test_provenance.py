@@ -146,7 +146,7 @@ def test_a_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) ->
 @KINDS
 def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_path: Path, here: Any) -> None:
     path = written(tmp_path / "study", drawn)
-    size = ["--draws", "20"] if drawn else ["--seeds", "1"]
+    size = ["--max-draws", "20"] if drawn else ["--seeds", "1"]
     more = [size[0], "40" if drawn else "2"]
     status, _, said = here("run", "study/study.py", "--out", "out", *size)
     assert status == 0, said

@@ -28,7 +28,7 @@ from relu_study.storage import block_files, tile_files
 from relu_study.storage.manifest import read_manifest, write_manifest
 
 STUDY = replace(small, figures=(), sections=(), seeds=2)
-DRAWS = replace(coins.sized(draws=300), figures=())
+DRAWS = replace(coins.with_preset(draws=300), figures=())
 ABOUT = {"command": "test", "preset": "default"}
 
 
@@ -39,15 +39,15 @@ class Heard(Callback):
         self.made: list[str] = []
         self.said: list[str] = []
 
-    def tile(self, tile: Any, *_: Any) -> None:
+    def on_tile_end(self, tile: Any, *_: Any) -> None:
         self.made += [run.run_id for run in tile.runs] if isinstance(tile, Tile) else [tile.cohort]
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         self.said.append(line)
 
 
 def train(folder: Path) -> Heard:
-    runner.run(STUDY, folder, watcher=(heard := Heard()))
+    runner.run(STUDY, folder, callback=(heard := Heard()))
     return heard
 
 
@@ -145,7 +145,7 @@ def test_a_manifest_that_is_lost_or_garbled_is_made_anew_from_whole_tiles(folder
 def test_a_manifest_whose_tiles_are_of_other_runs_or_made_otherwise_is_not_made_anew(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text("{")
-    wide = replace(STUDY.experiments[0], arms={"wide": STUDY.experiments[0].arms["relu"].but(width=9)})
+    wide = replace(STUDY.experiments[0], arms={"wide": STUDY.experiments[0].arms["relu"].replace(width=9)})
     with pytest.raises(UserError, match=rf"{path} is garbled"):
         runner.run(replace(STUDY, experiments=[wide], claims=(), tables=()), folder)
     retouch(tile_files.tile_paths(folder)[0], lambda made: {**made, "engine": 0})

@@ -43,10 +43,10 @@ class Said(Callback):
         self.made: list[Any] = []
         self.said: list[str] = []
 
-    def tile(self, tile: Any, *_: Any) -> None:
+    def on_tile_end(self, tile: Any, *_: Any) -> None:
         self.made.append(tile)
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         self.said.append(line)
 
 
@@ -67,7 +67,7 @@ def test_parts_are_whole_even_and_compile_little_twice(cohorts: list[list[float]
 
 @pytest.mark.parametrize("of", [2, 5])
 def test_every_run_is_in_one_shard_whatever_is_stored(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = study.sized("full", seeds=20)
+    large = study.with_preset("full", seeds=20)
     widths, wanted = prepare(large, None, MeasureConfig()).widths, {run.run_id for run in large.runs()}
 
     def shards(stored: set[str]) -> list[set[str]]:
@@ -99,15 +99,15 @@ def test_every_block_is_in_one_shard(of: int) -> None:
 
 
 def carried_out(declared: Any, folder: Path, shard: Shard | None = None) -> Said:
-    watcher, about = Said(), {"command": f"test {shard}", "preset": "default"}
+    callback, about = Said(), {"command": f"test {shard}", "preset": "default"}
     if isinstance(declared, type(study)):
-        execute.execute(declared, folder, MeasureConfig(), watcher, about, shard=shard)
+        execute.execute(declared, folder, MeasureConfig(), callback, about, shard=shard)
     else:
-        execute.execute_draws(declared, folder, watcher, about, shard)
-    return watcher
+        execute.execute_draws(declared, folder, callback, about, shard)
+    return callback
 
 
-STUDIES = {"trained": study, "drawn": small_draw_study.study.sized(draws=700)}
+STUDIES = {"trained": study, "drawn": small_draw_study.study.with_preset(draws=700)}
 
 
 @pytest.fixture(scope="module", params=STUDIES)
@@ -123,8 +123,8 @@ def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path: Path) -> None:
     declared, folder, said = sharded
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "raw"}, "a shard does not report"
-    assert [len(watcher.said) for watcher in said] == [1, 1, 1]
-    numbers = [watcher.said[0].partition(" ")[2].split(", ")[0] for watcher in said]
+    assert [len(callback.said) for callback in said] == [1, 1, 1]
+    numbers = [callback.said[0].partition(" ")[2].split(", ")[0] for callback in said]
     assert numbers == ["3/3 is done", "1/3 is done", "2/3 is done"]
     last = said[-1].said[0].split(" holds ")[1].split(" of ")
     assert last[0] == last[1], "with the last one everything is there"
@@ -144,7 +144,7 @@ def test_a_shard_is_done_once(sharded: Any) -> None:
     declared, folder, said = sharded
     before = kill_harness.held(folder).tiles
     assert carried_out(declared, folder, Shard(2, 3)).made == [] == carried_out(declared, folder, Shard(1, 2)).made
-    assert kill_harness.held(folder).tiles == before and sum(len(watcher.made) for watcher in said) == len(before)
+    assert kill_harness.held(folder).tiles == before and sum(len(callback.made) for callback in said) == len(before)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def beside(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tup
 def test_a_shard_of_another_size_is_refused_beside_others(beside: Any) -> None:
     declared, folder = beside
     before = (folder / "manifest.json").read_bytes()
-    more = replace(declared, seeds=4) if declared is study else declared.sized(draws=600)
+    more = replace(declared, seeds=4) if declared is study else declared.with_preset(draws=600)
     with pytest.raises(UserError, match=r"by shard 2/3, process 1 on host node7 since noon, with another declaration_hash than"):
         carried_out(more, folder, Shard(1, 3))
     assert (folder / "manifest.json").read_bytes() == before
@@ -195,10 +195,10 @@ def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_pa
     folder = Path(shutil.copytree(sharded[1], tmp_path / "some"))
     tile_files.tile_paths(folder)[0].unlink()
     paid = [
-        sum(c.paid for c in prepare(study, folder, MeasureConfig(), shard=of).plan.cohorts)
+        sum(c.stored_cost for c in prepare(study, folder, MeasureConfig(), shard=of).plan.cohorts)
         for of in (None, *map(Shard, (1, 2, 3), 3 * [3]))
     ]
-    whole = sum(c.paid for c in prepare(study, sharded[1], MeasureConfig()).plan.cohorts)
+    whole = sum(c.stored_cost for c in prepare(study, sharded[1], MeasureConfig()).plan.cohorts)
     assert 0 < paid[0] < whole and paid == 4 * paid[:1]
 
 

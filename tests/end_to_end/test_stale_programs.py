@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from relu_study import Draws, DrawStudy, Experiment, Number, RunSpec, Study, activation, run, run_draws, statistic
+from relu_study import Draws, DrawStudy, Experiment, Quantity, RunSpec, Study, activation, run, run_draws, statistic
 from relu_study.components import registry
 
 SLOPE = 0.25
@@ -30,7 +30,7 @@ def test_a_global_of_a_jitted_helper_counts_in_the_next_run(monkeypatch: pytest.
     for known in (registry.activations, registry.statistics):
         monkeypatch.setattr(known, "_entries", dict(known._entries))
     activation("stale")(lambda pre: jnp.maximum(pre, jitted(pre)))
-    statistic("stale", numbers={"value": Number("a value")})(
+    statistic("stale", numbers={"value": Quantity("a value")})(
         lambda cell, key: {"value": jitted(0.0 * jax.random.normal(key) + 1)}
     )
     first = numbers()

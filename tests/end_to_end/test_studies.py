@@ -13,7 +13,7 @@ def test_a_study_is_whole_at_every_size(name):
     study = load_study(studies()[name])
     assert study.name == name and study.figures
     for preset in ("default", *study.presets):
-        sized = study.sized(preset)
+        sized = study.with_preset(preset)
         if isinstance(sized, DrawStudy):
             assert all(experiment.draws > 0 for experiment in sized.experiments)
         else:

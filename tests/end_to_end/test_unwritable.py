@@ -47,7 +47,7 @@ class Trained(Callback):
         self.tiles: list[Any] = []
         self.then = then
 
-    def tile(self, tile: Any, *_: Any) -> None:
+    def on_tile_end(self, tile: Any, *_: Any) -> None:
         self.tiles.append(tile)
         if len(self.tiles) == 1:
             self.then()
@@ -114,12 +114,12 @@ def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, w
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, call, getattr(errno, name), after=1, only="tile-")
         with pytest.raises(atomic_write.WriteError, match=rf"cannot write {folder}/{said}, then give the same"):
-            run.run(study, folder, watcher=first)
+            run.run(study, folder, callback=first)
     (kept,) = tile_files.tile_paths(folder)
     assert len(first.tiles) == 1 and not leftovers(folder) and not list(folder.glob("*.csv"))
     assert read_manifest(folder)["counts"] == {"ok": 2, "nonfinite": 0, "interrupted": 4}
     before = kept.stat().st_mtime_ns
-    run.run(study, folder, watcher=second)
+    run.run(study, folder, callback=second)
     assert len(second.tiles) == 2 and kept.stat().st_mtime_ns == before and contents(folder) == contents(whole)
 
 
@@ -139,11 +139,11 @@ def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) 
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = run.run if declared is study else run.run_draws
     with pytest.raises(atomic_write.WriteError, match=f"cannot write {folder}: the folder is gone.*bring it back"):
-        go(declared, folder, watcher=Trained(lambda: folder.rename(away)))
+        go(declared, folder, callback=Trained(lambda: folder.rename(away)))
     assert not folder.exists() and not leftovers(away)
     away.rename(folder)
     stored = len([*tile_files.tile_paths(folder), *block_files.block_paths(folder)])
-    go(declared, folder, watcher=again)
+    go(declared, folder, callback=again)
     assert stored == 1 and len([*tile_files.tile_paths(folder), *block_files.block_paths(folder)]) == len(again.tiles) + 1
     go(declared, tmp_path / "whole")
     assert contents(folder) == contents(tmp_path / "whole")
@@ -212,10 +212,10 @@ def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, after=2, only="block-")
         with pytest.raises(atomic_write.WriteError, match=r"raw/block-\S+.npz: No space left on device; make room"):
-            run.run_draws(draws, folder, watcher=first)
+            run.run_draws(draws, folder, callback=first)
     assert len(first.tiles) == len(block_files.block_paths(folder)) == 2 and not leftovers(folder)
-    run.run_draws(draws, folder, watcher=second)
-    run.run_draws(draws, tmp_path / "whole", watcher=(all_of := Trained()))
+    run.run_draws(draws, folder, callback=second)
+    run.run_draws(draws, tmp_path / "whole", callback=(all_of := Trained()))
     assert len(first.tiles) + len(second.tiles) == len(all_of.tiles) and contents(folder) == contents(tmp_path / "whole")
 
 

@@ -26,7 +26,7 @@ NORMED = {"norm": "batch_norm", "optimizer": "sgd"}
 
 
 def runs(n: int, base: RunSpec = SMALL) -> list[RunSpec]:
-    return [base.but(seed=seed) for seed in range(n)]
+    return [base.replace(seed=seed) for seed in range(n)]
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rows_a: list[int], rows_b: list[int]) -> None:
@@ -42,7 +42,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rows_a: list[int], 
 
 @pytest.fixture(scope="module", params=tiered(["none", "dropout"], "none"))
 def base(request: pytest.FixtureRequest) -> RunSpec:
-    return SMALL if request.param == "none" else SMALL.but(dropout="dropout", dropout_rate=0.2)
+    return SMALL if request.param == "none" else SMALL.replace(dropout="dropout", dropout_rate=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,18 @@ def whole(base: RunSpec) -> dict[str, np.ndarray]:
 
 
 def test_neighbours_and_order_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
-    mixed = [base.but(seed=9), base.but(seed=2), base.but(seed=0, learning_rate=0.5), base.but(seed=1)]
+    mixed = [base.replace(seed=9), base.replace(seed=2), base.replace(seed=0, learning_rate=0.5), base.replace(seed=1)]
     tile = train_tile.train_tile(mixed, 4, probing=PROBE, keep_params=True)
     same(whole, tile, [2, 1], [1, 3])
 
 
 def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
-    mixed = [base.but(seed=3, initializer="negative_uniform"), base.but(seed=3), base.but(seed=3, target="sum", inputs="centred")]
-    tile = train_tile.train_tile([*mixed, base.but(seed=0)], 4, probing=PROBE, keep_params=True)
+    mixed = [
+        base.replace(seed=3, initializer="negative_uniform"),
+        base.replace(seed=3),
+        base.replace(seed=3, target="sum", inputs="centred"),
+    ]
+    tile = train_tile.train_tile([*mixed, base.replace(seed=0)], 4, probing=PROBE, keep_params=True)
     same(whole, tile, [3, 0], [1, 3])
     alone = train_tile.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
     same(alone, tile, [0], [0])
@@ -66,8 +70,8 @@ def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole:
 
 
 def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpec) -> None:
-    bad = base.but(seed=1, learning_rate=1e30)
-    tile = train_tile.train_tile([base.but(seed=0), bad, base.but(seed=3)], 4, probing=PROBE, keep_params=True)
+    bad = base.replace(seed=1, learning_rate=1e30)
+    tile = train_tile.train_tile([base.replace(seed=0), bad, base.replace(seed=3)], 4, probing=PROBE, keep_params=True)
     same(whole, tile, [0, 3], [0, 2])
     assert tile["status"].tolist() == ["ok", "nonfinite", "ok"]
     assert tile["first_bad_epoch"][1] == 1 and np.isnan(tile["metric:train_loss/all"][1, 1:]).all()
@@ -76,7 +80,7 @@ def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpe
 
 def test_alone_and_padded(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     for seed in range(4):
-        same(whole, train_tile.train_tile([base.but(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
+        same(whole, train_tile.train_tile([base.replace(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
 
 
 def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
@@ -92,23 +96,25 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sets", [1, 4])
-def test_sharing_rows(base: RunSpec, sets: int) -> None:
+def test_sharing_rows(base: RunSpec, num_datasets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
-    arms = (base, base.but(gain=2), base.but(learning_rate=0.1, initializer="lecun_normal"), base.but(gain=3))
+    arms = (base, base.replace(gain=2), base.replace(learning_rate=0.1, initializer="lecun_normal"), base.replace(gain=3))
     keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's
-    tile = [arm.but(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
+    tile = [arm.replace(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
     each = list(range(len(tile)))
     probing = PROBE if sets == 1 else FEW
     alone = train_tile.train_tile(tile, 8, probing=probing, keep_params=True)
     assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
-    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, sets=sets), each, each)
+    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, num_datasets=sets), each, each)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
 def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
     tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
-    alone, together, few = (train_tile.train_tile(tile, wide, probing=FEW, keep_params=True, sets=n) for n in (None, 4, 8))
+    alone, together, few = (
+        train_tile.train_tile(tile, wide, probing=FEW, keep_params=True, num_datasets=n) for n in (None, 4, 8)
+    )
     same(alone, together, list(range(wide)), list(range(wide)))
     same(alone, few, list(range(wide)), list(range(wide)))
 
@@ -116,11 +122,11 @@ def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
 @pytest.mark.slow
 def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
-    tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.but(task="negative_box")), phases=3))
-    tile = [SMALL.but(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
-    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, sets=sets) for sets in (None, 2))
+    tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
+    tile = [SMALL.replace(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
+    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, num_datasets=sets) for sets in (None, 2))
     same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
-    fixed = train_tile.train_tile([run.but(task="negative_box") for run in tile], 4, probing=FEW)
+    fixed = train_tile.train_tile([run.replace(task="negative_box") for run in tile], 4, probing=FEW)
     losses = [numbers["metric:val_loss/all"] for numbers in (alone, fixed)]
     assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
 
@@ -139,10 +145,10 @@ def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> No
         NORMED,
         {"norm": "layer_norm", "activation": "selu", "dropout": "alpha_dropout", "dropout_rate": 0.1},
     ):
-        spec = SMALL.but(epochs=1, **changes)
+        spec = SMALL.replace(epochs=1, **changes)
         columns, rows = (
             train_tile.train_tile(runs(2, one), 2, probing=FEW)
-            for one in (spec, spec.but(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
+            for one in (spec, spec.replace(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
         )
         for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
             np.testing.assert_allclose(columns[f"metric:{name}"], rows[f"metric:{name}"], rtol=2e-4, err_msg=f"{changes} {name}")
@@ -164,7 +170,7 @@ def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
 
 @pytest.mark.slow
 def test_measuring_less_often_moves_no_bit() -> None:
-    base = SMALL.but(epochs=6.5)
+    base = SMALL.replace(epochs=6.5)
     always, often = (
         train_tile.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3)
     )

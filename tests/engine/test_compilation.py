@@ -78,15 +78,17 @@ class Heard:
 def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
     heard = Heard()
     # As no other test has it: what is compiled already is not compiled again.
-    base = SMALL.but(width=13, rows=613, epochs=1, depth=1)
+    base = SMALL.replace(width=13, rows=613, epochs=1, depth=1)
     devices = jax.devices()[:2]
-    cohorts = [base, base.but(activation="tanh")]
+    cohorts = [base, base.replace(activation="tanh")]
     heard.on = True
     for device in (*devices, *devices):
         for spec in cohorts:
-            knobs = [spec.but(seed=5), spec.but(learning_rate=0.1, seed=1), spec.but(target="sum", epochs=1)]
+            knobs = [spec.replace(seed=5), spec.replace(learning_rate=0.1, seed=1), spec.replace(target="sum", epochs=1)]
             train_tile.train_tile(knobs, 4, device, LOSS)
-            train_tile.train_tile([s.but(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, LOSS)
+            train_tile.train_tile(
+                [s.replace(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, LOSS
+            )
     heard.on = False
     for program in ("advance", "measure"):
         assert heard.traces[program] == len(cohorts), heard.traces
@@ -139,7 +141,7 @@ def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None
 )
 def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: MeasureConfig, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        check(SMALL.but(**changes), probing)
+        check(SMALL.replace(**changes), probing)
 
 
 def test_revivals_are_counted_once_a_unit() -> None:
@@ -157,16 +159,16 @@ def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
 
     def boxed(spec: RunSpec) -> Task:
-        return replace(tasks["negative_box"](spec.but(task="negative_box")), box=(-1.0, 0.0))
+        return replace(tasks["negative_box"](spec.replace(task="negative_box")), box=(-1.0, 0.0))
 
     def unboxed(spec: RunSpec) -> Task:
         return replace(boxed(spec), box=None)
 
     tasks.add("boxed", boxed)
     tasks.add("unboxed", unboxed)
-    assert cost_of(SMALL.but(task="boxed")).cohort == cost_of(SMALL).cohort
-    assert cost_of(SMALL.but(task="unboxed")).cohort != cost_of(SMALL).cohort
-    tile = train_tile.train_tile([SMALL.but(task="unboxed", epochs=0)], 2, probing=PROBE)
+    assert cost_of(SMALL.replace(task="boxed")).cohort == cost_of(SMALL).cohort
+    assert cost_of(SMALL.replace(task="unboxed")).cohort != cost_of(SMALL).cohort
+    tile = train_tile.train_tile([SMALL.replace(task="unboxed", epochs=0)], 2, probing=PROBE)
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 
 
@@ -176,6 +178,6 @@ def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPat
     for slope in (1.0, -7.0):
         code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"
         exec(code, {"__name__": "notebook"})
-        spec = SMALL.but(activation="sloped", epochs=0)
+        spec = SMALL.replace(activation="sloped", epochs=0)
         losses.append(train_tile.train_tile([spec], 2, probing=LOSS)["metric:train_loss/all"][0, 0])
     assert losses[0] != losses[1]

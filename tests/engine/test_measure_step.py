@@ -54,14 +54,14 @@ NETS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         [{}, OTHER | {"dropout_rate": 0.2}],
     ),
 }
-RUNS = {name: [BASE.but(**shared | own, seed=s) for s, own in enumerate(each, 1)] for name, (shared, each) in NETS.items()}
+RUNS = {name: [BASE.replace(**shared | own, seed=s) for s, own in enumerate(each, 1)] for name, (shared, each) in NETS.items()}
 
 Arrays = dict[str, np.ndarray]
 
 
 @cache
 def trained(name: str, epochs: float) -> Arrays:
-    runs = [spec.but(epochs=epochs) for spec in RUNS[name]]
+    runs = [spec.replace(epochs=epochs) for spec in RUNS[name]]
     return train_tile.train_tile(runs, len(runs), probing=MeasureConfig(PROBE, VAL), keep_params=True)
 
 
@@ -275,7 +275,7 @@ SEEDS = 100
 
 def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     """100 networks of 1,024 units, and their first kernels: (run, input, unit)."""
-    runs = [WIDE.but(initializer=initializer, seed=seed) for seed in range(SEEDS)]
+    runs = [WIDE.replace(initializer=initializer, seed=seed) for seed in range(SEEDS)]
     tile = train_tile.train_tile(runs, SEEDS, probing=MeasureConfig(50, 10), keep_params=True)
     assert not tile["param:hidden.0.dense.bias"].any()
     return tile, tile["param:hidden.0.dense.kernel"]

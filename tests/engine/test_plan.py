@@ -25,7 +25,7 @@ def work(run: RunSpec) -> plan.RunCost:
 
 
 def seeds(spec: RunSpec, count: int) -> list[RunSpec]:
-    return [spec.but(seed=seed) for seed in range(count)]
+    return [spec.replace(seed=seed) for seed in range(count)]
 
 
 def planned(runs: list[RunSpec], widths: dict[str, int] | None = None, **options: Any) -> plan.Plan:
@@ -56,8 +56,8 @@ def test_width_is_the_device_kinds_own() -> None:
 
 
 def test_tiles_are_cut_within_a_cohort_and_a_length() -> None:
-    short, long = seeds(SHORT, 5), seeds(SHORT.but(epochs=3), 3)
-    tanh = seeds(SHORT.but(activation="tanh"), 1)
+    short, long = seeds(SHORT, 5), seeds(SHORT.replace(epochs=3), 3)
+    tanh = seeds(SHORT.replace(activation="tanh"), 1)
     made = planned([*tanh, *short, *long], {"relu": 2, "tanh": 4})
     of = {cohort.name: cohort for cohort in made.cohorts}
     assert list(of) == ["tanh", "relu"], "in declared order"
@@ -73,43 +73,43 @@ def test_tiles_are_cut_within_a_cohort_and_a_length() -> None:
 
 def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
     """Declared in any order, cut by target, then seed, initialiser and configuration: runs of the same data stay together."""
-    he, lecun = SHORT.but(initializer="he_normal"), SHORT.but(initializer="lecun_normal")
-    arms = [he, lecun.but(target="sum"), lecun, he.but(gain=2), he.but(target="sum")]
-    made = planned([arm.but(seed=seed) for seed in (1, 0) for arm in arms], {"relu": 2})
+    he, lecun = SHORT.replace(initializer="he_normal"), SHORT.replace(initializer="lecun_normal")
+    arms = [he, lecun.replace(target="sum"), lecun, he.replace(gain=2), he.replace(target="sum")]
+    made = planned([arm.replace(seed=seed) for seed in (1, 0) for arm in arms], {"relu": 2})
     # he_normal was declared first, so it is first on `sum` as well.
-    order = [he, he.but(gain=2), lecun, he.but(target="sum"), lecun.but(target="sum")]
-    runs = [arm.but(seed=seed) for arms in (order[:3], order[3:]) for seed in (0, 1) for arm in arms]
+    order = [he, he.replace(gain=2), lecun, he.replace(target="sum"), lecun.replace(target="sum")]
+    runs = [arm.replace(seed=seed) for arms in (order[:3], order[3:]) for seed in (0, 1) for arm in arms]
     assert [run for t in made.cohorts[0].tiles for run in t.runs] == runs
 
 
 @pytest.mark.parametrize(("gains", "width", "sets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
-def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, sets: int) -> None:
+def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, num_datasets: int) -> None:
     """A power of two, the same for every tile of a cohort, so that they share one program."""
-    runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.but(gain=gain), 8)]
+    runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.replace(gain=gain), 8)]
     (cohort,) = planned(runs, {"relu": width}).cohorts
-    assert {t.sets for t in cohort.tiles} == {sets}
+    assert {t.num_datasets for t in cohort.tiles} == {sets}
     assert cohort.bytes() == sets * 1 + width * 1
-    longer = seeds(SHORT.but(epochs=3), 8)  # of one length, each reads its own; the others' tiles are as they were
+    longer = seeds(SHORT.replace(epochs=3), 8)  # of one length, each reads its own; the others' tiles are as they were
     (mixed,) = planned([*runs, *longer], {"relu": width}).cohorts
-    assert {(t.steps, t.sets) for t in mixed.tiles} == {(20, sets), (30, width)}
+    assert {(t.steps, t.num_datasets) for t in mixed.tiles} == {(20, sets), (30, width)}
 
 
 def test_tiles_that_read_more_sets_than_most_share_nothing() -> None:
-    runs = [run for gain in range(1, 5) for run in seeds(SHORT.but(gain=gain), 4)]
-    (cohort,) = planned([*runs, *seeds(SHORT.but(inputs="centred"), 8)], {"relu": 4}).cohorts
-    assert [(len({run.seed for run in t.runs}), t.sets) for t in cohort.tiles] == [(1, 1)] * 4 + [(4, 4)] * 2
+    runs = [run for gain in range(1, 5) for run in seeds(SHORT.replace(gain=gain), 4)]
+    (cohort,) = planned([*runs, *seeds(SHORT.replace(inputs="centred"), 8)], {"relu": 4}).cohorts
+    assert [(len({run.seed for run in t.runs}), t.num_datasets) for t in cohort.tiles] == [(1, 1)] * 4 + [(4, 4)] * 2
     assert cohort.bytes() == 4 * 1 + 4 * 1, "of the largest tile"
 
 
 def test_the_fewest_sets_in_all() -> None:
-    runs = [run for gain in range(1, 21) for run in seeds(SHORT.but(gain=gain), 16)]
+    runs = [run for gain in range(1, 21) for run in seeds(SHORT.replace(gain=gain), 16)]
     (cohort,) = planned(runs, {"relu": 32}).cohorts
     assert {len({run.seed for run in t.runs}) for t in cohort.tiles} == {2, 3}, "of twenty arms a tile reads two seeds or three"
-    assert {t.sets for t in cohort.tiles} == {4}
+    assert {t.num_datasets for t in cohort.tiles} == {4}
 
 
 def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays() -> None:
-    runs = [*seeds(SHORT, 5), *seeds(SHORT.but(epochs=3), 4)]
+    runs = [*seeds(SHORT, 5), *seeds(SHORT.replace(epochs=3), 4)]
     (cohort,) = planned(runs).cohorts
     assert cohort.width == 8, "five of one length, not nine in all"
     assert [len(t.runs) for t in cohort.tiles] == [5, 4]
@@ -120,7 +120,7 @@ def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays
 
 
 def test_only_missing_runs_become_work() -> None:
-    runs = [*seeds(SHORT, 6), *seeds(SHORT.but(activation="tanh"), 2)]
+    runs = [*seeds(SHORT, 6), *seeds(SHORT.replace(activation="tanh"), 2)]
     made = planned(runs, {"relu": 2}, missing=lambda run: run.activation == "relu" and run.seed % 2 == 1)
     assert [t.runs for t in made.tiles] == [(runs[1], runs[3]), (runs[5],)]
     assert [(c.name, c.runs, len(c.tiles)) for c in made.cohorts] == [("relu", 3, 2), ("tanh", 0, 0)]
@@ -129,8 +129,8 @@ def test_only_missing_runs_become_work() -> None:
 
 
 def test_the_costliest_tiles_come_first() -> None:
-    runs = [run for epochs in (2, 5, 3) for run in seeds(SHORT.but(epochs=epochs), 2)]
-    runs += [run.but(activation="tanh") for run in runs[:4]]
+    runs = [run for epochs in (2, 5, 3) for run in seeds(SHORT.replace(epochs=epochs), 2)]
+    runs += [run.replace(activation="tanh") for run in runs[:4]]
     made = planned(runs)
     assert [(t.cohort, t.steps) for t in made.tiles] == [("tanh", 50), ("tanh", 20), ("relu", 50), ("relu", 30), ("relu", 20)]
     total = sum(plan.seconds(t, work(t.runs[0])) for t in made.tiles)

@@ -25,7 +25,7 @@ def tile(cohort: str, steps: int) -> Tile:
     return Tile(cohort, 2, (), steps, 1)
 
 
-def price(tile: Tile) -> float:
+def cost(tile: Tile) -> float:
     return float(tile.steps)
 
 

@@ -56,7 +56,7 @@ class Bundle(nnx.Module):
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         assert d_out == len(BRANCHES)
-        self.branches = nnx.List([networks["mlp"](spec.but(**branch), d_in, 1, rngs=rngs) for branch in BRANCHES])
+        self.branches = nnx.List([networks["mlp"](spec.replace(**branch), d_in, 1, rngs=rngs) for branch in BRANCHES])
 
     def __call__(self, x: Any, ctx: Context) -> Any:
         beside = [branch(x, ctx) for branch in self.branches]
@@ -141,8 +141,8 @@ def masks(seed: int, depth: int, step: int, rows: int) -> list[np.ndarray]:
 # The runs of one tile: they differ in every knob that training feels.
 BASE = RunSpec(network="test_bundle", optimizer="test_each_its_own", depth=DEPTH, width=WIDTH, batch_size=BATCH)
 RUNS = [
-    BASE.but(seed=3, learning_rate=1.0, weight_decay=0.0, leak=0.01),
-    BASE.but(seed=2**32 - 1, learning_rate=0.6, weight_decay=0.05, leak=0.4),
+    BASE.replace(seed=3, learning_rate=1.0, weight_decay=0.0, leak=0.01),
+    BASE.replace(seed=2**32 - 1, learning_rate=0.6, weight_decay=0.05, leak=0.4),
 ]
 SIGNATURE = Signature(TRAIN, VAL, D_IN, len(BRANCHES))
 
@@ -251,8 +251,8 @@ def test_200_steps(branch, run, predicted, in_float64):
 
 # An epoch is 33 full batches, more than are gathered at once, and one of 2 rows; 5.5 epochs are 187 steps.
 RELU = RunSpec(task="test_table", rows=101 + VAL, batch_size=3, depth=3, width=WIDTH, initializer="he_normal", epochs=5.5)
-CURVE = RELU.but(dropout="dropout", dropout_rate=DROP)
-PAIR = [CURVE.but(seed=8, learning_rate=3e-3), CURVE.but(seed=5, bias_shift=0.1, weight_decay=0.1)]
+CURVE = RELU.replace(dropout="dropout", dropout_rate=DROP)
+PAIR = [CURVE.replace(seed=8, learning_rate=3e-3), CURVE.replace(seed=5, bias_shift=0.1, weight_decay=0.1)]
 
 
 Tile = dict[str, np.ndarray]
@@ -263,7 +263,7 @@ def tile_params(tile: Tile, run: Any) -> dict[str, np.ndarray]:
 
 
 def trained(runs: list[RunSpec], **changes: Any) -> dict[str, np.ndarray]:
-    return train_tile.train_tile([run.but(**changes) for run in runs], 2, keep_params=True)
+    return train_tile.train_tile([run.replace(**changes) for run in runs], 2, keep_params=True)
 
 
 @pytest.fixture(scope="module")
@@ -334,9 +334,9 @@ def test_a_fraction_of_less_than_a_step_trains_nothing(whole):
 
 @pytest.mark.parametrize("optimizer", tiered(["adam", "sgd"], "adam"))
 def test_a_dead_unit_gets_no_gradient(optimizer):
-    runs = [run.but(initializer="test_one_far_below", weight_decay=0) for run in PAIR]
+    runs = [run.replace(initializer="test_one_far_below", weight_decay=0) for run in PAIR]
     before = trained(runs, epochs=0)
-    (after,) = by_hand([run.but(optimizer=optimizer, learning_rate=0.01) for run in runs], before, [(1, 0, 34), (2, 0, 34)])
+    (after,) = by_hand([run.replace(optimizer=optimizer, learning_rate=0.01) for run in runs], before, [(1, 0, 34), (2, 0, 34)])
     for layer in range(3):
         kernel, bias = f"param:hidden.{layer}.dense.kernel", f"param:hidden.{layer}.dense.bias"
         assert np.all(before[bias][:, 0] == np.float32(-100) + np.float32([0, 0.1]))

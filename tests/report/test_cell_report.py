@@ -33,7 +33,7 @@ from relu_study.storage import schema
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "coins"
-    execute.execute_draws(study.sized(draws=3000), out, Callback(), {"command": "test", "preset": "default"})
+    execute.execute_draws(study.with_preset(draws=3000), out, Callback(), {"command": "test", "preset": "default"})
     return out
 
 
@@ -192,11 +192,11 @@ def test_a_cut_cells_csv_is_named(folder, tmp_path):
 
 
 TOLD = [
-    (["run", "STUDY", "--seeds", "3"], "--seeds does not apply; --draws sets its size"),
+    (["run", "STUDY", "--seeds", "3"], "--seeds does not apply; --max-draws sets its size"),
     (["plan", "STUDY", "--epochs", "3"], "--epochs does not apply"),
-    (["run", "STUDY", "--draws", "0"], "--draws must be a whole number of at least 1"),
+    (["run", "STUDY", "--max-draws", "0"], "--max-draws must be a whole number of at least 1"),
     (["run", "STUDY", "--only", "abc"], "--only, --per-seed and --all-epochs do not apply"),
-    (["run", "article", "--draws", "3"], "--draws does not apply; --seeds sets its size"),
+    (["run", "article", "--max-draws", "3"], "--max-draws does not apply; --seeds sets its size"),
 ]
 
 

@@ -112,7 +112,7 @@ def test_verdicts_are_those_of_the_planted_effects(reported: Path) -> None:
 
 def test_runs_that_are_not_stored_do_not_stop_a_report(tmp_path: Path) -> None:
     lost = planted_arms(planted_study(4))["baseline", "wave"]
-    folder = planted_folder(tmp_path, seeds=4, left_out=tuple(lost.but(seed=s).run_id for s in range(4)))
+    folder = planted_folder(tmp_path, seeds=4, left_out=tuple(lost.replace(seed=s).run_id for s in range(4)))
     redeclare(folder, lambda d: d.update(figures=[f for f in d["figures"] if f["kind"] == "forest"], sections=[]))
     report(folder)
     assert (read_csv(folder / "runs.csv")["status"] == "interrupted").sum() == 4

@@ -30,14 +30,14 @@ from relu_study.study import shard
 FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 
-def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
-    spec = base.but(rows=rows, width=9)
+def tile_of(rows: int, width: int = 4, num_datasets: int = 4) -> Tile:
+    spec = base.replace(rows=rows, width=9)
     return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
 
 
 def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_them() -> None:
     sizes, rows, state = memory.compiled(tile_of(1000), FEW)
-    signature = registry.tasks[base.task](base.but(rows=1000)).signature
+    signature = registry.tasks[base.task](base.replace(rows=1000)).signature
     columns = signature.d_in + signature.d_out
     assert rows == 4 * (signature.train_rows + signature.val_rows) * columns * 4
     weights = 9 * 4 + 9 + 9 + 1
@@ -69,7 +69,7 @@ def forget(tile: Tile, probing: MeasureConfig) -> None:
 def train(tile: Tile, device: int, probing: MeasureConfig) -> None:
     """With programs that this process has not compiled yet."""
     forget(tile, probing)
-    train_tile.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, sets=tile.sets)
+    train_tile.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, num_datasets=tile.num_datasets)
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_what_is_foretold_of_a_study() -> None:
 
 def asking(**arms: Any) -> Study:
     """A study of these arms that reports next to nothing."""
-    main = Experiment("main", {label: base.but(width=9, **fields) for label, fields in arms.items()})
+    main = Experiment("main", {label: base.replace(width=9, **fields) for label, fields in arms.items()})
     return replace(study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(main,), seeds=2)
 
 
@@ -109,7 +109,7 @@ def test_what_a_plan_compiles_is_what_a_run_asks_for(cached: Callable[[], set[st
     """On the very device that begins the cohort, which need not be the first."""
     both = asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
-    homes = scheduler.assign_devices(job.plan.tiles, job.plan.price, 2)
+    homes = scheduler.assign_devices(job.plan.tiles, job.plan.cost, 2)
     deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
     assert homes[deep.name] == 1
     for tile in deep.tiles:
@@ -212,7 +212,7 @@ LARGE = """
 from relu_study import Experiment, RunSpec, Study, grid
 base = RunSpec(initializer="he_normal", epochs=1)
 arms = {"shallow": {"rows": 300_000}, "deep": {"depth": 12, "rows": 2_000}, "wide": {"width": 256, "batch_size": 1024}}
-study = Study("large", "Large", "How much?", [Experiment("main", {k: base.but(**v) for k, v in arms.items()})], seeds=16)
+study = Study("large", "Large", "How much?", [Experiment("main", {k: base.replace(**v) for k, v in arms.items()})], seeds=16)
 """
 
 

@@ -35,11 +35,11 @@ from relu_study.storage.manifest import read_manifest
 
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
 DISPATCHING = "INTERNAL: Error dispatching computation: Out of memory allocating 192001348 bytes."  # of a CPU under a cap
-RELU, TANH = (cohorts.cost_of(base.but(activation=name)).cohort for name in ("relu", "tanh"))
+RELU, TANH = (cohorts.cost_of(base.replace(activation=name)).cohort for name in ("relu", "tanh"))
 # What is measured is little, so that programs of many widths are compiled in no time.
 bare = replace(study, seeds=8, metrics=("val_loss",), use_targets=(), targets=(), claims=(), tables=(), figures=())
-eight = replace(bare, experiments=(Experiment("main", {"relu": base, "tanh": base.but(activation="tanh")}),))
-tanh = replace(bare, experiments=(Experiment("main", {"tanh": base.but(activation="tanh")}),))
+eight = replace(bare, experiments=(Experiment("main", {"relu": base, "tanh": base.replace(activation="tanh")}),))
+tanh = replace(bare, experiments=(Experiment("main", {"tanh": base.replace(activation="tanh")}),))
 
 
 class Told(Callback):
@@ -50,10 +50,10 @@ class Told(Callback):
         self.tiles: list[Tile] = []
         self.stop_after = stop_after
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         self.said.append(line)
 
-    def tile(self, tile: Any, *_: Any) -> None:
+    def on_tile_end(self, tile: Any, *_: Any) -> None:
         self.tiles.append(tile)
         if len(self.tiles) == self.stop_after:
             raise KeyboardInterrupt
@@ -110,7 +110,7 @@ def widths(folder: Path) -> Iterator[tuple[str, int]]:
 )
 def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, small_memory: Any, late: bool) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2, late)
-    runner.run(eight, tmp_path / "narrow", watcher=(told := Told()))
+    runner.run(eight, tmp_path / "narrow", callback=(told := Told()))
 
     assert set(load(tmp_path / "narrow").runs.status) == {"ok"} and len(load(tmp_path / "narrow").runs) == 16
     assert sorted(widths(tmp_path / "narrow")) == sorted([(RELU, 8), *[(TANH, 2)] * 4])
@@ -126,7 +126,7 @@ def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, sm
 def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2)
     runs = runner.run(eight, tmp_path).runs.set_index("run_id")
-    spec = base.but(activation="tanh", seed=3)
+    spec = base.replace(activation="tanh", seed=3)
     alone = train_tile.train_tile([spec], 2, probing=prepare.prepare(eight, None, MeasureConfig()).probing)
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, smal
         patched.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 4, 1 << 30)})
         begun = small_memory(lambda cohort, width: cohort == TANH)
         told = Told()
-        runner.run(eight, tmp_path, watcher=told)
+        runner.run(eight, tmp_path, callback=told)
     runs = pd.read_csv(tmp_path / "runs.csv")
     assert dict(runs.groupby("activation")["status"].first()) == {"relu": "ok", "tanh": "oom"} and len(runs) == 16
     assert runs.loc[runs.status == "oom", "val_loss/all"].isna().all()
@@ -202,7 +202,7 @@ def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, smal
     monkeypatch.undo()
     monkeypatch.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 8, 1 << 30)})
     again = Told()
-    assert set(runner.run(eight, tmp_path, watcher=again).runs.status) == {"ok"}
+    assert set(runner.run(eight, tmp_path, callback=again).runs.status) == {"ok"}
     assert sum(tile.size for tile in again.tiles) == 8 and "oom" not in read_manifest(tmp_path)
     assert set(widths(tmp_path)) == {(RELU, 4), (TANH, 8)}, "with room, at the width of the rule"
 
@@ -218,7 +218,7 @@ def test_nothing_fits(tmp_path: Path, small_memory: Any) -> None:
 def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 4)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(eight, tmp_path, watcher=Told(stop_after=2))
+        runner.run(eight, tmp_path, callback=Told(stop_after=2))
     assert read_manifest(tmp_path)["widths"][TANH] == 4
     assert set(runner.run(eight, tmp_path).runs.status) == {"ok"} and (TANH, 4) in set(widths(tmp_path))
 
@@ -236,7 +236,7 @@ def test_draws_go_on_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     limited.kept = draw.kept  # type: ignore[attr-defined]
     monkeypatch.setattr(scheduler.draw_block, "draw_program", limited)
     told = Told()
-    cells = run_draws(coins, tmp_path / "coins", draws=100, watcher=told)
+    cells = run_draws(coins, tmp_path / "coins", draws=100, callback=told)
     made = {name: there["width"] for (name, _, _), there in block_files.stored_blocks(tmp_path / "coins").items()}
     manifest = read_manifest(tmp_path / "coins")
     assert made == manifest["widths"] and made[block.cohort] == block.width // 4
@@ -249,7 +249,9 @@ def test_draws_go_on_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def coins_blocks(folder: Path) -> list[Any]:
-    return sorted(prepare_draws.prepare_draws(coins.sized(draws=100), folder / "none").plan.tiles, key=lambda block: block.cohort)
+    return sorted(
+        prepare_draws.prepare_draws(coins.with_preset(draws=100), folder / "none").plan.tiles, key=lambda block: block.cohort
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,12 +294,12 @@ class Told(Watcher):
 plan.WIDTHS["cpu"] = Rule(2, 32, 1 << 30)
 base = RunSpec(epochs=0, width=4, rows=400)
 study = Study("capped", "Capped", "Does it fit?", [Experiment("main", {"small": base})], seeds=32, metrics=("constant",))
-runner.run(study, watcher=Told())
+runner.run(study, callback=Told())
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + (int(sys.argv[1]) << 20),) * 2)
-arms = {"small": base, "large": base.but(rows=1_000_000)}
+arms = {"small": base, "large": base.replace(rows=1_000_000)}
 large = Study("capped", "Capped", "Does it fit?", [Experiment("main", arms)], seeds=32, metrics=("constant",))
-print(runner.run(large, sys.argv[2], watcher=Told()).runs.groupby("rows")["status"].value_counts().to_dict(), flush=True)
+print(runner.run(large, sys.argv[2], callback=Told()).runs.groupby("rows")["status"].value_counts().to_dict(), flush=True)
 """
 
 

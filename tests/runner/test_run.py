@@ -42,11 +42,11 @@ class Counted(Callback):
         self.said: list[str] = []
         self.told: list[tuple[Any, ...]] = []
 
-    def tile(self, tile, *told) -> None:
+    def on_tile_end(self, tile, *told) -> None:
         self.trained += [run.run_id for run in tile.runs]
         self.told.append((tile, *told))
 
-    def say(self, line: str) -> None:
+    def on_message(self, line: str) -> None:
         self.said.append(line)
 
 
@@ -125,24 +125,24 @@ def test_numbers_are_the_engines(finished: Path) -> None:
 
 
 def test_a_finished_study_trains_nothing_again(finished: Path) -> None:
-    before, watcher = csvs(finished), Counted()
-    runner.run(study, finished, watcher=watcher)
-    assert watcher.trained == [] and csvs(finished) == before
+    before, callback = csvs(finished), Counted()
+    runner.run(study, finished, callback=callback)
+    assert callback.trained == [] and csvs(finished) == before
 
 
 def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     shutil.copytree(finished, folder)
-    old, watcher = rows(folder), Counted()
-    runner.run(study, folder, seeds=5, watcher=watcher)
+    old, callback = rows(folder), Counted()
+    runner.run(study, folder, seeds=5, callback=callback)
     new = rows(folder)
-    assert len(watcher.trained) == 6 and not set(watcher.trained) & set(old)
+    assert len(callback.trained) == 6 and not set(callback.trained) & set(old)
     assert {run: new[run] for run in old} == old and len(new) == 15
     dead = load(folder).runs.drop_duplicates("run_id").set_index("run_id")["dead_fraction/all"]
-    for tile, device, compiling, dead_fraction in watcher.told:
+    for tile, device, compiling, dead_fraction in callback.told:
         assert device in range(2) and compiling >= 0
         assert np.isclose(dead_fraction, dead[[run.run_id for run in tile.runs]].mean())
-    runner.run(study, folder, watcher=(fewer := Counted()))
+    runner.run(study, folder, callback=(fewer := Counted()))
     assert fewer.trained == [] and rows(folder) == old
 
 
@@ -157,26 +157,26 @@ def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> None:
-    folder, watcher = tmp_path / "small", Counted()
+    folder, callback = tmp_path / "small", Counted()
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("raw", "tensorboard"))
-    runner.run(study, folder, watcher=watcher)
-    assert len(watcher.trained) == 9 and csvs(folder) == csvs(finished) == csvs(folder / "earlier-1")
-    assert any("earlier-1" in line for line in watcher.said)
+    runner.run(study, folder, callback=callback)
+    assert len(callback.trained) == 9 and csvs(folder) == csvs(finished) == csvs(folder / "earlier-1")
+    assert any("earlier-1" in line for line in callback.said)
 
 
 def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_path: Path) -> None:
     class Impatient(Counted):
-        def tile(self, tile, *told) -> None:
-            super().tile(tile, *told)
+        def on_tile_end(self, tile, *told) -> None:
+            super().on_tile_end(tile, *told)
             raise KeyboardInterrupt
 
     folder, first, second = tmp_path / "small", Impatient(), Counted()
     with pytest.raises(KeyboardInterrupt):
-        runner.run(study, folder, watcher=first)
+        runner.run(study, folder, callback=first)
     assert len(tile_files.stored_runs(folder)) == len(first.trained) > 0
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["counts"]["interrupted"] == 9 - len(first.trained)
-    runner.run(study, folder, watcher=second)
+    runner.run(study, folder, callback=second)
     assert sorted(first.trained + second.trained) == sorted(rows(finished)) and csvs(folder) == csvs(finished)
 
 
@@ -193,7 +193,7 @@ def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) 
 
 
 def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> None:
-    arms = {"relu": base.but(epochs=5)}
+    arms = {"relu": base.replace(epochs=5)}
     few = replace(study, experiments=(replace(study.experiments[1], arms=arms),), seeds=2, claims=(), tables=(), figures=())
     few = replace(few, every=2, metrics=("constant", "collapsed"))
     runner.run(few, tmp_path)
@@ -214,7 +214,7 @@ def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> 
 
 
 def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path, tmp_path: Path) -> None:
-    folder, watcher = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
+    folder, callback = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["provenance"]["measured_every"], manifest["provenance"]["metrics"]
     write_manifest(folder, manifest)
@@ -223,8 +223,8 @@ def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path,
         made = json.loads(str(tile["provenance"]))
         del made["measured_every"], made["metrics"]
         tile_files.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
-    runner.run(study, folder, watcher=watcher)
-    assert watcher.trained == [] and csvs(folder) == csvs(finished)
+    runner.run(study, folder, callback=callback)
+    assert callback.trained == [] and csvs(folder) == csvs(finished)
     with pytest.raises(UserError, match="measured_every: 1 there, 2 here"):
         runner.run(replace(study, every=2), folder)
 

@@ -80,7 +80,7 @@ def test_runs_has_each_wanted_run_once_with_fields_then_metrics(found: dict[str,
 
 def test_a_nonfinite_run_has_its_epoch_and_no_numbers(found: dict[str, pd.DataFrame]) -> None:
     bad = found["runs"][found["runs"]["status"] == "nonfinite"]
-    assert bad["run_id"].tolist() == [planted_arms(planted_study())["he_normal", "wave"].but(seed=1).run_id]
+    assert bad["run_id"].tolist() == [planted_arms(planted_study())["he_normal", "wave"].replace(seed=1).run_id]
     assert bad["first_bad_epoch"].tolist() == [2.0]
     assert bad[[name for name in bad if "/" in name]].isna().all(axis=None)
 
@@ -92,7 +92,9 @@ def test_a_site_that_a_network_has_not_is_empty(found: dict[str, pd.DataFrame]) 
 
 def test_runs_that_are_not_stored_are_interrupted(tmp_path: Path) -> None:
     arms = planted_arms(planted_study())
-    lost = [arms["baseline", "wave"].but(seed=s) for s in (0, 6)] + [arms["tanh", "wave"].but(seed=s) for s in range(SEEDS)]
+    lost = [arms["baseline", "wave"].replace(seed=s) for s in (0, 6)] + [
+        arms["tanh", "wave"].replace(seed=s) for s in range(SEEDS)
+    ]
     planted_folder(tmp_path, left_out=tuple(spec.run_id for spec in lost))
     manifest = read_manifest(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
@@ -257,7 +259,7 @@ def test_curves_hold_every_value_once_in_little_memory(written: Path) -> None:
     assert curves.memory_usage(deep=False).sum() / len(curves) < 24
     keys = ["run_id", "metric", "site", "epoch"]
     assert not curves.duplicated(keys).any()
-    spec = planted_arms(planted_study())["stuck", "coin_flip"].but(seed=6)
+    spec = planted_arms(planted_study())["stuck", "coin_flip"].replace(seed=6)
     run = curves[curves["run_id"] == spec.run_id]
     assert (run["seed"] == 6).all() and (run["config_id"] == spec.config_id).all()
     loss = run[(run["metric"] == "val_loss") & (run["site"] == "all")]

@@ -17,7 +17,7 @@ from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
 from relu_study.study.run_spec import RunSpec
 
 RELU = RunSpec(width=3)
-TANH = RELU.but(activation="tanh")
+TANH = RELU.replace(activation="tanh")
 DEAD = np.array([[[True, False, True], [False, True, True]]])  # one run, two epochs, three units
 
 
@@ -49,7 +49,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_tile_comes_back_as_it_went(tmp_path: Path) -> None:
-    made = tile(RELU, RELU.but(seed=1))
+    made = tile(RELU, RELU.replace(seed=1))
     path = tile_files.write_tile(tmp_path, made)
     read = tile_files.read_tile(path)
     assert read.keys() == made.keys()
@@ -64,12 +64,12 @@ def test_a_tile_comes_back_as_it_went(tmp_path: Path) -> None:
 def test_a_tile_is_named_by_its_runs(tmp_path: Path) -> None:
     path = tile_files.write_tile(tmp_path, tile(RELU, TANH))
     assert tile_files.write_tile(tmp_path, tile(TANH, RELU, loss=1.0)) == path and tile_files.tile_paths(tmp_path) == [path]
-    assert tile_files.write_tile(tmp_path, tile(RELU.but(seed=1))) != path
+    assert tile_files.write_tile(tmp_path, tile(RELU.replace(seed=1))) != path
     stored = tile_files.stored_runs(tmp_path)
     assert {run: made["width"] for run, (_, made) in stored.items()} == {
         RELU.run_id: 2,
         TANH.run_id: 2,
-        RELU.but(seed=1).run_id: 1,
+        RELU.replace(seed=1).run_id: 1,
     }
     assert {status for status, _ in stored.values()} == {"ok"}
 
@@ -135,14 +135,14 @@ def test_a_write_that_fails_leaves_what_was_there(fault: BaseException, tmp_path
 
 def test_collect_with_missing_runs(tmp_path: Path) -> None:
     """Seed 1 of relu is not stored, of tanh only seed 1 is, of sigmoid nothing; a tile also holds a run nobody asked for."""
-    tile_files.write_tile(tmp_path, tile(RELU.but(seed=3), RELU.but(seed=2), TANH.but(seed=1)))
-    tile_files.write_tile(tmp_path, tile(RELU.but(seed=7), RELU))
-    specs = [TANH, RELU.but(activation="sigmoid"), RELU]
+    tile_files.write_tile(tmp_path, tile(RELU.replace(seed=3), RELU.replace(seed=2), TANH.replace(seed=1)))
+    tile_files.write_tile(tmp_path, tile(RELU.replace(seed=7), RELU))
+    specs = [TANH, RELU.replace(activation="sigmoid"), RELU]
     found = configurations.collect(tmp_path, manifest(*specs, seeds=4))
     assert list(found) == [TANH.config_id, RELU.config_id], "in declared order"
     relu, tanh = found[RELU.config_id], found[TANH.config_id]
     assert relu.seeds.tolist() == [0, 2, 3] and relu.wanted == 4, "in seed order, as no tile has them"
-    assert relu.run_ids == [RELU.but(seed=seed).run_id for seed in (0, 2, 3)]
+    assert relu.run_ids == [RELU.replace(seed=seed).run_id for seed in (0, 2, 3)]
     assert tanh.seeds.tolist() == [1] and tanh.wanted == 4
     np.testing.assert_array_equal(relu.values["val_loss/all"], [[0, 10], [2, 12], [3, 13]])
     np.testing.assert_array_equal(tanh.values["val_loss/all"], [[1, 11]])
@@ -152,7 +152,7 @@ def test_collect_with_missing_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_in_two_tiles_counts_once(tmp_path: Path) -> None:
-    tile_files.write_tile(tmp_path, tile(RELU, RELU.but(seed=1)))
+    tile_files.write_tile(tmp_path, tile(RELU, RELU.replace(seed=1)))
     tile_files.write_tile(tmp_path, tile(RELU))
     found = configurations.collect(tmp_path, manifest(RELU))[RELU.config_id]
     assert found.seeds.tolist() == [0, 1] and found.values["val_loss/all"].shape == (2, 2)

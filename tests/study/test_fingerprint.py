@@ -178,10 +178,10 @@ def test_committed_manifests_keep_their_ids(path: Path):
     manifest = json.loads(path.read_text())
     study = load_study(find_study(manifest["study"]))
     if isinstance(study, Study):
-        runs = {run.but(seed=0) for run in study.sized(manifest["preset"], seeds=1).runs()}
+        runs = {run.replace(seed=0) for run in study.with_preset(manifest["preset"], seeds=1).runs()}
         found = {cohorts.cost_of(run).cohort for run in runs}
     else:
-        drawn = study.sized(manifest["preset"], None).experiments
+        drawn = study.with_preset(manifest["preset"], None).experiments
         cells = [(e.statistic, statistics[e.statistic].cell(**cell)) for e in drawn for cell in e.cells.values()]
         found = {cell_id(name, cell) for name, cell in cells}
     assert found == set(manifest["widths"]) != set()
@@ -193,7 +193,7 @@ def test_committed_manifests_are_read_and_can_be_continued(path: Path):
     manifest = read_manifest(path.parent)
     there, study = manifest["provenance"], load_study(find_study(manifest["study"]))
     if isinstance(study, Study):
-        sized = study.sized(manifest["preset"], seeds=1)
+        sized = study.with_preset(manifest["preset"], seeds=1)
         probing = _measure_config(sized, MeasureConfig(there["probe_examples"], there["val_examples"], linear_bins=False))
         made = with_digest(provenance(probing, sized.runs()))
     else:

@@ -51,10 +51,10 @@ def test_a_default_given_in_words_changes_nothing() -> None:
     said = RunSpec(**{**{f.name: f.default for f in fields(RunSpec)}, "width": 8, "epochs": 2, "seed": 5})
     assert said.changed() == spec.changed() == {"epochs": 2.0, "seed": 5, "width": 8}
     assert list(spec.changed()) == ["epochs", "seed", "width"]
-    assert said.run_id == spec.run_id != spec.but(width=9).run_id
+    assert said.run_id == spec.run_id != spec.replace(width=9).run_id
     assert RunSpec(epochs=2.0, width=8.0, seed=5).run_id == spec.run_id, "2 and 2.0 are one number"  # type: ignore[arg-type]
-    assert spec.config_id == spec.but(seed=6).config_id != spec.but(width=9).config_id
-    assert spec.run_id != spec.but(seed=6).run_id
+    assert spec.config_id == spec.replace(seed=6).config_id != spec.replace(width=9).config_id
+    assert spec.run_id != spec.replace(seed=6).run_id
 
 
 def test_a_new_field_and_another_order_of_fields_move_no_id() -> None:
@@ -105,7 +105,7 @@ def test_nonsense_is_refused(words: dict[str, Any], hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         RunSpec(**words)
     with pytest.raises(UserError, match=hint):
-        RunSpec().but(**words)
+        RunSpec().replace(**words)
 
 
 def test_what_lies_on_the_border_is_taken() -> None:
@@ -115,4 +115,4 @@ def test_what_lies_on_the_border_is_taken() -> None:
 
 def test_an_unknown_field_is_refused_by_its_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown RunSpec field 'optimiser'; did you mean optimizer"):
-        RunSpec().but(optimiser="sgd")
+        RunSpec().replace(optimiser="sgd")

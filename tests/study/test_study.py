@@ -13,10 +13,10 @@ from relu_study.study.run_spec import RunSpec
 from relu_study.study.study import Experiment, Study
 
 BASE = RunSpec(rows=600, width=8)
-DEEP = BASE.but(depth=3)
+DEEP = BASE.replace(depth=3)
 TARGETS = (Target("wave"), Target("sum"), Target("coin_flip"))
-FEW = Experiment("few", {"relu": BASE, "tanh": BASE.but(activation="tanh")}, targets=("wave", "sum"))
-MANY = Experiment("many", {"relu": BASE, "elu": BASE.but(activation="elu")}, seeds=5, targets=("sum",))
+FEW = Experiment("few", {"relu": BASE, "tanh": BASE.replace(activation="tanh")}, targets=("wave", "sum"))
+MANY = Experiment("many", {"relu": BASE, "elu": BASE.replace(activation="elu")}, seeds=5, targets=("sum",))
 ELSEWHERE = Experiment("elsewhere", {"relu": DEEP}, seeds=2, targets=("coin_flip",))
 
 
@@ -50,14 +50,14 @@ def test_a_configuration_has_the_seeds_of_the_experiment_that_asks_for_most() ->
 
 
 def test_seeds_that_are_asked_for_replace_all() -> None:
-    assert {len(found) for found in seeds(study().sized(seeds=1)).values()} == {1}
-    assert {len(found) for found in seeds(study().sized("full")).values()} == {7}
-    assert {len(found) for found in seeds(study().sized("full", seeds=4)).values()} == {4}
-    assert seeds(study().sized("full", seeds=None, epochs=2)) == seeds(study().sized("full"))
+    assert {len(found) for found in seeds(study().with_preset(seeds=1)).values()} == {1}
+    assert {len(found) for found in seeds(study().with_preset("full")).values()} == {7}
+    assert {len(found) for found in seeds(study().with_preset("full", seeds=4)).values()} == {4}
+    assert seeds(study().with_preset("full", seeds=None, epochs=2)) == seeds(study().with_preset("full"))
 
 
 def test_a_label_is_one_spec_on_each_target() -> None:
-    assert study().arms() == {"relu": BASE, "tanh": BASE.but(activation="tanh"), "elu": BASE.but(activation="elu")}
+    assert study().arms() == {"relu": BASE, "tanh": BASE.replace(activation="tanh"), "elu": BASE.replace(activation="elu")}
     with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs on target 'sum'"):
         study(experiments=(FEW, replace(ELSEWHERE, targets=("coin_flip", "sum"))))
     with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs"):
@@ -104,11 +104,11 @@ def test_seeds_and_epochs_between_measurements_are_whole_numbers(wrong: object) 
 
 
 def test_a_preset_says_how_often_it_measures() -> None:
-    assert study().every == 1 and study().sized("full").every == 4 and study().declaration()["every"] == 1
+    assert study().every == 1 and study().with_preset("full").every == 4 and study().declaration()["every"] == 1
     with pytest.raises(UserError, match="unknown setting of preset full 'ever'; did you mean every"):
         study(presets={"full": {"ever": 4}})
     with pytest.raises(UserError, match="every must be a whole number"):
-        study(presets={"full": {"every": 0.5}}).sized("full")
+        study(presets={"full": {"every": 0.5}}).with_preset("full")
 
 
 def test_a_table_of_counts_names_factors_and_events() -> None:

@@ -42,15 +42,15 @@ def planted_study(seeds: int = 8, epochs: tuple[float, ...] = (0, 1, 2, 5)) -> S
     base = RunSpec(depth=2, width=UNITS, initializer="normal_005", epochs=max(epochs))
     arms = {
         "baseline": base,
-        "he_normal": base.but(initializer="he_normal"),
-        "lecun_normal": base.but(initializer="lecun_normal"),
-        "leaky_relu": base.but(activation="leaky_relu"),
-        "tanh": base.but(activation="tanh"),
-        "shallow": base.but(depth=1),
-        "stuck": base.but(bias_shift=-1.0),
+        "he_normal": base.replace(initializer="he_normal"),
+        "lecun_normal": base.replace(initializer="lecun_normal"),
+        "leaky_relu": base.replace(activation="leaky_relu"),
+        "tanh": base.replace(activation="tanh"),
+        "shallow": base.replace(depth=1),
+        "stuck": base.replace(bias_shift=-1.0),
     }
     swept = {
-        f"{name}, rate={rate:g}": base.but(activation=name, initializer="he_normal", learning_rate=rate)
+        f"{name}, rate={rate:g}": base.replace(activation=name, initializer="he_normal", learning_rate=rate)
         for name in ("relu", "selu")
         for rate in RATES
     }
@@ -259,7 +259,7 @@ def planted_folder(path: Path, seeds: int = 8, epochs: tuple[float, ...] = (0, 1
         sites = [f"site_{k + 1}" for k in range(spec.depth)]
         number = list(study.arms()).index(arm)
         for seed in range(seeds):
-            run = spec.but(seed=seed)
+            run = spec.replace(seed=seed)
             if run.run_id not in left_out:
                 series = planted_run(arm, number, target, seed, study, epochs, sites)
                 pending.setdefault((spec.depth, arm == "tanh"), []).append((run, series))

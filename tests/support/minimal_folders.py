@@ -23,7 +23,7 @@ from relu_study.study.run_spec import RunSpec
 from relu_study.study.study import Experiment, Study
 
 RELU = RunSpec(width=3, epochs=2)
-ARMS = {"relu": RELU, "tanh": RELU.but(activation="tanh")}
+ARMS = {"relu": RELU, "tanh": RELU.replace(activation="tanh")}
 EPOCHS = np.array([0.0, 1.0, 2.0])
 SEEDS = 3
 STUDY = Study(
@@ -36,7 +36,7 @@ STUDY = Study(
     claims=(Claim("T1", "tanh loses fewer units", "dead_fraction", "tanh", "relu", "less", 0.05),),
     tables=(Table("main", "All.", ("main",), ("val_loss", "dead_fraction")),),
 )
-DRAWS = replace(coins.sized(draws=40), figures=())
+DRAWS = replace(coins.with_preset(draws=40), figures=())
 
 
 def trained(folder: Path, study: Study = STUDY) -> Path:
@@ -46,7 +46,7 @@ def trained(folder: Path, study: Study = STUDY) -> Path:
     manifest |= {"widths": dict.fromkeys(cohorts.values(), 4)}
     write_manifest(folder, manifest)
     for arm, spec in study.arms().items():
-        runs = [spec.but(target="wave", seed=seed) for seed in range(study.seeds)]
+        runs = [spec.replace(target="wave", seed=seed) for seed in range(study.seeds)]
         made = {**manifest["provenance"], "cohort": cohorts[arm], "width": 4}
         tile_files.write_tile(folder, _tile(runs, json.dumps(made)))
     report(folder)

@@ -182,12 +182,12 @@ def _(snapshot):
 
 
 ARM = RunSpec(task="noisy", network="own", activation="bent", initializer="drawn", optimizer="paced", rows=40, width=4)
-ARM = ARM.but(epochs=1, batch_size=20)
+ARM = ARM.replace(epochs=1, batch_size=20)
 study = Study("own", "Own", "?", [Experiment("main", {"arm": ARM})], seeds=2, metrics=("level", "val_loss"))
 """
 DRAW = """
 
-@statistic("level", factors={"phi": "bent"}, numbers={"value": Number("a level")})
+@statistic("level", factors={"phi": "bent"}, numbers={"value": Quantity("a level")})
 def _(cell, key):
     return {"value": jax.random.normal(key) + total()}
 """

@@ -2,7 +2,7 @@
 
 import jax
 
-from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Number, Theory, crossed, statistic
+from relu_study import CellClaim, CellFigure, CellTable, Draws, DrawStudy, Quantity, Theory, grid_cells, statistic
 from relu_study.errors import UserError
 
 
@@ -15,8 +15,8 @@ def fair(cell):
     "coin",
     factors={"p": 0.5, "kind": "plain"},
     numbers={
-        "heads": Number("throws that show heads", share=True, along="throw"),
-        "height": Number("a normal number, where the first throw shows heads", spread=(-4, 4)),
+        "heads": Quantity("throws that show heads", share=True, along="throw"),
+        "height": Quantity("a normal number, where the first throw shows heads", spread=(-4, 4)),
     },
     along=lambda cell: {"throw": [1, 2, 3]},
     theory=lambda cell: {"heads": Theory([cell["p"]] * 3, upper=1), "height": Theory(0.0)},
@@ -32,8 +32,8 @@ study = DrawStudy(
     title="Coins",
     text="Is a coin what it says?",
     experiments=[
-        Draws("several", "coin", crossed(p=(0.1, 0.5), kind=("plain", "painted")), 20_000),
-        Draws("again", "coin", crossed(p=(0.1, 0.5)), 700, theory="several"),
+        Draws("several", "coin", grid_cells(p=(0.1, 0.5), kind=("plain", "painted")), 20_000),
+        Draws("again", "coin", grid_cells(p=(0.1, 0.5)), 700, theory="several"),
     ],
     claims=[
         CellClaim("K1", "The coin is fair", "several", "p=0.5, kind=plain", "heads", "theory", "equivalent", 0.02, at=2),

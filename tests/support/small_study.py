@@ -3,7 +3,7 @@
 from relu_study import Claim, Experiment, Figure, RunSpec, Study, Table, Target
 
 base = RunSpec(rows=600, batch_size=32, width=8, epochs=2, initializer="he_normal")
-arms = {"relu": base, "lecun": base.but(initializer="lecun_normal"), "tanh": base.but(activation="tanh")}
+arms = {"relu": base, "lecun": base.replace(initializer="lecun_normal"), "tanh": base.replace(activation="tanh")}
 
 study = Study(
     name="small",

@@ -1,6 +1,6 @@
 """Statistics by name: what is drawn of a network that is never trained.
 
-    @statistic("coin", factors={"p": 0.5}, numbers={"heads": Number("share of draws that show heads", share=True)},
+    @statistic("coin", factors={"p": 0.5}, numbers={"heads": Quantity("share of draws that show heads", share=True)},
                theory=lambda cell: {"heads": Theory(cell["p"])})
     def coin(cell, key):
         '''One throw.'''

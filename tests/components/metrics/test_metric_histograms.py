@@ -68,7 +68,7 @@ def test_edges_and_zeros() -> None:
 
 def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
-    runs = [base, base.but(seed=1, learning_rate=1e30)]
+    runs = [base, base.replace(seed=1, learning_rate=1e30)]
     tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
@@ -167,7 +167,7 @@ def own() -> Iterator[None]:
 def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None) -> None:
     span = np.array(bounded(activations[name].values))
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
-    runs = [base, base.but(seed=1)]
+    runs = [base, base.replace(seed=1)]
     tile, powers = (
         train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, linear_bins=linear)) for linear in (True, False)
     )
@@ -192,7 +192,7 @@ def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
     base = RunSpec(rows=600, batch_size=50, width=8, epochs=1, activation="tanh")
     first, second, pair = (
         train_tile.train_tile(r, 2, probing=MeasureConfig(200, 50))
-        for r in ([base], [base.but(seed=1)], [base, base.but(seed=1)])
+        for r in ([base], [base.replace(seed=1)], [base, base.replace(seed=1)])
     )
     for i, one in enumerate((first, second)):
         assert np.array_equal(one["histogram:post:site_1"][0], pair["histogram:post:site_1"][i])
@@ -248,7 +248,7 @@ def as_an_earlier_version(folder: Path) -> None:
 
 
 def test_a_folder_of_an_earlier_version_goes_on_with_its_own_bins(tmp_path: Path) -> None:
-    arms = {name: small_study.base.but(activation=name, epochs=1) for name in ("tanh", "relu")}
+    arms = {name: small_study.base.replace(activation=name, epochs=1) for name in ("tanh", "relu")}
     study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
     study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))
     old = MeasureConfig(200, 50, linear_bins=False)

@@ -29,7 +29,7 @@ SEEDS = 4
 @cache
 def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, rows, 64) images and (SEEDS, rows, 10) classes as runs get them: the training rows first."""
-    task = tasks["digits"](DIGITS.but(**words))
+    task = tasks["digits"](DIGITS.replace(**words))
     data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data, axis=1).astype(np.float64)
     return xy[..., :64], xy[..., 64:]
@@ -60,16 +60,16 @@ def test_the_split_is_a_fifth_and_every_class_is_on_both_sides() -> None:
 def test_centred_inputs_and_fewer_rows() -> None:
     x, y = drawn(inputs="centred")
     assert np.array_equal(x, drawn()[0] - 0.5) and np.array_equal(y, drawn()[1])
-    assert tasks["digits"](DIGITS.but(inputs="centred")).box == (-0.5, 0.5)
+    assert tasks["digits"](DIGITS.replace(inputs="centred")).box == (-0.5, 0.5)
     few = drawn(rows=500)
-    assert np.array_equal(few[0], drawn()[0][:, :500]) and tasks["digits"](DIGITS.but(rows=500)).signature[:2] == (400, 100)
+    assert np.array_equal(few[0], drawn()[0][:, :500]) and tasks["digits"](DIGITS.replace(rows=500)).signature[:2] == (400, 100)
 
 
 def test_what_it_has_not_is_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match=r"1797 images, not rows=200000; set rows=1797"):
         tasks["digits"](RunSpec(task="digits"))
     with pytest.raises(UserError, match=r"unknown target of task digits 'parity'; known: default, digit"):
-        tasks["digits"](DIGITS.but(target="parity"))
+        tasks["digits"](DIGITS.replace(target="parity"))
 
 
 def test_scikit_learn_is_imported_when_its_images_are_drawn() -> None:
@@ -117,7 +117,7 @@ def test_accuracy_and_trained() -> None:
 def test_a_run_is_measured_as_a_classifier() -> None:
     """What the tile says of the last epoch is what its last weights say of its rows, in NumPy."""
     few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "constant"))
-    tile = train_tile.train_tile([DIGITS.but(epochs=5, learning_rate=0.01)], 2, probing=few, keep_params=True)
+    tile = train_tile.train_tile([DIGITS.replace(epochs=5, learning_rate=0.01)], 2, probing=few, keep_params=True)
     x, y = (part[0].astype(np.float64) for part in drawn())
     weights = {name: value[0].astype(np.float64) for name, value in tile.items() if name.startswith("param:")}
     hidden = np.maximum(x @ weights["param:hidden.0.dense.kernel"] + weights["param:hidden.0.dense.bias"], 0)

@@ -124,7 +124,7 @@ def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict
 
 def test_runs_that_are_not_stored_are_counted_in_the_cell(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["baseline", "wave"]
-    planted_folder(tmp_path, left_out=tuple(lost.but(seed=s).run_id for s in (0, 6)))
+    planted_folder(tmp_path, left_out=tuple(lost.replace(seed=s).run_id for s in (0, 6)))
     manifest = read_manifest(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     made = tables(manifest, frame["runs"], frame["summary"])["initialisers"]["md"]
@@ -143,7 +143,7 @@ def test_empty_cells_name_their_reason_and_those_of_older_folders_keep_their_byt
 
 def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["shallow", "wave"]
-    planted_folder(tmp_path, left_out=tuple(lost.but(seed=s).run_id for s in range(SEEDS)))
+    planted_folder(tmp_path, left_out=tuple(lost.replace(seed=s).run_id for s in range(SEEDS)))
     manifest = read_manifest(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     text = tables(manifest, frame["runs"], frame["summary"])["shapes"]["md"]

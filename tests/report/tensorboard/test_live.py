@@ -133,7 +133,7 @@ FOUR = Study(
     text="Which are done?",
     seeds=16,
     metrics=("val_loss",),
-    experiments=[Experiment("main", grid(BASE, learning_rate=[0.001, 0.01, 0.1]) | {"wider": BASE.but(width=5)})],
+    experiments=[Experiment("main", grid(BASE, learning_rate=[0.001, 0.01, 0.1]) | {"wider": BASE.replace(width=5)})],
 )
 
 
@@ -145,7 +145,7 @@ class Looks(Callback):
         self.missing = {name: {run.run_id for run in study.runs() if run.config_id == name} for name in ids(study)}
         self.seen: list[int] = []
 
-    def tile(self, tile: Tile, *_: Any) -> None:
+    def on_tile_end(self, tile: Tile, *_: Any) -> None:
         for runs in self.missing.values():
             runs -= {run.run_id for run in tile.runs}
         names = run_names(read_manifest(self.folder))
@@ -163,9 +163,9 @@ def ids(study: Study) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("freely")
 def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path) -> None:
-    watcher, everything = Looks(tmp_path / "four", FOUR), replace(FOUR, metrics=())
-    runner.run(everything, tmp_path / "four", watcher=watcher)
-    assert len(FOUR.runs()) == 64 and len(watcher.seen) == 3 and watcher.seen[0] < 2 and watcher.seen[-1] == 4
+    callback, everything = Looks(tmp_path / "four", FOUR), replace(FOUR, metrics=())
+    runner.run(everything, tmp_path / "four", callback=callback)
+    assert len(FOUR.runs()) == 64 and len(callback.seen) == 3 and callback.seen[0] < 2 and callback.seen[-1] == 4
     during = files(tmp_path / "four")
     shutil.rmtree(tmp_path / "four" / "tensorboard")
     report(tmp_path / "four")
@@ -175,10 +175,10 @@ def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.usefixtures("freely")
 def test_interrupted_it_shows_what_is_complete_and_nothing_else(tmp_path: Path) -> None:
-    watcher = Looks(tmp_path / "four", FOUR)
-    watcher.stop = True
+    callback = Looks(tmp_path / "four", FOUR)
+    callback.stop = True
     with pytest.raises(KeyboardInterrupt):
-        runner.run(FOUR, tmp_path / "four", watcher=watcher)
+        runner.run(FOUR, tmp_path / "four", callback=callback)
     half = files(tmp_path / "four")
     stored = configurations.collect(tmp_path / "four")
     names = run_names(read_manifest(tmp_path / "four"))
