@@ -81,7 +81,7 @@ def put(value: Any, device: Any) -> Any:
 
 
 def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
-    """One run for each of `num_datasets` num_datasets of rows, and the number of the set that each run reads; None: every run its own."""
+    """One run for each of `num_datasets` sets of rows, and the number of the set that each run reads; None: every run its own."""
     if num_datasets is None or num_datasets == len(specs):
         return specs, None
     keys = [(cohorts.data_spec(spec), spec.seed) for spec in specs]
@@ -135,8 +135,8 @@ def start_tile(
 ) -> QueuedTile | None:
     """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
 
-    `probe=False` measures only before the first and after the last step; `chunk` limits the steps of a dispatch; `num_datasets`, where it
-    is less than the width, makes runs of the same data and seed share one copy of it. None of them moves a bit of the training.
+    `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch. Fewer
+    `num_datasets` than runs make runs of the same data and seed share one copy of it. None of them moves a bit of the training.
     """
     compilation.evict_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]

@@ -20,9 +20,9 @@ base = RunSpec(rows=60, width=4, epochs=1, batch_size=30, network="mlp", task={t
 study = Study("own", "Own", "?", [Experiment("main", {{"arm": base}})], seeds=1, metrics={metrics})
 """
 METRIC = """
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 
-@probe("own_gap", per="network", unit="loss", direction="lower", needs=("val_loss", "train_loss"))
+@metric("own_gap", per="network", unit="loss", direction="lower", needs=("val_loss", "train_loss"))
 def own_gap(snapshot):
     "The validation loss less the training loss."
     return snapshot.val_loss - snapshot.train_loss

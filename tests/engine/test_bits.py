@@ -96,7 +96,7 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sets", [1, 4])
-def test_sharing_rows(base: RunSpec, num_datasets: int) -> None:
+def test_sharing_rows(base: RunSpec, sets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.replace(gain=2), base.replace(learning_rate=0.1, initializer="lecun_normal"), base.replace(gain=3))
     keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's

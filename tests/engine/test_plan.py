@@ -83,7 +83,7 @@ def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
 
 
 @pytest.mark.parametrize(("gains", "width", "sets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
-def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, num_datasets: int) -> None:
+def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, sets: int) -> None:
     """A power of two, the same for every tile of a cohort, so that they share one program."""
     runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.replace(gain=gain), 8)]
     (cohort,) = planned(runs, {"relu": width}).cohorts

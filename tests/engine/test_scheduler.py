@@ -30,14 +30,14 @@ def cost(tile: Tile) -> float:
 
 
 def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[scheduler.Finished[Any, Any]]:
-    return list(scheduler.finished(tiles, price, start, lambda made: made, lambda tile: set(), lambda key: None, fallback))
+    return list(scheduler.finished(tiles, cost, start, lambda made: made, lambda tile: set(), lambda key: None, fallback))
 
 
 @given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
 def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
     planned = [tile(*one) for one in tiles]
-    homes = scheduler.assign_devices(planned, price, devices)
-    assert homes == scheduler.assign_devices(planned, price, devices) and set(homes) == {one.cohort for one in planned}
+    homes = scheduler.assign_devices(planned, cost, devices)
+    assert homes == scheduler.assign_devices(planned, cost, devices) and set(homes) == {one.cohort for one in planned}
     costs, load = Counter[str](), Counter[int](dict.fromkeys(range(devices), 0))
     for one in planned:
         costs[one.cohort] += one.steps
@@ -56,7 +56,7 @@ def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
 
     tiles = [tile(cohort, 10) for cohort in "abcdefghij"]
     done = carried_out(tiles, start)
-    assert {one.tile.cohort: one.device for one in done} == scheduler.assign_devices(tiles, price, 2)
+    assert {one.tile.cohort: one.device for one in done} == scheduler.assign_devices(tiles, cost, 2)
     assert all(one.device == one.numbers for one in done)
 
 
@@ -76,7 +76,7 @@ def test_an_idle_device_begins_what_is_at_home_elsewhere_before_it_helps() -> No
     """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
     begun, taken, mine = threading.Event(), threading.Event(), list[str]()
     tiles = [tile("a", 10), tile("a", 10), tile("b", 6), tile("b", 6), tile("c", 5)]
-    assert scheduler.assign_devices(tiles, price, 2) == {"a": 0, "b": 1, "c": 1}
+    assert scheduler.assign_devices(tiles, cost, 2) == {"a": 0, "b": 1, "c": 1}
 
     def start(tile: Tile, device: Any, wanted: Any) -> int:
         if tile.cohort == "c":

@@ -30,7 +30,7 @@ from relu_study.study import shard
 FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 
-def tile_of(rows: int, width: int = 4, num_datasets: int = 4) -> Tile:
+def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
     spec = base.replace(rows=rows, width=9)
     return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
 

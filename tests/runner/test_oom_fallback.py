@@ -282,24 +282,23 @@ def test_another_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 CAPPED = """
 import resource, sys
 from pathlib import Path
-from relu_study import Experiment, RunSpec, Study, runner
-from relu_study.engine.plan import Rule
-from relu_study import plan
-from relu_study.cli.progress import Watcher
+from relu_study import Experiment, RunSpec, Study, run
+from relu_study.engine import plan
+from relu_study.runner.callback import Callback
 
-class Told(Watcher):
-    def say(self, line):
+class Told(Callback):
+    def on_message(self, line):
         print(line, flush=True)
 
-plan.WIDTHS["cpu"] = Rule(2, 32, 1 << 30)
+plan.WIDTH_LIMITS["cpu"] = plan.WidthLimits(2, 32, 1 << 30)
 base = RunSpec(epochs=0, width=4, rows=400)
 study = Study("capped", "Capped", "Does it fit?", [Experiment("main", {"small": base})], seeds=32, metrics=("constant",))
-runner.run(study, callback=Told())
+run(study, callback=Told())
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + (int(sys.argv[1]) << 20),) * 2)
 arms = {"small": base, "large": base.replace(rows=1_000_000)}
 large = Study("capped", "Capped", "Does it fit?", [Experiment("main", arms)], seeds=32, metrics=("constant",))
-print(runner.run(large, sys.argv[2], callback=Told()).runs.groupby("rows")["status"].value_counts().to_dict(), flush=True)
+print(run(large, sys.argv[2], callback=Told()).runs.groupby("rows")["status"].value_counts().to_dict(), flush=True)
 """
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from relu_study.storage import locks
 from relu_study.study.shard import Shard
 shard = Shard(int(sys.argv[2]), int(sys.argv[3])) if sys.argv[2:] else None
-with locks.hold(Path(sys.argv[1]), shard):
+with locks.writer_lock(Path(sys.argv[1]), shard):
     print("held", flush=True)
     time.sleep(60)
 """

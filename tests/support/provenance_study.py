@@ -20,7 +20,7 @@ import near
 from near import bent, LIMITS as limits
 from relu_study import *
 from relu_study.components.networks import MLP
-from relu_study.components.metrics.metric import probe
+from relu_study.components.metrics.metric import metric
 from relu_study.components.layers import Dense, Site
 
 UNREAD = 1.0
@@ -175,7 +175,7 @@ def _(spec):
     return Task(Signature(spec.rows // 2, spec.rows // 2, 2, 1), sample, box=(-1, 1))
 
 
-@probe("level", per="network", unit="1")
+@metric("level", per="network", unit="1")
 def _(snapshot):
     \"\"\"A number of the study's own.\"\"\"
     return total() + sum(jnp.mean(site.post) for site in snapshot.named().values())
