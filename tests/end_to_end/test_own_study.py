@@ -1,4 +1,4 @@
-"""The README's own study and its Python lines, run as a reader would: from this tree and from an installed wheel."""
+"""The study files of the docs, run by the command as a reader would: from this tree and from an installed wheel."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-STUDY, NOTEBOOK, DRAWS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-LOOK = """
-assert set(results.runs.status) == {"ok"} and len(results.runs) == 16
-assert {"run_id", "metric", "site", "epoch", "value"} <= set(results.curves.columns)
-assert {"mean", "ci_lo", "ci_hi"} <= set(results.summary.columns)
-assert results.params[results.runs.run_id[0]]["output.kernel"].shape == (32, 1)
-print("as the README says")
-"""
+STUDY, DRAWS = (
+    re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[0]
+    for page in ("writing_a_study.md", "draw_studies.md")
+)
 
 
 def python(code: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -35,7 +31,7 @@ def home(request: pytest.FixtureRequest) -> Path:
     return ROOT if request.param == "tree" else request.getfixturevalue("installed")
 
 
-def test_the_study_of_the_readme(home: Path, tmp_path: Path) -> None:
+def test_the_study_of_the_docs(home: Path, tmp_path: Path) -> None:
     assert len(STUDY.splitlines()) < 35
     (tmp_path / "my_study.py").write_text(STUDY)
     done = relu_study(["run", "my_study.py"], home, tmp_path)
@@ -46,17 +42,11 @@ def test_the_study_of_the_readme(home: Path, tmp_path: Path) -> None:
     assert "S1" in (tmp_path / "results" / "ring" / "verdicts.csv").read_text()
 
 
-def test_the_draws_of_the_readme(home: Path, tmp_path: Path) -> None:
+def test_the_draws_of_the_docs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "my_draws.py").write_text(DRAWS)
     done = relu_study(["run", "my_draws.py"], home, tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "results/half_off/report.md", done.stderr
     assert "**H1: confirmed.**" in (tmp_path / "results" / "half_off" / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_the_notebook_of_the_readme(home: Path, tmp_path: Path) -> None:
-    done = python(NOTEBOOK + LOOK, home, tmp_path)
-    assert done.returncode == 0 and "as the README says" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
