@@ -1,6 +1,6 @@
-"""relu_study: train thousands of small networks at once and see every unit that dies.
+"""relu_study: train thousands of small networks at once and count every dead unit.
 
-Everything below is imported when first used, so that words and reports never wait for JAX.
+Public names are imported on first use. The command line's help and reports therefore never import JAX.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from relu_study.study.study import Study as Study
     from relu_study.study.study import grid as grid
 
-_HOMES = {
+_MODULES = {
     "components.activations": ("activation",),
     "components.initializers": ("initializer",),
     "components.networks": ("network",),
@@ -100,11 +100,11 @@ _HOMES = {
         "grid",
     ),
 }
-__all__ = sorted(name for names in _HOMES.values() for name in names)
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"relu_study.{home}"), name)
+            return getattr(importlib.import_module(f"relu_study.{module}"), name)
     raise AttributeError(f"module 'relu_study' has no attribute {name!r}")

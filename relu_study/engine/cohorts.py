@@ -129,18 +129,18 @@ def sites(spec: RunSpec) -> list[str]:
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
     """The step fields and the task's signature, which the runs of one cohort share; rates too where they are compiled in."""
-    return RunSpec(**dict(spec.marked("step")) | compiled_rates(spec, signature)), signature
+    return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
 
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
     """The fields that decide the programs of a run."""
     rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
-    return spec.marked("step", "start", "data") + tuple(rates.items())
+    return spec.marked("program", "init", "data") + tuple(rates.items())
 
 
 def start_spec(spec: RunSpec) -> RunSpec:
     """The fields that decide the first weights: an initialiser that does not look at its inputs shares its program."""
-    start = RunSpec(**dict(spec.marked("step", "start"))).replace(optimizer="adam", batch_size=128, dropout="none")
+    start = RunSpec(**dict(spec.marked("program", "init"))).replace(optimizer="adam", batch_size=128, dropout="none")
     fanout = activations[spec.activation].fanout
     return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.replace(activation="linear", rows=2)
 

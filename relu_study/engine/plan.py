@@ -180,7 +180,7 @@ def plan(
     platform: str,
     missing: Callable[[RunSpec], bool] = lambda run: True,
     stored: Callable[[RunSpec], bool] | None = None,
-    starts: Callable[[RunSpec], Iterable[Hashable]] = lambda run: (run.marked("start"), run.marked("data")),
+    starts: Callable[[RunSpec], Iterable[Hashable]] = lambda run: (run.marked("init"), run.marked("data")),
 ) -> Plan:
     """Cut `runs` into tiles. Widths chosen before are kept; only the `missing` runs become work.
 
@@ -201,7 +201,7 @@ def plan(
 
         def place(run: RunSpec, rank: dict[object, int] = rank) -> tuple[int, ...]:
             length, data, start, config = (
-                rank.setdefault(key, len(rank)) for key in (run.epochs, run.marked("data"), run.marked("start"), run.config_id)
+                rank.setdefault(key, len(rank)) for key in (run.epochs, run.marked("data"), run.marked("init"), run.config_id)
             )
             return length, data, run.seed, start, config
 

@@ -48,7 +48,7 @@ def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
     """The rate and decay of a run as constants of its program, where its optimiser cannot be built from traced ones."""
     if ours(optimizers[spec.optimizer]):
         return {}
-    step, rates = RunSpec(**dict(spec.marked("step"))), (spec.learning_rate, spec.weight_decay)
+    step, rates = RunSpec(**dict(spec.marked("program"))), (spec.learning_rate, spec.weight_decay)
     traced = _traced(optimizers[spec.optimizer], step, signature.d_in, signature.d_out, *rates)
     return {} if traced else dict(zip(("learning_rate", "weight_decay"), rates, strict=True))
 

@@ -14,7 +14,7 @@ EPOCHS = ("last", "min", "max")  # or a number
 
 @dataclass(frozen=True)
 class Target:
-    """One target of a task: its variance (the best constant's squared error) and its floor (the least loss)."""
+    """One target of a task, with its `variance` (squared error of the best constant) and its `floor` (smallest possible loss)."""
 
     name: str
     variance: float = 1.0
@@ -23,20 +23,29 @@ class Target:
 
 @dataclass(frozen=True)
 class Claim:
-    """One testable row of a claim; the rows that share `claim` are answered together by its `overall` row.
+    """One testable row of a claim: a contrast between two arms, or between an arm and a constant.
 
-    The number of a run is `metric/site` at `epoch` ("last", a number, or "min"/"max" over all
-    epochs), divided by `metric/over` where `over` names a site, turned into an indicator where
-    `equals` is set, and with the target's floor taken off where `excess` is set. It is compared, seed by
-    seed, with the same number of the arm `against` (at `against_epoch`, default `epoch`), or with
-    a constant where `against` is a number. `arm` may be several labels: their mean, per seed.
+    Rows with the same `claim` share one `overall` verdict. The value of a run is `metric/site` at `epoch`:
 
-    `margin` is the smallest difference that matters; it and a constant `against` are in units of the target's variance where
-    `relative` is set. With `less` and `greater` a negative margin claims "no better than": `greater` with -0.05
-    is confirmed when the interval lies wholly above -0.05.
-    `against_dead_site` keeps the seeds whose `against` run ends with a dead site;
-    `least_seeds` and `off_floor` (mean loss of the arm at least this share of the target's variance above the floor)
-    say when a row is not testable. It is asked on `targets`; none named: wherever its arms are.
+    - `epoch` is "last", a number, or "min"/"max" over all epochs;
+    - `over` names a site; the value is then divided by `metric/over`;
+    - `equals` turns the value into the indicator of that number;
+    - `excess` subtracts the target's floor.
+
+    Args:
+      arm: one label, or several; several are averaged per seed.
+      against: a label, compared seed by seed at `against_epoch` (default: `epoch`), or a constant.
+      direction: "less", "greater" or "equivalent".
+      margin: the smallest difference that matters. With `less` and `greater` a negative margin claims "no better than":
+        `greater` with -0.05 is confirmed if the whole interval is above -0.05.
+      relative: `margin` and a constant `against` are in units of the target's variance.
+      against_dead_site: use only the seeds whose `against` run ends with a dead site.
+      least_seeds: a row with fewer seeds is not testable.
+      off_floor: a row is testable only if the arm's mean loss exceeds the floor by this share of the target's variance.
+      targets: targets of the row; empty: every target that all its arms have.
+
+    Raises:
+      UserError: for an unknown direction or epoch, or an equivalence without a positive margin.
     """
 
     claim: str
@@ -70,21 +79,29 @@ class Claim:
 
 
 def check_epoch(epoch: Any, figure: str) -> None:
-    """Refuse an epoch that is neither `last` nor a number from 0 on."""
+    """Raise UserError unless the epoch is `last` or a finite number of at least 0."""
     try:
-        fine = epoch == "last" or 0 <= float(epoch) < math.inf
+        valid = epoch == "last" or 0 <= float(epoch) < math.inf
     except (TypeError, ValueError):
-        fine = False
-    if not fine:
+        valid = False
+    if not valid:
         raise UserError(f"figure {figure}: the epoch must be 'last' or a number of at least 0, not {epoch!r}")
 
 
 @dataclass(frozen=True)
 class CellClaim:
-    """One testable row of a claim about a number of one cell; rows that share `claim` have one `overall` answer.
+    """One testable row of a claim about a quantity of one cell of a draw study.
 
-    The mean of `number` (`at` a value of the factor that it runs along) is compared with `against`: a constant, "theory", or the
-    label of another cell of the experiment. `margin` is the smallest difference that matters, in parts of it if `relative`.
+    Rows with the same `claim` share one `overall` verdict.
+
+    Args:
+      number: the quantity whose mean is compared.
+      at: value of the factor along which the quantity is an array; None for a scalar.
+      against: a constant, "theory", or the label of another cell of the experiment.
+      margin: the smallest difference that matters, as a share of `against` if `relative`.
+
+    Raises:
+      UserError: for an unknown direction, or an equivalence without a positive margin.
     """
 
     claim: str

@@ -1,4 +1,4 @@
-"""Studies as files: found by name, from a clone or an installed wheel, or by path."""
+"""Study files: look-up by name (in a clone or an installed wheel) or by path, and import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def studies() -> dict[str, Path]:
-    """The studies by name: from a clone's `benchmarks`, or from an installed wheel."""
+    """Return the path of every study by name, from a clone's `benchmarks` or an installed wheel."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parent / "benchmarks", here / "benchmarks"):
         if (folder / "article.py").is_file():
@@ -30,30 +30,30 @@ def studies() -> dict[str, Path]:
 
 
 def find_study(name: str) -> Path:
-    """The file of a study, by name or by path."""
+    """Return the path of a study's file, given its name or path. Raises UserError if there is none."""
     if name.endswith(".py") or "/" in name:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise UserError(f"no study file {name}; give a path to a Python file, or one of: {', '.join(studies())}")
+            raise UserError(f"no study file {name}. Give a path to a Python file, or one of: {', '.join(studies())}")
         return path
-    known = studies()
-    if name not in known:
-        raise nearest(name, known, "study")
-    return known[name]
+    paths = studies()
+    if name not in paths:
+        raise nearest(name, paths, "study")
+    return paths[name]
 
 
-# The folder of the study that was loaded last, the names of the modules in it, and the modules before it.
+# For the study loaded last: its folder, the names of the modules in the folder, and the modules imported before it.
 _last: list[tuple[Path, set[str], set[str]]] = []
 
 
 @contextlib.contextmanager
 def _siblings(folder: Path) -> Iterator[None]:
-    """Let a study import the modules next to its file, and only those: equal names next to another study are not mixed up.
+    """Make the modules next to a study's file importable, without mixing them up with those of another study.
 
-    Until another study is loaded, functions of the study may import more of them: the folder stays last on the path.
+    The folder stays last on `sys.path` until another study is loaded: the study's functions may import siblings later.
     """
-    for earlier, theirs, known in _last:
-        for name in [n for n in sys.modules if n.partition(".")[0] in theirs and n not in known]:
+    for earlier, siblings, preloaded in _last:
+        for name in [n for n in sys.modules if n.partition(".")[0] in siblings and n not in preloaded]:
             if _inside(sys.modules[name], earlier):
                 del sys.modules[name]
         if sys.path and sys.path[-1] == str(earlier):
@@ -66,7 +66,7 @@ def _siblings(folder: Path) -> Iterator[None]:
         del sys.modules[name]
     before, bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True  # kept bytecode may be stale after an edit within its clock's step
+    sys.dont_write_bytecode = True  # bytecode goes stale after an edit within one tick of the file system's clock
     importlib.invalidate_caches()
     try:
         yield
@@ -85,20 +85,26 @@ def _inside(module: object, folder: Path) -> bool:
 
 
 def _elsewhere(module: object, folder: Path) -> bool:
-    """Is a module a user's, from another folder? Installed packages and the running script stay."""
+    """Whether a module is user code from another folder. Installed packages and the running script are not."""
     file = getattr(module, "__file__", None)
     user = isinstance(file, str) and not {"site-packages", "dist-packages"} & set(Path(file).parts)
     return user and not _inside(module, folder) and not Path(str(file)).resolve().is_relative_to(STDLIB)
 
 
 def load_study(path: Path) -> Study | DrawStudy:
-    """Run a study file (it is Python, and does what it contains) and take the Study it declares."""
+    """Import a study file and return the one Study or DrawStudy that it declares.
+
+    The file is Python code and runs with the user's rights.
+
+    Raises:
+      UserError: if the file raises, with its line number, or does not declare exactly one study.
+    """
     from relu_study.study.draw_study import DrawStudy
     from relu_study.study.study import Study
 
     module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"{path} is no Python file; a study's file ends in .py")
+        raise UserError(f"{path} is no Python file. Give a file that ends in .py")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
@@ -113,13 +119,13 @@ def load_study(path: Path) -> Study | DrawStudy:
             if Path(frame.filename).resolve() == path.resolve()
         ]
         line = f", line {at[-1]}" if at else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise UserError(
-            f"{path}{line} raises {type(error).__name__}{': ' if said else ''}{said} (--traceback shows the whole error)"
+            f"{path}{line} raises {type(error).__name__}{': ' if message else ''}{message} (--traceback shows the whole error)"
         ) from error
-    found = list({id(value): value for value in vars(module).values() if isinstance(value, (Study, DrawStudy))}.values())
-    if not found:
-        raise UserError(f"{path} declares no Study; assign one to a name, e.g. study = Study(...)")
-    if len(found) > 1:
-        raise UserError(f"{path} declares {len(found)} studies; keep one to a file")
-    return found[0]
+    declared = list({id(value): value for value in vars(module).values() if isinstance(value, (Study, DrawStudy))}.values())
+    if not declared:
+        raise UserError(f"{path} declares no Study. Assign one to a name, e.g. study = Study(...)")
+    if len(declared) > 1:
+        raise UserError(f"{path} declares {len(declared)} studies. Keep one per file")
+    return declared[0]

@@ -1,4 +1,4 @@
-"""What a study asks of its runs, and what it shows: claims, tables, figures and sections, as plain data."""
+"""Tables, figures and sections of a study, as plain data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from relu_study.study.run_spec import FIELDS
 
 KINDS = ("map", "lines")
 FIGURE_KINDS = ("curves", "survival", "forest", "depth", "histograms", "map")
-FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # what a map may have as rows and columns
+FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # valid rows and columns of a map
 
 
 @dataclass(frozen=True)
 class Table:
-    """Arms of some experiments as rows, `metrics` ("metric", "metric/site" or "metric/site@epoch") as columns.
+    """A table with the arms of some experiments as rows and metrics as columns.
 
-    `tune` names a swept field: its best value is chosen by `val_loss` on the even seeds
-    and reported on the odd ones.
+    Args:
+      metrics: columns, as "metric", "metric/site" or "metric/site@epoch".
+      epoch: epoch of the columns that name none.
+      arms: labels of the rows; empty: every arm.
+      baseline: label of the arm with which the others are compared.
+      tune: a swept field. Its best value is chosen by `val_loss` on the even seeds and reported on the odd ones.
     """
 
     name: str
@@ -34,13 +38,19 @@ class Table:
 
 @dataclass(frozen=True)
 class EventTable:
-    """How many runs of each arm something happened to: one row an arm and target, with Wilson's 95 % interval of the last share.
+    """A table of event counts: one row per arm and target, with a Wilson 95 % interval of the last event's share.
 
-    `keys` are the first columns: header -> a factor (a RunSpec field, `arm` or `experiment`), or what the label of an arm ("rai",
-    or on one target "rai@abs") stands for there, a label that is not named standing as it is. Then comes `n`, the runs that are
-    stored, then `events`: header -> metrics that are 0 or 1 ("collapsed", "collapsed@0"); a run counts once if any of them is 1,
-    and one that went nonfinite before has no event. At an epoch of its own an event is one metric. `ci_lo` and `ci_hi` are those
-    of the last event.
+    The columns are `keys`, `n` (the number of stored runs), `events`, and `ci_lo` and `ci_hi` of the last event.
+
+    Args:
+      keys: header -> a factor (a RunSpec field, `arm` or `experiment`), or a mapping from an arm's label ("rai", or
+        "rai@abs" on one target) to the printed text. A label without an entry is printed unchanged.
+      events: header -> metrics with values 0 or 1 ("collapsed", "collapsed@0"). A run counts once if any of them is 1.
+        A run that is nonfinite by then has no event. An event at a given epoch has one metric.
+      arms: labels of the rows; empty: every arm.
+
+    Raises:
+      UserError: for no events, or an unknown factor among the keys.
     """
 
     name: str
@@ -52,7 +62,7 @@ class EventTable:
 
     def __post_init__(self) -> None:
         if not self.events:
-            raise UserError(f"table {self.name} counts no events; say which, e.g. events={{'collapsed': ('collapsed',)}}")
+            raise UserError(f"table {self.name} counts no events. Name some, e.g. events={{'collapsed': ('collapsed',)}}")
         for key in self.keys.values():
             if isinstance(key, str) and key not in FACTORS:
                 raise nearest(key, FACTORS, f"factor among the keys of table {self.name}")
@@ -60,16 +70,21 @@ class EventTable:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of one kind, of the arms of some experiments (none named: all) on each of their targets.
+    """A figure of one kind, of the arms of some experiments (default: all) on each of their targets.
+
+    Kinds:
 
     - `curves`: mean and interval of `metrics` ("metric", "metric/site"; "metric/*": each site) over the epochs;
     - `survival`: the share of units not yet dead over the epochs, by site;
-    - `forest`: the rows of `claims`, each effect with its interval and the range that was claimed;
-    - `depth`: `metrics` that have sites, from the first site to the last, as quantiles over the runs at each `epoch`;
+    - `forest`: the rows of `claims`, each effect with its interval and the claimed range;
+    - `depth`: `metrics` with sites, from the first site to the last, as quantiles over the runs at each `epoch`;
     - `histograms`: pre, post or gradient of a site ("post/site_1", "gradient/*") over the epochs, pooled over the runs;
     - `map`: the mean of `metrics` at `epoch` by two factors, `rows` and `cols`: RunSpec fields, `arm` or `experiment`.
 
-    `log` asks for a logarithmic scale where one is possible; `depth` has one for norms without asking.
+    `log` requests a logarithmic scale where one is possible. `depth` always has one for norms.
+
+    Raises:
+      UserError: for an unknown kind or factor, missing metrics, claims or factors, or an invalid epoch.
     """
 
     name: str
@@ -82,35 +97,35 @@ class Figure:
     log: bool = False
     rows: str | None = None
     cols: str | None = None
-    epoch: str | float | tuple[str | float, ...] = "last"  # several for `depth` alone
+    epoch: str | float | tuple[str | float, ...] = "last"  # several only for `depth`
 
     def __post_init__(self) -> None:
         if self.kind not in FIGURE_KINDS:
             raise nearest(self.kind, FIGURE_KINDS, f"kind of figure {self.name}")
         if not self.metrics and self.kind not in ("survival", "forest"):
-            raise UserError(f"figure {self.name} is of kind {self.kind} and names no metrics; say which, e.g. metrics=(...,)")
+            raise UserError(f"figure {self.name} is of kind {self.kind} and names no metrics. Name some, e.g. metrics=(...,)")
         if self.kind == "forest" and not self.claims:
-            raise UserError(f"figure {self.name} is a forest and names no claims; say which, e.g. claims=(...,)")
-        for way, name in (("rows", self.rows), ("cols", self.cols)):
+            raise UserError(f"figure {self.name} is a forest and names no claims. Name some, e.g. claims=(...,)")
+        for axis, name in (("rows", self.rows), ("cols", self.cols)):
             if (name is None) == (self.kind == "map"):
                 need = "needs a factor as" if name is None else "is no map and has no"
-                raise UserError(f"figure {self.name} {need} {way}; a map has both: rows='activation', cols='learning_rate'")
+                raise UserError(f"figure {self.name} {need} {axis}. Only a map has both: rows='activation', cols='learning_rate'")
             if name is not None and name not in FACTORS:
-                raise nearest(name, FACTORS, f"factor as {way} of figure {self.name}")
+                raise nearest(name, FACTORS, f"factor as {axis} of figure {self.name}")
         if self.rows is not None and self.rows == self.cols:
-            raise UserError(f"figure {self.name} has {self.rows} as rows and as cols; name two factors")
+            raise UserError(f"figure {self.name} has {self.rows} as rows and as cols. Name two factors")
         epochs = self.epoch if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
         for epoch in epochs:
             check_epoch(epoch, self.name)
         if self.kind not in ("depth", "map") and tuple(epochs) != ("last",):
-            raise UserError(f"figure {self.name} is of kind {self.kind}, which shows every epoch; leave out epoch")
+            raise UserError(f"figure {self.name} is of kind {self.kind}, which shows every epoch. Leave out epoch")
         if len(epochs) != 1 and self.kind == "map":
-            raise UserError(f"figure {self.name} is a map and shows one epoch, not {len(epochs)}")
+            raise UserError(f"figure {self.name} is a map and shows one epoch, not {len(epochs)}. Name one")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report: its prose, and the names of the tables, figures and claims that answer it."""
+    """One section of the report: a question, its prose, and the names of the tables, figures and claims that answer it."""
 
     title: str
     text: str
@@ -121,12 +136,16 @@ class Section:
 
 @dataclass(frozen=True)
 class CellTable:
-    """Rows of cells.csv as a table: of some experiments, those that meet every condition of `where`.
+    """A table of the rows of cells.csv that meet every condition of `where`, for some experiments.
 
-    `columns` maps a header to a column of cells.csv. The CSV file has all rows; `shown` are conditions for those that are
-    printed too, in Markdown and LaTeX. Where `levels` are given, a row is a cell, and for each of `columns` and each level it
-    has the greatest value of the factor `along` up to which that column is at most the level, also between the values drawn.
-    Rows stand in the order of the cells, or by the column `sort`, those without a value first.
+    Args:
+      columns: header -> a column of cells.csv.
+      where: conditions on the rows, e.g. "width>=4".
+      shown: further conditions on the rows of the Markdown and LaTeX files. The CSV file has all rows.
+      along: a factor; needed with `levels`.
+      levels: thresholds. A row is then one cell. For each column and level it has the greatest value of `along` up to which
+        the column is at most the level, interpolated between the values drawn.
+      sort: a column to sort by, rows without a value first; empty: the order of the cells.
     """
 
     name: str
@@ -142,13 +161,18 @@ class CellTable:
 
 @dataclass(frozen=True)
 class CellFigure:
-    """A picture of the rows of cells.csv that meet every condition of `where`.
+    """A figure of the rows of cells.csv that meet every condition of `where`.
 
-    - `map`: a number over two factors, `rows` and `cols`; its colours run over its values, or `between` two numbers;
-    - `lines`: a number along the factor `cols`, a line for each value of `rows`, with its interval, or with its quantiles where
-      it has some; what theory says of it dotted, with crosses, and with `bounds` its bounds dashed.
+    Kinds:
 
-    One picture has a panel for each value of `by` (a factor, `experiment` or `number`).
+    - `map`: a quantity over two factors, `rows` and `cols`. The colour scale spans its values, or `between` two numbers.
+    - `lines`: a quantity along the factor `cols`, one line per value of `rows`, with its quantiles if it has some, else its
+      interval. Theory is dotted with crosses; `bounds` adds the proven bounds, dashed.
+
+    The figure has one panel per value of `by` (a factor, `experiment` or `number`).
+
+    Raises:
+      UserError: for an unknown kind, or a map without rows.
     """
 
     name: str
@@ -158,11 +182,11 @@ class CellFigure:
     cols: str
     rows: str = ""
     by: str = ""
-    number: str = ""  # none: every number of these experiments
+    number: str = ""  # empty: every quantity of these experiments
     column: str = "estimate"
     where: tuple[str, ...] = ()
     log: bool = False
-    log_cols: bool = False  # of lines
+    log_cols: bool = False  # only for lines
     between: tuple[float, float] | None = None
     bounds: bool = False
 
@@ -170,4 +194,4 @@ class CellFigure:
         if self.kind not in KINDS:
             raise nearest(self.kind, KINDS, f"kind of figure {self.name}")
         if self.kind == "map" and not self.rows:
-            raise UserError(f"figure {self.name} needs a factor as rows; a map has both: rows='width', cols='layers'")
+            raise UserError(f"figure {self.name} needs a factor as rows. A map has both: rows='width', cols='layers'")

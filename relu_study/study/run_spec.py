@@ -1,4 +1,4 @@
-"""RunSpec: one network's whole training, in words. Every field carries the mark of what it changes."""
+"""RunSpec: the full specification of one training run, as plain data. A mark on each field says what the field changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 
-MARKS = ("step", "start", "data", "length", "knob")
+MARKS = ("program", "init", "data", "length", "traced")
 
 
 def _marked(mark: str, default: Any) -> Any:
@@ -21,34 +21,42 @@ def _marked(mark: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One network's whole training.
+    """The specification of one training run.
 
-    Marks: **step** changes the training program, **start** only where it begins, **data** what it
-    is fed, **length** how long it goes on, and a **knob** is a traced number, free to sweep.
+    Each field has one mark:
+
+    - **program**: changes the compiled training step;
+    - **init**: changes only the initial state;
+    - **data**: changes the data;
+    - **length**: changes the number of steps;
+    - **traced**: a number that the compiled program takes as input, free to sweep.
+
+    Raises:
+      UserError: for a value of the wrong type or out of range.
     """
 
-    network: str = _marked("step", "mlp")
-    depth: int = _marked("step", 1)  # hidden layers
-    width: int = _marked("step", 32)  # units a hidden layer
-    activation: str = _marked("step", "relu")
-    output: str = _marked("step", "linear")  # activation of the output layer
-    norm: str = _marked("step", "none")  # none | batch_norm | layer_norm
-    dropout: str = _marked("step", "none")  # none | dropout | alpha_dropout
-    optimizer: str = _marked("step", "adam")
-    batch_size: int = _marked("step", 128)
-    rows: int = _marked("step", 200_000)  # training and validation rows together
-    initializer: str = _marked("start", "glorot_uniform")
+    network: str = _marked("program", "mlp")
+    depth: int = _marked("program", 1)  # hidden layers
+    width: int = _marked("program", 32)  # units per hidden layer
+    activation: str = _marked("program", "relu")
+    output: str = _marked("program", "linear")  # activation of the output layer
+    norm: str = _marked("program", "none")  # none | batch_norm | layer_norm
+    dropout: str = _marked("program", "none")  # none | dropout | alpha_dropout
+    optimizer: str = _marked("program", "adam")
+    batch_size: int = _marked("program", 128)
+    rows: int = _marked("program", 200_000)  # training and validation rows together
+    initializer: str = _marked("init", "glorot_uniform")
     task: str = _marked("data", "negative_box")
-    target: str = _marked("data", "default")  # a task's choice of y
+    target: str = _marked("data", "default")  # one of the task's choices of y
     inputs: str = _marked("data", "raw")  # raw | centred
-    epochs: float = _marked("length", 25)  # a fraction ends inside its last epoch
-    learning_rate: float = _marked("knob", 1e-3)
-    weight_decay: float = _marked("knob", 0.0)
-    leak: float = _marked("knob", 0.01)  # slope of leaky activations for pre < 0
-    dropout_rate: float = _marked("knob", 0.0)
-    gain: float = _marked("knob", 1.0)  # factor on every hidden kernel at the start
-    bias_shift: float = _marked("knob", 0.0)  # added to every hidden bias at the start
-    seed: int = _marked("knob", 0)
+    epochs: float = _marked("length", 25)  # a fractional value ends within the last epoch
+    learning_rate: float = _marked("traced", 1e-3)
+    weight_decay: float = _marked("traced", 0.0)
+    leak: float = _marked("traced", 0.01)  # slope of leaky activations at pre < 0
+    dropout_rate: float = _marked("traced", 0.0)
+    gain: float = _marked("traced", 1.0)  # factor on every hidden kernel at initialisation
+    bias_shift: float = _marked("traced", 0.0)  # added to every hidden bias at initialisation
+    seed: int = _marked("traced", 0)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -71,43 +79,43 @@ class RunSpec:
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2**32, not {self.seed}")
         if not 0 <= self.dropout_rate < 1:
-            raise UserError(f"dropout_rate must lie in [0, 1), not {self.dropout_rate:g}")
-        for name, known in (
+            raise UserError(f"dropout_rate must be in [0, 1), not {self.dropout_rate:g}")
+        for name, choices in (
             ("norm", ("none", "batch_norm", "layer_norm")),
             ("dropout", ("none", "dropout", "alpha_dropout")),
             ("inputs", ("raw", "centred")),
         ):
-            if getattr(self, name) not in known:
-                raise nearest(getattr(self, name), known, name)
+            if getattr(self, name) not in choices:
+                raise nearest(getattr(self, name), choices, name)
         if self.dropout == "none" and self.dropout_rate:
-            raise UserError(f"dropout_rate {self.dropout_rate:g} without a dropout kind; set dropout='dropout' too")
+            raise UserError(f"dropout_rate {self.dropout_rate:g} without a dropout kind. Set dropout='dropout' too")
 
     @property
     def run_id(self) -> str:
-        """Hash of the fields that differ from their defaults, in name order: a new field moves no old id."""
+        """Hash of the fields that differ from their defaults, in name order. A new field changes no existing id."""
         return id_of(self.changed())
 
     @property
     def config_id(self) -> str:
-        """The run's id without its seed: what the runs of one configuration share."""
+        """Hash of the same fields without the seed, shared by all runs of one configuration."""
         return id_of({k: v for k, v in self.changed().items() if k != "seed"})
 
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, in name order."""
+        """Return the fields that differ from their defaults, in name order."""
         pairs = ((f.name, getattr(self, f.name)) for f in sorted(fields(self), key=lambda f: f.name))
         defaults = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in pairs if value != defaults[name]}
 
     def marked(self, *marks: str) -> tuple[tuple[str, Any], ...]:
-        """The (name, value) pairs of all fields with one of these marks, in declared order."""
+        """Return the (name, value) pairs of all fields with one of these marks, in declared order."""
         return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata["mark"] in marks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field in declared order."""
+        """Return every field and its value, in declared order."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def replace(self, **changes: Any) -> RunSpec:
-        """This spec with some fields changed; an unknown field is refused by name."""
+        """Return this spec with some fields changed. Raises UserError for an unknown field."""
         for name in changes:
             if name not in FIELDS:
                 raise nearest(name, FIELDS, "RunSpec field")
@@ -115,9 +123,9 @@ class RunSpec:
 
 
 FIELDS = tuple(f.name for f in fields(RunSpec))
-TRACED_FIELDS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "knob" and f.name != "seed")
+TRACED_FIELDS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "traced" and f.name != "seed")
 
 
 def id_of(values: Mapping[str, Any]) -> str:
-    """The id of a run or configuration of which `values` are the fields that differ from their defaults."""
+    """Return the id of a run or configuration, given its fields that differ from their defaults."""
     return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A shard: the i-th of n parts of a study."""
+"""Shards: the i-th of n parts of a study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from relu_study.errors import UserError
 
 
 class Shard(NamedTuple):
-    """Part `number` of the `of` parts that a study is cut into, counted from 1."""
+    """Part `number` of the `of` parts of a study, counted from 1."""
 
     number: int
     of: int
@@ -18,7 +18,7 @@ class Shard(NamedTuple):
 
 
 def shard_of(number: object, of: object) -> Shard:
-    """A shard by its two numbers, whole ones with 1 <= index <= of; others are refused (UserError)."""
+    """Return the shard with these numbers. Raises UserError unless both are integers with 1 <= number <= of."""
     if not (type(number) is int and type(of) is int and 1 <= number <= of):
-        raise UserError(f"a shard is I/N, whole numbers with 1 <= I <= N, such as 2/8; {number}/{of} is none")
+        raise UserError(f"{number}/{of} is no shard. Give I/N with whole numbers 1 <= I <= N, e.g. 2/8")
     return Shard(number, of)

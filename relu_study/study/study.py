@@ -1,4 +1,4 @@
-"""What a study is: experiments, claims, tables and figures, all plain data that fit in a manifest."""
+"""Training studies as plain data: experiments, seeds, targets, claims, tables, figures and presets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from relu_study.study.outputs import EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
-MOST_SEEDS = 2**32  # a seed is 32 bits wide
-MOST_RUNS = 2_000_000  # more do not fit in the memory of one process, one by one
-SIZES = ("seeds", "epochs", "use_targets", "skip", "probe_examples", "every")  # what a preset may change
+MAX_SEEDS = 2**32  # a seed has 32 bits
+MAX_RUNS = 2_000_000  # one process lists every run in memory
+SIZES = ("seeds", "epochs", "use_targets", "skip", "probe_examples", "every")  # settings of a preset
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms to compare: each arm is a label and a RunSpec without its seed and target.
+    """Arms to compare. An arm is a label with a RunSpec; its seed and target come from the study.
 
-    `seeds` and `targets` are its own, where it has fewer or more than the study; a label may then stand for another RunSpec on
-    other targets. A configuration of several experiments has as many seeds as the one that asks for most.
+    `seeds` and `targets` override those of the study. With other targets, a label of another experiment may have a different
+    RunSpec. A configuration that occurs in several experiments is trained with the largest of their seed counts.
     """
 
     name: str
@@ -36,7 +36,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Study:
-    """A named set of experiments with the claims they answer; `presets` change its size by name."""
+    """A named set of experiments with their claims, tables and figures.
+
+    `presets` maps a name to changed sizes: `seeds`, `epochs`, `use_targets`, `skip`, `probe_examples`, `every`.
+
+    Raises:
+      UserError: for an invalid number, no experiments, a repeated name, an arm with a seed, or a reference to an unknown
+        arm, target, experiment or setting.
+    """
 
     name: str
     title: str
@@ -49,42 +56,51 @@ class Study:
     figures: Sequence[Figure] = ()
     sections: Sequence[Section] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    use_targets: tuple[str, ...] = ()  # the targets of this size; empty: all
+    use_targets: tuple[str, ...] = ()  # targets to train on at this size; empty: all
     skip: tuple[str, ...] = ()  # experiments left out at this size
-    probe_examples: int | None = None  # N, where the study needs another than the usual
-    every: int = 1  # epochs from one measurement to the next; the first is before training, the last at its end
-    metrics: tuple[str, ...] = ()  # all that is measured besides dead_fraction; none named: everything, histograms too
+    probe_examples: int | None = None  # N; None: the default
+    every: int = 1  # epochs between measurements; the first is before training, the last at its end
+    metrics: tuple[str, ...] = ()  # metrics in addition to dead_fraction; empty: every metric, histograms too
 
     def __post_init__(self) -> None:
-        own = [(f"seeds of experiment {e.name}", e.seeds) for e in self.experiments if e.seeds is not None]
-        for what, number in [("seeds", self.seeds), ("every", self.every), *own]:
+        self._check_sizes()
+        self._check_names()
+        self._check_references()
+
+    def _check_sizes(self) -> None:
+        seeds = [(f"seeds of experiment {e.name}", e.seeds) for e in self.experiments if e.seeds is not None]
+        for size, number in [("seeds", self.seeds), ("every", self.every), *seeds]:
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise UserError(f"study {self.name}: {what} must be a whole number of at least 1, not {number!r}")
-            if number > MOST_SEEDS:
-                raise UserError(f"study {self.name}: {what} must be at most 2^32, not {number:,}; take fewer seeds")
+                raise UserError(f"study {self.name}: {size} must be a whole number of at least 1, not {number!r}")
+            if number > MAX_SEEDS:
+                raise UserError(f"study {self.name}: {size} must be at most 2^32, not {number:,}. Take fewer seeds")
+
+    def _check_names(self) -> None:
         if not self.experiments:
-            raise UserError(f"study {self.name} declares no experiments; give it at least one Experiment")
+            raise UserError(f"study {self.name} declares no experiments. Give it at least one Experiment")
         for kind, names in (("experiment", [e.name for e in self.experiments]), ("target", [t.name for t in self.targets])):
-            twice = {n for n in names if names.count(n) > 1}
-            if twice:
-                raise UserError(f"study {self.name}: {kind} {sorted(twice)[0]!r} is declared twice")
-        arms = self.arms()
-        for label, spec in arms.items():
+            repeated = {n for n in names if names.count(n) > 1}
+            if repeated:
+                raise UserError(f"study {self.name}: {kind} {sorted(repeated)[0]!r} is declared twice")
+        for label, spec in self.arms().items():
             if spec.seed:
-                raise UserError(f"study {self.name}: arm {label!r} has seed {spec.seed}; seeds belong to the study: seeds=N")
+                raise UserError(
+                    f"study {self.name}: arm {label!r} has seed {spec.seed}. Set the study's number of seeds: seeds=N"
+                )
+
+    def _check_references(self) -> None:
+        arms, names, targets = self.arms(), [e.name for e in self.experiments], [target.name for target in self.targets]
         for claim in self.claims:
             for label in [*_labels(claim.arm), *([claim.against] if isinstance(claim.against, str) else [])]:
                 if label not in arms:
                     raise nearest(label, arms, f"arm in claim {claim.claim}")
-        known = [target.name for target in self.targets]
-        asked = [(f"experiment {e.name}", e.targets) for e in self.experiments]
-        for what, targets in [*asked, *((f"claim {c.claim}", c.targets) for c in self.claims)]:
-            for name in targets:
-                if name not in known:
-                    raise nearest(name, known, f"target of {what}")
-        names = [e.name for e in self.experiments]
-        shown: tuple[Table | EventTable | Figure, ...] = (*self.tables, *self.figures)
-        for item in shown:
+        users = [(f"experiment {e.name}", e.targets) for e in self.experiments]
+        for user, used in [*users, *((f"claim {c.claim}", c.targets) for c in self.claims)]:
+            for name in used:
+                if name not in targets:
+                    raise nearest(name, targets, f"target of {user}")
+        outputs: tuple[Table | EventTable | Figure, ...] = (*self.tables, *self.figures)
+        for item in outputs:
             for name in item.experiments:
                 if name not in names:
                     raise nearest(name, names, f"experiment in {item.name}")
@@ -100,22 +116,22 @@ class Study:
                 raise nearest(name, names, "experiment")
 
     def arms(self) -> dict[str, RunSpec]:
-        """Every arm by its label; on one target a label is one RunSpec throughout a study."""
-        found: dict[str, RunSpec] = {}
+        """Return every arm by its label. Raises UserError if a label has two RunSpecs on the same target."""
+        arms: dict[str, RunSpec] = {}
         by_target: dict[tuple[str, str], RunSpec] = {}
         for experiment in self.experiments:
             for label, spec in experiment.arms.items():
-                found.setdefault(label, spec)
+                arms.setdefault(label, spec)
                 for target in experiment.targets or [t.name for t in self.targets] or [""]:
                     if by_target.setdefault((label, target), spec) != spec:
                         on = f" on target {target!r}" if experiment.targets else ""
-                        raise UserError(f"study {self.name}: arm {label!r} stands for two different RunSpecs{on}")
-        return found
+                        raise UserError(f"study {self.name}: arm {label!r} has two different RunSpecs{on}. Rename one of them")
+        return arms
 
     def with_preset(self, preset: str | None = None, **changes: Any) -> Study:
-        """This study at a preset's size, with `changes` (seeds, epochs) on top.
+        """Return this study at a preset's size, with further `changes` (e.g. seeds, epochs).
 
-        `seeds` of a preset or of `changes` are those of every experiment, also of those that have their own.
+        `seeds` and `epochs` override those of every experiment and arm. Raises UserError for an unknown preset or too many runs.
         """
         study = self
         if preset and preset != "default":
@@ -137,43 +153,43 @@ class Study:
         return study
 
     def check_size(self) -> None:
-        """Refuse more runs than one process can list."""
+        """Raise UserError for more runs than one process can list."""
         seeds = self._seeds()
-        if (runs := sum(seeds.values())) > MOST_RUNS:
+        if (runs := sum(seeds.values())) > MAX_RUNS:
             raise UserError(
-                f"study {self.name}: {len(seeds):,} configurations make {runs:,} runs, and the limit is {MOST_RUNS:,}; "
-                f"take at most {max(MOST_RUNS // len(seeds), 1):,} seeds, or fewer configurations"
+                f"study {self.name}: {len(seeds):,} configurations make {runs:,} runs, and the limit is {MAX_RUNS:,}. "
+                f"Take at most {max(MAX_RUNS // len(seeds), 1):,} seeds, or fewer configurations"
             )
 
     def configurations(self) -> list[tuple[str, str, RunSpec]]:
-        """(experiment, arm, RunSpec with seed 0) for each experiment of this size, crossed with its targets."""
-        known = [t.name for t in self.targets]
+        """Return (experiment, arm, RunSpec with seed 0) for each arm and target of the experiments that are not skipped."""
+        targets = [t.name for t in self.targets]
         for name in self.use_targets:
-            if name not in known:
-                raise nearest(name, known, "target")
-        asked = self.use_targets or known
+            if name not in targets:
+                raise nearest(name, targets, "target")
+        selected = self.use_targets or targets
         return [
-            (e.name, label, spec.replace(target=target) if known else spec)
+            (e.name, label, spec.replace(target=target) if targets else spec)
             for e in self.experiments
             if e.name not in self.skip
             for label, spec in e.arms.items()
-            for target in ([t for t in asked if t in (e.targets or known)] if known else [spec.target])
+            for target in ([t for t in selected if t in (e.targets or targets)] if targets else [spec.target])
         ]
 
     def runs(self) -> list[RunSpec]:
-        """Every run once, in the order the configurations are declared, seeds innermost."""
+        """Return every run once, in the declared order of configurations, seeds innermost."""
         self.check_size()
         return [spec.replace(seed=seed) for spec, seeds in self._seeds().items() for seed in range(seeds)]
 
     def _seeds(self) -> dict[RunSpec, int]:
-        asked = {e.name: self.seeds if e.seeds is None else e.seeds for e in self.experiments}
-        found: dict[RunSpec, int] = {}
+        requested = {e.name: self.seeds if e.seeds is None else e.seeds for e in self.experiments}
+        seeds: dict[RunSpec, int] = {}
         for name, _, spec in self.configurations():
-            found[spec] = max(found.get(spec, 0), asked[name])
-        return found
+            seeds[spec] = max(seeds.get(spec, 0), requested[name])
+        return seeds
 
     def declaration(self) -> dict[str, Any]:
-        """The whole study as plain data for `manifest.json`."""
+        """Return the study as plain data for `manifest.json`."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiments", "presets")}
         if not self.targets:
             plain["targets"] = [Target(name) for name in dict.fromkeys(spec.target for _, _, spec in self.configurations())]
@@ -188,18 +204,26 @@ class Study:
             | {"spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
             for e, arm, s in declared
         ]
-        on: dict[str, set[str]] = {}
+        targets_of: dict[str, set[str]] = {}
         for _, arm, spec in declared:
-            on.setdefault(arm, set()).add(spec.target)
-        for claim in plain["claims"]:  # one whose arms meet nowhere is asked everywhere, and answered "not testable"
+            targets_of.setdefault(arm, set()).add(spec.target)
+        for claim in plain["claims"]:  # no shared target: an empty list, every target "not testable"
             labels = [*_labels(claim["arm"]), *([claim["against"]] if isinstance(claim["against"], str) else [])]
-            shared = set.intersection(*(on.get(label, set()) for label in labels))
+            shared = set.intersection(*(targets_of.get(label, set()) for label in labels))
             claim["targets"] = list(claim["targets"]) or [t["name"] for t in plain["targets"] if t["name"] in shared]
         return plain
 
 
 def grid(base: RunSpec | None = None, **values: Sequence[Any]) -> dict[str, RunSpec]:
-    """Arms for every combination of the swept fields, labelled "value" or "field=value, ..."."""
+    """Return the arms of every combination of the swept fields, labelled "value" or "field=value, ...".
+
+    Args:
+      base: RunSpec of the fields that are not swept.
+      **values: field -> its values.
+
+    Raises:
+      UserError: for an unknown RunSpec field.
+    """
     base = base or RunSpec()
     for name in values:
         if name not in FIELDS:

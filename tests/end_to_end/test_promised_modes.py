@@ -35,7 +35,7 @@ from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.storage.tile_files import read_tile, tile_paths, write_tile
 from relu_study.storage.tile_identity import number_type
 from relu_study.study.draw_study import Draws
-from relu_study.study.study import MOST_RUNS, Experiment
+from relu_study.study.study import MAX_RUNS, Experiment
 
 Here = Callable[..., tuple[int, str, str]]
 SCRIPTS = "激活函数 نشط 🔥 Ωмега ±≈◦•†"
@@ -576,7 +576,7 @@ def test_more_runs_than_can_be_listed_are_refused_before_they_are(here: Here) ->
     study = Study("many", "Many", "?", [Experiment("main", {"relu": RunSpec(), "tanh": RunSpec(activation="tanh")})])
     with pytest.raises(UserError, match=r"2 configurations make 800,000,000 runs.*at most 1,000,000 seeds"):
         study.with_preset(seeds=400_000_000)
-    assert study.with_preset(seeds=MOST_RUNS // 2).seeds == MOST_RUNS // 2
+    assert study.with_preset(seeds=MAX_RUNS // 2).seeds == MAX_RUNS // 2
     for verb in ("plan", "run"):
         for seeds in ("5000000000", "400000000"):
             status, _, said = here(verb, "article", "--seeds", seeds)

@@ -216,7 +216,7 @@ def test_a_report_waits_for_the_shards(sharded: Any) -> None:
 def test_what_a_shard_needs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name it with out="):
         runner.run(study, None, shard=(1, 2))
-    with pytest.raises(UserError, match=r"1 <= I <= N, such as 2/8; 3/2 is none"):
+    with pytest.raises(UserError, match=r"3/2 is no shard. Give I/N with whole numbers 1 <= I <= N"):
         run_draws(small_draw_study.study, tmp_path / "out", shard=(3, 2))
     for wrong in ((0, 2), (True, 2), (1.0, 2), ("1", "2")):
         with pytest.raises(UserError, match="1 <= I <= N"):

@@ -13,14 +13,14 @@ from relu_study.study.run_spec import MARKS, TRACED_FIELDS, RunSpec
 
 # A default is a part of every id: moved, each stored id would name another run. A mark moved puts runs into other cohorts.
 FIELDS = {
-    "step": {
+    "program": {
         **{"network": "mlp", "depth": 1, "width": 32, "activation": "relu", "output": "linear", "norm": "none"},
         **{"dropout": "none", "optimizer": "adam", "batch_size": 128, "rows": 200_000},
     },
-    "start": {"initializer": "glorot_uniform"},
+    "init": {"initializer": "glorot_uniform"},
     "data": {"task": "negative_box", "target": "default", "inputs": "raw"},
     "length": {"epochs": 25},
-    "knob": {"learning_rate": 1e-3, "weight_decay": 0, "leak": 0.01, "dropout_rate": 0, "gain": 1, "bias_shift": 0, "seed": 0},
+    "traced": {"learning_rate": 1e-3, "weight_decay": 0, "leak": 0.01, "dropout_rate": 0, "gain": 1, "bias_shift": 0, "seed": 0},
 }
 DROPPED = RunSpec(target="coin_flip", epochs=100, dropout="dropout", dropout_rate=0.2, initializer="he_normal", seed=3)
 
@@ -29,7 +29,7 @@ DROPPED = RunSpec(target="coin_flip", epochs=100, dropout="dropout", dropout_rat
 class Grown(RunSpec):
     """A RunSpec of a later version: one more field, first in name order."""
 
-    agility: float = field(default=0.5, metadata={"mark": "knob"})
+    agility: float = field(default=0.5, metadata={"mark": "traced"})
 
 
 # Each is the head of `printf '{"activation": "tanh", ...}' | sha256sum`, the pairs in name order.
@@ -75,7 +75,7 @@ def test_marks_and_defaults() -> None:
         assert dict(RunSpec().marked(mark)).items() >= defaults.items(), mark
     assert dict(RunSpec().marked(*MARKS)) == RunSpec().as_dict()
     assert [name for name, _ in RunSpec().marked("data", "length")] == ["task", "target", "inputs", "epochs"]
-    assert "seed" not in TRACED_FIELDS and {*TRACED_FIELDS, "seed"} == dict(RunSpec().marked("knob")).keys()
+    assert "seed" not in TRACED_FIELDS and {*TRACED_FIELDS, "seed"} == dict(RunSpec().marked("traced")).keys()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_marks_and_defaults() -> None:
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32"),
         ({"activation": 3}, "activation must be a name, not 3"),
-        ({"dropout": "dropout", "dropout_rate": 1}, r"dropout_rate must lie in \[0, 1\), not 1"),
-        ({"dropout": "dropout", "dropout_rate": -0.1}, r"dropout_rate must lie in \[0, 1\), not -0.1"),
+        ({"dropout": "dropout", "dropout_rate": 1}, r"dropout_rate must be in \[0, 1\), not 1"),
+        ({"dropout": "dropout", "dropout_rate": -0.1}, r"dropout_rate must be in \[0, 1\), not -0.1"),
         ({"dropout_rate": 0.5}, "without a dropout kind"),
         ({"norm": "batchnorm"}, "did you mean batch_norm"),
         ({"dropout": "alpha"}, "alpha_dropout"),

@@ -58,9 +58,9 @@ def test_seeds_that_are_asked_for_replace_all() -> None:
 
 def test_a_label_is_one_spec_on_each_target() -> None:
     assert study().arms() == {"relu": BASE, "tanh": BASE.replace(activation="tanh"), "elu": BASE.replace(activation="elu")}
-    with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs on target 'sum'"):
+    with pytest.raises(UserError, match="arm 'relu' has two different RunSpecs on target 'sum'"):
         study(experiments=(FEW, replace(ELSEWHERE, targets=("coin_flip", "sum"))))
-    with pytest.raises(UserError, match="arm 'relu' stands for two different RunSpecs"):
+    with pytest.raises(UserError, match="arm 'relu' has two different RunSpecs"):
         study(experiments=(FEW, replace(ELSEWHERE, targets=())))
     with pytest.raises(UserError, match="unknown target of experiment elsewhere 'coin'; did you mean coin_flip"):
         study(experiments=(FEW, replace(ELSEWHERE, targets=("coin",))))
