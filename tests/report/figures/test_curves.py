@@ -209,7 +209,7 @@ def test_a_metric_that_does_not_exist_is_refused(metrics: tuple[str, ...], messa
         ),
         ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
         ({"rows": "depth"}, "is no map and has no rows"),
-        ({"epoch": 5}, "shows every epoch; leave out epoch"),
+        ({"epoch": 5}, "shows every epoch. Leave out epoch"),
         ({"kind": "depth", "epoch": (0, "lst")}, "the epoch must be 'last' or a number of at least 0, not 'lst'"),
         ({"kind": "depth", "epoch": float("nan")}, "not nan"),
         ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
