@@ -1,7 +1,7 @@
-"""Nonlinearities, each with the pieces on which it is flat or does nothing.
+"""Activation functions by name, with their flat and identity pieces.
 
-An activation is one registered function `phi(pre, **knobs)`. What it declares beside its formula is
-what the probes, the certificates and the conformance tests live on:
+An activation is one registered function `phi(pre, **hparams)`. Metrics, interval bounds and conformance tests read the
+declared pieces:
 
     @activation("relu", flat=((-inf, 0.0),), identity=(0.0, inf), values=(0.0, inf))
     def relu(pre):
@@ -31,33 +31,33 @@ Piece = tuple[float, float]
 
 @dataclass(frozen=True)
 class Activation:
-    """A nonlinearity phi, applied to each unit alone, and what is known of its shape.
+    """An elementwise nonlinearity phi and its declared shape.
 
-    Pieces are closed intervals of pre, and what they say holds at their ends too, in floating point:
-    a kink that ends a flat piece has slope 0.
+    Pieces are closed intervals of pre. Their property also holds at their ends, in floating point: a kink that ends a flat
+    piece has slope 0.
     """
 
     name: str
-    function: Callable[..., Array]  # phi(pre, **knobs); parameters after the first are knobs of RunSpec, or have defaults
+    function: Callable[..., Array]  # phi(pre, **hparams); further parameters are traced RunSpec fields or have defaults
     flat: tuple[Piece, ...] = ()  # where phi' = 0
     identity: Piece | None = None  # where phi(z) = z
-    turning_points: tuple[float, ...] = ()  # the local extremes outside flat pieces; none: phi never turns back
-    values: Piece = (-inf, inf)  # holds every value of phi, as computed
-    smooth: bool = False  # curved: its units saturate; only those of a piecewise linear phi can be always on
-    fanout: int = 1  # post is this many blocks of U side by side
+    turning_points: tuple[float, ...] = ()  # local extrema outside flat pieces; empty: phi is monotone
+    values: Piece = (-inf, inf)  # contains every computed value of phi
+    smooth: bool = False  # curved: units can saturate; only units of a piecewise linear phi can be always on
+    fanout: int = 1  # post is the concatenation of this many blocks of U
 
     @property
     def knobs(self) -> tuple[str, ...]:
-        """The RunSpec knobs that phi takes; another parameter keeps its default, as one that a partial has bound does."""
+        """Names of the traced RunSpec fields among phi's parameters, without those bound by a partial."""
         bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
         return tuple(name for name in _parameters(self.function) if name in TRACED_FIELDS and name not in bound)
 
     def __call__(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
-        """post = phi(pre), V = fanout * U."""
+        """Return post = phi(pre), with V = fanout * U."""
         return self.function(pre, **{name: knobs[name] for name in self.knobs})
 
     def slope(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
-        """abs(phi'(pre)) of each unit; the largest of its `fanout` coordinates."""
+        """Return abs(phi'(pre)) of each unit, the maximum over its `fanout` coordinates."""
         _, tangent = jax.jvp(lambda z: self(z, knobs), (pre,), (jnp.ones_like(pre),))
         slope = jnp.abs(tangent)
         if self.fanout == 1:
@@ -65,23 +65,23 @@ class Activation:
         return slope.reshape(*pre.shape[:-1], self.fanout, pre.shape[-1]).max(axis=-2)
 
     def max_slope(self, knobs: Mapping[str, ArrayLike]) -> Float[Array, ""]:
-        """The largest abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, 0 included."""
+        """Return the maximum of abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, including 0."""
         return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, knobs))
 
     def end_slopes(self, knobs: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
-        """abs(phi') at the finite ends of the flat pieces: 1/2 where a kink is that of jnp.maximum."""
+        """Return abs(phi') at the finite ends of the flat pieces. It is 1/2 at a kink of jnp.maximum."""
         ends = {end for piece in self.flat for end in piece if isfinite(end)}
         return {end: self.slope(jnp.full((1, 1), end), knobs)[0, 0] for end in sorted(ends)}
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The named parameters after the first, each with its default."""
+    """Return the named parameters after the first, with their defaults."""
     try:
-        found = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin: it takes what it takes
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin has no signature
         return {}
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {p.name: p.default for p in found[1:] if p.kind not in kinds}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in parameters[1:] if p.kind not in variadic}
 
 
 def _is_piece(piece: Any) -> bool:
@@ -92,33 +92,37 @@ def _is_piece(piece: Any) -> bool:
 def activation(
     name: str,
     *,
-    flat: Any = (),  # as in `Activation`; wrong ones are refused by name
+    flat: Any = (),  # the arguments have the meaning of the fields of `Activation`
     identity: Any = None,
     turning_points: Any = (),
     values: Any = (-inf, inf),
     smooth: bool = False,
     fanout: Any = 1,
 ) -> Callable[[Any], Activation]:
-    """Register `phi(pre, **knobs)` as an `Activation`.
+    """Register `phi(pre, **hparams)` as an `Activation`.
 
-    Partials, callable objects and jitted functions do as well. A parameter after the first that is no knob of RunSpec keeps its
-    default, and is refused without one (UserError). Pieces that are no intervals are refused.
+    The decorated object may be a function, a partial, a callable object or a jitted function. A parameter after the first
+    that is no traced RunSpec field keeps its default.
+
+    Raises:
+      UserError: for an object that is not callable, a piece that is no interval, an invalid `fanout`, or a parameter that
+        is no traced field and has no default.
     """
 
     def register(function: Any) -> Activation:
         if not callable(function):
             raise UserError(f"activation {name!r} must be a function phi(pre), not {function!r}")
-        given = {"flat": flat, "identity": identity, "values": values}
+        arguments = {"flat": flat, "identity": identity, "values": values}
         pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
-        for word, found in pieces.items():
-            if not isinstance(found, tuple | list) or not all(map(_is_piece, found)):
-                form = "a tuple of pairs, flat=((low, high),)" if word == "flat" else f"a pair, {word}=(low, high)"
-                raise UserError(f"activation {name!r}: {word} must be {form} with low <= high, not {given[word]!r}")
+        for argument, intervals in pieces.items():
+            if not isinstance(intervals, tuple | list) or not all(map(_is_piece, intervals)):
+                form = "a tuple of pairs, flat=((low, high),)" if argument == "flat" else f"a pair, {argument}=(low, high)"
+                raise UserError(f"activation {name!r}: {argument} must be {form} with low <= high, not {arguments[argument]!r}")
         if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
             raise UserError(f"activation {name!r}: fanout must be a whole number of at least 1, not {fanout!r}")
-        for knob, default in _parameters(function).items():
-            if knob not in TRACED_FIELDS and default is inspect.Parameter.empty:
-                raise nearest(knob, TRACED_FIELDS, f"knob of activation {name}")
+        for parameter, default in _parameters(function).items():
+            if parameter not in TRACED_FIELDS and default is inspect.Parameter.empty:
+                raise nearest(parameter, TRACED_FIELDS, f"parameter of activation {name}")
         entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
         activations.add(name, entry)
         return entry
@@ -138,7 +142,7 @@ def relu(pre: Array) -> Array:
 
 @activation("leaky_relu", identity=(0.0, inf))
 def leaky_relu(pre: Array, leak: ArrayLike) -> Array:
-    """z for z > 0, else leak * z; at z = 0 the slope is the leak, so that leak 0 is relu.
+    """z for z > 0, else leak * z. The slope at z = 0 is the leak: leak 0 is relu.
 
     Source: Maas, Hannun & Ng 2013, ICML workshop, "Rectifier nonlinearities improve neural network acoustic models".
     """
@@ -165,7 +169,7 @@ def hard_tanh(pre: Array) -> Array:
 
 @activation("crelu", values=(0.0, inf), fanout=2)
 def crelu(pre: Array) -> Array:
-    """[max(0, z), max(0, -z)]: two coordinates for each unit, one of them open; flat at z = 0 alone, so no flat piece.
+    """[max(0, z), max(0, -z)]: two coordinates per unit, one of them active. It is flat only at z = 0 and has no flat piece.
 
     Source: Shang, Sohn, Almeida & Lee 2016, arXiv 1603.05201, section 2.
     """
@@ -207,7 +211,7 @@ def elu(pre: Array) -> Array:
 
 @activation("selu", values=(-1.7581, inf), smooth=True)
 def selu(pre: Array) -> Array:
-    """1.0507 z for z > 0, else 1.0507 * 1.6733 (exp(z) - 1): keeps mean 0 and variance 1 from layer to layer.
+    """1.0507 z for z > 0, else 1.0507 * 1.6733 (exp(z) - 1). Preserves mean 0 and variance 1 across layers.
 
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017, arXiv 1706.02515, equation 2 and section 2.
     """

@@ -1,7 +1,7 @@
 """Initialisers by name: `init(key, layer, inputs) -> (kernel, bias)` of one dense layer.
 
-They set hidden layers; the output layer is `glorot_uniform` unless an initialiser is registered with `output=True`.
-One key gives every scheme of a family the same underlying draws, so schemes are compared on paired networks.
+An initialiser sets the hidden layers. The output layer is `glorot_uniform`, unless the initialiser has `output=True`.
+All schemes of a family use the same normal or uniform draws for a key: comparisons are paired.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Weights = tuple[Float[Array, "D U"], Float[Array, " U"]]
 
 
 class Layer(NamedTuple):
-    """The place of a dense layer in its network."""
+    """The position and size of a dense layer in its network."""
 
     index: int  # type: ignore[assignment]  # 0 nearest the input
-    depth: int  # dense layers in all, the output layer included
+    depth: int  # number of dense layers, with the output layer
     fan_in: int
     fan_out: int
     last: bool
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Initializer:
-    """A way to begin: `output` sets the output layer too, `needs_inputs` looks at the examples."""
+    """An initialiser. `output`: it also sets the output layer. `needs_inputs`: it reads the layer's inputs on the examples."""
 
     function: Callable[[Key[Array, ""], Layer, Float[Array, "N D"]], Weights]
     output: bool = False
@@ -49,34 +49,39 @@ def _takes_a_layer(function: Callable[..., Any]) -> bool:
         signature.bind(None, None, None)
     except TypeError:
         return False
-    except ValueError:  # a builtin: its first call says what it takes
+    except ValueError:  # a builtin has no signature
         return True
     return "shape" not in signature.parameters
 
 
 def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> Callable[[Callable[..., Weights]], Initializer]:
-    """Register an initialiser; one that says it does not need its inputs shares its program among activations.
+    """Return a decorator that registers `init(key, layer, inputs) -> (kernel, bias)` as an `Initializer`.
 
-    A function of another form, as those of `jax.nn.initializers` are, is refused (UserError).
+    Args:
+      output: the initialiser also sets the output layer.
+      needs_inputs: it reads `inputs`. Without them, all activations share one compiled program.
+
+    Raises:
+      UserError: for a function of another form, such as those of `jax.nn.initializers`.
     """
 
-    def keep(function: Any) -> Initializer:
+    def decorate(function: Any) -> Initializer:
         if not callable(function) or not _takes_a_layer(function):
             raise UserError(
-                f"initializer {name!r} must be a function (key, layer, inputs) -> (kernel, bias); wrap one of (key, shape, "
+                f"initializer {name!r} must be a function (key, layer, inputs) -> (kernel, bias). Wrap one of (key, shape, "
                 "dtype): lambda key, layer, inputs: (f(key, (layer.fan_in, layer.fan_out)), jnp.zeros(layer.fan_out))"
             )
         entry = Initializer(function, output, needs_inputs)
         initializers.add(name, entry)
         return entry
 
-    return keep
+    return decorate
 
 
 def _normals(key: Key[Array, ""], rows: int, columns: int, std: float) -> Float[Array, "D U"]:
-    """N(0, std^2), drawn as one long row: XLA vectorises over the last axis alone, and a narrow layer's is too short.
+    """Return N(0, std^2) samples, drawn as one long row: XLA vectorises only over the last axis, too short in a narrow layer.
 
-    It is scaled before it is folded: then XLA scales and rounds once, as it does where nothing is folded.
+    The row is scaled before the reshape: XLA then scales and rounds once, as without a reshape.
     """
     return (std * jax.random.normal(key, (rows * columns,))).reshape(rows, columns)
 
@@ -90,7 +95,7 @@ def _uniform(key: Key[Array, ""], layer: Layer, low: float, high: float) -> Weig
 
 
 def _split(rows: Float[Array, "D1 U"]) -> Weights:
-    """Weights and biases that are drawn together; the last row is the biases'. The weights are those of a draw without it."""
+    """Split jointly drawn weights and biases; the last row holds the biases. The weights equal those drawn without it."""
     return rows[:-1], rows[-1]
 
 
@@ -129,23 +134,23 @@ def glorot_uniform(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
 
 @initializer("he_normal_random_bias", needs_inputs=False)
 def he_normal_random_bias(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """Weights and biases N(0, 2 / fan_in), the weights those of `he_normal`.
+    """Weights and biases N(0, 2 / fan_in); the weights equal those of `he_normal`.
 
-    Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 3 (He's scheme with the biases drawn as the weights are).
+    Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 3 (He's scheme with biases drawn like the weights).
     """
     return _split(_normals(key, layer.fan_in + 1, layer.fan_out, (2 / layer.fan_in) ** 0.5))
 
 
 @initializer("pytorch_default", output=True, needs_inputs=False)
 def pytorch_default(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """Weights and biases U(+-1 / sqrt(fan_in)), the output layer's too: what torch.nn.Linear begins with."""
+    """Weights and biases U(+-1 / sqrt(fan_in)), also in the output layer: the default of torch.nn.Linear."""
     bound = layer.fan_in**-0.5
     return _split(jax.random.uniform(key, (layer.fan_in + 1, layer.fan_out), minval=-bound, maxval=bound))
 
 
 @initializer("orthogonal", needs_inputs=False)
 def orthogonal(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """Orthonormal columns, or rows where there are fewer rows, of Haar's distribution; zero bias.
+    """Orthonormal columns, or rows if fan_in < fan_out, from the Haar distribution; zero bias.
 
     Source: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120, section 3.
     """
@@ -156,47 +161,49 @@ def orthogonal(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
 
 
 def _orthonormal(columns: Float[Array, "D U"]) -> Float[Array, "D U"]:
-    """Gram and Schmidt's columns, U <= D: those of normal columns are of Haar's distribution, since no length is negative.
+    """Return the Gram-Schmidt orthonormalisation of the columns, U <= D.
 
-    Each column is projected twice, after which nothing is left to take off. Mapped over very many small matrices XLA runs this
-    3 to 5 times as fast as LAPACK's QR up to 8 x 8, and as fast at 16 x 16.
-    Source: Mezzadri 2007, arXiv math-ph/0609050, section 5; twice is enough: Giraud, Langou & Rozloznik 2005, section 3.
+    Normal columns give the Haar distribution: the R factor has a positive diagonal. Each column is projected twice, which
+    reaches orthogonality to rounding. Mapped over many small matrices, XLA runs this 3 to 5 times as fast as LAPACK's QR up
+    to 8 x 8, and equally fast at 16 x 16.
+
+    Source: Mezzadri 2007, arXiv math-ph/0609050, section 5; two projections: Giraud, Langou & Rozloznik 2005, section 3.
     """
-    place = jnp.arange(columns.shape[1])
+    index = jnp.arange(columns.shape[1])
 
     def add(k: Int[Array, ""] | int, row: Float[Array, " DU"]) -> Float[Array, " DU"]:
-        found = row.reshape(columns.shape)
-        column = found[:, k]
+        basis = row.reshape(columns.shape)
+        column = basis[:, k]
         for _ in range(2):
-            shared = jnp.dot(column, found, precision=jax.lax.Precision.HIGHEST)
-            column -= jnp.dot(found, jnp.where(place < k, shared, 0), precision=jax.lax.Precision.HIGHEST)
-        return found.at[:, k].set(column / jnp.linalg.norm(column)).ravel()
+            overlap = jnp.dot(column, basis, precision=jax.lax.Precision.HIGHEST)
+            column -= jnp.dot(basis, jnp.where(index < k, overlap, 0), precision=jax.lax.Precision.HIGHEST)
+        return basis.at[:, k].set(column / jnp.linalg.norm(column)).ravel()
 
-    # Carried as one row, so that what was drawn as one is not laid out anew.
+    # The loop carries one flat row, the layout of the draw: no relayout.
     return jax.lax.fori_loop(0, columns.shape[1], add, columns.ravel()).reshape(columns.shape)
 
 
 @initializer("rai", output=True, needs_inputs=False)
 def rai(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """Randomised asymmetric: in every unit after the first layer one weight, or the bias, is positive and large.
+    """Randomised asymmetric initialisation: after the first layer every unit has one large positive weight or bias.
 
-    The first layer is He normal with zero bias. Later ones, the output layer too, are per unit and over its fan_in weights and
-    its bias together N(0, 0.6007^2 / fan_in), with one uniformly chosen entry replaced by a draw of Beta(2, 1).
+    The first layer is He normal with zero bias. In later layers and the output layer, a unit's fan_in weights and its bias
+    are N(0, 0.6007^2 / fan_in). One uniformly chosen entry of these is replaced by a draw of Beta(2, 1).
 
     Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 4.
     """
     if layer.index == 0:
         return he_normal(key, layer, inputs)
     row = 0.6007 * layer.fan_in**-0.5 * jax.random.normal(key, ((layer.fan_in + 1) * layer.fan_out,))  # as in `_normals`
-    place, value = jax.random.uniform(jax.random.fold_in(key, 1), (2, layer.fan_out))
-    chosen = jnp.floor(place * (layer.fan_in + 1)).astype(int) * layer.fan_out + jnp.arange(layer.fan_out)
-    row = row.at[chosen].set(jnp.sqrt(value))  # P(Beta(2, 1) <= v) = v^2
+    position, value = jax.random.uniform(jax.random.fold_in(key, 1), (2, layer.fan_out))
+    replaced = jnp.floor(position * (layer.fan_in + 1)).astype(int) * layer.fan_out + jnp.arange(layer.fan_out)
+    row = row.at[replaced].set(jnp.sqrt(value))  # P(Beta(2, 1) <= v) = v^2
     return _split(row.reshape(layer.fan_in + 1, layer.fan_out))
 
 
 @initializer("random_normal", needs_inputs=False)
 def random_normal(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
-    """N(0, 0.05^2), zero bias: Keras' `random_normal`, the article's start."""
+    """N(0, 0.05^2), zero bias: Keras' `random_normal`, the initialiser of the article."""
     return _normal(key, layer, 0.05)
 
 
@@ -214,12 +221,12 @@ def negative_uniform(key: Key[Array, ""], layer: Layer, inputs: Any) -> Weights:
 
 @initializer("sign_flip")
 def sign_flip(key: Key[Array, ""], layer: Layer, inputs: Float[Array, "N D"]) -> Weights:
-    """He normal, each unit's weights negated where it would be off on more examples than on.
+    """He normal, with a unit's weights negated if it is off on more examples than on. Needs zero biases.
 
-    At least half of the examples that reach a layer then pass each of its units, so at least
-    2^-k of the data stay alive in a k-layer network. Needs zero biases.
+    Each unit is then on for at least half of the examples that reach its layer. At least 2^-k of the data therefore stay
+    alive in a k-layer network.
 
-    Source: Rister & Rubin 2020, arXiv 2007.06192 (sign flipping), per unit on the probe batch.
+    Source: Rister & Rubin 2020, arXiv 2007.06192 (sign flipping), here per unit on the probe batch.
     """
     kernel, bias = he_normal(key, layer, inputs)
     pre = jnp.dot(inputs, kernel, precision=jax.lax.Precision.HIGHEST)

@@ -1,20 +1,18 @@
-"""Interval bounds through a network, rounded outward: what no input of the box can exceed.
+"""Interval bounds through a network, rounded outward: bounds of every value that an input of the box can produce.
 
-What is promised. Take any floating-point input inside an interval and compute the layer with XLA or
-NumPy, its sums in any order, with or without fused multiply-adds, subnormal numbers kept or flushed to
-zero. The result lies inside the interval returned here. So a unit that these bounds put inside a flat
-piece is dead on every input: certified dead is a subset of dead.
+Guarantee. Compute a layer on any floating-point input inside an interval with XLA or NumPy. Sums may be in any order, with or
+without fused multiply-adds, and subnormal numbers may be kept or flushed to zero. The result is inside the returned interval.
+A unit with bounds inside a flat piece is therefore dead on every input: certified dead is a subset of dead.
 
-How. With n roundings of relative error u on the way of a term, a computed sum is within
-gamma_n * sum |w_i x_i| of the exact one, gamma_n = n u / (1 - n u) (Higham 2002, section 3.1). The ends
-computed here err by as much again, so each end moves outward by twice that, plus a term for underflow.
-Where a sum might overflow nothing is promised: the interval is the whole line.
+Method. If each term of a sum undergoes n roundings of relative error u, the computed sum is within gamma_n * sum |w_i x_i| of
+the exact one, gamma_n = n u / (1 - n u) (Higham 2002, section 3.1). The computed ends have the same error. Each end
+therefore moves outward by twice that, plus a term for underflow. If a sum might overflow, the interval is the whole line.
 
-Why it is exact in the first layer. A sum of terms none of which is positive is not positive when
-computed, in whatever order. So where every term has the right sign on the whole interval (decided
-bit by bit, since XLA on a CPU takes subnormal numbers for zero), the end stops at 0 and no rounding moves it: on the box
-[-1, 0]^D with zero bias a unit is certified dead exactly when none of its weights is negative. For every other unit
-the moved end lies above 0. With a bias, cancelling terms that meet 0 exactly are decided on the safe side.
+Exactness in the first layer. A computed sum of terms that are not positive is not positive, in any order. If every term has
+the right sign on the whole interval, the end is clamped at 0 and no rounding moves it. Signs are decided from the bits: XLA
+on a CPU treats subnormal numbers as zero. On the box [-1, 0]^D with zero bias, a unit is thus certified dead exactly if none
+of its weights is negative; for every other unit the moved end is above 0. With a bias, terms that cancel to exactly 0 are
+decided conservatively.
 
 Source: Moore 1966, "Interval analysis", for the arithmetic; Gowal et al. 2018, arXiv 1810.12715, section 3, for networks.
 """
@@ -36,9 +34,9 @@ from relu_study.components.activations import Activation, Piece
 
 
 class Interval(NamedTuple):
-    """lo <= value <= hi for each coordinate; `+` adds the intervals of a skip connection.
+    """lo <= value <= hi per coordinate. `+` adds the intervals of a skip connection.
 
-    The whole line, -inf to inf, says that nothing is known, not even that the value is a number.
+    The whole line, -inf to inf, is no information: the value may even be NaN.
     """
 
     lo: Float[Array, "*U"]
@@ -50,18 +48,18 @@ class Interval(NamedTuple):
         return _outward(self.lo + other.lo, self.hi + other.hi, size, 1, size, least.min(axis=0), most.max(axis=0))
 
     def inside(self, piece: Piece) -> Bool[Array, "*U"]:
-        """True where the interval is known to lie in the closed piece."""
+        """Return True where the interval is provably inside the closed piece."""
         return jnp.isfinite(self.lo) & jnp.isfinite(self.hi) & at_most(piece[0], self.lo) & at_most(self.hi, piece[1])
 
 
 def at_most(a: ArrayLike, b: ArrayLike) -> Bool[Array, "..."]:
-    """a <= b for real numbers, subnormal ones included, which XLA on a CPU takes for zero."""
+    """Return a <= b, also for subnormal numbers, which XLA on a CPU treats as zero."""
     dtype = jnp.result_type(a, b, jnp.float32)
     return _rank(jnp.asarray(a, dtype)) <= _rank(jnp.asarray(b, dtype))
 
 
 def dense(interval: Interval, kernel: Float[Array, "D U"], bias: Float[Array, "U"]) -> Interval:
-    """Bounds of x @ kernel + bias for x in the interval (D,), for a fan-in D of at most 2^20."""
+    """Return bounds of x @ kernel + bias for x in the interval (D,), for a fan-in D of at most 2^20."""
     box = Interval(interval.lo[:, None], interval.hi[:, None])
     corners, weight = (box.lo * kernel, box.hi * kernel), jnp.abs(kernel)
     terms = jnp.stack([jnp.minimum(*corners), jnp.maximum(*corners), _largest(box) * weight, _largest(box) + weight])
@@ -80,24 +78,24 @@ def dense(interval: Interval, kernel: Float[Array, "D U"], bias: Float[Array, "U
 
 
 def affine(interval: Interval, scale: Float[Array, "*U"], shift: Float[Array, "*U"], centre: ArrayLike = 0.0) -> Interval:
-    """Bounds of (x - centre) * scale + shift, also when computed as x * scale + (shift - centre * scale).
+    """Return bounds of (x - centre) * scale + shift, valid also if computed as x * scale + (shift - centre * scale).
 
-    `scale` may be off by a few roundings.
+    `scale` may have an error of a few roundings.
     """
     centre = jnp.asarray(centre, interval.lo.dtype)
     corners = (interval.lo - centre) * scale, (interval.hi - centre) * scale
     size = _largest(interval) + jnp.abs(centre)
     least, most = _signs(interval, scale)
-    # Where something is taken off x, its sign says nothing about that of the term.
-    moved, sign = jnp.abs(jnp.sign(_rank(centre))), jnp.sign(_rank(shift))
+    # With a nonzero centre, the sign of x does not determine the sign of the term.
+    centred, sign = jnp.abs(jnp.sign(_rank(centre))), jnp.sign(_rank(shift))
     return _outward(
         jnp.minimum(*corners) + shift,
         jnp.maximum(*corners) + shift,
         size * jnp.abs(scale) + jnp.abs(shift),
         16,
         size + jnp.abs(scale),
-        jnp.where(moved, -1, jnp.minimum(least, sign)),
-        jnp.where(moved, 1, jnp.maximum(most, sign)),
+        jnp.where(centred, -1, jnp.minimum(least, sign)),
+        jnp.where(centred, 1, jnp.maximum(most, sign)),
     )
 
 
@@ -109,18 +107,21 @@ def batch_norm(
     bias: Float[Array, "U"],
     epsilon: float,
 ) -> Interval:
-    """Bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias with running averages: evaluation mode."""
+    """Return bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias with running averages (evaluation mode)."""
     factor = jnp.maximum(jnp.abs(scale) * lax.rsqrt(variance + epsilon), jnp.finfo(scale.dtype).tiny)
-    # A product that XLA flushes to zero would lose its sign, and with it the sign of the whole term.
+    # A product flushed to zero would lose its sign, and with it the sign of the term.
     return affine(interval, factor * jnp.sign(_rank(scale)), bias, mean)
 
 
 def layer_norm(interval: Interval, scale: Float[Array, "U"], bias: Float[Array, "U"], epsilon: float) -> Interval:
-    """Bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias, mean and variance over the U units.
+    """Return bounds of (x - mean) / sqrt(variance + epsilon) * scale + bias, mean and variance over the U units.
 
-    Exactly, no deviation exceeds sqrt(U - 1) standard deviations. Computed, the mean is off by a rounding and
-    the deviations no longer cancel; sqrt(U) holds always, if the variance is the mean square of those
-    same deviations (the shortcut mean(x^2) - mean(x)^2 can come out as 0 and obeys no such bound).
+    In exact arithmetic no deviation exceeds sqrt(U - 1) standard deviations. The computed mean has a rounding error, and the
+    deviations no longer cancel. The bound sqrt(U) then still holds if the variance is the mean square of the same
+    deviations. The shortcut mean(x^2) - mean(x)^2 can be computed as 0 and has no such bound.
+
+    Raises:
+      ValueError: for an epsilon that is not positive.
     """
     if not epsilon > 0:
         raise ValueError(f"layer_norm needs an epsilon above 0, not {epsilon!r}")
@@ -131,34 +132,34 @@ def layer_norm(interval: Interval, scale: Float[Array, "U"], bias: Float[Array, 
     return affine(Interval(-most, most), scale, bias)
 
 
-def through(activation: Activation, interval: Interval, knobs: Mapping[str, ArrayLike]) -> Interval:
-    """Bounds of phi(pre), (fanout * U,), for pre in the interval (U,).
+def through(activation: Activation, interval: Interval, hparams: Mapping[str, ArrayLike]) -> Interval:
+    """Return bounds of phi(pre), (fanout * U,), for pre in the interval (U,).
 
-    phi is monotone between its turning points, so its range is that of the ends and of the turning points within. On flat
-    and identity pieces no rounding happens; elsewhere phi is trusted to 2^-19 (1 + abs(pre) + abs(phi)) in float32.
+    phi is monotone between its turning points. Its extreme values are at the ends or at turning points inside the interval.
+    On flat and identity pieces phi is exact. Elsewhere its error is assumed below 2^-19 (1 + abs(pre) + abs(phi)) in float32.
     """
     lo, hi = _normal(interval)
-    posts = [activation(z, knobs) for z in (lo, hi, *(jnp.clip(t, lo, hi) for t in activation.turning_points))]
+    posts = [activation(z, hparams) for z in (lo, hi, *(jnp.clip(t, lo, hi) for t in activation.turning_points))]
     least, most = functools.reduce(jnp.minimum, posts), functools.reduce(jnp.maximum, posts)
-    known = jnp.isfinite(lo) & jnp.isfinite(hi)
+    finite = jnp.isfinite(lo) & jnp.isfinite(hi)
     pieces = _exact_pieces(activation)
     if (-inf, inf) not in pieces:
         exact = functools.reduce(operator.or_, (Interval(lo, hi).inside(piece) for piece in pieces), jnp.zeros(lo.shape, bool))
         error = 16 * jnp.finfo(lo.dtype).eps * (1 + _largest(interval) + _largest(Interval(least, most)).reshape(-1, *lo.shape))
         slack = jnp.where(exact, 0, error).reshape(least.shape)
         least, most = jnp.maximum(least - slack, activation.values[0]), jnp.minimum(most + slack, activation.values[1])
-    known = jnp.tile(known, activation.fanout)
-    return Interval(jnp.where(known, least, -inf), jnp.where(known, most, inf))
+    finite = jnp.tile(finite, activation.fanout)
+    return Interval(jnp.where(finite, least, -inf), jnp.where(finite, most, inf))
 
 
 def _rank(x: Array) -> Array:
-    """Integers in the order of the floating-point numbers x, both zeros at 0."""
+    """Return integers in the order of the floating-point numbers x, with both zeros at 0."""
     bits = lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
     return jnp.where(bits >= 0, bits, jnp.iinfo(bits.dtype).min - bits)
 
 
 def _signs(interval: Interval, weight: Array) -> tuple[Array, Array]:
-    """The least and the greatest sign that weight * x takes for x in the interval: -1, 0 or 1."""
+    """Return the least and the greatest sign (-1, 0 or 1) of weight * x for x in the interval."""
     lo, hi, weight = (jnp.sign(_rank(x)) for x in (*interval, weight))
     return jnp.minimum(lo * weight, hi * weight), jnp.maximum(lo * weight, hi * weight)
 
@@ -173,30 +174,33 @@ def _gamma(roundings: int, dtype: jnp.dtype) -> float:
 
 
 def _outward(lo: Array, hi: Array, size: Array, roundings: int, spread: Array, least: Array, most: Array) -> Interval:
-    """The ends moved outward by all that computing them, and the value itself, may lose.
+    """Return the ends, moved outward by the rounding errors of the ends and of the bounded value.
 
-    size: sum of the terms' magnitudes; roundings: those on the way of one term; spread: magnitudes that a number
-    flushed to zero is multiplied by; least, most: the signs of the terms, of which none is below, none above.
+    Args:
+      size: sum of the terms' magnitudes.
+      roundings: number of roundings of one term.
+      spread: sum of the factors that may multiply a number flushed to zero.
+      least, most: bounds on the signs of the terms.
     """
     info = jnp.finfo(size.dtype)
     gamma = _gamma(roundings + 8, size.dtype)
     slack = 2 * gamma * (1 + 2 * gamma) * size + 8 * info.tiny * (roundings + 8 + spread)
-    known = jnp.isfinite(2 * size + slack)
+    finite = jnp.isfinite(2 * size + slack)
     return Interval(
-        jnp.where(known, jnp.maximum(lo - slack, jnp.where(least < 0, -inf, 0)), -inf),
-        jnp.where(known, jnp.minimum(hi + slack, jnp.where(most > 0, inf, 0)), inf),
+        jnp.where(finite, jnp.maximum(lo - slack, jnp.where(least < 0, -inf, 0)), -inf),
+        jnp.where(finite, jnp.minimum(hi + slack, jnp.where(most > 0, inf, 0)), inf),
     )
 
 
 def _normal(interval: Interval) -> Interval:
-    """The interval without subnormal ends, which phi would flush to zero: they move outward."""
+    """Return the interval with subnormal ends moved outward to normal numbers: phi might flush them to zero."""
     tiny = jnp.finfo(interval.lo.dtype).tiny
     lo = jnp.where(_rank(interval.lo) < 0, jnp.minimum(interval.lo, -tiny), interval.lo)
     return Interval(lo, jnp.where(_rank(interval.hi) > 0, jnp.maximum(interval.hi, tiny), interval.hi))
 
 
 def _exact_pieces(activation: Activation) -> list[Piece]:
-    """The flat and identity pieces, those that touch joined: there phi rounds nothing."""
+    """Return the flat and identity pieces, where phi is exact, with adjacent pieces joined."""
     pieces = sorted([*activation.flat, *([activation.identity] if activation.identity else [])])
     joined: list[Piece] = []
     for lo, hi in pieces:

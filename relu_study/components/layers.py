@@ -1,7 +1,7 @@
-"""The modules that networks are built of: Dense, Norm, Site, Dropout. Each is called with a Context.
+"""The modules of networks: Dense, Norm, Site and Dropout. Each is called with an input and a Context.
 
-In place of an array B x D any of them also takes `Columns`, the same batch in the layout that is fastest to train on, or an
-`Interval`, and then bounds its output over it.
+The input is an array B x D, a `FeatureMajorBatch` (the same batch in the layout that trains fastest), or an `Interval`. On
+an interval a module returns bounds of its output.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ ALPHA_PRIME = -1.7580993408473766  # SELU's value at minus infinity: -lambda alp
 
 @dataclass(frozen=True)
 class FeatureMajorBatch:
-    """A batch whose examples are columns; `+` adds the batches of a skip connection.
+    """A batch with examples as columns. `+` adds the batches of a skip connection.
 
-    Measured on CPUs: XLA hands a batched product to its fast kernels unless the left factor is transposed. With examples as
-    rows that factor is a whole batch (in a kernel's gradient); as columns it is at most a kernel, which is turned at little cost.
+    On CPUs, XLA uses its fast kernels for a batched product unless the left factor is transposed. With examples as rows, the
+    transposed factor is a whole batch (in a kernel's gradient). With examples as columns it is at most a kernel, which is
+    cheap to transpose.
     """
 
     values: Float[Array, "U B"]
@@ -39,19 +40,19 @@ class FeatureMajorBatch:
 
 @jax.custom_vjp
 def _dense_columns(kernel: Float[Array, "D U"], bias: Float[Array, " U"], x: Float[Array, "D B"]) -> Float[Array, "U B"]:
-    # Without the barrier XLA would fold the turning into the product, which makes it a slow one.
-    turned = jax.lax.optimization_barrier(kernel.T)
-    return jnp.dot(turned, x, precision=jax.lax.Precision.HIGHEST) + bias[:, None]
+    # Without the barrier XLA folds the transposition into the product, which is then slow.
+    transposed = jax.lax.optimization_barrier(kernel.T)
+    return jnp.dot(transposed, x, precision=jax.lax.Precision.HIGHEST) + bias[:, None]
 
 
 def _dense_columns_forward(kernel: Any, bias: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
     return _dense_columns(kernel, bias, x), (kernel, x)
 
 
-def _dense_columns_backward(kept: tuple[Any, Any], slope: Float[Array, "U B"]) -> tuple[Any, Any, Any]:
-    kernel, x = kept
-    of_kernel = jnp.einsum("ub,db->ud", slope, x, precision=jax.lax.Precision.HIGHEST).T
-    return of_kernel, jnp.sum(slope, axis=1), jnp.dot(kernel, slope, precision=jax.lax.Precision.HIGHEST)
+def _dense_columns_backward(residuals: tuple[Any, Any], cotangent: Float[Array, "U B"]) -> tuple[Any, Any, Any]:
+    kernel, x = residuals
+    kernel_grad = jnp.einsum("ub,db->ud", cotangent, x, precision=jax.lax.Precision.HIGHEST).T
+    return kernel_grad, jnp.sum(cotangent, axis=1), jnp.dot(kernel, cotangent, precision=jax.lax.Precision.HIGHEST)
 
 
 _dense_columns.defvjp(_dense_columns_forward, _dense_columns_backward)
@@ -59,31 +60,36 @@ _dense_columns.defvjp(_dense_columns_forward, _dense_columns_backward)
 
 @dataclass
 class Context:
-    """What a forward pass is given beside its input, and what it leaves on the tape.
+    """The arguments and the log of one forward pass.
 
-    `tape` collects, in the order of the calls, every Dense with its input and every Site with
-    its pre and post; `prepare(dense, inputs)` is called before a Dense is applied. Both act
-    while the pass is traced and leave no trace in the compiled program.
+    Args:
+      hparams: traced RunSpec fields by name.
+      train: training mode (dropout and batch statistics), else evaluation mode.
+      key: random key of the step's dropout.
+      activations_log: filled in call order with (Dense, input) and (Site, pre, post).
+      init_hook: called as `init_hook(dense, inputs)` before each Dense.
+
+    The log and the hook act during tracing and add nothing to the compiled program.
     """
 
-    knobs: Mapping[str, Float[Array, ""]]
+    hparams: Mapping[str, Float[Array, ""]]
     train: bool = False
     key: Key[Array, ""] | None = None
-    tape: list[tuple[Any, ...]] = field(default_factory=list)
-    prepare: Callable[[Dense, Any], None] | None = None
+    activations_log: list[tuple[Any, ...]] = field(default_factory=list)
+    init_hook: Callable[[Dense, Any], None] | None = None
 
 
 class Dense(nnx.Module):
-    """x W + b in full float precision; weights are set by the run's initialiser."""
+    """A dense layer, x W + b, in full float precision. The run's initialiser sets the weights."""
 
     def __init__(self, d_in: int, d_out: int):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros(d_out))
 
     def __call__(self, x: Float[Array, "B D"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
-        if ctx.prepare:
-            ctx.prepare(self, x)
-        ctx.tape.append((self, x))
+        if ctx.init_hook:
+            ctx.init_hook(self, x)
+        ctx.activations_log.append((self, x))
         kernel, bias = self.kernel[...], self.bias[...]
         if isinstance(x, Interval):
             return interval_bounds.dense(x, kernel, bias)
@@ -93,7 +99,7 @@ class Dense(nnx.Module):
 
 
 class Site(nnx.Module):
-    """A nonlinearity whose units are watched: z -> phi(z)."""
+    """A nonlinearity z -> phi(z) whose units the metrics count."""
 
     def __init__(self, activation: str):
         self.activation = activation
@@ -102,12 +108,12 @@ class Site(nnx.Module):
         phi = activations[self.activation]
         post: Any
         if isinstance(pre, Interval):
-            post = interval_bounds.through(phi, pre, ctx.knobs)
-        elif isinstance(pre, FeatureMajorBatch):  # one output for each unit is found wherever the unit stands
-            post = FeatureMajorBatch(phi(pre.values, ctx.knobs) if phi.fanout == 1 else phi(pre.values.T, ctx.knobs).T)
+            post = interval_bounds.through(phi, pre, ctx.hparams)
+        elif isinstance(pre, FeatureMajorBatch):  # with one output per unit phi is elementwise: no transposition
+            post = FeatureMajorBatch(phi(pre.values, ctx.hparams) if phi.fanout == 1 else phi(pre.values.T, ctx.hparams).T)
         else:
-            post = phi(pre, ctx.knobs)
-        ctx.tape.append((self, pre, post))
+            post = phi(pre, ctx.hparams)
+        ctx.activations_log.append((self, pre, post))
         return post
 
 
@@ -120,10 +126,10 @@ class Norm(nnx.Module):
 
     def __init__(self, kind: str, width: int, rngs: nnx.Rngs):
         self.kind = kind
-        # The two-pass variance: mean(x^2) - mean(x)^2 cancels in float32, and obeys no bound.
+        # The two-pass variance: mean(x^2) - mean(x)^2 cancels in float32 and has no proven bound.
         norm = nnx.BatchNorm if kind == "batch_norm" else nnx.LayerNorm
         self.norm = norm(width, use_fast_variance=False, param_dtype=jnp.result_type(float), rngs=rngs)
-        if kind == "batch_norm":  # flax keeps running averages in float32, whatever the parameters are
+        if kind == "batch_norm":  # flax stores running averages in float32 for every parameter dtype
             self.norm.mean, self.norm.var = nnx.BatchStat(jnp.zeros(width)), nnx.BatchStat(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B U"] | FeatureMajorBatch | Interval, ctx: Context) -> Any:
@@ -137,7 +143,7 @@ class Norm(nnx.Module):
         return interval_bounds.batch_norm(x, self.norm.mean[...], self.norm.var[...], scale, shift, self.norm.epsilon)
 
     def _normalised(self, x: Float[Array, "..."], ctx: Context, units: int) -> Float[Array, "..."]:
-        norm = copy.copy(self.norm)  # the same weights and averages, read along another axis
+        norm = copy.copy(self.norm)  # shares the weights and averages, along another axis
         if self.kind == "batch_norm":
             norm.axis = units
             return norm(x, use_running_average=not ctx.train)
@@ -146,11 +152,11 @@ class Norm(nnx.Module):
 
 
 class Dropout(nnx.Module):
-    """Dropout with a traced rate: `dropout` zeroes and rescales, `alpha_dropout` keeps SELU's mean and variance.
+    """Dropout with a traced rate. `dropout` zeroes and rescales; `alpha_dropout` preserves SELU's mean and variance.
 
     With q = 1 - rate, alpha dropout sets a share `rate` to alpha' and applies a x + b,
-    a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a (1 - q) alpha'. Rates are met to within 2^-17
-    up to 1 - 2^-16, the largest there is.
+    a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a (1 - q) alpha'. The effective rate is within 2^-17 of the requested one, and
+    at most 1 - 2^-16.
 
     Source: Srivastava et al. 2014; Klambauer et al. 2017, arXiv 1706.02515, section 3.
     """
@@ -163,13 +169,13 @@ class Dropout(nnx.Module):
         if not ctx.train or isinstance(x, Interval):
             return x
         assert ctx.key is not None
-        key, rate = jax.random.fold_in(ctx.key, self.index), ctx.knobs["dropout_rate"]
+        key, rate = jax.random.fold_in(ctx.key, self.index), ctx.hparams["dropout_rate"]
         if isinstance(x, FeatureMajorBatch):
             return FeatureMajorBatch(self._dropped(x.values, random_streams.words(key, x.values.shape, columns=True), rate))
         return self._dropped(x, random_streams.words(key, x.shape), rate)
 
     def _dropped(self, x: Float[Array, "*n"], words: UInt32[Array, "*n"], rate: Float[Array, ""]) -> Float[Array, "*n"]:
-        threshold = jnp.minimum(jnp.round(rate * 65536), 65535)  # q > 0: no gradient is ever 0 * inf
+        threshold = jnp.minimum(jnp.round(rate * 65536), 65535)  # q > 0 prevents gradients 0 * inf
         q = 1 - threshold / 65536
         keep = words >> 16 >= threshold.astype(jnp.uint32)
         if self.kind == "dropout":

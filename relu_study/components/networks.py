@@ -1,7 +1,7 @@
-"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` whose nonlinearities are `Site` modules.
+"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` with `Site` modules as nonlinearities.
 
-One that is made of the modules of `sites.py` and of sums alone says so with `bounded = True`: then its units can be certified,
-and it is trained on `Columns`, which is faster. Any other is given arrays B x D.
+A network of only sums and the modules of `layers.py` declares `bounded = True`. Its units can then be certified, and it
+trains on `FeatureMajorBatch`, which is faster. Any other network takes arrays B x D.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ network = networks.register
 
 
 class Block(nnx.Module):
-    """Dense, then normalisation, then the site, then dropout; the middle and the end only where the spec asks."""
+    """A hidden block: Dense, optional normalisation, Site, optional dropout."""
 
     def __init__(self, spec: RunSpec, index: int, d_in: int, rngs: nnx.Rngs):
         self.dense = Dense(d_in, spec.width)
@@ -37,15 +37,18 @@ class Block(nnx.Module):
 
 @network("mlp")
 class MLP(nnx.Module):
-    """`depth` hidden blocks of `width` units and a dense output, itself a site where `output` is not linear."""
+    """A multilayer perceptron: `depth` hidden blocks of `width` units, then a dense output.
+
+    An `output` activation other than linear makes the output a site too.
+    """
 
     bounded = True
     skips = False
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
-        after = spec.width * activations[spec.activation].fanout
-        self.hidden = nnx.List([Block(spec, i, after if i else d_in, rngs) for i in range(spec.depth)])
-        self.output = Dense(after, d_out)
+        d_hidden = spec.width * activations[spec.activation].fanout
+        self.hidden = nnx.List([Block(spec, i, d_hidden if i else d_in, rngs) for i in range(spec.depth)])
+        self.output = Dense(d_hidden, d_out)
         self.output_site = Site(spec.output) if spec.output != "linear" else None
 
     def __call__(self, x: Any, ctx: Context) -> Any:
@@ -57,7 +60,7 @@ class MLP(nnx.Module):
 
 @network("skip")
 class Skip(MLP):
-    """An `mlp` in which every hidden block after the first is added to its own input: x + block(x).
+    """An `mlp` with a skip connection around every hidden block after the first: x + block(x).
 
     Source: He, Zhang, Ren & Sun 2015, arXiv 1512.03385, section 3.2 (equation 1; each block is one layer here).
     """
@@ -67,7 +70,7 @@ class Skip(MLP):
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         if activations[spec.activation].fanout > 1:
             raise UserError(
-                f"network 'skip' adds a block's output to its input, and activation {spec.activation!r} gives several numbers "
-                f"for each unit; choose an activation that gives one, or network='mlp'"
+                f"network 'skip' adds a block's output to its input, and activation {spec.activation!r} has several outputs "
+                f"per unit. Choose an activation with one output, or network='mlp'"
             )
         super().__init__(spec, d_in, d_out, rngs)

@@ -1,4 +1,4 @@
-"""Named random streams, and the order in which an epoch visits its rows."""
+"""Named random streams, and the shuffled row order of each epoch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jax.extend.random import define_prng_impl
 from jaxtyping import Array, Int, Key, UInt32
 
 ROUNDS = 12
-FEW = 64  # rows too few for rounds to mix: their order is that of random words
-MANY = 4096  # rows beyond which half of the rounds mix as well
+FEW = 64  # up to here rounds do not mix: rows are sorted by random words
+MANY = 4096  # above this, half of the rounds mix equally well
 
 
 Word = int | Int[Array, ""] | UInt32[Array, ""]
 
 
 def stream(seed: Word, *path: str | Word) -> Key[Array, ""]:
-    """The random key of a named stream, e.g. `stream(seed, "order", epoch)`.
+    """Return the random key of a named stream, e.g. `stream(seed, "order", epoch)`.
 
-    Names enter by their CRC-32 and numbers as they are, one `fold_in` each, so that no stream
-    depends on how many others there are or in what order they are drawn.
+    Each part of the path is one `fold_in`: a name by its CRC-32, a number unchanged. A stream therefore does not depend on
+    the number or the order of other streams.
     """
-    key = jax.random.key(seed, impl="threefry2x32")  # whatever the process has for its default
+    key = jax.random.key(seed, impl="threefry2x32")  # independent of the process's default
     for part in path:
         key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
     return key
@@ -55,33 +55,37 @@ HASHED = define_prng_impl(
 
 
 def draw_key(cell_id: str, index: Word) -> Key[Array, ""]:
-    """The key of one draw of a cell (`cell_id`: hexadecimal): every draw of every cell has a stream of its own.
+    """Return the key of one draw of a cell. Every draw of every cell has a separate stream. `cell_id` is hexadecimal.
 
-    Whatever `jax.random` makes of it takes its bits from a keyed hash of the place in the array, seven times as fast on a CPU
-    as Threefry, which would take more time than all the rest of a draw; Threefry is left for `split` and `fold_in`.
-    Source: the hash is Wellons' `lowbias32` (2018), three rounds of it, with a word of the key between.
+    `jax.random` takes the bits of this key from a keyed hash of the array position. On a CPU the hash is seven times as fast
+    as Threefry, which would take longer than the rest of a draw. `split` and `fold_in` use Threefry.
+
+    Source: the hash is Wellons' `lowbias32` (2018), three rounds with a word of the key between.
     """
-    with jax.ensure_compile_time_eval():  # else every program of draws would have these two hashes in it, for one constant
+    with jax.ensure_compile_time_eval():  # the cell's key is a constant: keep its two hashes out of the program
         cell = stream(int(cell_id[:8], 16), "draw")
     key = jax.random.fold_in(cell, index)
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=HASHED)
 
 
 def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UInt32[Array, "12"]:
-    """The words that key one epoch's order."""
+    """Return the key words of one epoch's row order."""
     return jax.random.bits(stream(seed, "order", epoch), (ROUNDS,), jnp.uint32)
 
 
 def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
-    """The row visited at each `position` of an epoch: a keyed bijection of 0..rows-1.
+    """Return the row at each `position` of an epoch's order: a keyed bijection of 0..rows-1.
 
-    A position is written q b + r on an a x b grid of least excess over `rows`; rounds add a
-    keyed hash of one coordinate to the other, modulo its range, which is invertible round by
-    round. Images beyond the last row walk on along their cycle until they land inside. Unlike a
-    sort it makes any part of an epoch's order by itself, in constant memory. After 2k rounds two
-    positions keep their distance with probability 1 / rows + a^-k, so few rows take more rounds than many.
+    A position is q b + r on an a x b grid with the smallest excess over `rows`. A round adds a keyed hash of one coordinate
+    to the other, modulo its range, which is invertible. A position mapped beyond the last row is mapped again until it is a
+    row (cycle walking). Unlike a sort, this computes any part of the order separately, in constant memory. After 2k rounds
+    two positions keep their distance with probability 1 / rows + a^-k; few rows therefore need more rounds.
 
-    Positions must be below `rows` (<= 2**30), of any shape.
+    Args:
+      key: words of `order_key`.
+      position: positions below `rows`, of any shape.
+      rows: number of rows, at most 2**30.
+
     Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", section 3 (cycle walking) and
     section 4 (Feistel on a x b); the rounds' hash is Wellons' `lowbias32` (2018).
     """
@@ -108,10 +112,11 @@ def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int
 
 
 def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) -> UInt32[Array, "*shape"]:
-    """Random words, one for each element of an array: its place there (of `columns`: among the rows), keyed and hashed twice.
+    """Return distinct random words, one per element of an array: the keyed element index, hashed twice.
 
-    Much less arithmetic than `jax.random.bits`, whose Threefry would cost a small network more than its training; it is
-    left for the key, which each step and site has of its own. At most 2**32 elements; no two words are equal.
+    This is much less arithmetic than `jax.random.bits`: Threefry would cost a small network more than its training. The
+    array has at most 2**32 elements. With `columns`, the words are those of the transposed array.
+
     Source: the hash is Wellons' `lowbias32` (2018).
     """
     first, second = jax.random.key_data(key)
@@ -125,7 +130,7 @@ def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) ->
 def _ranked(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
     words = jnp.arange(rows, dtype=jnp.uint32)
     for word in key:
-        words = _hash(words ^ word)  # one-to-one, so no two words are equal
+        words = _hash(words ^ word)  # injective: all words differ
     return jnp.sum(words < words[position][..., None], axis=-1, dtype=jnp.uint32)
 
 
@@ -136,7 +141,7 @@ def _grid(rows: int) -> tuple[int, int]:
 
 
 def _add(value: UInt32[Array, " *n"], word: UInt32[Array, " *n"], modulus: int) -> UInt32[Array, " *n"]:
-    # The high 16 bits scaled to the range: no division, and a range never exceeds 2**16.
+    # Scale the high 16 bits to the range, at most 2**16, without a division.
     total = value + ((word >> 16) * jnp.uint32(modulus) >> 16)
     return jnp.where(total >= modulus, total - jnp.uint32(modulus), total)
 

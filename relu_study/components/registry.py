@@ -1,7 +1,7 @@
-"""Registries: every component of a study by name.
+"""Registries of components: activations, initialisers, optimisers, networks, tasks, metrics and statistics by name.
 
-An entry registers itself where it is defined (`@activation("relu")`). The command line, the plan, the conformance tests and the
-docs read only these registries. A registry imports the suite's own modules of its kind at its first use.
+A decorator registers an entry at its definition (`@activation("relu")`). The command line, the plan, the conformance tests
+and the docs read only these registries. A registry imports the package's modules of its kind on first use.
 """
 
 from __future__ import annotations
@@ -14,34 +14,43 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 
-replaced = 0  # entries registered anew, as in a notebook: what was compiled before them is stale
-
 
 class Registry:
-    """Names of one kind, each with the function that builds it."""
+    """Entries of one kind by name.
 
-    def __init__(self, kind: str, home: str):
+    `version`, shared by all registries, counts replaced entries, as in a notebook. Programs compiled before a replacement are
+    stale.
+    """
+
+    version = 0
+
+    def __init__(self, kind: str, module: str):
         self.kind = kind
-        self._home: str | None = f"relu_study.components.{home}"
+        self._module: str | None = f"relu_study.components.{module}"  # None once imported
         self._entries: dict[str, Any] = {}
 
     def load(self) -> None:
-        """Import the suite's own entries of this kind; a package is imported with all its modules."""
-        if self._home is not None:
-            home, self._home = self._home, None  # the modules imported here register their entries: no second import
-            module = importlib.import_module(home)
+        """Import the package's entries of this kind, with all modules of a subpackage."""
+        if self._module is not None:
+            path, self._module = self._module, None  # first: modules imported here call the registry again
+            module = importlib.import_module(path)
             for child in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                importlib.import_module(f"{home}.{child.name}")
+                importlib.import_module(f"{path}.{child.name}")
 
     def add(self, name: str, entry: Any) -> None:
-        """Register `entry`; a second, different entry under one name is refused."""
-        global replaced
+        """Register `entry` under `name`.
+
+        An entry of the same origin (module and qualified name) replaces the old one.
+
+        Raises:
+          UserError: if the name is no string, or belongs to an entry of another origin.
+        """
         if not isinstance(name, str):
-            raise UserError(f"a name of {self.kind} must be a string, not {name!r}; register with a name in brackets")
+            raise UserError(f"a name of {self.kind} must be a string, not {name!r}. Put a name in the decorator's brackets")
         old = self._entries.get(name)
         if old is not None and _origin(old) != _origin(entry):
-            raise UserError(f"{self.kind} {name!r} is registered already, by {_origin(old)}; choose another name")
-        replaced += old is not None and old is not entry
+            raise UserError(f"{self.kind} {name!r} is registered already, by {_origin(old)}. Choose another name")
+        Registry.version += old is not None and old is not entry
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> Any:
@@ -63,27 +72,27 @@ class Registry:
         return len(self._entries)
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Decorator form of `add`, for entries that are plain functions."""
+        """Return a decorator that adds an entry and returns it unchanged."""
 
-        def keep(entry: Any) -> Any:
+        def decorate(entry: Any) -> Any:
             self.add(name, entry)
             return entry
 
-        return keep
+        return decorate
 
 
 def function_of(entry: Any) -> Any:
-    """What an entry was written as: the function behind it, or itself."""
+    """Return the user's function behind an entry, or the entry itself."""
     return getattr(entry, "function", getattr(entry, "draw", entry))
 
 
 def ours(entry: Any) -> bool:
-    """Is this an entry of the package itself?"""
+    """Whether the package itself defines this entry."""
     return str(getattr(function_of(entry), "__module__", "")).startswith("relu_study.")
 
 
 def _origin(entry: Any) -> str:
-    """Where an entry was written. A partial is named by its function, a callable object by its class: neither has a name."""
+    """Return the module and qualified name of an entry; a partial's of its function, a callable object's of its class."""
     function = function_of(entry)
     if isinstance(function, functools.partial):
         return f"a partial of {_origin(function.func)}"

@@ -151,7 +151,7 @@ def check_initializer(spec: RunSpec, signature: Signature) -> None:
         model = build(spec, signature.d_in, signature.d_out)
         ctx = Context(
             {knob: jnp.zeros(()) for knob in TRACED_FIELDS},
-            prepare=lambda dense, inputs: layers.append(tuple(dense.kernel.shape)),
+            init_hook=lambda dense, inputs: layers.append(tuple(dense.kernel.shape)),
         )
         return model(x, ctx)  # type: ignore[operator]
 

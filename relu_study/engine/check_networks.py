@@ -63,8 +63,8 @@ def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...])
         model, ctx = _module(spec, signature), _context()
         out = model(x, ctx)  # type: ignore[operator]
         paths = {id(module): path for path, module in nnx.iter_modules(model)}
-        used.update(paths[id(entry[0])] for entry in ctx.tape if isinstance(entry[0], Dense) and id(entry[0]) in paths)
-        kinds.extend(Dense if isinstance(entry[0], Dense) else Site for entry in ctx.tape)
+        used.update(paths[id(entry[0])] for entry in ctx.activations_log if isinstance(entry[0], Dense) and id(entry[0]) in paths)
+        kinds.extend(Dense if isinstance(entry[0], Dense) else Site for entry in ctx.activations_log)
         return out
 
     with calling(f"network {spec.network!r}"):

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-from relu_study.components import registry
-from relu_study.components.registry import optimizers, tasks
+from relu_study.components.registry import Registry, optimizers, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
 from relu_study.engine.compile_time import timed_lock
@@ -115,8 +114,8 @@ _replaced = 0
 def evict_stale() -> None:
     """Programs are kept by the names they were made from: once a name stands for something else, they are made anew."""
     global _replaced
-    if _replaced != registry.replaced:
-        _replaced = registry.replaced
+    if _replaced != Registry.version:
+        _replaced = Registry.version
         clear()
 
 

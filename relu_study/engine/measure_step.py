@@ -38,7 +38,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
         def loss(params: Any) -> tuple[Array, Any]:
             ctx = Context(knobs)
             prediction = nnx.merge(graph, params, state.stats, copy=True)(x, ctx)
-            passes = [(entry[1], entry[2]) for entry in ctx.tape if isinstance(entry[0], Site)]
+            passes = [(entry[1], entry[2]) for entry in ctx.activations_log if isinstance(entry[0], Site)]
             return loss_of(prediction, y), (prediction, passes)
 
         (train_loss, (prediction, passes)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -99,7 +99,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
 def _bounds(model: nnx.Module, knobs: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
     ctx = Context(knobs)
     model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
-    return [entry[1] for entry in ctx.tape if isinstance(entry[0], Site)]
+    return [entry[1] for entry in ctx.activations_log if isinstance(entry[0], Site)]
 
 
 def _feeds(model: nnx.Module, knobs: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
@@ -108,7 +108,7 @@ def _feeds(model: nnx.Module, knobs: TracedNumbers, x: Float[Array, "N D"]) -> l
     model(x, ctx)
     paths = {id(module): path for path, module in nnx.iter_modules(model)}
     feeds, dense = [], None
-    for module, *_ in ctx.tape:
+    for module, *_ in ctx.activations_log:
         if isinstance(module, Dense):
             dense = module
         else:

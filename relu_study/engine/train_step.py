@@ -180,7 +180,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
                 kernel, bias = kernel * knobs["gain"], bias + knobs["bias_shift"]
             dense.kernel[...], dense.bias[...] = kernel, bias
 
-        model(x, Context(knobs, prepare=prepare))
+        model(x, Context(knobs, init_hook=prepare))
         _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return Weights(params, stats)
 

@@ -161,7 +161,7 @@ def test_relu_has_slope_zero_at_zero_and_leak_zero_is_relu():
 
 
 def test_a_knob_that_runs_do_not_have_is_refused_by_name():
-    with pytest.raises(UserError, match=r"knob of activation steep.*'leek'.*leak"):
+    with pytest.raises(UserError, match=r"parameter of activation steep.*'leek'.*leak"):
 
         @activation("steep")
         def steep(pre, leek):

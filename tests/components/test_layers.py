@@ -35,7 +35,7 @@ def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple
     weights = train_step.make_init(spec, x.shape[1], 1)(jnp.uint32(spec.seed), values, x[:2])
     graph, _, _ = nnx.split(state.build(spec, x.shape[1], 1), nnx.Param, nnx.BatchStat)
     ctx = Context(values, train=train, key=random_streams.stream(spec.seed, "dropout", 0))
-    return nnx.merge(graph, weights.params, weights.stats)(x, ctx), ctx.tape
+    return nnx.merge(graph, weights.params, weights.stats)(x, ctx), ctx.activations_log
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -66,7 +66,7 @@ def test_an_output_activation_is_a_site_too():
 
 
 def test_an_output_of_several_numbers_for_each_target_is_refused():
-    with pytest.raises(UserError, match="'crelu' gives several numbers"):
+    with pytest.raises(UserError, match="'crelu' has several outputs"):
         cohorts.check(RunSpec(rows=500, output="crelu"), state.MeasureConfig())
 
 

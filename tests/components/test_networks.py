@@ -47,8 +47,8 @@ def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
     said = model(X, ctx)
     pres, prediction = by_hand(layers(model), X)
     np.testing.assert_allclose(said, prediction, rtol=1e-4, atol=1e-5)
-    sites = [entry for entry in ctx.tape if isinstance(entry[0], Site)]
-    assert len(sites) == 4 and sum(isinstance(entry[0], Dense) for entry in ctx.tape) == 5
+    sites = [entry for entry in ctx.activations_log if isinstance(entry[0], Site)]
+    assert len(sites) == 4 and sum(isinstance(entry[0], Dense) for entry in ctx.activations_log) == 5
     for (_, pre, post), wanted in zip(sites, pres):
         np.testing.assert_allclose(pre, wanted, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(post, np.maximum(wanted, 0), rtol=1e-4, atol=1e-5)  # the site's own, without what is added
@@ -76,7 +76,7 @@ def test_no_input_of_the_box_leaves_the_bounds() -> None:
     def through(box: Interval) -> list[Interval]:
         ctx = Context(KNOB)
         said = model(box, ctx)
-        return [*(entry[1] for entry in ctx.tape if isinstance(entry[0], Site)), said]
+        return [*(entry[1] for entry in ctx.activations_log if isinstance(entry[0], Site)), said]
 
     bounds = through(Interval(jnp.full(4, -1.0), jnp.zeros(4)))
     corners = np.array(np.meshgrid(*[[-1.0, 0.0]] * 4)).reshape(4, -1).T
@@ -97,6 +97,6 @@ def test_it_trains_and_its_units_are_certified() -> None:
 
 def test_an_activation_that_gives_several_numbers_is_refused_before_anything_compiles() -> None:
     spec = SPEC.replace(activation="crelu")
-    with pytest.raises(UserError, match=r"network 'skip' adds .* 'crelu' gives several numbers .* network='mlp'"):
+    with pytest.raises(UserError, match=r"network 'skip' adds .* 'crelu' has several outputs .* network='mlp'"):
         cohorts.sites(spec)
     assert cohorts.sites(spec.replace(network="mlp")) == cohorts.sites(SPEC) == ["site_1", "site_2", "site_3", "site_4"]
