@@ -236,7 +236,7 @@ def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
 
 
 def _reads_validation(metric: str) -> bool:
-    return metric in metrics and "val_loss" in metrics[metric].needs
+    return metric in metrics and "val_loss" in metrics[metric].requires
 
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ def test_an_output_activation_is_a_site_too():
 
 
 def test_an_output_of_several_numbers_for_each_target_is_refused():
-    with pytest.raises(UserError, match="'crelu' has several outputs"):
+    with pytest.raises(UserError, match="'crelu' gives several numbers"):
         cohorts.check(RunSpec(rows=500, output="crelu"), state.MeasureConfig())
 
 

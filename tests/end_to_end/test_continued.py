@@ -22,7 +22,7 @@ study = Study("own", "Own", "?", [Experiment("main", {{"arm": base}})], seeds=1,
 METRIC = """
 from relu_study.components.metrics.metric import metric
 
-@metric("own_gap", per="network", unit="loss", direction="lower", needs=("val_loss", "train_loss"))
+@metric("own_gap", per="network", unit="loss", direction="lower", requires=("val_loss", "train_loss"))
 def own_gap(snapshot):
     "The validation loss less the training loss."
     return snapshot.val_loss - snapshot.train_loss

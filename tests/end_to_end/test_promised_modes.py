@@ -303,7 +303,7 @@ def test_a_metric_that_reads_the_validation_loss_is_lost_with_it() -> None:
     runs = [RunSpec(seed=seed) for seed in range(4)]
     try:
 
-        @metric("_low", per="network", unit="0 or 1", needs=("val_loss",))
+        @metric("_low", per="network", unit="0 or 1", requires=("val_loss",))
         def low(snapshot):
             """1 where the validation loss is low; 0 where it is no number."""
             return snapshot.val_loss < 2

@@ -1,1 +1,1 @@
-"""Metrics: one pure function of a snapshot each, one file a family."""
+"""Metrics: pure functions of a snapshot, one file per family."""

@@ -1,4 +1,4 @@
-"""Certified fractions: properties of a unit for every input of the task's box. The proof is in `interval_bounds`."""
+"""Certified fractions: properties of a unit proven for every input of the task's box. The proof is in `interval_bounds`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.metrics.unit_fractions import always_on
 
-certified = functools.partial(metric, per="unit", unit="fraction", low=0, high=1, needs=("bound",))
+certified = functools.partial(metric, per="unit", unit="fraction", low=0, high=1, requires=("bound",))
 
 
 @certified(
-    "certified_dead_fraction", keep=True, source="ours, by the interval bounds of Gowal et al. 2018, arXiv 1810.12715, section 3"
+    "certified_dead_fraction",
+    store_mask=True,
+    source="ours, by the interval bounds of Gowal et al. 2018, arXiv 1810.12715, section 3",
 )
 def certified_dead(site: SiteView) -> Bool[Array, "U"] | None:
     """The bound on pre over the task's box lies inside a flat piece of phi; a subset of dead, exact at site_1."""
@@ -37,13 +39,13 @@ def certified_always_on(site: SiteView) -> Bool[Array, "U"] | None:
 
 
 def unsound(snapshot: Snapshot) -> dict[str, Int[Array, ""]]:
-    """Units of each site that are certified always on and not always on: none where box and pieces are right."""
-    found = {name: (certified_always_on(site), always_on(site)) for name, site in snapshot.named().items()}
-    return {name: jnp.sum(proved & ~on) for name, (proved, on) in found.items() if proved is not None and on is not None}
+    """Return the number of units per site that are certified, but not measured, always on. It is 0 for a correct box and pieces."""
+    pairs = {name: (certified_always_on(site), always_on(site)) for name, site in snapshot.named().items()}
+    return {name: jnp.sum(proved & ~on) for name, (proved, on) in pairs.items() if proved is not None and on is not None}
 
 
 def _within(site: SiteView, piece: Piece) -> Bool[Array, "U"]:
-    """Does the bound lie in a flat piece? A user's phi may have another slope at an end, as jnp.maximum has: it is left out."""
+    """Whether the bound is inside a flat piece. An end with a nonzero slope, as of jnp.maximum, is excluded."""
     assert site.bound is not None
     inside = site.bound.inside(piece)
     for end, reached in ((piece[0], at_most(site.bound.lo, piece[0])), (piece[1], at_most(piece[1], site.bound.hi))):

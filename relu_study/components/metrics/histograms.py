@@ -1,6 +1,6 @@
-"""Histograms of pre, post and the gradients, from vanishing to exploding: counts on a scale of powers of two.
+"""Histograms of pre, post and gradients, with bins at powers of two.
 
-The outputs of a bounded activation are counted in equal bins over its range (`relu_study.stats.histogram_bins`).
+The post of a bounded activation has equal bins over its range (`relu_study.stats.histogram_bins`).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from jaxtyping import Array, Float, Int
 from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, MIN_EXPONENT, Range, bounded, linear_edges
 
-BLOCK = 4096  # values counted at a time: they stay in a core's nearest cache
-EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other probes together
+BLOCK = 4096  # values counted at a time: they fit in a core's L1 cache
+EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other metrics together
 
 
 def bin_of(values: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    """The bin of each value, read off its exponent bits: 0 <= bin < 65, in the order of the values.
+    """Return the bin of each value, from its exponent bits: 0 <= bin < 65, in the order of the values.
 
-    Bin 32 is exact zero alone. Bin 33 + k + 24 holds [2^k, 2^(k+1)) for k = -24..7, and bin 31 - k - 24 the same below zero;
-    what is smaller than 2^-24 or not smaller than 2^8 in size is counted in the innermost or outermost bin of its sign.
+    Bin 32 holds only exact zero. Bin 33 + k + 24 holds [2^k, 2^(k+1)) for k = -24..7; bin 31 - k - 24 holds the negatives.
+    Magnitudes below 2^-24 are in the innermost bin of their sign, magnitudes from 2^8 on in the outermost.
     """
     info = jnp.finfo(values.dtype)
     bits = jax.lax.bitcast_convert_type(values, f"int{info.bits}")
     exponent = ((bits >> info.nmant) & (2 * info.maxexp - 1)) - (info.maxexp - 1)
     size = jnp.clip(exponent - MIN_EXPONENT, 0, BINS_PER_SIDE - 1).astype(jnp.int32)
-    # A comparison with 0.0 would take subnormals for zero where the processor flushes them.
+    # Compare bits: 0.0 equals subnormals on a processor that flushes them.
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
     return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(bits < 0, BINS_PER_SIDE - 1 - size, BINS_PER_SIDE + 1 + size))
 
 
 def _rising(bits: Any) -> Any:
-    """Integers in the order of the floats with these bits; -0.0 comes just below 0.0."""
+    """Return integers in the order of the floats with these bits, with -0.0 just below 0.0."""
     return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & np.iinfo(bits.dtype).max)
 
 
 def _borders(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
-    """The least float of `dtype` at or above each inner edge of the linear bins, as `_rising` integers."""
+    """Return the smallest float of `dtype` at or above each inner edge of the linear bins, as `_rising` integers."""
     inner = linear_edges(low, high)[1:-1]
     with np.errstate(over="ignore"):  # an edge too large for the precision is infinite
         floats = inner.astype(dtype)
@@ -49,18 +49,18 @@ def _borders(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
 
 
 def _is_coarse(low: float, high: float, dtype: Any) -> bool:
-    """Are the linear bins over [low, high] much wider than the rounding errors of `dtype` there?"""
+    """Whether the linear bins over [low, high] are much wider than the rounding errors of `dtype` there."""
     info, step = np.finfo(dtype), (high - low) / (2 * BINS_PER_SIDE)
     return step > 64 * max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny)) and high - low < float(info.max) / 4
 
 
 def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Array, "*n"]:
-    """The bin of each value on the linear scale over [low, high]: 0 <= bin < 65, bin 32 exact zero.
+    """Return the bin of each value on the linear scale over [low, high]: 0 <= bin < 65, bin 32 for exact zero.
 
-    The other bins are the 64 of `linear_edges` in rising order. Values outside the range are counted in the end bins.
+    The other bins are the 64 of `linear_edges` in ascending order. Values outside the range are in the end bins.
     """
     bits = jax.lax.bitcast_convert_type(values, f"int{jnp.finfo(values.dtype).bits}")
-    # Compared as integers, the edges are exact, also for subnormals.
+    # Integer comparisons are exact, also for subnormals.
     borders, keys = _borders(low, high, values.dtype), _rising(bits)
     if _is_coarse(low, high, values.dtype):
         ends = np.concatenate([[np.iinfo(keys.dtype).min], borders, [np.iinfo(keys.dtype).max]])
@@ -68,42 +68,42 @@ def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Ar
         near = jnp.clip(
             (values - np.array(low, values.dtype)) * scale + np.array(0.5, values.dtype), 0, 2 * BINS_PER_SIDE
         ).astype(jnp.int32)
-        # Arithmetic finds the nearest edge, rounding and all; on which side of it a value is, the comparison tells.
-        place = near - (keys < jnp.asarray(ends, keys.dtype).at[near].get(mode="clip"))
+        # `near` is the nearest edge up to rounding; the exact comparison decides the side.
+        index = near - (keys < jnp.asarray(ends, keys.dtype).at[near].get(mode="clip"))
     else:
-        place = jnp.searchsorted(jnp.asarray(borders), keys, side="right", method="scan_unrolled")
-    place = place.astype(jnp.int32)
+        index = jnp.searchsorted(jnp.asarray(borders), keys, side="right", method="scan_unrolled")
+    index = index.astype(jnp.int32)
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
-    return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(place < BINS_PER_SIDE, place, place + 1))
+    return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(index < BINS_PER_SIDE, index, index + 1))
 
 
 def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Array, "65"]:
-    """How many values fall into each bin of `bin_of`, or of `linear_bin_of` over `span`; NaN falls into none."""
-    # As integers: on the way into blocks a processor that flushes subnormals would make them zero.
+    """Return the number of values in each bin of `bin_of`, or of `linear_bin_of` over `span`. NaN is in no bin."""
+    # Pad as integers: padding floats may flush subnormals to zero.
     bits = jax.lax.bitcast_convert_type(values.ravel(), f"int{jnp.finfo(values.dtype).bits}")
     blocks = jnp.pad(bits, (0, -bits.size % BLOCK), constant_values=-1).reshape(-1, BLOCK)  # all ones: a NaN
 
     def add(counted: Int[Array, "66"], block: Int[Array, "n"]) -> tuple[Int[Array, "66"], None]:
         floats = jax.lax.bitcast_convert_type(block, values.dtype)
-        places = bin_of(floats) if span is None else linear_bin_of(floats, *span)
-        bins = jnp.where(jnp.isnan(floats), BINS, places)
+        valid_bins = bin_of(floats) if span is None else linear_bin_of(floats, *span)
+        bins = jnp.where(jnp.isnan(floats), BINS, valid_bins)
         return counted.at[bins].add(1, mode="promise_in_bounds"), None
 
-    # In blocks: over all values at once XLA would fuse the bins with what made the values, in a loop that it cannot vectorise.
+    # In blocks: otherwise XLA fuses the bins with the computation of the values, in a loop that it cannot vectorise.
     counted, _ = jax.lax.scan(add, jnp.zeros(BINS + 1, jnp.int32), blocks)
     return counted[:BINS]
 
 
 def counts(snapshot: Snapshot, linear: bool = True) -> dict[str, Int[Array, "65"]]:
-    """The histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
+    """Return the histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
 
-    Of pre and post over units and the first 2,048 probe examples; of the probe-set loss gradient over the kernel and bias
-    that feed the site. With `linear` the bins of post are linear where the activation is bounded.
+    Pre and post are counted over units and the first 2,048 probe examples. The gradient is that of the probe-set loss, over
+    the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
     """
-    found = {}
+    histograms = {}
     for name, site in snapshot.named().items():
-        found[f"pre:{name}"] = histogram(site.pre[:EXAMPLES])
-        found[f"post:{name}"] = histogram(site.post[:EXAMPLES], bounded(site.activation.values) if linear else None)
+        histograms[f"pre:{name}"] = histogram(site.pre[:EXAMPLES])
+        histograms[f"post:{name}"] = histogram(site.post[:EXAMPLES], bounded(site.activation.values) if linear else None)
         gradients = [site.kernel_grad] if site.bias_grad is None else [site.kernel_grad, site.bias_grad]
-        found[f"gradient:{name}"] = histogram(jnp.concatenate([gradient.ravel() for gradient in gradients]))
-    return found
+        histograms[f"gradient:{name}"] = histogram(jnp.concatenate([gradient.ravel() for gradient in gradients]))
+    return histograms

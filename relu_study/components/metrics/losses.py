@@ -1,4 +1,4 @@
-"""How well the network does, and whether it still says anything at all."""
+"""Losses, and the indicators of constant and collapsed networks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.components.metrics.unit_fractions import dead
 
 
-@metric("train_loss", per="network", unit="loss", low=0, needs=("train_loss",), source="textbook: the mean of the task's loss")
+@metric("train_loss", per="network", unit="loss", low=0, requires=("train_loss",), source="textbook: the mean of the task's loss")
 def train_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the probe set, in evaluation mode."""
     return snapshot.train_loss
 
 
-@metric("val_loss", per="network", unit="loss", low=0, needs=("val_loss",), source="textbook: the mean of the task's loss")
+@metric("val_loss", per="network", unit="loss", low=0, requires=("val_loss",), source="textbook: the mean of the task's loss")
 def val_loss(snapshot: Snapshot) -> Float[Array, ""]:
     """Mean loss over the validation rows, in evaluation mode."""
     return snapshot.val_loss

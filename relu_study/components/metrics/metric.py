@@ -1,15 +1,15 @@
-"""A metric is one decorated function of a snapshot; `measure` takes them all.
+"""Metrics by name: decorated functions of a snapshot, evaluated by `measure`.
 
-    @probe("dead_fraction", per="unit", unit="fraction", low=0, high=1, needs=("slope",), source="...")
+    @metric("dead_fraction", per="unit", unit="fraction", low=0, high=1, requires=("slope",), source="...")
     def dead(site: SiteView) -> Bool[Array, "U"]:
         '''phi'(pre) = 0 on every probe example.'''
         return jnp.all(site.slope == 0, axis=0)
 
-What the function takes and gives follows from `per`:
+`per` fixes the function's argument and result:
 
-- "unit": a site in, True for each unit that is so; None where the question makes no sense. `measure` makes fractions of it.
-- "site": the snapshot in, one number for each site and `all` out.
-- "network": the snapshot in, one number out.
+- "unit": SiteView -> a mask over its units, or None where the metric is undefined. `measure` turns masks into fractions.
+- "site": Snapshot -> one number per site, and one for `all`.
+- "network": Snapshot -> one number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIRECTIONS = ("lower", "higher", "none")
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: what it says, and the function that reads it off a snapshot."""
+    """One registered metric: its function and its declared properties."""
 
     name: str
     unit: str
@@ -39,38 +39,38 @@ class Metric:
     low: float | None  # its range; None: unbounded
     high: float | None
     per: str
-    needs: tuple[str, ...]  # fields of the SiteView (per unit) or Snapshot; where one is None the metric is empty
-    keep: bool  # store which units, not only how many
+    requires: tuple[str, ...]  # fields of the SiteView (per unit) or Snapshot; the metric is empty if one is None
+    store_mask: bool  # store the mask of units, not only the fraction
     text: str
     source: str
     function: Callable[..., Any]
 
     @property
     def sites(self) -> bool:
-        """Has it a number for each site, or for `all` only?"""
+        """Whether the metric has a number per site, or only for `all`."""
         return self.per != "network"
 
     @property
     def units(self) -> str:
-        """What its units are called: dead for dead_fraction."""
+        """The name of its masks: dead for dead_fraction."""
         return self.name.removesuffix("_fraction")
 
     def masks(self, snapshot: Snapshot) -> dict[str, Bool[Array, "U"]]:
-        """The units that are so, for each site where the metric is not empty."""
-        found = {name: self.function(site) for name, site in snapshot.named().items() if self._has_needs(site)}
-        return {name: mask for name, mask in found.items() if mask is not None}
+        """Return the mask of units for each site where the metric is defined."""
+        masks = {name: self.function(site) for name, site in snapshot.named().items() if self._is_defined(site)}
+        return {name: mask for name, mask in masks.items() if mask is not None}
 
     def read(self, snapshot: Snapshot) -> dict[str, Array]:
-        """Its numbers by site, `all` among them; a site that is missing is empty."""
+        """Return the metric's values by site, with `all`. Sites without a value are absent."""
         if self.per == "unit":
             return _fractions(self.masks(snapshot))
-        if not self._has_needs(snapshot):
+        if not self._is_defined(snapshot):
             return {}
         reading = self.function(snapshot)
         return reading if self.per == "site" else {"all": reading}
 
-    def _has_needs(self, holder: SiteView | Snapshot) -> bool:
-        return all(getattr(holder, name) is not None for name in self.needs)
+    def _is_defined(self, view: SiteView | Snapshot) -> bool:
+        return all(getattr(view, name) is not None for name in self.requires)
 
 
 def metric(
@@ -81,20 +81,36 @@ def metric(
     direction: str = "lower",
     low: float | None = None,
     high: float | None = None,
-    needs: tuple[str, ...] = (),
-    keep: bool = False,
+    requires: tuple[str, ...] = (),
+    store_mask: bool = False,
     source: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the metric `name`; the first paragraph of its docstring is the metric's text."""
-    holder = SiteView if per == "unit" else Snapshot
-    words = [(per, PER, "per"), (direction, DIRECTIONS, "direction"), *((need, holder._fields, "need") for need in needs)]
-    for value, known, kind in words:
-        if value not in known:
-            raise nearest(value, known, f"{kind} of metric {name}")
+    """Return a decorator that registers a function as the metric `name`.
+
+    The first paragraph of the function's docstring is the metric's text in manifests and reports.
+
+    Args:
+      per: "unit", "site" or "network".
+      unit: unit of the value, e.g. "fraction".
+      direction: the better direction, "lower", "higher" or "none".
+      low, high: range of the value; None: unbounded.
+      requires: fields of SiteView (per unit) or Snapshot without which the metric is empty.
+      store_mask: store the mask of units too.
+      source: reference of the definition.
+
+    Raises:
+      UserError: for an unknown `per`, direction or required field.
+    """
+    view = SiteView if per == "unit" else Snapshot
+    values: list[tuple[str, tuple[str, ...], str]] = [(per, PER, "per"), (direction, DIRECTIONS, "direction")]
+    values += [(required, view._fields, "required field") for required in requires]
+    for value, valid, kind in values:
+        if value not in valid:
+            raise nearest(value, valid, f"{kind} of metric {name}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         text = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
-        metrics.add(name, Metric(name, unit, direction, low, high, per, needs, keep, text, source, function))
+        metrics.add(name, Metric(name, unit, direction, low, high, per, requires, store_mask, text, source, function))
         return function
 
     return register
@@ -103,9 +119,11 @@ def metric(
 def measure(
     snapshot: Snapshot, only: tuple[str, ...] | None = None
 ) -> tuple[dict[str, Float[Array, ""]], dict[str, Bool[Array, "U"]]]:
-    """Every metric of one run, or `only` those named, as "metric/site", and the units behind those kept as "dead:site_1".
+    """Evaluate every metric, or `only` those named, on a snapshot of one run.
 
-    Metrics in name order, each for `all`, site_1, site_2, ...; NaN where empty. Masks are absent where empty.
+    Returns:
+      Values by "metric/site": metrics in name order, each for `all`, site_1, site_2, ...; NaN where undefined.
+      Masks by "dead:site_1" of the metrics with `store_mask`; absent where undefined.
     """
     values: dict[str, Array] = {}
     masks: dict[str, Array] = {}
@@ -115,13 +133,13 @@ def measure(
         reading = metric.read(snapshot)
         for site in ("all", *(snapshot.named() if metric.sites else ())):
             values[f"{name}/{site}"] = jnp.asarray(reading.get(site, jnp.nan), dtype)
-        if metric.keep:
+        if metric.store_mask:
             masks |= {f"{metric.units}:{site}": mask for site, mask in metric.masks(snapshot).items()}
     return values, masks
 
 
 def declared() -> dict[str, dict[str, Any]]:
-    """Every metric as plain data for the manifest, in name order."""
+    """Return every metric as plain data for the manifest, in name order."""
     fields = ("unit", "direction", "low", "high", "sites", "text", "source")
     return {name: {field: getattr(metrics[name], field) for field in fields} for name in metrics}
 

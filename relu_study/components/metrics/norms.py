@@ -1,4 +1,4 @@
-"""Sizes of parameters, of their gradients and of what an epoch did to them."""
+"""L2 norms of parameters, gradients and the updates of an epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from relu_study.components.metrics.snapshot import Snapshot
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """L2 norm of all leaves together: sqrt(sum x^2), computed as m sqrt(sum (x / m)^2) with m = max abs x, leaf by leaf.
+    """Return the global L2 norm of a pytree, sqrt(sum x^2), computed leaf by leaf as m sqrt(sum (x / m)^2), m = max abs x.
 
-    So gradients of 1e-30, which vanishing gradients do reach, are not squared into zero. Source: the scaling of BLAS nrm2,
-    Lawson, Hanson, Kincaid & Krogh 1979, ACM TOMS 5(3).
+    The scaling keeps vanishing gradients, for example of 1e-30, from being squared to zero.
+
+    Source: the scaling of BLAS nrm2, Lawson, Hanson, Kincaid & Krogh 1979, ACM TOMS 5(3).
     """
     leaves = [_norm(leaf) for leaf in jax.tree.leaves(tree) if leaf.size]
     return _norm(jnp.stack(leaves)) if leaves else jnp.zeros(())
@@ -29,7 +30,7 @@ def _norm(x: Array) -> Array:
 
 
 @metric(
-    "grad_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("grads",), source="textbook; scaled as in `norm`"
+    "grad_norm", per="site", unit="L2 norm", direction="none", low=0, requires=("grads",), source="textbook; scaled as in `norm`"
 )
 def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the probe-set loss gradient of the kernel and bias that feed the site; `all`: of every parameter."""
@@ -38,7 +39,13 @@ def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
 
 
 @metric(
-    "weight_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("params",), source="textbook; scaled as in `norm`"
+    "weight_norm",
+    per="site",
+    unit="L2 norm",
+    direction="none",
+    low=0,
+    requires=("params",),
+    source="textbook; scaled as in `norm`",
 )
 def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the kernel and bias that feed the site; `all`: of every parameter."""
@@ -46,7 +53,13 @@ def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
 
 
 @metric(
-    "update_norm", per="site", unit="L2 norm", direction="none", low=0, needs=("steps",), source="textbook; scaled as in `norm`"
+    "update_norm",
+    per="site",
+    unit="L2 norm",
+    direction="none",
+    low=0,
+    requires=("steps",),
+    source="textbook; scaled as in `norm`",
 )
 def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of theta_e - theta_(e-1), what the epoch did to the kernel and bias that feed the site; empty before training."""

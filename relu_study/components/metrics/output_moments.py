@@ -1,4 +1,4 @@
-"""Mean and spread of what each site puts out."""
+"""Mean and standard deviation of each site's post."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ from relu_study.components.metrics.snapshot import Snapshot
 
 
 def moments(values: Float[Array, "..."], axis: int | None = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Mean and variance (divided by n) along an axis, or of all values.
+    """Return the mean and the variance (divided by n) along an axis, or of all values.
 
-    mean' = mean + mean(x - mean), variance = mean((x - mean)^2) - mean(x - mean)^2. The second pass takes away
-    the rounding of the first, which for posts far from 0 would swamp a small variance.
+    mean' = mean + mean(x - mean), variance = mean((x - mean)^2) - mean(x - mean)^2. The second pass removes the rounding
+    error of the first, which exceeds a small variance if the values are far from 0.
 
     Source: Chan, Golub & LeVeque 1983, The American Statistician 37(3), the corrected two-pass algorithm (1.7).
     """
     first = jnp.mean(values, axis, keepdims=True)
-    rest = values - first
-    slip = jnp.mean(rest, axis)
-    variance = jnp.mean(jnp.square(rest), axis) - jnp.square(slip)
-    return jnp.squeeze(first, axis) + slip, jnp.maximum(variance, 0)
+    deviations = values - first
+    correction = jnp.mean(deviations, axis)
+    variance = jnp.mean(jnp.square(deviations), axis) - jnp.square(correction)
+    return jnp.squeeze(first, axis) + correction, jnp.maximum(variance, 0)
 
 
 def pooled(snapshot: Snapshot) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean and variance of post at each site, and of all sites' posts together."""
-    found = {name: moments(site.post) for name, site in snapshot.named().items()}
-    if not found:
+    """Return the mean and variance of post per site, and for `all` sites pooled."""
+    sites = {name: moments(site.post) for name, site in snapshot.named().items()}
+    if not sites:
         return {}
     counts = jnp.array([site.post.size for site in snapshot.sites], jnp.result_type(float))
     share = counts / counts.sum()
-    means, variances = (jnp.stack(column) for column in zip(*found.values(), strict=True))
+    means, variances = (jnp.stack(column) for column in zip(*sites.values(), strict=True))
     mean = jnp.sum(share * means)
-    return {"all": (mean, jnp.sum(share * (variances + jnp.square(means - mean)))), **found}
+    return {"all": (mean, jnp.sum(share * (variances + jnp.square(means - mean)))), **sites}
 
 
 @metric(
-    "post_mean", per="site", unit="post", direction="none", needs=("sites",), source="Chan, Golub & LeVeque 1983, algorithm (1.7)"
+    "post_mean",
+    per="site",
+    unit="post",
+    direction="none",
+    requires=("sites",),
+    source="Chan, Golub & LeVeque 1983, algorithm (1.7)",
 )
 def post_mean(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Mean of post over units and probe examples."""
@@ -50,7 +55,7 @@ def post_mean(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     unit="post",
     direction="none",
     low=0,
-    needs=("sites",),
+    requires=("sites",),
     source="Chan, Golub & LeVeque 1983, algorithm (1.7)",
 )
 def post_std(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:

@@ -1,4 +1,4 @@
-"""What the probes see of one run: plain arrays over the probe set, in evaluation mode."""
+"""Snapshots of a network: the arrays that metrics read, over the probe set in evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from relu_study.components.interval_bounds import Interval
 
 
 class SiteView(NamedTuple):
-    """One site: its input and output on N probe examples, and the layer that feeds its U units.
+    """One site: its pre and post on N probe examples, and the dense layer of its U units.
 
-    Kernels may have more leading axes than one; the last is always U. None says that there is no such thing.
+    A kernel may have several leading axes; its last axis is U. None means that the network has no such array.
     """
 
     activation: Activation
@@ -27,13 +27,13 @@ class SiteView(NamedTuple):
     bias_grad: Float[Array, "U"] | None
     kernel_step: Float[Array, "*D U"] | None  # theta_e - theta_(e-1); NaN or None before training
     bias_step: Float[Array, "U"] | None
-    bound: Interval | None  # of pre over the task's box
+    bound: Interval | None  # bounds of pre over the task's box
     max_slope: Float[Array, ""]
-    end_slopes: Mapping[float, Float[Array, ""]] | None = None  # abs(phi') at finite ends of flat pieces; None: known to be 0
+    end_slopes: Mapping[float, Float[Array, ""]] | None = None  # abs(phi') at finite ends of flat pieces; None: 0
 
 
 class Snapshot(NamedTuple):
-    """One network at one measurement. Built inside the traced measuring function, never passed across jit."""
+    """One network at one measurement. It exists only inside the traced measuring function."""
 
     sites: tuple[SiteView, ...]  # nearest the input first
     prediction: Float[Array, "N O"]
@@ -45,5 +45,5 @@ class Snapshot(NamedTuple):
     steps: Any  # NaN or None before training
 
     def named(self) -> dict[str, SiteView]:
-        """The sites as site_1, site_2, ... in order."""
+        """Return the sites in order, as site_1, site_2, ..."""
         return {f"site_{index}": site for index, site in enumerate(self.sites, 1)}

@@ -1,4 +1,7 @@
-"""What each unit does on the probe set. Counting zero entries is not counting dead units: these count units."""
+"""Fractions of dead, nearly dead, always on, saturated, dormant and zero-gradient units on the probe set.
+
+These metrics count units, not zero entries of activations.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,38 @@ from jaxtyping import Array, Bool, Int
 from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView
 
-NEARLY = 100  # nearly dead: open on fewer than one in so many examples
-SATURATED = 0.01  # of the largest slope
+NEARLY = 100  # nearly dead: active on fewer than 1 in 100 examples
+SATURATED = 0.01  # of the maximal slope
 TAU = 0.025  # dormant: share of the layer's average
 
 fraction = functools.partial(metric, per="unit", unit="fraction", low=0, high=1)
 
 
-@fraction("dead_fraction", needs=("slope",), keep=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")
+@fraction("dead_fraction", requires=("slope",), store_mask=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")
 def dead(site: SiteView) -> Bool[Array, "U"]:
     """phi'(pre) = 0 on every probe example; an upper bound on true death."""
-    return _open_on(site) == 0
+    return _active_examples(site) == 0
 
 
-@fraction("nearly_dead_fraction", needs=("slope",), source="ours; dead with a tolerance of 1 % of the examples")
+@fraction("nearly_dead_fraction", requires=("slope",), source="ours; dead with a tolerance of 1 % of the examples")
 def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
     """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
-    return (_open_on(site) > 0) & (NEARLY * _open_on(site) < site.slope.shape[0])
+    return (_active_examples(site) > 0) & (NEARLY * _active_examples(site) < site.slope.shape[0])
 
 
-@fraction("always_on_fraction", direction="none", needs=("pre",), source="ours; the counterpart of dead on the linear side")
+@fraction("always_on_fraction", direction="none", requires=("pre",), source="ours; the counterpart of dead on the linear side")
 def always_on(site: SiteView) -> Bool[Array, "U"] | None:
     """pre in the identity piece on every probe example, so that the unit is linear; piecewise linear phi only."""
     if site.activation.smooth or site.activation.identity is None:
         return None
     lo, hi = site.activation.identity
-    # XLA on a CPU reduces with min and max several times faster than with a comparison inside.
+    # On a CPU, XLA computes min and max several times faster than a reduction over comparisons.
     return (jnp.min(site.pre, axis=0) >= lo) & (jnp.max(site.pre, axis=0) <= hi)
 
 
 @fraction(
     "saturated_fraction",
-    needs=("slope", "max_slope"),
+    requires=("slope", "max_slope"),
     source="after Glorot & Bengio 2010, AISTATS, section 3; the threshold is ours",
 )
 def saturated(site: SiteView) -> Bool[Array, "U"] | None:
@@ -51,20 +54,20 @@ def saturated(site: SiteView) -> Bool[Array, "U"] | None:
     return jnp.max(site.slope, axis=0) < SATURATED * site.max_slope
 
 
-@fraction("dormant_fraction", needs=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
+@fraction("dormant_fraction", requires=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
 def dormant(site: SiteView) -> Bool[Array, "U"]:
     """Mean abs(post) at most tau = 0.025 of its layer's average; every unit where the layer is all zero."""
     score = jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1).mean(axis=0)
     return score <= TAU * jnp.mean(score)
 
 
-@fraction("zero_gradient_fraction", needs=("kernel_grad",), source="ours; Is ReLU Dead? (2019) watches the same gradients")
+@fraction("zero_gradient_fraction", requires=("kernel_grad",), source="ours; Is ReLU Dead? (2019) watches the same gradients")
 def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
     """The probe-set loss gradient of all incoming weights and the bias is exactly 0; the unit may be dead downstream instead."""
-    still = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
-    return still if site.bias_grad is None else still & (site.bias_grad == 0)
+    zero_kernel = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
+    return zero_kernel if site.bias_grad is None else zero_kernel & (site.bias_grad == 0)
 
 
-def _open_on(site: SiteView) -> Int[Array, "U"]:
-    """On how many examples the slope is not 0: one pass over the probe set for dead and nearly dead both."""
+def _active_examples(site: SiteView) -> Int[Array, "U"]:
+    """Return the number of examples with a nonzero slope, shared by dead and nearly dead."""
     return jnp.sum(site.slope != 0, axis=0)

@@ -629,13 +629,13 @@ def test_a_new_probe_is_one_function_and_a_misspelt_word_is_refused():
     for words, message in (
         (dict(per="layer", unit="1"), "per of metric _new 'layer'"),
         (dict(per="unit", unit="1", direction="up"), "direction of metric _new 'up'"),
-        (dict(per="unit", unit="1", needs=("slop",)), "need of metric _new 'slop'; did you mean slope"),
+        (dict(per="unit", unit="1", requires=("slop",)), "required field of metric _new 'slop'; did you mean slope"),
     ):
         with pytest.raises(UserError, match=message):
             new_metric("_new", **words)
     try:
 
-        @new_metric("_new_fraction", per="unit", unit="fraction", needs=("bias_step",), keep=True)
+        @new_metric("_new_fraction", per="unit", unit="fraction", requires=("bias_step",), store_mask=True)
         def still(site):
             """Units whose bias did not move."""
             return site.bias_step == 0
