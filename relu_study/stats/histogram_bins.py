@@ -1,7 +1,7 @@
-"""The two scales of histograms, each with 64 bins and one more for exact zero.
+"""The two scales of histograms, each with 64 bins and one bin for exact zero.
 
-Powers of two on either side of zero are the rule. The outputs of a bounded activation have equal bins over its range.
-Count 32 of the 65 is that of exact zero on both scales.
+The default scale has bins at powers of two on either side of zero. The post of a bounded activation has equal bins over its
+range. On both scales, bin 32 of the 65 counts exact zeros.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Range = tuple[float, float]
 
 
 def edges() -> Float[np.ndarray, "66"]:
-    """The borders of the 65 bins in rising order: -2^8 .. -2^-24, 2^-24 .. 2^8; between the two in the middle lies exact zero.
+    """Return the ascending edges of the 65 bins: -2^8 .. -2^-24, 2^-24 .. 2^8. The middle bin holds exact zero.
 
-    What is smaller than 2^-24 or not smaller than 2^8 in size is counted in the innermost or outermost bin of its sign.
+    Magnitudes below 2^-24 are in the innermost bin of their sign, magnitudes from 2^8 on in the outermost.
     """
     above = 2.0 ** np.arange(MIN_EXPONENT, MAX_EXPONENT + 2)
     return np.concatenate([-above[::-1], above])
 
 
 def bounded(values: Range) -> Range | None:
-    """The range of an activation with these `values` where it is finite on both sides and not a single point, else None."""
+    """Return the range `values` of an activation if it is finite and has a positive length, else None."""
     low, high = map(float, values)
     return (low, high) if low < high and math.isfinite(high - low) else None
 
 
 def linear_edges(low: float, high: float) -> Float[np.ndarray, "65"]:
-    """The borders of the 64 equal bins over [low, high]. Bin i holds [edge i, edge i + 1); the last also holds `high`.
+    """Return the edges of the 64 equal bins over [low, high]. Bin i is [edge i, edge i + 1); the last one includes `high`.
 
-    Counts 0..31 and 33..64 of a histogram are those of the 64 bins. Zeros are counted apart from the bin around them.
+    Counts 0..31 and 33..64 of a histogram belong to the 64 bins. Exact zeros are counted separately.
     """
     return np.linspace(low, high, 2 * BINS_PER_SIDE + 1)

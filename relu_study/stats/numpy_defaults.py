@@ -1,4 +1,4 @@
-"""NumPy's own settings, so that a user's error states and print options change no output."""
+"""NumPy's default error states and print options, independent of the user's settings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ PRINTED: Any = {
 
 @contextlib.contextmanager
 def numpy_defaults() -> Iterator[None]:
-    """NumPy's settings as they first are, as a context or a decorator: a user's own stop no function of ours."""
+    """Apply NumPy's default error states and print options, as a context manager or a decorator."""
     with np.errstate(divide="warn", over="warn", invalid="warn", under="ignore"), np.printoptions(**PRINTED):
         yield

@@ -1,4 +1,4 @@
-"""The life of every unit: born dead, died, revived, and how long those alive at the start survive."""
+"""Unit histories (born dead, died, revived) and Kaplan-Meier survival of the units born alive."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from relu_study.stats.intervals import interval_over_runs
 
 @dataclass(frozen=True)
 class UnitHistories:
-    """What became of the U units of each of R runs at one site.
+    """The histories of the U units of one site in each of R runs.
 
-    Counts: `born_dead`; `died` (born alive, later dead); `revived` (was dead, later alive; each unit once); `dead_at_end`, at the
-    last epoch at which the run was finite. `first_death`: the index of the epoch at which a unit died, -1 where it did not.
-    `censored`: the run went nonfinite.
+    Numbers of units per run:
+
+    - `born_dead`: dead before training;
+    - `died`: born alive, dead later;
+    - `revived`: dead at some time, alive later; each unit once;
+    - `dead_at_end`: dead at the run's last finite epoch.
+
+    `first_death` is the index of the epoch at which a unit died, or -1. `censored`: the run went nonfinite.
     """
 
     born_dead: Int[np.ndarray, " R"]
@@ -30,16 +35,16 @@ class UnitHistories:
 def unit_histories(
     dead: Bool[np.ndarray, "R E U"], epochs: Real[np.ndarray, " E"], first_bad_epoch: Float[np.ndarray, " R"]
 ) -> UnitHistories:
-    """The life of every unit, from its dead (or certified dead) flags over the epochs.
+    """Return unit histories from the dead (or certified dead) flags of all epochs.
 
-    Born dead and died are disjoint: a unit that is born dead, revives and dies again was never at risk and counts as
-    born dead and revived. From `first_bad_epoch` on (NaN: never) the flags of a run mean nothing and are not read.
+    Born dead and died are disjoint: a unit that is born dead, revives and dies again counts as born dead and revived.
+    Flags from `first_bad_epoch` on (NaN: never) are ignored.
     """
     seen = _seen(epochs, first_bad_epoch)
     dead, alive = dead & seen[:, :, None], ~dead & seen[:, :, None]
     falls = dead & alive[:, :1]
     was_dead = np.logical_or.accumulate(dead, axis=1)
-    end = np.maximum(seen.sum(axis=1) - 1, 0)  # a run that was never finite has no flags left to count there
+    end = np.maximum(seen.sum(axis=1) - 1, 0)  # a run that was never finite has no valid flags
     return UnitHistories(
         born_dead=dead[:, 0].sum(axis=1),
         died=falls.any(axis=1).sum(axis=1),
@@ -60,15 +65,18 @@ def survival(
     first_bad_epoch: Float[np.ndarray, " R"],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Share of the units born alive that have not died yet, epoch by epoch: S_e = prod over j <= e of (1 - died_j / at_risk_j).
+    """Return the Kaplan-Meier survival of the units born alive, S_e = prod over j <= e of (1 - died_j / at_risk_j).
 
-    Returns, each (E,): `runs` that are still finite; `at_risk`, their units born alive and not dead before this epoch; those
-    that `died` at it; `censored`, units at risk whose run went nonfinite at it, so that at_risk - died - the next censored is
-    the next at_risk; `survival` in [0, 1] with `lo` and `hi`, its 95 % interval over runs (`over_runs`).
-    Survival is NaN where no run is finite any more, and everywhere if no unit is born alive.
+    Returns arrays (E,):
+      runs: number of finite runs.
+      at_risk: their units born alive and not dead before this epoch.
+      died: units at risk that die at this epoch.
+      censored: units at risk whose run goes nonfinite at this epoch; at_risk - died - the next censored = the next at_risk.
+      survival: in [0, 1]; NaN if no run is finite, and everywhere if no unit is born alive.
+      lo, hi: its 95 % interval over runs (`interval_over_runs`).
 
-    Source: Kaplan & Meier 1958, Journal of the American Statistical Association 53, 457-481; interval by resampling whole runs,
-    as the units of one run share their fate.
+    Source: Kaplan & Meier 1958, Journal of the American Statistical Association 53, 457-481. The interval resamples whole
+    runs: the units of one run are dependent.
     """
     seen = _seen(epochs, first_bad_epoch)
     born_alive = ~dead[:, 0] & seen[:, :1]
@@ -87,5 +95,5 @@ def survival(
 
 
 def _kaplan_meier(at_risk: Real[np.ndarray, "... E"], died: Real[np.ndarray, "... E"]) -> Float[np.ndarray, "... E"]:
-    left = 1 - died / np.where(at_risk > 0, at_risk, 1)
-    return np.where(at_risk[..., :1] > 0, np.cumprod(left, axis=-1), np.nan)
+    surviving = 1 - died / np.where(at_risk > 0, at_risk, 1)
+    return np.where(at_risk[..., :1] > 0, np.cumprod(surviving, axis=-1), np.nan)

@@ -39,7 +39,7 @@ def certified_always_on(site: SiteView) -> Bool[Array, "U"] | None:
 
 
 def unsound(snapshot: Snapshot) -> dict[str, Int[Array, ""]]:
-    """Return the number of units per site that are certified, but not measured, always on. It is 0 for a correct box and pieces."""
+    """Return the number of units per site that are certified, but not measured, always on. Correct declarations give 0."""
     pairs = {name: (certified_always_on(site), always_on(site)) for name, site in snapshot.named().items()}
     return {name: jnp.sum(proved & ~on) for name, (proved, on) in pairs.items() if proved is not None and on is not None}
 

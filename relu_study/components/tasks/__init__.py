@@ -1,1 +1,1 @@
-"""Tasks: one registered function each."""
+"""Tasks: data sets and their losses, one registered function each."""

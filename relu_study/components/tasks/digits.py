@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 images of 8 x 8 pixels in ten classes, real data that fit in a second.
+"""Handwritten digits: 1,797 images of 8 x 8 pixels in ten classes.
 
 Source: Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI repository, its test set, as in scikit-learn.
 """
@@ -22,8 +22,8 @@ TARGETS = ("default", "digit")
 
 @functools.cache
 def images() -> tuple[Float[np.ndarray, "1797 64"], Float[np.ndarray, "1797 10"]]:
-    """Every image, pixels in [0, 1], and its class, one-hot."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it takes longer than all the rest to import
+    """Return every image, pixels in [0, 1], and its one-hot class."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # slow to import
 
     x, label = load_digits(return_X_y=True)
     return x / 16, np.eye(CLASSES)[label]
@@ -31,14 +31,17 @@ def images() -> tuple[Float[np.ndarray, "1797 64"], Float[np.ndarray, "1797 10"]
 
 @task("digits")
 def digits(spec: RunSpec) -> Task:
-    """Which digit an image shows; the seed draws the split, 80 % for training. Centred inputs take off 1/2.
+    """Classification of digits; the seed draws the split, 80 % for training. Centred inputs subtract 1/2.
 
-    `rows` is 1797, or less: then the seed draws which images there are, too.
+    `rows` is at most 1797. With fewer rows, the seed also draws the images.
+
+    Raises:
+      UserError: for an unknown target or too many rows.
     """
     if spec.target not in TARGETS:
         raise nearest(spec.target, TARGETS, f"target of task {spec.task}")
     if spec.rows > IMAGES:
-        raise UserError(f"task digits has {IMAGES} images, not rows={spec.rows}; set rows={IMAGES}, or fewer")
+        raise UserError(f"task digits has {IMAGES} images, not rows={spec.rows}. Set rows={IMAGES}, or fewer")
     train, shift = spec.rows * 4 // 5, 0.5 if spec.inputs == "centred" else 0.0
 
     def sample(key: Key[Array, ""], phase: Int[Array, ""] | int) -> tuple[Float[Array, "n 64"], Float[Array, "n 10"]]:

@@ -1,6 +1,6 @@
-"""Targets on which deep and narrow ReLU nets collapse: inputs uniform on [-sqrt 3, sqrt 3]^d, of variance 1.
+"""Regression targets on which deep and narrow ReLU nets collapse: inputs uniform on [-sqrt 3, sqrt 3]^d, of variance 1.
 
-Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 5; 3,000 training points are rows=4000.
+Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 5; its 3,000 training points correspond to rows=4000.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ END = 3**0.5
 
 
 def absolute(x: Float[Array, "n 1"]) -> Float[Array, "n 1"]:
-    """|x|: two linear pieces, which a hidden layer of two units can be."""
+    """|x|: two linear pieces, exactly representable by a hidden layer of two units."""
     return jnp.abs(x)
 
 
 def x_sin_5x(x: Float[Array, "n 1"]) -> Float[Array, "n 1"]:
-    """x sin 5x: smooth, even, turning often."""
+    """x sin 5x: smooth, even, with many extrema."""
     return x * jnp.sin(5 * x)
 
 
 def step_sine(x: Float[Array, "n 1"]) -> Float[Array, "n 1"]:
-    """1_{x > 0} + 0.2 sin 5x: a jump that no network can be."""
+    """1_{x > 0} + 0.2 sin 5x: discontinuous, so no network represents it."""
     return (x > 0) + 0.2 * jnp.sin(5 * x)
 
 
@@ -40,7 +40,7 @@ def two_dim(x: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
 
 
 class Target(NamedTuple):
-    """A function of d inputs with as many outputs."""
+    """A function of d inputs with d outputs."""
 
     function: Callable[[Array], Array]
     d: int
@@ -57,11 +57,15 @@ TARGETS = {
 
 @task("lu_targets")
 def lu_targets(spec: RunSpec) -> Task:
-    """Inputs uniform on [-sqrt 3, sqrt 3]^d, drawn anew for each seed, 75 % for training."""
+    """Regression on inputs uniform on [-sqrt 3, sqrt 3]^d, drawn separately per seed, 75 % for training.
+
+    Raises:
+      UserError: for an unknown target, or centred inputs.
+    """
     if spec.target not in TARGETS:
         raise nearest(spec.target, TARGETS, f"target of task {spec.task}")
     if spec.inputs == "centred":
-        raise UserError("the inputs of task lu_targets have mean 0 as they are; leave inputs='raw'")
+        raise UserError("the inputs of task lu_targets already have mean 0. Leave inputs='raw'")
     target, train = TARGETS[spec.target], spec.rows * 3 // 4
 
     def sample(key: Key[Array, ""], phase: Int[Array, ""] | int) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:

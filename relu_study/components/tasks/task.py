@@ -1,4 +1,4 @@
-"""Tasks by name: `task(spec) -> Task`, what a run is fed. Training programs see only its Signature."""
+"""Tasks by name: `task(spec) -> Task`, a data source with its Signature. Training programs depend only on the Signature."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Sample = Callable[[Key[Array, ""], Int[Array, ""] | int], tuple[Float[Array, "n 
 
 
 class Signature(NamedTuple):
-    """The shape of a task: all that a training program knows of it.
+    """The sizes, the loss and the metrics of a task: everything a training program depends on.
 
     `loss` is a name of `LOSSES`: `squared_error` (`mse`), `cross_entropy` (`ce`), or `bce` for one logit, d_out = 1.
+    `metrics` are names of `METRICS`.
     """
 
     train_rows: int
@@ -33,13 +34,15 @@ class Signature(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A data source. `sample(key, phase)` draws all rows, the training rows first.
+    """A data source.
 
-    The next `val_rows` rows validate, and further rows are not read. Equal keys give equal rows. Targets of
-    `cross_entropy` are one-hot rows or integer labels from 0, as a vector or a column.
-    `box` is the (low, high) that every input coordinate keeps to, or None; with `phases` > 1 the
-    data change over time and a run's epochs are shared out evenly among the phases. `fixed` says that
-    all seeds read the same rows, as those of a table; no note reports it then.
+    Args:
+      sample: `sample(key, phase)` returns all rows (x, y): the training rows, then the validation rows. Further rows are
+        ignored. Equal keys give equal rows. Targets of `cross_entropy` are one-hot rows, or integer labels from 0 as a
+        vector or a column.
+      box: bounds (low, high) on every input coordinate, or None.
+      phases: number of phases of data that change over time. A run's epochs are divided evenly among them.
+      fixed: all seeds intentionally share the same rows, for example those of a table. No note reports it then.
     """
 
     signature: Signature
@@ -50,26 +53,26 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.box is not None:
-            with contextlib.suppress(TypeError, ValueError):  # no two numbers: `entries.check_task` refuses it by name
+            with contextlib.suppress(TypeError, ValueError):  # not two numbers: the check of the task reports it with its name
                 object.__setattr__(self, "box", tuple(float(end) for end in self.box))
 
 
 def squared_error(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
-    """Mean over examples and outputs of (prediction - y)^2."""
+    """Return the mean over examples and outputs of (prediction - y)^2."""
     return jnp.mean((prediction - y) ** 2)
 
 
 def cross_entropy(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
-    """Mean over examples of -sum_o y_o log softmax(prediction)_o, in nats: predictions are log odds, y rows are one-hot.
+    """Return the mean over examples of -sum_o y_o log softmax(prediction)_o, in nats. Predictions are logits, y is one-hot.
 
-    The best constant's loss is the entropy of the classes, log O where they are equally many. `constant` compares the log
-    odds' variance with that of y, which is below 1: odds that move by less than about a hundredth say nothing.
+    The best constant's loss is the entropy of the classes, log O for balanced ones. The metric `constant` compares the
+    variance of the logits with that of y, which is below 1. Logits that vary by less than about 0.01 count as constant.
     """
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(prediction), axis=-1))
 
 
 def binary_cross_entropy(prediction: Float[Array, "B 1"], y: Float[Array, "B 1"]) -> Float[Array, ""]:
-    """Mean over examples of log(1 + exp(z)) - y z, in nats: the prediction z is one log odds, y is 0 or 1."""
+    """Return the mean over examples of log(1 + exp(z)) - y z, in nats. The prediction z is one logit, y is 0 or 1."""
     return jnp.mean(jax.nn.softplus(prediction) - y * prediction)
 
 
@@ -80,18 +83,18 @@ LOSSES = {
     "ce": cross_entropy,
     "bce": binary_cross_entropy,
 }
-LABELLED = ("cross_entropy", "ce", "bce")  # losses of classes
+LABELLED = ("cross_entropy", "ce", "bce")  # losses of classifiers
 
 
 def is_labels(signature: Signature, shape: tuple[int, ...]) -> bool:
-    """Are targets of this shape one label an example, and not a row of d_out numbers?"""
+    """Whether targets of this shape are labels, one per example, instead of rows of d_out numbers."""
     return signature.loss in LABELLED and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1))
 
 
 def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n O"]:
-    """Targets as floats, a row an example: integer labels of several classes become one-hot.
+    """Return targets as floats, one row per example. Integer labels of several classes become one-hot.
 
-    A label that is no whole number from 0 to d_out - 1 becomes a row of NaN, so that its run is reported as nonfinite.
+    A label that is no integer from 0 to d_out - 1 becomes a row of NaN: its run is then nonfinite.
     """
     y = jnp.asarray(y, jnp.result_type(float))
     if not is_labels(signature, y.shape):
@@ -100,13 +103,13 @@ def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Flo
     if signature.d_out == 1:
         return label
     classes = jnp.arange(signature.d_out, dtype=label.dtype)
-    known = (label >= 0) & (label < signature.d_out) & (label == jnp.round(label))
-    return jnp.where(known, (label == classes).astype(label.dtype), jnp.nan)
+    valid = (label >= 0) & (label < signature.d_out) & (label == jnp.round(label))
+    return jnp.where(valid, (label == classes).astype(label.dtype), jnp.nan)
 
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of a task's own: a number of the whole network from predictions and targets on the probe set."""
+    """A metric of one task: a number of the network from its predictions and the targets on the probe set."""
 
     function: Callable[[Float[Array, "N O"], Float[Array, "N O"]], Float[Array, ""]]
     unit: str
@@ -117,15 +120,15 @@ class TaskMetric:
     high: float | None = None
 
     def declared(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        said = {name: getattr(self, name) for name in ("unit", "direction", "low", "high")}
-        return {**said, "sites": False, "text": self.text, "source": self.source}
+        """Return the metric as plain data for the manifest."""
+        properties = {name: getattr(self, name) for name in ("unit", "direction", "low", "high")}
+        return {**properties, "sites": False, "text": self.text, "source": self.source}
 
 
 def accuracy(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
-    """Share of examples whose class has the largest log odds; of equal ones the first counts.
+    """Return the share of examples whose class has the largest logit. Among equal logits the first counts.
 
-    One column is the log odds of class 1 against class 0.
+    A single column is the logit of class 1 against class 0.
     """
     if prediction.shape[-1] == 1:
         return jnp.mean((prediction > 0) == (y > 0.5))
@@ -133,7 +136,7 @@ def accuracy(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[A
 
 
 def trained(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
-    """1 where the accuracy is above a half."""
+    """Return 1 if the accuracy is above 0.5, else 0."""
     return (accuracy(prediction, y) > 0.5).astype(prediction.dtype)
 
 

@@ -66,7 +66,7 @@ def test_centred_inputs_and_fewer_rows() -> None:
 
 
 def test_what_it_has_not_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"1797 images, not rows=200000; set rows=1797"):
+    with pytest.raises(UserError, match=r"1797 images, not rows=200000. Set rows=1797"):
         tasks["digits"](RunSpec(task="digits"))
     with pytest.raises(UserError, match=r"unknown target of task digits 'parity'; known: default, digit"):
         tasks["digits"](DIGITS.replace(target="parity"))

@@ -87,5 +87,5 @@ def x_of(seed: int) -> np.ndarray:
 def test_what_it_has_not_is_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match=r"unknown target of task lu_targets 'two_dims'; did you mean two_dim"):
         tasks["lu_targets"](lu("two_dims"))
-    with pytest.raises(UserError, match=r"mean 0 as they are; leave inputs='raw'"):
+    with pytest.raises(UserError, match=r"already have mean 0. Leave inputs='raw'"):
         tasks["lu_targets"](lu("abs", inputs="centred"))
