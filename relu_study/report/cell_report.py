@@ -87,9 +87,9 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """cells.csv, refused where it lacks a column or is cut off."""
     words = {name: "str" for name in (*OF_CELLS[:4], "number")}
     words |= {f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])}
-    way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
+    hint = f"restore it, or make it with 'relu-study report {path.parent}'"
     if not path.is_file():
-        raise UserError(f"{path} is missing; {way_out}, which needs {path.parent / 'raw'}")
+        raise UserError(f"{path} is missing; {hint}, which needs {path.parent / 'raw'}")
     try:
         read = path.read_bytes()
         if not read.endswith(b"\n"):
@@ -103,7 +103,7 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
         frame = frame.assign(**{name: frame[name].fillna("") for name in OF_CELLS[:4]})
         _check_rows(frame, declaration)
     except UNREADABLE as error:
-        raise CorruptFileError(path, "is garbled", error, way_out) from None
+        raise CorruptFileError(path, "is garbled", error, hint) from None
     check_sum(path, read)
     return frame
 

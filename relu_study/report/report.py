@@ -61,7 +61,7 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False)
     """Derive every file of a results folder as `derive` does; one that another process is writing is refused (UserError)."""
     folder = Path(folder).expanduser()
     read_manifest(folder)  # what is no results folder is left alone
-    with locks.writer_lock(folder, way_out="wait for it"):
+    with locks.writer_lock(folder, hint="wait for it"):
         locks.remove_stale_temporaries(folder, None)
         return derive(folder, all_epochs, per_seed)
 

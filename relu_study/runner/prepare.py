@@ -59,12 +59,12 @@ def prepare(
     study: Study,
     folder: Path | None,
     probing: MeasureConfig,
-    way_out: str = "name another folder with --out",
+    hint: str = "name another folder with --out",
     shard: Shard | None = None,
 ) -> Job:
     """Check every run of a study and cut what is not yet stored in `folder` into tiles. Nothing compiles, nothing is written.
 
-    A folder that cannot be continued is refused, with `way_out`. Of a `shard` only its own part counts, stored or not.
+    A folder that cannot be continued is refused, with `hint`. Of a `shard` only its own part counts, stored or not.
     """
     runs, probing = study.runs(), _measure_config(study, probing)
     seen: dict[Any, Any] = {}
@@ -79,7 +79,7 @@ def prepare(
     made = provenance(probing, runs)
     made = with_digest(made) if store_begun(folder) else made
     derived = {*METRICS, *revivals.declared()}
-    before = read_folder_state(study.name, folder, made, _stored, {run.run_id for run in runs}, way_out, derived)
+    before = read_folder_state(study.name, folder, made, _stored, {run.run_id for run in runs}, hint, derived)
     widths = dict(before.widths)
     work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
     mine = {run.run_id for run in runs}

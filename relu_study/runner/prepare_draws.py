@@ -48,7 +48,7 @@ class DrawJob:
 @entry_errors()
 @pinned()
 def prepare_draws(
-    study: DrawStudy, folder: Path | None, way_out: str = "name another folder with --out", shard: Shard | None = None
+    study: DrawStudy, folder: Path | None, hint: str = "name another folder with --out", shard: Shard | None = None
 ) -> DrawJob:
     """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles.
 
@@ -66,7 +66,7 @@ def prepare_draws(
     identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
     whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
     made = with_digest(made) if store_begun(folder) else made
-    before = read_folder_state(study.name, folder, made, block_files.stored_blocks, whole, way_out)
+    before = read_folder_state(study.name, folder, made, block_files.stored_blocks, whole, hint)
     widths, platform = dict(before.widths), jax.devices()[0].platform
     wanted: dict[tuple[str, int, int], Block] = {}
     for (experiment, _, cell), (draws, name) in zip(asked, identified, strict=True):

@@ -37,7 +37,7 @@ def run_single(study: Study, run_id: str, like: Path | None, out: Path | None, p
     if run_id not in found:
         unknown = nearest(run_id, found, f"run of study {study.name} at this size")
         raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
-    job = prepare(study, like, probing, way_out="name the folder of its sweep with --widths-from")
+    job = prepare(study, like, probing, hint="name the folder of its sweep with --widths-from")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         check_writable(out)

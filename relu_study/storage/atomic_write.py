@@ -15,7 +15,7 @@ from relu_study.errors import UserError
 DERIVED = ("tables", "figures", "tensorboard")  # the folders of what is made from raw/
 FOLDERS = ("raw", *DERIVED)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-WAYS_OUT = {
+HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys(FORBIDDEN, "make it writable"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place"),
@@ -27,8 +27,8 @@ WAYS_OUT = {
 class WriteError(UserError, OSError):
     """What cannot be written, why, and what to do before the same command is given again."""
 
-    def __init__(self, path: Path, reason: str, way_out: str = "mend that"):
-        super().__init__(f"cannot write {path}: {reason}; {way_out}, then give the same command again")
+    def __init__(self, path: Path, reason: str, hint: str = "mend that"):
+        super().__init__(f"cannot write {path}: {reason}; {hint}, then give the same command again")
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def wrap_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FORBIDDEN:  # what is not there yet cannot be made writable: its folder can
             path = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        raise WriteError(path, error.strerror or str(error), WAYS_OUT.get(error.errno or 0, "mend that")) from error
+        raise WriteError(path, error.strerror or str(error), HINTS.get(error.errno or 0, "mend that")) from error
 
 
 def process_tag(pid: int, host: str) -> str:
@@ -89,7 +89,7 @@ def check_writable(folder: Path) -> None:
         with wrap_os_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(b"0")
     for path in (path for path in folder.iterdir() if path.suffix in (".csv", ".json", ".md", ".html") and path.is_dir()):
-        raise WriteError(path, os.strerror(errno.EISDIR), WAYS_OUT[errno.EISDIR])
+        raise WriteError(path, os.strerror(errno.EISDIR), HINTS[errno.EISDIR])
 
 
 def check_exists(folder: Path) -> None:

@@ -43,9 +43,9 @@ _LENGTH = _DIGEST.to_bytes(2, "little")
 class CorruptFileError(UserError):
     """A file of a results folder that is not what was written there: its `path`, what it is not, the `reason`, the way out."""
 
-    def __init__(self, path: Path, what: str, reason: object, way_out: str) -> None:
+    def __init__(self, path: Path, what: str, reason: object, hint: str) -> None:
         self.path, self.reason = path, one_line(reason)
-        super().__init__(f"{path} {what} ({self.reason}); {way_out}")
+        super().__init__(f"{path} {what} ({self.reason}); {hint}")
 
 
 def one_line(text: object) -> str:
@@ -197,15 +197,15 @@ def check_sum(path: Path, read: bytes) -> None:
     sums = path.parent / SUMS
     if not os.path.lexists(sums):
         return
-    way_out = f"restore it, or make it with 'relu-study report {path.parent}' where raw/ is"
+    hint = f"restore it, or make it with 'relu-study report {path.parent}' where raw/ is"
     try:
         listed = _listed(content(sums).decode().splitlines())
     except (OSError, ValueError) as error:
-        raise CorruptFileError(sums, "is garbled", error, way_out) from None
+        raise CorruptFileError(sums, "is garbled", error, hint) from None
     if path.name not in listed:
-        raise CorruptFileError(sums, "is garbled", f"it does not list {path.name}", way_out)
+        raise CorruptFileError(sums, "is garbled", f"it does not list {path.name}", hint)
     if listed[path.name] != hashlib.sha256(read).hexdigest():
-        raise CorruptFileError(path, f"is not the file that {SUMS} lists", "its checksum is another", way_out)
+        raise CorruptFileError(path, f"is not the file that {SUMS} lists", "its checksum is another", hint)
 
 
 def _listed(lines: Iterable[str]) -> dict[str, str]:

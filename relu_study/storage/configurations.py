@@ -49,7 +49,7 @@ class Configuration:
 
     config_id: str
     spec: dict[str, Any]  # every RunSpec field but the seed
-    wanted: int  # runs the study asks for
+    num_requested: int
     run_ids: list[str]
     seeds: np.ndarray
     epochs: np.ndarray
@@ -96,14 +96,14 @@ def collect(
     asked = Counter(config_id for config_id, _ in wanted.values())
     rows: dict[str, list[tuple[int, Tile, int]]] = {}
     counted: dict[str, dict[str, np.ndarray]] = {}
-    lies: dict[str, Path] = {}  # run_id -> its tile
+    tile_of_run: dict[str, Path] = {}  # run_id -> its tile
     some = None if only is None and runs is None else set(wanted)
     for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
         made = strict_json(str(tile["provenance"]))
         check_made(path, made, made.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(map(str, tile["run_id"])):
-            if (other := lies.setdefault(run, path)) != path and (wrong := disagreement(run, other, path)):
+            if (other := tile_of_run.setdefault(run, path)) != path and (wrong := disagreement(run, other, path)):
                 raise wrong[0]
             if (place := wanted.pop(run, None)) is not None:
                 rows.setdefault(place[0], []).append((place[1], tile, row))
@@ -133,7 +133,7 @@ def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] 
 
 
 def _configuration(
-    config_id: str, spec: dict[str, Any], wanted: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
+    config_id: str, spec: dict[str, Any], num_requested: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
 ) -> Configuration:
     rows.sort(key=lambda r: r[0])
     first = rows[0][1]
@@ -152,7 +152,7 @@ def _configuration(
     return Configuration(
         config_id=config_id,
         spec=spec,
-        wanted=wanted,
+        num_requested=num_requested,
         run_ids=[str(tile["run_id"][row]) for _, tile, row in rows],
         seeds=np.array([seed for seed, _, _ in rows]),
         epochs=first["epoch"],

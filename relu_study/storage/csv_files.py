@@ -62,22 +62,22 @@ def _has(found: Collection[str], needed: Iterable[str], path: Path) -> None:
         )
 
 
-def read_csv(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) -> pd.DataFrame:
+def read_csv(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> pd.DataFrame:
     """A CSV file of a results folder, with the types it was written with; a missing or changed one is named, with the way out.
 
-    `words` are columns of text besides those that every file has; `numbers` is the type of the metrics of runs.csv.
+    `string_columns` are columns of text besides those that every file has; `numbers` is the type of the metrics of runs.csv.
     """
-    frame, read = _parsed(path, words, numbers)
+    frame, read = _parsed(path, string_columns, numbers)
     check_sum(path, read)
     return frame
 
 
-def _parsed(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
+def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
     """A CSV file and the bytes it was read from. What is wrong with its form is said first: it says more than a checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
     kinds: dict[str, Any] = (
-        {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_STRING_COLUMNS, *words), "str")
+        {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_STRING_COLUMNS, *string_columns), "str")
     )
     try:
         read = path.read_bytes()
@@ -91,17 +91,17 @@ def _parsed(path: Path, words: Iterable[str] = (), numbers: Any = np.float32) ->
             frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])
         only_numbers(frame, [name for name, kind in kinds.items() if kind == "str"])
     except UNREADABLE as error:
-        way_out = f"restore it, or make it with 'relu-study report {path.parent}'"
-        raise CorruptFileError(path, "is garbled", error, way_out) from None
-    _has(frame.columns, COLUMNS.get(path.stem, words), path)
-    words = [name for name, kind in kinds.items() if kind == "str"]
-    return frame.assign(**{name: frame[name].fillna("") for name in words}), read
+        hint = f"restore it, or make it with 'relu-study report {path.parent}'"
+        raise CorruptFileError(path, "is garbled", error, hint) from None
+    _has(frame.columns, COLUMNS.get(path.stem, string_columns), path)
+    string_columns = [name for name, kind in kinds.items() if kind == "str"]
+    return frame.assign(**{name: frame[name].fillna("") for name in string_columns}), read
 
 
-def only_numbers(frame: pd.DataFrame, words: Collection[str]) -> None:
-    """ValueError where a column besides `words` holds what is no number; one without any rows holds nothing."""
+def only_numbers(frame: pd.DataFrame, string_columns: Collection[str]) -> None:
+    """ValueError where a column besides `string_columns` holds what is no number; one without any rows holds nothing."""
     for name in frame if len(frame) else ():
-        if name not in words and not pd.api.types.is_numeric_dtype(frame[name]):
+        if name not in string_columns and not pd.api.types.is_numeric_dtype(frame[name]):
             raise ValueError(f"its column {name} holds what is no number")
 
 

@@ -214,7 +214,7 @@ def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]
             found[str(config_id)] = Configuration(
                 config_id=str(config_id),
                 spec={name: stored[name].iloc[0] for name in CONFIG_FIELDS},
-                wanted=len(rows),
+                num_requested=len(rows),
                 run_ids=list(stored["run_id"]),
                 seeds=stored["seed"].to_numpy(),
                 epochs=stored["epochs"].to_numpy(float)[:1],
@@ -246,7 +246,7 @@ def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarra
         "site": site,
         "epoch": c.epochs,
         "probe_examples": np.array(c.probe_examples),
-        "n": np.array(c.wanted),
+        "n": np.array(c.num_requested),
     }
     return {name: np.broadcast_to(cell, shape).ravel() for name, cell in cells.items()}
 

@@ -51,7 +51,7 @@ class Writer(NamedTuple):
 
 @contextlib.contextmanager
 def writer_lock(
-    folder: Path, shard: Shard | None = None, way_out: str = "wait for it, or name another folder with --out"
+    folder: Path, shard: Shard | None = None, hint: str = "wait for it, or name another folder with --out"
 ) -> Iterator[None]:
     """Be the one that writes a results folder, or a shard of its study; a folder that is taken is refused (UserError).
 
@@ -65,7 +65,7 @@ def writer_lock(
     lock = _lock(_place(folder, shard), 0)
     with wrap_os_errors(folder), manifest_mutex(folder):
         for other in _writers(folder):
-            _check_compatible(folder, shard, other, way_out)
+            _check_compatible(folder, shard, other, hint)
         lock.acquire()
         me = Writer(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
         _note(_place(folder, shard)).write_text(json.dumps(me._asdict()))
@@ -152,7 +152,7 @@ def is_fresh(folder: Path) -> bool:
     return all(_TEMPORARY.fullmatch(path.name) or path.name.startswith((".gate", ".writer")) for path in files)
 
 
-def _check_compatible(folder: Path, shard: Shard | None, other: Writer, way_out: str) -> None:
+def _check_compatible(folder: Path, shard: Shard | None, other: Writer, hint: str) -> None:
     if shard is None and other.shard:
         raise UserError(
             f"{folder} is being written by {other}; wait until all {other.shard.of} shards are done, then run it whole"
@@ -163,7 +163,7 @@ def _check_compatible(folder: Path, shard: Shard | None, other: Writer, way_out:
             f"start the shards of {other.shard.of} until all of them are done"
         )
     if shard is None or other.shard in (None, shard):
-        raise UserError(f"{folder} is being written by {other}; {way_out}")
+        raise UserError(f"{folder} is being written by {other}; {hint}")
 
 
 def _place(folder: Path, shard: Shard | None) -> Path:

@@ -64,8 +64,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"its {name} cannot be read")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        way_out = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
-        raise CorruptFileError(path, "is garbled", reason, way_out) from None
+        hint = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
+        raise CorruptFileError(path, "is garbled", reason, hint) from None
     return dict(manifest)
 
 

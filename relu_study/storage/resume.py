@@ -34,7 +34,7 @@ def read_folder_state(
     made: dict[str, Any],
     stored: Callable[[Path, list[CorruptFileError]], Mapping[Any, dict[str, Any]]],
     asked: Collection[Any],
-    way_out: str,
+    hint: str,
     derived: Collection[str] = (),
 ) -> FolderState:
     """What a study goes on from in a results folder; a folder that cannot be continued is refused.
@@ -51,7 +51,7 @@ def read_folder_state(
         return FolderState()
     refuse_escaping_links(folder)
     damaged: list[CorruptFileError] = []
-    lost = UserError(f"{folder} is not empty and holds no manifest.json; {way_out}")
+    lost = UserError(f"{folder} is not empty and holds no manifest.json; {hint}")
     manifest: dict[str, Any] = {"study": study, "provenance": made, "widths": {}}
     try:
         if found := (folder / "manifest.json").exists():
@@ -60,52 +60,52 @@ def read_folder_state(
         found, lost = False, error
         damaged.append(error)
     if manifest["study"] != study:
-        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {way_out}")
+        raise UserError(f"{folder} holds the study {manifest['study']!r}, not {study!r}; {hint}")
     known = stored(folder, damaged)
     if not found and not set(asked) & set(known):
         raise lost
-    _same_metrics(folder, made, manifest, way_out, derived) if known else None
-    if not same_provenance(folder, made, manifest["provenance"], known.values(), way_out):
+    _same_metrics(folder, made, manifest, hint, derived) if known else None
+    if not same_provenance(folder, made, manifest["provenance"], known.values(), hint):
         return FolderState(damaged=damaged)
-    return FolderState(known, _widths(folder, manifest["widths"], known.values(), way_out), manifest.get("timing", {}), damaged)
+    return FolderState(known, _widths(folder, manifest["widths"], known.values(), hint), manifest.get("timing", {}), damaged)
 
 
-def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], way_out: str, derived: Collection[str]) -> None:
+def _same_metrics(folder: Path, made: dict[str, Any], manifest: dict[str, Any], hint: str, derived: Collection[str]) -> None:
     """Refuse other metrics than a folder of an earlier version has; its tiles and new ones would not go together."""
     declared = (manifest.get("declaration") or {}).get("metrics")
     if "measured" in manifest["provenance"] or declared is None:
         return
     if new := [name for name in made.get("measured", ()) if name not in declared]:
-        raise UserError(f"{folder} was made without the metric {', '.join(new)}; remove it, or {way_out}")
+        raise UserError(f"{folder} was made without the metric {', '.join(new)}; remove it, or {hint}")
     if gone := [name for name in declared if name not in {*made.get("measured", declared), *derived}]:
-        raise UserError(f"{folder} was made with the metric {', '.join(gone)}; register it again, or {way_out}")
+        raise UserError(f"{folder} was made with the metric {', '.join(gone)}; register it again, or {hint}")
 
 
-def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], way_out: str) -> dict[str, int]:
+def _widths(folder: Path, said: Mapping[str, int], stored: Iterable[dict[str, Any]], hint: str) -> dict[str, int]:
     """The width of every cohort as the manifest and the raw files say; where they say different ones they are refused."""
     widths = dict(said)
     for cohort, width in {(made["cohort"], made["width"]) for made in stored if "cohort" in made}:
         if widths.setdefault(cohort, width) != width:
             raise UserError(
                 f"{folder} has raw files of cohort {cohort} of width {width}, and others or manifest.json say {widths[cohort]}; "
-                f"restore what was changed, or {way_out}"
+                f"restore what was changed, or {hint}"
             )
     return widths
 
 
 def same_provenance(
-    folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], way_out: str
+    folder: Path, made: dict[str, Any], first: dict[str, Any], stored: Iterable[dict[str, Any]], hint: str
 ) -> bool:
     """Were a folder's manifest (`first`) and raw files made as they would be now? Refused where raw files were not."""
     stored = list(stored)
     doubtful = {name: parts["unverifiable"] for name, parts in made.get("own", {}).items() if "unverifiable" in parts}
     for name, reason in doubtful.items() if stored else ():
-        raise UserError(f"{folder} cannot be continued: {name} cannot be compared with the stored one ({reason}); {way_out}")
+        raise UserError(f"{folder} cannot be continued: {name} cannot be compared with the stored one ({reason}); {hint}")
     for there in [first, *stored]:
         differs = differences(made, there)
         if differs and stored:
             what = folder / "raw" / there["file"] if there is not first else folder
-            raise UserError(f"{what} was made otherwise ({'; '.join(differs)}) and would not mix; {way_out}")
+            raise UserError(f"{what} was made otherwise ({'; '.join(differs)}) and would not mix; {hint}")
         if differs:
             return False
     return True

@@ -86,7 +86,7 @@ def stored_runs(folder: Path, damaged: list[CorruptFileError] | None = None) -> 
     tiles with different numbers of one run neither is believed.
     """
     found: dict[Path, Stored] = {}
-    lies: dict[str, Path] = {}  # run_id -> its tile
+    tile_of_run: dict[str, Path] = {}  # run_id -> its tile
     wrong: dict[Path, CorruptFileError] = {}
     for path in tile_paths(folder):
         try:
@@ -97,7 +97,7 @@ def stored_runs(folder: Path, damaged: list[CorruptFileError] | None = None) -> 
         made = strict_json(str(tile["provenance"])) | {"file": path.name}
         found[path] = {str(run): (str(status), made) for run, status in zip(tile["run_id"], tile["status"], strict=True)}
         for run in found[path]:
-            if (other := lies.setdefault(run, path)) != path:
+            if (other := tile_of_run.setdefault(run, path)) != path:
                 wrong |= {error.path: error for error in disagreement(run, other, path)}
     if wrong and damaged is None:
         raise next(iter(wrong.values()))

@@ -101,7 +101,7 @@ def shown(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_tensorboard_shows_linear_bins_during_a_sweep_as_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "FREE", math.inf)
+    monkeypatch.setattr(live, "FREE_SECONDS", math.inf)
     during: list[dict[str, bytes]] = []
     write = live.Live.write
 

@@ -141,9 +141,9 @@ def test_collect_with_missing_runs(tmp_path: Path) -> None:
     found = configurations.collect(tmp_path, manifest(*specs, seeds=4))
     assert list(found) == [TANH.config_id, RELU.config_id], "in declared order"
     relu, tanh = found[RELU.config_id], found[TANH.config_id]
-    assert relu.seeds.tolist() == [0, 2, 3] and relu.wanted == 4, "in seed order, as no tile has them"
+    assert relu.seeds.tolist() == [0, 2, 3] and relu.num_requested == 4, "in seed order, as no tile has them"
     assert relu.run_ids == [RELU.replace(seed=seed).run_id for seed in (0, 2, 3)]
-    assert tanh.seeds.tolist() == [1] and tanh.wanted == 4
+    assert tanh.seeds.tolist() == [1] and tanh.num_requested == 4
     np.testing.assert_array_equal(relu.values["val_loss/all"], [[0, 10], [2, 12], [3, 13]])
     np.testing.assert_array_equal(tanh.values["val_loss/all"], [[1, 11]])
     np.testing.assert_array_equal(relu.dead["site_1"], np.repeat(DEAD, 3, axis=0))

@@ -31,7 +31,7 @@ def stored(
     return Configuration(
         config_id="c",
         spec={},
-        wanted=n,
+        num_requested=n,
         run_ids=[str(i) for i in range(n)],
         seeds=np.arange(n) if seeds is None else np.asarray(seeds),
         epochs=np.array(epochs, float),

@@ -135,9 +135,11 @@ def _fan(c: Configuration | None, seeds: int, names: Sequence[str], epoch: Any) 
         return None
     has = [name for name in names if name in c.values and np.isfinite(c.values[name]).any()]
     if not has:
-        return QuantileFan(nothing, 0, count(0, c.wanted, c.wanted - len(c.run_ids))) if not finite_runs(c) else None
+        return (
+            QuantileFan(nothing, 0, count(0, c.num_requested, c.num_requested - len(c.run_ids))) if not finite_runs(c) else None
+        )
     values = np.stack([c.values[name][:, at].astype(float) for name in has], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
     quantiles = np.quantile(values, QUANTILES, axis=0) if len(values) else nothing
     unmeasured = max(int((~(c.first_bad_epoch <= c.epochs[at])).sum()) - len(values), 0)
-    return QuantileFan(quantiles, len(values), count(len(values), c.wanted, c.wanted - len(c.run_ids), unmeasured))
+    return QuantileFan(quantiles, len(values), count(len(values), c.num_requested, c.num_requested - len(c.run_ids), unmeasured))

@@ -280,6 +280,6 @@ def _shares(c: Configuration, name: str) -> ValueHistogram:
         c.epochs.astype(float),
         shares,
         len(c.run_ids),
-        count(finite_runs(c), c.wanted, c.wanted - len(c.run_ids)),
+        count(finite_runs(c), c.num_requested, c.num_requested - len(c.run_ids)),
         c.bins.get(name),
     )

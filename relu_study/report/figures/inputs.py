@@ -133,7 +133,7 @@ def missing_input(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], 
 
 def not_run_counts(numbers: FigureData) -> dict[str, int]:
     """config_id -> runs that are not stored."""
-    return {config_id: c.wanted - len(c.run_ids) for config_id, c in numbers.configurations.items()}
+    return {config_id: c.num_requested - len(c.run_ids) for config_id, c in numbers.configurations.items()}
 
 
 def nine_digits(value: Any) -> float:

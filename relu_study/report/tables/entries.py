@@ -75,7 +75,7 @@ class RunLookup:
         seeds = frame["seed"].to_numpy()
         self.place = codes, seeds
         self.shape = len(names), int(seeds.max(initial=-1)) + 1
-        self.wanted = self._by_seed(np.ones(len(frame)) if kept is None else kept.astype(float)) == 1
+        self.requested = self._by_seed(np.ones(len(frame)) if kept is None else kept.astype(float)) == 1
         metrics = [name for name in frame.columns if "/" in name]
         alive = frame[metrics].notna().any(axis=1).to_numpy()
         # A frame of metrics only does not say how its runs ended: they count as stored.
@@ -83,7 +83,7 @@ class RunLookup:
         bad = frame["first_bad_epoch"].to_numpy(float) if "first_bad_epoch" in frame else np.full(len(frame), np.nan)
         self.stored, self.first_bad = self._by_seed(status) == 1, self._by_seed(bad)
         self.epoch = epoch
-        self.alive = (self.wanted & (self._by_seed(alive.astype(float)) == 1)).any(axis=1)
+        self.alive = (self.requested & (self._by_seed(alive.astype(float)) == 1)).any(axis=1)
         self._read: dict[str, np.ndarray] = {}
 
     def _by_seed(self, column: np.ndarray) -> np.ndarray:
@@ -99,13 +99,13 @@ class RunLookup:
         if config_id not in self.row:
             return 0, 0
         row = self.row[config_id]
-        stored = self.stored[row] & self.wanted[row]
+        stored = self.stored[row] & self.requested[row]
         bad = stored & (np.isfinite(self.first_bad[row]) if epoch is None else self.first_bad[row] <= epoch)
         unmeasured = 0 if metric in LOSSES else max(int(stored.sum() - bad.sum()) - n_finite, 0)
         if unmeasured and f"{metric}/all" in self.frame and "val_loss/all" in self.frame:
             empty = np.isnan(self.values(config_id, f"{metric}/all")) & np.isnan(self.values(config_id, "val_loss/all"))
             unmeasured = max(unmeasured - int((stored & ~bad & empty).sum()), 0)
-        return int(self.wanted[row].sum() - stored.sum()), unmeasured
+        return int(self.requested[row].sum() - stored.sum()), unmeasured
 
     def reason(self, config_id: str, metric: str, site: str, epoch: float | None) -> str:
         """Why a configuration has no value of a metric at a site and epoch although its runs are finite."""
@@ -113,7 +113,7 @@ class RunLookup:
             return ""
         if config_id not in self.row:
             return "no such configuration"
-        if not self.wanted[self.row[config_id]].any():
+        if not self.requested[self.row[config_id]].any():
             return "no such run"
         at_site = [name for name in self.frame.columns if name.endswith(f"/{site}")]
         if (
@@ -133,7 +133,7 @@ class RunLookup:
         if name not in self._read:
             column = self.frame[name].to_numpy(float) if name in self.frame.columns else np.full(len(self.frame), np.nan)
             values = self._by_seed(column)
-            self._read[name] = np.where(self.wanted & np.isfinite(values), values, np.nan)
+            self._read[name] = np.where(self.requested & np.isfinite(values), values, np.nan)
         return self._read[name][self.row[config_id]]
 
     def cell(self, config_id: str, metric: str, site: str) -> Entry:
@@ -143,13 +143,13 @@ class RunLookup:
             return Entry(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan), reason=reason)
         row = self.row[config_id]
         values = self.values(config_id, f"{metric}/{site}")
-        found = intervals.summarise(values[self.wanted[row]])
+        found = intervals.summarise(values[self.requested[row]])
         k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
         if metric in BINARY_METRICS:
             lo, hi = intervals.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
         missing = self.missing(config_id, metric, self.epoch, k)
-        n = int(self.wanted[row].sum())
+        n = int(self.requested[row].sum())
         reason = "" if defined and n else self.reason(config_id, metric, site, self.epoch)
         return Entry(float(found["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
 
@@ -179,10 +179,10 @@ class SummaryLookup:
 
 @dataclass(frozen=True)
 class Mark:
-    """What is said of a cell: the `best` of its group, `near` it, `better` or `worse` than the baseline (`versus`)."""
+    """What is said of a cell: the `best` of its group, `tied` it, `better` or `worse` than the baseline (`versus`)."""
 
     best: bool = False
-    near: bool = False
+    tied: bool = False
     versus: str = ""
 
 
@@ -198,7 +198,7 @@ class Group:
 def rank_entries(groups: Sequence[Group]) -> list[list[Mark]]:
     """What is said of every cell of every group of a table.
 
-    `best`: the best mean among cells all of whose runs are finite, unless all of them are equal. `near`: of such cells, one whose
+    `best`: the best mean among cells all of whose runs are finite, unless all of them are equal. `tied`: of such cells, one whose
     difference from the best, paired by seed, has a two-sided sign-flip p of at least 0.05 after Holm's correction over all
     comparisons with a best in the table. `versus`: a cell whose p against the baseline is below 0.05, Holm's correction being
     over all comparisons with a baseline in the table.
@@ -261,7 +261,7 @@ def format_entry(cell: Entry, metric: str, mark: Mark = Mark()) -> str:
     missing = f" {cell.count}" if "(" in cell.count else f" ({cell.count})" if cell.count else ""
     if cell.n_finite == 0:
         return f"- ({cell.reason})" if cell.reason else f"-{missing}"
-    signs = (NEAR if mark.near else "") + VERSUS.get(mark.versus, "")
+    signs = (NEAR if mark.tied else "") + VERSUS.get(mark.versus, "")
     signs = f" {signs}" if signs else ""
     if metric in BINARY_METRICS:
         return f"{cell.mean:.3g} [{cell.lo:.2g}, {cell.hi:.2g}]{signs}{missing}"
@@ -291,10 +291,10 @@ def notes(marked: Collection[Mark], cells: Collection[Entry], metrics: Collectio
         f"For {' and '.join(events)} the share of runs [95 % Wilson interval]." if events else "",
         _counted(cells),
         f"Bold: the best of its {per}, among those whose runs are all finite." if any(m.best for m in marked) else "",
-        f"{NEAR}: not distinguishable from it." if any(m.near for m in marked) else "",
+        f"{NEAR}: not distinguishable from it." if any(m.tied for m in marked) else "",
     ]
     versus = [f"{sign} {word}" for word, sign in VERSUS.items() if any(m.versus == word for m in marked)]
     sentences.append(f"{', '.join(versus)} than the baseline." if versus else "")
-    if versus or any(m.near for m in marked):
+    if versus or any(m.tied for m in marked):
         sentences.append("Tests: paired by seed, two-sided, by sign flips, at 0.05 after Holm's correction over the table.")
     return [sentence for sentence in sentences if sentence]

@@ -332,7 +332,7 @@ def _csv_frame(grid: Grid) -> pd.DataFrame:
         line: dict[str, Any] = dict(zip((*asked.rows, *asked.cols), (*row, *col), strict=True))
         line |= {"metric": column.metric, "site": column.site, "epoch": "last" if asked.epoch is None else asked.epoch}
         line |= {"config_id": grid.configs.get((row, col), ""), "n": cell.n, "n_finite": cell.n_finite}
-        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.near}
+        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.tied}
         lines.append(line | against.get((row, col, column), {}))
     return pd.DataFrame(lines)
 

@@ -138,7 +138,7 @@ def _write_seeds(run: Path, configuration: Configuration | None, session: list[S
     """The single-seed runs of a configuration, and no others of ours; with None there are none at all."""
     wanted: dict[str, Iterable[bytes]] = {}
     if configuration is not None:
-        digits = max(3, len(str(configuration.wanted - 1)))
+        digits = max(3, len(str(configuration.num_requested - 1)))
         for row, seed in enumerate(configuration.seeds):
             # In the group of its configuration a single seed makes no row of its own in the HParams tab.
             wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row), {})

@@ -57,7 +57,7 @@ def session(configuration: Configuration, factors: Iterable[str], group: str) ->
     for factor in factors:
         value = configuration.spec[factor]
         setattr(start.hparams[factor], "string_value" if isinstance(value, str) else "number_value", value)
-    if len(configuration.run_ids) < configuration.wanted:
+    if len(configuration.run_ids) < configuration.num_requested:
         status = api_pb2.STATUS_RUNNING
     else:
         status = api_pb2.STATUS_SUCCESS if (configuration.status == "ok").any() else api_pb2.STATUS_FAILURE

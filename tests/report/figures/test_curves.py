@@ -141,7 +141,7 @@ def test_a_metric_at_each_site_is_a_row_for_each_site_that_has_values() -> None:
 
 def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
     manifest, configurations, _ = planted()
-    few = {config_id: replace(c, wanted=32) for config_id, c in configurations.items()}
+    few = {config_id: replace(c, num_requested=32) for config_id, c in configurations.items()}
     shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
     of = FigureData(frames.summary_frame(few, manifest, None), frames.survival_frame(few))
     curves, survival = pictures(*shown, of=of)

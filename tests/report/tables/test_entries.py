@@ -30,7 +30,7 @@ def said(group: Group) -> list[Mark]:
 
 def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_near() -> None:
     found = said(Group("lower", [FAR, NEAR, BEST]))
-    assert found == [Mark(), Mark(near=True), Mark(best=True)]
+    assert found == [Mark(), Mark(tied=True), Mark(best=True)]
     found = said(Group("higher", [FAR, NEAR, BEST]))
     assert found == [Mark(best=True), Mark(), Mark()]
 
@@ -55,7 +55,7 @@ def test_the_only_cell_without_nonfinite_runs_is_the_best() -> None:
 
 def test_a_cell_with_nonfinite_runs_is_neither_best_nor_near() -> None:
     holes = np.where(np.arange(SEEDS) == 3, np.nan, NOISE - 5)
-    assert said(Group("lower", [cell(holes), BEST, NEAR])) == [Mark(), Mark(best=True), Mark(near=True)]
+    assert said(Group("lower", [cell(holes), BEST, NEAR])) == [Mark(), Mark(best=True), Mark(tied=True)]
 
 
 def test_against_the_baseline() -> None:
@@ -70,7 +70,7 @@ def test_p_is_corrected_over_the_whole_table() -> None:
     low, high = cell(np.arange(6.0)), cell(np.arange(6.0) + 1)
     one = Group("lower", [low, high], baseline=0)
     assert rank_entries([one]) == [[Mark(best=True), Mark(versus="worse")]]
-    assert rank_entries([one, one]) == [[Mark(best=True), Mark(near=True)]] * 2
+    assert rank_entries([one, one]) == [[Mark(best=True), Mark(tied=True)]] * 2
 
 
 def test_cells_known_by_their_summary_alone_are_not_compared() -> None:
@@ -109,7 +109,7 @@ def test_cells_of_runs_by_seed_with_what_is_missing() -> None:
 def test_the_text_of_a_cell() -> None:
     whole = Entry(0.5, 0.4, 0.6, 32, 32, True)
     assert format_entry(whole, "val_loss") == "0.50 ± 0.10"
-    assert format_entry(whole, "val_loss", Mark(near=True, versus="worse")) == "0.50 ± 0.10 ≈•"
+    assert format_entry(whole, "val_loss", Mark(tied=True, versus="worse")) == "0.50 ± 0.10 ≈•"
     assert format_entry(whole, "collapsed", Mark(versus="better")) == "0.5 [0.4, 0.6] ◦"
     assert format_entry(Entry(0.5, 0.4, 0.6, 32, 31, True), "val_loss") == "0.50 ± 0.10 (n=31/32)"
     assert format_entry(Entry(math.nan, math.nan, math.nan, 32, 0, True), "val_loss") == "- (n=0/32)"
@@ -120,7 +120,7 @@ def test_the_text_of_a_cell() -> None:
 def test_the_legend_says_what_is_there_and_nothing_else() -> None:
     bare = " ".join(notes([Mark()], [Entry(1.0, 0.9, 1.1, 8, 8, True)], ["val_loss"], "over n = 8 seeds", "column"))
     assert bare == "Mean ± half width of the 95 % interval over n = 8 seeds."
-    every = [Mark(best=True), Mark(near=True), Mark(versus="better"), Mark(versus="worse")]
+    every = [Mark(best=True), Mark(tied=True), Mark(versus="better"), Mark(versus="worse")]
     full = " ".join(notes(every, [Entry(1.0, 0.9, 1.1, 8, 7, True)], ["val_loss", "collapsed"], "over n = 8 seeds", "column"))
     for part in (
         "For collapsed the share of runs",

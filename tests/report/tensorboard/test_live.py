@@ -28,7 +28,7 @@ from relu_study.storage.manifest import read_manifest
 @pytest.fixture
 def freely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing may take as long as it takes: what is there must not hang on how fast this machine is."""
-    monkeypatch.setattr(live, "FREE", math.inf)
+    monkeypatch.setattr(live, "FREE_SECONDS", math.inf)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -111,7 +111,7 @@ def test_costly_writing_waits_until_it_may(sweep: Any, monkeypatch: pytest.Monke
     watched.write()
     *during, last = writings
     assert 1 < len(during) < len(tiles) and last == now[0] - 10
-    assert all(10 * i <= live.FREE + live.SHARE * when for i, when in enumerate(during, 1) if i > 1)
+    assert all(10 * i <= live.FREE_SECONDS + live.MAX_TIME_SHARE * when for i, when in enumerate(during, 1) if i > 1)
 
 
 def test_what_an_earlier_process_stored_is_shown_too(sweep: Any) -> None:
