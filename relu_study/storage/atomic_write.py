@@ -1,4 +1,4 @@
-"""How a results folder is written: each file whole or not at all, and what the system refuses in one clear line."""
+"""Atomic writes into a results folder, and one-line errors for refused writes."""
 
 from __future__ import annotations
 
@@ -12,87 +12,92 @@ from pathlib import Path
 
 from relu_study.errors import UserError
 
-DERIVED = ("tables", "figures", "tensorboard")  # the folders of what is made from raw/
+DERIVED = ("tables", "figures", "tensorboard")  # folders that `report` derives from raw/
 FOLDERS = ("raw", *DERIVED)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 HINTS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-    **dict.fromkeys(FORBIDDEN, "make it writable"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place"),
-    errno.ENOENT: "bring its folder back",
-    errno.EFBIG: "raise the limit on the size of a file",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space on the disk"),
+    **dict.fromkeys(FORBIDDEN, "Make it writable"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "Move away the file or folder at this path"),
+    errno.ENOENT: "Restore its folder",
+    errno.EFBIG: "Raise the file size limit",
 }
+_OTHER_HINT = "Remove the cause"
 
 
 class WriteError(UserError, OSError):
-    """What cannot be written, why, and what to do before the same command is given again."""
+    """A path that cannot be written, with the reason and an action."""
 
-    def __init__(self, path: Path, reason: str, hint: str = "mend that"):
-        super().__init__(f"cannot write {path}: {reason}; {hint}, then give the same command again")
+    def __init__(self, path: Path, reason: str, hint: str = _OTHER_HINT):
+        super().__init__(f"cannot write {path}: {reason}. {hint}, then run the same command again")
 
 
 @contextlib.contextmanager
 def wrap_os_errors(path: Path) -> Iterator[None]:
-    """Whatever the system refuses while `path` is written is one clear line (`Unwritable`)."""
+    """Turn each OSError raised while writing `path` into a one-line WriteError."""
     try:
         yield
     except WriteError:
         raise
     except OSError as error:
-        if error.errno in FORBIDDEN:  # what is not there yet cannot be made writable: its folder can
-            path = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        raise WriteError(path, error.strerror or str(error), HINTS.get(error.errno or 0, "mend that")) from error
+        if error.errno in FORBIDDEN:  # name the nearest existing path: only that one can be made writable
+            path = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+        raise WriteError(path, error.strerror or str(error), HINTS.get(error.errno or 0, _OTHER_HINT)) from error
 
 
 def process_tag(pid: int, host: str) -> str:
-    """What a process puts into the names of its temporary files."""
+    """Return the mark of a process in the names of its temporary files: `HOST-PID`."""
     return f"{host}-{pid}"
 
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to be written and then renamed; else it goes. Its name says whose it is, should its writer die.
+    """Create a temporary file next to `path`, to be written and renamed by the caller.
 
-    Its folder is made where that of the folder is there: what has vanished meanwhile does not come back with one file in it.
+    The file is removed on exit if it was not renamed. Its name contains `process_tag`, which identifies the leftovers of a
+    killed writer. The folder of `path` is created, its parents are not: a deleted results folder does not reappear.
+
+    Raises:
+        WriteError: the folder or the file cannot be written.
     """
     with wrap_os_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
     with wrap_os_errors(path):
-        mine = process_tag(os.getpid(), socket.gethostname())
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{mine}.", suffix=".tmp")
+        tag = process_tag(os.getpid(), socket.gethostname())
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{tag}.", suffix=".tmp")
         try:
             os.close(handle)
             os.chmod(name, 0o644)
             yield Path(name)
         finally:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the error of the write itself is reported
                 os.unlink(name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all (`Unwritable`): to a temporary name beside it, then renamed."""
+    """Write a file through a temporary file and a rename, so readers never see a part of it. Raises WriteError."""
     with temporary_file(path) as unfinished:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
 
 
 def make_dirs(folder: Path) -> None:
-    """Make a folder and those above it, where they are not there."""
+    """Create a folder and its missing parents. Raises WriteError."""
     with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Make a results folder, or refuse (`Unwritable`) one in which not all can be written that a study will write."""
+    """Create a results folder, and raise WriteError if any of its folders or files cannot be written."""
     make_dirs(folder)
-    for place in (folder, *(folder / name for name in FOLDERS if os.path.lexists(folder / name))):
-        with wrap_os_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
+    for directory in (folder, *(folder / name for name in FOLDERS if os.path.lexists(folder / name))):
+        with wrap_os_errors(directory), tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             file.write(b"0")
     for path in (path for path in folder.iterdir() if path.suffix in (".csv", ".json", ".md", ".html") and path.is_dir()):
         raise WriteError(path, os.strerror(errno.EISDIR), HINTS[errno.EISDIR])
 
 
 def check_exists(folder: Path) -> None:
-    """Refuse (`Unwritable`) a results folder that has gone since its manifest was written: it would be made anew, with holes."""
+    """Raise WriteError if a results folder lost its manifest: a recreated folder would be incomplete."""
     if not (folder / "manifest.json").is_file():
-        raise WriteError(folder, "the folder is gone, or its manifest.json is", "bring it back as it was")
+        raise WriteError(folder, "the folder or its manifest.json has disappeared", "Restore it")

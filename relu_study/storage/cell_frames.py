@@ -1,4 +1,4 @@
-"""What blocks of draws come to: stored, put together, and read as the rows of cells.csv. NumPy, pandas and files only."""
+"""Aggregation of stored blocks of draws into the rows of cells.csv. No JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relu_study.stats import intervals
 from relu_study.stats.streaming_moments import BINS, Sums, merge, quantiles
 from relu_study.storage.block_files import Place, block_paths, read_block
 from relu_study.storage.checksums import CorruptFileError
-from relu_study.storage.provenance import check_made
+from relu_study.storage.provenance import check_provenance
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.storage.tile_files import RERUN_HINT
 from relu_study.study.draw_study import blocks_of
@@ -25,45 +25,53 @@ LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
-    """(cell_id, draws) -> how many of these draws are stored, and their sums, in the order of the draws."""
+    """Return (number of stored draws, their merged sums) for each (cell_id, declared draws).
+
+    Blocks are merged in the order of their draws, so the sums have the same bits each time.
+
+    Raises:
+        CorruptFileError: a block differs from the stored one, or lacks sums of its cell.
+        UserError: the provenance of a block differs from the manifest.
+    """
     paths: dict[Place, Path] = {}
     for path in block_paths(folder):
-        place, made, _ = read_block(path, whole=False)
-        check_made(path, made, place[0], manifest)
+        place, provenance, _ = read_block(path, whole=False)
+        check_provenance(path, provenance, place[0], manifest)
         paths[place] = path
-    found: dict[tuple[str, int], tuple[int, Sums]] = {}
+    collected: dict[tuple[str, int], tuple[int, Sums]] = {}
     declaration = manifest["declaration"]
     for name, cell in {(cell["cell_id"], cell["draws"]): cell for cell in declaration["cells"]}.items():
         sums: Sums = {}
         stored = 0
         for first, count in blocks_of(cell["draws"]):
-            if (stands := paths.get((name[0], first, count))) is not None:
-                part = read_block(stands)[2]
-                _check_sums(stands, part, cell, declaration)
+            if (path_of_block := paths.get((name[0], first, count))) is not None:
+                part = read_block(path_of_block)[2]
+                _check_sums(path_of_block, part, cell, declaration)
                 merge(sums, part)
                 stored += count
-        found[name] = stored, sums
-    return found
+        collected[name] = stored, sums
+    return collected
 
 
 def _check_sums(path: Path, sums: Sums, cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
-    """Damaged where a block has not the sums that its cell's numbers need, each as long as the factor that it runs along."""
+    """Raise CorruptFileError if a block lacks a sum of its cell, or a sum has another length than its factor."""
     for name, number in declaration["numbers"][cell["statistic"]].items():
         size = (len(cell["along"][number["along"]]),) if number["along"] else ()
         shapes = {**dict.fromkeys((f"n:{name}", f"sum:{name}", f"m2:{name}"), size), f"bins:{name}": (*size, BINS)}
         for key, shape in shapes.items():
             if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number["spread"]:
                 raise CorruptFileError(
-                    path, "is not a readable block", f"its {key} is not that of the cell {cell['label']}", RERUN_HINT
+                    path, "is not a readable block", f"its {key} does not fit the cell {cell['label']}", RERUN_HINT
                 )
 
 
 def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of cells.csv: each cell's numbers, one for each value of the factor that they run along.
+    """Return the rows of cells.csv: one row for each cell, number, and value of the number's factor.
 
-    `estimate` is the mean over the `n` draws in which the number is defined, of `draws` stored; its 95 % interval is Wilson's
-    for a share and the t interval else. z = (estimate - theory) / se, with the standard error of the theory in it, for a share
-    that which it has if the theory holds; without any error it is 0 where both are the same, and infinite where they are not.
+    `draws` counts the stored draws, `n` those with a defined number, and `estimate` is the mean over these n. Its 95 % interval
+    is Wilson's for a share and the t interval otherwise. z = (estimate - theory) / se, where se includes the standard error of
+    the theory. For a share, se is the standard error under the theory. With se = 0, z is 0 for equal values and infinite
+    otherwise.
     """
     declaration, sums = manifest["declaration"], collect_sums(folder, manifest)
     parts = [part for cell in declaration["cells"] for part in _rows(cell, declaration, *sums[cell["cell_id"], cell["draws"]])]
@@ -79,15 +87,15 @@ def _rows(cell: Mapping[str, Any], declaration: Mapping[str, Any], stored: int, 
         size = len(next(iter(along.values()), [0]))
         unknown = np.full(size, np.nan)
         n = np.broadcast_to(sums.get(f"n:{name}", 0), size).astype(np.int64)
-        said = {"number": [name] * size, "draws": [stored] * size, "n": n, **_estimated(name, number["share"], n, sums)}
+        values = {"number": [name] * size, "draws": [stored] * size, "n": n, **_estimated(name, number["share"], n, sums)}
         if number["spread"] and f"bins:{name}" in sums:
-            found = quantiles(sums[f"bins:{name}"], number["spread"], list(LEVELS.values())).reshape(size, len(LEVELS))
-            said |= dict(zip(LEVELS, found.T, strict=True))
+            levels = quantiles(sums[f"bins:{name}"], number["spread"], list(LEVELS.values())).reshape(size, len(LEVELS))
+            values |= dict(zip(LEVELS, levels.T, strict=True))
         theory = cell["theory"].get(name, {})
         for column, key in (("theory", "value"), ("theory_se", "error"), ("lower", "lower"), ("upper", "upper")):
             value = np.array(theory.get(key, math.nan), np.float64)
-            said[column] = np.broadcast_to(value, size) if theory else unknown
-        yield {**head, **{k: [v] * size for k, v in cell["factors"].items() if k not in along}, **along, **said}
+            values[column] = np.broadcast_to(value, size) if theory else unknown
+        yield {**head, **{k: [v] * size for k, v in cell["factors"].items() if k not in along}, **along, **values}
 
 
 def _estimated(name: str, share: bool, n: np.ndarray, sums: Sums) -> dict[str, Float[np.ndarray, " size"]]:
@@ -101,17 +109,17 @@ def _estimated(name: str, share: bool, n: np.ndarray, sums: Sums) -> dict[str, F
 
 
 def _joined(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
-    """With the theory of experiments whose theory is what another one finds."""
+    """Fill the theory of each experiment that takes the estimates of another experiment as its theory."""
     for experiment in declaration["experiments"]:
         if not experiment["theory"]:
             continue
-        mine, other = frame["experiment"] == experiment["name"], frame[frame["experiment"] == experiment["theory"]]
-        both = [f for f in declaration["factors"] if other[f].notna().any() and frame.loc[mine, f].notna().any()]
+        rows, other = frame["experiment"] == experiment["name"], frame[frame["experiment"] == experiment["theory"]]
+        both = [f for f in declaration["factors"] if other[f].notna().any() and frame.loc[rows, f].notna().any()]
         keys = ["number", *both]
-        found = other.drop_duplicates(keys).set_index(keys)[["estimate", "std", "n"]]
-        here = found.reindex(pd.MultiIndex.from_frame(frame.loc[mine, keys]))
-        frame.loc[mine, "theory"] = here["estimate"].to_numpy()
-        frame.loc[mine, "theory_se"] = (here["std"] / np.sqrt(here["n"])).to_numpy()
+        estimates = other.drop_duplicates(keys).set_index(keys)[["estimate", "std", "n"]]
+        theory = estimates.reindex(pd.MultiIndex.from_frame(frame.loc[rows, keys]))
+        frame.loc[rows, "theory"] = theory["estimate"].to_numpy()
+        frame.loc[rows, "theory_se"] = (theory["std"] / np.sqrt(theory["n"])).to_numpy()
     return frame
 
 
@@ -121,6 +129,6 @@ def _with_z(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         variance = np.where(share, np.clip(theory * (1 - theory), 0, None), frame["std"].to_numpy(np.float64) ** 2) / n
         se = np.sqrt(variance + np.nan_to_num(error) ** 2)
-        apart = frame["estimate"].to_numpy(np.float64) - theory
-        z = np.where((apart == 0) & (se == 0), 0.0, apart / se)
+        difference = frame["estimate"].to_numpy(np.float64) - theory
+        z = np.where((difference == 0) & (se == 0), 0.0, difference / se)
     return frame.assign(theory_se=np.where(np.isnan(theory), np.nan, error), z=z)

@@ -1,13 +1,13 @@
-"""The results folder: tiles and the manifest in, configurations and DataFrames out. NumPy and files only.
+"""Stored tiles grouped by configuration, as arrays of all runs. No JAX.
 
-A tile file holds, for R runs that were trained together over E measured epochs:
+A tile file contains the arrays of R runs, trained together and measured at E epochs:
 
 - `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
-- `epoch`: E; `probe_examples`: one number; `provenance`: JSON of all that the numbers depend on besides the specs;
-- `metric:NAME/SITE`: R x E, float32 (float64 where JAX ran so), NaN where the metric is empty;
+- `epoch`: E; `probe_examples`: one number; `provenance`: JSON of everything besides the specs that determines the numbers;
+- `metric:NAME/SITE`: R x E, float32 (float64 under JAX's double precision), NaN for an empty metric;
 - `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
-- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient: `relu_study.stats.histogram_bins` has the bins;
-- `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins; without it the bins are powers of two.
+- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient, with the bins of `relu_study.stats.histogram_bins`;
+- `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins (absent for powers of two).
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ import numpy as np
 
 from relu_study.storage.checksums import strict_json
 from relu_study.storage.manifest import read_manifest, seeds_of
-from relu_study.storage.provenance import check_made
+from relu_study.storage.provenance import check_provenance
 from relu_study.storage.tile_files import HISTOGRAM, Tile, disagreement, identified, reading, tile_arrays, tile_paths
 from relu_study.storage.tile_identity import check_alike
 from relu_study.study.run_spec import RunSpec
 
 
 def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """run_id -> final parameters by name, of every run that was trained with them kept."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    """Return run_id -> {name: final parameters} for every run whose parameters are stored."""
+    stored: dict[str, dict[str, np.ndarray]] = {}
     for _, tile in _tiles(tile_paths(folder)):
         params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
         if params:
-            found.update(
+            stored.update(
                 (str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"])
             )
-    return found
+    return stored
 
 
 @dataclass
 class Configuration:
-    """All stored runs of one configuration, one row a run, in seed order.
+    """All n stored runs of one configuration, one row per run, in seed order.
 
-    `values["metric/site"]` is n x E; `dead[site]` and `certified_dead[site]` are n x E x U (certified: absent where empty).
+    `values["metric/site"]` has shape n x E. `dead[site]` and `certified_dead[site]` have shape n x E x U; an empty
+    `certified_dead` is absent. `num_requested` is the number of runs that the study declares.
     """
 
     config_id: str
@@ -59,8 +60,8 @@ class Configuration:
     values: dict[str, np.ndarray] = field(default_factory=dict)
     dead: dict[str, np.ndarray] = field(default_factory=dict)
     certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
-    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, all its runs together
-    bins: dict[str, tuple[float, float]] = field(default_factory=dict)  # "post:site_1" -> its range, where its bins are linear
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, summed over runs
+    bins: dict[str, tuple[float, float]] = field(default_factory=dict)  # "post:site_1" -> range of its linear bins
 
     @property
     def sites(self) -> list[str]:
@@ -75,14 +76,24 @@ def collect(
     paths: Iterable[Path] | None = None,
     runs: Collection[str] | None = None,
 ) -> dict[str, Configuration]:
-    """The stored runs that the manifest asks for, by configuration, in declared order.
+    """Return the stored runs of the manifest by config_id, in declared order.
 
-    Configurations without a stored run are left out, and all but those of `only`; each run counts once. With `histograms`
-    those of a configuration's runs are read too and added up. `paths`: the tiles to read, where it is known which; else all.
-    `runs`: the run_ids that are asked for, where it is not all; no other counts as missing.
+    Configurations without a stored run are left out. A run in two tiles counts once.
+
+    Args:
+        folder: The results folder.
+        manifest: Its manifest, if already read.
+        only: The config_ids to collect (default: all).
+        histograms: Whether to read the histograms and sum them over each configuration's runs.
+        paths: The tiles to read (default: all).
+        runs: The requested run_ids (default: all declared ones). Only these count in `num_requested`.
+
+    Raises:
+        CorruptFileError: a tile differs from the stored one, or two tiles disagree on a run.
+        UserError: the provenance of a tile differs from the manifest.
     """
     manifest = manifest or read_manifest(folder)
-    wanted: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
+    requested: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
     specs: dict[str, dict[str, Any]] = {}
     for entry in manifest["declaration"]["configurations"]:
         if only is None or entry["config_id"] in only:
@@ -92,26 +103,27 @@ def collect(
         for seed in range(seeds[config_id]):
             run_id = RunSpec(**spec, seed=seed).run_id
             if runs is None or run_id in runs:
-                wanted[run_id] = (config_id, seed)
-    asked = Counter(config_id for config_id, _ in wanted.values())
+                requested[run_id] = (config_id, seed)
+    num_requested = Counter(config_id for config_id, _ in requested.values())
     rows: dict[str, list[tuple[int, Tile, int]]] = {}
     counted: dict[str, dict[str, np.ndarray]] = {}
     tile_of_run: dict[str, Path] = {}  # run_id -> its tile
-    some = None if only is None and runs is None else set(wanted)
-    for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, some):
-        made = strict_json(str(tile["provenance"]))
-        check_made(path, made, made.get("cohort", ""), manifest)
+    subset = None if only is None and runs is None else set(requested)
+    for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, subset):
+        provenance = strict_json(str(tile["provenance"]))
+        check_provenance(path, provenance, provenance.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(map(str, tile["run_id"])):
-            if (other := tile_of_run.setdefault(run, path)) != path and (wrong := disagreement(run, other, path)):
-                raise wrong[0]
-            if (place := wanted.pop(run, None)) is not None:
-                rows.setdefault(place[0], []).append((place[1], tile, row))
+            if (other := tile_of_run.setdefault(run, path)) != path and (errors := disagreement(run, other, path)):
+                raise errors[0]
+            if (declared := requested.pop(run, None)) is not None:
+                config_id, seed = declared
+                rows.setdefault(config_id, []).append((seed, tile, row))
                 with reading(path):
-                    check_alike(rows[place[0]][0][1], tile)
-                _add(counted.setdefault(place[0], {}), {name: values[row] for name, values in counts.items()})
+                    check_alike(rows[config_id][0][1], tile)
+                _add(counted.setdefault(config_id, {}), {name: values[row] for name, values in counts.items()})
     return {
-        config_id: _configuration(config_id, spec, asked[config_id], rows[config_id], counted[config_id])
+        config_id: _configuration(config_id, spec, num_requested[config_id], rows[config_id], counted[config_id])
         for config_id, spec in specs.items()
         if config_id in rows
     }
@@ -128,7 +140,7 @@ def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] 
             raw = identified(path)
             if of is not None and not any(run in of for run in raw["run_id"].tolist()):
                 continue
-            tile = tile_arrays(raw, leave_out=() if histograms else HISTOGRAM)  # the bulk of a tile, and no table needs it
+            tile = tile_arrays(raw, leave_out=() if histograms else HISTOGRAM)  # most of a tile's bytes, and no table needs them
         yield path, tile
 
 

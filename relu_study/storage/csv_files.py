@@ -1,4 +1,4 @@
-"""The CSV files of a results folder: written and read strictly."""
+"""Strict reading and writing of the CSV files of a results folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "sit
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV: nine digits (a float32 survives), RunSpec fields and a run's doubles exact, NaN empty."""
+    """Return a frame as CSV text: nine digits (exact for float32), RunSpec fields and a run's doubles exact, NaN empty."""
     exact = {name: [_shortest(v) for v in frame[name]] for name in CONFIG_FIELDS if name in frame and DTYPES[name] == "float64"}
     if "run_id" in frame:
         exact |= {
@@ -37,76 +37,90 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
-    """runs.csv, refused where its runs or its metrics are not those that the manifest declares, or it was changed."""
+    """Read runs.csv.
+
+    Raises:
+        UserError: its runs or metrics differ from the declared ones.
+        CorruptFileError: it is corrupt, or its checksum does not match.
+    """
     path, declaration = folder / "runs.csv", manifest["declaration"]
-    frame, read = _parsed(path, numbers=number_type(manifest["provenance"]))
+    frame, content = _parsed(path, numbers=number_type(manifest["provenance"]))
     seeds = seeds_of(declaration)
-    wanted = sum(seeds.values())
-    found = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
-    if len(frame) != wanted or not found.all() or frame.duplicated(["config_id", "seed"]).any():
+    num_declared = sum(seeds.values())
+    is_declared = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
+    if len(frame) != num_declared or not is_declared.all() or frame.duplicated(["config_id", "seed"]).any():
         raise UserError(
-            f"{path} has {int(found.sum()):,} of the {wanted:,} runs that manifest.json declares: it is cut off, or of another "
-            f"time; restore it, or make it with 'relu-study report {folder}'"
+            f"{path} has {int(is_declared.sum()):,} of the {num_declared:,} runs declared in manifest.json: it is truncated or "
+            f"out of date. Restore it, or rebuild it with 'relu-study report {folder}'."
         )
-    _has(frame.columns, declaration["columns"], path)
-    check_sum(path, read)
+    _require_columns(frame.columns, declaration["columns"], path)
+    check_sum(path, content)
     return frame
 
 
-def _has(found: Collection[str], needed: Iterable[str], path: Path) -> None:
-    missing = [name for name in needed if name not in found]
+def _require_columns(columns: Collection[str], needed: Iterable[str], path: Path) -> None:
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(
-            f"{path} has no column {missing[0]}: it is garbled, or another version wrote it; restore it, "
-            f"or make it with 'relu-study report {path.parent}'"
+            f"{path} has no column {missing[0]}: it is corrupt or of another relu-study version. Restore it, "
+            f"or rebuild it with 'relu-study report {path.parent}'."
         )
 
 
 def read_csv(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> pd.DataFrame:
-    """A CSV file of a results folder, with the types it was written with; a missing or changed one is named, with the way out.
+    """Read a CSV file of a results folder with the dtypes of its writer.
 
-    `string_columns` are columns of text besides those that every file has; `numbers` is the type of the metrics of runs.csv.
+    Args:
+        path: The CSV file.
+        string_columns: Text columns besides those common to all files.
+        numbers: The dtype of the metrics in runs.csv.
+
+    Raises:
+        UserError: the file or one of its columns is missing.
+        CorruptFileError: it is corrupt, or its checksum does not match.
     """
-    frame, read = _parsed(path, string_columns, numbers)
-    check_sum(path, read)
+    frame, content = _parsed(path, string_columns, numbers)
+    check_sum(path, content)
     return frame
 
 
 def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
-    """A CSV file and the bytes it was read from. What is wrong with its form is said first: it says more than a checksum."""
+    """Return a CSV file's frame and bytes. Errors of form come before the checksum, since they are more precise."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; make it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}")
+        raise UserError(
+            f"{path} is missing. Rebuild it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}."
+        )
     kinds: dict[str, Any] = (
         {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_STRING_COLUMNS, *string_columns), "str")
     )
     try:
-        read = path.read_bytes()
-        if not read.endswith(b"\n"):
-            raise ValueError("its last line is cut off")
-        header = pd.read_csv(io.BytesIO(read), nrows=0).columns
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("its last line is truncated")
+        header = pd.read_csv(io.BytesIO(content), nrows=0).columns
         if "run_id" in header:
             kinds |= {"probe_examples": "Int64"} | {name: numbers for name in header if "/" in name}
         kinds = {name: kind for name, kind in kinds.items() if name in header}
-        with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
-            frame = pd.read_csv(io.BytesIO(read), dtype=kinds, keep_default_na=False, na_values=[""])
+        with np.errstate(invalid="raise", over="raise"):  # refuse numbers that overflow their dtype
+            frame = pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False, na_values=[""])
         only_numbers(frame, [name for name, kind in kinds.items() if kind == "str"])
     except UNREADABLE as error:
-        hint = f"restore it, or make it with 'relu-study report {path.parent}'"
-        raise CorruptFileError(path, "is garbled", error, hint) from None
-    _has(frame.columns, COLUMNS.get(path.stem, string_columns), path)
+        hint = f"restore it, or rebuild it with 'relu-study report {path.parent}'"
+        raise CorruptFileError(path, "is corrupt", error, hint) from None
+    _require_columns(frame.columns, COLUMNS.get(path.stem, string_columns), path)
     string_columns = [name for name, kind in kinds.items() if kind == "str"]
-    return frame.assign(**{name: frame[name].fillna("") for name in string_columns}), read
+    return frame.assign(**{name: frame[name].fillna("") for name in string_columns}), content
 
 
 def only_numbers(frame: pd.DataFrame, string_columns: Collection[str]) -> None:
-    """ValueError where a column besides `string_columns` holds what is no number; one without any rows holds nothing."""
+    """Raise ValueError if a column besides `string_columns` contains a value that is not a number."""
     for name in frame if len(frame) else ():
         if name not in string_columns and not pd.api.types.is_numeric_dtype(frame[name]):
-            raise ValueError(f"its column {name} holds what is no number")
+            raise ValueError(f"its column {name} has a value that is not a number")
 
 
 def _shortest(value: Any) -> str:
     if isinstance(value, str) or math.isnan(value):
         return ""
-    # Nine digits where they say it all; a field must come back as the number that its run_id was made from.
+    # A field must be read back exactly, since its run_id is a hash of it: nine digits if they are exact, else all.
     return text if float(text := f"{value:.9g}") == value else repr(value)

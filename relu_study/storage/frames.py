@@ -1,6 +1,6 @@
-"""The results as DataFrames, and the CSV files they become: one row a run, a configuration, a cell, a site.
+"""DataFrames behind the CSV files of a results folder.
 
-Everything is formed from arrays of whole configurations; no row is ever appended.
+They are built from the arrays of whole configurations, without appending rows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED, number_type
 from relu_study.study.run_spec import RunSpec
 
-BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 a run: a Wilson interval, not a t interval
+BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 per run: a Wilson interval, not a t interval
 
 
 @dataclass
 class Results:
-    """A results folder in memory: `runs` (one row a run), `summary` (one row a configuration, metric, site and epoch).
+    """A results folder in memory: `runs` (one row per run) and `summary` (one row per configuration, metric, site and epoch).
 
-    `params` holds final parameters by run_id, where the call that trained them kept them.
+    `params` maps run_id to final parameters, if the training call kept them.
     """
 
     folder: Path
@@ -43,20 +43,25 @@ class Results:
 
     @property
     def curves(self) -> pd.DataFrame:
-        """Columns run_id, config_id, seed, metric, site, epoch, value.
+        """Every measurement, with columns run_id, config_id, seed, metric, site, epoch, value.
 
-        Values are float32, or float64 where JAX ran so; NaN: empty or nonfinite.
+        Values are float32, or float64 under JAX's double precision. NaN means empty or nonfinite.
+
+        Raises:
+            UserError: the folder has no raw/.
         """
         if self.read_curves is None:
-            raise UserError(
-                f"curves need {self.folder / 'raw'}, which is not there (a clone has only the CSVs); run the study again"
-            )
+            raise UserError(f"curves need {self.folder / 'raw'}, which a clone does not have. Run the study again.")
         return self.read_curves
 
 
 @numpy_defaults()
 def load(folder: str | Path) -> Results:
-    """A results folder as DataFrames; a folder without manifest.json, runs.csv or summary.csv is refused by name."""
+    """Read a results folder as DataFrames.
+
+    Raises:
+        UserError: manifest.json, runs.csv or summary.csv is missing or corrupt.
+    """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
@@ -66,7 +71,7 @@ def load(folder: str | Path) -> Results:
 def frames(
     configurations: dict[str, Configuration], manifest: dict[str, Any], all_epochs: bool = False
 ) -> dict[str, pd.DataFrame]:
-    """The frames behind runs.csv, experiments.csv, summary.csv, units.csv and survival.csv, by name."""
+    """Return the frames of runs.csv, experiments.csv, summary.csv, units.csv and survival.csv, by name."""
     declared = manifest["declaration"]["configurations"]
     pairs = dict.fromkeys((entry["experiment"], entry["config_id"]) for entry in declared)
     return {
@@ -79,39 +84,39 @@ def frames(
 
 
 def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any], epoch: float | None = None) -> pd.DataFrame:
-    """Each wanted run once, seeds innermost, with its metrics at an epoch (None: its last).
+    """Return one row per declared run, seeds innermost, with its metrics at `epoch` (None: its last).
 
-    One that is not stored is `interrupted`, or `oom` where the manifest says that it did not fit in memory.
+    The status of a missing run is `oom` if the manifest lists it so, else `interrupted`.
     """
     seeds = seeds_of(manifest["declaration"])
     specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
-    found = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
-    names = list(dict.fromkeys([*manifest["declaration"]["columns"], *found]))
+    stored = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
+    names = list(dict.fromkeys([*manifest["declaration"]["columns"], *stored]))
     column = {name: i for i, name in enumerate(names)}
     runs = [(config_id, seed) for config_id in specs for seed in range(seeds[config_id])]
     first = dict(zip(specs, np.cumsum([0, *(seeds[config_id] for config_id in specs)]).tolist(), strict=False))
     status = np.full(len(runs), "interrupted", dtype=object)
-    unfit = set(manifest.get("oom", ()))
-    bad, probed = np.full((2, len(runs)), np.nan)
+    oom_runs = set(manifest.get("oom", ()))
+    bad_epoch, num_probe = np.full((2, len(runs)), np.nan)
     numbers = np.full((len(runs), len(names)), np.nan, number_type(manifest["provenance"]))
     for config_id in specs:
         if (c := configurations.get(config_id)) is None:
             continue
         rows = first[config_id] + c.seeds
-        status[rows], bad[rows], probed[rows] = c.status, c.first_bad_epoch, c.probe_examples
-        at = c.epochs == (c.epochs[-1] if epoch is None else epoch)
-        for name, values in c.values.items() if at.any() else ():
-            numbers[rows, column[name]] = values[:, at.argmax()]
+        status[rows], bad_epoch[rows], num_probe[rows] = c.status, c.first_bad_epoch, c.probe_examples
+        is_epoch = c.epochs == (c.epochs[-1] if epoch is None else epoch)
+        for name, values in c.values.items() if is_epoch.any() else ():
+            numbers[rows, column[name]] = values[:, is_epoch.argmax()]
     fields = _spec_columns(specs, [config_id for config_id, _ in runs]).assign(seed=[seed for _, seed in runs])
     fields.insert(0, "run_id", [RunSpec(**specs[config_id], seed=seed).run_id for config_id, seed in runs])
-    status[(status == "interrupted") & fields["run_id"].isin(unfit).to_numpy()] = "oom"
-    fields = fields.assign(status=status, first_bad_epoch=bad, probe_examples=pd.array(probed, "Int64"))
+    status[(status == "interrupted") & fields["run_id"].isin(oom_runs).to_numpy()] = "oom"
+    fields = fields.assign(status=status, first_bad_epoch=bad_epoch, probe_examples=pd.array(num_probe, "Int64"))
     metrics = pd.DataFrame(numbers, columns=names)
     return pd.concat([fields, metrics], axis=1)
 
 
 def report_epochs(declaration: dict[str, Any]) -> set[float]:
-    """The epochs that summary.csv holds besides each run's last: the study's, and each that a claim, table or map names."""
+    """Return the epochs in summary.csv besides each last one: the study's, and those of claims, tables and maps."""
     named = list(declaration["report_epochs"])
     for claim in declaration["claims"]:
         named += [claim["epoch"], claim["against_epoch"]]
@@ -125,9 +130,9 @@ def report_epochs(declaration: dict[str, Any]) -> set[float]:
 def summary_frame(
     configurations: dict[str, Configuration], manifest: dict[str, Any], epochs: set[float] | None = None
 ) -> pd.DataFrame:
-    """One row a configuration, metric, site and epoch: the runs' mean with its 95 % interval, and their spread.
+    """Return one row per configuration, metric, site and epoch: the mean over runs, its 95 % interval, and their spread.
 
-    n counts the runs wanted, n_finite those with a value. `epochs` None keeps all, else these and the last.
+    n counts the requested runs, n_finite those with a value. `epochs` selects epochs besides the last (None: all).
     """
     parts = [_summarised(c, manifest["declaration"]["metrics"]) for c in configurations.values()]
     specs = {config_id: c.spec for config_id, c in configurations.items()}
@@ -138,26 +143,28 @@ def summary_frame(
 
 
 def at_epochs(summary: pd.DataFrame, epochs: set[float]) -> pd.DataFrame:
-    """The rows at some epochs and at each configuration's last."""
+    """Return the rows at the given epochs and at each configuration's last epoch."""
     last = summary.groupby("config_id", sort=False)["epoch"].transform("max")
     return summary[summary["epoch"].isin(epochs) | (summary["epoch"] == last)].reset_index(drop=True)
 
 
 def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
-    """One row a configuration and site: how many units were born dead, died, revived and are dead at the end.
+    """Return one row per configuration and site: counts of units that were born dead, died, revived, and ended dead.
 
-    Counts are over all runs, those at the end over the runs that stayed finite; the fraction is of their units, its interval
-    over runs (`stats.over_runs`). `certified_revived`: certified dead and later no longer (empty where nothing can be certified).
+    Counts cover all runs; counts at the end cover finite runs only. The fraction is of the units of finite runs, with an
+    interval over runs (`intervals.ratio_interval`). `certified_revived` counts units that were certified dead and later not;
+    it is empty for sites without certified metrics.
     """
     counts = ("born_dead", "died", "revived")
     parts = []
     for c in configurations.values():
         for site, dead in c.dead.items():
-            lived = survival.unit_histories(dead, c.epochs, c.first_bad_epoch)
+            histories = survival.unit_histories(dead, c.epochs, c.first_bad_epoch)
             row: dict[str, Any] = {"config_id": c.config_id, "site": site, "probe_examples": c.probe_examples}
             row |= {"runs": len(dead), "units": dead[:, 0].size}
-            row |= {name: int(getattr(lived, name).sum()) for name in counts}
-            at_end, units = np.where(lived.censored, 0, lived.dead_at_end), np.where(lived.censored, 0, dead.shape[2])
+            row |= {name: int(getattr(histories, name).sum()) for name in counts}
+            at_end = np.where(histories.censored, 0, histories.dead_at_end)
+            units = np.where(histories.censored, 0, dead.shape[2])
             row["dead_at_end"] = int(at_end.sum())
             row["dead_at_end_fraction"] = at_end.sum() / units.sum() if units.any() else np.nan
             row["ci_lo"], row["ci_hi"] = intervals.ratio_interval(at_end, units, intervals.generator(f"{c.config_id}/{site}"))
@@ -168,7 +175,7 @@ def units_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
 
 
 def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
-    """One row a configuration, site and epoch: the share of the units born alive that has not died (Kaplan-Meier)."""
+    """Return one row per configuration, site and epoch: the Kaplan-Meier survival of the units born alive."""
     parts = []
     for c in configurations.values():
         for site, dead in c.dead.items():
@@ -180,7 +187,7 @@ def survival_frame(configurations: dict[str, Configuration]) -> pd.DataFrame:
 
 
 def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
-    """One row a stored run, metric, site and epoch, the names as categories: about 20 bytes a row."""
+    """Return one row per stored run, metric, site and epoch, with categorical names: about 20 bytes per row."""
     names = {name for c in configurations.values() for name in c.values}
     metrics, sites = sorted({n.split("/")[0] for n in names}), sorted({n.split("/")[1] for n in names}, key=_site_order)
     parts, first = [], 0
@@ -199,19 +206,19 @@ def curves(configurations: dict[str, Configuration]) -> pd.DataFrame:
         parts.append({name: np.broadcast_to(v, shape).ravel() for name, v in cells.items()})
     frame = _stacked(parts, ["run_id", "config_id", "seed", "metric", "site", "epoch", "value"])
     runs = [run for c in configurations.values() for run in c.run_ids]
-    for name, known in {"run_id": runs, "config_id": list(configurations), "metric": metrics, "site": sites}.items():
-        frame[name] = pd.Categorical.from_codes(frame[name].to_numpy(), pd.Index(known, dtype="str"))
+    for name, categories in {"run_id": runs, "config_id": list(configurations), "metric": metrics, "site": sites}.items():
+        frame[name] = pd.Categorical.from_codes(frame[name].to_numpy(), pd.Index(categories, dtype="str"))
     return frame
 
 
 def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]:
-    """The runs of runs.csv by configuration, with their metrics at their last epoch and nothing of the epochs before."""
-    found = {}
+    """Return the runs of runs.csv by configuration, with the metrics of their last epoch only."""
+    configurations = {}
     columns = [name for name in runs.columns if "/" in name]
     for config_id, rows in runs.groupby("config_id", sort=False):
         stored = rows[rows["status"].isin(STORED)]
         if len(stored):
-            found[str(config_id)] = Configuration(
+            configurations[str(config_id)] = Configuration(
                 config_id=str(config_id),
                 spec={name: stored[name].iloc[0] for name in CONFIG_FIELDS},
                 num_requested=len(rows),
@@ -223,16 +230,16 @@ def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]
                 probe_examples=int(stored["probe_examples"].iloc[0]),
                 values={name: stored[name].to_numpy()[:, None] for name in columns},
             )
-    return found
+    return configurations
 
 
 def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any]) -> str:
-    """The text of runs.csv."""
+    """Return the text of runs.csv."""
     return csv_text(runs_frame(configurations, manifest))
 
 
 def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarray]:
-    """The cells of one configuration, series outermost: all its series are summarised in one call."""
+    """Return the summary columns of one configuration, series outermost, computed in one call."""
     names = _ordered(c.values, metrics)
     values = np.stack([c.values[name] for name in names], axis=1).astype(float)  # runs x series x epochs
     cells = intervals.summarise(values)
@@ -252,7 +259,7 @@ def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarra
 
 
 def _spec_columns(specs: dict[str, dict[str, Any]], config_ids: Iterable[str]) -> pd.DataFrame:
-    """config_id and every RunSpec field but the seed, one row for each of `config_ids`."""
+    """Return config_id and every RunSpec field but the seed, one row per entry of `config_ids`."""
     frame = pd.DataFrame([{"config_id": c, **spec} for c, spec in specs.items()], columns=["config_id", *CONFIG_FIELDS])
     frame = frame.astype({name: DTYPES[name] for name in CONFIG_FIELDS})
     return frame.iloc[pd.Index(frame["config_id"]).get_indexer(list(config_ids))].reset_index(drop=True)
@@ -263,9 +270,9 @@ def _stacked(parts: list[dict[str, np.ndarray]], columns: list[str]) -> pd.DataF
 
 
 def _ordered(names: Iterable[str], metrics: Iterable[str]) -> list[str]:
-    """`metric/site` names in the order the metrics are declared, `all` first and site_10 after site_9."""
-    place = {metric: i for i, metric in enumerate(metrics)}
-    split = sorted((name.split("/") for name in names), key=lambda s: (place.get(s[0], len(place)), s[0], *_site_order(s[1])))
+    """Return `metric/site` names in declared order of metrics, `all` first and site_10 after site_9."""
+    rank = {metric: i for i, metric in enumerate(metrics)}
+    split = sorted((name.split("/") for name in names), key=lambda s: (rank.get(s[0], len(rank)), s[0], *_site_order(s[1])))
     return ["/".join(pair) for pair in split]
 
 

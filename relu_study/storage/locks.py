@@ -1,14 +1,15 @@
-"""Who writes a results folder: one process, or the shards of one study, each its own part. Files only.
+"""Writer locks of a results folder: one process, or the shards of one study. No JAX.
 
-Every writer holds a lock on a file of its own under raw/. The operating system lets go of it when the process ends, however it
-ends: what a dead one left is taken over without asking. Beside the lock stands who holds it, for those it turns away. Writers
-come, go and write the manifest one at a time, behind a gate: a lock that is held for milliseconds.
+Each writer locks its own file under raw/. The operating system releases the lock when the process ends, even after a crash, so
+stale locks are taken over silently. A JSON file next to the lock names its owner for error messages. Writers start, stop and
+write the manifest one at a time, under a mutex that is locked for milliseconds.
 
-The locks are those of `flock` (on Windows `LockFileEx`), so they are as good as the file system's. Local ones and Ceph,
-GPFS and BeeGFS (where its locks are switched on) keep them for all machines; NFS does as well (Linux, version 4: through the
-server, which takes back the locks of a machine that died after a lease of some 90 seconds). Lustre does where it is mounted
-with `flock`; with `localflock` each machine knows its own locks alone, and then nothing keeps two machines apart; without either
-it has none, and a folder there is refused.
+The locks use `flock` (`LockFileEx` on Windows), so they depend on the file system:
+
+- Local file systems, Ceph, GPFS and BeeGFS (with locks enabled) share locks between machines.
+- NFS version 4 on Linux does too. Its server releases the locks of a dead machine after a lease of about 90 seconds.
+- Lustre does if mounted with `flock`. With `localflock`, locks hold within one machine only, and two machines are not kept
+  apart. With neither option there are no locks, and the folder is refused.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from filelock import FileLock, Timeout
 
 from relu_study.errors import UserError
 from relu_study.storage.atomic_write import FOLDERS, process_tag, wrap_os_errors
-from relu_study.storage.checksums import refuse_escaping_links
+from relu_study.storage.checksums import refuse_escaping_links, sentence
 from relu_study.study.shard import Shard
 
-LOCK_TIMEOUT_S = 60.0  # seconds to wait at the gate, where a thousand shards may come at once
+LOCK_TIMEOUT_S = 60.0  # wait for the mutex: a thousand shards may start at once
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 class Writer(NamedTuple):
-    """A process that writes a results folder, all of it or one shard of its study."""
+    """A process that writes a results folder or one shard of its study."""
 
     pid: int
     host: str
@@ -53,50 +54,60 @@ class Writer(NamedTuple):
 def writer_lock(
     folder: Path, shard: Shard | None = None, hint: str = "wait for it, or name another folder with --out"
 ) -> Iterator[None]:
-    """Be the one that writes a results folder, or a shard of its study; a folder that is taken is refused (UserError).
+    """Lock a results folder, or one shard of its study, for writing.
 
-    Shards of one cut work beside each other, each once. What is made of the folder for the lock's sake alone goes again.
+    Different shards of the same partition may write at the same time. Folders created only for the lock are removed on exit.
+
+    Args:
+        folder: The results folder. It is created if missing.
+        shard: The shard to write (None: the whole study).
+        hint: The action to suggest if another process has the lock.
+
+    Raises:
+        UserError: another process writes the folder, or its file system has no locks.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file; name a folder with --out")
+        raise UserError(f"{folder} is a file. Name a folder with --out.")
     if folder.is_dir():
         refuse_escaping_links(folder)
-    made = [path for path in (folder / "raw", folder, *folder.parents) if not path.exists()]
-    lock = _lock(_place(folder, shard), 0)
+    created = [path for path in (folder / "raw", folder, *folder.parents) if not path.exists()]
+    lock = _lock(_lock_path(folder, shard), 0)
     with wrap_os_errors(folder), manifest_mutex(folder):
         for other in _writers(folder):
             _check_compatible(folder, shard, other, hint)
         lock.acquire()
-        me = Writer(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
-        _note(_place(folder, shard)).write_text(json.dumps(me._asdict()))
+        owner = Writer(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        _owner_path(_lock_path(folder, shard)).write_text(json.dumps(owner._asdict()))
     try:
         yield
     finally:
-        if (folder / "raw").is_dir():  # else the folder is gone, and the lock with it
+        if (folder / "raw").is_dir():  # otherwise the folder and its locks were deleted
             with contextlib.suppress(OSError, UserError), manifest_mutex(folder):
-                _note(_place(folder, shard)).unlink(missing_ok=True)
-                _place(folder, shard).unlink(missing_ok=True)
+                _owner_path(_lock_path(folder, shard)).unlink(missing_ok=True)
+                _lock_path(folder, shard).unlink(missing_ok=True)
                 if not _writers(folder):
                     (folder / "raw" / ".gate").unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):  # where something is in them, they stay
-            for path in made:
+        with contextlib.suppress(OSError):  # folders with contents stay
+            for path in created:
                 path.rmdir()
 
 
 @contextlib.contextmanager
 def manifest_mutex(folder: Path) -> Iterator[None]:
-    """Do alone what takes a moment: among all writers of a folder, on all machines, one at a time is in here."""
+    """Run a short critical section: one at a time among all writers of a folder, on all machines."""
     with wrap_os_errors(folder / "raw"):
         (folder / "raw").mkdir(parents=True, exist_ok=True)
     lock = _lock(folder / "raw" / ".gate", LOCK_TIMEOUT_S)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is being written by others and gave no way in for {LOCK_TIMEOUT_S:g} s; try again") from None
+        raise UserError(f"{folder} is being written by others and stayed locked for {LOCK_TIMEOUT_S:g} s. Try again.") from None
     except OSError as error:
         if error.errno in _LOCKLESS:
-            raise UserError(f"{folder} is on a file system without locks ({error.strerror}); name a folder on another") from None
+            raise UserError(
+                f"{folder} is on a file system without locks ({error.strerror}). Name a folder on another file system."
+            ) from None
         raise
     try:
         yield
@@ -105,85 +116,85 @@ def manifest_mutex(folder: Path) -> Iterator[None]:
 
 
 def other_writers(folder: Path, shard: Shard | None) -> list[Writer]:
-    """The writers at work in a folder beside that of all or of a shard. For those behind the gate."""
-    return _writers(folder, _place(folder, shard))
+    """Return the running writers of a folder other than this one's. Call it under `manifest_mutex`."""
+    return _writers(folder, _lock_path(folder, shard))
 
 
-def _writers(folder: Path, but: Path | None = None) -> list[Writer]:
-    # The locks of dead ones are cleared away.
-    found = []
+def _writers(folder: Path, ignored: Path | None = None) -> list[Writer]:
+    """Return the running writers, and remove the locks of dead ones."""
+    writers = []
     for path in sorted((folder / "raw").glob(".writer*.lock")):
-        if path == but:
+        if path == ignored:
             continue
         lock = _lock(path, 0)
         try:
             lock.acquire()
         except Timeout:
-            found.append(_writer(path))
+            writers.append(_writer(path))
         else:
-            _note(path).unlink(missing_ok=True)
+            _owner_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             lock.release()
-    return found
+    return writers
 
 
 def remove_stale_temporaries(folder: Path, shard: Shard | None) -> None:
-    """Remove the temporary files of writers that are gone: of all that do not work beside this shard now."""
+    """Remove the temporary files of dead writers, but not those of other running ones."""
     with manifest_mutex(folder):
-        alive = [f".{process_tag(other.pid, other.host)}." for other in other_writers(folder, shard)]
+        running = [f".{process_tag(other.pid, other.host)}." for other in other_writers(folder, shard)]
         for path in temporaries(folder):
-            if not any(mark in path.name for mark in alive):
+            if not any(tag in path.name for tag in running):
                 path.unlink(missing_ok=True)
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """The files of a results folder that were not written to their end, or are being written."""
-    within = (path for name in FOLDERS for path in (folder / name).rglob(".*.tmp"))
-    return [path for path in (*folder.glob(".*.tmp"), *within) if _TEMPORARY.fullmatch(path.name)]
+    """Return the temporary files of a results folder."""
+    nested = (path for name in FOLDERS for path in (folder / name).rglob(".*.tmp"))
+    return [path for path in (*folder.glob(".*.tmp"), *nested) if _TEMPORARY.fullmatch(path.name)]
 
 
 def is_fresh(folder: Path) -> bool:
-    """Does a folder hold nothing, or only what a writer leaves that was killed before it had written anything?
+    """Whether a folder contains only locks and temporary files, as after a writer killed at its start.
 
-    What it had put away before, in earlier-N, is none of its own.
+    The archives `earlier-N` do not count.
     """
-    own = (path for path in folder.glob("*") if not (path.is_dir() and path.name.startswith("earlier-")))
-    files = (path for one in own for path in (one, *one.rglob("*")) if not path.is_dir())
+    entries = (path for path in folder.glob("*") if not (path.is_dir() and path.name.startswith("earlier-")))
+    files = (path for entry in entries for path in (entry, *entry.rglob("*")) if not path.is_dir())
     return all(_TEMPORARY.fullmatch(path.name) or path.name.startswith((".gate", ".writer")) for path in files)
 
 
 def _check_compatible(folder: Path, shard: Shard | None, other: Writer, hint: str) -> None:
     if shard is None and other.shard:
         raise UserError(
-            f"{folder} is being written by {other}; wait until all {other.shard.of} shards are done, then run it whole"
+            f"{folder} is being written by {other}. Wait until all {other.shard.of} shards are done, then run the whole study."
         )
     if shard and other.shard and shard.of != other.shard.of:
         raise UserError(
-            f"{folder} is being written by {other}; shard {shard} cuts the study otherwise and would train the same runs: "
-            f"start the shards of {other.shard.of} until all of them are done"
+            f"{folder} is being written by {other}. Shard {shard} partitions the study differently and would train the same "
+            f"runs; use shards i/{other.shard.of} until all are done."
         )
     if shard is None or other.shard in (None, shard):
-        raise UserError(f"{folder} is being written by {other}; {hint}")
+        raise UserError(f"{folder} is being written by {other}. {sentence(hint)}")
 
 
-def _place(folder: Path, shard: Shard | None) -> Path:
+def _lock_path(folder: Path, shard: Shard | None) -> Path:
     return folder / "raw" / (f".writer-{shard.number}-of-{shard.of}.lock" if shard else ".writer.lock")
 
 
-def _note(lock: Path) -> Path:
+def _owner_path(lock: Path) -> Path:
     return lock.with_suffix(".json")
 
 
-def _lock(path: Path, patience: float) -> FileLock:
-    # A lock that falls back to the mere presence of a file would outlive a holder that dies on another machine.
-    return FileLock(path, timeout=patience, thread_local=False, fallback_to_soft=False)
+def _lock(path: Path, timeout_s: float) -> FileLock:
+    # No fallback to lock files: the file of a process that died on another machine would stay.
+    return FileLock(path, timeout=timeout_s, thread_local=False, fallback_to_soft=False)
 
 
 def _writer(lock: Path) -> Writer:
-    cut = re.fullmatch(r"\.writer-(\d+)-of-(\d+)\.lock", lock.name)
-    shard = Shard(int(cut[1]), int(cut[2])) if cut else None
+    parts = re.fullmatch(r"\.writer-(\d+)-of-(\d+)\.lock", lock.name)
+    shard = Shard(int(parts[1]), int(parts[2])) if parts else None
     try:
-        said = json.loads(_note(lock).read_text())
-        return Writer(int(said["pid"]), str(said["host"]), str(said["since"]), shard)
-    except (OSError, ValueError, KeyError, TypeError):  # the disk was full
+        owner = json.loads(_owner_path(lock).read_text())
+        return Writer(int(owner["pid"]), str(owner["host"]), str(owner["since"]), shard)
+    except (OSError, ValueError, KeyError, TypeError):  # for example written on a full disk
         return Writer(0, "unknown", "a while", shard)

@@ -23,17 +23,19 @@ KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("wi
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json` with its checksum, keys in the order given, and make its folder; it holds finite numbers alone."""
+    """Write `manifest.json` with its checksum, keys in the given order, and create its folder. All numbers must be finite."""
     try:
-        said = with_archive_checksum(manifest)
+        entries = with_archive_checksum(manifest)
     except ValueError as error:
-        raise UserError(f"study {manifest['study']} declares what manifest.json cannot hold: {error}") from None
+        raise UserError(
+            f"study {manifest['study']} declares a value that JSON cannot represent ({error}). Declare finite plain data."
+        ) from None
     make_dirs(folder)
-    write_atomically(folder / "manifest.json", (json.dumps(said, indent=1) + "\n").encode())
+    write_atomically(folder / "manifest.json", (json.dumps(entries, indent=1) + "\n").encode())
 
 
 def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -> None:
-    """Add time to the manifest as it stands by now, whoever else has written it meanwhile, and replace some of its entries."""
+    """Add `seconds` to the timing of the current manifest and replace `entries`, under the manifest mutex."""
     with locks.manifest_mutex(folder):
         manifest = read_manifest(folder)
         spent = manifest["timing"] | {name: round(manifest["timing"].get(name, 0.0) + more, 2) for name, more in seconds.items()}
@@ -41,34 +43,37 @@ def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a results folder without its checksum; a folder without one is refused, and one that links lead out of.
+    """Read the manifest of a results folder, without its checksum. Format 1 has no checksum.
 
-    A manifest that is not what was written is Damaged; one of format 1 has no checksum.
+    Raises:
+        UserError: the folder has no manifest.json or a link out of it, or the format is unknown.
+        CorruptFileError: the manifest differs from the written one.
     """
     path = folder / "manifest.json"
     if folder.is_dir():
         refuse_escaping_links(folder)
     if not path.is_file():
         raise UserError(
-            f"{folder} is no results folder: it has no manifest.json; make one with 'relu-study run STUDY --out {folder}'"
+            f"{folder} is not a results folder: it has no manifest.json. Create one with 'relu-study run STUDY --out {folder}'."
         )
     try:
         manifest = strict_json(path.read_bytes())
         if manifest["format"] not in (1, FORMAT):
             raise UserError(
-                f"{path} has format {manifest['format']!r}, this relu-study reads format {FORMAT} and those before it"
+                f"{path} has format {manifest['format']!r}, and this relu-study reads formats up to {FORMAT}. "
+                "Use the version that wrote it."
             )
         manifest = without_checksum(manifest, needed=manifest["format"] > 1)
         for name, kind in KINDS:
             if not isinstance(manifest[name], kind):
-                raise ValueError(f"its {name} cannot be read")
+                raise ValueError(f"its {name} is invalid")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        hint = "restore it or run the study into a new folder, or again into this one, whose raw/ may tell what is lost"
-        raise CorruptFileError(path, "is garbled", reason, hint) from None
+        hint = "restore it, run the study into a new folder, or run it into this one to rebuild the manifest from raw/"
+        raise CorruptFileError(path, "is corrupt", reason, hint) from None
     return dict(manifest)
 
 
 def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:
-    """config_id -> its seeds; an earlier version declared one number for all of them."""
+    """Return config_id -> number of seeds. Earlier versions declare one number for all."""
     return {entry["config_id"]: entry.get("seeds", declaration["seeds"]) for entry in declaration["configurations"]}

@@ -11,16 +11,16 @@ from relu_study.stats.histogram_bins import POWERS
 from relu_study.storage.checksums import one_line
 
 
-def is_provenance(made: Any) -> bool:
-    """Is this what the numbers of a raw file depend on?"""
+def is_provenance(value: Any) -> bool:
+    """Whether a value has the form of a raw file's provenance."""
     kinds = {"own": dict, "cohort": str, "width": int}
-    if not isinstance(made, dict) or ("cohort" in made and "width" not in made):
+    if not isinstance(value, dict) or ("cohort" in value and "width" not in value):
         return False
-    return all(isinstance(made[name], kind) for name, kind in kinds.items() if name in made)
+    return all(isinstance(value[name], kind) for name, kind in kinds.items() if name in value)
 
 
-UNKNOWN = object()  # an earlier version did not store it: nothing can be compared
-# The value of each newer key in a provenance without it, so that earlier folders stay valid.
+UNKNOWN = object()  # earlier versions did not store it, so it is not compared
+# The value of each newer key for a provenance without it: folders of earlier versions stay valid.
 EARLIER = {
     "measured_every": 1,
     "histogram_bins": POWERS,
@@ -31,49 +31,52 @@ EARLIER = {
 }
 
 
-def differences(made: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """In words, where the provenance `there` is not that with which numbers are `made`; without any the numbers mix.
+def differences(current: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Return the differences of a stored provenance from the current one, as text. Numbers combine only if there are none.
 
-    Their `width` and `cohort` apart, which differ from tile to tile. An entry of a study's own that is new moves no old number.
+    `width` and `cohort` vary between tiles and are not compared. A custom component that is only in `current` affects no stored
+    number and is not a difference.
     """
-    there = {**EARLIER, **there}
-    made = {"histogram_bins": POWERS, **made}
-    differs = [
-        _metrics(there[name], value) if name == "measured" else f"{name}: {there.get(name)} there, {value} here"
-        for name, value in made.items()
-        if name != "own" and there.get(name) is not UNKNOWN and there.get(name) != value
+    stored = {**EARLIER, **stored}
+    current = {"histogram_bins": POWERS, **current}
+    differing = [
+        _metrics(stored[name], value) if name == "measured" else f"{name}: {stored.get(name)} there, {value} here"
+        for name, value in current.items()
+        if name != "own" and stored.get(name) is not UNKNOWN and stored.get(name) != value
     ]
-    own = there.get("own", {})
-    found = {name: changed(own[name], source) for name, source in made.get("own", {}).items() if name in own}
-    return differs + [f"{name} has changed{f' ({parts})' if parts else ''}" for name, parts in found.items() if parts is not None]
+    own = stored.get("own", {})
+    sources = {name: changed(own[name], source) for name, source in current.get("own", {}).items() if name in own}
+    return differing + [
+        f"{name} has changed{f' ({parts})' if parts else ''}" for name, parts in sources.items() if parts is not None
+    ]
 
 
-def _metrics(there: Sequence[str], here: Sequence[str]) -> str:
-    new, gone = ([name for name in one if name not in other] for one, other in ((here, there), (there, here)))
-    said = [f"{', '.join(names)} {what}" for names, what in ((new, "only here"), (gone, "only there")) if names]
-    return f"metrics: {'; '.join(said) or 'in another order'}"
+def _metrics(stored: Sequence[str], current: Sequence[str]) -> str:
+    added, removed = ([name for name in one if name not in other] for one, other in ((current, stored), (stored, current)))
+    parts = [f"{', '.join(names)} {where}" for names, where in ((added, "only here"), (removed, "only there")) if names]
+    return f"metrics: {'; '.join(parts) or 'in another order'}"
 
 
-def changed(there: Any, here: Any) -> str | None:
-    """The changed parts of an entry, None for the same entry; the hash of an earlier version is that of the source text."""
-    if not isinstance(here, dict) or not isinstance(there, dict):
-        now = here.get("source") if isinstance(here, dict) else here
-        return None if there == now or (isinstance(there, dict) and there.get("source") == here) else ""
-    if there.get("whole") == here.get("whole"):
+def changed(stored: Any, current: Any) -> str | None:
+    """Return the changed parts of a custom component, or None if it is unchanged. Earlier versions hash the source text only."""
+    if not isinstance(current, dict) or not isinstance(stored, dict):
+        source = current.get("source") if isinstance(current, dict) else current
+        return None if stored == source or (isinstance(stored, dict) and stored.get("source") == current) else ""
+    if stored.get("whole") == current.get("whole"):
         return None
-    apart = ("whole", "source", "unverified")
-    parts = [name for name in {**there, **here} if name not in apart and there.get(name) != here.get(name)]
+    ignored = ("whole", "source", "unverified")
+    parts = [name for name in {**stored, **current} if name not in ignored and stored.get(name) != current.get(name)]
     inner = [name for name in parts if name != "entry"]
     return ", ".join(inner[:6]) + (f" and {len(inner) - 6} more" if len(inner) > 6 else "") or "its declaration"
 
 
-def check_made(path: Path, made: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
-    """Refuse a raw file that was made otherwise than a manifest says, or at another width than its cohort has there."""
-    differs = differences(manifest["provenance"], made)
-    width = manifest["widths"].get(cohort, made.get("width"))
-    differs += [f"width: {made.get('width')} there, {width} here"] if made.get("width") != width else []
-    if differs:
+def check_provenance(path: Path, provenance: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
+    """Raise UserError if the provenance or the tile width of a raw file differs from the manifest's."""
+    differing = differences(manifest["provenance"], provenance)
+    width = manifest["widths"].get(cohort, provenance.get("width"))
+    differing += [f"width: {provenance.get('width')} there, {width} here"] if provenance.get("width") != width else []
+    if differing:
         raise UserError(
-            f"{path} was made otherwise than manifest.json says ({one_line('; '.join(differs))}) and does not mix; "
-            "move it away, or run the study into a new folder"
+            f"{path} has a different provenance than manifest.json ({one_line('; '.join(differing))}) and cannot be combined "
+            "with it. Move it away, or run the study into a new folder."
         )

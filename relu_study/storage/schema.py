@@ -1,4 +1,4 @@
-"""What tables, figures and the page may count on in a results folder: a whole manifest, and the columns of its files."""
+"""Schema of a results folder: the declaration in the manifest, and the columns of the CSV files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from relu_study.study.claims import CellClaim, Claim, Target
 from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, RunSpec
 
-CELL_COLUMNS = (  # of cells.csv besides the factors, which stand after `cell_id`
+CELL_COLUMNS = (  # of cells.csv, without the factors, which follow `cell_id`
     *("experiment", "cell", "statistic", "cell_id"),
     *("number", "draws", "n", "estimate", "ci_lo", "ci_hi", "std", "q05", "q25", "median", "q75", "q95"),
     *("theory", "theory_se", "lower", "upper", "z"),
 )
 
-COLUMNS: dict[str, tuple[str, ...]] = {  # of the files of a results folder, those of metrics apart
+COLUMNS: dict[str, tuple[str, ...]] = {  # of each CSV file, without the metric columns
     "runs": ("run_id", "config_id", *FIELDS, "status", "first_bad_epoch", "probe_examples"),
     "experiments": ("experiment", "config_id"),
     "summary": (
@@ -55,7 +55,7 @@ SECTIONS: dict[str, Any] = {
     "text": str,
     **dict.fromkeys(("claims", "tables", "figures", "sections"), list[dict[str, Any]]),
 }
-KINDS: dict[str, Any] = {  # what a declaration must have; Any where it is looked at more closely below
+KINDS: dict[str, Any] = {  # required entries of a declaration; Any: checked in detail below
     **dict.fromkeys(("configurations", "targets"), list[dict[str, Any]]),
     **SECTIONS,
     **{"columns": list[str], "factors": list[str], "report_epochs": list[float]},
@@ -69,7 +69,7 @@ CELL_KINDS: dict[str, Any] = {
 ITEMS: dict[str, type] = {"targets": Target, "claims": Claim, "tables": Table, "figures": Figure, "sections": Section}
 CELL_ITEMS: dict[str, type] = {"claims": CellClaim, "tables": CellTable, "figures": CellFigure, "sections": Section}
 ENTRY: dict[str, Any] = {"experiment": str, "arm": str, "config_id": str, "seeds": int, "spec": dict[str, Any]}
-ABOUT = {"direction": "none", "sites": False, "unit": "", "low": None, "high": None}  # a metric, as far as it is not said
+ABOUT = {"direction": "none", "sites": False, "unit": "", "low": None, "high": None}  # defaults of a metric
 METRIC: dict[str, Any] = {"direction": str, "sites": bool, "unit": str, "low": float | None, "high": float | None}
 Values = float | None | list[float | None]
 CELL: dict[str, Any] = {
@@ -78,70 +78,71 @@ CELL: dict[str, Any] = {
     "theory": dict[str, dict[str, Values]],
 }
 NUMBER: dict[str, Any] = {"share": bool, "along": str, "spread": list[float] | None}
-MOST_RUNS, MOST_DRAWS = 10**7, 2**32  # of a study, and of one of its cells: more would only be unpacked to fill the memory
+MOST_RUNS, MOST_DRAWS = 10**7, 2**32  # limits of a study and of a cell: a larger declaration would exhaust memory
 
 
 class SchemaError(Exception):
-    """What a declaration does not have."""
+    """An invalid declaration, with the problem as a clause ("declares no runs")."""
 
 
 def read_whole_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest with all that this version declares: what an earlier one did not know has its default.
+    """Read the manifest of a training study, with defaults for entries that earlier versions lack.
 
-    A declaration that lacks something without a default, or has a RunSpec field that this version does not know, is refused.
+    Raises:
+        UserError: an entry without a default is missing, a RunSpec field is unknown, or it is a draw study.
     """
     manifest = read_manifest(folder)
     if is_of_draws(manifest):
-        raise UserError(f"{folder} holds a draw study: its numbers are in cells.csv (relu_study.load_cells), and it has no runs")
+        raise UserError(f"{folder} is a draw study and has no runs. Read its cells.csv with relu_study.load_cells.")
     return _checked(folder, manifest, _whole)
 
 
 def read_cells_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a draw study, refused as that of a study that trains is."""
+    """Read the manifest of a draw study. Raises UserError like `read_whole_manifest`."""
     manifest = read_manifest(folder)
     if not is_of_draws(manifest):
-        raise UserError(f"{folder} holds runs that were trained, and no draws; read it with relu_study.load")
+        raise UserError(f"{folder} is a training study and has no draws. Read it with relu_study.load.")
     return _checked(folder, manifest, _whole_cells)
 
 
 def is_of_draws(manifest: Mapping[str, Any]) -> bool:
-    """Does a manifest declare cells of draws, and not runs?"""
+    """Whether a manifest is of a draw study."""
     return "cells" in (manifest["declaration"] or {})
 
 
 def check_names(declaration: Mapping[str, Any]) -> None:
-    """Refuse a table or figure whose name is not that of a file in its folder, or that is there twice."""
+    """Raise UserError for a table or figure whose name is not a valid file name, or is declared twice."""
     for kind in ("tables", "figures"):
         names = [item["name"] for item in declaration[kind]]
         for name in names:
             if not re.fullmatch(r"[\w+=-][\w+=.-]{,99}", name):
-                raise UserError(f"{name!r} of {kind} cannot be the name of a file; use letters, digits and - _ + = .")
+                raise UserError(f"{name!r} of {kind} cannot be a file name. Use letters, digits and - _ + = .")
             if names.count(name) > 1:
-                raise UserError(f"{kind}: {name!r} is declared twice; choose another name")
+                raise UserError(f"{kind}: {name!r} is declared twice. Choose another name.")
 
 
 def check_sections(declaration: Mapping[str, Any]) -> None:
-    """Refuse a section that shows a claim, table or figure which the study does not declare."""
+    """Raise UserError for a section with an undeclared claim, table or figure."""
     names = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
     names["claims"] = [claim["claim"] for claim in declaration["claims"]]
     for section in declaration["sections"]:
-        for kind, known in names.items():
+        for kind, declared in names.items():
             for name in section[kind]:
-                if name not in known:
-                    raise nearest(name, known, f"name among the {kind} of {section['title']!r}")
+                if name not in declared:
+                    raise nearest(name, declared, f"name among the {kind} of {section['title']!r}")
 
 
 def _checked(folder: Path, manifest: dict[str, Any], whole: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     try:
-        found = whole(manifest["declaration"])
-        check_names(found)
-    except (SchemaError, UserError) as what:
-        said = what if isinstance(what, SchemaError) else f"declares what cannot be: {what}"
+        declaration = whole(manifest["declaration"])
+        check_names(declaration)
+    except (SchemaError, UserError) as error:
+        problem = error if isinstance(error, SchemaError) else f"has an invalid declaration ({str(error).rstrip('.')})"
         raise UserError(
-            f"{folder / 'manifest.json'} {one_line(said)}: it is damaged, or another version of relu-study wrote it; restore it, "
-            f"or run the study into a new folder"
+            f"{folder / 'manifest.json'} {one_line(problem)}: it is corrupt or of another relu-study version. "
+            "Restore it, or run the study into a new folder."
         ) from None
-    return {"command": "", "preset": "default", **manifest, "declaration": found}
+    return {"command": "", "preset": "default", **manifest, "declaration": declaration}
 
 
 def _whole(declaration: Any) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _whole(declaration: Any) -> dict[str, Any]:
     if (runs := sum(entry["seeds"] for entry in found["configurations"])) > MOST_RUNS:
         raise SchemaError(f"declares {runs:,} runs")
     if not _fits(declaration.get("notes", []), list[str]):
-        raise SchemaError("declares notes that cannot be read")
+        raise SchemaError("declares invalid notes")
     metrics = {name: {**ABOUT, **about} for name, about in declaration["metrics"].items()}
     for name, about in metrics.items():
         _needs(about, METRIC, f"the metric {name}, ")
@@ -167,41 +168,39 @@ def _whole_cells(declaration: Any) -> dict[str, Any]:
     for experiment in declaration["experiments"]:
         _needs(experiment, {"name": str, "statistic": str, "theory": str}, "an experiment, ")
         if {experiment["theory"], ""} - {*names, ""} or experiment["statistic"] not in declaration["numbers"]:
-            raise SchemaError(
-                f"declares the experiment {experiment['name']} with a theory or statistic that is none of the study's"
-            )
+            raise SchemaError(f"declares the experiment {experiment['name']} with a theory or statistic that is not declared")
     for numbers in declaration["numbers"].values():
         for name, number in numbers.items():
             _needs(number, NUMBER, f"the number {name}, ")
             if number["spread"] is not None and (len(number["spread"]) != 2 or number["spread"][0] >= number["spread"][1]):
-                raise SchemaError(f"declares the number {name} with a spread that is none")
+                raise SchemaError(f"declares the number {name} with an invalid spread")
     if not declaration["cells"]:
         raise SchemaError("declares no cells")
     for cell in declaration["cells"]:
         _needs(cell, CELL, "a cell, ")
         _cell(cell, declaration)
-    asked = [*(claim["experiment"] for claim in found["claims"]), *(cell["experiment"] for cell in declaration["cells"])]
-    asked += [name for item in (*found["tables"], *found["figures"]) for name in item["experiments"]]
-    if unknown := [name for name in asked if name not in names]:
-        raise SchemaError(f"declares what it asks of {unknown[0]!r}, which is none of its experiments")
+    used = [*(claim["experiment"] for claim in found["claims"]), *(cell["experiment"] for cell in declaration["cells"])]
+    used += [name for item in (*found["tables"], *found["figures"]) for name in item["experiments"]]
+    if unknown := [name for name in used if name not in names]:
+        raise SchemaError(f"uses the experiment {unknown[0]!r}, which is not declared")
     return {**declaration, **found}
 
 
 def _cell(cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
-    what = f"declares the cell {cell['label']} with"
+    prefix = f"declares the cell {cell['label']} with"
     if not 1 <= cell["draws"] <= MOST_DRAWS:
-        raise SchemaError(f"{what} {cell['draws']:,} draws")
+        raise SchemaError(f"{prefix} {cell['draws']:,} draws")
     if unknown := {*cell["factors"], *cell["along"]} - {*declaration["factors"]}:
-        raise SchemaError(f"{what} the factor {min(unknown)}, which is none of the study's")
+        raise SchemaError(f"{prefix} the factor {min(unknown)}, which is not declared")
     if cell["statistic"] not in declaration["numbers"]:
-        raise SchemaError(f"{what} the statistic {cell['statistic']}, which is none of the study's")
+        raise SchemaError(f"{prefix} the statistic {cell['statistic']}, which is not declared")
     for name, number in declaration["numbers"][cell["statistic"]].items():
         if number["along"] and not cell["along"].get(number["along"]):
-            raise SchemaError(f"{what} no {number['along']}, along which {name} runs")
+            raise SchemaError(f"{prefix} no {number['along']}, the factor of {name}")
         size = len(cell["along"][number["along"]]) if number["along"] else 1
         for values in cell["theory"].get(name, {}).values():
             if isinstance(values, list) and len(values) != size:
-                raise SchemaError(f"{what} theory of {name} at {len(values)} places of {size}")
+                raise SchemaError(f"{prefix} theory of {name} at {len(values)} of {size} values")
 
 
 def _needs(declared: Any, kinds: Mapping[str, Any], of: str = "") -> None:
@@ -211,7 +210,7 @@ def _needs(declared: Any, kinds: Mapping[str, Any], of: str = "") -> None:
         if name not in declared:
             raise SchemaError(f"declares {of}no {name}" if not of else f"declares {of}without {name}")
         if not _fits(declared[name], kind):
-            raise SchemaError(f"declares {of}{name} that cannot be read")
+            raise SchemaError(f"declares {of}invalid {name}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -228,19 +227,19 @@ def _item(name: str, item: dict[str, Any], kind: Any) -> dict[str, Any]:
         if field.name not in item and field.default is MISSING:
             raise SchemaError(f"declares one of its {name} without {field.name}")
     kinds = get_type_hints(kind)
-    known = {f.name: item.get(f.name, f.default) for f in fields(kind)}
-    for word, value in known.items():
-        if not _fits(_tuples(value), kinds[word]):
-            raise SchemaError(f"declares one of its {name} with a {word} that cannot be read")
-    kind(**known)  # what cannot be is refused as where it is declared
+    values = {f.name: item.get(f.name, f.default) for f in fields(kind)}
+    for key, value in values.items():
+        if not _fits(_tuples(value), kinds[key]):
+            raise SchemaError(f"declares one of its {name} with an invalid {key}")
+    kind(**values)  # its own checks apply here too
     return {**{f.name: f.default for f in fields(kind) if f.default is not MISSING}, **item}
 
 
 def _tuples(value: Any) -> Any:
-    """A value of JSON as it was declared: lists were tuples."""
+    """Return a JSON value with lists turned back into the declared tuples."""
     if isinstance(value, list):
         return tuple(map(_tuples, value))
-    return {name: _tuples(one) for name, one in value.items()} if isinstance(value, dict) else value
+    return {name: _tuples(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _entry(entry: dict[str, Any], seeds: int) -> dict[str, Any]:
@@ -250,13 +249,13 @@ def _entry(entry: dict[str, Any], seeds: int) -> dict[str, Any]:
             raise SchemaError(f"declares a configuration without {name}")
     if entry["seeds"] < 1:
         raise SchemaError("declares a configuration without runs")
-    known = RunSpec().as_dict()
-    if unknown := [name for name in entry["spec"] if name not in known]:
+    defaults = RunSpec().as_dict()
+    if unknown := [name for name in entry["spec"] if name not in defaults]:
         raise SchemaError(f"declares a configuration with {unknown[0]}, which this version does not know")
     try:
         spec = RunSpec(**entry["spec"])
     except UserError as error:
-        raise SchemaError(f"declares a configuration that cannot be: {error}") from None
+        raise SchemaError(f"declares an invalid configuration ({str(error).rstrip('.')})") from None
     if entry["config_id"] != spec.config_id:
-        raise SchemaError(f"declares a configuration {entry['config_id']} that is not that of its spec")
+        raise SchemaError(f"declares a configuration {entry['config_id']} whose spec has another id")
     return {**entry, "spec": {name: value for name, value in spec.as_dict().items() if name != "seed"}}

@@ -1,4 +1,4 @@
-"""Tile files: written atomically, read back and checked."""
+"""Tile files: atomic writing and checked reading."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from relu_study.storage.tile_identity import check_arrays, check_identity, same_
 
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
-OOM_HINT = "free memory or take a larger device, and run the study again, which tries them anew"
+OOM_HINT = "free memory or use a larger device, then run the study again to retry them"
 RERUN_HINT = "move it away and run the study again"
 Tile = dict[str, np.ndarray]
 Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
 
 
 def write_tile(folder: Path, tile: Tile) -> Path:
-    """Store one tile under `folder`/raw, named by the runs it holds."""
+    """Store one tile under `folder`/raw, in a file named after its runs. Returns the path."""
     path = folder / "raw" / tile_name(tile["run_id"])
     write_arrays(path, tile)
     return path
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays, compressed and with their checksum, whole or not at all."""
+    """Write named arrays atomically as a compressed .npz file with a checksum."""
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     make_dirs(path.parent)
@@ -39,10 +39,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
-    """One stored tile, or the named arrays of it; what is not the tile that was stored is Damaged, with the way out.
+    """Read and check one stored tile.
 
-    The whole file is checked in any case, and that its runs are those of its specs and of its name. What begins with `leave_out`
-    is not read.
+    Args:
+        path: The tile file. Its checksum, run ids and name are always checked.
+        names: The arrays to read (default: all).
+        leave_out: Prefixes of arrays to skip.
+
+    Raises:
+        CorruptFileError: the file differs from the stored tile.
     """
     with reading(path):
         return tile_arrays(identified(path), names, leave_out)
@@ -50,7 +55,7 @@ def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str |
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn errors of an unreadable file into one that names it."""
+    """Turn read errors into a CorruptFileError with the path."""
     try:
         yield
     except UNREADABLE as error:
@@ -75,44 +80,45 @@ def tile_arrays(raw: CheckedNpz, names: Collection[str] | None = None, leave_out
 
 
 def tile_paths(folder: Path) -> list[Path]:
-    """Every stored tile of a results folder, in name order."""
+    """Return the paths of all stored tiles of a results folder, sorted by name."""
     return sorted((folder / "raw").glob("tile-*.npz"))
 
 
 def stored_runs(folder: Path, damaged: list[CorruptFileError] | None = None) -> Stored:
-    """run_id -> (status, provenance with the name of its `file`) of every run that has a stored tile.
+    """Return run_id -> (status, provenance with its file name under `file`) for every stored run.
 
-    Tiles that cannot be believed are added to `damaged`, and their runs left out; without it the first one is raised. Of two
-    tiles with different numbers of one run neither is believed.
+    Corrupt tiles are appended to `damaged` and their runs left out. Two tiles with different numbers of one run are both
+    corrupt. Without `damaged` the first error is raised (CorruptFileError).
     """
-    found: dict[Path, Stored] = {}
+    stored: dict[Path, Stored] = {}
     tile_of_run: dict[str, Path] = {}  # run_id -> its tile
-    wrong: dict[Path, CorruptFileError] = {}
+    errors: dict[Path, CorruptFileError] = {}
     for path in tile_paths(folder):
         try:
             tile = read_tile(path, ("run_id", "status", "provenance"))
         except CorruptFileError as error:
-            wrong[path] = error
+            errors[path] = error
             continue
-        made = strict_json(str(tile["provenance"])) | {"file": path.name}
-        found[path] = {str(run): (str(status), made) for run, status in zip(tile["run_id"], tile["status"], strict=True)}
-        for run in found[path]:
+        provenance = strict_json(str(tile["provenance"])) | {"file": path.name}
+        statuses = zip(tile["run_id"], tile["status"], strict=True)
+        stored[path] = {str(run): (str(status), provenance) for run, status in statuses}
+        for run in stored[path]:
             if (other := tile_of_run.setdefault(run, path)) != path:
-                wrong |= {error.path: error for error in disagreement(run, other, path)}
-    if wrong and damaged is None:
-        raise next(iter(wrong.values()))
-    (damaged if damaged is not None else []).extend(wrong.values())
-    return {run: about for path, runs in found.items() if path not in wrong for run, about in runs.items()}
+                errors |= {error.path: error for error in disagreement(run, other, path)}
+    if errors and damaged is None:
+        raise next(iter(errors.values()))
+    (damaged if damaged is not None else []).extend(errors.values())
+    return {run: entry for path, runs in stored.items() if path not in errors for run, entry in runs.items()}
 
 
 def disagreement(run: str, *paths: Path) -> list[CorruptFileError]:
-    """What is wrong with two tiles that hold one run; nothing where they say the same of it."""
+    """Return one error for each of two tiles that contain different numbers of a run, or none if they agree."""
     one, other = (read_tile(path, leave_out=(HISTOGRAM, "param:")) for path in paths)
     if same_run(one, _row(one, run), other, _row(other, run)):
         return []
-    said = (f"it and {other.name} hold different numbers of run {run}" for other in reversed(paths))
+    reasons = (f"it and {other.name} have different numbers of run {run}" for other in reversed(paths))
     return [
-        CorruptFileError(path, "is not a readable tile", reason, RERUN_HINT) for path, reason in zip(paths, said, strict=True)
+        CorruptFileError(path, "is not a readable tile", reason, RERUN_HINT) for path, reason in zip(paths, reasons, strict=True)
     ]
 
 
@@ -121,7 +127,7 @@ def _row(tile: Tile, run: str) -> int:
 
 
 def stored_bins(folder: Path) -> str | None:
-    """The provenance "histogram_bins" of the stored tiles, that of the first readable one; None where there is none."""
+    """Return "histogram_bins" in the provenance of the first readable tile, or None without one."""
     for path in tile_paths(folder):
         with contextlib.suppress(CorruptFileError):
             return str(strict_json(str(read_tile(path, ("provenance",))["provenance"])).get("histogram_bins", POWERS))

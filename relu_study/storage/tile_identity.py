@@ -1,4 +1,4 @@
-"""What a tile must be: its runs those of its specs, its name that of its runs, its arrays as many and as large as they say."""
+"""Validation of tiles: run ids match the specs, the file name the run ids, and array shapes and dtypes the layout."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from relu_study.storage.checksums import strict_json
 from relu_study.storage.provenance import is_provenance
 from relu_study.study.run_spec import id_of
 
-STORED = ("ok", "nonfinite")  # the statuses of runs that have numbers
-LOSSES = ("train_loss", "val_loss")  # metrics of every run that is finite: one without a number went nonfinite
+STORED = ("ok", "nonfinite")  # statuses of runs with numbers
+LOSSES = ("train_loss", "val_loss")  # measured for every run: NaN means that the run went nonfinite
 
 
 def tile_name(runs: Iterable[str]) -> str:
-    """The name of the file of a tile, after the run_ids that it holds."""
+    """Return the file name of a tile: a hash of its sorted run_ids."""
     return f"tile-{hashlib.sha256(''.join(sorted(map(str, runs))).encode()).hexdigest()[:12]}.npz"
 
 
 def check_identity(name: str, runs: np.ndarray, specs: np.ndarray) -> None:
-    """ValueError where a file of this name does not hold these runs, or a run is not that of its spec."""
+    """Raise ValueError if the file name does not match the runs, or a run_id does not match its spec."""
     if runs.ndim != 1 or not len(runs) or runs.shape != specs.shape or {runs.dtype.kind, specs.dtype.kind} != {"U"}:
-        raise ValueError("it names no runs")
+        raise ValueError("its run ids are invalid")
     for run, spec in zip(runs.tolist(), specs.tolist(), strict=True):
         if id_of(strict_json(spec)) != run:
-            raise ValueError(f"its run {run} is not that of its spec")
-    if name != (own := tile_name(runs)) or len(set(runs.tolist())) < len(runs):
-        raise ValueError(f"it is another tile: its runs are those of {own}")
+            raise ValueError(f"its run {run} does not match its spec")
+    if name != (expected := tile_name(runs)) or len(set(runs.tolist())) < len(runs):
+        raise ValueError(f"its runs belong to {expected}")
 
 
 def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) -> None:
-    """ValueError where an array of a tile of so many runs is not as large as it must be, or of another kind."""
+    """Raise ValueError if an array of a tile has the wrong shape, dtype or values for this number of runs."""
     if epochs.ndim != 1 or not len(epochs) or epochs.dtype.kind != "f" or not np.isfinite(epochs).all():
-        raise ValueError("it has no epochs")
-    # A tile from before the entry has single precision; one that was read in part does not say.
-    made = strict_json(str(tile["provenance"])) if "provenance" in tile else {}
-    precision = number_type(made) if isinstance(made, dict) else np.float32
+        raise ValueError("its epochs are invalid")
+    # Tiles of earlier versions have no precision entry and single precision; a partial read has no provenance.
+    provenance = strict_json(str(tile["provenance"])) if "provenance" in tile else {}
+    precision = number_type(provenance) if isinstance(provenance, dict) else np.float32
     for name, values in tile.items():
         kind, _, rest = name.partition(":")
         if kind in ("dead", "certified_dead"):
@@ -60,25 +60,25 @@ def check_arrays(tile: Mapping[str, np.ndarray], runs: int, epochs: np.ndarray) 
         else:
             fits = kind != "provenance" or is_provenance(strict_json(str(values)))
         if not fits:
-            raise ValueError(f"its {name} cannot be that of {runs} runs over {len(epochs)} epochs")
+            raise ValueError(f"its {name} does not fit {runs} runs over {len(epochs)} epochs")
 
 
-def number_type(made: Mapping[str, Any]) -> type[np.floating[Any]]:
-    """The type of the metrics of a provenance: double precision where JAX ran with it."""
-    return np.float64 if made.get("precision") == "float64" else np.float32
+def number_type(provenance: Mapping[str, Any]) -> type[np.floating[Any]]:
+    """Return the dtype of the metrics: float64 if JAX ran in double precision, else float32."""
+    return np.float64 if provenance.get("precision") == "float64" else np.float32
 
 
 def check_alike(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
-    """ValueError where two tiles with runs of one configuration have not the same epochs, metrics, sites and bins."""
+    """Raise ValueError if two tiles of one configuration differ in epochs, metrics, sites or bins."""
     series = ("metric:", "dead:", "certified_dead:", "units:", "bins:")
     names = [sorted(name for name in tile if name.startswith(series)) for tile in (one, other)]
     same = [name for name in one if name in ("epoch", "probe_examples") or name.startswith(("units:", "bins:"))]
     if names[0] != names[1] or not all(np.array_equal(one[name], other[name]) for name in same):
-        raise ValueError("another tile has other epochs, metrics, sites or bins of its runs")
+        raise ValueError("another tile of its configuration has different epochs, metrics, sites or bins")
 
 
 def same_run(one: Mapping[str, np.ndarray], row: int, other: Mapping[str, np.ndarray], at: int) -> bool:
-    """Have two tiles the same numbers of a run that both hold, in these rows?"""
+    """Whether two tiles have equal numbers of a run, in rows `row` and `at`."""
     names = [
         name for name in one if name.startswith(("metric:", "dead:", "certified_dead:")) or name in ("status", "first_bad_epoch")
     ]

@@ -134,4 +134,4 @@ def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -
     assert full.returncode == 2 and "not empty" in full.stderr
     (tmp_path / "other.py").write_text(Path(SMALL).read_text().replace('name="small"', 'name="other"'))
     refused = command("run", "other.py", "--out", "here", cwd=tmp_path)
-    assert refused.returncode == 2 and "holds the study 'small'" in refused.stderr and "--out" in refused.stderr
+    assert refused.returncode == 2 and "contains the study 'small'" in refused.stderr and "--out" in refused.stderr

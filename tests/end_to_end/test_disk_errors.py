@@ -81,8 +81,8 @@ def namespace() -> list[str]:
     pytest.skip("this system lets nobody mount a disk of their own")
 
 
-GO_ON = r"give the same command again: relu-study run lengths\.py --out disk/sweep; {} finished runs are kept in disk/sweep"
-LINE = r"relu-study: cannot write disk/sweep\S*: {}; {}, then " + GO_ON
+GO_ON = r"run the same command again: relu-study run lengths\.py --out disk/sweep; {} finished runs are kept in disk/sweep"
+LINE = r"relu-study: cannot write disk/sweep\S*: {}. {}, then " + GO_ON
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def bound(tmp_path: Path) -> Path:
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_compiles(tmp_path: Path, bound: Path) -> None:
     attempt("mkdir disk/sweep; chmod 555 disk/sweep; PYTHON=./bound; go fresh", tmp_path)
-    refused(tmp_path, "fresh", LINE.format("Permission denied", "make it writable", 0))
+    refused(tmp_path, "fresh", LINE.format("Permission denied", "Make it writable", 0))
     assert len((tmp_path / "fresh.err").read_text().splitlines()) == 1 and not list((tmp_path / "disk" / "sweep").iterdir())
 
 
@@ -109,11 +109,11 @@ def test_a_tensorboard_folder_that_cannot_be_written(whole: dict[str, bytes], tm
         tmp_path,
     )
     said = (
-        r"relu-study: cannot write disk/sweep/tensorboard: Permission denied; "
-        r"make it writable, then give the same command again"
+        r"relu-study: cannot write disk/sweep/tensorboard: Permission denied. "
+        r"Make it writable, then run the same command again"
     )
     refused(tmp_path, "report", said, "report")
-    refused(tmp_path, "cut", LINE.format("Permission denied", "make it writable", 6))
+    refused(tmp_path, "cut", LINE.format("Permission denied", "Make it writable", 6))
     for name in ("all", "again"):
         finished(tmp_path, name)
     assert csvs(tmp_path / "disk" / "sweep") == whole and len(list(tmp_path.glob("disk/sweep/tensorboard/*/*"))) == 3
@@ -140,7 +140,7 @@ go again
 mkdir out; cp -r disk/sweep out
 """
     attempt(script, tmp_path, *namespace)
-    refused(tmp_path, "cut", LINE.format("No space left on device", "make room", r"\d+"))
+    refused(tmp_path, "cut", LINE.format("No space left on device", "Free space on the disk", r"\d+"))
     finished(tmp_path, "again")
     assert csvs(tmp_path / "out" / "sweep") == whole
 
@@ -157,9 +157,9 @@ rep more
 mkdir out; cp -r disk/sweep out
 """
     attempt(script, tmp_path, *namespace)
-    refused(tmp_path, "never", LINE.replace(r"disk/sweep\S*:", "disk:").format("Read-only file system", "make it writable", 0))
-    refused(tmp_path, "again", LINE.format("Read-only file system", "make it writable", 6))
-    said = r"relu-study: cannot write disk/sweep: Read-only file system; make it writable, then give the same command again"
+    refused(tmp_path, "never", LINE.replace(r"disk/sweep\S*:", "disk:").format("Read-only file system", "Make it writable", 0))
+    refused(tmp_path, "again", LINE.format("Read-only file system", "Make it writable", 6))
+    said = r"relu-study: cannot write disk/sweep: Read-only file system. Make it writable, then run the same command again"
     refused(tmp_path, "report", said, "report")
     finished(tmp_path, "all")
     finished(tmp_path, "more")

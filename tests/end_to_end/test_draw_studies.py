@@ -163,11 +163,11 @@ def test_a_changed_statistic_does_not_mix(finished, tmp_path):
     path = next((tmp_path / "coins" / "raw").glob("block-*"))
     place, made, sums = block_files.read_block(path)
     block_files.write_block(tmp_path / "coins", place, sums, {**made, "own": {"statistic coin": "other"}})
-    with pytest.raises(UserError, match=r"statistic coin has changed.*would not mix"):
+    with pytest.raises(UserError, match=r"statistic coin has changed.*cannot be combined"):
         prepare_draws(study, tmp_path / "coins")
     made = {**made, "engine": 0}
     block_files.write_block(tmp_path / "coins", place, sums, made)
-    with pytest.raises(UserError, match=rf"{path.name} was made otherwise .*engine: 0 there"):
+    with pytest.raises(UserError, match=rf"{path.name} has a different provenance .*engine: 0 there"):
         report(tmp_path / "coins")
 
 

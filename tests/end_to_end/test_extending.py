@@ -130,7 +130,7 @@ def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, t
     assert files(folder, "*.csv") == files(finished, "*.csv")
 
 
-# --------------------------------------------------------------------------- made otherwise
+# --------------------------------------------------------------------------- different provenance
 
 OTHERWISE = {
     "engine": (0, "engine: 0 there"),
@@ -160,10 +160,10 @@ def test_a_tile_made_otherwise_never_mixes(name: str, finished: Path, tmp_path: 
         folder, {**tile, "provenance": np.array(json.dumps({**json.loads(str(tile["provenance"])), name: there}))}
     )
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=rf"made otherwise \(.*{re.escape(said)}.*would not mix; name another folder with --out"):
+    with pytest.raises(UserError, match=rf"different provenance \(.*{re.escape(said)}.*cannot be combined.*Name another folder with --out"):
         runner.run(study, folder, seeds=SEEDS + 1)
     for reads in (report, load):
-        with pytest.raises(UserError, match=rf"{path.name} was made otherwise .*{re.escape(said)}.*move it away, or run"):
+        with pytest.raises(UserError, match=rf"{path.name} has a different provenance .*{re.escape(said)}.*Move it away, or run"):
             reads(folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 

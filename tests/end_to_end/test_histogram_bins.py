@@ -74,10 +74,10 @@ def test_tiles_that_say_other_bins_than_the_manifest_are_refused_by_name(said: t
     paths = split(tmp_path, (SPAN, SPAN), said)
     for reads in (report, load):
         with pytest.raises(
-            UserError, match=f"made otherwise .*histogram_bins: {said[1]} there, {said[0]} here|histogram_bins"
+            UserError, match=f"different provenance .*histogram_bins: {said[1]} there, {said[0]} here|histogram_bins"
         ) as e:
             reads(tmp_path)
-        assert paths[1].name in str(e.value) and "move it away, or run the study into a new folder" in str(e.value)
+        assert paths[1].name in str(e.value) and "Move it away, or run the study into a new folder" in str(e.value)
 
 
 def test_tiles_of_equal_bins_add_up(tmp_path: Path) -> None:

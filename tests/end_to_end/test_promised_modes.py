@@ -92,7 +92,7 @@ def test_a_tile_of_another_precision_than_its_provenance_is_refused(tmp_path: Pa
     if said == "float64":
         tile["metric:val_loss/all"] = tile["metric:val_loss/all"].astype(np.float32)
     write_tile(folder, tile)
-    with pytest.raises(UserError, match=r"metric:.* cannot be that of"):
+    with pytest.raises(UserError, match=r"metric:.* does not fit"):
         read_tile(path)
 
 

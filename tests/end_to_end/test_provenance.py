@@ -153,7 +153,7 @@ def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_p
     changed(path.parent, "near.py", "STEP = 0.15625", "STEP = 0.5")
     for words in (["run"], ["plan"]):
         status, out, said = here(*words, "study/study.py", "--out", "out", *more)
-        assert status and "out was made otherwise (" in said.replace("\n", " ") and "Traceback" not in said + out
+        assert status and "out has a different provenance (" in said.replace("\n", " ") and "Traceback" not in said + out
         assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and "STEP" in said
         assert "name another folder with --out" in said
     changed(path.parent, "near.py", "STEP = 0.5", "STEP = 0.15625")

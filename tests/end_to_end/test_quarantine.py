@@ -105,8 +105,8 @@ def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path,
     away = {path.name: path.read_bytes() for path in (folder / "damaged").iterdir()}
     assert away[f"{first.stem}-2.npz"] == before[first.name] and away[first.name] == b"an earlier one"
     assert away[second.name] == b"" and away[foreign.name] == before[foreign.name] and len(away) == 4
-    for path, reason in ((first, "its checksum is of other bytes"), (second, "it is empty"), (foreign, "it is another tile")):
-        assert len([line for line in heard.said if str(path) in line and reason in line and "made again" in line]) == 1
+    for path, reason in ((first, "its checksum does not match its contents"), (second, "it is empty"), (foreign, "its runs belong to")):
+        assert len([line for line in heard.said if str(path) in line and reason in line and "computed again" in line]) == 1
     assert train(folder).made == [] and len(tile_files.tile_paths(folder)) == 2
 
 
@@ -125,19 +125,19 @@ def test_a_manifest_that_is_lost_or_garbled_is_made_anew_from_whole_tiles(folder
     text = path.read_text()
     for content, reason in (
         (text.replace('"seeds": 2', '"seeds": 1', 1), "it was changed"),
-        (text[:300], "is damaged"),
+        (text[:300], "is corrupt"),
         (None, ""),
     ):
         path.unlink()
         if content is not None:
             path.write_text(content)
             for use in (report, load, table):
-                with pytest.raises(UserError, match=rf"{path} is garbled .*restore it or run the study into a new folder"):
+                with pytest.raises(UserError, match=rf"{path} is corrupt .*Restore it, run the study into a new folder"):
                     use(folder)
         heard = train(folder)
         assert heard.made == [] and read_manifest(folder)["widths"] == widths
         assert any(reason in line and "damaged/manifest" in line for line in heard.said) or content is None
-        assert any("a new one is made" in line for line in heard.said)
+        assert any("It is rebuilt from the raw files" in line for line in heard.said)
     assert derived(folder) == derived(finished)
     assert sorted(p.name for p in (folder / "damaged").iterdir()) == ["manifest-2.json", "manifest.json"]
 
@@ -146,12 +146,12 @@ def test_a_manifest_whose_tiles_are_of_other_runs_or_made_otherwise_is_not_made_
     path = folder / "manifest.json"
     path.write_text("{")
     wide = replace(STUDY.experiments[0], arms={"wide": STUDY.experiments[0].arms["relu"].replace(width=9)})
-    with pytest.raises(UserError, match=rf"{path} is garbled"):
+    with pytest.raises(UserError, match=rf"{path} is corrupt"):
         runner.run(replace(STUDY, experiments=[wide], claims=(), tables=()), folder)
     retouch(tile_files.tile_paths(folder)[0], lambda made: {**made, "engine": 0})
     for content in ("{", None):
         path.write_text(content) if content else path.unlink()
-        with pytest.raises(UserError, match=r"was made otherwise \(engine: 0 there.* would not mix"):
+        with pytest.raises(UserError, match=r"has a different provenance \(engine: 0 there.* cannot be combined"):
             train(folder)
     assert not (folder / "damaged").exists()
 
@@ -165,12 +165,12 @@ def test_draws(tmp_path: Path) -> None:
     first.write_bytes(second.read_bytes())
     second.write_bytes(content[:-1])
     (folder / "manifest.json").write_bytes(b"")
-    with pytest.raises(UserError, match=r"manifest.json is garbled"):
+    with pytest.raises(UserError, match=r"manifest.json is corrupt"):
         report(folder)
     heard = draw(folder)
     assert sorted(heard.made) == sorted(cells) and derived(folder) == whole
     assert {path.name for path in (folder / "damaged").iterdir()} == {first.name, second.name, "manifest.json"}
-    assert sum("is damaged" in line for line in heard.said) == 3
+    assert sum("is corrupt" in line for line in heard.said) == 3
 
 
 # ------------------------------------------------------------------------------------------ refused
@@ -199,10 +199,10 @@ def test_a_tile_made_otherwise_does_not_mix_in(own: Path) -> None:
     path = tile_files.tile_paths(own)[1]
     whole = path.read_bytes()
     retouch(path, lambda made: {**made, "engine": 7})
-    refuses(own, rf"{path} was made otherwise than manifest.json says \(engine: 7 there, 1 here\) and does not mix; move it away")
+    refuses(own, rf"{path} has a different provenance than manifest.json \(engine: 7 there, 1 here\) and cannot be combined with it. Move it away")
     path.write_bytes(whole)
     retouch(path, lambda made: {**made, "width": 8})
-    refuses(own, rf"{path} was made otherwise .*width: 8 there, 4 here")
+    refuses(own, rf"{path} has a different provenance .*width: 8 there, 4 here")
 
 
 def test_a_run_that_trains_refuses_widths_that_disagree(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_two_tiles_that_say_different_things_of_one_run_are_both_set_aside(folde
     report(folder)
     assert derived(folder) == derived(finished), "twice the same counts once"
     tile_files.write_tile(folder, {**one, "metric:val_loss/all": one["metric:val_loss/all"] + np.float32(1)})
-    refuses(folder, f"hold different numbers of run {tile['run_id'][0]}", report, load)
+    refuses(folder, f"have different numbers of run {tile['run_id'][0]}", report, load)
     heard = train(folder)
     assert sorted(heard.made) == sorted(map(str, tile["run_id"])) and derived(folder) == derived(finished)
     assert {p.name for p in (folder / "damaged").iterdir()} == {path.name, same.name}
@@ -238,11 +238,11 @@ def test_a_flipped_digit_in_a_clone_is_seen_by_every_reader(own: Path) -> None:
     text = path.read_text()
     assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=own).returncode == 0
     path.write_text(text.replace("1.33333337", "1.33333338", 1))
-    said = rf"{path} is not the file that SHA256SUMS lists .*restore it, or make it with 'relu-study report {own}' where raw/ is"
+    said = rf"{path} does not match SHA256SUMS .*Restore it, or rebuild it with 'relu-study report {own}' if raw/ exists"
     refuses(own, said, report, load, table, compare)
     path.write_text(text)
     (own / "SHA256SUMS").write_text((own / "SHA256SUMS").read_text().replace("runs.csv", "../runs.csv"))
-    refuses(own, "SHA256SUMS is garbled .*it has the line '.*../runs.csv'", load)
+    refuses(own, "SHA256SUMS is corrupt .*its line '.*../runs.csv' is invalid", load)
     (own / "SHA256SUMS").unlink()
     assert len(load(own).runs) == 6, "an earlier version wrote none"
 
@@ -251,7 +251,7 @@ def test_a_damaged_csv_is_made_again_where_the_tiles_are(own: Path) -> None:
     whole = derived(own)
     (own / "summary.csv").write_text("x\n")
     (own / "SHA256SUMS").write_bytes(b"\0")
-    refuses(own, "garbled", load)
+    refuses(own, "corrupt", load)
     report(own)
     assert derived(own) == whole
 
@@ -334,17 +334,17 @@ def test_an_array_that_claims_more_than_it_has_takes_no_memory(
     ("said", "reason"),
     [
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ('{"format": NaN}', "NaN is no number"),
-        ('{"format": 1e999}', "1e999 is no number"),
-        ('{"format": 9223372036854775808}', "9223372036854775808 is no number"),
-        ('{"format": ' + "9" * 5000 + "}", "is no number"),
+        ('{"format": NaN}', "NaN is not a valid number"),
+        ('{"format": 1e999}', "1e999 is not a valid number"),
+        ('{"format": 9223372036854775808}', "9223372036854775808 is not a valid number"),
+        ('{"format": ' + "9" * 5000 + "}", "is not a valid number"),
         ('{"format": 2, "study": "tiny"}', "it has no checksum"),
-        ('{"format": 1, "study": 5, "provenance": {}, "widths": {}, "declaration": {}}', "its study cannot be read"),
+        ('{"format": 1, "study": 5, "provenance": {}, "widths": {}, "declaration": {}}', "its study is invalid"),
     ],
 )
 def test_a_hostile_manifest_is_one_line(own: Path, said: str, reason: str) -> None:
     (own / "manifest.json").write_text(said)
-    refuses(own, rf"manifest.json is garbled \(.*{reason}", report, load, table)
+    refuses(own, rf"manifest.json is corrupt \(.*{reason}", report, load, table)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\0b", "x" * 101, ""])
@@ -354,7 +354,7 @@ def test_names_of_files_stay_within_the_folder(own: Path, tmp_path: Path, name: 
         manifest = read_manifest(folder)
         manifest["declaration"]["tables"][0]["name"] = name
         write_manifest(folder, manifest)
-        with pytest.raises(UserError, match=r"manifest.json declares what cannot be: .* cannot be the name of a file"):
+        with pytest.raises(UserError, match=r"manifest.json has an invalid declaration .*cannot be a file name"):
             use(folder)
     with pytest.raises(UserError, match="cannot be the name of a file"):
         draw_of = replace(DRAWS, tables=[replace(DRAWS.tables[0], name=name)])

@@ -100,11 +100,11 @@ def refuse(patch: pytest.MonkeyPatch, call: str, code: int, after: int = 0, only
 
 
 WAYS = {
-    "ENOSPC": ("rename", r"raw/tile-\w+.npz: No space left on device; make room"),
-    "EDQUOT": ("rename", r"raw/tile-\w+.npz: Disk quota exceeded; make room"),
-    "EROFS": ("create", "raw: Read-only file system; make it writable"),  # what is there, and can be
-    "EACCES": ("create", "raw: Permission denied; make it writable"),
-    "EIO": ("create", r"raw/tile-\w+.npz: Input/output error; mend that"),
+    "ENOSPC": ("rename", r"raw/tile-\w+.npz: No space left on device. Free space on the disk"),
+    "EDQUOT": ("rename", r"raw/tile-\w+.npz: Disk quota exceeded. Free space on the disk"),
+    "EROFS": ("create", "raw: Read-only file system. Make it writable"),  # what is there, and can be
+    "EACCES": ("create", "raw: Permission denied. Make it writable"),
+    "EIO": ("create", r"raw/tile-\w+.npz: Input/output error. Remove the cause"),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, w
     (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, call, getattr(errno, name), after=1, only="tile-")
-        with pytest.raises(atomic_write.WriteError, match=rf"cannot write {folder}/{said}, then give the same"):
+        with pytest.raises(atomic_write.WriteError, match=rf"cannot write {folder}/{said}, then run the same"):
             run.run(study, folder, callback=first)
     (kept,) = tile_files.tile_paths(folder)
     assert len(first.tiles) == 1 and not leftovers(folder) and not list(folder.glob("*.csv"))
@@ -138,7 +138,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
 def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = run.run if declared is study else run.run_draws
-    with pytest.raises(atomic_write.WriteError, match=f"cannot write {folder}: the folder is gone.*bring it back"):
+    with pytest.raises(atomic_write.WriteError, match=f"cannot write {folder}: the folder or its manifest.json has disappeared.*Restore it"):
         go(declared, folder, callback=Trained(lambda: folder.rename(away)))
     assert not folder.exists() and not leftovers(away)
     away.rename(folder)
@@ -198,7 +198,7 @@ def test_a_report_that_cannot_be_written_leaves_every_file_whole(name: str, whol
     before = contents(folder)
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, only=name)
-        with pytest.raises(UserError, match=r"cannot write .*: No space left on device; make room, then give the same command"):
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device. Free space on the disk, then run the same command"):
             report(folder)
     there = contents(folder)
     assert not leftovers(folder) and there.keys() == before.keys()
@@ -211,7 +211,7 @@ def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: P
     folder, first, second = tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, after=2, only="block-")
-        with pytest.raises(atomic_write.WriteError, match=r"raw/block-\S+.npz: No space left on device; make room"):
+        with pytest.raises(atomic_write.WriteError, match=r"raw/block-\S+.npz: No space left on device. Free space on the disk"):
             run.run_draws(draws, folder, callback=first)
     assert len(first.tiles) == len(block_files.block_paths(folder)) == 2 and not leftovers(folder)
     run.run_draws(draws, folder, callback=second)

@@ -368,7 +368,7 @@ def test_equal_rows_of_two_keys_are_one_line_unless_declared() -> None:
     assert re.search(r"task 'mine' gives two different keys the same rows.*fixed=True", note)
     declaration = read_back(prepare(study_of(MINE), None, FEW).declaration)
     assert declaration["notes"] == [note]
-    with pytest.raises(Exception, match="notes that cannot be read"):
+    with pytest.raises(Exception, match="invalid notes"):
         read_back({**declaration, "notes": [3]})
     add_task(lambda key, phase: rows, fixed=True)
     assert "notes" not in prepare(study_of(MINE), None, FEW).declaration

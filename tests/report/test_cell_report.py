@@ -178,7 +178,7 @@ def test_from_python_without_a_folder():
 
 
 def test_the_two_kinds_are_not_taken_for_each_other(folder):
-    with pytest.raises(UserError, match=r"holds a draw study.*load_cells"):
+    with pytest.raises(UserError, match=r"is a draw study .*load_cells"):
         load(folder)
     with pytest.raises(UserError, match=r"no draws; read it with relu_study.load"):
         load_cells(ROOT / "results" / "article")
@@ -187,7 +187,7 @@ def test_the_two_kinds_are_not_taken_for_each_other(folder):
 def test_a_cut_cells_csv_is_named(folder, tmp_path):
     path = tmp_path / "cells.csv"
     path.write_bytes((folder / "cells.csv").read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"cells.csv is garbled \(its last line is cut off\)"):
+    with pytest.raises(UserError, match=r"cells.csv is corrupt \(its last line is truncated\)"):
         cell_report.read_cells(path, schema.read_cells_manifest(folder)["declaration"])
 
 

@@ -289,7 +289,7 @@ def test_a_folder_with_nothing_to_go_by_is_refused(bare: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="neither raw/ nor any of its CSV files"):
         report(bare)
     assert list(files(bare)) == ["manifest.json"]
-    with pytest.raises(UserError, match="no results folder"):
+    with pytest.raises(UserError, match="is not a results folder"):
         report(tmp_path)
 
 

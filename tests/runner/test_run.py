@@ -181,9 +181,9 @@ def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_pat
 
 
 def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds the study 'small'"):
+    with pytest.raises(UserError, match="contains the study 'small'"):
         runner.run(replace(study, name="other"), finished)
-    with pytest.raises(UserError, match=r"made otherwise.*probe_examples"):
+    with pytest.raises(UserError, match=r"different provenance.*probe_examples"):
         runner.run(study, finished, probe_examples=100)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
@@ -207,7 +207,7 @@ def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> 
     (run,) = results.runs["run_id"][:1]
     assert single_run.run_single(few, run, tmp_path, None, MeasureConfig()) == rows(tmp_path)[run]
     for changes, word in (({"every": 1}, "measured_every: 2 there, 1 here"), ({"metrics": ()}, "metrics: .* there, None here")):
-        with pytest.raises(UserError, match=f"made otherwise.*{word}"):
+        with pytest.raises(UserError, match=f"different provenance.*{word}"):
             runner.run(replace(few, **changes), tmp_path)
     with pytest.raises(UserError, match="unknown metric of study small 'constent'; did you mean constant"):
         runner.run(replace(few, metrics=("constent",)), tmp_path)

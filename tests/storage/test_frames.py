@@ -283,9 +283,9 @@ def test_a_clone_loads_runs_and_summary_and_says_what_curves_need(written: Path,
     with pytest.raises(UserError, match=r"summary\.csv is missing.*relu-study report"):
         load(clone)
     (clone / "summary.csv").write_text('config_id,n\n"a,1\n')
-    with pytest.raises(UserError, match=r"summary\.csv is garbled"):
+    with pytest.raises(UserError, match=r"summary\.csv is corrupt"):
         load(clone)
-    with pytest.raises(UserError, match="no results folder"):
+    with pytest.raises(UserError, match="is not a results folder"):
         load(tmp_path)
 
 

@@ -60,7 +60,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_second_process_is_told_by_whom_the_folder_is_held(held: Any, tmp_path: Path) -> None:
     holder, folder = held(), tmp_path / "sweep"
-    by = rf"is being written by process {holder.pid} on host {re.escape(socket.gethostname())} since \d{{4}}-\S+ \S+; wait for it"
+    by = rf"is being written by process {holder.pid} on host {re.escape(socket.gethostname())} since \d{{4}}-\S+ \S+. Wait for it"
     with pytest.raises(UserError, match=by + ", or name another folder with --out"), locks.writer_lock(folder):
         pass
     with pytest.raises(UserError, match=by), locks.writer_lock(folder, Shard(1, 2)):
@@ -87,7 +87,7 @@ def test_shards_of_one_cut_work_side_by_side_each_once(held: Any, tmp_path: Path
     with locks.writer_lock(folder, Shard(2, 3)), locks.manifest_mutex(folder):
         assert [w.shard for w in locks.other_writers(folder, Shard(2, 3))] == [Shard(1, 3), Shard(3, 3)]
     with (
-        pytest.raises(UserError, match=rf"shard 1/3, process {one.pid} on host .*; wait for it"),
+        pytest.raises(UserError, match=rf"shard 1/3, process {one.pid} on host .*. Wait for it"),
         locks.writer_lock(folder, Shard(1, 3)),
     ):
         pass
@@ -141,7 +141,7 @@ def test_a_folder_that_was_not_there_is_not_there_after_a_refusal(tmp_path: Path
     with pytest.raises(UserError, match="bad"), locks.writer_lock(tmp_path / "own"):
         raise UserError("bad")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file; name a folder"), locks.writer_lock(tmp_path / "file"):
+    with pytest.raises(UserError, match="is a file. Name a folder"), locks.writer_lock(tmp_path / "file"):
         pass
     assert names(tmp_path) == {"own", "file"}
 
@@ -151,7 +151,7 @@ def test_a_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch,
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", lacks)
-    said = r"file system without locks \(No locks available\); name a folder on another"
+    said = r"file system without locks \(No locks available\). Name a folder on another"
     with pytest.raises(UserError, match=said), locks.writer_lock(tmp_path / "sweep"):
         pass
 

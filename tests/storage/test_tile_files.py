@@ -81,7 +81,7 @@ def test_a_truncated_tile_is_named(kept: float, tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
     for use in (tile_files.stored_runs, configurations.collect, configurations.stored_params):
-        with pytest.raises(UserError, match=f"{path} is not a readable tile .*move it away and run the study again"):
+        with pytest.raises(UserError, match=f"{path} is not a readable tile .*Move it away and run the study again"):
             use(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_a_tile_of_something_else_is_named(tmp_path: Path) -> None:
     for content, said in (
         (b"not a tile at all", ""),
         (npy.getvalue(), ""),
-        (path.read_bytes().replace(b"status", b"sutats"), "its checksum is of other bytes"),
+        (path.read_bytes().replace(b"status", b"sutats"), "its checksum does not match its contents"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path} is not a readable tile .*{said}"):
@@ -103,17 +103,17 @@ def test_a_tile_of_something_else_is_named(tmp_path: Path) -> None:
 def test_a_garbled_manifest_is_named(content: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=f"{path} is garbled .*restore it or run the study into a new folder"):
+    with pytest.raises(UserError, match=f"{path} is corrupt .*Restore it, run the study into a new folder"):
         read_manifest(tmp_path)
 
 
 def test_a_manifest_of_another_format_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path} is no results folder.*relu-study run STUDY --out"):
+    with pytest.raises(UserError, match=f"{tmp_path} is not a results folder.*relu-study run STUDY --out"):
         read_manifest(tmp_path)
     write_manifest(tmp_path, manifest(RELU))
     assert read_manifest(tmp_path) == manifest(RELU)
     write_manifest(tmp_path, {**manifest(RELU), "format": FORMAT + 1})
-    with pytest.raises(UserError, match=f"has format {FORMAT + 1}, this relu-study reads format {FORMAT}"):
+    with pytest.raises(UserError, match=f"has format {FORMAT + 1}, and this relu-study reads formats up to {FORMAT}"):
         read_manifest(tmp_path)
 
 

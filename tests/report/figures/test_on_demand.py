@@ -193,7 +193,7 @@ def test_an_unwritable_place_is_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no results folder: it has no manifest"):
+    with pytest.raises(UserError, match="is not a results folder: it has no manifest"):
         figure(tmp_path, "depth")
     manifest = read_manifest(folder)
     write_manifest(tmp_path, {**manifest, "format": 99})
@@ -201,10 +201,10 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
         figure(tmp_path, "depth")
     write_manifest(tmp_path, {**manifest, "declaration": {"configurations": []}})
     for refused in (lambda: figure(tmp_path, "depth"), lambda: report(tmp_path)):
-        with pytest.raises(UserError, match=r"manifest.json declares no targets: it is damaged, or another version"):
+        with pytest.raises(UserError, match=r"manifest.json declares no targets: it is corrupt or of another"):
             refused()
     write_manifest(tmp_path, manifest)  # half-written: nothing is trained yet
-    with pytest.raises(UserError, match=r"runs.csv is missing; make it with 'relu-study report"):
+    with pytest.raises(UserError, match=r"runs.csv is missing. Rebuild it with 'relu-study report"):
         figure(tmp_path, "depth")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "tile-0.npz").write_bytes(b"PK half")
@@ -261,7 +261,7 @@ def test_a_clone_names_what_is_missing(kind: str, words: dict[str, Any], needs: 
 def test_a_missing_csv_is_named(clone: Path, tmp_path: Path) -> None:
     less = shutil.copytree(clone, tmp_path / "less")
     (less / "verdicts.csv").unlink()
-    with pytest.raises(UserError, match=r"verdicts.csv is missing; make it with 'relu-study report"):
+    with pytest.raises(UserError, match=r"verdicts.csv is missing. Rebuild it with 'relu-study report"):
         figure(less, "forest")
 
 

@@ -172,10 +172,10 @@ def test_what_cannot_be_tabulated_is_refused_by_name(folder: Path, change: dict,
 
 
 def test_a_folder_that_holds_no_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no results folder: it has no manifest.json"):
+    with pytest.raises(UserError, match=r"is not a results folder: it has no manifest.json"):
         table(tmp_path)
     planted_folder(tmp_path)
-    with pytest.raises(UserError, match=r"runs.csv is missing; make it with 'relu-study report"):
+    with pytest.raises(UserError, match=r"runs.csv is missing. Rebuild it with 'relu-study report"):
         table(tmp_path, where="target=wave")
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match=r"has format 99, this relu-study reads format 2"):
