@@ -1,4 +1,4 @@
-"""Everything a draw study derives from its blocks and its manifest: cells.csv, verdicts, tables, figures and one page."""
+"""Derived files of a draw study: cells.csv, verdicts, tables, figures and the report page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.atomic_write import check_exists, write_atomically
 from relu_study.storage.block_files import block_paths
 from relu_study.storage.cell_frames import cells_frame
-from relu_study.storage.checksums import SUMS, UNREADABLE, CorruptFileError, check_sum, sums_of
+from relu_study.storage.checksums import SUMS, UNREADABLE, CorruptFileError, check_sum, sentence, sums_of
 from relu_study.storage.csv_files import csv_text, only_numbers
 from relu_study.storage.schema import CELL_COLUMNS as OF_CELLS
 from relu_study.storage.schema import COLUMNS, check_names, check_sections, read_cells_manifest
@@ -34,125 +34,137 @@ Row = dict[str, Any]
 
 
 def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
-    """Derive every file of a draw study's results folder, the same bytes each time; from a clone all but cells.csv.
+    """Derive every file of a draw study's results folder, with the same bytes each time. A clone keeps its cells.csv.
 
-    Returns what there is to say, and the names of the tables and figures that were made.
+    Returns:
+        Lines about missing draws, and the names of the written tables and figures.
     """
-    manifest, said = read_cells_manifest(folder), []
+    manifest, messages = read_cells_manifest(folder), []
     declaration = manifest["declaration"]
     check(declaration)
     path = folder / "cells.csv"
     if block_paths(folder):
         frame = cells_frame(folder, manifest)
         write_atomically(path, csv_text(frame).encode())
-        write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # verdicts.csv is not believed until it is made
+        write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # omits verdicts.csv until it is rewritten
         cells = frame["cell_id"].nunique()
-        if missing := frame.loc[frame["draws"] < _asked(frame, declaration), "cell_id"].nunique():
-            said.append(f"{missing} of {cells:,} cells are not drawn to their end; run the study again")
-        if unfit := manifest.get("oom"):
-            said.append(f"{len(unfit):,} of these cells did not fit in memory: {OOM_HINT}")
+        if missing := frame.loc[frame["draws"] < _requested_draws(frame, declaration), "cell_id"].nunique():
+            messages.append(f"{missing} of {cells:,} cells lack draws. Run the study again.")
+        if oom := manifest.get("oom"):
+            messages.append(f"{len(oom):,} of these cells did not fit in memory. {sentence(OOM_HINT)}")
     elif not path.is_file():
-        raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report; run the study again")
+        raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report. Run the study again.")
     else:
-        said.append(f"{folder / 'raw'} has no block (a clone has none): cells.csv stays as it is")
+        messages.append(f"{folder / 'raw'} has no blocks, as in a clone. cells.csv stays unchanged.")
     frame = read_cells(path, declaration)
     rows = answer(declaration, frame)
     verdicts = pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
     write_atomically(folder / "verdicts.csv", csv_text(verdicts).encode())
     if (folder / SUMS).exists():
         write_atomically(folder / SUMS, sums_of(folder).encode())
-    made: dict[str, set[str]] = {"tables": set(), "figures": set()}
+    written: dict[str, set[str]] = {"tables": set(), "figures": set()}
     for name, texts in cell_tables(declaration, frame).items():
-        made["tables"].add(name)
+        written["tables"].add(name)
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
     for figure in declaration["figures"]:
         if (picture := arranged(figure, select(frame, figure["where"]), declaration["numbers"])) is not None:
-            made["figures"].add(figure["name"])
+            written["figures"].add(figure["name"])
             for kind, content in canvas.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure['name']}.{kind}", content)
     check_exists(folder)
     text = draw_page(folder, manifest, frame, rows)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", html(text, declaration["title"], folder).encode())
-    return said, made
+    return messages, written
 
 
-def _asked(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Series:
-    asked = {(c["experiment"], c["label"]): c["draws"] for c in declaration["cells"]}
-    return pd.Series([asked[key] for key in zip(frame["experiment"], frame["cell"], strict=True)], index=frame.index)
+def _requested_draws(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Series:
+    draws = {(c["experiment"], c["label"]): c["draws"] for c in declaration["cells"]}
+    return pd.Series([draws[key] for key in zip(frame["experiment"], frame["cell"], strict=True)], index=frame.index)
 
 
 def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
-    """cells.csv, refused where it lacks a column or is cut off."""
-    words = {name: "str" for name in (*OF_CELLS[:4], "number")}
-    words |= {f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])}
-    hint = f"restore it, or make it with 'relu-study report {path.parent}'"
+    """Read cells.csv.
+
+    Raises:
+        UserError: the file is missing.
+        CorruptFileError: it is truncated, lacks a column or a row, or its checksum does not match.
+    """
+    dtypes = {name: "str" for name in (*OF_CELLS[:4], "number")}
+    dtypes |= {
+        f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])
+    }
+    hint = f"restore it, or rebuild it with 'relu-study report {path.parent}'"
     if not path.is_file():
-        raise UserError(f"{path} is missing; {hint}, which needs {path.parent / 'raw'}")
+        raise UserError(f"{path} is missing. {sentence(f'{hint}, which needs {path.parent}/raw')}")
     try:
-        read = path.read_bytes()
-        if not read.endswith(b"\n"):
-            raise ValueError("its last line is cut off")
-        with np.errstate(invalid="raise", over="raise"):  # a number too great for its column is not made another one
-            frame = pd.read_csv(io.BytesIO(read), dtype=words, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("its last line is truncated")
+        with np.errstate(invalid="raise", over="raise"):  # refuse numbers that overflow their dtype
+            frame = pd.read_csv(io.BytesIO(content), dtype=dtypes, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
         missing = [name for name in (*OF_CELLS, *declaration["factors"]) if name not in frame]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
-        only_numbers(frame, words)
+        only_numbers(frame, dtypes)
         frame = frame.assign(**{name: frame[name].fillna("") for name in OF_CELLS[:4]})
         _check_rows(frame, declaration)
     except UNREADABLE as error:
-        raise CorruptFileError(path, "is garbled", error, hint) from None
-    check_sum(path, read)
+        raise CorruptFileError(path, "is corrupt", error, hint) from None
+    check_sum(path, content)
     return frame
 
 
 def _check_rows(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> None:
-    """ValueError where cells.csv has not each number of each cell once, at each place along it."""
-    wanted: Counter[tuple[str, ...]] = Counter()
+    """Raise ValueError unless cells.csv has each declared number of each cell once per value of its factor."""
+    declared: Counter[tuple[str, ...]] = Counter()
     for cell in declaration["cells"]:
         for name, number in declaration["numbers"][cell["statistic"]].items():
             size = len(cell["along"][number["along"]]) if number["along"] else 1
-            wanted[cell["experiment"], cell["label"], cell["statistic"], cell["cell_id"], name] += size
-    found = Counter(frame[[*OF_CELLS[:4], "number"]].itertuples(index=False, name=None))
-    if found != wanted:
-        rows = (found & wanted).total()
+            declared[cell["experiment"], cell["label"], cell["statistic"], cell["cell_id"], name] += size
+    stored = Counter(frame[[*OF_CELLS[:4], "number"]].itertuples(index=False, name=None))
+    if stored != declared:
+        rows = (stored & declared).total()
         raise ValueError(
-            f"it has {rows:,} of the {wanted.total():,} rows that manifest.json declares, and {len(frame) - rows:,} others"
+            f"it has {rows:,} of the {declared.total():,} rows declared in manifest.json, and {len(frame) - rows:,} others"
         )
 
 
 @numpy_defaults()
 def load_cells(folder: str | Path) -> pd.DataFrame:
-    """The results of a draw study as a DataFrame: one row a cell, number and value of the factor that it runs along."""
+    """Read the results of a draw study: one row per cell, number, and value of the number's factor.
+
+    Raises:
+        UserError: manifest.json or cells.csv is missing or corrupt.
+    """
     folder = Path(folder).expanduser()
     return read_cells(folder / "cells.csv", read_cells_manifest(folder)["declaration"])
 
 
 def answer(declaration: Mapping[str, Any], frame: pd.DataFrame) -> list[Row]:
-    """The rows of verdicts.csv: `CellClaim` says what is compared, `verdicts.settled` how it is judged."""
+    """Return the rows of verdicts.csv. `CellClaim` documents the comparison, `verdicts.evaluate_claims` the verdict."""
     return assign_verdicts([_measured(claim, declaration, frame) for claim in declaration["claims"]])
 
 
 def _measured(claim: Row, declaration: Mapping[str, Any], frame: pd.DataFrame) -> Row:
-    about, against = _about(claim, declaration), claim["against"]
-    cell = _row(claim, claim["cell"], about["along"], frame)
+    number, against = _about(claim, declaration), claim["against"]
+    cell = _row(claim, claim["cell"], number["along"], frame)
     value, error = float(against) if not isinstance(against, str) else math.nan, 0.0
     if against == "theory":
         value, error = float(cell["theory"]), float(np.nan_to_num(cell["theory_se"]))
     elif isinstance(against, str):
-        other = _row(claim, against, about["along"], frame)
+        other = _row(claim, against, number["along"], frame)
         value, error = float(other["estimate"]), float(other["std"] / math.sqrt(other["n"]))
     n, estimate, direction = int(cell["n"]), float(cell["estimate"]), claim["direction"]
     margin = claim["margin"] * (abs(value) if claim["relative"] else 1.0)
     row = empty_row(claim) | {"metric": claim["number"], "direction": direction, "margin": margin, "n": n}
-    row["site"] = "all" if claim["at"] is None else f"{about['along']}={claim['at']:g}"
+    row["site"] = "all" if claim["at"] is None else f"{number['along']}={claim['at']:g}"
     named = claim["experiment"] if claim["cell"] == "all" else claim["cell"]
     row["contrast"] = f"{named} vs {against if isinstance(against, str) else f'{against:g}'}"
     if not math.isfinite(estimate) or not math.isfinite(value) or n < 2:
         return row | {"verdict": "not testable", "reason": "not testable because it was not drawn, or is not defined"}
-    if about["share"] and error == 0:
+    if number["share"] and error == 0:
         result = counted_test(round(estimate * n), n, value, direction, margin)
     else:
         result = normal_test(estimate - value, math.hypot(float(cell["std"]) / math.sqrt(n), error), n, direction, margin)
@@ -177,7 +189,7 @@ def _row(claim: Row, label: str, along: str, frame: pd.DataFrame) -> pd.Series:
 
 
 def check(declaration: Mapping[str, Any]) -> None:
-    """Refuse a table, figure or claim that names what is not there. Nothing has to have run: this is for before it."""
+    """Raise UserError for a table, figure, claim or section with an unknown name. Needs no results."""
     check_names(declaration)
     columns = [*OF_CELLS, *declaration["factors"]]
     for table in declaration["tables"]:
@@ -199,5 +211,5 @@ def check(declaration: Mapping[str, Any]) -> None:
         values = labels[claim["cell"]]["along"].get(along, [])
         if (claim["at"] is None) == bool(along) or (along and claim["at"] not in values):
             have = f"{along} in {', '.join(f'{v:g}' for v in values[:8])}..." if along else "no factor along it"
-            raise UserError(f"claim {claim['claim']}: {claim['number']} has {have}, and `at` is {claim['at']}")
+            raise UserError(f"claim {claim['claim']}: {claim['number']} has {have}, and `at` is {claim['at']}. Change `at`.")
     check_sections(declaration)

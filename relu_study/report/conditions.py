@@ -1,4 +1,4 @@
-"""Which runs are meant: conditions on factors and metrics, as `--where` takes them."""
+"""Conditions on factors and metrics that select runs, in the syntax of `--where`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONDITION = re.compile(r"\s*([\w/]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Condition:
-    """`name` compared with one of `values` (several only for = and !=); `metric`: name is one, as `metric/site`."""
+    """A comparison of `name` with `values` (more than one only for = and !=). `metric`: whether `name` is a `metric/site`."""
 
     name: str
     compared: str
@@ -40,25 +40,30 @@ class Condition:
 
     @property
     def of_configurations(self) -> bool:
-        """Is it the same for all runs of a configuration?"""
+        """Whether the condition has the same result for all runs of a configuration."""
         return not self.metric and self.name not in OF_A_RUN
 
 
 def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Condition]:
-    """Conditions from text: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
+    """Parse conditions: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
 
-    Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted) and metrics of the
-    study, by their value at the end of a run. An unknown one, or a value that nothing in the study has, is refused.
+    Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted), and metrics of the
+    study at the end of a run.
+
+    Raises:
+        UserError: a condition is malformed, or its name or value does not occur in the study.
     """
     return [_parsed(text, declaration) for text in where]
 
 
 def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
-    found = _CONDITION.fullmatch(text)
-    if found is None or not found[3]:
-        raise UserError(f"cannot read the condition {text!r}; write NAME=VALUE with = != < <= > or >=, e.g. activation=relu,selu")
-    name, compared = found[1], found[2]
-    values = [value.strip() for value in found[3].split(",")]
+    parts = _CONDITION.fullmatch(text)
+    if parts is None or not parts[3]:
+        raise UserError(
+            f"cannot read the condition {text!r}. Write NAME=VALUE with = != < <= > or >=, e.g. activation=relu,selu."
+        )
+    name, compared = parts[1], parts[2]
+    values = [value.strip() for value in parts[3].split(",")]
     metric, _, site = name.partition("/")
     if metric in declaration["metrics"]:
         column = f"{metric}/{site or 'all'}"
@@ -71,7 +76,7 @@ def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
     else:
         raise nearest(name, [*FIELDS, *LABELS, *OF_A_RUN, *declaration["metrics"]], "factor or metric")
     if len(wanted) > 1 and compared not in ("=", "!="):
-        raise UserError(f"the condition {text!r} compares with several values; only = and != take a list")
+        raise UserError(f"the condition {text!r} compares with several values. Only = and != take a list.")
     return Condition(name, compared, wanted, is_metric)
 
 
@@ -89,41 +94,41 @@ def _values(name: str, values: Sequence[str], declaration: Mapping[str, Any], te
                 raise nearest(f"{number:g}", [f"{value:g}" for value in known], f"value of {name}")
         return numbers
     if compared not in ("=", "!="):
-        raise UserError(f"the condition {text!r} orders {name}, which is a name; use = or !=")
+        raise UserError(f"the condition {text!r} orders {name}, whose values are names. Use = or !=.")
     return _labels(values, known, name)
 
 
 def _labels(parts: Sequence[str], known: Sequence[str], name: str) -> list[str]:
-    """The values that comma-separated text names, though a label may hold a comma itself: of those that fit, the longest."""
+    """Return the labels in comma-separated text. Labels may contain commas, so the longest match wins."""
     plain = {re.sub(r"\s*,\s*", ",", label): label for label in known}
-    found, start = [], 0
+    labels, start = [], 0
     while start < len(parts):
         ends = [end for end in range(len(parts), start, -1) if ",".join(parts[start:end]) in plain]
         if not ends:
             raise nearest(parts[start], known, f"value of {name}")
-        found.append(plain[",".join(parts[start : ends[0]])])
+        labels.append(plain[",".join(parts[start : ends[0]])])
         start = ends[0]
-    return found
+    return labels
 
 
 def _as_number(value: str, text: str) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise UserError(f"the condition {text!r} compares with {value!r}, which is no number") from None
+        raise UserError(f"the condition {text!r} compares with {value!r}, which is not a number. Give a number.") from None
     if math.isnan(number):
-        raise UserError(f"the condition {text!r} compares with NaN, which equals nothing; use status=nonfinite")
+        raise UserError(f"the condition {text!r} compares with NaN, which equals nothing. Use status=nonfinite.")
     return number
 
 
 def configurations(conditions: Sequence[Condition], declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The declared configurations (one entry an experiment, arm and target) that meet every condition on configurations."""
-    asked = [condition for condition in conditions if condition.of_configurations]
-    return [e for e in declaration["configurations"] if all(_meets(factor(e, c.name), c) for c in asked)]
+    """Return the declared configurations (one entry per experiment, arm and target) that meet all conditions on them."""
+    relevant = [condition for condition in conditions if condition.of_configurations]
+    return [e for e in declaration["configurations"] if all(_meets(factor(e, c.name), c) for c in relevant)]
 
 
 def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Mapping[str, Any]) -> Bool[np.ndarray, " R"]:
-    """Which rows of runs.csv meet every condition; a metric that is empty or nonfinite meets none."""
+    """Return whether each row of runs.csv meets every condition. An empty or nonfinite metric meets none."""
     configs = {entry["config_id"] for entry in configurations(conditions, declaration)}
     kept = frame["config_id"].isin(configs).to_numpy(bool, copy=True)
     for condition in conditions:
@@ -138,5 +143,5 @@ def _meets(value: Any, condition: Condition) -> Any:
     compare = OPERATORS[condition.compared]
     if len(condition.values) == 1:
         return compare(value, condition.values[0])
-    found = np.isin(value, condition.values) if isinstance(value, np.ndarray) else value in condition.values
-    return found if condition.compared == "=" else np.logical_not(found)
+    is_listed = np.isin(value, condition.values) if isinstance(value, np.ndarray) else value in condition.values
+    return is_listed if condition.compared == "=" else np.logical_not(is_listed)

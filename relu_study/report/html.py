@@ -1,4 +1,4 @@
-"""The page of a study as one HTML file without other files."""
+"""The report page as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LARGEST = 400_000  # bytes of an SVG in the HTML page; in place of a larger one stands the PNG
+LARGEST = 400_000  # bytes: a larger SVG is replaced by its PNG
 
 
 # ------------------------------------------------------------------------------------------- HTML
 
 
 def html(text: str, title: str, folder: Path) -> str:
-    """The page as one HTML file: the text of report.md with its pictures inside, readable from disk and without a network.
+    """Return report.md as one HTML file with embedded images, readable without a network.
 
-    What looks like HTML in the text stands as text. Links to files stay relative to `folder`; a picture that is not below
-    `folder` becomes a link.
+    HTML in the text is escaped. Links to files stay relative to `folder`. An image outside `folder` becomes a link.
     """
     reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     tokens = reader.parse(text)
@@ -33,7 +32,7 @@ def html(text: str, title: str, folder: Path) -> str:
 
 
 def _inline(image: Token, folder: Path) -> None:
-    """Put the picture itself where its file is named: sharp at any size as SVG, unless that is too long."""
+    """Embed the image file: as SVG, or as the named file if the SVG is too large."""
     name = str(image.attrGet("src"))
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():

@@ -1,4 +1,4 @@
-"""The words that stand on the axes of a figure: metrics, sites, units, N."""
+"""Axis labels of figures: metrics, sites, units, N."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from relu_study.storage.frames import BINARY_METRICS
 
-ALONG = 25  # characters on a line along the height of a panel
+ALONG = 25  # characters per line along the height of a panel
 FACTOR_UNITS = {"depth": "hidden layers", "width": "units", "batch_size": "examples", "rows": "examples", "epochs": "epochs"}
 HISTOGRAMS = {
     "pre": "pre, {} (a unit's input)",
@@ -19,23 +19,23 @@ WHICH_END = {"lower": "lower is better", "higher": "higher is better", "none": "
 
 
 def words(name: str) -> str:
-    """A metric or factor as words."""
+    """Return the name of a metric or factor with spaces."""
     return name.replace("_", " ")
 
 
 def is_share(metric: str) -> bool:
-    """Is it a share, of units or of runs, whose size hangs on the probe set?"""
+    """Whether a metric is a share of units or runs, which depends on the probe set."""
     return metric.endswith("_fraction") or metric in BINARY_METRICS
 
 
 def unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
-    """The unit in brackets, unless the metric's own name says it (a loss is in units of loss)."""
+    """Return the unit in parentheses, unless the metric's name contains it (as for a loss)."""
     of = "share of runs" if metric in BINARY_METRICS else about.get("unit")
     return f"{before}({of})" if of and of not in metric else ""
 
 
 def stacked(text: str) -> str:
-    """Words along a panel's height, on as many lines as they need there."""
+    """Return a label wrapped to the height of a panel."""
     if len(text) <= ALONG:
         return text
     whole = text.replace(", ", ",\n") if "(" not in text else text.replace(" (", "\n(")
@@ -43,34 +43,34 @@ def stacked(text: str) -> str:
 
 
 def at_site(metric: str, site: str) -> str:
-    """A metric with its site, "all sites" where a fraction is pooled over them."""
+    """Return a metric with its site ("all sites" for a pooled fraction)."""
     where = site if site != "all" else "all sites" if metric.endswith("_fraction") else ""
     return ", ".join(filter(None, [words(metric), where]))
 
 
 def probe_set(sizes: Collection[int]) -> str:
-    """On how many examples a share was counted."""
+    """Return the number of probe examples as text."""
     span = f"{min(sizes):,}" if len(set(sizes)) == 1 else f"{min(sizes):,} to {max(sizes):,}"
     return f"N = {span} probe examples"
 
 
 def factor(name: str) -> str:
-    """A factor with its unit, where it has one."""
+    """Return a factor with its unit, if any."""
     return words(name) + (f" ({FACTOR_UNITS[name]})" if name in FACTOR_UNITS else "")
 
 
 def at_epoch(epoch: Any) -> str:
-    """When: "last epoch" or "epoch 5"."""
+    """Return "last epoch" or, for example, "epoch 5"."""
     return "last epoch" if epoch == "last" else f"epoch {float(epoch):g}"
 
 
-def count(finite: int, wanted: int, not_run: int = 0, unmeasured: int = 0) -> str:
-    """How many runs a number is of, where it is not all of them, and why: "n=15/400 (1 nonfinite, 384 not run)".
+def count(finite: int, requested: int, not_run: int = 0, unmeasured: int = 0) -> str:
+    """Return the number of runs behind a value, with reasons: "n=15/400 (1 nonfinite, 384 not run)". Empty for all runs.
 
     Runs without a value that are neither `not_run` nor `unmeasured` are nonfinite. "n=31/32": one run is nonfinite.
     """
-    if finite >= wanted:
+    if finite >= requested:
         return ""
-    reasons = {"nonfinite": wanted - finite - not_run - unmeasured, "not run": not_run, "not measured": unmeasured}
+    reasons = {"nonfinite": requested - finite - not_run - unmeasured, "not run": not_run, "not measured": unmeasured}
     why = ", ".join(f"{runs} {reason}" for reason, runs in reasons.items() if runs)
-    return f"n={finite}/{wanted}" + (f" ({why})" if not_run or unmeasured else "")
+    return f"n={finite}/{requested}" + (f" ({why})" if not_run or unmeasured else "")

@@ -1,4 +1,4 @@
-"""Numbers and names as they are printed, in Markdown and in LaTeX."""
+"""Numbers, names and tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LATEX = str.maketrans(
 _CAPITAL = ("GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
 _GREEK = (*_CAPITAL, *("ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI"))
 _SYMBOLS = {"≤": "le", "≥": "ge", "≠": "ne", "→": "to", "∞": "infty", "\N{MINUS SIGN}": "-"}  # no letters in a stock TeX
-STYLER = {  # pandas' first settings of what it writes as LaTeX
+STYLER = {  # pandas' defaults for LaTeX output
     **{f"styler.format.{name}": None for name in ("thousands", "na_rep", "escape", "formatter")},
     **{"styler.format.decimal": ".", "styler.format.precision": 6, "styler.sparse.index": True, "styler.sparse.columns": True},
     **{"styler.latex.environment": None, "styler.latex.hrules": False, "styler.render.encoding": "utf-8"},
     **{"styler.latex.multirow_align": "c", "styler.latex.multicol_align": "r"},
 }
-NEAR, BETTER, WORSE = "≈", "◦", "•"  # marks of a cell
+NEAR, BETTER, WORSE = "≈", "◦", "•"  # marks of a table entry
 
 
 @dataclass(frozen=True)
 class RenderedTable:
-    """A table as text: its rows, which (row, column) are bold, how many columns are aligned left, what is said below."""
+    """A table as text: rows, bold (row, column) positions, number of left-aligned columns, and the note below it."""
 
     caption: str
     headers: Sequence[str]
@@ -41,9 +41,9 @@ class RenderedTable:
 
 
 def format_mean_ci(mean: float, half: float) -> str:
-    """A mean and its half width, both to the second digit of the half width: "0.312 ± 0.043".
+    """Return a mean and its half width, both to the second digit of the half width: "0.312 ± 0.043".
 
-    Above 1e5 and below 1e-3 with an exponent, "(1.20 ± 0.15)e-05"; without a half width (NaN) three digits of the mean.
+    Sizes outside [1e-3, 1e5) have an exponent: "(1.20 ± 0.15)e-05". Without a half width (NaN) the mean has three digits.
     """
     size = max(abs(mean), 0 if math.isnan(half) else half)
     if math.isnan(half) or not math.isfinite(size):
@@ -58,19 +58,19 @@ def format_mean_ci(mean: float, half: float) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A name as it stands, whatever Markdown would make of it."""
+    """Return text with Markdown's special characters escaped."""
     marks = r"[\\`*|]|<(?=[\w/!?])|\](?=[(\[])|(?<!\w)_|_(?!\w)"
     return re.sub(marks, lambda found: f"\\{found.group()}", text.replace("\n", " "))
 
 
 def markdown_grid(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """Rows of Markdown under their headers; the first `left` columns are aligned left, the others right."""
+    """Return a Markdown table. The first `left` columns are left-aligned, the others right-aligned."""
     rule = ["---" if i < left else "---:" for i in range(len(headers))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (headers, rule, *rows))
 
 
 def markdown_table(shown: RenderedTable) -> str:
-    """Caption, table and note in Markdown."""
+    """Return caption, table and note as Markdown."""
     rows = [
         [f"**{markdown_text(text)}**" if (k, i) in shown.bold else markdown_text(text) for i, text in enumerate(row)]
         for k, row in enumerate(shown.rows)
@@ -80,18 +80,18 @@ def markdown_table(shown: RenderedTable) -> str:
 
 
 def latex_text(text: str) -> str:
-    """A name or number for LaTeX: special characters escaped, minus signs and exponents as mathematics."""
-    text = re.sub(r"^(?=[\[*])", "{}", " ".join(text.split()))  # at a row's beginning LaTeX takes [ and * for its own
-    text = re.sub(rf"(?<=[\d\])]) (?=[{NEAR}{BETTER}{WORSE}])", "", text)  # marks are set high, close to their number
+    """Return text for LaTeX: special characters escaped, minus signs and exponents in math mode."""
+    text = re.sub(r"^(?=[\[*])", "{}", " ".join(text.split()))  # LaTeX parses [ and * at the start of a row
+    text = re.sub(rf"(?<=[\d\])]) (?=[{NEAR}{BETTER}{WORSE}])", "", text)  # superscript marks follow their number directly
     text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text.translate(_LATEX))
     text = re.sub(r"[^\x00-\xff]", lambda found: _symbol(found[0]), text)
     return re.sub(r"(?<=[\d)])e([+-]\d\d+)\b", lambda found: rf"$\times 10^{{{int(found[1])}}}$", text)
 
 
 def _symbol(letter: str) -> str:
-    """A Greek letter or a sign as mathematics, any other letter as it is."""
+    """Return a Greek letter or sign in math mode, and any other letter unchanged."""
     alphabet, _, name = unicodedata.name(letter, "").partition(" LETTER ")
-    name = name.replace("LAMDA", "LAMBDA")  # as Unicode spells it
+    name = name.replace("LAMDA", "LAMBDA")  # Unicode's spelling
     if alphabet == "GREEK SMALL" and name in _GREEK:
         return f"$\\{name.lower()}$"
     if alphabet == "GREEK CAPITAL" and name in _CAPITAL:
@@ -101,14 +101,14 @@ def _symbol(letter: str) -> str:
 
 
 def latex_table(shown: RenderedTable, label: str) -> str:
-    """A booktabs table with caption, note and label; it needs the packages booktabs and no other."""
+    """Return a LaTeX table with caption, note and label. It needs only the package booktabs."""
     cells = [
         [rf"\textbf{{{latex_text(text)}}}" if (k, i) in shown.bold else latex_text(text) for i, text in enumerate(row)]
         for k, row in enumerate(shown.rows)
     ]
     caption = f"{latex_text(shown.caption)}{'' if shown.caption.endswith(('.', '?', '!')) else '.'} {latex_text(shown.note)}"
     with contextlib.ExitStack() as stack:
-        for name, value in STYLER.items():  # a user's own move no letter
+        for name, value in STYLER.items():  # independent of a user's pandas options
             stack.enter_context(pd.option_context(name, value))
         style = pd.DataFrame(cells, columns=[latex_text(header) for header in shown.headers]).style.hide(axis="index")
         return style.to_latex(

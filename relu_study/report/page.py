@@ -1,4 +1,4 @@
-"""The page of a study: its prose with tables, pictures and answers, as Markdown and as one HTML file that needs nothing else."""
+"""The report page of a study in Markdown: its prose with tables, figures and verdicts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from relu_study.report.markup import markdown_grid, markdown_text
 def page(
     folder: Path, manifest: dict[str, Any], runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
 ) -> str:
-    """The text of report.md: the study's prose, and after each question its tables, pictures, verdicts and answer.
+    """Return the text of report.md: the study's prose, and each section with its tables, figures, verdicts and answer.
 
-    Tables and pictures are those that `folder` holds; a picture of survival has the counts of its units below it.
+    Only tables and figures in `folder` are shown. A survival figure is followed by the counts of its units.
     Every number comes from the files or the manifest.
     """
     declaration = manifest["declaration"]
@@ -29,7 +29,7 @@ def page(
 
 
 def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
-    """The text of report.md of a draw study."""
+    """Return the text of report.md of a draw study."""
     declaration = manifest["declaration"]
     draws = {(c["cell_id"], c["draws"]) for c in declaration["cells"]}
     stored = int(cells.drop_duplicates(["experiment", "cell_id"])["draws"].sum())
@@ -70,7 +70,7 @@ def _composed(
 
 
 def _sections(declaration: dict[str, Any]) -> list[dict[str, Any]]:
-    """The declared sections, and one more for whatever they leave out."""
+    """Return the declared sections, and one more for items in none of them."""
     sections = declaration["sections"]
     every = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
     every["claims"] = list(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
@@ -91,7 +91,7 @@ def _size(declaration: dict[str, Any], runs: pd.DataFrame) -> str:
 
 
 def _lost_losses(runs: pd.DataFrame) -> str:
-    """How many finite runs have a nonfinite validation loss, as a sentence; nothing where there are none."""
+    """Return a sentence on finite runs with a nonfinite validation loss, or an empty string without such runs."""
     if "val_loss/all" not in runs:
         return ""
     lost = int((runs["val_loss/all"].isna() & (runs["status"] == "ok")).sum())
@@ -121,7 +121,7 @@ def _picture(folder: Path, figure: dict[str, Any]) -> str:
 
 
 def _lives(figure: dict[str, Any], declaration: dict[str, Any], units: pd.DataFrame) -> str:
-    """What became of the units of a figure's arms, as units.csv counts them."""
+    """Return the counts in units.csv for the arms of a figure."""
     by_config = {str(config_id): rows for config_id, rows in units.groupby("config_id", sort=False)}
     cells: dict[tuple[str, str, str], list[str]] = {}
     for entry in declaration["configurations"]:

@@ -1,4 +1,4 @@
-"""Everything a results folder derives from raw/ and its manifest: CSVs, verdicts, TensorBoard, tables, figures and one page."""
+"""Derived files of a results folder: CSVs, verdicts, TensorBoard, tables, figures and the report page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relu_study.report.verdicts import TEXTS, evaluate_claims
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import locks
 from relu_study.storage.atomic_write import check_exists, wrap_os_errors, write_atomically
-from relu_study.storage.checksums import SUMS, sums_of
+from relu_study.storage.checksums import SUMS, sentence, sums_of
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import csv_text, read_csv, read_runs
 from relu_study.storage.frames import (
@@ -40,16 +40,18 @@ from relu_study.storage.tile_files import OOM_HINT, tile_paths
 from relu_study.storage.tile_identity import STORED
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
-NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # the CSVs that tables, figures and the page are made of
+NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # CSVs behind the tables, figures and page
 
 
 def check(declaration: dict[str, Any]) -> None:
-    """Refuse a table, figure or section that names what is not there. Nothing has to have run: this is for before it."""
+    """Raise UserError for a table, figure, claim or section with an unknown name. Needs no results."""
     study_tables.check(declaration)
     study_figures.check(declaration)
     check_names(declaration)
-    asked = [(c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site]
-    for metric, site, where in asked:
+    series = [
+        (c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site
+    ]
+    for metric, site, where in series:
         if metric not in declaration["metrics"]:
             raise nearest(metric, declaration["metrics"], f"metric of {where}")
         if site != "last":
@@ -58,9 +60,13 @@ def check(declaration: dict[str, Any]) -> None:
 
 
 def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False) -> list[str]:
-    """Derive every file of a results folder as `derive` does; one that another process is writing is refused (UserError)."""
+    """Derive every file of a results folder under its writer lock, as `derive` does.
+
+    Raises:
+        UserError: it is not a results folder, or another process is writing it.
+    """
     folder = Path(folder).expanduser()
-    read_manifest(folder)  # what is no results folder is left alone
+    read_manifest(folder)  # before the lock, which would create files in any folder
     with locks.writer_lock(folder, hint="wait for it"):
         locks.remove_stale_temporaries(folder, None)
         return derive(folder, all_epochs, per_seed)
@@ -68,102 +74,113 @@ def report(folder: str | Path, all_epochs: bool = False, per_seed: bool = False)
 
 @numpy_defaults()
 def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False, shown: Collection[str] = ()) -> list[str]:
-    """Derive every file of a results folder from raw/ and manifest.json, the same bytes each time. For who holds its lock.
+    """Derive every file of a results folder from raw/ and manifest.json, with the same bytes each time.
 
-    Without raw/ (a clone) the tables, the page and the figures that the committed CSVs suffice for are made anew and the
-    rest stays as it is. Files of tables and figures that are no longer made are removed. `all_epochs` puts
-    every epoch into summary.csv, `per_seed` a run for each single seed into tensorboard/, which a report without it removes
-    (more than 500 are refused, UserError). `shown`: the configurations whose TensorBoard files are up to date already.
-    Returns what there is to say: lines on what was left, missing or removed.
+    The caller must have the writer lock. Without raw/ (a clone), the tables, the page and the figures of committed CSVs are
+    rebuilt and other files stay. Files of tables and figures that are no longer declared are removed.
+
+    Args:
+        folder: The results folder.
+        all_epochs: Whether summary.csv contains every epoch.
+        per_seed: Whether tensorboard/ contains a run per seed (at most 500). A report without it removes these runs.
+        shown: config_ids whose TensorBoard files are already up to date.
+
+    Returns:
+        Lines about skipped, missing or removed files.
+
+    Raises:
+        UserError: the folder cannot be reported, or has more than 500 seeds with `per_seed`.
     """
     folder = Path(folder).expanduser()
     if is_of_draws(read_manifest(folder)):
-        said, of_draws = report_draws(folder)
-        return said + _drop_stale(folder, of_draws)
+        messages, of_draws = report_draws(folder)
+        return messages + _drop_stale(folder, of_draws)
     manifest = read_whole_manifest(folder)
     check(manifest["declaration"])
     if per_seed:
         check_per_seed(manifest["declaration"])
-    raw, said = bool(tile_paths(folder) or manifest.get("oom")), []
+    raw, messages = bool(tile_paths(folder) or manifest.get("oom")), []
     if raw:
-        whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, said)
+        whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, messages)
     else:
-        said.append(f"{folder / 'raw'} has no tile (a clone has none): the CSV files and tensorboard/ stay as they are")
-    found = _read(folder, manifest, said)
-    made = _write_tables(folder, manifest, found, said)
+        messages.append(f"{folder / 'raw'} has no tiles, as in a clone. The CSV files and tensorboard/ stay unchanged.")
+    csvs = _read(folder, manifest, messages)
+    tables = _write_tables(folder, manifest, csvs, messages)
     if not raw:
-        whole = found.get("summary", summary_frame({}, manifest))
-        configurations = configurations_from_runs_csv(found["runs"]) if "runs" in found else {}
-    wanted = manifest["declaration"]["figures"] if raw else _drawable(folder, manifest, found, said)
-    some = {**manifest, "declaration": {**manifest["declaration"], "figures": wanted}}
-    drawn = draw_from(some, FigureData(whole, found.get("survival", survival_frame({})), _rows(found), configurations), folder)
+        whole = csvs.get("summary", summary_frame({}, manifest))
+        configurations = configurations_from_runs_csv(csvs["runs"]) if "runs" in csvs else {}
+    figures = manifest["declaration"]["figures"] if raw else _drawable(folder, manifest, csvs, messages)
+    drawable = {**manifest, "declaration": {**manifest["declaration"], "figures": figures}}
+    inputs = FigureData(whole, csvs.get("survival", survival_frame({})), _rows(csvs), configurations)
+    drawn = draw_from(drawable, inputs, folder)
     declared = {kind: {item["name"] for item in manifest["declaration"][kind]} for kind in SUFFIXES}
-    kept = {"tables": declared["tables"] if made is None else set(made)}
+    kept = {"tables": declared["tables"] if tables is None else set(tables)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
-    said += _drop_stale(folder, kept)
-    if {"runs", "units", "verdicts"} <= set(found):
+    messages += _drop_stale(folder, kept)
+    if {"runs", "units", "verdicts"} <= set(csvs):
         check_exists(folder)
-        text = page(folder, manifest, found["runs"], found["units"], _rows(found))
+        text = page(folder, manifest, csvs["runs"], csvs["units"], _rows(csvs))
         write_atomically(folder / "report.md", text.encode())
         write_atomically(folder / "report.html", html(text, manifest["declaration"]["title"], folder).encode())
     else:
-        said.append(f"{folder / 'report.md'} stays as it is: it needs runs.csv, units.csv and verdicts.csv; so does report.html")
-    return said
+        messages.append(
+            f"{folder / 'report.md'} stays unchanged: it needs runs.csv, units.csv and verdicts.csv. So does report.html."
+        )
+    return messages
 
 
 def _derive(
-    folder: Path, manifest: dict[str, Any], all_epochs: bool, per_seed: bool, shown: Collection[str], said: list[str]
+    folder: Path, manifest: dict[str, Any], all_epochs: bool, per_seed: bool, shown: Collection[str], messages: list[str]
 ) -> tuple[pd.DataFrame, dict[str, Configuration]]:
-    """Write the CSVs, verdicts.csv and tensorboard/ from raw/; returns the summary at every epoch, and the runs."""
+    """Write the CSVs, verdicts.csv and tensorboard/ from raw/. Returns the summary at every epoch, and the configurations."""
     declared = {entry["config_id"] for entry in manifest["declaration"]["configurations"]}
     drawn = any(figure["kind"] == "histograms" for figure in manifest["declaration"]["figures"])
     configurations = collect(folder, manifest, histograms=drawn or not declared <= set(shown))
-    found = frames(configurations, manifest, all_epochs=True)
-    said += _missing(folder, found["runs"])
-    whole = found["summary"]
+    csvs = frames(configurations, manifest, all_epochs=True)
+    messages += _missing(folder, csvs["runs"])
+    whole = csvs["summary"]
     if not all_epochs:
-        found["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
-    arms, targets = _asked(manifest["declaration"], configurations)
-    found["verdicts"] = pd.DataFrame(
+        csvs["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
+    arms, targets = _arms_and_targets(manifest["declaration"], configurations)
+    csvs["verdicts"] = pd.DataFrame(
         evaluate_claims(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"])
     )
     check_exists(folder)
-    for name, frame in found.items():
+    for name, frame in csvs.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
-    write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then what was changed is not believed
+    write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then the changed CSVs fail their checksum
     write_events(manifest, {name: c for name, c in configurations.items() if name not in shown}, folder, per_seed)
     return whole, configurations
 
 
 def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
-    """What there is to say of runs that are not stored; that raw/ lost some which runs.csv holds finished is refused."""
-    interrupted, unfit = (set(runs["run_id"][runs["status"] == status]) for status in ("interrupted", "oom"))
-    missing = interrupted | unfit
+    """Return lines about missing runs. Raises UserError if raw/ lost runs that are finished in runs.csv."""
+    interrupted, oom = (set(runs["run_id"][runs["status"] == status]) for status in ("interrupted", "oom"))
+    missing = interrupted | oom
     if missing and (folder / "runs.csv").is_file():
         before = set()
-        with contextlib.suppress(UserError):  # garbled, it holds nothing to lose
-            frame = read_csv(folder / "runs.csv", numbers=np.float64)  # whatever its precision is
+        with contextlib.suppress(UserError):  # a corrupt file has no runs to lose
+            frame = read_csv(folder / "runs.csv", numbers=np.float64)  # fits both precisions
             before = set(frame["run_id"][frame["status"].isin(STORED)])
         if lost := missing & before:
             raise UserError(
-                f"{folder / 'raw'} lacks {len(lost):,} runs that runs.csv holds ({min(lost)} is one): a tile is gone; "
-                "restore it, run the study again, or move runs.csv away to report what is left"
+                f"{folder / 'raw'} lacks {len(lost):,} runs of runs.csv (for example {min(lost)}): a tile is missing. "
+                "Restore it, run the study again, or move runs.csv away to report the remaining runs."
             )
-    stored, said = f"{len(runs) - len(missing):,} of {len(runs):,} runs are stored", []
+    stored, messages = f"{len(runs) - len(missing):,} of {len(runs):,} runs are stored", []
     if interrupted:
-        said.append(f"{stored}; {'the others' if not unfit else f'{len(interrupted):,}'} are interrupted")
-    if unfit:
-        said.append(f"{stored}; {len(unfit):,} did not fit in memory (status oom): {OOM_HINT}")
-    return said
+        messages.append(f"{stored}; {'the others' if not oom else f'{len(interrupted):,}'} are interrupted")
+    if oom:
+        messages.append(f"{stored}; {len(oom):,} did not fit in memory (status oom). {sentence(OOM_HINT)}")
+    return messages
 
 
-def _asked(
+def _arms_and_targets(
     declaration: dict[str, Any], configurations: dict[str, Configuration]
 ) -> tuple[dict[tuple[str, str], Configuration], list[dict[str, Any]]]:
-    """The stored runs by (arm, target), and the targets at this size.
+    """Return the stored runs by (arm, target), and the targets of this preset.
 
-    Without declared targets every arm keeps its own and there is one question for all: its target has the
-    name that the arms share, or none.
+    Without declared targets there is one target for all arms, with the name that they share or an empty name.
     """
     present = dict.fromkeys(entry["spec"]["target"] for entry in declaration["configurations"])
     targets = [target for target in declaration["targets"] if target["name"] in present]
@@ -176,52 +193,52 @@ def _asked(
     return arms, targets or [{"name": shared, "variance": 1.0, "floor": 0.0}]
 
 
-def _read(folder: Path, manifest: dict[str, Any], said: list[str]) -> dict[str, pd.DataFrame]:
-    """The CSVs that are there, as they are on disk: what is made of them is then the same in a clone."""
-    found, missing = {}, []
+def _read(folder: Path, manifest: dict[str, Any], messages: list[str]) -> dict[str, pd.DataFrame]:
+    """Read the existing CSVs from disk, so that files derived from them are the same in a clone."""
+    csvs, missing = {}, []
     for name in NEEDED:
         path = folder / f"{name}.csv"
         if path.is_file():
-            found[name] = read_runs(folder, manifest) if name == "runs" else read_csv(path, TEXTS if name == "verdicts" else ())
+            csvs[name] = read_runs(folder, manifest) if name == "runs" else read_csv(path, TEXTS if name == "verdicts" else ())
         else:
-            missing.append(f"{path} is missing; it is made from {folder / 'raw'}: run the study again, or restore the file")
-    if not found:
-        raise UserError(f"{folder} has neither raw/ nor any of its CSV files, so there is nothing to report; run the study again")
-    said += missing
-    return found
+            missing.append(f"{path} is missing and needs {folder / 'raw'}. Run the study again, or restore the file.")
+    if not csvs:
+        raise UserError(f"{folder} has neither raw/ nor CSV files, so there is nothing to report. Run the study again.")
+    messages += missing
+    return csvs
 
 
-def _rows(found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    rows = found["verdicts"].to_dict("records") if "verdicts" in found else []
+def _rows(csvs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    rows = csvs["verdicts"].to_dict("records") if "verdicts" in csvs else []
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def _write_tables(
-    folder: Path, manifest: dict[str, Any], found: dict[str, pd.DataFrame], said: list[str]
+    folder: Path, manifest: dict[str, Any], csvs: dict[str, pd.DataFrame], messages: list[str]
 ) -> dict[str, dict[str, str]] | None:
-    if "runs" not in found or "summary" not in found:
-        said.append(f"{folder / 'tables'} stays as it is: it needs runs.csv and summary.csv")
+    if "runs" not in csvs or "summary" not in csvs:
+        messages.append(f"{folder / 'tables'} stays unchanged: it needs runs.csv and summary.csv.")
         return None
-    made = study_tables.tables(manifest, found["runs"], found["summary"])
-    for name, texts in made.items():
+    tables = study_tables.tables(manifest, csvs["runs"], csvs["summary"])
+    for name, texts in tables.items():
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
-    return made
+    return tables
 
 
-def _drawable(folder: Path, manifest: dict[str, Any], found: dict[str, pd.DataFrame], said: list[str]) -> list[dict[str, Any]]:
-    """The figures that the committed CSVs suffice for; of the others it is said what they need."""
-    needs = {figure["name"]: missing_input(figure, found, folder) for figure in manifest["declaration"]["figures"]}
-    said += [f"{folder / 'figures' / name} stays as it is: it needs {need}" for name, need in needs.items() if need]
+def _drawable(folder: Path, manifest: dict[str, Any], csvs: dict[str, pd.DataFrame], messages: list[str]) -> list[dict[str, Any]]:
+    """Return the figures that the committed CSVs suffice for. Add a line on the missing input of each other one."""
+    needs = {figure["name"]: missing_input(figure, csvs, folder) for figure in manifest["declaration"]["figures"]}
+    messages += [f"{folder / 'figures' / name} stays unchanged: it needs {need}." for name, need in needs.items() if need]
     return [figure for figure in manifest["declaration"]["figures"] if not needs[figure["name"]]]
 
 
 def _drop_stale(folder: Path, kept: dict[str, set[str]]) -> list[str]:
-    said = []
+    messages = []
     for kind, suffixes in SUFFIXES.items():
         for path in sorted((folder / kind).glob("*")):
             if path.suffix in suffixes and path.stem not in kept[kind]:
                 with wrap_os_errors(path):
                     path.unlink()
-                said.append(f"removed {path}: the study at this size no longer makes it")
-    return said
+                messages.append(f"removed {path}: the study no longer declares it at this preset")
+    return messages

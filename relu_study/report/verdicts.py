@@ -1,4 +1,4 @@
-"""The claims of a study, answered: each row's effect with its interval, its corrected p, its verdict and why."""
+"""Verdicts on the claims of a study: effect, interval, corrected p, verdict and reason of each row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relu_study.study.claims import DIRECTIONS
 
 TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
 SIGNIFICANT = 0.05
-SLACK = 1e-5  # of the margin: a value stored in float32 that sits on the bound is not beyond it
+SLACK = 1e-5  # of the margin: float32 rounding must not move a value beyond the bound
 EVENTS = ("collapsed", "constant")
 
 Row = dict[str, Any]
@@ -26,15 +26,15 @@ Configurations = Mapping[tuple[str, str], Configuration]
 
 
 class NotTestable(Exception):
-    """Why a row cannot be asked of the stored runs."""
+    """The reason why the stored runs cannot test a row."""
 
 
 def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
-    """What an interval says of a claim, p apart: "confirmed", "refuted" or "inconclusive".
+    """Return the verdict of an interval, regardless of p: "confirmed", "refuted" or "inconclusive".
 
-    `greater` is confirmed by an interval wholly above `margin` and refuted by one wholly below it; `less` likewise mirrored at
-    -`margin`; `equivalent` is confirmed by one wholly inside +-`margin` and refuted by one wholly outside. An end on the bound,
-    or an interval that is NaN, decides nothing.
+    `greater` is confirmed by an interval wholly above `margin` and refuted by one wholly below it. `less` is its mirror image at
+    -`margin`. `equivalent` is confirmed by an interval wholly inside +-`margin` and refuted by one wholly outside. An end on the
+    bound or a NaN interval is inconclusive.
     """
     if direction not in DIRECTIONS:
         raise nearest(direction, DIRECTIONS, "direction")
@@ -49,14 +49,14 @@ def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
 
 
 def evaluate_claims(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
-    """Every claim row on its targets (none named: on all), then one `overall` row for each claim id: the rows of `verdicts.csv`.
+    """Return the rows of `verdicts.csv`: each claim on each of its targets (default: all), then one `overall` row per claim id.
 
-    `claims` and `targets` are those of the declaration, as plain data; `configurations` holds the stored runs by (arm, target).
-    The `Claim` docstring says how the number of a run is formed; runs are paired by seed and a pair with a nonfinite number is
-    left out. A row that the stored runs cannot answer is "not testable", and `reason` says why.
+    `claims` and `targets` are plain data of the declaration; `configurations` contains the stored runs by (arm, target).
+    `Claim` documents the number of a run. Runs are paired by seed, without pairs that have a nonfinite number. A row that
+    the stored runs cannot test is "not testable", with a `reason`.
 
-    A row is confirmed or refuted if `verdict` says so of its interval and `p_corrected` < 0.05. `p` is one-sided: that of the
-    claim, or of its opposite where the effect lies on that side. As a row may be answered either way, it counts twice:
+    A row takes the `verdict` of its interval if `p_corrected` < 0.05. `p` is one-sided: the p of the claim, or of the opposite
+    claim if the effect is on that side. Since a row may be decided either way, it counts twice:
     `p_corrected` is Holm's correction of 2 p over all testable rows of the study. `margin`, `effect` and the interval (95 %;
     90 % for `equivalent`) are in the units of the metric.
     An `overall` row is confirmed if every testable row of its claim is, and refuted if any is.
@@ -64,20 +64,20 @@ def evaluate_claims(claims: Sequence[Row], configurations: Configurations, targe
     Source: Shaffer 1980, Annals of Statistics 8, 1342-1347 (Holm's procedure with a direction for each rejection).
     """
     ids = dict.fromkeys(claim["claim"] for claim in claims)
-    known = [target["name"] for target in targets]
+    every_target = [target["name"] for target in targets]
     rows = [
         _measure(claim, target, configurations)
         for name in ids
         for claim in claims
         if claim["claim"] == name
         for target in targets
-        if target["name"] in (claim["targets"] or known)
+        if target["name"] in (claim["targets"] or every_target)
     ]
     return assign_verdicts(rows) if targets else []
 
 
 def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
-    """Measured rows with their verdicts, and the `overall` row of each claim after its own; claims in their first order."""
+    """Fill in the verdicts of measured rows, and add an `overall` row after the rows of each claim."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
     for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
         row["p_corrected"] = float(corrected)
@@ -88,7 +88,7 @@ def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
 
 
 def empty_row(claim: Row) -> Row:
-    """A row of verdicts.csv of which nothing but the claim is known."""
+    """Return a row of verdicts.csv with only the claim filled in."""
     row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
     return row | {name: claim[name] for name in ("claim", "statement")}
 
@@ -121,47 +121,48 @@ def _scaled(against: str | float, unit: float) -> str | float:
 
 
 def _judge(row: Row, tested: int) -> tuple[str, str]:
-    """The verdict of a testable row with its reason."""
-    said = verdict(row["direction"], row["margin"], row["ci_lo"], row["ci_hi"])
+    """Return the verdict of a testable row and its reason."""
+    answer = verdict(row["direction"], row["margin"], row["ci_lo"], row["ci_hi"])
     equivalent = row["direction"] == "equivalent"
     bound = 0.0 - row["margin"] if row["direction"] == "less" else row["margin"]
     edge = f"+-{bound:.3g}" if equivalent else f"{bound:.3g}"
     if math.isnan(row["ci_lo"]):
         return "inconclusive", "one seed gives no interval"
     interval = f"the {90 if equivalent else 95} % interval [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
-    if said == "inconclusive":
+    if answer == "inconclusive":
         where = f"{interval} reaches {edge}"
     elif equivalent:
-        where = f"{interval} lies wholly {'inside' if said == 'confirmed' else 'outside'} {edge}"
+        where = f"{interval} lies wholly {'inside' if answer == 'confirmed' else 'outside'} {edge}"
     else:
         where = f"{interval} lies wholly {'above' if row['ci_lo'] > bound else 'below'} {edge}"
     if row["p_corrected"] < SIGNIFICANT:
-        return said, where + ("; p is that of the opposite claim" if said == "refuted" else "")
+        return answer, where + ("; p is that of the opposite claim" if answer == "refuted" else "")
     doubt = f"the corrected p {row['p_corrected']:.3g} is not below {SIGNIFICANT:g}"
     needed = math.floor(math.log2(2 * tested / SIGNIFICANT)) + 1
-    if said != "inconclusive" and row["n"] < needed <= EXACT:
+    if answer != "inconclusive" and row["n"] < needed <= EXACT:
         doubt += f" (with {tested} testable rows, {needed} seeds are enough for that and {row['n']} may be too few)"
-    return "inconclusive", f"{where}{', and' if said == 'inconclusive' else ', but'} {doubt}"
+    return "inconclusive", f"{where}{', and' if answer == 'inconclusive' else ', but'} {doubt}"
 
 
 def _with_overall(rows: list[Row]) -> list[Row]:
-    found = [row["verdict"] for row in rows]
-    testable = [v for v in found if v != "not testable"]
+    verdicts = [row["verdict"] for row in rows]
+    testable = [v for v in verdicts if v != "not testable"]
     if not testable:
-        said = "not testable"
+        overall = "not testable"
     elif "refuted" in testable:
-        said = "refuted"
+        overall = "refuted"
     else:
-        said = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
-    counts = ", ".join(f"{found.count(v)} {v}" for v in ("confirmed", "refuted", "inconclusive", "not testable") if v in found)
-    last = empty_row(rows[0]) | {"contrast": "overall", "verdict": said}
+        overall = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
+    order = ("confirmed", "refuted", "inconclusive", "not testable")
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in order if v in verdicts)
+    last = empty_row(rows[0]) | {"contrast": "overall", "verdict": overall}
     return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 
 
 def _paired(
     claim: Row, target: Row, configurations: Configurations
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], str]:
-    """The numbers of the arm and of what it is compared with, seed by seed, and a note on the pairs left out."""
+    """Return the numbers of the arm and of its comparison, paired by seed, and a note on omitted pairs."""
     labels, against = _labels(claim), claim["against"]
     arm = _mean_by_seed(claim, labels, claim["epoch"], target, configurations)
     if claim["off_floor"] is not None:
@@ -185,7 +186,7 @@ def _paired(
 def _mean_by_seed(
     claim: Row, labels: Sequence[str], epoch: str | float, target: Row, configurations: Configurations
 ) -> dict[int, float]:
-    """Seed -> mean of the numbers of these arms, for the seeds that all of them have; NaN where one is nonfinite."""
+    """Return seed -> mean over these arms, for the seeds common to all; NaN if one number is nonfinite."""
     columns = []
     for label in labels:
         stored = configurations.get((label, target["name"]))
@@ -198,7 +199,7 @@ def _mean_by_seed(
 
 
 def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, floor: float) -> Float[np.ndarray, " n"]:
-    """The number of each stored run of an arm, NaN where it is nonfinite or empty."""
+    """Return the number of each stored run of an arm, NaN if nonfinite or empty."""
     series = _series(claim["metric"], claim["site"], label, stored)
     if claim["over"] is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -206,7 +207,7 @@ def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, 
     if epoch in ("min", "max"):
         least, most = (np.minimum, np.maximum) if claim["metric"] in LOSSES else (np.fmin, np.fmax)
         reduce = least.reduce if epoch == "min" else most.reduce
-        # Over all epochs there is no such number for a run that went nonfinite on the way.
+        # An extreme over all epochs is undefined for a run that went nonfinite.
         numbers = np.where(np.isnan(np.asarray(stored.first_bad_epoch, np.float64)), reduce(series, axis=1), np.nan)
     else:
         numbers = series[:, _epoch_index(epoch, label, stored)]
@@ -224,7 +225,7 @@ def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[
     if site == "last":
         if not stored.sites:
             raise NotTestable(f"{label!r} has no sites")
-        site = max(stored.sites, key=lambda name: (len(name), name))  # site_10 lies deeper than site_9
+        site = max(stored.sites, key=lambda name: (len(name), name))  # site_10 comes after site_9
     if f"{metric}/{site}" not in stored.values:
         raise NotTestable(f"{metric}/{site} of {label!r} was not measured")
     return np.asarray(stored.values[f"{metric}/{site}"], dtype=np.float64)
@@ -233,14 +234,14 @@ def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[
 def _epoch_index(epoch: str | float, label: str, stored: Configuration) -> int:
     if epoch == "last":
         return -1
-    found = np.flatnonzero(np.isclose(stored.epochs, float(epoch), rtol=0, atol=1e-6))
-    if not found.size:
+    matches = np.flatnonzero(np.isclose(stored.epochs, float(epoch), rtol=0, atol=1e-6))
+    if not matches.size:
         raise NotTestable(f"epoch {_short(epoch)} of {label!r} was not measured")
-    return int(found[0])
+    return int(matches[0])
 
 
 def _seeds_with_dead_site(stored: Configuration) -> list[int]:
-    """The seeds whose run ends with some site dead in all its units."""
+    """Return the seeds whose run ends with a site that is dead in all its units."""
     last = [stored.values[name][:, -1] for name in (f"dead_fraction/{site}" for site in stored.sites) if name in stored.values]
     if not last:
         raise NotTestable("the dead fraction of its sites was not measured")
@@ -257,7 +258,7 @@ def _refuse_at_floor(claim: Row, target: Row, configurations: Configurations) ->
 
 
 def _is_share(claim: Row) -> bool:
-    """Whether the row asks in how many runs something happens, against a constant."""
+    """Whether the row compares a share of runs with a constant."""
     event = claim["equals"] is not None or (claim["metric"] in EVENTS and claim["over"] is None and not claim["excess"])
     return event and len(_labels(claim)) == 1 and not isinstance(claim["against"], str)
 

@@ -136,7 +136,7 @@ def test_a_folder_that_lost_its_tiles_keeps_its_files(reported: Path, tmp_path: 
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     gone = sorted((folder / "raw").iterdir())
     gone[0].unlink()
-    with pytest.raises(UserError, match=r"lacks \d runs that runs.csv holds .*a tile is gone; restore it"):
+    with pytest.raises(UserError, match=r"lacks \d runs of runs.csv .*a tile is missing. Restore it"):
         report(folder)
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
     (folder / "runs.csv").unlink()
@@ -254,9 +254,9 @@ def test_a_clone_rebuilds_what_its_files_suffice_for(tmp_path: Path) -> None:
         shutil.rmtree(clone / name) if (clone / name).is_dir() else (clone / name).unlink()
     said = report(clone)
     assert files(clone) == files(folder, "raw", "tensorboard")
-    assert len(said) == 2 and "tensorboard/ stay as they are" in said[0]
+    assert len(said) == 2 and "tensorboard/ stay unchanged" in said[0]
     assert re.search(
-        r"figures.initialisers stays as it is: it needs .*clone.raw \(summary.csv has the report epochs only\)", said[1]
+        r"figures.initialisers stays unchanged: it needs .*clone.raw \(summary.csv has the report epochs only\)", said[1]
     )
 
 
@@ -269,9 +269,9 @@ def test_a_clone_with_every_epoch_draws_its_curves_too(reported: Path, tmp_path:
 @pytest.mark.parametrize(
     ("gone", "needs"),
     [
-        ("summary", ["summary.csv is missing", "tables stays as it is: it needs runs.csv and summary.csv"]),
-        ("verdicts", ["verdicts.csv is missing", "report.md stays as it is: it needs runs.csv, units.csv and verdicts.csv"]),
-        ("runs", ["runs.csv is missing", "tables stays as it is", "report.md stays as it is"]),
+        ("summary", ["summary.csv is missing", "tables stays unchanged: it needs runs.csv and summary.csv"]),
+        ("verdicts", ["verdicts.csv is missing", "report.md stays unchanged: it needs runs.csv, units.csv and verdicts.csv"]),
+        ("runs", ["runs.csv is missing", "tables stays unchanged", "report.md stays unchanged"]),
     ],
 )
 def test_a_clone_names_the_file_that_is_missing(bare: Path, gone: str, needs: list[str]) -> None:
@@ -301,7 +301,7 @@ def test_files_of_a_former_declaration_go_and_others_stay(bare: Path) -> None:
     redeclare(bare, lambda d: d.update(tables=[t for t in d["tables"] if t["name"] != "shapes"]))
     said = report(bare)
     removed = [f"tables/shapes.{kind}" for kind in ("csv", "md", "tex")] + ["figures/old.png", "figures/old.svg"]
-    assert said == [f"removed {bare / name}: the study at this size no longer makes it" for name in removed]
+    assert said == [f"removed {bare / name}: the study no longer declares it at this preset" for name in removed]
     left = {name for name in files(bare) if name.startswith(("tables", "figures"))}
     assert left == {f"tables/{n}.{k}" for n in ("initialisers", "tuned") for k in ("csv", "md", "tex")} | {
         "figures/notes.txt",

@@ -281,7 +281,7 @@ def test_a_report_draws_all_kinds_and_a_clone_what_it_can(folder: Path, tmp_path
     less = shutil.copytree(own, tmp_path / "less", ignore=shutil.ignore_patterns("raw", "tensorboard", "depth.*", "map.*"))
     said = report(less)
     assert [line.rpartition("figures/")[2] for line in said[1:]] == [
-        f"histograms stays as it is: it needs {less / 'raw'} (no CSV file holds histograms)"
+        f"histograms stays unchanged: it needs {less / 'raw'} (no CSV file holds histograms)"
     ]
     assert {p.name: p.read_bytes() for p in (less / "figures").iterdir()} == {
         p.name: p.read_bytes() for p in (own / "figures").iterdir()
