@@ -1,7 +1,7 @@
-"""Pictures of plain numbers: the canvas of them all, and curves with bands. Knows no study and no files.
+"""Matplotlib canvas of all figures: panels, legends, scales and rendering. Knows no study and no files.
 
-The bytes of a picture depend on its numbers alone: the reader's own Matplotlib settings are set aside while
-it is drawn, and no date and no version is written. At 7 inches across, no letter is smaller than 8 pt.
+The bytes of a figure depend on its numbers only: the user's Matplotlib settings are ignored while drawing, and no date or
+version is written. At 7 inches width, no text is smaller than 8 pt.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of a `sheet`: is it the first of its line, is it the last of its column?"""
+    """A panel of a `panel_grid`, and whether it is the first of its line and the last of its column."""
 
     ax: Axes
     first: bool
@@ -69,7 +69,7 @@ class Panel:
 
 
 def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
-    """The picture that `draw` makes, by format ("png", "svg", "pdf"); the same bytes for the same numbers."""
+    """Return the figure drawn by `draw` in each format ("png", "svg", "pdf"). Equal numbers give equal bytes."""
     made = {name: io.BytesIO() for name in ("png", *formats)}
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks: they are drawn as boxes
@@ -88,16 +88,16 @@ def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) 
 
 
 def new_figure(columns: int) -> Figure:
-    """An empty picture, 7 inches across or as much more as that many panels beside each other need."""
+    """Return an empty figure, 7 inches wide, or wider for many panels next to each other."""
     picture = Figure(figsize=(max(WIDTH, 1.6 * columns + 0.8), 4.0), dpi=DPI, layout="constrained")
     FigureCanvasAgg(picture)
     return picture
 
 
 def panel_grid(names: Sequence[str], counts: Sequence[Mapping[str, str]], across: int | None = None) -> list[list[Panel]]:
-    """A canvas with groups of panels, one for each name in each group; `across` panels to a line, or four at most.
+    """Return a canvas with groups of panels, one panel per name, with `across` (default: at most four) panels per line.
 
-    Where a group fits on one line its names stand above the first group alone; `counts` ("n=31/32") stand above their own panels.
+    If a group fits on one line, names are shown above the first group only. `counts` ("n=31/32") are shown above their panels.
     """
     across = across or -(-len(names) // -(-len(names) // 4))
     deep = -(-len(names) // across)
@@ -122,12 +122,12 @@ def panel_grid(names: Sequence[str], counts: Sequence[Mapping[str, str]], across
 
 
 def num_rows(panels: Sequence[Panel]) -> int:
-    """On how many lines the panels of a group stand."""
+    """Return the number of lines of a group's panels."""
     return sum(panel.first for panel in panels)
 
 
 def legend_below(picture: Figure, handles: Sequence[Any], title: str, note: str = "") -> float:
-    """Put the legend below the panels, in as few rows as fit its width; returns its height in inches."""
+    """Put the legend below the panels, in as few rows as fit its width. Returns its height in inches."""
     texts = [*filter(None, [title]), *(line for part in note.split("\n") for line in textwrap.wrap(part, 100))]
     for rows in range(max(-(-len(handles) // 6), 1), max(len(handles), 1) + 1):
         columns = max(-(-len(handles) // rows), 1)
@@ -141,15 +141,15 @@ def legend_below(picture: Figure, handles: Sequence[Any], title: str, note: str 
 
 
 def runs(counts: Collection[int]) -> str:
-    """How many runs, in words: "32 runs", "3 to 16 runs"."""
+    """Return a number of runs as text: "32 runs", "3 to 16 runs"."""
     span = f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return f"{span} run{'s' if max(counts) > 1 else ''}"
 
 
 def log_scale(ax: Axes, values: np.ndarray) -> None:
-    """A logarithmic y axis for finite values; where one is exactly 0, linear in its lowest decade, so that 0 has a place.
+    """Set a logarithmic y axis for finite values, with a linear lowest decade if a value is exactly 0.
 
-    With a negative value, or none above 0, the axis stays as it is.
+    With a negative value, or without a positive one, the axis stays linear.
     """
     positive = values[values > 0]
     if not len(positive) or (values < 0).any():
@@ -168,7 +168,7 @@ def log_scale(ax: Axes, values: np.ndarray) -> None:
 
 
 def log_ticks(bottom: float, top: float) -> tuple[list[float], list[str]]:
-    """Round numbers on a logarithmic scale, and as they are written."""
+    """Return round numbers on a logarithmic scale, with their labels."""
     first, last = math.floor(math.log10(bottom)), math.ceil(math.log10(top))
     digits = (1, 1.5, 2, 3, 4, 6, 8) if top < 10 * bottom else (1, 2, 5) if top < 100 * bottom else (1,)
     ticks = [digit * 10.0**power for power in range(first, last + 1, 1 + (last - first) // 7) for digit in digits]
@@ -177,11 +177,11 @@ def log_ticks(bottom: float, top: float) -> tuple[list[float], list[str]]:
 
 
 def plain(value: float, digits: int = 6) -> str:
-    """A number written out: the exponent of a power of ten would be set smaller than 8 pt."""
+    """Return a number without an exponent, which would be set smaller than 8 pt."""
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def finite(columns: Iterable[np.ndarray]) -> np.ndarray:
-    """All finite values of some arrays."""
+    """Return all finite values of some arrays."""
     values = np.concatenate([np.ravel(column) for column in columns])
     return values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""The pictures of a draw study, from the rows of cells.csv: a map over two factors, or lines along one."""
+"""Figures of a draw study, from the rows of cells.csv: a map over two factors, or lines along one."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws 
 
 
 def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[str, Any]) -> Callable[[], Figure] | None:
-    """What draws a figure from the frame of cells.csv; None where there is nothing to draw.
+    """Return the function that draws a figure from the frame of cells.csv, or None without values.
 
-    `numbers` are those of the declaration, by statistic.
+    `numbers` are the declared numbers by statistic.
     """
     rows = frame[frame["experiment"].isin(figure["experiments"])]
     rows = rows[rows["number"] == figure["number"]] if figure["number"] else rows
@@ -47,7 +47,7 @@ def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[st
 
 
 def _short(value: Any) -> str:
-    """A factor's value as cells are labelled: floats by six digits."""
+    """Return a factor's value as in cell labels: floats with six digits."""
     return f"{value:g}" if isinstance(value, float) and value % 1 else format_value(value)
 
 
@@ -56,7 +56,7 @@ def _named(factor_name: str, value: Any) -> str:
 
 
 def _label(figure: Mapping[str, Any], rows: pd.DataFrame, numbers: Mapping[str, Any]) -> str:
-    """What the numbers of a picture are, in the words of their statistic where these are the same for all."""
+    """Return the axis label of a figure's numbers: the text of their statistic if all have the same."""
     names = set(rows["number"])
     texts = {numbers[statistic][name]["text"] for statistic, name in zip(rows["statistic"], rows["number"], strict=True)}
     what = texts.pop() if len(texts) == 1 else words(names.pop()) if len(names) == 1 else "value"

@@ -1,4 +1,4 @@
-"""Curves over the epochs, with 95 % bands, and survival of units."""
+"""Curves over epochs with 95 % bands, and survival of units."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from relu_study.storage.tile_identity import LOSSES
 
 @dataclass(frozen=True)
 class Band:
-    """A line over E epochs with its 95 % interval, the number of runs behind it and the size of their probe set.
+    """A line over E epochs with its 95 % interval, its number of runs, and the size of their probe set.
 
-    `count` is "n=31/32" where runs are missing or go nonfinite, else empty.
+    `count` is "n=31/32" if runs are missing or go nonfinite, else empty.
     """
 
     epochs: Float[np.ndarray, " E"]
@@ -41,7 +41,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of panels: for each column the bands by arm. `low` and `high` are the least and greatest possible value."""
+    """One row of panels: the bands by arm for each column. `low` and `high` bound the possible values."""
 
     label: str
     cells: Sequence[Mapping[str, Band]]
@@ -52,9 +52,9 @@ class Row:
 
 
 def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], title: str, note: str = "") -> Figure:
-    """A grid of panels, one line with its band per arm; an arm has the same colour and dashes in every panel.
+    """Draw a grid of panels, with one line and band per arm. An arm has the same colour and dashes in every panel.
 
-    `note` stands below the title of the legend.
+    `note` is shown below the title of the legend.
     """
     # Seven colours and four kinds of dashes give 28 looks. Solid lines lie lowest: of two that coincide both can be seen.
     looks = {arm: {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "zorder": 2 + i % 4 / 4} for i, arm in enumerate(arms)}
@@ -80,7 +80,7 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
 
 
 def _counts(arm: str, rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """What an arm's entry in the legend says of runs that are missing or nonfinite, and in which column, unless in all."""
+    """Return the text on missing or nonfinite runs in an arm's legend entry, with the column unless it holds for all."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for column, cell in zip(columns, row.cells, strict=True):
@@ -108,7 +108,7 @@ def _panel(ax: Axes, row: Row, cell: Mapping[str, Band], looks: Mapping[str, dic
 
 
 def limits(bands: Collection[Band], low: float | None, high: float | None) -> tuple[float, float]:
-    """All of the lines, and of their intervals as much as leaves the lines readable, inside the possible range."""
+    """Return limits that show all lines, cut intervals that would hide the lines, and stay in the possible range."""
     least, most = -np.inf if low is None else low, np.inf if high is None else high
     means, edges = finite(b.mean for b in bands), finite(x for b in bands for x in (b.mean, b.lo, b.hi))
     spread = 2 * np.ptp(means) or np.inf
@@ -181,7 +181,7 @@ def _survival_bands(numbers: FigureData, shown: set[str]) -> dict[tuple[str, str
 
 
 def _run_counts(numbers: FigureData) -> dict[str, str]:
-    """config_id -> "n=31/32" where not all runs are finite at the end."""
+    """Return config_id -> "n=31/32" for configurations with missing or nonfinite runs."""
     summary, not_run = numbers.summary, not_run_counts(numbers)
     last = summary[summary["epoch"] == summary.groupby("config_id")["epoch"].transform("max")]
     found = last.groupby("config_id")[["n_finite", "n"]].max()

@@ -1,4 +1,4 @@
-"""A fan: how a number is spread over the runs at each site, from the input to the output."""
+"""Quantile fans: the distribution of a metric over runs at each site, from input to output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NARROW = 0.25  # half the width of a fan over a single site
 
 @dataclass(frozen=True)
 class QuantileFan:
-    """The `QUANTILES` over the runs at each of L sites; `count` is "n=31/32" where some run has no value."""
+    """The `QUANTILES` over runs at each of L sites. `count` is "n=31/32" if a run has no value."""
 
     quantiles: Float[np.ndarray, "5 L"]
     runs: int
@@ -38,7 +38,7 @@ class QuantileFan:
 
 @dataclass(frozen=True)
 class QuantileFans:
-    """A group of panels: the fan of each arm that has one. Groups of the same `scale` share their range."""
+    """A group of panels: one fan per arm with values. Groups of the same `scale` share their range."""
 
     label: str
     scale: str
@@ -47,7 +47,7 @@ class QuantileFans:
 
 
 def fans(groups: Sequence[QuantileFans], arms: Sequence[str], note: str = "") -> Figure:
-    """A panel for each arm in each group: the median over the runs and two shades around it, by the number of the site."""
+    """Draw a panel per arm and group: the median over runs and two shades around it, against the number of the site."""
     panels = panel_grid(arms, [{arm: fan.count for arm, fan in group.cells.items()} for group in groups])
     depth = max(fan.quantiles.shape[1] for group in groups for fan in group.cells.values())
     for group, line in zip(groups, panels, strict=True):
@@ -100,7 +100,7 @@ def _scale(ax: Axes, group: QuantileFans, values: np.ndarray) -> None:
 def arrange_depth(
     figure: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration], note: str
 ) -> Draw | None:
-    """Fans over the sites; None where no run has a value at the epochs asked for."""
+    """Return the function that draws fans over the sites, or None if no run has a value at the epochs."""
     arms, columns = layout(figure, declaration)
     groups, seeds = [], seeds_of(declaration)
     sites: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A forest: effects with their intervals, the range that was claimed of each, and the verdicts."""
+"""Forest plots: effects with their intervals, the claimed ranges, and the verdicts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ VERDICTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Effect:
-    """One row of a forest: an effect with its interval, the range that was claimed for it, and the verdict.
+    """One row of a forest: an effect with its interval, the claimed range, and the verdict.
 
-    Effects of one `block` share an x axis (labelled `block`) and stand in the panel of their `column`.
+    Effects of one `block` share an x axis (labelled `block`) and are shown in the panel of their `column`.
     """
 
     block: str
@@ -50,9 +50,9 @@ class Effect:
 
 
 def forest(effects: Sequence[Effect], note: str = "") -> Figure:
-    """Effects with their intervals, a panel per block and column; the range claimed of each is shaded.
+    """Draw effects with their intervals, one panel per block and column. Claimed ranges are shaded.
 
-    Effects with the same label stand in one line across the columns; a second one in the same panel gets a line of its own.
+    Effects with equal labels share a line across columns. A second one in the same panel has a separate line.
     """
     columns, blocks = list(dict.fromkeys(e.column for e in effects)), list(dict.fromkeys(e.block for e in effects))
     lines: dict[str, dict[tuple[str, int], dict[str, Effect]]] = {block: {} for block in blocks}
@@ -111,7 +111,7 @@ def _forest_panel(
 
 
 def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
-    """The x range: zero, every margin and every effect, and of the intervals as much as leaves those readable."""
+    """Return an x range with zero, every margin and every effect, cutting intervals that would hide these."""
     points = finite(np.array([0.0, e.effect, *e.claimed]) for e in effects)
     edges = finite(np.array([0.0, e.lo, e.hi, *points]) for e in effects)
     spread = np.ptp(points) or 1.0
@@ -145,9 +145,9 @@ def arrange_effects(
 
 
 def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]) -> str:
-    """How many seeds a row compares, where it is not all that it could: those of that of its arms which has fewest.
+    """Return the number of compared seeds if it is below the possible one: the seeds of the arm with the fewest.
 
-    A seed counts as not run where an arm lacks its run, and as nonfinite without `stored`. The contrast names the arms.
+    A seed counts as not run if an arm lacks its run, and as nonfinite without `stored`. The contrast names the arms.
     """
     seeds = seeds_of(declaration)
     of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
@@ -182,5 +182,5 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 
 def _claimed(direction: str, margin: float) -> tuple[float, float]:
-    """The effects that the claim is about: confirmed is an interval that lies in there whole."""
+    """Return the claimed range of effects. An interval wholly inside it confirms the claim."""
     return {"less": (-math.inf, -margin), "greater": (margin, math.inf), "equivalent": (-margin, margin)}[direction]

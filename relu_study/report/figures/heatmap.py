@@ -1,4 +1,4 @@
-"""Maps: a number over two factors, written into each cell."""
+"""Heat maps: a number over two factors, written into each cell."""
 
 from __future__ import annotations
 
@@ -45,11 +45,10 @@ Factor = tuple[str, Sequence[str]]  # its name with its unit, and its values
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A number over two factors: `values[i, j]` at `rows[i]`, `cols[j]`, and `counts`, "n=31/32" where runs are lost.
+    """A number over two factors: `values[i, j]` at `rows[i]`, `cols[j]`, with `counts` ("n=31/32") for missing runs.
 
-    A count with reasons in brackets has several lines.
-
-    `known` says where there is such a configuration; a value that is NaN there is not defined, or no run has one.
+    A count with reasons in parentheses has several lines. `known` marks existing configurations. A NaN there is undefined or
+    has no run.
     """
 
     values: Float[np.ndarray, "A B"]
@@ -59,10 +58,9 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Heatmaps:
-    """A group of maps, one by column (target) that has one; their colours mean the same in all if `shared`, else in each.
+    """A group of maps, one per column (target) with values. If `shared`, their colours have the same scale.
 
-    Colours run over the values, or `between` two numbers, what lies beyond having the last of them; between -x and x they
-    run from one hue to another.
+    Colours span the values, or the two numbers `between`, which clip values beyond them. Between -x and x the scale is diverging.
     """
 
     label: str
@@ -73,7 +71,7 @@ class Heatmaps:
 
 
 def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
-    """A map for each column in each group; a picture is as wide as its cells need, and 7 inches at least."""
+    """Draw a map per column and group. The figure is as wide as its cells need, and at least 7 inches."""
     down, along = ([textwrap.fill(value, 24) for value in values] for values in (rows[1], cols[1]))
     side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
     one = all(group.shared for group in groups)  # a scale of colours for them all, or one beside each map
@@ -106,7 +104,7 @@ def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols:
 
 
 def _group(group: Heatmaps, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
-    """Draw the maps of a group with their scales of colours; returns the looks of cells without a number, by what they mean."""
+    """Draw the maps of a group with their colour scales. Returns the patterns of empty cells by meaning."""
     together = _norm(finite(board.values for board in group.cells.values()), group.log, group.between)
     marks: dict[str, dict[str, Any]] = {}
     for panel, column in zip(line, columns, strict=True):
@@ -121,7 +119,7 @@ def _group(group: Heatmaps, line: Sequence[Panel], columns: Sequence[str], shape
 
 
 def _bar(norm: Normalize, axes: Sequence[Axes], label: str) -> None:
-    """A scale of colours beside some panels."""
+    """Draw a colour scale next to some panels."""
     beyond = "both" if norm.clip else "neither"
     bar = axes[0].figure.colorbar(ScalarMappable(norm, _heat(norm)), ax=list(axes), aspect=25, pad=0.02, extend=beyond)
     bar.set_label(label)
@@ -170,14 +168,14 @@ def _board(ax: Axes, board: Heatmap | None, norm: Normalize, shape: tuple[int, i
 
 
 def _number(value: float) -> str:
-    """Three digits, with an exponent where tables have one."""
+    """Return a number with three digits, with an exponent where tables have one."""
     if not math.isfinite(value):
         return "-"
     return plain(value, 3) if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _ink(value: float, norm: Normalize) -> str:
-    """The colour in which to write on a cell of a heat map."""
+    """Return the text colour for a cell of a heat map."""
     if not np.isfinite(value) or (value == 0 and isinstance(norm, LogNorm)):
         return "black"
     red, green, blue, _ = _heat(norm)(float(norm(value)))
@@ -190,10 +188,10 @@ def _ink(value: float, norm: Normalize) -> str:
 def arrange_map(
     figure: Mapping[str, Any], declaration: Mapping[str, Any], summary: pd.DataFrame, not_run: Mapping[str, int], note: str
 ) -> Draw | None:
-    """Maps over two factors, one for each target; every other factor is held at its most common value, and it is said at which.
+    """Return the function that draws maps over two factors, one per target, or None if no cell has a value.
 
-    Where `arm` is one factor and a swept field the other, arms that differ in that field alone are one, named by the words
-    that their labels share. `not_run` counts the runs of each configuration that are not stored. None where no cell has a value.
+    Other varying factors are fixed at their most common value, which the figure names. If one factor is `arm` and the other a
+    swept field, arms that differ only in it are merged under their common label. `not_run` counts missing runs per configuration.
     """
     entries, held = kept(figure, declaration)
     rows, cols = figure["rows"], figure["cols"]
@@ -231,12 +229,12 @@ def arrange_map(
 
 
 def _lost(cell: Entry, config_id: str, not_run: Mapping[str, int]) -> Entry:
-    """A cell that tells runs that are not run from nonfinite ones; `not_run` lacks configurations without a stored run."""
+    """Add the counts of missing and nonfinite runs to a cell. `not_run` lacks configurations without a stored run."""
     return replace(cell, not_run=not_run.get(config_id, cell.n)) if not_run else cell
 
 
 def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[DeclaredRun], dict[str, Any]]:
-    """The configurations of a map, and the factors that are held with their values; a tie is refused."""
+    """Return the configurations of a map and its fixed factors with their values. Raises UserError for a tie."""
     try:
         return factors.hold_fixed(select_arms(figure, declaration), {figure["rows"], figure["cols"], "target"})
     except UserError as error:
@@ -244,7 +242,7 @@ def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[lis
 
 
 def _keys(way: str, other: str, entries: Sequence[DeclaredRun]) -> list[Any]:
-    """The value of a factor for each entry."""
+    """Return the value of a factor for each entry."""
     if way != "arm" or other == "experiment":
         return [factors.factor(entry, way) for entry in entries]
     alike: dict[str, list[str]] = {}
@@ -257,7 +255,7 @@ def _keys(way: str, other: str, entries: Sequence[DeclaredRun]) -> list[Any]:
 
 
 def _shared(labels: Sequence[str]) -> str:
-    """The words, between commas, that all labels have; the first label where they have none."""
+    """Return the comma-separated parts common to all labels, or the first label if there are none."""
     parts = [label.split(", ") for label in labels]
     same = [part for part in parts[0] if all(part in others for others in parts)]
     return ", ".join(same) or labels[0]

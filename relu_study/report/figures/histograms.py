@@ -1,6 +1,6 @@
-"""How the values of a site are spread, epoch by epoch: heat maps over powers of two, exact zero apart.
+"""Histograms of a site's values over epochs: heat maps over powers of two, with exact zero separate.
 
-The outputs of a bounded activation have a linear axis over its range.
+Outputs of a bounded activation have a linear axis over their range.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAINTEST = 1e-4  # of an epoch's values: rarer ones have the palest colour
 
 @dataclass(frozen=True)
 class ValueHistogram:
-    """Shares of a site's values in the 65 bins of `histogram_bins`, for each of E epochs; NaN where no value was counted."""
+    """Shares of a site's values in the 65 bins of `histogram_bins`, for each of E epochs. NaN without counts."""
 
     epochs: Float[np.ndarray, " E"]
     shares: Float[np.ndarray, "E 65"]
@@ -47,7 +47,7 @@ class ValueHistogram:
 
 @dataclass(frozen=True)
 class ValueHistograms:
-    """A group of panels with one y axis: the spread of each arm that has one. Groups of the same `metric` share their range."""
+    """A group of panels with one y axis: one histogram per arm with values. Groups of the same `metric` share their range."""
 
     label: str
     metric: str
@@ -55,7 +55,7 @@ class ValueHistograms:
 
 
 def histograms(groups: Sequence[ValueHistograms], arms: Sequence[str], note: str = "") -> Figure:
-    """A heat map for each arm in each group: epochs across, the values' size up, exact zero as a strip of its own."""
+    """Draw a heat map per arm and group: epochs across, sizes of values up, exact zero as a separate strip."""
     panels = panel_grid(arms, [{arm: cell.count for arm, cell in group.cells.items()} for group in groups])
     norm, empty, heights = LogNorm(FAINTEST, 1), False, []
     for group, line in zip(groups, panels, strict=True):
@@ -99,15 +99,15 @@ def histograms(groups: Sequence[ValueHistograms], arms: Sequence[str], note: str
 
 
 def spans(cells: Iterable[ValueHistogram]) -> list[Range | None]:
-    """The scales of some panels, each once: a range where it is linear, None for powers of two."""
+    """Return the distinct scales of some panels: a range if linear, None for powers of two."""
     return list(dict.fromkeys(cell.span for cell in cells))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where values stand on the y axis, in bins: the strip of exact zero about 0, the sizes used on either side of it.
+    """Position of values on the y axis, in bins: the strip of exact zero at 0, and the shown sizes on both sides.
 
-    `least` is the exponent of the smallest size shown; `below` and `above` are how many bins are shown on each side.
+    `least` is the exponent of the smallest size shown. `below` and `above` are the numbers of bins shown on each side.
     """
 
     least: int
@@ -116,7 +116,7 @@ class Scale:
 
     @classmethod
     def of(cls, shares: Sequence[Float[np.ndarray, "E 65"]]) -> Scale:
-        """All bins that hold anything, on both sides from the same smallest size on."""
+        """Return the scale of all bins with counts, with the same smallest size on both sides."""
         used = np.flatnonzero((np.nan_to_num(np.concatenate(shares)) > 0).any(axis=0)) - BINS_PER_SIDE
         sizes = np.abs(used[used != 0]) - 1
         least = int(sizes.min()) if len(sizes) else 0
@@ -129,21 +129,21 @@ class Scale:
 
     @property
     def inner(self) -> float:
-        """Where the smallest sizes begin: a gap lies between them and the strip."""
+        """The height of the smallest sizes, with a gap to the strip."""
         return 1.4 * self.strip
 
     def at(self, value: float) -> float:
-        """The height of a value that is not 0."""
+        """Return the height of a nonzero value."""
         return math.copysign(self.inner + math.log2(abs(value)) - self.least, value)
 
     def sides(self, shares: Any) -> tuple[Any, Any]:
-        """The shares of the bins shown below and above zero, in rising order."""
+        """Return the shares of the bins shown below and above zero, in rising order."""
         skipped = self.least - MIN_EXPONENT
         above = shares[:, BINS_PER_SIDE + 1 + skipped : BINS_PER_SIDE + 1 + skipped + self.above]
         return shares[:, BINS_PER_SIDE - skipped - self.below : BINS_PER_SIDE - skipped], above
 
     def ticks(self) -> list[float]:
-        """Powers of ten with both signs, the largest first."""
+        """Return powers of ten with both signs, the largest first."""
         first = math.ceil(self.least * math.log10(2))
         last = math.floor((self.least + max(self.above, self.below)) * math.log10(2))
         sizes = [10.0**power for power in range(last, first - 1, -1 - (last - first) // 3)]
@@ -152,9 +152,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class LinearScale:
-    """Where values stand on the y axis, in equal bins: all of [low, high], parted at 0 by the strip of exact zero.
+    """Position of values on the y axis, in equal bins over [low, high], split at 0 by the strip of exact zero.
 
-    A bin with 0 inside is drawn whole, on the side of its larger part.
+    A bin that contains 0 is drawn on the side of its larger part.
     """
 
     low: float
@@ -162,12 +162,12 @@ class LinearScale:
 
     @property
     def below(self) -> int:
-        """How many bins are below zero."""
+        """The number of bins below zero."""
         return round(min(max(-self.low * 2 * BINS_PER_SIDE / (self.high - self.low), 0), 2 * BINS_PER_SIDE))
 
     @property
     def above(self) -> int:
-        """How many bins are above zero."""
+        """The number of bins above zero."""
         return 2 * BINS_PER_SIDE - self.below
 
     @property
@@ -177,28 +177,28 @@ class LinearScale:
 
     @property
     def inner(self) -> float:
-        """Where the bins begin: a gap lies between them and the strip."""
+        """The height at which the bins begin, with a gap to the strip."""
         return 1.4 * self.strip
 
     def at(self, value: float) -> float:
-        """The height of a value that is not 0."""
+        """Return the height of a nonzero value."""
         bins = (value - self.low) * 2 * BINS_PER_SIDE / (self.high - self.low) - self.below
         return bins + math.copysign(self.inner, bins or value)
 
     def sides(self, shares: Any) -> tuple[Any, Any]:
-        """The shares of the bins below and above zero, in rising order."""
+        """Return the shares of the bins below and above zero, in rising order."""
         both = np.ma.concatenate([shares[:, :BINS_PER_SIDE], shares[:, BINS_PER_SIDE + 1 :]], axis=1)
         return both[:, : self.below], both[:, self.below :]
 
     def ticks(self) -> list[float]:
-        """Round values in the range, without 0."""
+        """Return round values in the range, without 0."""
         found = [float(value) for value in MaxNLocator(4, steps=ROUND).tick_values(self.low, self.high)]
         nearest = 1e-9 * (self.high - self.low)
         return [value for value in found if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
 
 
 def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: Normalize) -> bool:
-    """Draw one panel; is there an epoch at which nothing was counted?"""
+    """Draw one panel. Returns whether an epoch has no counts."""
     epochs, shares = cell.epochs, np.ma.masked_equal(np.nan_to_num(cell.shares), 0)
     middles = (epochs[1:] + epochs[:-1]) / 2
     steps = np.diff(epochs, prepend=epochs[0] - 1, append=epochs[-1] + 1)
@@ -256,7 +256,7 @@ def _percent(ax: Axes) -> None:
 def arrange_histograms(
     figure: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration], note: str
 ) -> Draw | None:
-    """Heat maps over the epochs; None where nothing was counted."""
+    """Return the function that draws heat maps over the epochs, or None without counts."""
     arms, columns = layout(figure, declaration)
     groups = []
     for name in expand_metrics(figure, declaration):

@@ -1,4 +1,4 @@
-"""Which numbers stand in which panel: fans over the sites, histograms over the epochs, maps over two factors."""
+"""Inputs of figures: their arms, targets, metrics and numbers, from a results folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DeclaredRun = dict[str, Any]  # of the declaration's configurations
 
 
 def select_arms(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[DeclaredRun]:
-    """The configurations that a figure shows, in declared order."""
+    """Return the configurations that a figure shows, in declared order."""
     return [
         entry
         for entry in declaration["configurations"]
@@ -42,7 +42,7 @@ def select_arms(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> li
 
 
 def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The arms of a figure, and target -> arm -> config_id, both in declared order."""
+    """Return the arms of a figure, and target -> arm -> config_id, in declared order."""
     entries = select_arms(figure, declaration)
     columns: dict[str, dict[str, str]] = {target: {} for target in targets_of(entries, declaration)}
     for entry in entries:
@@ -52,7 +52,7 @@ def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[l
 
 
 def title(target: str, declaration: Mapping[str, Any]) -> str:
-    """What stands above the panels of a target; nothing where the study declares none."""
+    """Return the title above the panels of a target, empty if the study declares no targets."""
     return f"target: {target}" if declaration["targets"] else ""
 
 
@@ -63,7 +63,7 @@ def targets_of(entries: Sequence[DeclaredRun], declaration: Mapping[str, Any]) -
 
 
 def expand_metrics(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
-    """The "metric/site" names that a figure's metrics stand for: "metric/*" is each site; an unknown one is refused."""
+    """Return the "metric/site" names of a figure's metrics ("metric/*": every site). Raises UserError for unknown ones."""
     known = declaration["columns"]
     if figure["kind"] == "histograms":
         sites = dict.fromkeys(name.partition("/")[2] for name in known if not name.endswith("/all"))
@@ -94,16 +94,16 @@ def _expanded(asked: str, figure: Mapping[str, Any], known: Sequence[str]) -> li
 
 
 def finite_runs(c: Configuration) -> int:
-    """How many runs are finite to their end."""
+    """Return the number of runs that stay finite."""
     return int((c.status == "ok").sum())
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """What figures are made of: the frames of summary.csv and survival.csv, the rows of verdicts.csv, the runs themselves.
+    """Inputs of figures: the frames of summary.csv and survival.csv, the rows of verdicts.csv, and the runs.
 
-    Curves need every epoch in `summary`; `depth` needs the values of `configurations` at the epoch shown, and histograms need
-    their histograms. Without `configurations` a count cannot tell runs that are not run from nonfinite ones.
+    Curves need every epoch in `summary`, `depth` the values in `configurations` at its epoch, and `histograms` their histograms.
+    Without `configurations`, counts cannot separate missing runs from nonfinite ones.
     """
 
     summary: pd.DataFrame
@@ -113,7 +113,7 @@ class FigureData:
 
 
 def missing_input(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
-    """What a figure needs besides the CSV files `found` ("summary" and so on), or nothing: a clone has no raw/."""
+    """Return the input that a figure lacks besides the CSV files `found`, or an empty value. A clone has no raw/."""
     raw = folder / "raw"
     missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
     if missing:
@@ -132,10 +132,10 @@ def missing_input(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], 
 
 
 def not_run_counts(numbers: FigureData) -> dict[str, int]:
-    """config_id -> runs that are not stored."""
+    """Return config_id -> number of missing runs."""
     return {config_id: c.num_requested - len(c.run_ids) for config_id, c in numbers.configurations.items()}
 
 
 def nine_digits(value: Any) -> float:
-    """Return a cell of a CSV file as a number of nine digits; NaN where it is empty."""
+    """Return a cell of a CSV file as a number with nine digits, or NaN if empty."""
     return float(f"{float(value):.9g}") if value != "" and not pd.isna(value) else math.nan

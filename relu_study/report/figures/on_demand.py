@@ -1,4 +1,4 @@
-"""One figure on demand, from a results folder: `relu-study figure DIR`, and `relu_study.figure` in Python."""
+"""Figures on demand from a results folder: `relu-study figure DIR`, and `relu_study.figure` in Python."""
 
 from __future__ import annotations
 
@@ -48,12 +48,15 @@ def figure(
     where: Words = (),
     out: str | Path | Sequence[str | Path] = (),
 ) -> list[Path]:
-    """Draw a figure that a study declares (`name`) or one of a `kind`, from its results folder; returns the paths written.
+    """Draw a declared figure (`name`) or a new one of a `kind` from a results folder. Returns the written paths.
 
-    `Figure` says what each kind shows and takes. Without `metrics`, `depth` shows grad_norm and `histograms` the outputs and
-    gradients of site_1; without `claims` a forest shows all. `where` are conditions as `conditions.parse` reads them;
-    those on metrics, seed or status choose single runs. The suffixes of `out` (.png, .svg, .pdf; default KIND.png in the
-    current folder) decide the formats. Anything unknown, missing, or left empty is refused in one line (UserError).
+    `Figure` documents the kinds and their arguments. Without `metrics`, `depth` shows grad_norm, and `histograms` the outputs and
+    gradients of site_1. Without `claims`, a forest shows all. `where` are conditions in the syntax of `conditions.parse`; those on
+    metrics, seed or status select single runs. The suffixes of `out` (.png, .svg, .pdf; default KIND.png in the current folder)
+    select the formats.
+
+    Raises:
+        UserError: a name is unknown, an input is missing, or nothing is left to draw.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
@@ -87,7 +90,7 @@ def _several(words: Any) -> tuple[Any, ...]:
 
 
 def _epochs(epoch: Any) -> Any:
-    """One epoch as it is, several as a tuple; text that reads as a number becomes one."""
+    """Return one epoch unchanged and several as a tuple, with numeric text as numbers."""
     found = tuple(_epoch(one) for one in _several(epoch)) or ("last",)
     return found[0] if len(found) == 1 else found
 
@@ -236,7 +239,7 @@ def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], con
 
 
 def _empty(asked: Mapping[str, Any], numbers: FigureData) -> str:
-    """Why nothing can be drawn."""
+    """Return the reason why nothing can be drawn."""
     if asked["kind"] == "forest":
         return f"verdicts.csv has no row of {', '.join(asked['claims'])}"
     what = ", ".join(asked["metrics"]) or "unit"

@@ -1,7 +1,4 @@
-"""The figures of a study: arranged as the declaration says, from the numbers of a results folder, and written.
-
-Here are curves over the epochs, survival of units, and forests of the claims' effects; `panels` arranges the other kinds.
-"""
+"""Declared figures of a study, drawn from the numbers of a results folder and written as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ Bands = Mapping[tuple[str, str], Band]  # (config_id, "metric/site" or "survival
 
 
 def check(declaration: Mapping[str, Any]) -> None:
-    """Refuse a figure whose metrics, claims or factors cannot be shown. Nothing has to have run: this is for before it."""
+    """Raise UserError for a figure with unknown metrics, claims or factors. Needs no results."""
     claims = {claim["claim"] for claim in declaration["claims"]}
     for figure in declaration["figures"]:
         inputs.expand_metrics(figure, declaration)
@@ -39,15 +36,15 @@ def draw(
 ) -> list[Path]:
     """Draw each declared figure from the stored runs, to `folder`/figures/NAME.png and NAME.svg.
 
-    A figure without any data (its experiments were left out, its claims have no row) is not drawn.
-    Returns the paths written, in declared order.
+    A figure without data (its experiments were left out, or its claims have no row) is not drawn.
+    Returns the written paths in declared order.
     """
     summary = summary_frame(configurations, manifest, epochs=None)
     return draw_from(manifest, FigureData(summary, survival_frame(configurations), verdicts, configurations), folder)
 
 
 def draw_from(manifest: dict[str, Any], numbers: FigureData, folder: Path) -> list[Path]:
-    """`draw` from numbers that are at hand: the same bytes from the CSVs, where these suffice."""
+    """Draw the declared figures from loaded data. The CSVs give the same bytes if they suffice."""
     paths = []
     for figure in manifest["declaration"]["figures"]:
         if (picture := build_figure(figure, manifest["declaration"], numbers)) is None:
@@ -61,7 +58,7 @@ def draw_from(manifest: dict[str, Any], numbers: FigureData, folder: Path) -> li
 def build_figure(
     figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: FigureData, note: str = ""
 ) -> Callable[[], canvas.Figure] | None:
-    """What draws a figure, with `note` below it; None where there is nothing to draw."""
+    """Return the function that draws a figure with `note` below it, or None without values."""
     if figure["kind"] == "forest":
         asked = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
         effects = arrange_effects(asked, declaration, numbers.configurations)

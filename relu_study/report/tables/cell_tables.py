@@ -1,4 +1,4 @@
-"""The tables of a draw study: rows of cells.csv under headers of their own, and depths up to which a number stays small."""
+"""Tables of a draw study: rows of cells.csv under chosen headers, and the depths up to which a number stays small."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
 def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
-    """The rows that meet every condition: `width=2,3`, `layers<=10`, `number=born_dead`. An unknown column is refused."""
+    """Return the rows that meet every condition: `width=2,3`, `layers<=10`, `number=born_dead`.
+
+    Raises:
+        UserError: a condition is malformed or its column unknown.
+    """
     for text in where:
         found = _CONDITION.fullmatch(text)
         if found is None or not found[3]:
@@ -36,7 +40,7 @@ def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
 
 
 def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """name -> {"csv", "md", "tex"} of every declared table, from the frame of cells.csv."""
+    """Return name -> {"csv", "md", "tex"} of every declared table, from the frame of cells.csv."""
     made = {}
     for table in declaration["tables"]:
         rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
@@ -80,9 +84,9 @@ def _levels(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _last_below(along: pd.Series, values: pd.Series, level: float) -> float | str:
-    """The last whole place up to which the values stay at most `level`; ">N" where they do to the end, NaN where never.
+    """Return the last integer place up to which the values stay at most `level`: ">N" if all do, NaN if none does.
 
-    Between two places log(1 - value) is taken as linear, as it is where a steady share of what is left is lost.
+    Between two places log(1 - value) is interpolated linearly, which is exact for a constant rate of loss.
     """
     x, y = along.to_numpy(float), values.to_numpy(float)
     above = np.flatnonzero(y > level)

@@ -25,14 +25,14 @@ Lookup = Callable[[str, Column], Entry]
 
 
 def check_site(metric: str, site: str, columns: Sequence[str], where: str) -> None:
-    """Refuse a site that `metric` has no column for."""
+    """Raise UserError (with the nearest name) for a site without a column of `metric`."""
     if f"{metric}/{site}" not in columns:
         sites = [name.partition("/")[2] for name in columns if name.startswith(f"{metric}/")]
         raise nearest(site, sites, f"site {where}, for {metric}:")
 
 
 def epoch_of(text: str | float, where: str) -> float | None:
-    """The epoch that "last" (None) or a number means; anything else is refused."""
+    """Return None for "last" and the number of an epoch. Raises UserError for anything else."""
     if text == "last":
         return None
     if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
@@ -41,7 +41,7 @@ def epoch_of(text: str | float, where: str) -> float | None:
 
 
 def in_summary(summary: SummaryLookup, runs: RunLookup) -> Lookup:
-    """What summary.csv has of a configuration in a column; with the values of its runs, where those are of the last epoch."""
+    """Return the lookup of entries in summary.csv, with the values of the runs at their last epoch."""
 
     def look(config_id: str, column: Column) -> Entry:
         cell = summary.cell(config_id, column.metric, column.site, column.epoch)

@@ -1,4 +1,4 @@
-"""The cells of a table: what the runs of a configuration have in one column, and which cells are the best or as good."""
+"""Table entries: the runs of one configuration in one column, and the marks for best and tied entries."""
 
 from __future__ import annotations
 

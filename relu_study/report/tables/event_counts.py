@@ -1,7 +1,7 @@
-"""Tables of counts: how many runs of each arm something happened to, as CSV, Markdown and LaTeX.
+"""Tables of event counts: in how many runs of each arm an event happened, as CSV, Markdown and LaTeX.
 
-Made from runs.csv and summary.csv alone: what several metrics say of one run is in runs.csv for the last epoch, and for the
-epochs before a mean of zeros and ones in summary.csv is a count.
+They are built from runs.csv and summary.csv only. Events of several metrics come from runs.csv, which has the last epoch.
+Counts at earlier epochs come from summary.csv, as the mean of zeros and ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration
 
 
 def check(table: Declared, metrics: Collection[str]) -> None:
-    """Refuse an event that cannot be counted, by name. Nothing has to have run."""
+    """Raise UserError for an event that cannot be counted. Needs no results."""
     known = [name for name in BINARY_METRICS if name in metrics]
     for event, names in table["events"].items():
         where = f"event {event} of table {table['name']}"
@@ -36,9 +36,9 @@ def check(table: Declared, metrics: Collection[str]) -> None:
 
 
 def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
-    """The table as "csv", "md" and "tex"; nothing where none of its arms is part of the study at this size.
+    """Return the table as "csv", "md" and "tex", or nothing if the preset has none of its arms.
 
-    A count at an epoch that was not measured is empty.
+    A count at an epoch without measurements is empty.
     """
     entries = _entries(table, declaration)
     if not entries:
@@ -60,7 +60,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
-    """A metric and its epoch, None for the last."""
+    """Return a metric and its epoch (None: the last)."""
     metric, _, epoch = name.partition("@")
     try:
         return metric.removesuffix("/all"), None if epoch in ("", "last") else float(epoch)
@@ -69,7 +69,7 @@ def _split(name: str, where: str) -> tuple[str, float | None]:
 
 
 def _entries(table: Declared, declaration: Declared) -> list[Declared]:
-    """The configurations that are rows, each once, targets outermost and both in declared order."""
+    """Return the configurations of the rows, each once, targets outermost, in declared order."""
     found = {
         (entry["spec"]["target"], entry["arm"]): entry
         for entry in declaration["configurations"]
@@ -86,7 +86,7 @@ def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:
 
 
 def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequence[tuple[str, float | None]]], int | None]:
-    """How many runs of a configuration have one of some (metric, epoch) at 1."""
+    """Return a function that counts the runs of a configuration with any of some (metric, epoch) equal to 1."""
     of = dict(iter(stored.groupby("config_id", sort=False)))
     rows = summary[["config_id", "metric", "epoch", "mean", "n_finite"]].itertuples(index=False)
     before = {(config_id, metric, epoch): round(mean * n) if n else 0 for config_id, metric, epoch, mean, n in rows}

@@ -1,4 +1,4 @@
-"""A table of one's own from a results folder: any factors as rows and columns, any metrics as cells."""
+"""Tables on demand from a results folder: any factors as rows and columns, any metrics as entries."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a table by row and column; `held`: the factors that vary in the study and do not in this table."""
+    """Entries of a table by row and column. `held`: factors that vary in the study but are fixed in this table."""
 
     asked: Asked
     rows: list[Key]
@@ -84,15 +84,19 @@ def table(
     where: str | Sequence[str] = (),
     format: str = "markdown",
 ) -> str:
-    """A table of a results folder as text: `rows` by `cols`, each cell the mean of a metric over the seeds with its interval.
+    """Return a table as text: `rows` by `cols`, each entry the mean of a metric over seeds with its interval.
 
-    `rows` and `cols` are names of factors (RunSpec fields, `arm`, `experiment`). Every other factor that varies is held at its
-    most common value, which the note names, unless `where` chooses another (see `selection.parse` for its conditions). Without
-    `cols` the targets are the columns, if there are several. `metric`, or "metric/site", may be several; `epoch` is "last" or a
-    number: one that summary.csv lacks needs raw/, and without raw/ nothing is compared. `baseline` is the label of a row.
-    `format` is markdown, latex (booktabs) or csv, which has a line for each cell. `cells.marks` says what is marked.
+    Args:
+        rows, cols: Names of factors (RunSpec fields, `arm`, `experiment`). Other varying factors are fixed at their most common
+            value, which the note names. Without `cols` the targets are the columns, if there are several.
+        metric: One or more of "metric" or "metric/site".
+        where: Conditions in the syntax of `conditions.parse`.
+        epoch: "last" or a number. An epoch that is not in summary.csv needs raw/, and comparisons at an epoch need raw/.
+        baseline: The label of a row to compare with.
+        format: markdown, latex (booktabs) or csv (one line per entry). `entries.rank_entries` documents the marks.
 
-    Unknown names, values that no configuration has and a table without a row are refused, with the way out.
+    Raises:
+        UserError: a name is unknown, no configuration has a value, or the table has no row.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
@@ -116,10 +120,11 @@ def compare(
     baseline: str | None = None,
     where: str | Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The configurations of a results folder against a baseline, or every pair of them, paired by seed.
+    """Compare the configurations of a results folder with a baseline, or in pairs, paired by seed.
 
-    `by` are the factors in which they differ; all others are held as in `table`, whose words these are. One row a comparison,
-    with the columns of `comparisons.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
+    `by` are the factors in which they differ. All others are fixed as in `table`, which documents the other arguments. Returns
+    one row per comparison, with the columns of `hypothesis_tests.compare`. p is corrected by Holm with a baseline, and by
+    Benjamini and Hochberg without.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
@@ -206,7 +211,7 @@ def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
 
 
 def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Key]:
-    """The values that there are, numbers in rising order and names as declared."""
+    """Return the distinct values, numbers in rising order and names as declared."""
     keys = dict.fromkeys(_key(entry, names) for entry in entries)
     orders = [factors.sorted_values([key[i] for key in keys]) for i in range(len(names))]
     return sorted(keys, key=lambda key: [order.index(value) for order, value in zip(orders, key, strict=True)])
@@ -233,7 +238,7 @@ def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Look
 def _of_summary(
     folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: Mapping[str, int]
 ) -> Lookup:
-    """The cells of an epoch that only summary.csv knows: their runs cannot be chosen or compared."""
+    """Return the entries of an epoch that is only in summary.csv. Their runs cannot be selected or compared."""
     if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
             f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is not here; leave it out"
@@ -246,7 +251,7 @@ def _of_summary(
 
 
 def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """One row a run, with its last metrics (runs.csv) and with those at an epoch (raw/; None: there is no raw/)."""
+    """Return one row per run, with the metrics of its last epoch (runs.csv) and of an epoch (raw/; None without raw/)."""
     if epoch is None or not tile_paths(folder):
         last = read_runs(folder, manifest)
         return last, last if epoch is None else None
@@ -323,7 +328,7 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
 
 
 def _csv_frame(grid: Grid) -> pd.DataFrame:
-    """One line a cell: its factors, its numbers, its marks and its comparison with the baseline."""
+    """Return one line per entry: factors, numbers, marks and the comparison with the baseline."""
     # Marks against the baseline would test once more what stands in the columns of the comparison.
     asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)
     lines = []
@@ -338,7 +343,7 @@ def _csv_frame(grid: Grid) -> pd.DataFrame:
 
 
 def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
-    """Every cell's comparison with the baseline of its column, p corrected over the whole table."""
+    """Return each entry's comparison with the baseline of its column, with p corrected over the whole table."""
     if grid.baseline is None:
         return {}
     base = grid.rows[grid.baseline]

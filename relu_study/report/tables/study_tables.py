@@ -1,7 +1,7 @@
-"""The tables a study declares: CSV for a machine, Markdown for a page, LaTeX (booktabs) for a paper.
+"""Declared tables of a study: CSV, Markdown and LaTeX (booktabs).
 
-Made from runs.csv and summary.csv alone, so that a clone remakes them byte for byte. Rows are the
-arms of each target, cells the mean over the runs with its 95 % interval.
+They are built from runs.csv and summary.csv only, so a clone rebuilds the same bytes. Rows are the arms of each target.
+Entries are means over runs with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from relu_study.study.run_spec import FIELDS
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: an arm on a target, its N, its cells, and the value it was tuned to where a field was tuned."""
+    """One row of a table: an arm on a target, its N, its entries, and the chosen value of a tuned field."""
 
     target: str
     arm: str
@@ -48,7 +48,7 @@ class Line:
 
 
 def check(declaration: dict[str, Any]) -> None:
-    """Refuse a table whose metrics, epochs or arms cannot be read, with the nearest valid names. Nothing has to have run."""
+    """Raise UserError for a table with unknown metrics, epochs or arms. Needs no results."""
     labels = {entry["arm"] for entry in declaration["configurations"]}
     for table in declaration["tables"]:
         where = f"of table {table['name']}"
@@ -68,10 +68,10 @@ def check(declaration: dict[str, Any]) -> None:
 
 
 def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """name -> {"csv", "md", "tex"} of every declared table that has an arm at this size.
+    """Return name -> {"csv", "md", "tex"} of every declared table that has an arm in this preset.
 
-    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold is the best mean of a column on its target, by the
-    metric's direction and among the arms whose runs are all finite; `cells.marks` says what else is marked.
+    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on its target, by the
+    metric's direction and among arms with only finite runs. `entries.rank_entries` documents the other marks.
     """
     declaration, made = manifest["declaration"], {}
     check(declaration)
@@ -129,7 +129,7 @@ def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[
 
 
 def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(target, arm, config_id) of a table, targets outermost, both in declared order."""
+    """Return the (target, arm, config_id) rows of a table, targets outermost, in declared order."""
     entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
     found = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
     targets, arms = dict.fromkeys(target for target, _ in found), table["arms"] or dict.fromkeys(arm for _, arm in found)
@@ -139,7 +139,7 @@ def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str,
 def _tuned(
     table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame, reasons: bool
 ) -> Iterable[tuple[str, str, str, Any, Lookup]]:
-    """One row for the arms that differ in the tuned field alone: the value that is best on even seeds, seen on odd ones."""
+    """Return one row for the arms that differ only in the tuned field: the best value on even seeds, evaluated on odd seeds."""
     specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for target, arm, config_id in _rows(table, declaration):
@@ -205,7 +205,7 @@ def _rendered(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[
 
 
 def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> dict[tuple[int, int], Mark]:
-    """(row, column) -> what is said of that cell; cells of one column and target are compared with each other."""
+    """Return (row, column) -> mark. Entries of one column and target are compared with each other."""
     places, groups = [], []
     for target in dict.fromkeys(line.target for line in lines):
         rows = [k for k, line in enumerate(lines) if line.target == target]
@@ -223,7 +223,7 @@ def _header(column: Column) -> str:
 
 
 def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], marked: Sequence[Mark]) -> str:
-    """What one must know to read the table, N included."""
+    """Return the note below the table, including N."""
     cells = [cell for line in lines for cell in line.cells]
     metrics = {column.metric for column in columns}
     over = f"over n = {format_seed_count(cells)}"

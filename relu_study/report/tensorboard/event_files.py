@@ -1,7 +1,7 @@
-"""TensorBoard: one run per configuration, each metric with its mean and its 95 % interval over the seeds.
+"""TensorBoard event files: one run per configuration, each metric with its mean and 95 % interval over seeds.
 
-A run's folder holds one event file. Its name and its bytes depend on the stored values alone (the wall
-time of an event is its step, in seconds), so writing the same results twice gives the same files.
+A run's folder contains one event file. Its name and bytes depend only on the stored values (the wall time of an event is its
+step, in seconds), so writing the same results twice gives the same files.
 """
 
 from __future__ import annotations
@@ -45,17 +45,19 @@ def write_events(
 ) -> None:
     """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
 
-    The values are those of `summary.csv`, at every epoch; the step is the epoch, rounded up where it is
-    a fraction (a run of 12.5 epochs ends at step 13). A point at which the metric means nothing is left out of all three tags;
-    where runs went nonfinite, what cannot be said stands as NaN. A tag without any value is left out (with a single seed there
-    is a mean, but no interval). With them stand a layout of
-    Custom Scalars, a row of HParams and, of those configurations that come with them, histograms (`plugins`).
+    The values are those in `summary.csv`, at every epoch. The step is the epoch, rounded up (a run of 12.5 epochs ends at step
+    13). A point of an undefined metric is left out of all three tags. A value that nonfinite runs make unknown is NaN. A tag
+    without values is left out (a single seed has a mean, but no interval). Each run also has a layout of Custom Scalars, a row
+    of HParams and, for configurations with histograms, histograms (`plugins`).
 
-    `per_seed` adds the run NAME/seed-003 for the configuration's run of seed 3, with tags `metric/site/run`; more than 500 of
-    them are refused (UserError). Without it those that were there go: none stays beside newer numbers.
+    `per_seed` adds the run NAME/seed-003 for seed 3 of a configuration, with tags `metric/site/run`, for at most 500 runs.
+    Without it, earlier single-seed runs are removed, since they may be out of date.
 
-    Each file replaces its predecessor in one rename. A run that the manifest no longer declares is
-    removed if all it holds is ours; one that is declared but is not among `configurations` stays as it is.
+    Each file is replaced by one rename. A run that the manifest no longer declares is removed if it contains only files of this
+    writer. A declared run outside `configurations` stays unchanged.
+
+    Raises:
+        UserError: `per_seed` and more than 500 runs.
     """
     declaration = manifest["declaration"]
     if per_seed:
@@ -76,7 +78,7 @@ def write_events(
 
 
 def check_per_seed(declaration: Mapping[str, Any]) -> None:
-    """Refuse (UserError) a study of more runs than TensorBoard shows well one by one."""
+    """Raise UserError for a study with more single-seed runs than TensorBoard shows well."""
     runs = sum(seeds_of(declaration).values())
     if runs > MOST_SINGLE_SEEDS:
         raise UserError(
@@ -90,10 +92,10 @@ def check_per_seed(declaration: Mapping[str, Any]) -> None:
 
 
 def run_names(manifest: dict[str, Any]) -> dict[str, str]:
-    """config_id -> the name of its TensorBoard run: `arm@target`, unique and safe as a folder's name.
+    """Return config_id -> the name of its TensorBoard run: `arm@target`, unique and valid as a folder name.
 
-    Arms that are one configuration share its run and are joined by `~`. Without declared targets the arm stands alone.
-    Names that would coincide (also on a file system that ignores case), or are too long, end in their config_id.
+    Arms with the same configuration share a run, joined by `~`. Without declared targets the name is the arm. Names that would
+    coincide (also on a file system that ignores case), or are too long, end in their config_id.
     """
     arms: dict[str, dict[str, None]] = {}
     targets: dict[str, str] = {}
@@ -126,7 +128,7 @@ def _drop_undeclared(root: Path, names: set[str]) -> None:
 
 
 def _is_ours(run: Path) -> bool:
-    """Is this folder a run of ours, and does it hold nothing else?"""
+    """Whether a folder is a run of this writer with no other files."""
     if run.is_symlink() or not run.is_dir():
         return False
     left = [path for path in run.iterdir() if not path.name.startswith(f".{_HALF_WRITTEN}")]
@@ -135,7 +137,7 @@ def _is_ours(run: Path) -> bool:
 
 
 def _write_seeds(run: Path, configuration: Configuration | None, session: list[Summary.Value]) -> None:
-    """The single-seed runs of a configuration, and no others of ours; with None there are none at all."""
+    """Write the single-seed runs of a configuration and remove other ones. None removes all."""
     wanted: dict[str, Iterable[bytes]] = {}
     if configuration is not None:
         digits = max(3, len(str(configuration.num_requested - 1)))
@@ -167,7 +169,7 @@ Scalars = dict[int, dict[str, float]]  # step -> tag -> value
 
 
 def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[int, list[Summary.Value]]) -> Iterator[bytes]:
-    """The events of one run: the format's version, what holds for all of it, then one per step with all its values."""
+    """Return the events of one run: the format's version, the constant summaries, then one event per step."""
     yield Event(file_version="brain.Event:2").SerializeToString()
     yield Event(summary=Summary(value=first)).SerializeToString()
     for step in sorted(scalars.keys() | histograms.keys()):
@@ -179,7 +181,7 @@ def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[in
 
 
 def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
-    """What one run measured; of points on one step the last that has a value."""
+    """Return the measurements of one run. Of points on one step the last with a value counts."""
     found: Scalars = {}
     steps = np.ceil(configuration.epochs).astype(int).tolist()
     for name, values in configuration.values.items():
@@ -190,7 +192,7 @@ def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
 
 
 def _aggregated(points: pd.DataFrame) -> Scalars:
-    """The points of one configuration; a tag without any value is left out."""
+    """Return the points of one configuration, without tags that have no value."""
     found: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
     for tag, column in TAGS.items():
         shown = points[points[column].notna().groupby(points["name"]).transform("any")]
@@ -200,12 +202,12 @@ def _aggregated(points: pd.DataFrame) -> Scalars:
 
 
 def _banded(points: pd.DataFrame) -> list[str]:
-    """The metric/site names that have all three tags, in the order of the metrics."""
+    """Return the metric/site names with all three tags, in the order of the metrics."""
     return points["name"][points[list(TAGS.values())].notna().all(axis=1)].unique().tolist()
 
 
 def _points(summary: pd.DataFrame) -> pd.DataFrame:
-    """config_id, name (metric/site), step and the value of each tag, for all that is shown; of points on one step the last."""
+    """Return config_id, name (metric/site), step and the value of each tag. Of points on one step the last counts."""
     names = [f"{metric}/{site}" for metric, site in zip(summary["metric"].tolist(), summary["site"].tolist(), strict=True)]
     points = pd.DataFrame({"config_id": summary["config_id"], "name": np.array(names, dtype=object)})
     points["step"] = np.ceil(summary["epoch"]).astype(int)

@@ -1,6 +1,6 @@
-"""What TensorBoard's other tabs show of a run: Custom Scalars, HParams and Histograms, as summary values of its event file.
+"""TensorBoard's Custom Scalars, HParams and Histograms tabs, as summary values of a run's event file.
 
-TensorBoard merges the layouts of all runs into one, so that charts appear while only some configurations are written.
+TensorBoard merges the layouts of all runs, so charts appear while only some configurations are written.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # t
 
 
 def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) -> Summary.Value:
-    """The Custom Scalars tab: a margin chart for each of `series`, metric/site names that have a mean and an interval.
+    """Return the Custom Scalars tab: a margin chart for each of `series` (metric/site names with a mean and an interval).
 
-    First the category `headline`, of whole networks; then, closed, one for each of the declared `metrics` with its sites.
+    The first category, `headline`, is of whole networks. A closed category for each of the declared `metrics` follows.
     """
     found = layout_pb2.Layout()
     headline = [f"{metric}/all" for metric in HEADLINE if f"{metric}/all" in series]
@@ -48,10 +48,10 @@ def _category(found: layout_pb2.Layout, title: str, charts: dict[str, str], clos
 
 
 def session(configuration: Configuration, factors: Iterable[str], group: str) -> Iterator[Summary.Value]:
-    """The row of the HParams tab: every varied factor, a number as a number, and how the configuration's runs ended.
+    """Return the row of the HParams tab: every varied factor, with numbers as numbers, and the status of the runs.
 
-    Success: all its runs are stored, at least one of them finite; failure: none is finite; running: some are still to come.
-    TensorBoard itself adds the last value of each tag. Sessions of one `group` share a row, in which it averages each tag.
+    Success: all runs are stored and at least one is finite. Failure: none is finite. Running: some are missing.
+    TensorBoard adds the last value of each tag. Sessions of one `group` share a row that averages each tag.
     """
     start = plugin_hparams_pb2.SessionStartInfo(group_name=group)
     for factor in factors:
@@ -68,11 +68,10 @@ def session(configuration: Configuration, factors: Iterable[str], group: str) ->
 
 
 def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
-    """step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE`, over all runs; the step as for scalars.
+    """Return step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE` over all runs, with the steps of the scalars.
 
-    A histogram runs from the least to the greatest bin that counts something, and always has the bin of exact zero, which is
-    [-2^-24, 2^-24] in TensorBoard. One with linear bins has all of them. Epochs that count nothing are left out, and of more than
-    a hundred those in between.
+    A histogram spans the bins with counts and always has the bin of exact zero, which is [-2^-24, 2^-24] in TensorBoard. One with
+    linear bins has all of them. Epochs without counts are left out. Of more than a hundred epochs, some in between are left out.
     """
     steps, found = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
     for kind in KINDS:
@@ -91,7 +90,7 @@ def _spread(steps: list[int]) -> list[int]:
 
 
 def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> Float[np.ndarray, "n 3"]:
-    """Left edge, right edge and count of each bucket."""
+    """Return left edge, right edge and count of each bucket."""
     if span is not None:
         return _linear_buckets(counts, *span)
     held = np.append(np.flatnonzero(counts), _ZERO)
@@ -101,9 +100,9 @@ def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> F
 
 
 def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float) -> Float[np.ndarray, "n 3"]:
-    """The 64 linear bins, and that of exact zero where 0 is in the range or was counted: a narrow bucket about 0.
+    """Return the 64 linear bins, and that of exact zero if 0 is in the range or has counts: a narrow bucket at 0.
 
-    It cuts its width off its neighbours. A bin with 0 inside becomes two, its count shared by width.
+    The narrow bucket takes its width from its neighbours. A bin that contains 0 is split in two, its count shared by width.
     """
     borders, held = linear_edges(low, high), np.delete(counts, _ZERO).astype(float)
     rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), held.tolist(), strict=True))

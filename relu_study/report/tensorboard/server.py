@@ -1,4 +1,4 @@
-"""TensorBoard, shown: started as a process of its own, its address printed once it listens."""
+"""TensorBoard as a separate process, with its address printed once it listens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SELECTED_BY_ITSELF = 40  # runs; of more, some of TensorBoard's tabs select none
 
 
 def _quiet() -> dict[str, str]:
-    """The environment of a TensorBoard that writes UTF-8, and no warnings about its own packages."""
+    """Return environment variables that make TensorBoard write UTF-8 and hide warnings about its packages."""
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[str] = ()) -> int:
-    """Start TensorBoard on a folder of runs and wait until it ends or is interrupted; its exit status.
+    """Start TensorBoard on a folder of runs, wait until it ends or is interrupted, and return its exit status.
 
-    `prefix` is the path of its address; `options` are words for TensorBoard's own command line.
+    `prefix` is the path of its address. `options` are arguments of TensorBoard's command line.
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
     command += [*([f"--path_prefix=/{path}"] if (path := prefix.strip("/")) else []), *options]
