@@ -205,9 +205,9 @@ def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_pa
 def test_a_report_waits_for_the_shards(sharded: Any) -> None:
     declared, folder, _ = sharded
     with locks.writer_lock(folder, Shard(2, 3)):
-        with pytest.raises(UserError, match="wait until all 3 shards are done"):
+        with pytest.raises(UserError, match="Wait until all 3 shards are done"):
             report(folder)
-        with pytest.raises(UserError, match="wait until all 3 shards are done"):
+        with pytest.raises(UserError, match="Wait until all 3 shards are done"):
             carried_out(declared, folder)
         with pytest.raises(UserError, match="shard 2/3, process"):
             carried_out(declared, folder, Shard(2, 3))

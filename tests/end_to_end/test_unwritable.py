@@ -154,17 +154,17 @@ def test_a_folder_that_vanishes_while_the_report_is_made_is_not_made_anew(whole:
     with pytest.MonkeyPatch.context() as patch:
         real = configurations.collect
         patch.setattr("relu_study.report.report.collect", lambda *a, **k: (real(*a, **k), folder.rename(tmp_path / "away"))[0])
-        with pytest.raises(atomic_write.WriteError, match="bring"):
+        with pytest.raises(atomic_write.WriteError, match="Restore it"):
             report(folder)
     left = {name: there for name, there in contents(tmp_path / "away").items() if not name.startswith("raw/.")}  # its lock
     assert left == contents(whole) and not folder.exists()
 
 
 PLACES = {
-    "a file for a folder": (lambda folder: (folder / "tables").write_text("x"), "tables: Not a directory; move away"),
-    "a file for TensorBoard": (lambda folder: (folder / "tensorboard").write_text("x"), "tensorboard: Not a directory; move"),
-    "a broken link": (lambda folder: (folder / "raw").symlink_to(folder / "nowhere"), "raw: File exists; move away"),
-    "a folder for a file": (lambda folder: (folder / "runs.csv").mkdir(), r"runs\.csv: Is a directory; move away"),
+    "a file for a folder": (lambda folder: (folder / "tables").write_text("x"), "tables: Not a directory. Move away"),
+    "a file for TensorBoard": (lambda folder: (folder / "tensorboard").write_text("x"), "tensorboard: Not a directory. Move"),
+    "a broken link": (lambda folder: (folder / "raw").symlink_to(folder / "nowhere"), "raw: File exists. Move away"),
+    "a folder for a file": (lambda folder: (folder / "runs.csv").mkdir(), r"runs\.csv: Is a directory. Move away"),
 }
 
 

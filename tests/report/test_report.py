@@ -322,7 +322,7 @@ def test_files_of_a_former_declaration_go_and_others_stay(bare: Path) -> None:
         (lambda d: d["sections"][1].update(claims=["P4"]), "claims of 'Does the shape matter.' 'P4'; did you mean P"),
         (lambda d: d["sections"][0].update(figures=["claim"]), "did you mean claims"),
         (lambda d: d["figures"][2].update(claims=["C1"]), "claims of 'claims' 'C1'"),
-        (lambda d: d["tables"][0].update(name="../escape"), "'../escape' of tables cannot be the name of a file"),
+        (lambda d: d["tables"][0].update(name="../escape"), "'../escape' of tables cannot be a file name"),
         (lambda d: d["tables"][0].update(name="shapes"), "tables: 'shapes' is declared twice"),
         (lambda d: d["tables"][0].update(metrics=["los"]), "unknown metric of table initialisers 'los'"),
     ],

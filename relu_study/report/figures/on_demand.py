@@ -51,7 +51,7 @@ def figure(
     """Draw a declared figure (`name`) or a new one of a `kind` from a results folder. Returns the written paths.
 
     `Figure` documents the kinds and their arguments. Without `metrics`, `depth` shows grad_norm, and `histograms` the outputs and
-    gradients of site_1. Without `claims`, a forest shows all. `where` are conditions in the syntax of `conditions.parse`; those on
+    gradients of site_1. Without `claims`, a forest shows all. `where` are conditions as in `conditions.parse`; those on
     metrics, seed or status select single runs. The suffixes of `out` (.png, .svg, .pdf; default KIND.png in the current folder)
     select the formats.
 
