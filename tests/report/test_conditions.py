@@ -67,7 +67,7 @@ def test_labels_select_by_arm_and_experiment_though_they_hold_commas(manifest: d
         ("activation=rely", r"unknown value of activation 'rely'; did you mean relu"),
         ("arm=basline", r"did you mean baseline"),
         ("learning_rate=7", r"unknown value of learning_rate '7'; known: 0.001, 0.01"),
-        ("activation", r"cannot read the condition 'activation'; write NAME=VALUE"),
+        ("activation", r"cannot read the condition 'activation'. Write NAME=VALUE"),
         ("activation=", r"cannot read the condition"),
         ("activation<tanh", r"orders activation, which is a name; use = or !="),
         ("learning_rate<0.1,0.2", r"compares with several values. Only = and != take a list"),
@@ -95,7 +95,7 @@ def test_what_varies_besides_is_held_at_its_most_common_value(manifest: dict) ->
 def test_of_two_equally_common_values_none_is_chosen(manifest: dict) -> None:
     declaration = manifest["declaration"]
     tuned = conditions.configurations(conditions.parse(["experiment=tuned"], declaration), declaration)
-    message = r"learning_rate varies too, and 0.001, 0.01 are equally common; choose one with --where learning_rate=0.001"
+    message = r"learning_rate varies too, and 0.001, 0.01 are equally common. Choose one with --where learning_rate=0.001"
     with pytest.raises(UserError, match=message):
         factors.hold_fixed(tuned, ("activation", "target"))
     with pytest.raises(UserError, match=r"target varies too"):

@@ -85,7 +85,7 @@ def _expanded(asked: str, figure: Mapping[str, Any], known: Sequence[str]) -> li
             f"{asked} {where}: {metric} is measured for the whole network only; at each site there are {', '.join(have)}"
         )
     if every and site not in ("", "*"):
-        raise UserError(f"{asked} {where}: kind depth shows every site of a metric; write {metric} alone")
+        raise UserError(f"{asked} {where}: kind depth shows every site of a metric. Write {metric} without a site.")
     if site == "*" or every:
         return with_site
     if f"{metric}/{site or 'all'}" not in of_metric:

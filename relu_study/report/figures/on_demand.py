@@ -109,7 +109,7 @@ def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration
     usual = {field.name: field.default for field in fields(Figure)}
     also = [word for word, value in {"kind": kind, **given}.items() if value != usual[word] and value is not None]
     if also:
-        raise UserError(f"the figure {name} is drawn as it is declared; leave out {also[0]}, or give a kind in place of its name")
+        raise UserError(f"the figure {name} is drawn as declared. Leave out {also[0]}, or give a kind instead of its name.")
     return known[name]
 
 
@@ -117,7 +117,7 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
     names = ", ".join(figure["name"] for figure in declaration["figures"])
     if kind is None:
         also = f", or the name of a declared one ({names})" if names else ""
-        raise UserError(f"which figure? give a kind ({', '.join(FIGURE_KINDS)}){also}")
+        raise UserError(f"no figure is named. Give a kind ({', '.join(FIGURE_KINDS)}){also}")
     if kind not in FIGURE_KINDS:
         raise nearest(kind, FIGURE_KINDS, "kind of figure")
     known = {"experiments": "experiment", "arms": "arm"}
@@ -129,14 +129,14 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
     given = dict(given) | {"metrics": given["metrics"] or USUAL.get(kind, ())}
     for word in ("metrics", "log") if kind == "survival" else ():
         if given[word]:
-            raise UserError(f"survival shows every site and takes no {word}; choose with arms, experiments and conditions")
+            raise UserError(f"survival shows every site and takes no {word}. Use arms, experiments and conditions.")
     if kind == "forest":
         for word in ("metrics", *known):
             if given[word]:
-                raise UserError(f"a forest shows claims and takes no {word}; choose with claims ({_claims(declaration)})")
+                raise UserError(f"a forest shows claims and takes no {word}. Use claims ({_claims(declaration)}).")
         given["claims"] = given["claims"] or tuple(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
         if not given["claims"]:
-            raise UserError("this study has no claims, and so no forest")
+            raise UserError("this study has no claims, and so no forest. Choose another kind.")
     return dict(vars(Figure(kind, "", kind, **given)))
 
 
@@ -148,9 +148,9 @@ def _files(out: Sequence[str | Path]) -> list[Path]:
     paths = [Path(path).expanduser() for path in out]
     for path in paths:
         if path.suffix[1:] not in FORMATS:
-            raise UserError(f"{path} ends in none of .png, .svg and .pdf, which say what to write")
+            raise UserError(f"{path} has an unknown format. End its name in .png, .svg or .pdf.")
         if path.is_dir():
-            raise UserError(f"{path} is a folder; name a file")
+            raise UserError(f"{path} is a folder. Name a file.")
     return paths
 
 
@@ -191,7 +191,7 @@ def _numbers(
     if runs is not None and kind in ("depth", "map") and _at_the_end(asked):
         return _of_runs(configurations_from_runs_csv(frame), manifest)
     if runs is not None:
-        raise UserError(f"conditions on single runs need {folder / 'raw'} for {kind}, which is not here; run the study again")
+        raise UserError(f"conditions on single runs need {folder / 'raw'} for {kind}, which is missing. Run the study again.")
     return _from_files(folder, whole, some, asked, ids)
 
 
@@ -201,7 +201,7 @@ def _at_the_end(asked: Mapping[str, Any]) -> bool:
 
 def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> FigureData:
     if not stored:
-        raise UserError("of the runs asked for none is stored yet; run the study on to its end")
+        raise UserError("none of the requested runs is stored yet. Run the study to its end.")
     lives = survival_frame(stored if survival else {})
     return FigureData(summary_frame(stored, manifest, None), lives, (), stored)
 
@@ -216,7 +216,7 @@ def _from_files(
     read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
     if needs := missing_input(asked, found, folder):
-        raise UserError(f"this figure needs {needs}, which is not here; run the study again")
+        raise UserError(f"this figure needs {needs}, which is missing. Run the study again.")
     nothing: dict[str, Configuration] = {}
     return FigureData(
         found.get("summary", summary_frame(nothing, manifest)),
@@ -229,7 +229,7 @@ def _from_files(
 def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> FigureData:
     for condition in conditions:
         if condition.name != "target":
-            raise UserError(f"a forest shows verdicts on all runs; {condition.name} cannot restrict it, target can")
+            raise UserError(f"a forest shows verdicts on all runs, so {condition.name} cannot restrict it. Use target.")
     rows = read_csv(folder / "verdicts.csv", TEXTS)
     targets = {entry["spec"]["target"] for entry in manifest["declaration"]["configurations"]}
     rows = rows[rows["target"].isin(targets) | (rows["target"] == "")]

@@ -15,7 +15,7 @@ from relu_study.report.conditions import OPERATORS
 from relu_study.report.markup import RenderedTable, format_mean_ci, latex_table, markdown_table
 from relu_study.storage.csv_files import csv_text
 
-MOST = 200  # rows that are printed; the CSV file has all
+MOST = 200  # rows in Markdown and LaTeX; the CSV file has all
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
@@ -26,16 +26,16 @@ def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
         UserError: a condition is malformed or its column unknown.
     """
     for text in where:
-        found = _CONDITION.fullmatch(text)
-        if found is None or not found[3]:
-            raise UserError(f"cannot read the condition {text!r}; write COLUMN=VALUE with = != < <= > or >=, e.g. layers=10")
-        name, compared, values = found[1], OPERATORS[found[2]], [value.strip() for value in found[3].split(",")]
+        parts = _CONDITION.fullmatch(text)
+        if parts is None or not parts[3]:
+            raise UserError(f"cannot read the condition {text!r}. Write COLUMN=VALUE with = != < <= > or >=, e.g. layers=10.")
+        name, compared, values = parts[1], OPERATORS[parts[2]], [value.strip() for value in parts[3].split(",")]
         if name not in frame:
             raise nearest(name, frame.columns, "column of cells.csv")
         number = pd.api.types.is_numeric_dtype(frame[name])
-        wanted = [float(value) if number else value for value in values]
-        meets = [compared(frame[name], value) for value in wanted]
-        frame = frame[np.logical_and.reduce(meets) if found[2] == "!=" else np.logical_or.reduce(meets)]
+        operands = [float(value) if number else value for value in values]
+        is_met = [compared(frame[name], value) for value in operands]
+        frame = frame[np.logical_and.reduce(is_met) if parts[2] == "!=" else np.logical_or.reduce(is_met)]
     return frame
 
 

@@ -36,7 +36,7 @@ def epoch_of(text: str | float, where: str) -> float | None:
     if text == "last":
         return None
     if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
-        raise UserError(f"{where}: the epoch must be 'last' or a number, not {text!r}")
+        raise UserError(f"{where}: the epoch must be 'last' or a number, not {text!r}.")
     return float(text)
 
 

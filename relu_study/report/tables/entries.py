@@ -20,7 +20,7 @@ from relu_study.storage.tile_identity import LOSSES, STORED
 
 SIGNIFICANT = 0.05
 VERSUS = {"better": BETTER, "worse": WORSE}
-UNDEFINED = {  # why a finite run has no value of a metric
+UNDEFINED = {  # reasons why a finite run has no value
     "certified_dead_fraction": "no box, bound or flat piece",
     "certified_revived_fraction": "no box, bound or flat piece",
     "certified_always_on_fraction": "no box, bound or identity piece",
@@ -31,11 +31,11 @@ UNDEFINED = {  # why a finite run has no value of a metric
 
 @dataclass(frozen=True)
 class Entry:
-    """What the runs of one configuration have in one column: `n` runs wanted, `n_finite` with a value.
+    """The runs of one configuration in one column: `n` requested runs, `n_finite` with a value.
 
-    `defined`: there could be one. `values` has a number for each seed, NaN where its run has none; None where only the summary
-    is known, so that nothing can be compared. Of the runs without a value `not_run` are not stored and `unmeasured` are stored
-    and finite; the others are nonfinite. `reason` says why there can be no value, where `defined` is false or no run is wanted.
+    `defined`: whether the metric can have a value. `values` has one number per seed, NaN without a value. It is None if only the
+    summary is known, and the entry then cannot be compared. Of the runs without a value, `not_run` are missing and `unmeasured`
+    are stored and finite; the others are nonfinite. `reason` explains an undefined entry or one without requested runs.
     """
 
     mean: float
@@ -51,19 +51,19 @@ class Entry:
 
     @property
     def count(self) -> str:
-        """How many runs the mean is of, where it is not all of them, and why: "n=15/400 (1 nonfinite, 384 not run)"."""
+        """The number of runs behind the mean, with reasons: "n=15/400 (1 nonfinite, 384 not run)". Empty for all runs."""
         return count(self.n_finite, self.n, self.not_run, self.unmeasured) if self.defined else ""
 
     @property
     def whole(self) -> bool:
-        """Has every wanted run a value?"""
+        """Whether every requested run has a value."""
         return self.n_finite == self.n > 0
 
 
 class RunLookup:
-    """The runs of runs.csv by configuration and seed; only those that `kept` says are wanted.
+    """The runs of runs.csv by configuration and seed, restricted to the rows in `kept`.
 
-    `epoch`: that of the metrics in the frame, where it is not each run's last. `reasons`: do empty cells name their reason?
+    `epoch` is the epoch of the metrics in the frame (None: each run's last). `reasons`: whether empty entries give a reason.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunLookup:
         self.requested = self._by_seed(np.ones(len(frame)) if kept is None else kept.astype(float)) == 1
         metrics = [name for name in frame.columns if "/" in name]
         alive = frame[metrics].notna().any(axis=1).to_numpy()
-        # A frame of metrics only does not say how its runs ended: they count as stored.
+        # A frame with metrics only has no status: its runs count as stored.
         status = frame["status"].isin(STORED).to_numpy(float) if "status" in frame else np.ones(len(frame))
         bad = frame["first_bad_epoch"].to_numpy(float) if "first_bad_epoch" in frame else np.full(len(frame), np.nan)
         self.stored, self.first_bad = self._by_seed(status) == 1, self._by_seed(bad)
@@ -92,9 +92,9 @@ class RunLookup:
         return table
 
     def missing(self, config_id: str, metric: str, epoch: float | None, n_finite: int) -> tuple[int, int]:
-        """How many runs of a configuration are not stored, and how many are finite without a value at an epoch (None: the last).
+        """Return the numbers of missing runs and of finite runs without a value at an epoch (None: the last).
 
-        A loss is measured in every stored run, so that one without a value is nonfinite; so is a run without a validation loss.
+        Every stored run has a loss, so a run without a loss is nonfinite. So is a run without a validation loss.
         """
         if config_id not in self.row:
             return 0, 0
@@ -108,7 +108,7 @@ class RunLookup:
         return int(self.requested[row].sum() - stored.sum()), unmeasured
 
     def reason(self, config_id: str, metric: str, site: str, epoch: float | None) -> str:
-        """Why a configuration has no value of a metric at a site and epoch although its runs are finite."""
+        """Return why a configuration with finite runs has no value of a metric at a site and epoch."""
         if not self.reasons:
             return ""
         if config_id not in self.row:
@@ -127,7 +127,7 @@ class RunLookup:
         return UNDEFINED.get(metric, "not measured")
 
     def values(self, config_id: str, name: str) -> Float[np.ndarray, " seeds"]:
-        """The last value of `metric/site` of each seed's run, NaN where there is none."""
+        """Return the last value of `metric/site` for each seed, NaN without one."""
         if config_id not in self.row:
             return np.full(self.shape[1], np.nan)
         if name not in self._read:
@@ -137,25 +137,25 @@ class RunLookup:
         return self._read[name][self.row[config_id]]
 
     def cell(self, config_id: str, metric: str, site: str) -> Entry:
-        """The runs of a configuration in numbers: mean, and its t interval, or Wilson's for a share of runs."""
+        """Return the entry of a configuration: the mean with its t interval, or Wilson's interval for a share of runs."""
         if config_id not in self.row:
             reason = self.reason(config_id, metric, site, self.epoch)
             return Entry(math.nan, math.nan, math.nan, 0, 0, False, np.full(self.shape[1], np.nan), reason=reason)
         row = self.row[config_id]
         values = self.values(config_id, f"{metric}/{site}")
-        found = intervals.summarise(values[self.requested[row]])
-        k, lo, hi = int(found["n_finite"]), found["ci_lo"], found["ci_hi"]
+        moments = intervals.summarise(values[self.requested[row]])
+        k, lo, hi = int(moments["n_finite"]), moments["ci_lo"], moments["ci_hi"]
         if metric in BINARY_METRICS:
             lo, hi = intervals.wilson(int(np.nansum(values)), k)
         defined = k > 0 or not bool(self.alive[row]) or metric in LOSSES
         missing = self.missing(config_id, metric, self.epoch, k)
         n = int(self.requested[row].sum())
         reason = "" if defined and n else self.reason(config_id, metric, site, self.epoch)
-        return Entry(float(found["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
+        return Entry(float(moments["mean"]), float(lo), float(hi), n, k, defined, values, *missing, reason)
 
 
 class SummaryLookup:
-    """The rows of summary.csv by configuration, metric, site and epoch; only those of some `metrics`."""
+    """The rows of summary.csv by configuration, metric, site and epoch, restricted to `metrics`."""
 
     def __init__(self, frame: pd.DataFrame, metrics: Collection[str], seeds: Mapping[str, int]) -> None:
         by_config = frame.groupby("config_id")
@@ -167,19 +167,19 @@ class SummaryLookup:
         self.rows = dict(zip(keys, rows[["mean", "ci_lo", "ci_hi", "n", "n_finite"]].to_numpy(float).tolist(), strict=True))
 
     def cell(self, config_id: str, metric: str, site: str, epoch: float | None) -> Entry:
-        """The runs of a configuration in numbers at an epoch (None: its last); their values are not known."""
+        """Return the entry of a configuration at an epoch (None: its last), without the values of single runs."""
         when = self.last.get(config_id) if epoch is None else epoch
-        found = self.rows.get((config_id, metric, site, when))
-        if found is None:  # no run stored, or an arm that has no such site or epoch
+        row = self.rows.get((config_id, metric, site, when))
+        if row is None:  # no stored run, or no such site or epoch
             return Entry(math.nan, math.nan, math.nan, self.seeds.get(config_id, 0), 0, config_id not in self.last)
-        mean, lo, hi, n, finite = found
+        mean, lo, hi, n, finite = row
         defined = finite > 0 or self.alive[config_id, when] == 0 or metric in LOSSES
         return Entry(mean, lo, hi, int(n), int(finite), defined)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What is said of a cell: the `best` of its group, `tied` it, `better` or `worse` than the baseline (`versus`)."""
+    """Marks of an entry: `best` of its group, `tied` with it, `better` or `worse` than the baseline (`versus`)."""
 
     best: bool = False
     tied: bool = False
@@ -188,20 +188,19 @@ class Mark:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are compared with each other: one column on one target. `better` is lower, higher or none."""
+    """Entries that are compared with each other: one column on one target. `better` is lower, higher or none."""
 
     better: str
     cells: Sequence[Entry]
-    baseline: int | None = None  # index of its cell
+    baseline: int | None = None  # index of its entry
 
 
 def rank_entries(groups: Sequence[Group]) -> list[list[Mark]]:
-    """What is said of every cell of every group of a table.
+    """Return the marks of every entry of every group of a table.
 
-    `best`: the best mean among cells all of whose runs are finite, unless all of them are equal. `tied`: of such cells, one whose
-    difference from the best, paired by seed, has a two-sided sign-flip p of at least 0.05 after Holm's correction over all
-    comparisons with a best in the table. `versus`: a cell whose p against the baseline is below 0.05, Holm's correction being
-    over all comparisons with a baseline in the table.
+    `best`: the best mean among entries with only finite runs, unless all means are equal. `tied`: such an entry whose difference
+    from the best, paired by seed, has a two-sided sign-flip p of at least 0.05, Holm-corrected over all comparisons with a best
+    in the table. `versus`: p against the baseline is below 0.05, Holm-corrected over all comparisons with a baseline.
     """
     best = [_best(group) for group in groups]
     p_best = _corrected([_against(group, found) for group, found in zip(groups, best, strict=True)])
@@ -229,20 +228,20 @@ def _best(group: Group) -> int | None:
 
 
 def _against(group: Group, index: int | None) -> list[float]:
-    """p of each cell's difference from one of them; NaN where there is nothing to compare."""
+    """Return p of each entry's difference from entry `index`, NaN if they cannot be compared."""
     if index is None or (reference := group.cells[index].values) is None:
         return [math.nan] * len(group.cells)
-    found = []
+    p_values = []
     for i, cell in enumerate(group.cells):
         pairs = np.empty(0) if i == index or cell.values is None else cell.values - reference
-        found.append(two_sided(pairs) if np.isfinite(pairs).any() else math.nan)
-    return found
+        p_values.append(two_sided(pairs) if np.isfinite(pairs).any() else math.nan)
+    return p_values
 
 
-def _corrected(found: Sequence[Sequence[float]]) -> list[np.ndarray]:
-    p = np.array([value for group in found for value in group])
+def _corrected(p_by_group: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    p = np.array([value for group in p_by_group for value in group])
     p[~np.isnan(p)] = holm(p[~np.isnan(p)])
-    return np.split(p, np.cumsum([len(group) for group in found])[:-1])
+    return np.split(p, np.cumsum([len(group) for group in p_by_group])[:-1])
 
 
 def _versus(group: Group, i: int, p: float) -> str:
@@ -254,9 +253,9 @@ def _versus(group: Group, i: int, p: float) -> str:
 
 
 def format_entry(cell: Entry, metric: str, mark: Mark = Mark()) -> str:
-    """A cell as it is printed: mean and half width, or a share of runs with its interval; its marks; n where runs are missing.
+    """Return an entry as text: mean and half width (or a share of runs with its interval), marks, and n for missing runs.
 
-    A cell without a value is "-" with its reason.
+    An entry without a value is "-" with its reason.
     """
     missing = f" {cell.count}" if "(" in cell.count else f" ({cell.count})" if cell.count else ""
     if cell.n_finite == 0:
@@ -269,7 +268,7 @@ def format_entry(cell: Entry, metric: str, mark: Mark = Mark()) -> str:
 
 
 def format_seed_count(cells: Collection[Entry]) -> str:
-    """How many seeds there are to cells, in words: "16 seeds", or "100 to 1000 seeds" where not all have as many."""
+    """Return the number of seeds of entries as text: "16 seeds", or "100 to 1000 seeds"."""
     found = sorted({cell.n for cell in cells if cell.n}) or [0]
     return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} seed{'s' if found != [1] else ''}"
 
@@ -284,7 +283,7 @@ def _counted(cells: Collection[Entry]) -> str:
 
 
 def notes(marked: Collection[Mark], cells: Collection[Entry], metrics: Collection[str], over: str, per: str) -> list[str]:
-    """What one must know to read such cells, as sentences: `over` says what n is, `per` what a group is."""
+    """Return the sentences of the note below a table: `over` explains n, `per` names a group."""
     events = [name.replace("_", " ") for name in BINARY_METRICS if name in metrics]
     sentences = [
         f"Mean ± half width of the 95 % interval {over}." if set(metrics) - set(BINARY_METRICS) else "",

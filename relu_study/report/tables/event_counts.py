@@ -25,14 +25,16 @@ Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration
 
 def check(table: Declared, metrics: Collection[str]) -> None:
     """Raise UserError for an event that cannot be counted. Needs no results."""
-    known = [name for name in BINARY_METRICS if name in metrics]
+    binary = [name for name in BINARY_METRICS if name in metrics]
     for event, names in table["events"].items():
         where = f"event {event} of table {table['name']}"
         for metric, epoch in (_split(name, where) for name in names):
-            if metric not in known:
-                raise nearest(metric, known, f"metric (0 or 1 a run) in {where}")
+            if metric not in binary:
+                raise nearest(metric, binary, f"metric (0 or 1 a run) in {where}")
             if epoch is not None and len(names) > 1:
-                raise UserError(f"{where} is of several metrics, which only the last epoch has run by run; leave out @{epoch:g}")
+                raise UserError(
+                    f"{where} has several metrics, and their runs are known at the last epoch only. Leave out @{epoch:g}."
+                )
 
 
 def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
@@ -50,13 +52,13 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
     sizes = stored["config_id"].value_counts()
     columns["n"] = [int(sizes.get(entry["config_id"], 0)) for entry in entries]
     for event, names in table["events"].items():
-        asked = [_split(name, event) for name in names]
-        columns[event] = pd.array([count(entry["config_id"], asked) for entry in entries], "Int64")
+        events = [_split(name, event) for name in names]
+        columns[event] = pd.array([count(entry["config_id"], events) for entry in entries], "Int64")
     frame = pd.DataFrame(columns)
     last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
     frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
-    made = _rendered(table, frame, int((stored["status"] == "nonfinite").sum()))
-    return {"csv": csv_text(frame), "md": markdown_table(made), "tex": latex_table(made, f"tab:{table['name']}")}
+    rendered = _rendered(table, frame, int((stored["status"] == "nonfinite").sum()))
+    return {"csv": csv_text(frame), "md": markdown_table(rendered), "tex": latex_table(rendered, f"tab:{table['name']}")}
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
@@ -70,13 +72,13 @@ def _split(name: str, where: str) -> tuple[str, float | None]:
 
 def _entries(table: Declared, declaration: Declared) -> list[Declared]:
     """Return the configurations of the rows, each once, targets outermost, in declared order."""
-    found = {
+    entries = {
         (entry["spec"]["target"], entry["arm"]): entry
         for entry in declaration["configurations"]
         if entry["experiment"] in table["experiments"] and (not table["arms"] or entry["arm"] in table["arms"])
     }
     targets = [target["name"] for target in declaration["targets"]]
-    return sorted(found.values(), key=lambda entry: targets.index(entry["spec"]["target"]))
+    return sorted(entries.values(), key=lambda entry: targets.index(entry["spec"]["target"]))
 
 
 def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:
@@ -91,11 +93,11 @@ def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequ
     rows = summary[["config_id", "metric", "epoch", "mean", "n_finite"]].itertuples(index=False)
     before = {(config_id, metric, epoch): round(mean * n) if n else 0 for config_id, metric, epoch, mean, n in rows}
 
-    def count(config_id: str, asked: Sequence[tuple[str, float | None]]) -> int | None:
-        (metric, epoch), *_ = asked
+    def count(config_id: str, events: Sequence[tuple[str, float | None]]) -> int | None:
+        (metric, epoch), *_ = events
         if epoch is not None:
             return before.get((config_id, metric, epoch))
-        ones = of.get(config_id, stored[:0])[[f"{metric}/all" for metric, _ in asked]] == 1
+        ones = of.get(config_id, stored[:0])[[f"{metric}/all" for metric, _ in events]] == 1
         return int(ones.any(axis=1).sum())
 
     return count
@@ -106,8 +108,8 @@ def _rendered(table: Declared, frame: pd.DataFrame, nonfinite: int) -> RenderedT
     rows = []
     for line in frame.to_dict("records"):
         numbers = ["-" if pd.isna(line[name]) else f"{line[name]:,}" for name in ("n", *events)]
-        known, interval = not pd.isna(line["ci_lo"]), f"[{line['ci_lo']:.3g}, {line['ci_hi']:.3g}]"
-        share = f"{line[events[-1]] / line['n']:.3g} {interval}" if known else "-"
+        has_share, interval = not pd.isna(line["ci_lo"]), f"[{line['ci_lo']:.3g}, {line['ci_hi']:.3g}]"
+        share = f"{line[events[-1]] / line['n']:.3g} {interval}" if has_share else "-"
         rows.append([*(format_value(line[key]) for key in keys), *numbers, share])
     texts = [
         f"n: the runs that are stored; share: {words(events[-1])} of n [95 % Wilson interval].",

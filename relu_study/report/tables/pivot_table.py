@@ -130,11 +130,11 @@ def compare(
     manifest = read_whole_manifest(folder)
     asked = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
     if len(asked.columns) > 1:
-        raise UserError("one metric at a time is compared; leave all but one out")
+        raise UserError("a comparison takes one metric. Leave out the others.")
     grid = _grid(folder, manifest, asked, baseline, targets=False)
     values = [cell.values for cell in grid.cells.values() if cell.values is not None]
     if not values:
-        raise UserError(f"epoch {asked.epoch:g} needs {folder / 'raw'} to compare run by run; leave the epoch out")
+        raise UserError(f"epoch {asked.epoch:g} needs {folder / 'raw'} to compare run by run. Leave the epoch out.")
     labels, better = [_label(row) for row in grid.rows], asked.columns[0].direction
     return pd.DataFrame(hypothesis_tests.compare(labels, np.stack(values, axis=1), better, baseline))
 
@@ -155,14 +155,14 @@ def _checked(
     for kind, names in (("rows", rows), ("columns", cols)):
         for name in names:
             if name == "seed":
-                raise UserError("a cell is a mean over seeds, so seed cannot be among the rows or columns; see runs.csv")
+                raise UserError("a cell is a mean over seeds, so seed cannot be among the rows or columns. See runs.csv.")
             if name not in FACTORS:
                 raise nearest(name, FACTORS, f"factor among the {kind}")
     twice = [name for name in (*rows, *cols) if (*rows, *cols).count(name) > 1]
     if twice:
-        raise UserError(f"{twice[0]} is asked for twice among the rows and columns; leave one out")
+        raise UserError(f"{twice[0]} occurs twice among the rows and columns. Leave one out.")
     if not rows or not metrics:
-        raise UserError("a table needs at least one factor as rows and one metric; e.g. rows arm, metric val_loss")
+        raise UserError("a table needs at least one factor as rows and one metric. For example: rows arm, metric val_loss.")
     at, columns = epoch_of(epoch, "a table"), []
     for name in dict.fromkeys(metrics):
         metric, _, own = name.partition("/")
@@ -181,7 +181,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     conditions = parse(asked.where, declaration)
     wanted = selection.configurations(conditions, declaration)
     if not wanted:
-        raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}; leave a condition out")
+        raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}. Leave a condition out.")
     if targets and not asked.cols and "target" not in asked.rows and len({entry["spec"]["target"] for entry in wanted}) > 1:
         asked = replace(asked, cols=("target",))
     entries, held = factors.hold_fixed(wanted, (*asked.rows, *asked.cols))
@@ -201,7 +201,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
         for row, col, column in itertools.product(rows, cols, asked.columns)
     }
     if not any(cell.n for cell in cells.values()):
-        raise UserError(f"no run of {folder} meets {' and '.join(asked.where)}; leave a condition out, or choose another value")
+        raise UserError(f"no run of {folder} meets {' and '.join(asked.where)}. Leave a condition out, or choose another value.")
     sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(found.values()), "probe_examples"].dropna()})
     return Grid(asked, rows, cols, found, cells, held, sizes, _baseline(baseline, rows, asked.rows))
 
@@ -241,7 +241,7 @@ def _of_summary(
     """Return the entries of an epoch that is only in summary.csv. Their runs cannot be selected or compared."""
     if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
-            f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is not here; leave it out"
+            f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is missing. Leave it out."
         )
     summary = read_csv(folder / "summary.csv")
     _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")

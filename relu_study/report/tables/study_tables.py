@@ -64,7 +64,7 @@ def check(declaration: dict[str, Any]) -> None:
         if table["tune"] and table["tune"] not in FIELDS:
             raise nearest(table["tune"], FIELDS, f"tuned field {where}")
         if table["tune"] and any(column.epoch is not None for column in columns):
-            raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch; leave out epoch and @")
+            raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch. Leave out epoch and @.")
 
 
 def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:

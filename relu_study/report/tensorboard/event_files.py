@@ -83,8 +83,8 @@ def check_per_seed(declaration: Mapping[str, Any]) -> None:
     if runs > MOST_SINGLE_SEEDS:
         raise UserError(
             f"--per-seed would add {runs:,} single-seed runs, and the limit is {MOST_SINGLE_SEEDS}: above it TensorBoard selects "
-            "no run by itself, and it takes most of a minute to load a thousand; leave --per-seed out (the configurations' runs "
-            "have the mean and the interval over the seeds), or take fewer seeds or configurations"
+            "no run by itself, and it takes most of a minute to load a thousand. Leave --per-seed out (the configurations' runs "
+            "have the mean and the interval over the seeds), or use fewer seeds or configurations."
         )
 
 
@@ -160,7 +160,7 @@ def _write_run(run: Path, events: Iterable[bytes]) -> None:
             for event in events:
                 writer.write(event)
         if not path.is_file() or not filecmp.cmp(unfinished, path, shallow=False):
-            os.replace(unfinished, path)  # what has not changed stays as it is, for a TensorBoard that has read it
+            os.replace(unfinished, path)  # unchanged files stay, since TensorBoard has read them
 
 
 # ---------------------------------------------------------------------------------------- events

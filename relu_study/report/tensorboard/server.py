@@ -55,5 +55,5 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
         running.wait()
     if not listens:
         print(before, end="", file=sys.stderr)
-        raise UserError(f"TensorBoard did not start (above is what it said); --port 0 takes any free port instead of {port}")
+        raise UserError(f"TensorBoard did not start (its output is above). Use --port 0 for any free port instead of {port}.")
     return status

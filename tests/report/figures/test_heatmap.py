@@ -223,7 +223,7 @@ def test_the_target_can_be_a_factor() -> None:
 
 def test_a_factor_without_a_most_common_value_is_refused_with_the_way_out() -> None:
     tied = replace(MAP, experiments=("tuned",), rows="initializer", cols="depth")
-    with pytest.raises(UserError, match=r"figure m: .*equally common; choose one with --where"):
+    with pytest.raises(UserError, match=r"figure m: .*equally common. Choose one with --where"):
         study_figures.check(planted()[0]["declaration"] | {"figures": [vars(tied)]})
 
 

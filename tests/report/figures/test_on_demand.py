@@ -142,10 +142,10 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({}, "which figure? give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (init"),
+        ({}, "no figure is named. Give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (init"),
         ({"kind": "heatmap"}, "unknown kind of figure 'heatmap'; did you mean map"),
         ({"name": "survivals"}, "unknown figure of this study 'survivals'; did you mean survival"),
-        ({"name": "survival", "arms": "tanh"}, "the figure survival is drawn as it is declared; leave out arms"),
+        ({"name": "survival", "arms": "tanh"}, "the figure survival is drawn as declared. Leave out arms"),
         ({"kind": "curves"}, "names no metrics"),
         ({"kind": "curves", "metrics": "val_los"}, "unknown metric of figure curves 'val_los'; did you mean val_loss"),
         ({"kind": "curves", "metrics": "val_loss", "arms": "basline"}, "unknown arm 'basline'; did you mean baseline"),
@@ -159,8 +159,8 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
         ({"kind": "depth", "epoch": "lats"}, "the epoch must be 'last' or a number of at least 0, not 'lats'"),
         ({"kind": "depth", "epoch": 4}, "no value of grad_norm at epoch 4; measured were epochs 0, 1, 2, 3, 5"),
         ({"kind": "forest", "claims": "P9"}, "unknown name among the claims of 'forest' 'P9'"),
-        ({"kind": "forest", "arms": "tanh"}, "a forest shows claims and takes no arms; choose with claims (P1, P2, P3)"),
-        ({"kind": "forest", "where": "seed<2"}, "a forest shows verdicts on all runs; seed cannot restrict it, target can"),
+        ({"kind": "forest", "arms": "tanh"}, "a forest shows claims and takes no arms. Use claims (P1, P2, P3)"),
+        ({"kind": "forest", "where": "seed<2"}, "a forest shows verdicts on all runs, so seed cannot restrict it. Use target"),
         (
             {"kind": "curves", "metrics": "val_loss", "arms": "tanh", "where": "activation=relu"},
             "no configuration is left to draw: asked for were arms tanh; where activation=relu",
@@ -186,7 +186,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
 
 def test_an_unwritable_place_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place, message in (("file/a.png", "cannot write"), ("dir.png", "is a folder; name a file")):
+    for place, message in (("file/a.png", "cannot write"), ("dir.png", "is a folder. Name a file")):
         (tmp_path / "dir.png").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):
             figure(folder, "depth", out=tmp_path / place)
@@ -219,7 +219,7 @@ def test_a_folder_whose_runs_are_of_other_configurations_has_none_to_draw(folder
         entry["spec"]["width"] += 1
         entry["config_id"] = relu_study.RunSpec(**entry["spec"]).config_id
     write_manifest(other, manifest)
-    with pytest.raises(UserError, match="of the runs asked for none is stored yet"):
+    with pytest.raises(UserError, match="none of the requested runs is stored yet"):
         figure(other, "depth", out=tmp_path / "a.png")
 
 

@@ -133,7 +133,7 @@ def test_without_stored_runs_there_is_no_share() -> None:
         (["colapsed"], r"unknown metric \(0 or 1 a run\) in event ended of table ends 'colapsed'; did you mean collapsed"),
         (["dead_fraction"], "unknown metric .* 'dead_fraction'"),
         (["trained"], "unknown metric .* 'trained'"),  # it is 0 or 1, but not a metric of this study
-        (["collapsed@0", "constant@0"], "is of several metrics, which only the last epoch has run by run; leave out @0"),
+        (["collapsed@0", "constant@0"], "has several metrics, and their runs are known at the last epoch only. Leave out @0"),
         (["collapsed@soon"], "the epoch must be 'last' or a number, not 'soon'"),
     ],
 )

@@ -160,7 +160,7 @@ def test_compare_pairs_by_seed(folder: Path) -> None:
         ({"where": "activation=gelu"}, r"unknown value of activation 'gelu'"),
         (
             {"where": ["activation=tanh", "depth=1"]},
-            r"no configuration of .* meets activation=tanh and depth=1; leave a condition",
+            r"no configuration of .* meets activation=tanh and depth=1. Leave a condition",
         ),
         ({"where": ["val_loss>99"]}, r"no run of .* meets val_loss>99"),
         ({"where": ["experiment=tuned"]}, r"learning_rate varies too"),

@@ -97,7 +97,7 @@ def test_more_than_500_are_refused_with_the_reason() -> None:
     with pytest.raises(UserError) as refused:
         check_per_seed(declaration(167, 3))
     said = str(refused.value)
-    assert "501" in said and f"{MOST_SINGLE_SEEDS}" in said and "selects no run" in said and "leave --per-seed out" in said
+    assert "501" in said and f"{MOST_SINGLE_SEEDS}" in said and "selects no run" in said and "Leave --per-seed out" in said
 
 
 def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
