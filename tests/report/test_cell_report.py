@@ -180,7 +180,7 @@ def test_from_python_without_a_folder():
 def test_the_two_kinds_are_not_taken_for_each_other(folder):
     with pytest.raises(UserError, match=r"is a draw study .*load_cells"):
         load(folder)
-    with pytest.raises(UserError, match=r"no draws; read it with relu_study.load"):
+    with pytest.raises(UserError, match=r"no draws. Read it with relu_study.load"):
         load_cells(ROOT / "results" / "article")
 
 

@@ -69,7 +69,7 @@ def test_labels_select_by_arm_and_experiment_though_they_hold_commas(manifest: d
         ("learning_rate=7", r"unknown value of learning_rate '7'; known: 0.001, 0.01"),
         ("activation", r"cannot read the condition 'activation'. Write NAME=VALUE"),
         ("activation=", r"cannot read the condition"),
-        ("activation<tanh", r"orders activation, which is a name; use = or !="),
+        ("activation<tanh", r"orders activation, whose values are names. Use = or !="),
         ("learning_rate<0.1,0.2", r"compares with several values. Only = and != take a list"),
         ("val_loss<low", r"compares with 'low', which is not a number"),
         ("val_loss=nan", r"compares with NaN, which equals nothing"),

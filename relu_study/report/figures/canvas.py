@@ -30,14 +30,12 @@ DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 
 FAINT = "#707070"
 SEQUENTIAL = matplotlib.colormaps["Blues"].resampled(
     256
-)  # one hue, so the same to colour-blind readers and in grey; little ink where there is little
-DIVERGING = matplotlib.colormaps["PuOr_r"].resampled(
-    256
-)  # for what may lie on either side of 0; told apart by colour-blind readers too
+)  # one hue, so equal for colour-blind readers and in grey; pale for small values
+DIVERGING = matplotlib.colormaps["PuOr_r"].resampled(256)  # for values of both signs; distinct for colour-blind readers too
 HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#B0B0B0", "hatch": "////", "linewidth": 0}  # nothing here
 ROUND = [1, 2, 5, 10]  # steps between ticks
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same letters on every machine
+    "font.family": "DejaVu Sans",  # part of Matplotlib: the same glyphs on every machine
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -53,9 +51,9 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.markersize": 5,
     "legend.handlelength": 2.6,  # long enough to tell the dashes apart
-    "text.parse_math": False,  # a dollar sign in an arm's label is a dollar sign
+    "text.parse_math": False,  # dollar signs in labels are text
     "svg.hashsalt": "relu_study",
-    "pdf.fonttype": 42,  # letters that a publisher's tools can read
+    "pdf.fonttype": 42,  # TrueType fonts, which publishers' tools can read
 }
 
 
@@ -72,16 +70,16 @@ def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) 
     """Return the figure drawn by `draw` in each format ("png", "svg", "pdf"). Equal numbers give equal bytes."""
     made = {name: io.BytesIO() for name in ("png", *formats)}
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks: they are drawn as boxes
+        warnings.simplefilter("ignore", UserWarning)  # for glyphs missing in the font, drawn as boxes
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         picture = draw()
-        # First and always: this lays the picture out, the same for every format.
+        # Always first: it computes the layout, the same for every format.
         FigureCanvasAgg(picture).print_png(made["png"], metadata={"Software": None})
         picture.set_layout_engine("none")
         if "svg" in made:
             FigureCanvasSVG(picture).print_svg(made["svg"], metadata={"Date": None, "Creator": None})
-        picture.set_dpi(DPI)  # the last format has set it to its own, and pixels within a picture are made at it
+        picture.set_dpi(DPI)  # reset after the previous format, since embedded images use it
         if "pdf" in made:
             FigureCanvasPdf(picture).print_pdf(made["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return {name: made[name].getvalue() for name in formats}

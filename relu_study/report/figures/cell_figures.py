@@ -28,7 +28,7 @@ from relu_study.report.figures.canvas import (
 )
 from relu_study.report.labels import factor, stacked, words
 
-INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws where it is kept, else the interval of the mean
+INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws if stored, else the interval of the mean
 
 
 def arranged(figure: Mapping[str, Any], frame: pd.DataFrame, numbers: Mapping[str, Any]) -> Callable[[], Figure] | None:

@@ -56,7 +56,7 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
 
     `note` is shown below the title of the legend.
     """
-    # Seven colours and four kinds of dashes give 28 looks. Solid lines lie lowest: of two that coincide both can be seen.
+    # Seven colours and four dash patterns give 28 styles. Solid lines are drawn first, so coinciding lines stay visible.
     looks = {arm: {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "zorder": 2 + i % 4 / 4} for i, arm in enumerate(arms)}
     shown = [arm for arm in arms if any(arm in cell for row in rows for cell in row.cells)]
     handles = [Line2D([], [], label=textwrap.fill(arm + _counts(arm, rows, columns), 60), **looks[arm]) for arm in shown]
@@ -167,7 +167,7 @@ def _metric_bands(numbers: FigureData, shown: set[str], metrics: set[str]) -> di
     cells = rows.groupby(["config_id", "metric", "site"], sort=False)
     bands = {(str(c), f"{m}/{s}"): _band(cell, ("mean", "ci_lo", "ci_hi"), "n_finite", counts) for (c, m, s), cell in cells}
     for (config_id, metric, site), cell in cells:
-        if metric in LOSSES:  # it may have gone nonfinite in runs that are finite
+        if metric in LOSSES:  # may be nonfinite in finite runs
             finite, wanted = cell.sort_values("epoch")[["n_finite", "n"]].iloc[-1]
             name = str(config_id), f"{metric}/{site}"
             bands[name] = replace(bands[name], count=count(int(finite), int(wanted), not_run.get(name[0], 0)))
@@ -192,7 +192,7 @@ def _run_counts(numbers: FigureData) -> dict[str, str]:
 
 
 def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str, counts: Mapping[str, str]) -> Band:
-    # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
+    # Nine digits, as in the CSVs, so figures from memory and from files are equal.
     mean, lo, hi = (np.array([nine_digits(x) for x in rows[column].to_numpy(float)]) for column in columns)
     first = rows.iloc[0]
     n = counts.get(str(first["config_id"]), "")

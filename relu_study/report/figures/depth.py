@@ -77,7 +77,7 @@ def _panel(ax: Axes, fan: QuantileFan | None) -> None:
         return
     sites, quantiles = np.arange(1.0, fan.quantiles.shape[1] + 1), fan.quantiles
     ax.plot(sites, quantiles[len(QUANTILES) // 2], color=LINE, marker="o", markersize=3)
-    if len(sites) == 1:  # a shade needs a width
+    if len(sites) == 1:  # a band needs a width
         sites, quantiles = np.array([1 - NARROW, 1 + NARROW]), np.repeat(quantiles, 2, axis=1)
     for i, shade in enumerate(SHADES):
         ax.fill_between(sites, quantiles[i], quantiles[-1 - i], color=shade, linewidth=0)
@@ -108,7 +108,7 @@ def arrange_depth(
         sites.setdefault(name.partition("/")[0], []).append(name)
     for metric, names in sites.items():
         about = declaration["metrics"].get(metric, {})
-        is_size = about.get("low") == 0 and about.get("high") is None  # a norm, which spans orders of magnitude
+        is_size = about.get("low") == 0 and about.get("high") is None  # a norm spans orders of magnitude
         for target, ids in columns.items():
             for epoch in figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]:
                 cells = {arm: _fan(stored.get(ids[arm]), seeds[ids[arm]], names, epoch) for arm in arms if arm in ids}
@@ -119,7 +119,7 @@ def arrange_depth(
                 if is_share(metric) and sizes:
                     label += f"\n{stacked(probe_set(sizes))}"
                 log = (is_size or figure["log"]) and not is_share(metric)
-                scale = metric if about.get("high") is not None else f"{metric} on {target}"  # a norm is that of its own target
+                scale = metric if about.get("high") is not None else f"{metric} on {target}"  # norms differ between targets
                 groups.append(QuantileFans(label, scale, found, log))
     if not any(np.isfinite(fan.quantiles).any() for group in groups for fan in group.cells.values()):
         return None

@@ -46,7 +46,7 @@ class Effect:
     hi: float
     claimed: tuple[float, float]
     verdict: str
-    count: str = ""  # "n=31/32" where not all seeds are compared
+    count: str = ""  # "n=31/32" unless all seeds are compared
 
 
 def forest(effects: Sequence[Effect], note: str = "") -> Figure:
@@ -61,7 +61,7 @@ def forest(effects: Sequence[Effect], note: str = "") -> Figure:
         lines[e.block].setdefault((e.label, turn), {})[e.column] = e
     labels = {block: [textwrap.fill(label, 40) for label, _ in lines[block]] for block in blocks}
     counted = any(e.count and np.isfinite(e.effect) for e in effects)
-    # Inches: a line of text takes 0.14, and each row some air.
+    # In inches: 0.14 per line of text, plus spacing per row.
     heights = {block: [0.08 + 0.14 * (label.count("\n") + 1) for label in labels[block]] for block in blocks}
     picture = new_figure(len(columns))
     ratios = [sum(heights[block]) for block in blocks]
@@ -91,7 +91,7 @@ def _forest_panel(
     ax: Axes, effects: Sequence[Effect | None], middles: Sequence[float], heights: Sequence[float], room: float
 ) -> None:
     left, right = _reach([e for e in effects if e])
-    right += room / (1 - room) * (right - left)  # this share of the width is for the counts
+    right += room / (1 - room) * (right - left)  # space for the counts
     ax.set(yticks=[], xlim=(left, right), ylim=(sum(heights), 0))
     ax.axvline(0, color="black", linewidth=0.6, zorder=1)
     ax.spines["left"].set_visible(False)
@@ -152,7 +152,7 @@ def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mappi
     seeds = seeds_of(declaration)
     of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
     asked = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
-    named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer
+    named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer one
     arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
     ids = [of[arm, row["target"]] for arm in arms if (arm, row["target"]) in of]
     wanted, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])

@@ -40,7 +40,7 @@ from relu_study.storage.manifest import seeds_of
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
 CELL, SCALE, LETTER = 0.56, 1.1, 0.07  # inches: a number in a cell, the scale of colours with its label, a letter
-Factor = tuple[str, Sequence[str]]  # its name with its unit, and its values
+Factor = tuple[str, Sequence[str]]  # name with unit, and values
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols:
     """Draw a map per column and group. The figure is as wide as its cells need, and at least 7 inches."""
     down, along = ([textwrap.fill(value, 24) for value in values] for values in (rows[1], cols[1]))
     side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
-    one = all(group.shared for group in groups)  # a scale of colours for them all, or one beside each map
+    one = all(group.shared for group in groups)  # one colour scale for all maps, or one next to each
     room = WIDTH - side - 0.5 - (SCALE if one else 0)
-    upright = foot > CELL - 0.1 and len(along) * (foot + 0.1) > WIDTH - side - 0.5 - SCALE  # long names would meet
+    upright = foot > CELL - 0.1 and len(along) * (foot + 0.1) > WIDTH - side - 0.5 - SCALE  # long names would overlap
     counts = {text for group in groups for board in group.cells.values() for texts in board.counts for text in texts if text}
     reasons = [text.split("\n") for text in counts if "(" in text]
     least = max([CELL, *(LETTER * len(part) + 0.05 for text in reasons for part in text)])
@@ -139,9 +139,9 @@ def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None)
     if not len(values):
         return Normalize(0, 1)
     low, high = float(values.min()), float(values.max())
-    if low == high:  # a scale must have a width
+    if low == high:  # a scale needs a width
         low, high = min(low, 0.0), max(high, 0.0) if low else 1.0
-    return LogNorm(low, high) if log and 0 < 2 * low < high else Normalize(low, high)  # nearer together a logarithm shows nothing
+    return LogNorm(low, high) if log and 0 < 2 * low < high else Normalize(low, high)  # a narrower range needs no logarithm
 
 
 def _board(ax: Axes, board: Heatmap | None, norm: Normalize, shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
@@ -217,7 +217,7 @@ def arrange_map(
             }
             boards[title(target, declaration) if by_target else ""] = _cells_of(cells, (len(values[rows]), len(values[cols])))
         log = figure["log"] and not is_share(metric)
-        shared = declaration["metrics"].get(metric, {}).get("high") is not None  # a loss is that of its own target
+        shared = declaration["metrics"].get(metric, {}).get("high") is not None  # losses differ between targets
         groups.append(Heatmaps(_board_label(name, figure, declaration, sizes), boards, log, shared))
     groups = [group for group in groups if any(np.isfinite(board.values).any() for board in group.cells.values())]
     if not groups:
@@ -266,7 +266,7 @@ def _cells_of(cells: Mapping[tuple[int, int], Entry], shape: tuple[int, int]) ->
     counts = [["" for _ in range(shape[1])] for _ in range(shape[0])]
     for (i, j), cell in cells.items():
         known[i, j] = True
-        # Nine digits, as in the CSVs: the same picture comes from memory and from the files.
+        # Nine digits, as in the CSVs, so figures from memory and from files are equal.
         values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), cell.count.replace(" (", "\n(").replace(", ", ",\n")
     return Heatmap(values, known, counts)
 

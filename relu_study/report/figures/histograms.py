@@ -26,12 +26,12 @@ from relu_study.report.labels import HISTOGRAMS, count, stacked
 from relu_study.stats.histogram_bins import BINS_PER_SIDE, MIN_EXPONENT, Range
 from relu_study.storage.configurations import Configuration
 
-PLATE: dict[str, Any] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # legible on whatever lies below
+PLATE: dict[str, Any] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # keeps text legible on any background
 BINS_ARE = {
     True: "the bins next to 0 hold all that is smaller than 6e-8",
     False: "bounded outputs: 64 equal bins over the whole range",
 }
-FAINTEST = 1e-4  # of an epoch's values: rarer ones have the palest colour
+FAINTEST = 1e-4  # share of an epoch's values that has the palest colour; rarer values have it too
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: No
     ]
     for heights, values in parts:
         if values.shape[1]:
-            # As pixels: between the cells of a vector picture many viewers show white hairlines.
+            # Rasterised: many viewers show white hairlines between vector cells.
             ax.pcolormesh(edges, heights, values.T, cmap=SEQUENTIAL, norm=norm, rasterized=True)
     ax.add_patch(Rectangle((edges[0], -scale.strip), edges[-1] - edges[0], 2 * scale.strip, fill=False, linewidth=0.6))
     counted = np.flatnonzero(np.isfinite(cell.shares).any(axis=1))

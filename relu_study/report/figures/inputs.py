@@ -15,7 +15,7 @@ from relu_study.errors import UserError, nearest
 from relu_study.stats.histogram_bins import KINDS
 from relu_study.storage.configurations import Configuration
 
-NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ alone
+NEEDED = {  # CSV files needed by each kind; histograms are only in raw/
     "curves": ("summary", "survival"),
     "survival": ("summary", "survival"),
     "forest": ("verdicts",),
@@ -25,10 +25,10 @@ NEEDED = {  # the CSV files that each kind is made of; histograms are in raw/ al
 }
 
 Draw = Callable[[], Picture]
-DeclaredRun = dict[str, Any]  # of the declaration's configurations
+DeclaredRun = dict[str, Any]  # an entry of the declaration's configurations
 
 
-# ------------------------------------------------------------------------------- what is asked for
+# ------------------------------------------------------------------------------ arguments
 
 
 def select_arms(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[DeclaredRun]:

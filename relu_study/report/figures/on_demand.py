@@ -27,7 +27,7 @@ from relu_study.storage.tile_files import tile_paths
 from relu_study.study.outputs import FIGURE_KINDS, Figure
 
 FORMATS = ("png", "svg", "pdf")
-USUAL = {"depth": ("grad_norm",), "histograms": ("post/site_1", "gradient/site_1")}  # metrics, where none are named
+USUAL = {"depth": ("grad_norm",), "histograms": ("post/site_1", "gradient/site_1")}  # default metrics
 Words = str | Sequence[str]
 
 
@@ -82,7 +82,7 @@ def figure(
     return paths
 
 
-# ------------------------------------------------------------------------------- what is asked for
+# ------------------------------------------------------------------------------ arguments
 
 
 def _several(words: Any) -> tuple[Any, ...]:
@@ -160,7 +160,7 @@ def _filter(asked: Mapping[str, Any], where: Words) -> str:
     return f"asked for were {'; '.join(parts)}" if parts else "asked for were all"
 
 
-# ------------------------------------------------------------------------------ what it is made of
+# ------------------------------------------------------------------------------ inputs
 
 
 def _numbers(
@@ -211,7 +211,7 @@ def _from_files(
 ) -> FigureData:
     manifest = {**whole, "declaration": some}
     needed = dict.fromkeys(NEEDED[asked["kind"]])
-    if (folder / "runs.csv").is_file():  # it tells runs that are not run from nonfinite ones
+    if (folder / "runs.csv").is_file():  # separates missing runs from nonfinite ones
         needed["runs"] = None
     read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}

@@ -42,7 +42,7 @@ from relu_study.storage.tile_files import tile_paths
 from relu_study.study.outputs import FACTORS
 
 FORMATS = ("markdown", "latex", "csv")
-AGAINST = {"n": "pairs", "ci_lo": "difference_lo", "ci_hi": "difference_hi"}  # beside a cell's own n and interval
+AGAINST = {"n": "pairs", "ci_lo": "difference_lo", "ci_hi": "difference_hi"}  # next to an entry's n and interval
 Key = tuple[Any, ...]  # values of factors
 Place = tuple[Key, Key, Column]
 
@@ -187,7 +187,7 @@ def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | 
     entries, held = factors.hold_fixed(wanted, (*asked.rows, *asked.cols))
     rows, cols = (_keys(wanted, names) for names in (asked.rows, asked.cols))
     found = {(_key(entry, asked.rows), _key(entry, asked.cols)): entry["config_id"] for entry in entries}
-    # A row without any cell says something, a column without any only takes room.
+    # Keep rows without entries, which are informative; drop such columns, which only take space.
     cols = [col for col in cols if any((row, col) in found for row in rows)]
     last, frame = _frames(folder, manifest, asked.epoch)
     kept = selection.runs(conditions, last, declaration)
@@ -266,7 +266,7 @@ def _check_epoch(folder: Path, epoch: float | None, known: Sequence[float], hint
         raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
 
 
-# ---------------------------------------------------------------------------------------- as they are shown
+# ------------------------------------------------------------------------------ rendering
 
 
 def _marked(grid: Grid) -> dict[Place, Mark]:
@@ -329,7 +329,7 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
 
 def _csv_frame(grid: Grid) -> pd.DataFrame:
     """Return one line per entry: factors, numbers, marks and the comparison with the baseline."""
-    # Marks against the baseline would test once more what stands in the columns of the comparison.
+    # No marks against the baseline: the comparison columns contain the same tests.
     asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)
     lines = []
     for row, col, column in itertools.product(grid.rows, grid.cols, asked.columns):

@@ -53,7 +53,7 @@ def check(declaration: dict[str, Any]) -> None:
     for table in declaration["tables"]:
         where = f"of table {table['name']}"
         for label in [*table["arms"], *([table["baseline"]] if table.get("baseline") else [])]:
-            if label not in labels and not declaration["skip"]:  # an arm may belong to what is left out at this size
+            if label not in labels and not declaration["skip"]:  # the arm may be left out in this preset
                 raise nearest(label, labels, f"arm {where}")
         if "events" in table:
             event_counts.check(table, declaration["metrics"])
@@ -156,7 +156,7 @@ def _tuned(
         yield target, arms[chosen], chosen, tuned, lambda config_id, column: unseen.cell(config_id, column.metric, column.site)
 
 
-# --------------------------------------------------------------------------------- as they are shown
+# ------------------------------------------------------------------------------ rendering
 
 
 def _csv_frame(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:

@@ -121,7 +121,7 @@ def _safe(name: str) -> str:
 
 
 def _drop_undeclared(root: Path, names: set[str]) -> None:
-    # Left in place, a configuration whose arm has a new label would be shown twice.
+    # Otherwise a configuration whose arm has a new label would appear twice.
     for old in root.iterdir():
         if old.name not in names and _is_ours(old):
             shutil.rmtree(old)
@@ -142,12 +142,12 @@ def _write_seeds(run: Path, configuration: Configuration | None, session: list[S
     if configuration is not None:
         digits = max(3, len(str(configuration.num_requested - 1)))
         for row, seed in enumerate(configuration.seeds):
-            # In the group of its configuration a single seed makes no row of its own in the HParams tab.
+            # In its configuration's group a single seed adds no row to the HParams tab.
             wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row), {})
     for old in run.iterdir():
         if _SEED.fullmatch(old.name) and old.name not in wanted and (old / EVENT_FILE).is_file():
             (old / EVENT_FILE).unlink()
-            with contextlib.suppress(OSError):  # it holds something that is not ours
+            with contextlib.suppress(OSError):  # it contains other files
                 old.rmdir()
     for name, events in wanted.items():
         _write_run(run / name, events)
@@ -211,11 +211,11 @@ def _points(summary: pd.DataFrame) -> pd.DataFrame:
     names = [f"{metric}/{site}" for metric, site in zip(summary["metric"].tolist(), summary["site"].tolist(), strict=True)]
     points = pd.DataFrame({"config_id": summary["config_id"], "name": np.array(names, dtype=object)})
     points["step"] = np.ceil(summary["epoch"]).astype(int)
-    with np.errstate(over="ignore"):  # the files hold single precision; what does not fit is no value
+    with np.errstate(over="ignore"):  # the files have single precision; larger values overflow to infinity
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
     alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")
     defined = (
         (summary["n_finite"] > 0) | (alive == 0) | summary["metric"].isin(LOSSES)
-    )  # of runs that are finite none has a value: there is none to have
+    )  # no finite run has a value: the metric is undefined here
     shown = defined & values["mean"].notna().groupby([points["config_id"], points["name"]]).transform("any")
     return pd.concat([points, values], axis=1)[shown].drop_duplicates(["config_id", "step", "name"], keep="last")

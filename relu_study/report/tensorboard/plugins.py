@@ -19,9 +19,9 @@ from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, KINDS, MIN_EXPO
 from relu_study.storage.configurations import Configuration
 
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
-KEPT_HISTOGRAMS = 100  # a tag: of more, TensorBoard drops some at random
+KEPT_HISTOGRAMS = 100  # per tag: of more, TensorBoard drops some at random
 _ZERO = BINS // 2  # the bin that counts exact zeros
-_LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # the tags that TensorBoard asks for
+_LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # tags required by TensorBoard
 
 
 def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) -> Summary.Value:
@@ -33,8 +33,8 @@ def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) ->
     headline = [f"{metric}/all" for metric in HEADLINE if f"{metric}/all" in series]
     _category(found, "headline", {name: name.removesuffix("/all") for name in headline}, closed=False)
     for metric in (metric for metric, about in metrics.items() if about["sites"] or metric not in HEADLINE):
-        # Where a run has no chart of a metric its category stays empty: TensorBoard loses the charts that further runs
-        # add to a category that the first run does not know.
+        # A metric without charts in this run keeps an empty category: TensorBoard loses charts that later runs
+        # add to a category missing in the first run.
         _category(found, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)
     content = TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[found.SerializeToString()])
     return _value(_LAYOUT, "custom_scalars", content)
@@ -42,7 +42,7 @@ def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) ->
 
 def _category(found: layout_pb2.Layout, title: str, charts: dict[str, str], closed: bool) -> None:
     category = found.category.add(title=title, closed=closed)
-    for name, shown in reversed(charts.items()):  # TensorBoard's page begins with the last
+    for name, shown in reversed(charts.items()):  # TensorBoard shows the last one first
         chart = category.chart.add(title=shown)
         chart.margin.series.add(value=f"{name}/mean", lower=f"{name}/lo", upper=f"{name}/hi")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from relu_study.errors import UserError
 
-SELECTED_BY_ITSELF = 40  # runs; of more, some of TensorBoard's tabs select none
+SELECTED_BY_ITSELF = 40  # runs; above it, some of TensorBoard's tabs select none
 
 
 def _quiet() -> dict[str, str]:
@@ -27,12 +27,12 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
     command += [*([f"--path_prefix=/{path}"] if (path := prefix.strip("/")) else []), *options]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by another program, it takes TensorBoard along
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends TensorBoard
     running = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
     assert running.stderr is not None
     listens, before = False, ""
     try:
-        for line in running.stderr:  # it says where it listens, once it does: the port may be any, or taken
+        for line in running.stderr:  # it prints its address once it listens, since the port may be any
             if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
                 listens = True
                 print(found[1], flush=True)
@@ -44,7 +44,7 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
                     )
             elif listens:
                 print(line, end="", file=sys.stderr, flush=True)
-            else:  # remarks on its own packages, or why it does not start
+            else:  # warnings about its packages, or the reason why it does not start
                 before += line
         status = running.wait()
     except KeyboardInterrupt:

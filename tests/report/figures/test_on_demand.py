@@ -197,7 +197,7 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
         figure(tmp_path, "depth")
     manifest = read_manifest(folder)
     write_manifest(tmp_path, {**manifest, "format": 99})
-    with pytest.raises(UserError, match="has format 99, this relu-study reads format"):
+    with pytest.raises(UserError, match="has format 99, and this relu-study reads formats"):
         figure(tmp_path, "depth")
     write_manifest(tmp_path, {**manifest, "declaration": {"configurations": []}})
     for refused in (lambda: figure(tmp_path, "depth"), lambda: report(tmp_path)):
@@ -245,7 +245,7 @@ def test_a_clone_draws_the_same(kind: str, words: dict[str, Any], folder: Path, 
     ("kind", "words", "needs"),
     [
         ("curves", {}, "raw (summary.csv has the report epochs only)"),
-        ("histograms", {}, "raw (no CSV file holds histograms)"),
+        ("histograms", {}, "raw (no CSV file holds histograms)."),
         ("depth", {"epoch": (0, "last")}, "raw (runs.csv has the last epoch only)"),
         ("map", {"epoch": 3}, "raw (summary.csv has no epoch 3)"),
         ("curves", {"where": "seed<4"}, "raw for curves, which is not here"),
@@ -281,7 +281,7 @@ def test_a_report_draws_all_kinds_and_a_clone_what_it_can(folder: Path, tmp_path
     less = shutil.copytree(own, tmp_path / "less", ignore=shutil.ignore_patterns("raw", "tensorboard", "depth.*", "map.*"))
     said = report(less)
     assert [line.rpartition("figures/")[2] for line in said[1:]] == [
-        f"histograms stays unchanged: it needs {less / 'raw'} (no CSV file holds histograms)"
+        f"histograms stays unchanged: it needs {less / 'raw'} (no CSV file holds histograms)."
     ]
     assert {p.name: p.read_bytes() for p in (less / "figures").iterdir()} == {
         p.name: p.read_bytes() for p in (own / "figures").iterdir()
