@@ -1,8 +1,8 @@
-"""Runs that go bad in a sweep that is written to its last file: every other row keeps its bytes, and every writer copes.
+"""A sweep with bad runs from training to its last file: every other row keeps its bytes, and every writer works.
 
-The sweep is made twice, healthy and spoiled: seed 3 of two arms begins with NaN, in its weights or in its data, and two arms have
-rates that blow up. The spoiled runs stand where padding was, so that both have the same tile width; `test_bits.py` has them in
-the place of other runs.
+The sweep runs twice, healthy and spoiled. In the spoiled one, seed 3 of two arms begins with NaN in its weights or its data, and
+two arms diverge by their learning rates. The spoiled runs replace padding, so both sweeps have the same tile width. In
+`test_bits.py` they replace other runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""TensorBoard's tabs in Debian's Chromium, as a person sees them.
+"""TensorBoard's tabs in Debian's Chromium.
 
-SCREENSHOTS=FOLDER keeps the pictures there. RESULTS=FOLDER shows a results folder of one's own in place of the planted one,
-RUNS=REGEX those of its runs.
+SCREENSHOTS=FOLDER keeps screenshots there. RESULTS=FOLDER shows another results folder, and RUNS=REGEX selects its runs.
 """
 
 from __future__ import annotations

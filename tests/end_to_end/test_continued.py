@@ -1,4 +1,4 @@
-"""Folders that are continued by another study file: other metrics are refused by name, and what is not verified is named."""
+"""Folders continued by another study file: other metrics are refused by name, and unverified objects are listed."""
 
 from __future__ import annotations
 

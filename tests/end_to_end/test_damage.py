@@ -1,4 +1,4 @@
-"""Whatever a results folder has become: one line that names the file, or the same numbers as before; never another number.
+"""Corrupted results folders: every reader names the file in one line or returns the same numbers, never other numbers.
 
 500 mutations in the fast tier, 10,000 in the slow one.
 """

@@ -1,7 +1,7 @@
-"""Real disks, limits and permissions under the command: one line says what cannot be written, and the same command goes on.
+"""The command on real full and read-only disks: one line names the file, and the same command resumes.
 
-A full and a read-only disk are a small tmpfs in a mount namespace of its own; where the system allows none, the test is skipped,
-and a limit on the size of files stands for it. Permissions bind root as well once it has given up the right to overrule them.
+The disks are a small tmpfs in a separate mount namespace. If the system allows none, the test is skipped, and a file size limit
+replaces it. Root drops the capability to override permissions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw studies: every draw is itself whatever it is drawn with; blocks are resumed, extended, refused where they do not mix."""
+"""Draw studies: a draw does not depend on its block, and blocks are resumed, extended, or refused by provenance."""
 
 from __future__ import annotations
 

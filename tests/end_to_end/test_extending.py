@@ -1,4 +1,4 @@
-"""What is added to a study that was run is trained alone and moves no byte of what was there, wherever it is declared."""
+"""Extending a stored study: only additions are trained, and stored bytes stay, wherever the addition is declared."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def test_a_tile_made_otherwise_never_mixes(name: str, finished: Path, tmp_path: 
         folder, {**tile, "provenance": np.array(json.dumps({**json.loads(str(tile["provenance"])), name: there}))}
     )
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=rf"different provenance \(.*{re.escape(said)}.*cannot be combined.*Name another folder with --out"):
+    with pytest.raises(
+        UserError, match=rf"different provenance \(.*{re.escape(said)}.*cannot be combined.*Name another folder with --out"
+    ):
         runner.run(study, folder, seeds=SEEDS + 1)
     for reads in (report, load):
         with pytest.raises(UserError, match=rf"{path.name} has a different provenance .*{re.escape(said)}.*Move it away, or run"):

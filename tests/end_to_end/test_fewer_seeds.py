@@ -1,4 +1,4 @@
-"""Configurations with fewer seeds than the study: every file, table, picture and TensorBoard run has theirs and no more."""
+"""Configurations with fewer seeds than the study: every file, table, figure and TensorBoard run has exactly these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles with other bins in one folder are refused by name; TensorBoard shows linear bins during a sweep as after it."""
+"""Tiles with other bins in one folder are refused by name. TensorBoard shows linear bins during and after a sweep."""
 
 from __future__ import annotations
 

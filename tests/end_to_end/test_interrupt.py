@@ -1,4 +1,4 @@
-"""What Ctrl-C leaves behind: a sweep keeps its stored tiles and goes on to the same bytes; TensorBoard is left quietly."""
+"""Ctrl-C: a sweep keeps its stored tiles and resumes to the same bytes, and TensorBoard ends quietly."""
 
 from __future__ import annotations
 

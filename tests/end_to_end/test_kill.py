@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a study ends as if nothing had happened; told to end, it says how to go on."""
+"""Kills at any moment: a restarted study gives the same bytes, and a signal prints the command to resume with."""
 
 from __future__ import annotations
 

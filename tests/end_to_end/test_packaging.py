@@ -1,4 +1,4 @@
-"""That the project installs, ships and checks itself as it says."""
+"""Packaging: installation, contents of the wheel, and the checks of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modes that are promised: double precision, streams that are not UTF-8, home folders, sizes, a user's own settings."""
+"""Promised modes: double precision, streams without UTF-8, home folders, sizes, and user settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies with entries of their own: a change that can move a number is refused by name, and any other goes on."""
+"""Studies with custom components: a change that can move a number is refused by name, and other changes continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is damaged is moved away, said, and made again, bit for bit; what would mix dishonestly is refused with the reason."""
+"""Corrupt files are moved away, reported and computed again bit for bit. Mixed provenances are refused with the reason."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path,
     away = {path.name: path.read_bytes() for path in (folder / "damaged").iterdir()}
     assert away[f"{first.stem}-2.npz"] == before[first.name] and away[first.name] == b"an earlier one"
     assert away[second.name] == b"" and away[foreign.name] == before[foreign.name] and len(away) == 4
-    for path, reason in ((first, "its checksum does not match its contents"), (second, "it is empty"), (foreign, "its runs belong to")):
+    for path, reason in (
+        (first, "its checksum does not match its contents"),
+        (second, "it is empty"),
+        (foreign, "its runs belong to"),
+    ):
         assert len([line for line in heard.said if str(path) in line and reason in line and "computed again" in line]) == 1
     assert train(folder).made == [] and len(tile_files.tile_paths(folder)) == 2
 
@@ -199,7 +203,10 @@ def test_a_tile_made_otherwise_does_not_mix_in(own: Path) -> None:
     path = tile_files.tile_paths(own)[1]
     whole = path.read_bytes()
     retouch(path, lambda made: {**made, "engine": 7})
-    refuses(own, rf"{path} has a different provenance than manifest.json \(engine: 7 there, 1 here\) and cannot be combined with it. Move it away")
+    refuses(
+        own,
+        rf"{path} has a different provenance than manifest.json \(engine: 7 there, 1 here\) and cannot be combined with it. Move it away",
+    )
     path.write_bytes(whole)
     retouch(path, lambda made: {**made, "width": 8})
     refuses(own, rf"{path} has a different provenance .*width: 8 there, 4 here")

@@ -1,4 +1,4 @@
-"""A study cut into shards: each run in one of them, whenever each begins; then everything is as if one process had done it."""
+"""Shards of a study: each run belongs to one shard, in any order, and the result equals that of one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the soak sees of a process, and when it says that something grows."""
+"""The soak test's process measurements, and its detection of growth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A changed definition in one process trains and draws new numbers, though its helper is jitted."""
+"""A changed definition in one process trains and draws new numbers, even if its helper is jitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every study that comes with the package can be loaded, and has each of the sizes that it names."""
+"""Every packaged study loads and has each of its presets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A disk that is full, a folder that cannot be written or is gone: one clear line, nothing half-written, on to the same bytes.
+"""Full disks and unwritable or deleted folders: one clear line, no partial files, and the same bytes after resuming.
 
-The system calls refuse as they do on such a disk. `test_refused.py` has real disks, limits and permissions.
+System calls are patched to fail as on such a disk. `test_disk_errors.py` has real disks, limits and permissions.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
 def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = run.run if declared is study else run.run_draws
-    with pytest.raises(atomic_write.WriteError, match=f"cannot write {folder}: the folder or its manifest.json has disappeared.*Restore it"):
+    with pytest.raises(
+        atomic_write.WriteError, match=f"cannot write {folder}: the folder or its manifest.json has disappeared.*Restore it"
+    ):
         go(declared, folder, callback=Trained(lambda: folder.rename(away)))
     assert not folder.exists() and not leftovers(away)
     away.rename(folder)
@@ -198,7 +200,9 @@ def test_a_report_that_cannot_be_written_leaves_every_file_whole(name: str, whol
     before = contents(folder)
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, only=name)
-        with pytest.raises(UserError, match=r"cannot write .*: No space left on device. Free space on the disk, then run the same command"):
+        with pytest.raises(
+            UserError, match=r"cannot write .*: No space left on device. Free space on the disk, then run the same command"
+        ):
             report(folder)
     there = contents(folder)
     assert not leftovers(folder) and there.keys() == before.keys()

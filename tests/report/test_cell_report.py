@@ -1,4 +1,4 @@
-"""What a draw study's blocks come to: estimates and z by hand, verdicts, tables, pictures, and the door."""
+"""Report of a draw study: estimates and z by hand, verdicts, tables, figures, and the command."""
 
 from __future__ import annotations
 

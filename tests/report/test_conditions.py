@@ -1,4 +1,4 @@
-"""Which runs are meant: conditions on factors and metrics, and what is held when other factors vary."""
+"""Conditions on factors and metrics, and the fixed values of other varying factors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the verdict rule is right, and how often wrong: simulated studies of known effects."""
+"""Error rates of the verdict rule on simulated studies with known effects."""
 
 from __future__ import annotations
 

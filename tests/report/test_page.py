@@ -1,4 +1,4 @@
-"""report.html: the page of report.md in one file that needs no other, whatever the study is called."""
+"""report.html: report.md as one self-contained file, for any study name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A results folder and everything derived from it: complete, the same bytes each time, from a clone too, and without JAX."""
+"""Derived files of a results folder: complete, equal bytes each time, from a clone too, and without JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims answered on planted runs: how a run's number is formed, and when a row is not testable."""
+"""Verdicts on runs with known numbers: the number of a run, and untestable rows."""
 
 from __future__ import annotations
 

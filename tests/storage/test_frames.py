@@ -1,4 +1,4 @@
-"""The frames and CSV files of a results folder, against planted numbers worked out by hand, scipy and slow references."""
+"""DataFrames and CSV files of a results folder, against numbers by hand, scipy and slow references."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cell(summary: pd.DataFrame, arm: str, target: str, metric: str, site: str, e
 # --------------------------------------------------------------------------------------------- runs
 
 
-def test_runs_has_each_wanted_run_once_with_fields_then_metrics(found: dict[str, pd.DataFrame], manifest: dict) -> None:
+def test_runs_frame_has_each_requested_run_once(found: dict[str, pd.DataFrame], manifest: dict) -> None:
     runs = found["runs"]
     spec_fields = [f for f in FIELDS if f != "seed"]
     fixed = ["run_id", "config_id", *spec_fields, "seed", "status", "first_bad_epoch", "probe_examples"]
@@ -78,19 +78,19 @@ def test_runs_has_each_wanted_run_once_with_fields_then_metrics(found: dict[str,
     assert math.isnan(row["first_bad_epoch"]) and math.isnan(row["saturated_fraction/all"])
 
 
-def test_a_nonfinite_run_has_its_epoch_and_no_numbers(found: dict[str, pd.DataFrame]) -> None:
+def test_nonfinite_run_has_its_epoch_and_no_numbers(found: dict[str, pd.DataFrame]) -> None:
     bad = found["runs"][found["runs"]["status"] == "nonfinite"]
     assert bad["run_id"].tolist() == [planted_arms(planted_study())["he_normal", "wave"].replace(seed=1).run_id]
     assert bad["first_bad_epoch"].tolist() == [2.0]
     assert bad[[name for name in bad if "/" in name]].isna().all(axis=None)
 
 
-def test_a_site_that_a_network_has_not_is_empty(found: dict[str, pd.DataFrame]) -> None:
+def test_missing_site_is_empty(found: dict[str, pd.DataFrame]) -> None:
     shallow = found["runs"][found["runs"]["depth"] == 1]
     assert shallow["grad_norm/site_2"].isna().all() and shallow["grad_norm/site_1"].notna().all()
 
 
-def test_runs_that_are_not_stored_are_interrupted(tmp_path: Path) -> None:
+def test_missing_runs_are_interrupted(tmp_path: Path) -> None:
     arms = planted_arms(planted_study())
     lost = [arms["baseline", "wave"].replace(seed=s) for s in (0, 6)] + [
         arms["tanh", "wave"].replace(seed=s) for s in range(SEEDS)
@@ -112,7 +112,7 @@ def test_runs_that_are_not_stored_are_interrupted(tmp_path: Path) -> None:
     assert IDS["tanh", "wave"] not in set(frame["summary"]["config_id"]) | set(frame["units"]["config_id"])
 
 
-def test_the_row_of_a_run_does_not_depend_on_what_else_is_stored(folder: Path, manifest: dict, tmp_path: Path) -> None:
+def test_row_does_not_depend_on_other_stored_runs(folder: Path, manifest: dict, tmp_path: Path) -> None:
     full = runs_csv(collect(folder, manifest), manifest).splitlines()
     alone = planted_study().runs()[37]
     others = tuple(spec.run_id for spec in planted_study().runs() if spec != alone)
@@ -124,7 +124,7 @@ def test_the_row_of_a_run_does_not_depend_on_what_else_is_stored(folder: Path, m
 # ------------------------------------------------------------------------------------------ summary
 
 
-def test_summary_has_the_closed_form_of_the_planted_numbers(found: dict[str, pd.DataFrame]) -> None:
+def test_summary_matches_the_closed_form(found: dict[str, pd.DataFrame]) -> None:
     for arm, number in (("baseline", 0), ("lecun_normal", 2), ("stuck", 6)):
         for target, shift in (("wave", 0.0), ("coin_flip", 0.5)):
             for epoch in (0, 1, 2, 5):
@@ -140,7 +140,7 @@ def test_summary_has_the_closed_form_of_the_planted_numbers(found: dict[str, pd.
                     assert (row["n"], row["n_finite"], row["probe_examples"]) == (8, 8, PROBE_EXAMPLES)
 
 
-def test_summary_leaves_a_nonfinite_run_out_from_its_epoch_on(found: dict[str, pd.DataFrame]) -> None:
+def test_summary_excludes_nonfinite_runs_from_their_epoch(found: dict[str, pd.DataFrame]) -> None:
     before, after = (cell(found["summary"], "he_normal", "wave", "val_loss", "all", e) for e in (1, 2))
     assert (before["n"], before["n_finite"], after["n"], after["n_finite"]) == (8, 8, 8, 7)
     left = [1.75 - 2 / 64 + noise(s, SEEDS) for s in range(SEEDS) if s != 1]
@@ -157,7 +157,7 @@ def test_shares_of_runs_have_wilson_intervals(found: dict[str, pd.DataFrame]) ->
     assert (none["mean"], none["ci_lo"], none["ci_hi"]) == pytest.approx((0, 0, interval.high), abs=1e-12)
 
 
-def test_what_is_empty_by_definition_is_empty_and_not_zero(found: dict[str, pd.DataFrame]) -> None:
+def test_undefined_values_are_empty_not_zero(found: dict[str, pd.DataFrame]) -> None:
     for arm, metric, epoch in (
         ("tanh", "certified_dead_fraction", 5),
         ("baseline", "saturated_fraction", 5),
@@ -187,7 +187,7 @@ def test_summary_is_the_grouped_mean_of_the_curves(folder: Path, manifest: dict)
         assert row.mean == pytest.approx(math.fsum(finite) / len(finite), rel=1e-12) if finite else math.isnan(row.mean)
 
 
-def test_summary_keeps_the_report_epochs_the_last_and_those_that_claims_and_tables_name(tmp_path: Path) -> None:
+def test_summary_keeps_declared_and_last_epochs(tmp_path: Path) -> None:
     planted_folder(tmp_path, seeds=2, epochs=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12.5))
     manifest = read_manifest(tmp_path)
     declaration = manifest["declaration"]
@@ -207,7 +207,7 @@ def test_summary_keeps_the_report_epochs_the_last_and_those_that_claims_and_tabl
 # ---------------------------------------------------------------------- experiments, units, survival
 
 
-def test_a_shared_configuration_is_in_each_of_its_experiments(found: dict[str, pd.DataFrame]) -> None:
+def test_shared_configuration_is_in_each_experiment(found: dict[str, pd.DataFrame]) -> None:
     pairs = list(found["experiments"].itertuples(index=False, name=None))
     assert len(pairs) == len(set(pairs)) == 24
     shared = IDS["baseline", "wave"]
@@ -215,7 +215,7 @@ def test_a_shared_configuration_is_in_each_of_its_experiments(found: dict[str, p
     assert [e for e, c in pairs if c == IDS["he_normal", "wave"]] == ["initialisers", "tuned"]  # under its second label
 
 
-def test_units_are_counted_by_hand(found: dict[str, pd.DataFrame]) -> None:
+def test_unit_counts_match_a_hand_count(found: dict[str, pd.DataFrame]) -> None:
     units = found["units"].set_index(["config_id", "site"])
     row = units.loc[IDS["baseline", "wave"], "site_1"]
     # born: 3 in each of 8 runs; died: unit 3 of the even seeds; revived: unit 3 of seeds 0 and 4, unit 0 of seed 0
@@ -229,7 +229,7 @@ def test_units_are_counted_by_hand(found: dict[str, pd.DataFrame]) -> None:
     assert (IDS["shallow", "wave"], "site_2") not in units.index
 
 
-def test_certified_revivals_are_counted_apart(folder: Path, manifest: dict) -> None:
+def test_certified_revivals_have_a_separate_count(folder: Path, manifest: dict) -> None:
     configurations = collect(folder, manifest)
     one = configurations[IDS["baseline", "wave"]]
     one.certified_dead["site_1"][3, 2:, 1] = False  # one unit of one run is certified dead no longer
@@ -238,7 +238,7 @@ def test_certified_revivals_are_counted_apart(folder: Path, manifest: dict) -> N
     assert units.loc["site_1", "revived"] == 3
 
 
-def test_survival_is_counted_by_hand(found: dict[str, pd.DataFrame]) -> None:
+def test_survival_matches_a_hand_count(found: dict[str, pd.DataFrame]) -> None:
     rows = found["survival"]
     rows = rows[(rows["config_id"] == IDS["he_normal", "wave"]) & (rows["site"] == "site_1")]
     # 8 units a run are born alive; 4 die at the second epoch; seed 1 goes nonfinite at the third with 8 at risk
@@ -252,7 +252,7 @@ def test_survival_is_counted_by_hand(found: dict[str, pd.DataFrame]) -> None:
 # ------------------------------------------------------------------------------------ curves, files
 
 
-def test_curves_hold_every_value_once_in_little_memory(written: Path) -> None:
+def test_curves_have_every_value_once_in_little_memory(written: Path) -> None:
     curves = load(written).curves
     series = {"all": 14, "site_1": 9, "site_2": 9}
     assert len(curves) == 4 * SEEDS * (18 * sum(series.values()) + 2 * (series["all"] + series["site_1"]))
@@ -272,7 +272,7 @@ def test_curves_hold_every_value_once_in_little_memory(written: Path) -> None:
         np.testing.assert_array_equal(series, values[6], name)
 
 
-def test_a_clone_loads_runs_and_summary_and_says_what_curves_need(written: Path, tmp_path: Path) -> None:
+def test_clone_loads_csvs_and_refuses_curves(written: Path, tmp_path: Path) -> None:
     clone = shutil.copytree(written, tmp_path / "clone", ignore=shutil.ignore_patterns("raw"))
     whole, bare = load(written), load(clone)
     pd.testing.assert_frame_equal(whole.runs, bare.runs)
@@ -289,7 +289,7 @@ def test_a_clone_loads_runs_and_summary_and_says_what_curves_need(written: Path,
         load(tmp_path)
 
 
-def test_every_file_reads_back_as_it_was_written(found: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+def test_every_csv_file_round_trips(found: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     for name, frame in found.items():
         path = tmp_path / f"{name}.csv"
         path.write_text(csv_text(frame))
@@ -302,9 +302,7 @@ def test_every_file_reads_back_as_it_was_written(found: dict[str, pd.DataFrame],
 
 
 @given(st.floats(1e-12, 1e3), st.integers(0, 2**32 - 1), st.sampled_from(["NA", "none", "null", "1e5", "007", "a,b", 'q"']))
-def test_a_run_comes_back_from_its_row_with_its_id(
-    tmp_path_factory: pytest.TempPathFactory, rate: float, seed: int, word: str
-) -> None:
+def test_run_id_follows_from_its_row(tmp_path_factory: pytest.TempPathFactory, rate: float, seed: int, word: str) -> None:
     spec = RunSpec(learning_rate=rate, seed=seed, target=word)
     frame = pd.DataFrame([{"run_id": spec.run_id, "config_id": "0123456789", **spec.as_dict(), "probe_examples": 1}])
     path = tmp_path_factory.getbasetemp() / "row.csv"
@@ -318,7 +316,7 @@ def test_a_run_comes_back_from_its_row_with_its_id(
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9))
-def test_float32_survives_the_file(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+def test_float32_round_trips_through_csv(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     frame = pd.DataFrame({"run_id": ["a"] * len(values), "grad_norm/all": np.array(values, np.float32)})
     path = tmp_path_factory.getbasetemp() / "values.csv"
     path.write_text(csv_text(frame))

@@ -1,4 +1,4 @@
-"""One process writes a results folder at a time, or the shards of one cut; who is turned away learns by whom."""
+"""Writer locks: one process or the shards of one partition at a time, with the owner named in the error."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_a_second_process_is_told_by_whom_the_folder_is_held(held: Any, tmp_path: Path) -> None:
+def test_second_writer_is_refused_with_the_owner(held: Any, tmp_path: Path) -> None:
     holder, folder = held(), tmp_path / "sweep"
     by = rf"is being written by process {holder.pid} on host {re.escape(socket.gethostname())} since \d{{4}}-\S+ \S+. Wait for it"
     with pytest.raises(UserError, match=by + ", or name another folder with --out"), locks.writer_lock(folder):
@@ -70,7 +70,7 @@ def test_a_second_process_is_told_by_whom_the_folder_is_held(held: Any, tmp_path
         report(folder)
 
 
-def test_the_lock_of_a_dead_holder_is_taken_over(held: Any, tmp_path: Path) -> None:
+def test_lock_of_a_dead_process_is_taken_over(held: Any, tmp_path: Path) -> None:
     holder, folder = held(), tmp_path / "sweep"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -82,7 +82,7 @@ def test_the_lock_of_a_dead_holder_is_taken_over(held: Any, tmp_path: Path) -> N
     assert names(folder) == {"raw"}, "nothing is left of either"
 
 
-def test_shards_of_one_cut_work_side_by_side_each_once(held: Any, tmp_path: Path) -> None:
+def test_shards_of_one_partition_write_concurrently(held: Any, tmp_path: Path) -> None:
     folder, one, _ = tmp_path / "sweep", held(1, 3), held(3, 3)
     with locks.writer_lock(folder, Shard(2, 3)), locks.manifest_mutex(folder):
         assert [w.shard for w in locks.other_writers(folder, Shard(2, 3))] == [Shard(1, 3), Shard(3, 3)]
@@ -104,7 +104,7 @@ def test_shards_of_one_cut_work_side_by_side_each_once(held: Any, tmp_path: Path
         pass
 
 
-def test_only_a_dead_writers_temporary_files_are_cleared_away(held: Any, tmp_path: Path) -> None:
+def test_only_temporary_files_of_dead_writers_are_removed(held: Any, tmp_path: Path) -> None:
     folder, alive, dead = tmp_path / "sweep", held(1, 3), held(2, 3)
     dead.kill()
     dead.wait()
@@ -126,7 +126,7 @@ def test_only_a_dead_writers_temporary_files_are_cleared_away(held: Any, tmp_pat
     assert {path.name for path in folder.rglob("*.tmp")} == {".mine.tmp"}
 
 
-def test_a_temporary_file_says_whose_it_is_and_goes(tmp_path: Path) -> None:
+def test_temporary_file_names_its_process_and_is_removed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"), atomic_write.temporary_file(tmp_path / "raw" / "tile.npz") as unfinished:
         assert locks.temporaries(tmp_path) == [unfinished]
         assert atomic_write.process_tag(os.getpid(), socket.gethostname()) in unfinished.name
@@ -134,7 +134,7 @@ def test_a_temporary_file_says_whose_it_is_and_goes(tmp_path: Path) -> None:
     assert names(tmp_path) == {"raw"}
 
 
-def test_a_folder_that_was_not_there_is_not_there_after_a_refusal(tmp_path: Path) -> None:
+def test_refusal_creates_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bad"), locks.writer_lock(tmp_path / "a" / "sweep"):
         raise UserError("bad")
     (tmp_path / "own").mkdir()
@@ -146,7 +146,7 @@ def test_a_folder_that_was_not_there_is_not_there_after_a_refusal(tmp_path: Path
     assert names(tmp_path) == {"own", "file"}
 
 
-def test_a_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def lacks(self: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -158,11 +158,11 @@ def test_a_file_system_without_locks_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "/", "1/", "1/0", "-1/2", "a/b", "1/2/3", "1.0/2", "²/3"])
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_shard_is_refused_by_name(command: str, shard: str, here: Any) -> None:
+def test_invalid_shard_is_refused(command: str, shard: str, here: Any) -> None:
     status, _, said = here(command, "no_such_study", f"--shard={shard}")
     assert status == 2 and len(said.splitlines()) == 1 and shard in said and "1 <= I <= N" in said
 
 
-def test_the_report_is_asked_for_with_the_same_words() -> None:
+def test_report_command_keeps_its_arguments() -> None:
     words = ["run", "s.py", "--shard", "2/8", "--seeds", "3", "--shard=2/8", "--out", "o"]
     assert arguments.strip_shard(words) == ["run", "s.py", "--seeds", "3", "--out", "o"]

@@ -1,4 +1,4 @@
-"""What is read of a results folder: damaged files and manifests are named, those of an earlier version are made whole."""
+"""Corrupt files and manifests are named; manifests of earlier versions are completed with defaults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", tiered(["runs.csv", "summary.csv", "survival.csv", "units.csv", "verdicts.csv"], "units.csv"))
-def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
+def test_corrupt_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     whole = (folder / name).read_text()
     header = whole.splitlines()[0]
@@ -49,7 +49,7 @@ def test_a_damaged_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: s
             report(folder)
 
 
-def test_runs_that_a_clone_lacks_are_counted(clone: Path, tmp_path: Path) -> None:
+def test_missing_runs_of_a_clone_are_counted(clone: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     (folder / "runs.csv").write_text("".join((folder / "runs.csv").read_text().splitlines(keepends=True)[:21]))
     for use in (report, table, lambda f: compare(f, "arm", where="target=wave")):
@@ -76,7 +76,7 @@ def test_runs_that_a_clone_lacks_are_counted(clone: Path, tmp_path: Path) -> Non
         (lambda d: d | {"tables": [{"name": "a", "events": {}}]}, "declares one of its tables without caption"),
     ],
 )
-def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
+def test_incomplete_manifest_is_refused(clone: Path, tmp_path: Path, change, message: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "other"))
     manifest = read_manifest(folder)
     write_manifest(folder, manifest | {"declaration": change(manifest["declaration"])})
@@ -85,7 +85,7 @@ def test_a_manifest_that_declares_too_little_is_refused(clone: Path, tmp_path: P
             use(folder)
 
 
-def test_a_manifest_of_an_earlier_version_has_the_defaults_of_what_it_did_not_know(clone: Path, tmp_path: Path) -> None:
+def test_manifest_of_an_earlier_version_gets_defaults(clone: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "earlier"))
     manifest = read_manifest(folder)
     for entry in manifest["declaration"]["configurations"]:

@@ -1,4 +1,4 @@
-"""Files are whole or not there; a damaged one is named; configurations come back in seed order, whatever is missing."""
+"""Tile files: atomic writes, named corrupt files, and configurations in seed order with any runs missing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.path.relpath(path, folder) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_tile_comes_back_as_it_went(tmp_path: Path) -> None:
+def test_tile_round_trips(tmp_path: Path) -> None:
     made = tile(RELU, RELU.replace(seed=1))
     path = tile_files.write_tile(tmp_path, made)
     read = tile_files.read_tile(path)
@@ -61,7 +61,7 @@ def test_a_tile_comes_back_as_it_went(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644, "readable for others, as any file"
 
 
-def test_a_tile_is_named_by_its_runs(tmp_path: Path) -> None:
+def test_tile_name_follows_from_its_runs(tmp_path: Path) -> None:
     path = tile_files.write_tile(tmp_path, tile(RELU, TANH))
     assert tile_files.write_tile(tmp_path, tile(TANH, RELU, loss=1.0)) == path and tile_files.tile_paths(tmp_path) == [path]
     assert tile_files.write_tile(tmp_path, tile(RELU.replace(seed=1))) != path
@@ -75,7 +75,7 @@ def test_a_tile_is_named_by_its_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9, -1])
-def test_a_truncated_tile_is_named(kept: float, tmp_path: Path) -> None:
+def test_truncated_tile_is_named(kept: float, tmp_path: Path) -> None:
     path = tile_files.write_tile(tmp_path, tile(RELU))
     write_manifest(tmp_path, manifest(RELU))
     whole = path.read_bytes()
@@ -85,7 +85,7 @@ def test_a_truncated_tile_is_named(kept: float, tmp_path: Path) -> None:
             use(tmp_path)
 
 
-def test_a_tile_of_something_else_is_named(tmp_path: Path) -> None:
+def test_foreign_tile_is_named(tmp_path: Path) -> None:
     path = tile_files.write_tile(tmp_path, tile(RELU))
     npy = io.BytesIO()
     np.save(npy, np.zeros(3))
@@ -100,14 +100,14 @@ def test_a_tile_of_something_else_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1', '{"format": 1}', "\x00", b"\xff\xfe\x00{"])
-def test_a_garbled_manifest_is_named(content: str | bytes, tmp_path: Path) -> None:
+def test_corrupt_manifest_is_named(content: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=f"{path} is corrupt .*Restore it, run the study into a new folder"):
         read_manifest(tmp_path)
 
 
-def test_a_manifest_of_another_format_or_none_is_refused(tmp_path: Path) -> None:
+def test_unknown_or_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path} is not a results folder.*relu-study run STUDY --out"):
         read_manifest(tmp_path)
     write_manifest(tmp_path, manifest(RELU))
@@ -118,7 +118,7 @@ def test_a_manifest_of_another_format_or_none_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fault", [OSError("no space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_what_was_there(fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(tmp_path, manifest(RELU))
     before = (tmp_path / "manifest.json").read_bytes()
 
@@ -151,7 +151,7 @@ def test_collect_with_missing_runs(tmp_path: Path) -> None:
     assert relu.probe_examples == 64 and relu.status.tolist() == ["ok"] * 3 and relu.spec["width"] == 3
 
 
-def test_a_run_in_two_tiles_counts_once(tmp_path: Path) -> None:
+def test_run_in_two_tiles_counts_once(tmp_path: Path) -> None:
     tile_files.write_tile(tmp_path, tile(RELU, RELU.replace(seed=1)))
     tile_files.write_tile(tmp_path, tile(RELU))
     found = configurations.collect(tmp_path, manifest(RELU))[RELU.config_id]

@@ -1,4 +1,4 @@
-"""The command as a process, which also says on stderr whether JAX was imported."""
+"""The command as a process that reports on stderr whether JAX was imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as full as can be: what is legible here is legible anywhere."""
+"""Figures with the most content possible, for tests of legibility."""
 
 from __future__ import annotations
 

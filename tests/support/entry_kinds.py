@@ -1,4 +1,4 @@
-"""Small modules by kind, each with a text that is read and another text in its place."""
+"""Small modules by kind of dependency, each with a text that is read and a replacement for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scalars of TensorBoard files, read by TensorBoard's own loader."""
+"""Scalars of TensorBoard files, read with TensorBoard's loader."""
 
 from __future__ import annotations
 

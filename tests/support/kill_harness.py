@@ -1,4 +1,4 @@
-"""The command in child processes that die, of SIGKILL at any moment or where they are struck; and what that may lose."""
+"""The command in child processes that are killed at any moment or at chosen calls, and the losses that this allows."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A small results folder whose every number is known: what the right wing is tested on.
+"""A small results folder with known numbers, for tests of the file side.
 
 A metric of arm number a, target number t, seed s, site number k (all = 0) and epoch e is
 `BASE[metric] + a / 4 + t / 2 + k / 8 - e / 64 + noise(s)`, noise(s) = (s - (seeds - 1) / 2) / 64: exact in
-float32, and the noise sums to zero over the seeds. Fractions follow from the planted flags of `dead_flags`.
+float32, and the noise sums to zero over the seeds. Fractions follow from the flags of `dead_flags`.
 The arm "relu, rate=0.001" is the configuration of `he_normal` under a second label, with the first label's numbers.
-Planted faults: `he_normal` on `wave` goes nonfinite for seed 1 from the third epoch on (its flags are all
-True from there on, a trap), and nothing else does.
+The only fault: `he_normal` on `wave` goes nonfinite for seed 1 from the third epoch on. Its flags are all True from there on,
+which must not count.
 Histograms of pre and post count `HISTOGRAM` values in each of the last two bins, and one value in the zero bin for each dead
 unit; those of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run has none from the third epoch on.
 """

@@ -1,4 +1,4 @@
-"""The smallest results folders that have every kind of file: made of planted numbers, nothing is trained or drawn."""
+"""The smallest results folders with every kind of file, from known numbers without training or drawing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study file with a module next to it, whose entries depend on everything that the rules of provenance name."""
+"""A study file and a module next to it, whose components depend on everything that provenance covers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training of dense networks in plain NumPy, written apart from the engine: the slow, obvious reference of the tests.
+"""Training of dense networks in plain NumPy, independent of the engine: a slow, obvious reference.
 
-Float64 throughout, both passes by hand. Everything that is drawn is given: first weights, batches, dropout masks.
-Parameters carry the names that a tile gives them: `hidden.0.dense.kernel`, ..., `output.bias`.
+Float64 throughout, both passes by hand. Random numbers are inputs: initial weights, batches, dropout masks.
+Parameters have the names used in a tile: `hidden.0.dense.kernel`, ..., `output.bias`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of the planted folder as a reader sees them: in our style, laid out, and with the words of their legends."""
+"""Rendered figures of the known results: with our style and layout, and the texts of their legends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws of a statistic as the engine makes them, and how far their means are from its theory."""
+"""Draws of a statistic by the engine, and the distance of their means from theory."""
 
 from __future__ import annotations
 

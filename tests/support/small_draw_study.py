@@ -1,4 +1,4 @@
-"""A small draw study with a statistic of its own: throws of a coin whose bias is known."""
+"""A small draw study with a custom statistic: throws of a coin with known bias."""
 
 import jax
 

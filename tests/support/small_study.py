@@ -1,4 +1,4 @@
-"""A small study on the article's data: two cohorts, three arms, one claim; little is measured, to compile little."""
+"""A small study on the article's data: two cohorts, three arms, one claim, and few metrics for fast compilation."""
 
 from relu_study import Claim, Experiment, Figure, RunSpec, Study, Table, Target
 

@@ -1,4 +1,4 @@
-"""Stock TensorBoard as a process of its own, asked over HTTP on the loopback."""
+"""Stock TensorBoard as a separate process, queried over HTTP on the loopback."""
 
 from __future__ import annotations
 

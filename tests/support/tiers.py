@@ -1,4 +1,4 @@
-"""Which cases of a test belong to which tier, and how the fast one compiles."""
+"""Tiers of test cases, and the compiler settings of the fast tier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims and the runs that answer them, few and planted: what the verdicts are tested on."""
+"""Claims and a few runs with known numbers, for tests of verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves and survival: the numbers they show, the words around them, that they can be read, and the same bytes each time."""
+"""Curves and survival: shown numbers, labels, legibility, and equal bytes each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fans over depth: quantiles over the runs at each site, one panel an arm, target and epoch."""
+"""Quantile fans over depth: quantiles over runs at each site, one panel per arm, target and epoch."""
 
 from __future__ import annotations
 

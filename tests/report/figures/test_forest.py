@@ -1,4 +1,4 @@
-"""Forests: each effect with its interval, its margin, its verdict and the seeds it is of."""
+"""Forest plots: effects with intervals, margins, verdicts and numbers of seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heat maps: the shares in every cell of a histogram, exact zero apart, and the numbers of a map over two factors."""
+"""Heat maps: the shares of histogram bins with exact zero separate, and the numbers of maps over two factors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`relu-study figure` and `relu_study.figure`: what is written, what is refused in one line, with and without raw/."""
+"""`relu-study figure` and `relu_study.figure`: written files and one-line errors, with and without raw/."""
 
 from __future__ import annotations
 
@@ -142,7 +142,10 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({}, "no figure is named. Give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (init"),
+        (
+            {},
+            "no figure is named. Give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (init",
+        ),
         ({"kind": "heatmap"}, "unknown kind of figure 'heatmap'; did you mean map"),
         ({"name": "survivals"}, "unknown figure of this study 'survivals'; did you mean survival"),
         ({"name": "survival", "arms": "tanh"}, "the figure survival is drawn as declared. Leave out arms"),

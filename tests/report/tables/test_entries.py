@@ -1,4 +1,4 @@
-"""Which cells of a table are the best, as good, better or worse than the baseline: cases by hand."""
+"""Marks of table entries (best, tied, better or worse than the baseline) on cases worked out by hand."""
 
 from __future__ import annotations
 

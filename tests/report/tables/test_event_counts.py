@@ -1,4 +1,4 @@
-"""Tables of counts against loops over single runs, an independent interval, and what a clone makes of them."""
+"""Event counts against loops over single runs and an independent interval, also from a clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every LaTeX table through a stock TeX: Debian's texlive-latex-recommended, which holds booktabs."""
+"""Every LaTeX table compiled with a stock TeX: Debian's texlive-latex-recommended, which contains booktabs."""
 
 from __future__ import annotations
 

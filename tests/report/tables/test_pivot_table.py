@@ -1,4 +1,4 @@
-"""Tables of one's own: any factors as rows and columns, against planted numbers; from the command and from Python."""
+"""Pivot tables with any factors as rows and columns, against known numbers, from the command line and Python."""
 
 from __future__ import annotations
 

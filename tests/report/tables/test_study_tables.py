@@ -1,4 +1,4 @@
-"""The declared tables in CSV, Markdown and LaTeX, against planted numbers worked out by hand."""
+"""Declared tables in CSV, Markdown and LaTeX, against known numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TensorBoard files, read back with TensorBoard's own loader: every value, every step, and what a second writing leaves."""
+"""TensorBoard event files read with TensorBoard's loader: every value and step, and the effects of rewriting."""
 
 from __future__ import annotations
 

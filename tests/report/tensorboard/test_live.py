@@ -1,4 +1,4 @@
-"""What TensorBoard can show of a sweep under way: complete configurations have their files, others have none."""
+"""TensorBoard files during a sweep: complete configurations have them, others do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single-seed runs: what they hold, that they never stay beside newer numbers, and when there would be too many."""
+"""Single-seed TensorBoard runs: their contents, removal when out of date, and their maximum number."""
 
 from __future__ import annotations
 

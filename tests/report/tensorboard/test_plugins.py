@@ -1,4 +1,4 @@
-"""What Custom Scalars, HParams and Histograms are told of a run, value by value; TensorBoard's own code reads it."""
+"""Custom Scalars, HParams and Histograms summaries, value by value, parsed by TensorBoard's code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stock TensorBoard on a results folder, asked over HTTP what its tabs would show."""
+"""Stock TensorBoard on a results folder, queried over HTTP for the contents of its tabs."""
 
 from __future__ import annotations
 
