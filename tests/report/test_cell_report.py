@@ -69,7 +69,7 @@ def test_a_mean_has_its_t_interval_over_the_draws_where_it_is_defined(cells):
     assert abs(one["std"] - 1) < 0.2
 
 
-def test_what_another_experiment_found_is_theory_with_its_error(cells):
+def test_estimates_of_another_experiment_are_theory_with_error(cells):
     mine = row(cells, "experiment=again", "p=0.5", "throw=3")
     other = row(cells, "experiment=several", "p=0.5", "kind=plain", "throw=3")
     assert mine["theory"] == other["estimate"]
@@ -100,7 +100,7 @@ def test_tables_have_all_rows_in_csv_and_the_shown_ones_in_print(folder):
     ]
 
 
-def test_the_last_place_below_a_level_lies_between_the_drawn_ones():
+def test_last_place_below_a_level_is_interpolated():
     from relu_study.report.tables.cell_tables import _last_below
 
     layers = pd.Series([2, 3, 10, 50, 200])
@@ -112,12 +112,12 @@ def test_the_last_place_below_a_level_lies_between_the_drawn_ones():
 
 
 @pytest.mark.parametrize("where, said", [(("thro=1",), "did you mean throw"), (("throw 1",), "cannot read the condition")])
-def test_a_condition_that_cannot_be_is_refused(cells, where, said):
+def test_invalid_condition_is_refused(cells, where, said):
     with pytest.raises(UserError, match=said):
         select(cells, where)
 
 
-def test_pictures_show_what_there_is(folder, cells):
+def test_figures_show_the_estimates(folder, cells):
     for name in ("board", "lines"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
     nothing = {"experiments": ("again",), "number": "height", "cols": "throw", "column": "estimate", "by": "", "rows": ""}
@@ -130,7 +130,7 @@ def drawn(folder, cells, name, **changes):
     return cell_figures.arranged(asdict(one), cells, declaration["numbers"])()
 
 
-def test_lines_say_what_they_are_and_may_run_along_a_logarithm(folder, cells):
+def test_lines_are_labelled_and_may_have_a_logarithmic_axis(folder, cells):
     picture = drawn(folder, cells, "lines", experiments=("several",), by="kind", log_cols=True)
     assert [ax.get_title() for ax in picture.axes] == ["plain", "painted"]
     assert {ax.get_xscale() for ax in picture.axes} == {"log"}
@@ -157,7 +157,7 @@ def test_a_table_may_be_sorted(folder, cells):
     assert measured.dropna().is_monotonic_increasing and len(measured) > 4
 
 
-def test_what_the_study_no_longer_makes_is_removed(folder, tmp_path):
+def test_undeclared_files_are_removed(folder, tmp_path):
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (other / "tables" / "gone.csv").write_text("a\n")
     (other / "figures" / "gone.png").write_text("")
@@ -177,14 +177,14 @@ def test_from_python_without_a_folder():
     assert set(found["draws"]) == {10}
 
 
-def test_the_two_kinds_are_not_taken_for_each_other(folder):
+def test_study_kinds_are_not_confused(folder):
     with pytest.raises(UserError, match=r"is a draw study .*load_cells"):
         load(folder)
     with pytest.raises(UserError, match=r"no draws. Read it with relu_study.load"):
         load_cells(ROOT / "results" / "article")
 
 
-def test_a_cut_cells_csv_is_named(folder, tmp_path):
+def test_truncated_cells_csv_is_named(folder, tmp_path):
     path = tmp_path / "cells.csv"
     path.write_bytes((folder / "cells.csv").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"cells.csv is corrupt \(its last line is truncated\)"):
@@ -201,7 +201,7 @@ TOLD = [
 
 
 @pytest.mark.parametrize("words, said", tiered(TOLD, TOLD[0]))
-def test_the_door_says_which_options_apply(words, said):
+def test_command_names_the_options_that_apply(words, said):
     words = [str(ROOT / "tests" / "support" / "small_draw_study.py") if word == "STUDY" else word for word in words]
     code = f"import sys; sys.argv = ['relu-study', *{words!r}]; from relu_study.cli.commands import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

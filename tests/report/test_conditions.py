@@ -77,12 +77,12 @@ def test_labels_select_by_arm_and_experiment_though_they_hold_commas(manifest: d
         ("status=fine", r"unknown value of status 'fine'"),
     ],
 )
-def test_a_condition_that_means_nothing_is_refused_by_name(where: str, message: str, manifest: dict) -> None:
+def test_meaningless_condition_is_refused_by_name(where: str, message: str, manifest: dict) -> None:
     with pytest.raises(UserError, match=message):
         conditions.parse([where], manifest["declaration"])
 
 
-def test_what_varies_besides_is_held_at_its_most_common_value(manifest: dict) -> None:
+def test_other_varying_factors_are_fixed_at_the_most_common_value(manifest: dict) -> None:
     declaration = manifest["declaration"]
     kept, held = factors.hold_fixed(declaration["configurations"], ("activation", "target"))
     assert held == {"depth": 2, "initializer": "normal_005", "learning_rate": 0.001, "bias_shift": 0.0}
@@ -92,7 +92,7 @@ def test_what_varies_besides_is_held_at_its_most_common_value(manifest: dict) ->
     assert held == {} and len(kept) == len(declaration["configurations"])
 
 
-def test_of_two_equally_common_values_none_is_chosen(manifest: dict) -> None:
+def test_tie_of_most_common_values_is_refused(manifest: dict) -> None:
     declaration = manifest["declaration"]
     tuned = conditions.configurations(conditions.parse(["experiment=tuned"], declaration), declaration)
     message = r"learning_rate varies too, and 0.001, 0.01 are equally common. Choose one with --where learning_rate=0.001"

@@ -74,7 +74,7 @@ def test_one_row_on_the_edge_is_wrong_in_either_direction_one_time_in_twenty() -
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_strong_rows_beside_it_do_not_loosen_the_rule() -> None:
+def test_strong_other_rows_do_not_loosen_the_rule() -> None:
     rng = np.random.default_rng(3)
     found = [study(rng, [0.5] * 4 + [0.05] * 4, loss_claim(margin=0.05)) for _ in range(400)]
     at_most_one_study_in_twenty([set(verdicts[4:]) != {"inconclusive"} for verdicts in found])

@@ -69,7 +69,7 @@ def page(folder: Path) -> Reader:
     return Reader((folder / "report.html").read_text())
 
 
-def test_the_page_is_whole_and_says_what_it_is(folder: Path, page: Reader) -> None:
+def test_page_is_complete_and_titled(folder: Path, page: Reader) -> None:
     text = (folder / "report.html").read_text()
     assert text.startswith("<!DOCTYPE html>\n") and page.of("html") == [{"lang": "en"}]
     assert {"charset": "utf-8"} in page.of("meta")
@@ -87,7 +87,7 @@ def test_nothing_is_fetched_and_nothing_runs(folder: Path, page: Reader) -> None
             assert attrs.get(name, "data:").startswith("data:")
 
 
-def test_what_looks_like_html_stands_as_text(page: Reader) -> None:
+def test_html_in_text_is_escaped(page: Reader) -> None:
     for text in (
         "Is <b>",
         'Prose with <script>alert("x")</script> and 1 < 2 & 3.',
@@ -97,7 +97,7 @@ def test_what_looks_like_html_stands_as_text(page: Reader) -> None:
         assert text in page.text
 
 
-def test_every_picture_is_inside_as_it_lies_in_the_folder_with_its_words(folder: Path, page: Reader) -> None:
+def test_every_image_is_embedded_with_its_text(folder: Path, page: Reader) -> None:
     pictures = page.of("img")
     declared = {figure["name"]: figure["caption"] for figure in read_manifest(folder)["declaration"]["figures"]}
     assert [picture["alt"] for picture in pictures] == [declared[name] for name in ("initialisers", "claims", "survival")]
@@ -107,7 +107,7 @@ def test_every_picture_is_inside_as_it_lies_in_the_folder_with_its_words(folder:
         assert base64.b64decode(content) == (folder / "figures" / f"{name}.svg").read_bytes()
 
 
-def test_links_lead_to_the_files_beside_the_page(folder: Path, page: Reader) -> None:
+def test_links_lead_to_files_next_to_the_page(folder: Path, page: Reader) -> None:
     links = [attrs["href"] for attrs in page.of("a")]
     assert "runs.csv" in links and "manifest.json" in links
     assert all((folder / link).is_file() for link in links)
@@ -135,7 +135,7 @@ def test_a_large_or_missing_svg_gives_way_to_the_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["https://example.org/a.png", "figures/none.png", "../secret.png", "/etc/hostname"])
-def test_a_picture_that_is_not_in_the_folder_becomes_a_link(where: str, tmp_path: Path) -> None:
+def test_image_outside_the_folder_becomes_a_link(where: str, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
     (tmp_path / "in").mkdir()
     found = Reader(html(f"![a < b]({where})", "t", tmp_path / "in"))

@@ -99,7 +99,7 @@ def test_a_second_report_changes_no_byte_and_all_epochs_only_the_summary(tmp_pat
     assert sorted(read_csv(folder / "summary.csv")["epoch"].unique()) == [0, 1, 2, 5]
 
 
-def test_verdicts_are_those_of_the_planted_effects(reported: Path) -> None:
+def test_verdicts_match_the_known_effects(reported: Path) -> None:
     rows = read_csv(reported / "verdicts.csv", TEXTS)
     assert tuple(rows.columns) == COLUMNS["verdicts"]
     overall = rows[rows["contrast"] == "overall"].set_index("claim")["verdict"].to_dict()
@@ -211,7 +211,7 @@ def test_a_study_without_sections_gets_one_page_of_everything(bare: Path) -> Non
     assert all(f"**{claim}: " in text for claim in ("P1", "P2", "P3"))
 
 
-def test_what_no_section_shows_comes_last(bare: Path) -> None:
+def test_items_without_a_section_come_last(bare: Path) -> None:
     section = {"title": "One", "text": "First.", "claims": ["P2"], "tables": ["shapes"], "figures": []}
     redeclare(bare, lambda d: d.update(sections=[section]))
     report(bare)
@@ -284,7 +284,7 @@ def test_a_clone_names_the_file_that_is_missing(bare: Path, gone: str, needs: li
     assert files(bare) == before
 
 
-def test_a_folder_with_nothing_to_go_by_is_refused(bare: Path, tmp_path: Path) -> None:
+def test_folder_without_any_results_is_refused(bare: Path, tmp_path: Path) -> None:
     shutil.rmtree(bare / "raw")
     with pytest.raises(UserError, match="neither raw/ nor CSV files"):
         report(bare)
@@ -293,7 +293,7 @@ def test_a_folder_with_nothing_to_go_by_is_refused(bare: Path, tmp_path: Path) -
         report(tmp_path)
 
 
-def test_files_of_a_former_declaration_go_and_others_stay(bare: Path) -> None:
+def test_files_of_an_earlier_declaration_are_removed(bare: Path) -> None:
     report(bare)
     for name in ("figures/old.png", "figures/old.svg", "figures/notes.txt", "tables/mine.xlsx"):
         (bare / name).parent.mkdir(exist_ok=True)
@@ -327,9 +327,7 @@ def test_files_of_a_former_declaration_go_and_others_stay(bare: Path) -> None:
         (lambda d: d["tables"][0].update(metrics=["los"]), "unknown metric of table initialisers 'los'"),
     ],
 )
-def test_a_declaration_that_names_what_is_not_there_is_refused(
-    reported: Path, change: Callable[[dict], object], message: str
-) -> None:
+def test_declaration_with_unknown_names_is_refused(reported: Path, change: Callable[[dict], object], message: str) -> None:
     declaration = read_manifest(reported)["declaration"]
     check(declaration)
     change(declaration)

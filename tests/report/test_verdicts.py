@@ -54,7 +54,7 @@ def test_verdict_refuses_an_unknown_direction() -> None:
 # how a run's number is formed
 
 
-def test_a_row_holds_the_effect_its_interval_and_holms_p() -> None:
+def test_row_has_effect_interval_and_corrected_p() -> None:
     row = ask(loss_claim(margin=0.1), arm=losses(1.5), base=stored({"val_loss/all": 1.0 - NOISE**2}))
     difference = np.float32(1.5 + NOISE).astype(float) - np.float32(1.0 - NOISE**2)
     interval = scipy.stats.ttest_1samp(difference, 0).confidence_interval(0.95)
@@ -227,9 +227,7 @@ def test_off_floor_is_asked_of_the_loss_of_the_arm() -> None:
     ],
 )
 @pytest.mark.parametrize("direction", ["greater", "equivalent"])
-def test_what_cannot_be_asked_is_not_testable(
-    options: dict[str, Any], arms: dict[str, Configuration], why: str, direction: str
-) -> None:
+def test_missing_data_is_not_testable(options: dict[str, Any], arms: dict[str, Configuration], why: str, direction: str) -> None:
     row = ask(loss_claim(direction=direction, **options), **arms)
     assert row["verdict"] == "not testable" and why in row["reason"] and row["reason"].startswith("not testable because")
     assert all(math.isnan(row[name]) for name in ("effect", "ci_lo", "ci_hi", "p", "p_corrected"))
@@ -241,7 +239,7 @@ def test_one_seed_is_inconclusive_even_when_the_claim_allows_it(metric: str) -> 
     assert (row["verdict"], row["n"]) == ("inconclusive", 1) and "one seed gives no interval" in row["reason"]
 
 
-def test_few_seeds_are_inconclusive_and_told_how_many_are_enough() -> None:
+def test_few_seeds_are_inconclusive_with_the_number_needed() -> None:
     for n in range(2, 6):
         row = ask(loss_claim(), arm=stored({"val_loss/all": 2 + NOISE[:n] / 100}), base=stored({"val_loss/all": np.ones(n)}))
         assert row["ci_lo"] > 0.9 and row["verdict"] == "inconclusive"
@@ -258,7 +256,7 @@ def test_no_claims_and_no_targets() -> None:
 # a study of several rows
 
 
-def test_a_claim_is_asked_on_its_own_targets_and_without_any_on_all() -> None:
+def test_claim_applies_to_its_targets_or_all() -> None:
     arms = {(name, target["name"]): losses(level) for name, level in (("arm", 1.5), ("base", 1.0)) for target in (WAVE, COIN)}
     asked = [("A", ("wave",)), ("A", ("coin_flip",)), ("B", ())]
     rows = evaluate_claims(claims(*(loss_claim(claim=name, targets=on) for name, on in asked)), arms, [WAVE, COIN])
@@ -266,7 +264,7 @@ def test_a_claim_is_asked_on_its_own_targets_and_without_any_on_all() -> None:
     assert found == [("A", "wave"), ("A", "coin_flip"), ("B", "wave"), ("B", "coin_flip")]
 
 
-def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows_alone() -> None:
+def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows() -> None:
     arms = {"arm": losses(1.5), "base": losses(1.0), "same": losses(1.0 + 1e-4)}
     configurations = {(name, target): arm for name, arm in arms.items() for target in ("wave", "coin_flip")}
     del configurations["same", "coin_flip"]
@@ -312,7 +310,7 @@ def test_one_inconclusive_row_leaves_the_whole_claim_open() -> None:
     assert [row["verdict"] for row in rows] == ["confirmed", "inconclusive", "inconclusive"]
 
 
-def test_a_row_that_would_be_confirmed_alone_is_not_among_many() -> None:
+def test_correction_over_many_rows_prevents_confirmation() -> None:
     rng = np.random.default_rng(0)
     arms = {
         ("arm", "wave"): stored({"val_loss/all": 1.014 + 3 * NOISE}),

@@ -141,7 +141,7 @@ def test_refusal_creates_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bad"), locks.writer_lock(tmp_path / "own"):
         raise UserError("bad")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file. Name a folder"), locks.writer_lock(tmp_path / "file"):
+    with pytest.raises(UserError, match=r"is a file\. Name a folder"), locks.writer_lock(tmp_path / "file"):
         pass
     assert names(tmp_path) == {"own", "file"}
 

@@ -96,7 +96,7 @@ def test_a_share_of_runs_has_a_wilson_interval() -> None:
     assert picture.axes[0].get_ylabel() == "collapsed\n(share of runs)\nN = 512 probe examples"
 
 
-def test_survival_steps_down_as_the_planted_units_die() -> None:
+def test_survival_decreases_as_units_die() -> None:
     (picture,) = pictures("survival")
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
     assert "site_1" in picture.axes[0].get_ylabel() and "site_2" in picture.axes[2].get_ylabel()
@@ -123,14 +123,14 @@ def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure() -> None
     assert len(made[0].axes[0].lines) == 1  # tanh alone can saturate
 
 
-def test_what_has_no_values_is_said_below() -> None:
+def test_metrics_without_values_are_named_below() -> None:
     relu = Figure("m", "", "curves", ("initialisers",), metrics=("saturated_fraction", "val_loss"))
     assert said(pictures(relu)[0]).splitlines()[1:] == ["no values: saturated fraction, all sites"]
     arms = Figure("m", "", "curves", ("activations",), metrics=("saturated_fraction",))
     assert said(pictures(arms)[0]).splitlines()[1:] == ["no values: baseline, leaky_relu"]
 
 
-def test_a_metric_at_each_site_is_a_row_for_each_site_that_has_values() -> None:
+def test_metric_at_every_site_has_a_row_per_site_with_values() -> None:
     both, one = (Figure("f", "", "curves", arms=(arm,), metrics=("dead_fraction/*",)) for arm in ("baseline", "shallow"))
     made = pictures(both, one)
     rows = [[ax.get_ylabel().splitlines()[0] for ax in picture.axes[::2]] for picture in made]
@@ -215,19 +215,19 @@ def test_a_metric_that_does_not_exist_is_refused(metrics: tuple[str, ...], messa
         ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
     ],
 )
-def test_a_figure_that_cannot_be_drawn_is_refused_where_it_is_declared(change: dict[str, Any], message: str) -> None:
+def test_invalid_figure_is_refused_at_declaration(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         Figure(**{"name": "f", "caption": "", "kind": "curves", "metrics": ("val_loss",), **change})
 
 
-def test_an_arm_absent_on_one_target_leaves_a_panel_that_says_so() -> None:
+def test_arm_missing_on_a_target_leaves_a_labelled_panel() -> None:
     declared = planted()[0]["declaration"]["configurations"]
     kept = [e for e in declared if e["arm"] != "tanh" or e["spec"]["target"] == "wave"]
     picture = pictures(Figure("f", "", "curves", ("activations",), metrics=("saturated_fraction",)), configurations=kept)[0]
     assert [[t.get_text() for t in ax.texts] for ax in picture.axes] == [[], ["no values"]]
 
 
-def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_declaration() -> None:
+def test_arms_keep_the_figure_order_and_targets_the_declared_order() -> None:
     chosen = Figure("f", "", "curves", ("initialisers", "activations"), arms=("tanh", "baseline"), metrics=("grad_norm/site_2",))
     picture = pictures(chosen)[0]
     assert labels(picture) == ["tanh", "baseline"]
@@ -239,7 +239,7 @@ def test_a_figure_takes_its_arms_in_its_own_order_and_its_targets_from_the_decla
     assert {ax.get_title() for ax in nameless.axes} == {""}
 
 
-def test_units_stand_on_the_axes_unless_the_name_says_them() -> None:
+def test_axis_labels_have_units_unless_the_name_has_them() -> None:
     known = planted()[0]["declaration"]["metrics"]
     units = {"val_loss": "loss", "grad_norm": "L2 norm", "dead_fraction": "fraction"}
     metrics = {name: about | {"unit": units.get(name, "")} for name, about in known.items()}
@@ -259,7 +259,7 @@ def test_a_huge_interval_does_not_hide_the_lines() -> None:
     assert -10 < low < 1 and 3 < high < 10
 
 
-def test_exact_zeros_have_a_place_on_a_logarithmic_axis() -> None:
+def test_exact_zeros_are_shown_on_a_logarithmic_axis() -> None:
     row = Row("gradient", [{"dead": flat(0.0), "alive": flat(1e-3), "faint": flat(1e-8)}], log=True)
     (ax,) = drawn(lambda: drawing.curves([row], [""], ["dead", "alive", "faint"], "t")).axes
     heights = [ax.transData.transform((0, line.get_ydata()[0]))[1] for line in ax.lines]
@@ -309,7 +309,7 @@ def test_arms_look_the_same_in_every_panel_and_different_from_each_other() -> No
         assert line_of(picture, 1, arm).get_ydata()[0] == arms.index(arm)
 
 
-def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
+def test_coinciding_lines_are_both_visible() -> None:
     picture = drawn(lambda: drawing.curves([Row("y", [{"a": flat(1), "b": flat(1), "c": flat(1)}])], [""], ["b", "c", "a"], "t"))
     lines = [line_of(picture, 0, arm) for arm in ("b", "c", "a")]
     assert [line.is_dashed() for line in lines] == [False, True, True]
@@ -317,7 +317,7 @@ def test_of_two_lines_that_coincide_both_can_be_seen() -> None:
 
 
 @pytest.mark.parametrize("number", tiered(range(18), 0, 3, 9, 12, 16))
-def test_no_text_is_small_clipped_or_on_top_of_another(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_large_unclipped_and_does_not_overlap(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
     draw = Text.draw
     monkeypatch.setattr(Text, "draw", lambda self, renderer: (shown.setdefault(self), draw(self, renderer))[1])
@@ -342,7 +342,7 @@ def test_the_legend_says_how_many_runs() -> None:
         assert picture.legends[0].get_title().get_text() == words
 
 
-def test_the_bytes_depend_on_the_numbers_alone(written: list[Path], tmp_path: Path) -> None:
+def test_bytes_depend_on_the_numbers_only(written: list[Path], tmp_path: Path) -> None:
     manifest, configurations, rows = planted()
 
     csv = {
@@ -372,7 +372,7 @@ def test_a_format_has_the_same_bytes_whichever_others_are_written() -> None:
     assert {name: canvas.render(draw, (name,))[name] for name in every} == every
 
 
-def test_a_dollar_sign_in_a_label_is_a_dollar_sign() -> None:
+def test_dollar_signs_in_labels_are_text() -> None:
     arm = "from $\\frac{ to 2$"  # as mathematics this is an error
     made = canvas.render(lambda: drawing.curves([Row("y", [{arm: flat(1)}])], [""], [arm], "t"))
     assert arm in made["svg"].decode()

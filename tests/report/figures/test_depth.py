@@ -55,7 +55,7 @@ def test_the_quantiles_are_those_of_the_runs_in_every_panel() -> None:
             np.testing.assert_allclose(upper, np.repeat(wanted[1], 2 if arm == "shallow" else 1), rtol=1e-8)
 
 
-def test_titles_labels_and_legend_say_what_is_what() -> None:
+def test_titles_labels_and_legend_are_complete() -> None:
     (picture,) = pictures(DEPTH)
     assert [ax.get_title() for ax in picture.axes[:6]] == [*ARMS, "", "n=7/8", ""]
     ylabels = [re.sub(r"\s+", " ", ax.get_ylabel()) for ax in picture.axes]
@@ -77,7 +77,7 @@ def test_norms_are_logarithmic_and_fractions_never() -> None:
     assert "N = 512 probe examples" in picture.axes[0].get_ylabel().replace("\n", " ")
 
 
-def test_an_epoch_that_was_not_measured_leaves_panels_that_say_so_and_none_no_picture() -> None:
+def test_unmeasured_epoch_leaves_labelled_panels_or_no_figure() -> None:
     (picture,) = pictures(replace(DEPTH, epoch=(3, 5)))
     assert [[t.get_text() for t in ax.texts] for ax in picture.axes[:6]] == [["no values"]] * 3 + [[]] * 3
     assert pictures(replace(DEPTH, epoch=3)) == []

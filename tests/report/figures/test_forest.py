@@ -45,7 +45,7 @@ def panel_rows(picture: Picture, panel: int) -> list[float]:
     return list(picture.axes[panel - panel % 2].get_yticks())
 
 
-def test_markers_and_colours_both_tell_the_verdicts_apart() -> None:
+def test_verdicts_differ_in_marker_and_colour() -> None:
     for sign in ("marker", "color"):
         assert len({look[sign] for look in forest.VERDICTS.values()}) == 4
 
@@ -54,7 +54,7 @@ def effect(label: str = "a vs b", verdict: str = "confirmed", column: str = "", 
     return Effect("difference in val loss", label, column, value, value - 0.01, value + 0.01, (0.05, np.inf), verdict)
 
 
-def test_rows_that_read_the_same_are_all_drawn() -> None:
+def test_rows_with_equal_labels_are_all_drawn() -> None:
     effects = [effect(), effect(verdict="refuted", value=-0.2), effect(column="x"), effect(column="x", value=0.3)]
     picture = drawn(lambda: forest.forest(effects))
     markers = [[line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "None"] for ax in picture.axes]
@@ -62,7 +62,7 @@ def test_rows_that_read_the_same_are_all_drawn() -> None:
     assert [t.get_text() for t in picture.axes[0].get_yticklabels()] == ["a vs b"] * 2
 
 
-def test_a_row_that_cannot_be_tested_says_so_and_claims_nothing() -> None:
+def test_untestable_row_is_labelled_without_a_claimed_range() -> None:
     effects = [effect(), effect("c vs d", "not testable", value=np.nan)]
     picture = drawn(lambda: forest.forest(effects))
     (ax,) = picture.axes
@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_tested_says_so_and_claims_nothing() -> None:
     assert not alone.legends and [t.get_text() for t in alone.axes[0].texts] == ["not testable"]
 
 
-def test_the_seeds_behind_an_effect_are_counted_where_they_are_not_all() -> None:
+def test_missing_seeds_of_an_effect_are_counted() -> None:
     (picture,) = pictures("claims")
     texts = [[(t.get_text(), t.get_position()[1]) for t in ax.texts] for ax in picture.axes]
     # he_normal loses a run on wave, and is compared there in its second block alone
@@ -86,7 +86,7 @@ def test_the_seeds_behind_an_effect_are_counted_where_they_are_not_all() -> None
     assert all(effect < left + 0.8 * (right - left) for effect in effects)  # the count stands beside, not on it
 
 
-def test_seeds_that_are_not_run_are_told_from_nonfinite_ones() -> None:
+def test_missing_seeds_differ_from_nonfinite_ones() -> None:
     stored, lost = planted()[1], config_ids()["he_normal", "wave"]
     few = {k: replace(c, seeds=c.seeds[:6], run_ids=c.run_ids[:6]) if k == lost else c for k, c in stored.items()}
     rows = [dict(row, n=5) if row["claim"] == "P2" and row["target"] == "wave" else row for row in planted()[2]]

@@ -33,7 +33,7 @@ def meshes(ax: Any) -> list[np.ndarray]:
     return [np.ma.filled(mesh.get_array().astype(float), np.nan) for mesh in found]
 
 
-def test_every_share_is_where_its_bin_is_and_exact_zero_is_a_strip_of_its_own() -> None:
+def test_shares_are_at_their_bins_and_exact_zero_has_a_strip() -> None:
     (picture,) = pictures(SPREADS)
     panels = [
         (m, target, arm) for m in ("post", "gradient") for target in ("wave", "coin_flip") for arm in ("baseline", "he_normal")
@@ -56,7 +56,7 @@ def test_every_share_is_where_its_bin_is_and_exact_zero_is_a_strip_of_its_own() 
         assert 0 in ax.get_yticks()
 
 
-def test_what_is_pooled_is_said_and_lost_runs_are_counted() -> None:
+def test_pooled_runs_are_named_and_missing_runs_counted() -> None:
     (picture,) = pictures(SPREADS)
     assert [ax.get_title() for ax in picture.axes[:12]] == [
         *("baseline", "he_normal\nn=7/8", "lecun_normal", "", "", "", "", "n=7/8", "", "", "", ""),
@@ -72,7 +72,7 @@ def test_what_is_pooled_is_said_and_lost_runs_are_counted() -> None:
     assert {ax.get_xlabel() for ax in picture.axes[9:12]} == {"epoch"}
 
 
-def test_a_tick_stands_where_its_value_is_counted() -> None:
+def test_ticks_are_at_the_bins_of_their_values() -> None:
     counts = np.zeros((2, BINS))
     counts[:, 20:50] = 1
     cell = ValueHistogram(np.arange(2.0), counts / 30, 4)
@@ -162,7 +162,7 @@ def cells(ax: Any) -> dict[tuple[str, str], str]:
     return {(rows[int(t.get_position()[1])], cols[int(t.get_position()[0])]): t.get_text() for t in ax.texts}
 
 
-def test_every_cell_has_the_mean_over_its_runs_and_the_count_of_lost_ones() -> None:
+def test_cells_have_means_over_runs_and_counts_of_missing_runs() -> None:
     (picture,) = pictures(MAP)
     assert [ax.get_title() for ax in picture.axes[:2]] == ["target: wave", "target: coin_flip"]
     assert [ax.get_ylabel() for ax in picture.axes[:2]] == ["initializer", ""]
@@ -180,7 +180,7 @@ def test_every_cell_has_the_mean_over_its_runs_and_the_count_of_lost_ones() -> N
     assert said(picture) == "held: activation relu"
 
 
-def test_the_scale_says_which_end_is_better_and_a_loss_has_one_for_each_target() -> None:
+def test_scale_names_the_better_end_and_losses_have_one_per_target() -> None:
     (picture,) = pictures(replace(MAP, metrics=("val_loss", "dead_fraction/site_1", "grad_norm"), epoch=1))
     assert [ax.get_ylabel() for ax in picture.axes[6:]] == [
         *["val loss\nepoch 1\nlower is better"] * 2,
@@ -196,7 +196,7 @@ def test_an_earlier_epoch_shows_the_numbers_of_that_epoch() -> None:
     assert pictures(replace(MAP, epoch=3)) == []
 
 
-def test_a_metric_that_is_not_defined_somewhere_is_a_dash_there() -> None:
+def test_undefined_metric_is_a_dash() -> None:
     chosen = Figure("m", "", "map", ("activations",), metrics=("saturated_fraction",), rows="activation", cols="initializer")
     (picture,) = pictures(chosen)
     assert cells(picture.axes[0]) == {
@@ -206,7 +206,7 @@ def test_a_metric_that_is_not_defined_somewhere_is_a_dash_there() -> None:
     assert pictures(replace(chosen, arms=("baseline",))) == []
 
 
-def test_arms_that_differ_in_the_other_factor_alone_are_one_row() -> None:
+def test_arms_that_differ_only_in_the_other_factor_share_a_row() -> None:
     (picture,) = pictures(Figure("m", "", "map", ("tuned",), metrics=("val_loss",), rows="arm", cols="learning_rate"))
     assert [t.get_text() for t in picture.axes[0].get_yticklabels()] == ["relu", "selu"]
     assert len(cells(picture.axes[0])) == 4 and not picture.legends
@@ -221,7 +221,7 @@ def test_the_target_can_be_a_factor() -> None:
     assert len(cells(picture.axes[0])) == 6
 
 
-def test_a_factor_without_a_most_common_value_is_refused_with_the_way_out() -> None:
+def test_factor_without_a_most_common_value_is_refused() -> None:
     tied = replace(MAP, experiments=("tuned",), rows="initializer", cols="depth")
     with pytest.raises(UserError, match=r"figure m: .*equally common. Choose one with --where"):
         study_figures.check(planted()[0]["declaration"] | {"figures": [vars(tied)]})
@@ -255,7 +255,7 @@ def test_on_a_logarithmic_scale_the_marks_are_written_out_and_a_narrow_one_is_li
 
 
 @pytest.mark.parametrize(("value", "limits"), [(0.0, (0, 1)), (0.25, (0, 0.25)), (-2.0, (-2, 0))])
-def test_a_number_that_is_the_same_everywhere_has_a_scale_from_zero(value: float, limits: tuple[float, float]) -> None:
+def test_constant_number_has_a_scale_from_zero(value: float, limits: tuple[float, float]) -> None:
     board = heatmap.Heatmap(np.full((1, 2), value), np.ones((1, 2), bool), [["", ""]])
     groups = [heatmap.Heatmaps("y", {"a": board})]
     picture = drawn(lambda: heatmap.maps(groups, ["a"], ("rows", ["r"]), ("cols", ["1", "2"])))

@@ -71,7 +71,7 @@ def test_every_kind_is_written_in_the_formats_of_its_names(kind: str, folder: Pa
     assert {path: path.read_bytes() for path in names} == first
 
 
-def test_a_declared_figure_is_that_of_the_report(folder: Path, tmp_path: Path) -> None:
+def test_declared_figure_equals_the_reported_one(folder: Path, tmp_path: Path) -> None:
     for name in ("initialisers", "survival", "claims"):
         (path,) = figure(folder, name=name, out=tmp_path / f"{name}.svg")
         assert path.read_bytes() == (folder / "figures" / f"{name}.svg").read_bytes()
@@ -115,12 +115,12 @@ def test_conditions_choose_configurations_and_runs(folder: Path, seen: list[Any]
     assert picture.axes[0].lines[1].get_ydata()[3] == pytest.approx(mean, rel=1e-8)
 
 
-def test_histograms_are_pooled_over_the_chosen_runs_alone(folder: Path, seen: list[Any], tmp_path: Path) -> None:
+def test_histograms_are_pooled_over_selected_runs_only(folder: Path, seen: list[Any], tmp_path: Path) -> None:
     figure(folder, "histograms", arms="baseline", where="seed=0,1,2", metrics="post/site_1", out=tmp_path / "a.png")
     assert seen[0].axes[-1].get_xlabel().startswith("share of the values of an epoch, pooled over 3 runs")
 
 
-def test_conditions_on_metrics_are_those_of_the_last_epoch(folder: Path, seen: list[Any], tmp_path: Path) -> None:
+def test_conditions_on_metrics_use_the_last_epoch(folder: Path, seen: list[Any], tmp_path: Path) -> None:
     # `stuck` loses all of site_2 on the odd four of its eight seeds
     figure(folder, "survival", arms="stuck", where="dead_fraction/site_2=1", out=tmp_path / "a.png")
     assert said(seen[0]).startswith("share and its 95 % band over 4 runs")
@@ -144,7 +144,7 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
     [
         (
             {},
-            "no figure is named. Give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (init",
+            "no figure is named. Give a kind (curves, survival, forest, depth, histograms, map), or the name of a declared one (",
         ),
         ({"kind": "heatmap"}, "unknown kind of figure 'heatmap'; did you mean map"),
         ({"name": "survivals"}, "unknown figure of this study 'survivals'; did you mean survival"),
@@ -178,7 +178,7 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
+def test_invalid_figure_request_writes_nothing(
     words: dict[str, Any], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unwritable_place_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_unwritable_path_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place, message in (("file/a.png", "cannot write"), ("dir.png", "is a folder. Name a file")):
         (tmp_path / "dir.png").mkdir(exist_ok=True)
@@ -195,7 +195,7 @@ def test_an_unwritable_place_is_one_line(folder: Path, tmp_path: Path) -> None:
             figure(folder, "depth", out=tmp_path / place)
 
 
-def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
+def test_bad_folders_are_one_line_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a results folder: it has no manifest"):
         figure(tmp_path, "depth")
     manifest = read_manifest(folder)
@@ -215,7 +215,7 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
         figure(tmp_path, "depth")
 
 
-def test_a_folder_whose_runs_are_of_other_configurations_has_none_to_draw(folder: Path, tmp_path: Path) -> None:
+def test_runs_of_other_configurations_are_not_drawn(folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     other = shutil.copytree(folder, tmp_path / "other")
     for entry in manifest["declaration"]["configurations"]:
@@ -268,7 +268,7 @@ def test_a_missing_csv_is_named(clone: Path, tmp_path: Path) -> None:
         figure(less, "forest")
 
 
-def test_a_report_draws_all_kinds_and_a_clone_what_it_can(folder: Path, tmp_path: Path) -> None:
+def test_report_draws_all_kinds_and_a_clone_those_with_input(folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     own = shutil.copytree(folder, tmp_path / "own")
     shown = [
@@ -291,7 +291,7 @@ def test_a_report_draws_all_kinds_and_a_clone_what_it_can(folder: Path, tmp_path
     }
 
 
-def test_a_figure_comes_without_jax(folder: Path) -> None:
+def test_figure_does_not_import_jax(folder: Path) -> None:
     code = "import sys, relu_study; relu_study.figure; print({'jax', 'matplotlib.pyplot'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"

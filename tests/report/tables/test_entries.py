@@ -28,20 +28,20 @@ def said(group: Group) -> list[Mark]:
     return rank_entries([group])[0]
 
 
-def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_near() -> None:
+def test_best_is_bold_and_indistinguishable_entries_are_tied() -> None:
     found = said(Group("lower", [FAR, NEAR, BEST]))
     assert found == [Mark(), Mark(tied=True), Mark(best=True)]
     found = said(Group("higher", [FAR, NEAR, BEST]))
     assert found == [Mark(best=True), Mark(), Mark()]
 
 
-def test_pairing_by_seed_tells_cells_apart_that_overlap() -> None:
+def test_pairing_by_seed_separates_overlapping_entries() -> None:
     # The seeds differ by 1 and the cells by 0.01: unpaired they could not be told apart.
     assert scipy.stats.ttest_ind(NOISE, NOISE + 0.01).pvalue > 0.9
     assert said(Group("lower", [BEST, cell(NOISE + 0.01)])) == [Mark(best=True), Mark()]
 
 
-def test_neither_all_equal_nor_without_direction_is_there_a_best() -> None:
+def test_no_best_without_direction_or_difference() -> None:
     assert said(Group("lower", [BEST, BEST])) == [Mark(), Mark()]
     assert said(Group("none", [BEST, FAR], baseline=0)) == [Mark(), Mark()]
 
@@ -53,7 +53,7 @@ def test_the_only_cell_without_nonfinite_runs_is_the_best() -> None:
     assert said(Group("lower", [absent, FAR])) == [Mark(), Mark()]  # nothing to be better than
 
 
-def test_a_cell_with_nonfinite_runs_is_neither_best_nor_near() -> None:
+def test_entry_with_nonfinite_runs_is_neither_best_nor_tied() -> None:
     holes = np.where(np.arange(SEEDS) == 3, np.nan, NOISE - 5)
     assert said(Group("lower", [cell(holes), BEST, NEAR])) == [Mark(), Mark(best=True), Mark(tied=True)]
 
@@ -73,7 +73,7 @@ def test_p_is_corrected_over_the_whole_table() -> None:
     assert rank_entries([one, one]) == [[Mark(best=True), Mark(tied=True)]] * 2
 
 
-def test_cells_known_by_their_summary_alone_are_not_compared() -> None:
+def test_entries_from_the_summary_are_not_compared() -> None:
     plain = [Entry(1.0, 0.9, 1.1, 8, 8, True), Entry(2.0, 1.9, 2.1, 8, 8, True)]
     assert said(Group("lower", plain, baseline=1)) == [Mark(best=True), Mark()]
 
@@ -117,7 +117,7 @@ def test_the_text_of_a_cell() -> None:
     assert format_entry(Entry(0.5, math.nan, math.nan, 1, 1, True), "val_loss") == "0.5"
 
 
-def test_the_legend_says_what_is_there_and_nothing_else() -> None:
+def test_notes_explain_the_marks_that_occur() -> None:
     bare = " ".join(notes([Mark()], [Entry(1.0, 0.9, 1.1, 8, 8, True)], ["val_loss"], "over n = 8 seeds", "column"))
     assert bare == "Mean ± half width of the 95 % interval over n = 8 seeds."
     every = [Mark(best=True), Mark(tied=True), Mark(versus="better"), Mark(versus="worse")]

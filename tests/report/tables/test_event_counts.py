@@ -67,13 +67,13 @@ def test_the_columns_are_the_keys_n_the_events_and_the_interval(made: pd.DataFra
     assert list(made) == ["target", "initializer", "remedy", "n", "at first", "then", "ended", "ci_lo", "ci_hi"]
 
 
-def test_counts_are_those_of_single_runs(folder: Path, made: pd.DataFrame) -> None:
+def test_counts_match_single_runs(folder: Path, made: pd.DataFrame) -> None:
     assert made.iloc[:, :7].to_numpy().tolist() == slow_counts(folder)
     stuck = made[made["remedy"] == "stuck"]  # loses its second site from the third epoch on, on odd seeds
     assert stuck[["n", "at first", "then", "ended"]].to_numpy().tolist() == [[8, 0, 4, 4]] * 2
 
 
-def test_a_nonfinite_run_is_counted_in_n_and_said(folder: Path, made: pd.DataFrame) -> None:
+def test_nonfinite_run_is_counted_in_n_and_noted(folder: Path, made: pd.DataFrame) -> None:
     row = made[(made["remedy"] == "he_normal") & (made["target"] == "wave")].iloc[0]
     assert (row["n"], row["ended"]) == (8, 0)  # its planted flags say collapsed, but its numbers are no measurement
     assert "1 of the runs went nonfinite" in (folder / "tables" / "ends.md").read_text()
@@ -85,7 +85,7 @@ def test_the_interval_is_wilsons_of_the_last_event(made: pd.DataFrame) -> None:
         assert (row.ci_lo, row.ci_hi) == pytest.approx((known.low, known.high), abs=1e-9)
 
 
-def test_a_clone_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_clone_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     clone = Path(shutil.copytree(folder, tmp_path / "clone", ignore=shutil.ignore_patterns("raw", "tensorboard", "tables")))
     report(clone)
     for suffix in ("csv", "md", "tex"):

@@ -22,7 +22,7 @@ EVERY = "".join(chr(c) for c in range(32, 127))  # every printable character of 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive-latex-recommended")
-def test_every_table_compiles_without_a_complaint(tmp_path: Path) -> None:
+def test_every_table_compiles_without_warnings(tmp_path: Path) -> None:
     planted_folder(tmp_path / "planted")
     report(tmp_path / "planted")
     manifest = read_manifest(tmp_path / "planted")

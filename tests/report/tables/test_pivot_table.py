@@ -44,7 +44,7 @@ def rows_of(markdown: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in found}
 
 
-def test_rows_by_columns_hold_the_planted_means(folder: Path) -> None:
+def test_rows_by_columns_have_the_known_means(folder: Path) -> None:
     text = table(folder, "activation", "target", "val_loss", where=["experiment=activations"])
     found = rows_of(text)
     assert list(found) == ["activation", "---", "relu", "leaky_relu", "tanh"] and found["activation"] == ["wave", "coin_flip"]
@@ -57,7 +57,7 @@ def test_rows_by_columns_hold_the_planted_means(folder: Path) -> None:
     assert "Runs with experiment=activations." in text and "Lower is better: val loss." in text
 
 
-def test_other_factors_are_held_and_named_and_no_row_goes_missing(folder: Path) -> None:
+def test_other_factors_are_fixed_and_named(folder: Path) -> None:
     text = table(folder, ["activation"], ["target"], "dead_fraction", site="site_1")
     assert "Held fixed: depth 2, initializer normal_005, learning rate 0.001, bias shift 0." in text
     found = rows_of(text)
@@ -83,7 +83,7 @@ def test_several_metrics_arms_as_rows_and_a_baseline(folder: Path) -> None:
     assert found["stuck†"][2].startswith(f"0.5 [{low}, {high}]")
 
 
-def test_an_epoch_of_ones_choice_needs_the_tiles(folder: Path, clone: Path) -> None:
+def test_chosen_epoch_needs_the_tiles(folder: Path, clone: Path) -> None:
     found = rows_of(table(folder, "arm", metric="val_loss", epoch=1, where="target=wave"))
     assert found["lecun_normal"][0].strip("* ≈") == f"{1.5 + 2 / 4 - 1 / 64:.3f} ± {HALF:.3f}"
     assert rows_of(table(clone, "arm", metric="val_loss", where="target=wave")) == rows_of(
@@ -166,12 +166,12 @@ def test_compare_pairs_by_seed(folder: Path) -> None:
         ({"where": ["experiment=tuned"]}, r"learning_rate varies too"),
     ],
 )
-def test_what_cannot_be_tabulated_is_refused_by_name(folder: Path, change: dict, message: str) -> None:
+def test_invalid_table_request_is_refused_by_name(folder: Path, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         table(folder, **({"rows": "activation", "cols": "target"} | change))
 
 
-def test_a_folder_that_holds_no_results_is_refused(tmp_path: Path) -> None:
+def test_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a results folder: it has no manifest.json"):
         table(tmp_path)
     planted_folder(tmp_path)

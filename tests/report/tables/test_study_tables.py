@@ -65,7 +65,7 @@ def test_nonfinite_runs_are_shown_and_their_arm_is_never_the_best(made: dict[str
     assert coin[2].startswith("**")
 
 
-def test_the_best_of_the_other_arms_is_bold_then(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
+def test_best_arm_without_nonfinite_runs_is_bold(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
     changed = json.loads(json.dumps(manifest))
     table = changed["declaration"]["tables"][1] | {
         "arms": ["he_normal", "stuck", "baseline"],
@@ -96,7 +96,7 @@ def test_no_direction_and_all_equal_mean_no_bold(manifest: dict, found: dict[str
     assert "**" not in text.split("\n", 1)[1] and "Bold" not in text
 
 
-def test_tables_in_csv_have_means_and_intervals_apart(made: dict[str, dict[str, str]], tmp_path: Path) -> None:
+def test_csv_tables_have_separate_means_and_intervals(made: dict[str, dict[str, str]], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(made["initialisers"]["csv"])
     frame = pd.read_csv(tmp_path / "t.csv").set_index(["target", "arm"])
     row = frame.loc["wave", "he_normal"]
@@ -175,7 +175,7 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
         ({"tune": "learning_rate"}, "tunes learning_rate and so reports the last epoch"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused_by_name(manifest: dict, change: dict, message: str) -> None:
+def test_invalid_table_is_refused_by_name(manifest: dict, change: dict, message: str) -> None:
     declaration = json.loads(json.dumps(manifest["declaration"]))
     check(declaration)
     declaration["tables"][0] |= change
@@ -183,7 +183,7 @@ def test_a_table_that_cannot_be_read_is_refused_by_name(manifest: dict, change: 
         check(declaration)
 
 
-def test_an_arm_left_out_at_this_size_is_no_error(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
+def test_arm_left_out_by_a_preset_is_no_error(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
     changed = json.loads(json.dumps(manifest))
     changed["declaration"]["skip"] = ["shapes"]
     entries = changed["declaration"]["configurations"]

@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
     return *written(path), path
 
 
-def test_every_value_of_every_configuration_comes_back(folder: Any) -> None:
+def test_every_value_of_every_configuration_round_trips(folder: Any) -> None:
     manifest, configurations, path = folder
     names = run_names(manifest)
     assert sorted(p.name for p in (path / "tensorboard").iterdir()) == sorted(names[c] for c in configurations)
@@ -97,7 +97,7 @@ def test_every_value_of_every_configuration_comes_back(folder: Any) -> None:
     assert total > 5000
 
 
-def test_the_planted_gaps_are_left_out_of_all_three_tags(folder: Any) -> None:
+def test_gaps_are_left_out_of_all_three_tags(folder: Any) -> None:
     _, _, path = folder
     relu, tanh = (read(path / "tensorboard" / f"{arm}@wave") for arm in ("baseline", "tanh"))
     for tag in ("mean", "lo", "hi"):
@@ -118,7 +118,7 @@ def test_values_are_those_of_the_summary(folder: Any) -> None:
                 assert series[f"{row.metric}/{row.site}/{tag}"][int(row.epoch)] == np.float32(value)
 
 
-def test_the_buckets_of_a_bounded_output_tell_large_values_apart(tmp_path: Path) -> None:
+def test_buckets_of_a_bounded_output_resolve_large_values(tmp_path: Path) -> None:
     manifest = planted_manifest(planted_study())
     path = planted_folder(tmp_path)
     config_id, found = next((k, c) for k, c in collect(path, manifest).items() if c.spec["activation"] == "tanh")
@@ -142,7 +142,7 @@ def test_the_buckets_of_a_bounded_output_tell_large_values_apart(tmp_path: Path)
     assert make_ndarray(loaded.Tensors("pre/site_1")[0].tensor_proto)[-1, 1] == 2.0**8  # powers of two
 
 
-def test_one_event_a_step_holds_all_tags_and_the_file_says_its_version(folder: Any) -> None:
+def test_one_event_per_step_has_all_tags(folder: Any) -> None:
     _, _, path = folder
     raw = [Event.FromString(e) for e in RawEventFileLoader(str(path / "tensorboard" / "baseline@wave" / EVENT_FILE)).Load()]
     assert raw[0].file_version == "brain.Event:2"
@@ -173,7 +173,7 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
     assert all(math.isfinite(v) for points in series.values() for v in points.values())
 
 
-def test_what_cannot_be_said_of_nonfinite_runs_stands_as_nan_on_the_same_steps(tmp_path: Path) -> None:
+def test_unknown_values_of_nonfinite_runs_are_nan(tmp_path: Path) -> None:
     manifest = read_manifest(planted_folder(tmp_path, seeds=3))
     configurations = collect(tmp_path, manifest)
     for configuration in configurations.values():
@@ -201,7 +201,7 @@ def test_the_last_point_is_that_of_the_summary_though_every_run_went_nonfinite(t
         assert list(series[f"update_norm/all/{tag}"]) == [1, 2, 5]  # before training there is none to have
 
 
-def test_writing_again_leaves_the_same_bytes_and_doubles_nothing(tmp_path: Path) -> None:
+def test_rewriting_gives_the_same_bytes_without_duplicates(tmp_path: Path) -> None:
     manifest, configurations = written(tmp_path, seeds=2)
     first = contents(tmp_path)
     assert first and {Path(name).name for name in first} == {EVENT_FILE}
@@ -209,7 +209,7 @@ def test_writing_again_leaves_the_same_bytes_and_doubles_nothing(tmp_path: Path)
     assert contents(tmp_path) == first
 
 
-def test_new_values_replace_the_old_ones_whole(tmp_path: Path) -> None:
+def test_new_values_replace_old_files(tmp_path: Path) -> None:
     manifest, configurations = written(tmp_path, seeds=2)
     for configuration in configurations.values():
         del configuration.values["grad_norm/all"]
@@ -220,7 +220,7 @@ def test_new_values_replace_the_old_ones_whole(tmp_path: Path) -> None:
         same(read(tmp_path / "tensorboard" / names[config_id]), expected(configuration))
 
 
-def test_a_broken_off_writing_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_keeps_the_old_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, configurations = written(tmp_path, seeds=2)
     before = contents(tmp_path)
     for configuration in configurations.values():
@@ -297,7 +297,7 @@ def test_names_that_would_coincide_end_in_their_id() -> None:
 
 
 @given(st.lists(st.text(max_size=150), min_size=1, max_size=6, unique=True), st.text(max_size=150))
-def test_any_label_gives_a_folder_of_its_own(labels: list[str], target: str) -> None:
+def test_any_label_gives_a_distinct_folder(labels: list[str], target: str) -> None:
     names = named(labels, target)
     assert len({name.casefold() for name in names}) == len(labels)
     for name in names:

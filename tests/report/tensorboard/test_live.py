@@ -61,7 +61,7 @@ def complete(folder: Path, manifest: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.usefixtures("freely")
-def test_a_file_is_there_as_soon_as_the_last_run_is(sweep: Any) -> None:
+def test_file_exists_once_the_last_run_is_stored(sweep: Any) -> None:
     manifest, folder, tiles = sweep
     watched, numbers = Live(folder, manifest), []
     assert list((folder / "tensorboard").iterdir()) == []
@@ -77,7 +77,7 @@ def test_a_file_is_there_as_soon_as_the_last_run_is(sweep: Any) -> None:
 
 
 @pytest.mark.usefixtures("freely")
-def test_a_batch_reads_only_the_tiles_that_hold_its_runs(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_reads_only_the_tiles_of_its_runs(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, folder, tiles = sweep
     read: list[set[Path]] = []
     whole = configurations.collect
@@ -93,7 +93,7 @@ def test_a_batch_reads_only_the_tiles_that_hold_its_runs(sweep: Any, monkeypatch
     assert len(read) > 5 and max(map(len, read)) < len(tiles) / 2
 
 
-def test_costly_writing_waits_until_it_may(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_writing_waits_for_its_time_share(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, folder, tiles = sweep
     now, writings = [0.0], []
 
@@ -114,7 +114,7 @@ def test_costly_writing_waits_until_it_may(sweep: Any, monkeypatch: pytest.Monke
     assert all(10 * i <= live.FREE_SECONDS + live.MAX_TIME_SHARE * when for i, when in enumerate(during, 1) if i > 1)
 
 
-def test_what_an_earlier_process_stored_is_shown_too(sweep: Any) -> None:
+def test_runs_of_earlier_processes_are_shown(sweep: Any) -> None:
     manifest, folder, tiles = sweep
     for tile in tiles[:-1]:
         put(tile, folder)
@@ -174,7 +174,7 @@ def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("freely")
-def test_interrupted_it_shows_what_is_complete_and_nothing_else(tmp_path: Path) -> None:
+def test_interrupted_sweep_shows_complete_configurations_only(tmp_path: Path) -> None:
     callback = Looks(tmp_path / "four", FOUR)
     callback.stop = True
     with pytest.raises(KeyboardInterrupt):

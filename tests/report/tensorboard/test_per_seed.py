@@ -28,7 +28,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path / "tensorboard")): p.read_bytes() for p in (path / "tensorboard").rglob("*") if p.is_file()}
 
 
-def test_every_value_of_every_run_comes_back(tmp_path: Path) -> None:
+def test_every_value_of_every_run_round_trips(tmp_path: Path) -> None:
     for name, configuration in written(tmp_path, per_seed=True).items():
         for row, seed in enumerate(configuration.seeds):
             loaded = EventAccumulator(str(tmp_path / "tensorboard" / name / f"seed-{seed:03}"), {"scalars": 0})
@@ -41,7 +41,7 @@ def test_every_value_of_every_run_comes_back(tmp_path: Path) -> None:
                 assert found == list(zip(configuration.epochs[known], values[known]))
 
 
-def test_the_configurations_own_file_is_the_same_with_them_and_without(tmp_path: Path) -> None:
+def test_configuration_file_does_not_depend_on_per_seed(tmp_path: Path) -> None:
     names = written(tmp_path, per_seed=False)
     without = files(tmp_path)
     written(tmp_path, per_seed=True)
@@ -62,7 +62,7 @@ def test_fewer_seeds_leave_none_behind(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 3 * len(names)
 
 
-def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_foreign_files_stay(tmp_path: Path) -> None:
     written(tmp_path, per_seed=True)
     run = tmp_path / "tensorboard" / "baseline@wave"
     (run / "seed-001" / "notes.txt").write_text("a strange one")
@@ -110,6 +110,6 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_one_run_alone_has_none(here: Any) -> None:
+def test_single_run_has_no_layout(here: Any) -> None:
     status, _, err = here("run", "article", "--only", "0" * 12, "--per-seed")
     assert status == 2 and "--per-seed adds runs to the TensorBoard of a sweep" in err

@@ -75,7 +75,7 @@ def test_factors_are_numbers_and_names(configuration: Configuration) -> None:
     ("stored", "status", "said"),
     [(3, "ok", "SUCCESS"), (3, "one nonfinite", "SUCCESS"), (3, "nonfinite", "FAILURE"), (2, "ok", "RUNNING")],
 )
-def test_a_session_ends_as_its_runs_did(configuration: Configuration, stored: int, status: str, said: str) -> None:
+def test_session_status_follows_from_its_runs(configuration: Configuration, stored: int, status: str, said: str) -> None:
     ended = ["nonfinite", "ok", "ok"] if status == "one nonfinite" else [status] * stored
     _, end = session(replace(configuration, run_ids=configuration.run_ids[:stored], status=np.array(ended)), [])
     assert end.status == plugins.api_pb2.Status.Value(f"STATUS_{said}")
@@ -94,7 +94,7 @@ def buckets(counts: list[tuple[int, int]], epochs: list[float] | None = None) ->
 
 
 @pytest.mark.parametrize("place", [0, 5, ZERO - 1, ZERO, ZERO + 1, BINS - 1])
-def test_the_zero_bin_is_always_there_and_stands_alone(place: int) -> None:
+def test_zero_bin_is_always_present_and_separate(place: int) -> None:
     found = buckets([(place, 7)])[0]
     assert len(found) == abs(place - ZERO) + 1
     np.testing.assert_array_equal(found[:, 0], edges()[min(place, ZERO) : max(place, ZERO) + 1].astype(np.float32))
@@ -118,7 +118,7 @@ def test_linear_buckets_cover_the_range_and_keep_every_count(span: tuple[float, 
     assert (whole[:, 1] - whole[:, 0]) == pytest.approx((span[1] - span[0]) / 64, rel=1e-4)
 
 
-def test_epochs_that_count_nothing_are_left_out() -> None:
+def test_epochs_without_counts_are_left_out() -> None:
     assert list(buckets([(3, 1), (3, 0), (3, 2)])) == [0, 2]
 
 
