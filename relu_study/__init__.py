@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from relu_study.study.draw_study import Draws as Draws
     from relu_study.study.draw_study import DrawStudy as DrawStudy
     from relu_study.study.draw_study import grid_cells as grid_cells
-    from relu_study.study.fingerprint import data_file as data_file
+    from relu_study.study.data_files import data_file as data_file
     from relu_study.study.outputs import CellFigure as CellFigure
     from relu_study.study.outputs import CellTable as CellTable
     from relu_study.study.outputs import EventTable as EventTable
@@ -84,7 +84,7 @@ _MODULES = {
         "DrawStudy",
         "grid_cells",
     ),
-    "study.fingerprint": ("data_file",),
+    "study.data_files": ("data_file",),
     "study.outputs": (
         "CellFigure",
         "CellTable",

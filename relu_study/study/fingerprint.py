@@ -9,11 +9,11 @@ import copyreg
 import enum
 import functools
 import hashlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from relu_study.errors import UserError
+from relu_study.study.data_files import DataFile, opened_by
+from relu_study.study.imports import Import, imports, located, package_of, parents, submodules
 from relu_study.study.origins import ATOMS, installed, is_plain, opaque, package
 from relu_study.study.source_text import chains, definition, module_text, nested
 
@@ -41,36 +43,6 @@ SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", 
 # Types whose instances are read as values.
 OPEN = (object, tuple, list, dict, set, frozenset, int, float, complex, str, bytes, BaseException, Exception)
 DIGITS = 12
-_opened: dict[tuple[str, CodeType], dict[str, None]] = {}  # the data files that a function names, by its file and code
-
-
-class DataFile(str):
-    """The path of a file of data: a fingerprint counts what the file holds and not where it is."""
-
-    __slots__ = ()
-
-    def digest(self) -> str:
-        """The hash of the content."""
-        try:
-            with open(self, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"data file {str(self)!r} cannot be read ({error.strerror}); give the path of a file") from None
-
-
-def data_file(path: str | PurePath) -> DataFile:
-    """The path of a file of data, whose content is part of what a number depends on.
-
-    A relative path starts at the current folder, or else at the folder of the Python file that calls.
-    """
-    caller = sys._getframe(1)
-    found = Path(path)
-    if not found.is_absolute() and not found.exists():
-        found = Path(caller.f_globals.get("__file__", ".")).parent / found
-    if not found.is_file():
-        raise UserError(f"no data file {str(path)!r}; give the path of a file, absolute or from the folder of the study")
-    _opened.setdefault((caller.f_code.co_filename, caller.f_code), {})[str(found.resolve())] = None
-    return DataFile(found.resolve())
 
 
 def fingerprint(entry: Any) -> dict[str, str]:
@@ -137,7 +109,7 @@ class _Reader:
         """A value as text that is the same in every process."""
         if isinstance(value, DataFile):
             return f"file {value.digest()}"
-        if isinstance(value, (str, PurePath)) and any(str(value) in paths for paths in _opened.values()):
+        if isinstance(value, (str, PurePath)) and any(str(value) in paths for paths in opened_by.values()):
             return f"file {DataFile(value).digest()}"  # a data file's path as another type
         if isinstance(value, enum.Enum):
             return f"{self.read(type(value))}.{value.name}"
@@ -225,17 +197,16 @@ class _Reader:
             return "\n".join(said)  # made by an installed package: its globals count by version
         for code in nested(function.__code__):
             said += [self._global(function, chain) for chain in chains(code)]
+            said += self._imports(code, package_of(function.__globals__), function.__globals__)
             if ANY_GLOBAL.intersection(code.co_names):
                 said.append(self._all_globals(function.__globals__))
-            for path in _opened.get((code.co_filename, code), ()):
+            for path in opened_by.get((code.co_filename, code), ()):
                 said.append(self.part(("file", path), path, f"data {Path(path).name}", DataFile(path).digest))
         return "\n".join(said)
 
     def _global(self, function: FunctionType, chain: tuple[str, ...]) -> str:
         """One global that a function reads; of a module, only the attribute that it reads."""
         names, known = chain, function.__globals__
-        if names[0].startswith("import "):
-            return self._import(names[0][7:])
         if names[0] not in known:
             return f"{names[0]} is not a global"
         value, at = known[names[0]], 1
@@ -253,23 +224,51 @@ class _Reader:
         members = {name: value for name, value in sorted(known.items()) if not name.startswith("__")}
         return self.part(("globals", id(known)), known, "globals", lambda: self._items(members))
 
-    def _import(self, name: str) -> str:
-        """A module that a function imports when it is called: its file counts, loaded or not."""
-        try:
-            found = importlib.util.find_spec(name)
-        except (ImportError, ValueError, AttributeError):
-            found = None
-        file = found.origin if found is not None else None
-        home = package(name, None if file in ("built-in", "frozen") else file)
-        if home is not None or file is None:
-            return f"import {name} {home}"
-        return self.part(("file", file), file, f"module {name}", lambda: self._text(file))
+    def _imports(self, code: CodeType, package: str, known: Mapping[str, Any] | None = None) -> list[str]:
+        """The modules that code of a package imports when it runs: their files count, loaded or not."""
+        found, unknown = imports(code, known)
+        self.unverified.update(f"a module loaded by {name}" for name in unknown)
+        lines = [line for one in found for line in self._import(one, package)]
+        return list(dict.fromkeys(lines))
 
-    def _text(self, file: str) -> str:
+    def _import(self, one: Import, home: str) -> list[str]:
+        """The lines of one import: an installed package by version; a user's package with its parents and submodules."""
+        try:
+            name = one.absolute(home)
+        except ImportError:
+            self.unverified.add(f"module {'.' * one.level}{one.module}")
+            return [f"import {'.' * one.level}{one.module} None"]
+        lines: list[str] = []
+        spec: ModuleSpec | None = None
+        for step in parents(name):
+            if (spec := located(step)) is None:
+                return [*lines, self._unlocated(name)]
+            if (version := _version(spec)) is not None:
+                return [*lines, f"import {name} {version}"]
+            lines.append(self._file(spec))
+        for step in submodules(spec, one.names) if spec is not None else ():
+            if (inner := located(step)) is not None:
+                lines.append(self._file(inner))
+        return lines
+
+    def _unlocated(self, name: str) -> str:
+        if (module := sys.modules.get(name)) is not None:
+            return f"import {name} {self.read(module)}"
+        self.unverified.add(f"module {name}")
+        return f"import {name} None"
+
+    def _file(self, spec: ModuleSpec) -> str:
+        if spec.origin is None:  # a package without __init__.py runs no code
+            return f"import {spec.name} None"
+        file, name, home = spec.origin, spec.name, spec.parent or ""
+        return self.part(("file", file), file, f"module {name}", lambda: self._text(file, home))
+
+    def _text(self, file: str, home: str) -> str:
         """The text of a module, of the modules that it imports, and of its data files."""
-        text, imported = module_text(file)
-        opened = [path for (name, _), paths in _opened.items() if name == file for path in paths]
-        return "\n".join([text, *map(self._import, imported), *(DataFile(path).digest() for path in opened)])
+        text, code = module_text(file)
+        lines = [line for part in nested(code) for line in self._imports(part, home)] if code is not None else []
+        opened = [path for (name, _), paths in opened_by.items() if name == file for path in paths]
+        return "\n".join([text, *sorted(set(lines)), *(DataFile(path).digest() for path in opened)])
 
     def _class(self, cls: type) -> str:
         members = {name: v for name, v in sorted(vars(cls).items()) if name not in UNREAD and not _slot(v)}
@@ -317,6 +316,13 @@ class _Reader:
             return None
         items = [list(x) for x in made[3:] if hasattr(x, "__next__")]
         return self.read([*made[:3], *items]) if isinstance(made, tuple) else None
+
+
+def _version(spec: ModuleSpec) -> str | None:
+    """The version of an installed module; None for a user's own."""
+    origin = None if spec.origin in ("built-in", "frozen") else spec.origin
+    places = list(spec.submodule_search_locations or ())
+    return package(spec.name, origin or (places[0] if places else None))
 
 
 def _content(cell: Any) -> Any:

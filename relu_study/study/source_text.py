@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dis
 import linecache
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
@@ -48,7 +49,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def chains(code: CodeType) -> list[tuple[str, ...]]:
-    """The globals that a code object reads, each with the attributes that are read off it at once, and its imports."""
+    """The globals that a code object reads, each with the attributes that are read off it at once."""
     found: dict[tuple[str, ...], None] = {}
     chain: tuple[str, ...] = ()
     for step in dis.get_instructions(code):
@@ -58,8 +59,6 @@ def chains(code: CodeType) -> list[tuple[str, ...]]:
         if chain:
             found[chain] = None
         chain = (step.argval,) if "GLOBAL" in step.opname or step.opname == "LOAD_NAME" else ()
-        if step.opname == "IMPORT_NAME":
-            found[f"import {step.argval}",] = None
     return list(found)
 
 
@@ -125,16 +124,17 @@ def _undocumented(tree: ast.AST) -> ast.AST:
     return tree
 
 
-def module_text(file: str) -> tuple[str, list[str]]:
-    """The text of a Python file, free of comments, layout and documentation, and the modules that it imports.
+def module_text(file: str) -> tuple[str, CodeType | None]:
+    """The text of a Python file, free of comments, layout and documentation, and its code.
 
-    Of another file, it is the content.
+    Any other file gives its content and no code.
     """
     content = Path(file).read_bytes()
     try:
         tree = ast.parse(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python shows them when it loads the module
+            code = compile(tree, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
-        return repr(content), []
-    names = {alias.name for part in ast.walk(tree) if isinstance(part, ast.Import) for alias in part.names}
-    names |= {part.module for part in ast.walk(tree) if isinstance(part, ast.ImportFrom) and part.module and not part.level}
-    return ast.unparse(_undocumented(tree)), sorted(names)
+        return repr(content), None
+    return ast.unparse(_undocumented(tree)), code

@@ -1,0 +1,41 @@
+"""Data files of a study: paths whose content is part of a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path, PurePath
+from types import CodeType
+
+from relu_study.errors import UserError
+
+opened_by: dict[tuple[str, CodeType], dict[str, None]] = {}  # the data files of a function, by its file and code
+
+
+class DataFile(str):
+    """The path of a data file. A fingerprint counts its content, not its place."""
+
+    __slots__ = ()
+
+    def digest(self) -> str:
+        """The hash of the content."""
+        try:
+            with open(self, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"data file {str(self)!r} cannot be read ({error.strerror}). Give the path of a file") from None
+
+
+def data_file(path: str | PurePath) -> DataFile:
+    """The path of a data file, with its content as a part of the fingerprint.
+
+    A relative path starts at the current folder, or else at the folder of the calling Python file.
+    """
+    caller = sys._getframe(1)
+    found = Path(path)
+    if not found.is_absolute() and not found.exists():
+        found = Path(caller.f_globals.get("__file__", ".")).parent / found
+    if not found.is_file():
+        raise UserError(f"no data file {str(path)!r}. Give the path of a file, absolute or from the folder of the study")
+    opened_by.setdefault((caller.f_code.co_filename, caller.f_code), {})[str(found.resolve())] = None
+    return DataFile(found.resolve())
