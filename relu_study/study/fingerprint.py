@@ -42,6 +42,7 @@ STATEFUL = {"logging", "threading", "_thread", "io", "_io", "socket", "weakref",
 SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", "check", "cost", "factors"}  # fields of entries
 # Types whose instances are read as values.
 OPEN = (object, tuple, list, dict, set, frozenset, int, float, complex, str, bytes, BaseException, Exception)
+CONSTANTS = {"NotImplemented", "Ellipsis", "__debug__"}  # Python's own names of values
 DIGITS = 12
 
 
@@ -208,7 +209,9 @@ class _Reader:
         """One global that a function reads; of a module, only the attribute that it reads."""
         names, known = chain, function.__globals__
         if names[0] not in known:
-            return f"{names[0]} is not a global"
+            known = getattr(function, "__builtins__", {})  # a study may add names to it, or replace some
+            if names[0] not in known or names[0] in CONSTANTS or _standard(known[names[0]]):
+                return f"{names[0]} is not a global"
         value, at = known[names[0]], 1
         while isinstance(value, ModuleType) and at < len(names) and hasattr(value, names[at]):
             if (name := installed(value)) is not None and not is_plain(getattr(value, names[at])):
@@ -323,6 +326,11 @@ def _version(spec: ModuleSpec) -> str | None:
     origin = None if spec.origin in ("built-in", "frozen") else spec.origin
     places = list(spec.submodule_search_locations or ())
     return package(spec.name, origin or (places[0] if places else None))
+
+
+def _standard(value: Any) -> bool:
+    """Whether a builtin is Python's own."""
+    return installed(value) is not None or type(value).__module__ == "_sitebuiltins"
 
 
 def _content(cell: Any) -> Any:

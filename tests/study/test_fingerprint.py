@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +261,30 @@ def test_a_folder_is_not_continued_with_a_changed_definition(tmp_path: Path, mon
     monkeypatch.setitem(globals(), "OFFSET", 1.0)
     again = run(study, out=tmp_path / "out", seeds=2).runs["val_loss/all"]
     assert again.iloc[0] == first.iloc[0] and again.iloc[1] != first.iloc[0]
+
+
+INJECTED = {
+    "number": ("2.0", "3.0"),
+    "flag": ("True", "False"),
+    "function": ("lambda: 2.0", "lambda: 3.0"),
+    "array": ("np.arange(2.0)", "np.arange(3.0)"),
+    "object": ("types.SimpleNamespace(a=2.0)", "types.SimpleNamespace(a=3.0)"),
+}
+
+
+@pytest.mark.parametrize("name", ["planted", "abs"])
+@pytest.mark.parametrize("kind", INJECTED)
+def test_a_name_added_to_builtins_counts(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = executed(f"def entry(x): return {name}, len(x), NotImplemented")
+    plain = fingerprint(names["entry"])
+    found = []
+    for text in INJECTED[kind]:
+        monkeypatch.setattr(builtins, name, eval(text, {"np": np, "types": types}), raising=False)
+        found.append(fingerprint(names["entry"]))
+    assert len({parts["whole"] for parts in (plain, *found)}) == 3
+
+
+def test_an_unknown_object_in_builtins_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = executed("def entry(x): return planted")
+    monkeypatch.setattr(builtins, "planted", threading.Lock(), raising=False)
+    assert fingerprint(names["entry"])["unverified"] == "lock"
