@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -25,6 +26,8 @@ OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as
     "Error (reading|writing) persistent compilation cache entry",  # another process is writing it: the program is compiled
 )
 
+LOGGERS = ("jax._src.callback", "jax._src.debugging", "absl")
+
 # Numbers never follow these: nonfinite runs are results, and the suite's own programs rely on the standard promotion.
 PINNED: dict[str, Any] = {
     "jax_debug_nans": False,
@@ -40,6 +43,10 @@ PINNED: dict[str, Any] = {
     "jax_softmax_custom_jvp": False,
     "jax_high_dynamic_range_gumbel": False,
     "jax_use_direct_linearize": True,
+    "jax_transfer_guard": None,
+    "jax_transfer_guard_host_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+    "jax_transfer_guard_device_to_device": None,
 }
 
 INSTRUCTIONS = ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
@@ -119,8 +126,23 @@ def processor() -> dict[str, str]:
 
 @contextlib.contextmanager
 def no_library_warnings() -> Iterator[None]:
-    """Leave out warnings of libraries that a user can do nothing about; a user's own stay, as all do with Python's -W."""
+    """Leave out library messages that a user cannot act on. A user's own warnings stay; Python's -W keeps all of them."""
+    loggers, quiet = [logging.getLogger(name) for name in LOGGERS], _NoUseless()  # contexts nest: each has its own filter
     with warnings.catch_warnings():
         for text in () if sys.warnoptions else OF_LIBRARIES:
             warnings.filterwarnings("ignore", text)
-        yield
+        for logger in loggers:
+            logger.addFilter(quiet)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(quiet)
+
+
+class _NoUseless(logging.Filter):
+    """Drop library records that repeat the one line of an error, or that a user cannot act on."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (text.endswith("callback failed") or "params has no attribute" in text)

@@ -23,6 +23,8 @@ OTHER = {
     "jax_threefry_partitionable": False,
     "jax_default_prng_impl": "rbg",
     "jax_random_seed_offset": 3,
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_host_to_device": "disallow_explicit",
     "jax_softmax_custom_jvp": True,
     "jax_high_dynamic_range_gumbel": True,
 }
@@ -39,6 +41,26 @@ def test_a_setting_is_pinned_inside_and_comes_back(name: str):
         assert getattr(jax.config, name) == OTHER[name]
     finally:
         jax.config.update(name, before)
+
+
+@pytest.mark.parametrize(("way", "caller"), [("debug.callback", "(f, x)"), ("pure_callback", "(f, x, x)")])
+def test_a_failed_callback_writes_no_record(way: str, caller: str, caplog: pytest.LogCaptureFixture):
+    def f(*_: object) -> None:
+        raise ValueError("planted")
+
+    call = eval(f"lambda x: jax.{way}{caller}", {"jax": jax, "f": f})
+    for _ in range(2):  # contexts nest
+        with jax_settings.pinned():
+            with jax_settings.pinned():
+                pass
+            with pytest.raises(Exception, match="planted"):
+                jax.block_until_ready(jax.jit(call)(1.0))
+                jax.effects_barrier()
+    assert not caplog.records
+    with pytest.raises(Exception, match="planted"):
+        jax.block_until_ready(jax.jit(call)(2.0))
+        jax.effects_barrier()
+    assert caplog.records, "the records come back with the settings"
 
 
 def test_settings_of_a_program_move_no_number() -> None:
