@@ -44,7 +44,7 @@ def calling(what: str, entry: Any = None) -> Iterator[None]:
         if out_of_memory_reason(error):
             raise
         raise UserError(
-            f"{what} raises {_summary(error)}{_place(error) or _definition(entry)}; correct it there{WHOLE}"
+            f"{what} raises {_summary(error)}{_correct(_callback(error) or _place(error) or _definition(entry))}{WHOLE}"
         ) from error
 
 
@@ -60,7 +60,12 @@ def entry_errors() -> Iterator[None]:
         place = "" if out_of_memory_reason(error) else _callback(error) if from_xla else _place(error)
         if not place:
             raise
-        raise UserError(f"a study's own code raises {_summary(error)}{place}; correct it there{WHOLE}") from error
+        raise UserError(f"a study's own code raises {_summary(error)}{_correct(place)}{WHOLE}") from error
+
+
+def _correct(place: str) -> str:
+    """The place and the action of a message."""
+    return f"{place}; correct it there" if place else "; correct it, or register another entry"
 
 
 def _summary(error: BaseException) -> str:
@@ -94,7 +99,9 @@ def _source(code: Any, names: Mapping[str, Any]) -> str:
 
 
 def _callback(error: BaseException) -> str:
-    # XLA reports an exception inside a callback as text with Python's traceback in it.
+    """The place of an exception inside a callback: XLA reports it as text with Python's traceback in it."""
+    if type(error).__name__ != "JaxRuntimeError":
+        return ""
     frames = [(file, line) for file, line in re.findall(r'File "([^"]+)", line (\d+)', str(error)) if _own(file)]
     return f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
 

@@ -40,12 +40,15 @@ class Optimizer:
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
-        """The run's numbers that the function takes: "*rate" and "*decay" by position, others by their parameter's name."""
+        """The run's numbers for the function: "*rate", "*decay" and "*key" by position, others by their parameter's name.
+
+        A name after "=" is a default that is passed by position.
+        """
         try:
             parameters = inspect.signature(self.function).parameters
         except (TypeError, ValueError):  # compiled code without a signature
             return "*rate", "*decay"
-        return tuple(_arguments(self.name, self.function, dict(parameters)))
+        return tuple(_by_position(dict(parameters), list(_arguments(self.name, self.function, dict(parameters)))))
 
     @property
     def takes_decay(self) -> bool:
@@ -55,7 +58,7 @@ class Optimizer:
     @property
     def takes_key(self) -> bool:
         """Whether the function takes the run's random key."""
-        return "key" in self.arguments
+        return "key" in self.arguments or "*key" in self.arguments
 
     def __call__(
         self, learning_rate: Knob, weight_decay: Knob, key: Key[Array, ""] | None = None
@@ -65,10 +68,13 @@ class Optimizer:
         Raises:
             UserError: if the function raises, or returns no optax transformation.
         """
-        numbers = {"*rate": learning_rate, "*decay": weight_decay, "key": key if key is not None else jax.random.key(0)}
+        key = key if key is not None else jax.random.key(0)
+        numbers: dict[str, Any] = {"*rate": learning_rate, "*decay": weight_decay, "key": key, "*key": key}
         numbers |= dict.fromkeys(RATES, learning_rate) | dict.fromkeys(DECAYS, weight_decay)
-        by_position = [numbers[name] for name in self.arguments if name.startswith("*")]
-        by_name = {name: numbers[name] for name in self.arguments if not name.startswith("*")}
+        if any(name.startswith("=") for name in self.arguments):
+            numbers |= {f"={name}": p.default for name, p in inspect.signature(self.function).parameters.items()}
+        by_position = [numbers[name] for name in self.arguments if name[0] in "*="]
+        by_name = {name: numbers[name] for name in self.arguments if name[0] not in "*="}
         with calling(f"optimizer {self.name!r}", self.function):
             built = self.function(*by_position, **by_name)
         if isinstance(built, optax.MultiSteps):
@@ -107,7 +113,8 @@ class Optimizer:
         key = random_streams.stream(seed, "optimizer") if self.takes_key else None
         transformation = self(learning_rate, weight_decay, key)
         with calling(f"optimizer {self.name!r}", self.function):
-            return transformation.update(grads, state, params, value=value, grad=grads, value_fn=value_fn)
+            extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": lambda at, _: jax.grad(value_fn)(at)}
+            return transformation.update(grads, state, params, **_accepted(transformation.update, extra))
 
     def _seeded(self, key: Key[Array, ""], path: tuple[Any, ...], leaf: Any) -> Any:
         dtype = getattr(leaf, "dtype", None)
@@ -173,6 +180,9 @@ def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, wei
 
 
 def _changed(before: Any, now: Any) -> str | None:
+    one, two = (str(jax.tree.structure(tree)) for tree in (before, now))
+    if one != two and len(jax.tree.leaves(before)) == len(jax.tree.leaves(now)):
+        return f"its structure is {one[13:-1][:100]} before and {two[13:-1][:100]} after"
     old, new = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (before, now))
     for path in [*old, *(path for path in new if path not in old)]:
         kinds = [f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing" for tree in (old, new)]
@@ -214,7 +224,7 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
         )
     decay = next((p for p in parameters.values() if p.name in DECAYS), None)
     taken = {*RATES, *DECAYS, "key"}
-    if decay is not None and decay.kind is not inspect.Parameter.POSITIONAL_ONLY:
+    if decay is not None:
         yield decay.name
     elif ordered and ordered[0].default is inspect.Parameter.empty and ordered[0].name not in taken:
         yield "*decay"
@@ -227,6 +237,27 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
                 f"optimizer {name!r} needs a parameter {p.name!r} that no run has; "
                 f"give it a default, or bind it with functools.partial(..., {p.name}=...)"
             )
+
+
+def _by_position(parameters: dict[str, inspect.Parameter], wanted: list[str]) -> list[str]:
+    """The arguments with all positional-only ones in front; defaults fill the gaps between them."""
+    only = [name for name, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    ordered = iter([name for name, p in parameters.items() if p.kind in POSITIONAL and name != "key"])
+    taken = {next(ordered) if argument.startswith("*") else argument: argument for argument in wanted} if only else {}
+    while only and only[-1] not in taken:
+        only.pop()
+    if not only:
+        return wanted
+    role = dict.fromkeys(RATES, "*rate") | dict.fromkeys(DECAYS, "*decay") | {"key": "*key"}
+    front = [role.get(taken[name], taken[name]) if name in taken else f"={name}" for name in only]
+    return front + [argument for name, argument in taken.items() if name not in only]
+
+
+def _accepted(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments of an update: those of its signature; without a full one, all that optax documents."""
+    parameters = inspect.signature(update).parameters
+    whole = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in extra.items() if name in parameters or (whole and name != "grad_fn")}
 
 
 def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:

@@ -145,4 +145,4 @@ class _NoUseless(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        return not (text.endswith("callback failed") or "params has no attribute" in text)
+        return not (text.endswith("callback failed") or "`params` has no attribute" in text)

@@ -63,7 +63,7 @@ study = Study("planted", "Planted", "?", [Experiment("main", {{"arm": own}})], s
 """
 LINE = next(i for i, line in enumerate(STUDY.splitlines(), 1) if line.endswith("# here"))
 KINDS = ("task", "sample", "activation", "initializer", "optimizer", "update", "network", "call")
-LATE = [(kind, way) for kind in ("sample", "update", "activation", "call") for way in ("at_run_time", "prints")]
+LATE = [*((kind, "at_run_time") for kind in ("sample", "update")), *((kind, "prints") for kind in KINDS[1:] if kind != "network")]
 
 
 def ended(folder: Path, fault: tuple[str, str], *options: str) -> subprocess.CompletedProcess[str]:
