@@ -269,7 +269,11 @@ def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
         UserError: if the function takes no learning rate, or needs a number that no run has.
     """
 
-    def register(function: Callable[..., Any]) -> Optimizer:
+    def register(function: Any) -> Optimizer:
+        if not callable(function):
+            built = hasattr(function, "init") and hasattr(function, "update")
+            kind = "an optax transformation" if built else type(function).__name__
+            raise UserError(f"optimizer {name!r} is {kind}, no function. Pass the function: optax.adam, not optax.adam(0.1).")
         entry = Optimizer(name, function)
         optimizers.add(name, entry)
         return entry

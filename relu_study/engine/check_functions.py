@@ -18,6 +18,7 @@ from relu_study.components.initializers import Layer
 from relu_study.components.layers import Context
 from relu_study.components.registry import activations, initializers, networks, ours
 from relu_study.components.tasks.task import Signature
+from relu_study.engine.check_tasks import kind_of
 from relu_study.engine.state import build
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
@@ -41,7 +42,7 @@ def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> 
     phi, dtype = activations[name], jnp.result_type(float)
     values = {knob: jnp.asarray(knobs[knob], dtype) for knob in TRACED_FIELDS if knob in knobs}
     what = f"activation {name!r}"
-    with calling(what):
+    with calling(what, phi.function):
         for shape in ((5, 3), (3,)):
             _check_shape(what, phi, values, jax.ShapeDtypeStruct(shape, dtype))
         _check_apart(what, phi, values)
@@ -173,14 +174,16 @@ def check_layer(name: str, layer: Layer) -> None:
     """
     scheme, what, dtype = initializers[name], f"initializer {name!r}", jnp.result_type(float)
     shape = (EXAMPLES, layer.fan_in)
-    with calling(what):
+    if str(getattr(scheme.function, "__module__", "")).startswith("jax."):
+        raise UserError(f"{what} is jax.nn.initializers.{scheme.function.__name__} without its call. Register a function {FORM}.")
+    with calling(what, scheme.function):
         found = jax.eval_shape(
             lambda key, x: scheme.function(key, layer, x),
             random_streams.stream(0, "init", layer.index),
             jax.ShapeDtypeStruct(shape, dtype),
         )
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
-        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {type(found).__name__}"
+        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
         raise UserError(f"{what} returns {many}; return two arrays: {FORM}")
     for part, word, wanted in (
         (found[0], "kernel", (layer.fan_in, layer.fan_out)),
@@ -200,6 +203,8 @@ def check_layer(name: str, layer: Layer) -> None:
         return np.asarray(kernel).tobytes(), np.asarray(bias).tobytes()
 
     first = drawn(0, inputs[0])
+    if any(np.isnan(np.frombuffer(part, dtype)).any() for part in first):
+        raise UserError(f"{what} gives NaN in layer {layer.index} ({layer.fan_in} x {layer.fan_out}). Return numbers.")
     key = random_streams.stream(0, "init", layer.index)
     if drawn(0, inputs[0]) != first or not random_keys.repeats(lambda key, x: scheme(key, layer, x), key, inputs[0]):
         raise UserError(

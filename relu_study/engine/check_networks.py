@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -25,8 +26,7 @@ from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 def check_network(spec: RunSpec, signature: Signature) -> None:
     """Refuse a network that cannot be trained right: weights not drawn by seed, no Site, wrong outputs (UserError)."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
-    if not callable(networks[spec.network]):
-        raise UserError(f"{what} is no function build(spec, d_in, d_out, rngs) or module class; register one")
+    _check_kind(what, networks[spec.network])
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
@@ -43,10 +43,50 @@ def check_network(spec: RunSpec, signature: Signature) -> None:
         _check_bounded(spec, signature)
 
 
+CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
+
+
+def _check_kind(what: str, entry: Any) -> None:
+    """Refuse an entry that builds no network: an instance, a Linen module, or no function."""
+    build = "Register a class or a function build(spec, d_in, d_out, rngs)."
+    if _is_linen(entry):
+        name = getattr(entry, "__name__", type(entry).__name__)
+        raise UserError(f"{what} is the Linen module {name}. Write it as an nnx.Module.")
+    if isinstance(entry, nnx.Module):
+        raise UserError(f"{what} is an instance of {type(entry).__name__}. {build}")
+    if not callable(entry):
+        raise UserError(f"{what} is {type(entry).__name__}, no function. {build}")
+
+
+def _is_linen(value: Any) -> bool:
+    """Whether a value is a class or an instance of Linen, Flax's earlier interface."""
+    kind = value if isinstance(value, type) else type(value)
+    return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
+
+
+def _takes_context(model: Any) -> bool:
+    if not callable(model):
+        return False
+    try:
+        inspect.signature(model).bind(None, None)
+    except ValueError:
+        return True
+    except TypeError:
+        return False
+    return True
+
+
 def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
     model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
+    what = f"network {spec.network!r}"
+    if _is_linen(model):
+        raise UserError(f"{what} returns the Linen module {type(model).__name__}. Write it as an nnx.Module.")
     if not isinstance(model, nnx.Module):
-        raise UserError(f"network {spec.network!r} returns {type(model).__name__}; return an nnx.Module")
+        raise UserError(f"{what} returns {type(model).__name__}; return an nnx.Module")
+    if isinstance(model, nnx.Sequential):
+        raise UserError(f"{what} returns nnx.Sequential, whose layers receive no context. {CALL}")
+    if not _takes_context(model):
+        raise UserError(f"{what} returns {type(model).__name__}, which has no __call__(self, x, ctx). {CALL}")
     return model
 
 

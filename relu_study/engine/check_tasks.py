@@ -64,6 +64,10 @@ def check_task(spec: RunSpec) -> list[str]:
                     "jax.random, not from NumPy, Python's state or a clock"
                 )
         fixed = fixed and first == _draw(name, task, 1, phase)
+    if task.fixed and not fixed:
+        raise UserError(
+            f"task {name!r} declares fixed=True, and two keys give different rows. Leave fixed out, or ignore the key."
+        )
     if fixed and not task.fixed:
         return [
             f"task {name!r} gives two different keys the same rows: seeds differ only in weights and order; "
@@ -90,7 +94,7 @@ def check_declared(name: str, task: Task) -> None:
             raise UserError(f"task {name!r}: {field} must be a whole number of at least {least}, not {getattr(s, field)!r}")
     if not _whole(task.phases, 1):
         raise UserError(f"task {name!r}: phases must be a whole number of at least 1, not {task.phases!r}")
-    if not callable(task.sample):
+    if not callable(task.sample) or not _takes_two(task.sample):
         raise UserError(f"task {name!r}: sample must be a function sample(key, phase) -> (inputs, targets)")
     if not isinstance(task.fixed, bool):
         raise UserError(f"task {name!r}: fixed must be True or False, not {task.fixed!r}")
@@ -125,7 +129,7 @@ def _check_shapes(name: str, task: Task, phase: int) -> None:
     with calling(f"sample of task {name!r}"):
         found = jax.eval_shape(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
-        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {type(found).__name__}"
+        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
         raise UserError(f"task {name!r}: sample returns {many}; return two arrays, (inputs, targets)")
     x, y = found
     rows, at = s.train_rows + s.val_rows, f" in phase {phase}" if phase else ""
@@ -147,6 +151,22 @@ def _check_shapes(name: str, task: Task, phase: int) -> None:
             )
     if x.shape[0] != y.shape[0]:
         raise UserError(f"task {name!r}: sample returns {x.shape[0]} inputs and {y.shape[0]} targets{at}; return as many of each")
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function accepts two arguments by position; true for compiled code without a signature."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except ValueError:
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def kind_of(value: Any) -> str:
+    """The word for a returned value: an array, else the name of its type."""
+    return "array" if hasattr(value, "shape") else type(value).__name__
 
 
 def _draw(name: str, task: Task, seed: int, phase: int) -> str:
@@ -207,7 +227,9 @@ def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) 
     except Exception:  # a sample outside of checkify's reach: the plain draw has succeeded
         return
     if message := error.get():
-        raise UserError(f"task {name!r}: sample reads beyond the end of an array ({message.splitlines()[0]}); draw fewer rows")
+        raise UserError(
+            f"task {name!r}: sample reads beyond the end of an array ({message.splitlines()[0].rstrip('. ')}); draw fewer rows"
+        )
 
 
 def reads_clock(function: Any) -> bool:
