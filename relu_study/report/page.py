@@ -85,9 +85,14 @@ def _size(declaration: dict[str, Any], runs: pd.DataFrame) -> str:
     targets = ", ".join(dict.fromkeys(runs["target"]))
     several = "s" if runs["target"].nunique() > 1 else ""
     return (
-        f"{len(runs):,} runs of {runs['config_id'].nunique():,} configurations with {declaration['seeds']:,} seeds each, "
+        f"{_counted(len(runs), 'run')} of {_counted(runs['config_id'].nunique(), 'configuration')} with "
+        f"{_counted(declaration['seeds'], 'seed')} each, "
         f"on the target{several} {markdown_text(targets)}: {status}. {_lost_losses(runs)}{_probed(runs)}"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _lost_losses(runs: pd.DataFrame) -> str:
