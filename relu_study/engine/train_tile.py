@@ -81,13 +81,16 @@ def put(value: Any, device: Any) -> Any:
 
 
 def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
-    """One run for each of `num_datasets` sets of rows, and the number of the set that each run reads; None: every run its own."""
+    """One reader for each of the `num_datasets` datasets, and the index of the dataset of each run.
+
+    The index is None if every run has its own dataset. Unused datasets repeat the first reader.
+    """
     if num_datasets is None or num_datasets == len(specs):
         return specs, None
     keys = [(cohorts.data_spec(spec), spec.seed) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     readers = [specs[keys.index(key)] for key in distinct]
-    assert len(readers) <= num_datasets, f"{len(readers)} num_datasets of rows are read, not {num_datasets}"
+    assert len(readers) <= num_datasets, f"the runs read {len(readers)} datasets, more than {num_datasets}"
     return [*readers, *[readers[0]] * (num_datasets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 
@@ -133,10 +136,11 @@ def start_tile(
     num_datasets: int | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> QueuedTile | None:
-    """Queue the whole training of up to `width` runs of one cohort and length on a device; None where no longer wanted.
+    """Queue the training of up to `width` runs of one cohort and length on a device; None if no longer wanted.
 
-    `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch. Fewer
-    `num_datasets` than runs make runs of the same data and seed share one copy of it. None of them moves a bit of the training.
+    `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch.
+    `num_datasets`, if less than the width, lets runs of the same data and seed share one copy of the data.
+    None of them changes a bit of the training.
     """
     compilation.evict_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
