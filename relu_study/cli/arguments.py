@@ -1,10 +1,13 @@
-"""What the words of a command ask for: a study at its size, a part of it, a folder that is there. JAX stays out of it."""
+"""Command-line arguments: the study at its size, the shard and the results folder. Does not import JAX."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
 
 from relu_study.errors import UserError
 from relu_study.study.loading import find_study, load_study
@@ -14,9 +17,37 @@ if TYPE_CHECKING:
     from relu_study.study.shard import Shard
     from relu_study.study.study import Study
 
+StudyName = Annotated[
+    Positional[str],
+    arg(metavar="STUDY", help="Name of a study, or path of a study file. A study file is Python code and is executed."),
+]
+Folder = Annotated[Positional[str], arg(metavar="DIR", help="Results folder.")]
+
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """The options of `run` and `plan` that set the size of a study."""
+
+    preset: Annotated[str, arg(metavar="NAME", help='Size of the study, for example "full".')] = "default"
+    seeds: Annotated[
+        int | None, arg(metavar="N", help="Seeds of each configuration.", help_behavior_hint="(default: the preset's)")
+    ] = None
+    epochs: Annotated[
+        float | None, arg(metavar="X", help="Epochs of every run.", help_behavior_hint="(default: the study's)")
+    ] = None
+    probe_examples: Annotated[
+        int | None,
+        arg(metavar="N", help="Training examples in the probe set.", help_behavior_hint="(default: 8192, or all if fewer)"),
+    ] = None
+    val_examples: Annotated[str, arg(metavar="N|all", help="Validation examples that val_loss reads.")] = "8192"
+    max_draws: Annotated[
+        int | None,
+        arg(metavar="N", help="Draw studies only: maximum draws of each cell.", help_behavior_hint="(default: the preset's)"),
+    ] = None
+
 
 def describe_stored(study: Study | DrawStudy, folder: Path) -> str:
-    """What a results folder holds by now."""
+    """The number of stored runs or draws in a results folder, in words."""
     from relu_study.storage import block_files, tile_files
     from relu_study.study.draw_study import DrawStudy
 
@@ -26,15 +57,15 @@ def describe_stored(study: Study | DrawStudy, folder: Path) -> str:
 
 
 def parse_shard(text: str | None) -> Shard | None:
-    """The shard that `--shard I/N` names."""
+    """Parse the value I/N of `--shard`. Raises UserError if it is not a valid shard."""
     from relu_study.study.shard import shard_of
 
     if text is None:
         return None
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal()):
-        raise UserError(f"--shard is I/N, whole numbers with 1 <= I <= N, such as 2/8; {text!r} is none")
-    return shard_of(int(index), int(of))
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UserError(f"--shard {text!r} is not a shard. Give whole numbers I/N with 1 <= I <= N, such as 2/8.")
+    return shard_of(int(index), int(count))
 
 
 def strip_shard(words: list[str]) -> list[str]:
@@ -44,55 +75,53 @@ def strip_shard(words: list[str]) -> list[str]:
 
 
 def existing_folder(folder: str) -> Path:
-    """A results folder that is there; one that is not is refused with the nearest names."""
+    """The path of an existing results folder. Raises UserError with the nearest names if there is none."""
     path = Path(folder).expanduser()
     if path.is_file():
-        raise UserError(f"{folder} is a file; give the results folder that it lies in, {path.parent}")
+        raise UserError(f"{folder} is a file. Give the results folder that contains it, {path.parent}.")
     if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside)]
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UserError(f"no folder {folder}; {hint}make one with 'relu-study run STUDY --out {folder}'")
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
+        hint = f"Did you mean {', '.join(close)}? " if close else ""
+        raise UserError(f"There is no folder {folder}. {hint}Create one with 'relu-study run STUDY --out {folder}'.")
     return path
 
 
-def resolve_study(
-    study: str,
-    preset: str,
-    seeds: int | None,
-    epochs: float | None,
-    probe_examples: int | None,
-    val_examples: Any,
-    draws: int | None,
-    out: str | None,
-) -> tuple[Study | DrawStudy, Path, Any]:
-    """The study at its size, its results folder, and what is probed (of a draw study nothing); bad words are refused."""
+def resolve_study(study: str, size: SizeOptions, out: str | None) -> tuple[Study | DrawStudy, Path, Any]:
+    """Load a study at its size: the study, its results folder and its MeasureConfig (None for a draw study).
+
+    Raises UserError if an option is not valid or does not apply to the kind of the study.
+    """
     from relu_study.study.draw_study import DrawStudy
 
-    path, validation = find_study(study), None if val_examples == "all" else val_examples
-    sizes = {"seeds": seeds, "probe-examples": probe_examples, "val-examples": validation, "draws": draws}
-    for name, value in sizes.items():
-        if value is not None and not (str(value).isdecimal() and int(value) >= 1):
-            raise UserError(f"--{name} must be a whole number of at least 1, not {value}")
-    if epochs is not None and not 0 <= epochs < float("inf"):
-        raise UserError(f"--epochs must be at least 0, not {epochs:g}")
-    found = load_study(path)
-    if isinstance(found, DrawStudy):
-        for name, value in (("seeds", seeds), ("epochs", epochs), ("probe-examples", probe_examples)):
-            if value is not None:
-                raise UserError(
-                    f"{found.name} draws networks and trains none: --{name} does not apply; --max-draws sets its size"
-                )
-        return found.with_preset(preset, draws), Path(out or f"results/{found.name}").expanduser(), None
-    if draws is not None:
-        raise UserError(f"{found.name} trains networks: --max-draws does not apply; --seeds sets its size")
-    declared = found.with_preset(preset, seeds=seeds, epochs=epochs)
+    path, validation = find_study(study), None if size.val_examples == "all" else size.val_examples
+    _check_sizes(size, validation)
+    loaded = load_study(path)
+    folder = Path(out or f"results/{loaded.name}").expanduser()
+    if isinstance(loaded, DrawStudy):
+        for option in ("seeds", "epochs", "probe_examples"):
+            if getattr(size, option) is not None:
+                name = option.replace("_", "-")
+                raise UserError(f"{loaded.name} is a draw study: --{name} does not apply. Use --max-draws to set its size.")
+        return loaded.with_preset(size.preset, size.max_draws), folder, None
+    if size.max_draws is not None:
+        raise UserError(f"{loaded.name} trains networks: --max-draws does not apply. Use --seeds to set its size.")
+    sized = loaded.with_preset(size.preset, seeds=size.seeds, epochs=size.epochs)
     from relu_study.engine.state import MeasureConfig
 
-    return (
-        declared,
-        Path(out or f"results/{declared.name}").expanduser(),
-        MeasureConfig(
-            declared.probe_examples if probe_examples is None else probe_examples, int(validation) if validation else None
-        ),
-    )
+    examples = sized.probe_examples if size.probe_examples is None else size.probe_examples
+    return sized, folder, MeasureConfig(examples, int(validation) if validation else None)
+
+
+def _check_sizes(size: SizeOptions, validation: str | None) -> None:
+    counts = {
+        "seeds": size.seeds,
+        "probe-examples": size.probe_examples,
+        "val-examples": validation,
+        "max-draws": size.max_draws,
+    }
+    for name, value in counts.items():
+        if value is not None and not (str(value).isdecimal() and int(value) >= 1):
+            raise UserError(f"--{name} must be a whole number of at least 1, not {value}")
+    if size.epochs is not None and not 0 <= size.epochs < float("inf"):
+        raise UserError(f"--epochs must be at least 0, not {size.epochs:g}")

@@ -1,74 +1,70 @@
-"""The door: one function for each command of `relu-study`. JAX is imported only when something will be trained."""
+"""Command-line interface: one function per subcommand. JAX is imported only by the commands that train."""
 
 from __future__ import annotations
 
-import ast
 import logging
 import shlex
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from relu_study.cli.arguments import describe_stored, existing_folder, parse_shard, resolve_study, strip_shard
+from relu_study.cli.arguments import (
+    Folder,
+    SizeOptions,
+    StudyName,
+    describe_stored,
+    existing_folder,
+    parse_shard,
+    resolve_study,
+    strip_shard,
+)
 from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
-from relu_study.cli.signals import StopSignal, heeded
+from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
+from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.atomic_write import WriteError
-from relu_study.study.loading import studies
+
+if TYPE_CHECKING:
+    from relu_study.study.draw_study import DrawStudy
+    from relu_study.study.shard import Shard
+    from relu_study.study.study import Study
 
 INTERRUPTED = 130
 
-
-# ----------------------------------------------------------------------------------------- commands
-
-StudyName = Annotated[Positional[str], arg(metavar="STUDY")]
-Folder = Annotated[Positional[str], arg(metavar="DIR")]
+Size = Annotated[SizeOptions, arg(name="")]
+DEFAULT_SIZE = SizeOptions()
+OutFolder = Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: results/STUDY)")]
+ShardName = Annotated[str | None, arg(metavar="I/N", help_behavior_hint="")]
 
 
 def list_studies() -> None:
-    """Name every study and what it asks."""
-    for name, path in studies().items():
-        about = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-        print(f"{name:<16}{about}")
+    """List the built-in studies with their sizes and estimated minutes."""
+    from relu_study.cli.study_list import study_lines
+
+    print("\n".join(study_lines()))
 
 
 def show_plan(
-    study: StudyName,
-    preset: str = "default",
-    seeds: int | None = None,
-    epochs: float | None = None,
-    probe_examples: int | None = None,
-    val_examples: str = "8192",
-    max_draws: int | None = None,
-    shard: str | None = None,
-    no_memory: bool = False,
-    out: str | None = None,
+    study: StudyName, size: Size = DEFAULT_SIZE, shard: ShardName = None, no_memory: bool = False, out: OutFolder = None
 ) -> None:
-    """Print cohorts, tiles, compilations, memory and time before anything runs.
+    """Print cohorts, tiles, compilations, memory and time of a study without running it.
 
-    Peak memory is what XLA says of the largest program, which is compiled for it (`run` finds it in the cache), with all that
-    the process holds beside it.
+    Peak memory is XLA's analysis of the largest program plus the measured size of the process. The program is compiled for
+    the analysis and stays in the compilation cache for `run`.
 
     Args:
-        study: A study's name, or the path of a study file.
-        preset: The size of the study.
-        seeds: Seeds of each configuration.
-        epochs: Epochs of every run.
-        probe_examples: Training examples in the probe set.
-        val_examples: Validation rows that val_loss reads: a number or "all".
-        max_draws: Of a draw study: at most so many draws of each cell.
-        shard: I/N: the part that `run --shard I/N` would take.
-        no_memory: Compile nothing and leave out the peak memory.
-        out: The results folder; what it holds is not planned again, and its tiles say how fast this machine is.
+        shard: Plan only the part that `run --shard I/N` trains.
+        no_memory: Compile nothing and omit the peak memory.
+        out: Results folder. Stored runs are not planned again, and their time gives the speed of this machine.
     """
     part = parse_shard(shard)
-    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, max_draws, out)
+    declared, folder, measure_config = resolve_study(study, size, out)
     from relu_study.cli.progress import print_draws, print_plan
     from relu_study.runner.memory import predict_memory, predict_memory_draws
     from relu_study.runner.prepare import prepare
@@ -80,87 +76,102 @@ def show_plan(
     use_devices()
     title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
     if isinstance(declared, DrawStudy):
-        drawing = prepare_draws(declared, folder, shard=part)
-        print_draws(drawing.plan, drawing.stored, title, "" if no_memory else f"{predict_memory_draws(drawing)}; ")
-        damaged, own = drawing.folder_state.damaged, drawing.provenance["own"]
+        draw_job = prepare_draws(declared, folder, shard=part)
+        print_draws(draw_job.plan, draw_job.stored, title, "" if no_memory else f"{predict_memory_draws(draw_job)}; ")
+        damaged, sources = draw_job.folder_state.damaged, draw_job.provenance["own"]
     else:
-        job = prepare(declared, folder, probing, shard=part)
+        job = prepare(declared, folder, measure_config, shard=part)
         print_plan(job.plan, job.stored, title, job.folder_state.timing, "" if no_memory else f"{predict_memory(job)}; ")
-        damaged, own = job.folder_state.damaged, job.provenance["own"]
+        damaged, sources = job.folder_state.damaged, job.provenance["own"]
         for note in job.declaration.get("notes", []):
             print(f"note: {note}")
-    for line in doubts(own, folder):
+    for line in doubts(sources, folder):
         print(line)
     for error in damaged:
-        print(f"{error.path} is damaged ({error.reason}); a run moves it into damaged/ and makes again what it held")
+        print(f"{error.path} is damaged ({error.reason}). A run moves it into damaged/ and computes its contents again.")
 
 
 def run(
     study: StudyName,
-    preset: str = "default",
-    seeds: int | None = None,
-    epochs: float | None = None,
-    only: str | None = None,
-    widths_from: str | None = None,
-    probe_examples: int | None = None,
-    val_examples: str = "8192",
+    size: Size = DEFAULT_SIZE,
+    only: Annotated[str | None, arg(metavar="RUN_ID", help_behavior_hint="")] = None,
+    widths_from: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: results/STUDY)")] = None,
     all_epochs: bool = False,
     per_seed: bool = False,
-    max_draws: int | None = None,
-    shard: str | None = None,
-    out: str | None = None,
+    shard: ShardName = None,
+    out: OutFolder = None,
 ) -> int:
-    """Train a study and write its results folder; run it again to go on where it stopped.
+    """Run a study and write its results folder. The same command resumes an interrupted run.
 
-    Ctrl-C or SIGTERM: what is finished is kept, and it is said how to go on; a second one ends at once.
+    Ctrl-C or SIGTERM keeps finished tiles and prints the command to resume with; a second one exits immediately.
 
     Args:
-        study: A study's name, or the path of a study file (it is Python: it does what it contains).
-        preset: The size of the study, e.g. "full".
-        seeds: Seeds of each configuration.
-        epochs: Epochs of every run.
-        only: A run_id: train that run alone and print its row of runs.csv; writes a folder only with --out.
-        widths_from: With --only: the results folder of the sweep, whose tile widths are taken (default results/STUDY).
-        probe_examples: Training examples in the probe set (default 8192, or all where there are fewer).
-        val_examples: Validation rows that val_loss reads: a number or "all".
+        only: Train only this run and print its row of runs.csv. A folder is written only with --out.
+        widths_from: With --only: the results folder of the sweep that sets the tile widths.
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
-        per_seed: Add a TensorBoard run for each single seed (at most 500 in all).
-        max_draws: Of a draw study: at most so many draws of each cell.
-        shard: I/N: train part I of N into a folder that N processes or machines share (a job array); then run without it.
-        out: The results folder (default results/STUDY).
+        per_seed: Add a TensorBoard run for each seed of each configuration (at most 500 runs).
+        shard: Train part I of N into a folder that N processes share (a job array). Afterwards run without --shard.
+        out: Results folder.
     """
     part = parse_shard(shard)
     if part and only is not None:
-        raise UserError("--shard takes one part of a study and --only RUN_ID one run of it; leave one of them out")
-    declared, folder, probing = resolve_study(study, preset, seeds, epochs, probe_examples, val_examples, max_draws, out)
-    from relu_study.runner import execute, single_run
-    from relu_study.runner.run import use_devices
+        raise UserError("--shard selects a part of a study and --only RUN_ID one run. Use one of them.")
+    declared, folder, measure_config = resolve_study(study, size, out)
+    from relu_study.study.draw_study import DrawStudy
+
+    _check_options(declared, only, widths_from, all_epochs, per_seed)
+    if only is not None:
+        assert not isinstance(declared, DrawStudy)
+        from relu_study.runner.single_run import run_single
+
+        sweep = Path(existing_folder(widths_from) if widths_from else f"results/{declared.name}")
+        print(run_single(declared, only, sweep, folder if out else None, measure_config))
+        return 0
+    return _run_study(declared, folder, measure_config, size.preset, part, all_epochs=all_epochs, per_seed=per_seed)
+
+
+def _check_options(
+    declared: Study | DrawStudy, only: str | None, widths_from: str | None, all_epochs: bool, per_seed: bool
+) -> None:
     from relu_study.study.draw_study import DrawStudy
 
     if widths_from is not None and only is None:
-        raise UserError("--widths-from belongs to --only RUN_ID: it names the sweep whose tile widths that run takes")
+        raise UserError("--widths-from requires --only RUN_ID. It names the sweep that sets the tile width of that run.")
     if per_seed and only is not None:
-        raise UserError("--per-seed adds runs to the TensorBoard of a sweep; --only RUN_ID trains one run and writes none")
-    if isinstance(declared, DrawStudy):
-        if only is not None or per_seed or all_epochs:
-            raise UserError(f"{declared.name} draws networks and trains none: --only, --per-seed and --all-epochs do not apply")
-    elif only is not None:
-        sweep = Path(existing_folder(widths_from) if widths_from else f"results/{declared.name}")
-        print(single_run.run_single(declared, only, sweep, folder if out else None, probing))
-        return 0
+        raise UserError("--per-seed does not apply to --only RUN_ID, which writes no TensorBoard. Use one of them.")
+    if isinstance(declared, DrawStudy) and (only is not None or per_seed or all_epochs):
+        raise UserError(f"{declared.name} is a draw study: --only, --per-seed and --all-epochs do not apply. Omit them.")
+
+
+def _run_study(
+    declared: Study | DrawStudy,
+    folder: Path,
+    measure_config: Any,
+    preset: str,
+    part: Shard | None,
+    all_epochs: bool,
+    per_seed: bool,
+) -> int:
+    """Run a study with a progress bar, then print its summary; the exit status."""
     from relu_study.cli.progress import Progress
+    from relu_study.cli.summary import summary
+    from relu_study.runner import execute
+    from relu_study.runner.run import use_devices
+    from relu_study.study.draw_study import DrawStudy
 
     command = as_typed(["relu-study", *sys.argv[1:]])
     with Progress() as progress:
         try:
             use_devices()
-            about = {"command": command, "preset": preset}
+            info = {"command": command, "preset": preset}
             if isinstance(declared, DrawStudy):
-                execute.execute_draws(declared, folder, progress, about, part)
+                execute.execute_draws(declared, folder, progress, info, part)
             else:
-                execute.execute(declared, folder, probing, progress, about, all_epochs=all_epochs, per_seed=per_seed, shard=part)
+                execute.execute(
+                    declared, folder, measure_config, progress, info, all_epochs=all_epochs, per_seed=per_seed, shard=part
+                )
         except KeyboardInterrupt as stop:
-            progress.on_message(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; go on with: {command}")
+            progress.on_message(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; resume with: {command}")
             return _status(stop)
         except WriteError as error:
             raise UserError(f"{error}: {command}; {describe_stored(declared, folder)} are kept in {folder}") from error
@@ -168,156 +179,22 @@ def run(
         whole = shlex.join(["relu-study", *strip_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")
     else:
-        print(f"{folder}/report.md")
+        print("\n".join(summary(folder)))
     return 0
 
 
 def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) -> None:
-    """Rebuild everything that is derived from a results folder's raw tiles, without JAX.
+    """Rebuild the derived files of a results folder from its raw tiles.
 
     Args:
-        folder: The results folder.
         all_epochs: Write every epoch to summary.csv, not only the report epochs.
-        per_seed: Add a TensorBoard run for each single seed (at most 500 in all); without it those that were there go.
+        per_seed: Add a TensorBoard run for each seed (at most 500); without it, existing single-seed runs are removed.
     """
     from relu_study.report.report import report
 
     for line in report(existing_folder(folder), all_epochs, per_seed):
         print(line)
     print(f"{folder}/report.md")
-
-
-def draw_figure(
-    folder: Folder,
-    name: str | None = None,
-    kind: str | None = None,
-    metrics: Annotated[tuple[str, ...], arg(aliases=("--metric",))] = (),
-    experiments: tuple[str, ...] = (),
-    arms: tuple[str, ...] = (),
-    rows: str | None = None,
-    cols: str | None = None,
-    epoch: tuple[str, ...] = (),
-    claims: tuple[str, ...] = (),
-    log: bool = False,
-    where: tuple[str, ...] = (),
-    out: tuple[str, ...] = (),
-) -> None:
-    """Draw a figure that the study declares, or one of your own, without JAX.
-
-    Args:
-        folder: The results folder.
-        name: A figure that the study declares.
-        kind: One of your own: curves, survival, forest, depth, histograms or map.
-        metrics: What to show: "metric", "metric/site" or "metric/*" for each site; for histograms pre, post or gradient.
-        experiments: Of these experiments alone.
-        arms: These arms alone, in this order.
-        rows: For a map: the factor down its side (a field such as activation, or arm, or experiment).
-        cols: For a map: the factor along its foot.
-        epoch: For a map or depth: "last" or a number; depth takes several.
-        claims: For a forest: these claims alone.
-        log: A logarithmic scale where one is possible.
-        where: Conditions that all hold: activation=relu,selu "learning_rate>=0.01" "dead_fraction/site_1<0.5" seed=0,1.
-        out: Files to write; .png, .svg or .pdf says the format (default KIND.png in the current folder).
-    """
-    from relu_study.report.figures.on_demand import figure
-
-    paths = figure(
-        existing_folder(folder),
-        kind,
-        name=name,
-        metrics=metrics,
-        experiments=experiments,
-        arms=arms,
-        rows=rows,
-        cols=cols,
-        epoch=epoch,
-        claims=claims,
-        log=log,
-        where=where,
-        out=out,
-    )
-    print("\n".join(map(str, paths)))
-
-
-def make_table(
-    folder: Folder,
-    rows: tuple[str, ...] = ("arm",),
-    cols: tuple[str, ...] = (),
-    metric: Annotated[tuple[str, ...], arg(aliases=("--metrics",))] = ("val_loss",),
-    site: str = "all",
-    epoch: str = "last",
-    baseline: str | None = None,
-    where: tuple[str, ...] = (),
-    format: str = "markdown",
-) -> None:
-    """Print a table of a results folder: factors as rows and columns, metrics as cells.
-
-    Args:
-        folder: The results folder.
-        rows: Factors (RunSpec fields, "arm", "experiment") whose values make the rows.
-        cols: Factors whose values make the columns.
-        metric: One or several metrics of the study.
-        site: "all", or one site of the networks, e.g. site_1.
-        epoch: "last", or a number (needs raw/).
-        baseline: The label of the row that the others are compared with.
-        where: Conditions on factors and metrics, e.g. activation=relu,selu learning_rate<=0.01 dead_fraction<0.5 seed<16.
-        format: markdown, latex (booktabs) or csv.
-    """
-    from relu_study.report.tables.pivot_table import table
-
-    print(table(existing_folder(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
-
-
-def make_comparison(
-    folder: Folder,
-    by: tuple[str, ...] = ("arm",),
-    metric: str = "val_loss",
-    site: str = "all",
-    epoch: str = "last",
-    baseline: str | None = None,
-    where: tuple[str, ...] = (),
-) -> None:
-    """Print the comparisons of a results folder's configurations as CSV, paired by seed.
-
-    Args:
-        folder: The results folder.
-        by: Factors (RunSpec fields, "arm", "experiment") in which the configurations differ.
-        metric: A metric of the study.
-        site: "all", or one site of the networks, e.g. site_1.
-        epoch: "last", or a number (needs raw/).
-        baseline: The label that all others are compared with (Holm's correction); without it every pair (Benjamini-Hochberg's).
-        where: Conditions as those of `table`.
-    """
-    from relu_study.report.tables.pivot_table import compare
-    from relu_study.storage.csv_files import csv_text
-
-    print(csv_text(compare(existing_folder(folder), by, metric, site, epoch, baseline, where)), end="")
-
-
-def view(
-    folder: Folder,
-    port: int = 6006,
-    host: str = "127.0.0.1",
-    path_prefix: str = "",
-    options: Annotated[Positional[tuple[str, ...]], arg(metavar="-- OPTION")] = (),
-) -> int:
-    """Open TensorBoard on a results folder and print its address.
-
-    Args:
-        folder: The results folder.
-        port: The port to listen on; 0 takes any free one.
-        host: The address to listen on; this machine alone unless told.
-        path_prefix: The path of its address, e.g. /tb behind a proxy.
-        options: Options of TensorBoard itself, after --, e.g. -- --reload_interval 5.
-    """
-    from relu_study.report.tensorboard.server import show
-    from relu_study.storage.manifest import read_manifest
-
-    logs = existing_folder(folder) / "tensorboard"
-    read_manifest(logs.parent)
-    if not logs.is_dir():
-        raise UserError(f"{logs} is missing; make it with 'relu-study report {folder}' (needs raw/), or run the study")
-    return show(logs, host, port, path_prefix, options)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -330,6 +207,22 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "figure": draw_figure,
     "view": view,
 }
+EXAMPLES = {
+    "list": "relu-study list",
+    "plan": "relu-study plan article --preset full",
+    "run": "relu-study run article --seeds 4 --out out/article",
+    "report": "relu-study report results/article --all-epochs",
+    "table": "relu-study table results/article --rows arm --cols target --metric dead_fraction val_loss",
+    "compare": "relu-study compare results/article --metric dead_fraction --baseline baseline",
+    "figure": "relu-study figure results/article --kind curves --metric dead_fraction --out dead.png",
+    "view": "relu-study view results/article --port 6007",
+}
+
+
+def _print_example(words: list[str]) -> None:
+    """Print the example of a subcommand below its help."""
+    if {"-h", "--help"} & set(words) and words[0] in EXAMPLES:
+        print(f"Example:\n  {EXAMPLES[words[0]]}")
 
 
 def _status(stop: KeyboardInterrupt) -> int:
@@ -337,27 +230,28 @@ def _status(stop: KeyboardInterrupt) -> int:
 
 
 def main() -> None:
-    """The command `relu-study`: bad input, or a system that refuses, is one clear line and exit status 2.
+    """Entry point of `relu-study`. A user error or system error is one line on stderr and exit status 2.
 
-    `--traceback` anywhere before a `--` prints Python's traceback before that line.
+    `--traceback`, anywhere before `--`, prints the Python traceback before that line.
     """
     use_utf8()
     write_plainly()
     quiet()
-    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    whole = "--traceback" in sys.argv[:own]
-    logging.getLogger("jax._src.callback").disabled = not whole  # it logs a traceback of its own
-    sys.argv[:own] = [word for word in sys.argv[:own] if word != "--traceback"]
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    with_traceback = "--traceback" in sys.argv[:end]
+    logging.getLogger("jax._src.callback").disabled = not with_traceback  # its tracebacks repeat the error
+    sys.argv[:end] = [word for word in sys.argv[:end] if word != "--traceback"]
     try:
-        with heeded(), numpy_defaults():
+        with handle_signals(), numpy_defaults():
             status = tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="relu-study",
-                description="Train thousands of small networks at once and see every unit that dies. "
-                "Any command takes --traceback, which prints the whole of an error.",
+                description="Train thousands of small networks at once and count every dead unit. "
+                "Every command takes --traceback to print the full traceback of an error.",
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except UserError as error:
-        if whole:
+        if with_traceback:
             traceback.print_exception(error)
         print(f"relu-study: {error}", file=sys.stderr)
         sys.exit(2)
@@ -365,6 +259,10 @@ def main() -> None:
         print(f"relu-study: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"relu-study: interrupted; go on with: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)
+        print(f"relu-study: interrupted; resume with: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)
         sys.exit(_status(stop))
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            _print_example(sys.argv[1:end])
+        raise
     sys.exit(status or 0)

@@ -21,7 +21,7 @@ class StopSignal(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Raise Stopped at the first of these signals, and end at once at the second. One that is ignored stays so (nohup)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from command_line import command
 from paths import ROOT
 from tiers import tiered
+
+from relu_study.cli import commands
 
 HERE = ROOT / "tests" / "support"
 SMALL = str(HERE / "small_study.py")
@@ -104,6 +107,30 @@ def test_help_knows_no_jax(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
+@pytest.mark.parametrize("name", tiered(list(commands.COMMANDS), "run", "figure"))
+def test_subcommand_help_names_values_and_ends_with_an_example(name: str, here: Any) -> None:
+    status, out, _ = here(name, "--help")
+    assert status == 0 and out.splitlines()[-1] == f"  {commands.EXAMPLES[name]}"
+    assert commands.EXAMPLES[name].startswith(f"relu-study {name}")
+    assert "{None}" not in out and " STR" not in out and " INT" not in out
+
+
+def test_list_estimates_minutes_from_a_manifest(tmp_path: Path, here: Any) -> None:
+    configuration = {"config_id": "a", "seeds": 2, "spec": {"epochs": 100.0}}
+    manifest = {
+        "declaration": {"configurations": [configuration], "seeds": 2},
+        "counts": {"ok": 1, "interrupted": 1},
+        "timing": {"wall_s": 60.0},
+    }
+    folder = tmp_path / "results" / "article_rows"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    status, out, _ = here("list")
+    _, size, noun, minutes, *_ = next(line for line in out.splitlines() if line.startswith("article_rows")).split()
+    assert status == 0 and (size, noun) == ("32", "runs")
+    assert float(minutes) == 32, "32 runs of 100 epochs, at one minute per 100 epochs"
+
+
 def test_list_knows_no_jax(tmp_path: Path) -> None:
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
@@ -119,7 +146,10 @@ def test_plan(tmp_path: Path, here: Any) -> None:
 @pytest.mark.slow
 def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -> None:
     ran = command("run", SMALL, "--out", "here", "--epochs", "1", cwd=tmp_path)
-    assert ran.returncode == 0 and ran.stdout.strip() == "here/report.md", ran.stderr
+    assert ran.returncode == 0 and "report: here/report.md\n" in ran.stdout, ran.stderr
+    *_, view, table = ran.stdout.splitlines()
+    assert "relu-study view here" in view and "relu-study table here" in table
+    assert ran.stdout.startswith("small: 9 runs (9 ok), ") and "claims: " in ran.stdout
     before = {p.name: p.read_bytes() for p in (tmp_path / "here").glob("*.*") if p.suffix in (".csv", ".md")}
     for name in before:
         (tmp_path / "here" / name).unlink()

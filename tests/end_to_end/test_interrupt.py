@@ -59,7 +59,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     status, said = finish(running)
 
     assert first.startswith("2/20 runs") and status == 130 and "Traceback" not in said, first + said
-    found = re.search(r"^interrupted: (\d+) finished runs are kept in cut; go on with: relu-study (.*)$", said, re.MULTILINE)
+    found = re.search(r"^interrupted: (\d+) finished runs are kept in cut; resume with: relu-study (.*)$", said, re.MULTILINE)
     assert found, said
     kept = {path: path.read_bytes() for path in tile_files.tile_paths(cut)}
     assert int(found[1]) == len(tile_files.stored_runs(cut)) == 2 * len(kept) and 0 < len(kept) < 10

@@ -168,7 +168,7 @@ def test_told_to_end_it_says_what_is_kept_and_how_to_go_on(
     os.kill(child.pid, number)
     status, said = ended(child), (tmp_path / "said.txt").read_text()
     assert status == 128 + number and "Traceback" not in said, said
-    found = re.search(r"^interrupted: ([\d,]+) (finished runs|draws) are kept in \S+; go on with: relu-study (.*)$", said, re.M)
+    found = re.search(r"^interrupted: ([\d,]+) (finished runs|draws) are kept in \S+; resume with: relu-study (.*)$", said, re.M)
     assert found, said
     kept = held(folder)
     stored = (
@@ -186,9 +186,9 @@ def test_told_to_end_it_says_what_is_kept_and_how_to_go_on(
 def test_told_twice_it_ends_at_once(numbers: tuple[signal.Signals, signal.Signals]) -> None:
     code = """
 import signal, time
-from relu_study.cli.signals import heeded
+from relu_study.cli.signals import handle_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with heeded():
+with handle_signals():
     try:
         print("on", flush=True)
         time.sleep(60)
@@ -206,11 +206,11 @@ with heeded():
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    from relu_study.cli.signals import StopSignal, heeded
+    from relu_study.cli.signals import StopSignal, handle_signals
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(StopSignal) as stop, heeded():
+        with pytest.raises(StopSignal) as stop, handle_signals():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)

@@ -35,7 +35,7 @@ def test_the_study_of_the_docs(home: Path, tmp_path: Path) -> None:
     assert len(STUDY.splitlines()) < 35
     (tmp_path / "my_study.py").write_text(STUDY)
     done = relu_study(["run", "my_study.py"], home, tmp_path)
-    assert done.returncode == 0 and done.stdout.strip() == "results/ring/report.md", done.stderr
+    assert done.returncode == 0 and "report: results/ring/report.md\n" in done.stdout, done.stderr
     runs = (tmp_path / "results" / "ring" / "runs.csv").read_text()
     assert runs.count(",ok,") == 24 and "shifted_relu" in runs and "tiny" in runs
     assert (tmp_path / "results" / "ring" / "figures" / "main.png").stat().st_size > 10_000
@@ -45,7 +45,7 @@ def test_the_study_of_the_docs(home: Path, tmp_path: Path) -> None:
 def test_the_draws_of_the_docs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "my_draws.py").write_text(DRAWS)
     done = relu_study(["run", "my_draws.py"], home, tmp_path)
-    assert done.returncode == 0 and done.stdout.strip() == "results/half_off/report.md", done.stderr
+    assert done.returncode == 0 and "report: results/half_off/report.md\n" in done.stdout, done.stderr
     assert "**H1: confirmed.**" in (tmp_path / "results" / "half_off" / "report.md").read_text()
 
 

@@ -1,0 +1,71 @@
+"""Table of the built-in studies: question, default size and estimated minutes. Does not import JAX."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_study.errors import UserError
+from relu_study.storage.manifest import seeds_of
+from relu_study.study.draw_study import DrawStudy
+from relu_study.study.loading import load_study, studies
+
+if TYPE_CHECKING:
+    from relu_study.study.study import Study
+
+HEADER = ("STUDY", "SIZE", "MINUTES", "QUESTION")
+
+
+def study_lines() -> list[str]:
+    """One line per study, and the source of the minutes."""
+    rows, measured = [HEADER], False
+    for name, path in studies().items():
+        size, minutes = _size_and_minutes(path)
+        measured |= bool(minutes)
+        question = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        rows.append((name, size, minutes or "-", question))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
+    if measured:
+        lines.append("MINUTES scale the time in results/STUDY/manifest.json to the default SIZE; another machine may differ.")
+    return lines
+
+
+def _size_and_minutes(path: Path) -> tuple[str, str]:
+    """The size of a study's default preset, and its estimated minutes; empty if unknown."""
+    try:
+        study = load_study(path)
+    except UserError:  # `run` reports the problem
+        return "", ""
+    size, work = _size(study)
+    minutes = ""
+    for folder in (Path("results"), path.resolve().parents[1] / "results"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            manifest = json.loads((folder / study.name / "manifest.json").read_bytes())
+            minutes = f"{manifest['timing']['wall_s'] / 60 * work / _stored_work(manifest):.1f}"
+            break
+    return f"{size:,} {'draws' if isinstance(study, DrawStudy) else 'runs'}", minutes
+
+
+def _size(study: Study | DrawStudy) -> tuple[int, float]:
+    """Runs and their epochs, or draws twice."""
+    if isinstance(study, DrawStudy):
+        draws = sum(experiment.draws * len(experiment.cells) for experiment in study.experiments)
+        return draws, draws
+    runs = study.runs()
+    return len(runs), sum(run.epochs for run in runs)
+
+
+def _stored_work(manifest: Mapping[str, Any]) -> float:
+    """The epochs of all runs, or the draws, whose time the manifest records."""
+    declaration, counts = manifest["declaration"], manifest["counts"]
+    if "cells" in declaration:
+        return sum(cell["draws"] for cell in declaration["cells"])
+    configurations = {entry["config_id"]: entry for entry in declaration["configurations"]}.values()
+    seeds = seeds_of(declaration)
+    epochs = sum(seeds[entry["config_id"]] * entry["spec"]["epochs"] for entry in configurations)
+    return epochs * (1 - counts.get("interrupted", 0) / sum(counts.values()))

@@ -1,0 +1,55 @@
+"""Summary of a finished study: runs, time, statuses, verdicts, and the commands to go on with."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from relu_study.storage.manifest import read_manifest
+
+VERDICTS = ("confirmed", "refuted", "inconclusive")
+
+
+def summary(folder: Path) -> list[str]:
+    """The lines that end `relu-study run`: results, report path and next commands."""
+    manifest = read_manifest(folder)
+    is_draw_study = "cells" in manifest["declaration"]
+    size = _draws(manifest["declaration"]) if is_draw_study else _runs(manifest["counts"])
+    lines = [f"{manifest['study']}: {size}, {_duration(manifest['timing'])}"]
+    if claims := _claims(folder / "verdicts.csv"):
+        lines.append(f"claims: {claims}")
+    lines += [f"results: {folder}", f"report: {folder}/report.md"]
+    if is_draw_study:
+        return [*lines, f"next: open {folder}/report.html, or read the cells with relu_study.load_cells({str(folder)!r})"]
+    name = shlex.quote(str(folder))
+    return [*lines, "next:", f"  relu-study view {name}   open TensorBoard", f"  relu-study table {name}  print a table"]
+
+
+def _runs(counts: Mapping[str, int]) -> str:
+    total = sum(counts.values())
+    statuses = ", ".join(f"{count:,} {status}" for status, count in counts.items() if count or status == "ok")
+    return f"{total:,} run{'s' * (total != 1)} ({statuses})"
+
+
+def _draws(declaration: Mapping[str, Any]) -> str:
+    cells = {cell["cell_id"]: cell["draws"] for cell in declaration["cells"]}
+    return f"{sum(cells.values()):,} draws in {len(cells):,} cell{'s' * (len(cells) != 1)}"
+
+
+def _duration(timing: Mapping[str, float]) -> str:
+    seconds = timing.get("wall_s", 0.0)
+    return f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:,.1f} seconds"
+
+
+def _claims(path: Path) -> str:
+    """The number of claims by verdict; empty if the study makes no claim."""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        verdicts = Counter(row["verdict"] for row in csv.DictReader(file) if row["contrast"] == "overall")
+    names = [*VERDICTS, *sorted(verdicts.keys() - set(VERDICTS))]
+    return ", ".join(f"{verdicts[name]} {name}" for name in names) if verdicts else ""
