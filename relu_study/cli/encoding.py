@@ -1,4 +1,4 @@
-"""What a person reads on a stream that is not UTF-8: plain substitutes for letters that its encoding lacks."""
+"""Output in any locale: UTF-8 file names, and ASCII substitutes for characters that a stream cannot encode."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ PLAIN = "relu_study.plain"
 
 
 def quiet() -> None:
-    """Keep warnings of libraries from a person who can do nothing about them; one who sets Python's -W sees them all."""
+    """Hide warnings of libraries, unless Python's -W is set."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA and absl, read when they are imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA and absl read it on import
 
 
-def substitute(letter: str) -> str:
-    """ASCII for one letter: its substitute, the letter without its accents, or its number."""
-    if letter in SUBSTITUTES:
-        return SUBSTITUTES[letter]
-    bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-    return bare or letter.encode("ascii", "backslashreplace").decode()
+def substitute(character: str) -> str:
+    """ASCII for one character: its substitute, the character without accents, or its escaped code point."""
+    if character in SUBSTITUTES:
+        return SUBSTITUTES[character]
+    stripped = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return stripped or character.encode("ascii", "backslashreplace").decode()
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    letters = error.object[error.start : error.end]
-    if all("\udc80" <= letter <= "\udcff" for letter in letters):  # bytes of a file's name, as the system gave them
-        return bytes(ord(letter) - 0xDC00 for letter in letters), error.end
-    return "".join(map(substitute, letters)), error.end
+    characters = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in characters):  # undecodable bytes of a file name
+        return bytes(ord(character) - 0xDC00 for character in characters), error.end
+    return "".join(map(substitute, characters)), error.end
 
 
 codecs.register_error(PLAIN, _plain)
 
 
 def use_utf8() -> None:
-    """Start the command once more where the system's own encoding cannot name every file, with the streams as they are.
+    """Restart the command in UTF-8 mode if the file system encoding is not UTF-8. The encodings of the streams stay.
 
-    Without this a POSIX locale refuses files of names in most scripts.
+    Otherwise the C and POSIX locales refuse most non-ASCII file names.
     """
     if os.name == "posix" and not sys.flags.utf8_mode and codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         environment = {"PYTHONIOENCODING": sys.stdout.encoding, **os.environ}
@@ -60,12 +60,12 @@ def use_utf8() -> None:
 
 
 def as_typed(words: Sequence[str]) -> str:
-    """A command as text that a file can hold, also where a word has bytes that are no text."""
+    """A command as valid UTF-8 text, with undecodable bytes escaped."""
     return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def write_plainly(*streams: Any) -> None:
-    """Make streams substitute what their encoding lacks; without any, the process's own two."""
+    """Make streams (default: stdout and stderr) substitute characters that they cannot encode."""
     for stream in streams or (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)

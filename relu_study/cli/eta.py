@@ -1,4 +1,4 @@
-"""When a plan will be finished, from what its first tiles took: so much a unit of price, and so much for a cohort's programs."""
+"""Estimated time left, from the tiles finished so far: seconds per unit of cost, plus compile time per cohort."""
 
 from __future__ import annotations
 
@@ -13,64 +13,66 @@ if TYPE_CHECKING:
 
 
 class EtaEstimator:
-    """Seconds until a plan is finished, learnt from its own tiles as they are stored; times are seconds since it began.
+    """Estimator of the seconds until a plan is finished. Times are seconds since the start.
 
-    A device works on one tile after the other, so a stored tile took the time since that device's last one. What of it went into
-    programs is known (`compiling`), and tells what those cost that remain, by the number of layers. The rest is so much a unit of
-    price: that of the cohort's own tiles, or of all others where none is stored yet; in either case of those alone that opened no
-    cohort, if there are any, since one that does waits for others. What remains is dealt to the devices as they will take it.
+    A device works on one tile at a time, so a stored tile took the time since the previous tile of its device.
+    The compile time of each tile is known (`compiling`); it gives the seconds per layer for the programs still to compile.
+    The remaining time is charged per unit of cost, at the cohort's own rate.
+    While none of its tiles is stored, the average rate of all others applies.
+    Tiles that were first in their cohort also waited for compilation, so they are used only if there are no others.
+    The remaining tiles are simulated in the order in which the devices will take them.
     """
 
     def __init__(self, plan: Plan | DrawPlan) -> None:
-        self._price: Callable[[Any], float] = plan.cost
-        self.left = self._priced(plan.tiles)
+        self._cost: Callable[[Any], float] = plan.cost
+        self.unfinished = self._with_costs(plan.tiles)
         self._compiling: Callable[[Any], float] = plan.compiling
-        self.opened: set[tuple[str, int]] = set()  # cohorts, and the devices that have their programs
-        self.on_programs = self.layers = 0.0  # seconds, and what they bought
-        self.worked: dict[tuple[str, bool], list[float]] = {}  # cohort, did it open it -> seconds, price
-        self.free = dict.fromkeys(range(plan.devices), 0.0)  # device -> since when
+        self.compiled: set[tuple[str, int]] = set()  # (cohort, device) pairs whose programs are compiled
+        self.compile_seconds = self.compiled_layers = 0.0
+        self.totals: dict[tuple[str, bool], list[float]] = {}  # (cohort, first on its device) -> seconds, cost
+        self.free_since = dict.fromkeys(range(plan.devices), 0.0)  # device -> time of its last stored tile
 
-    def cut_anew(self, old: Sequence[Any], new: Sequence[Any]) -> None:
-        """Told that tiles will not be made as planned: others in their place."""
+    def retile(self, old: Sequence[Any], new: Sequence[Any]) -> None:
+        """Replace planned tiles by narrower ones."""
         for tile in old:
-            self.left.pop(id(tile), None)
-        self.left = self._priced(new) | self.left
+            self.unfinished.pop(id(tile), None)
+        self.unfinished = self._with_costs(new) | self.unfinished
 
     def stored(self, tile: Any, now: float, device: int, compiling: float) -> None:
-        """Told when a tile is stored, by which device it was made, and what its programs took."""
-        _, price = self.left.pop(id(tile))
-        opens = (tile.cohort, device) not in self.opened
-        worked = self.worked.setdefault((tile.cohort, opens), [0.0, 0.0])
-        worked[0] += max(now - self.free[device] - compiling, 0.0)
-        worked[1] += price
-        self.free[device] = now
-        self.on_programs += compiling
-        if opens:
-            self.opened.add((tile.cohort, device))
-            self.layers += self._compiling(tile)
+        """Record a stored tile, its device and its compile time in seconds."""
+        _, cost = self.unfinished.pop(id(tile))
+        first = (tile.cohort, device) not in self.compiled
+        total = self.totals.setdefault((tile.cohort, first), [0.0, 0.0])
+        total[0] += max(now - self.free_since[device] - compiling, 0.0)
+        total[1] += cost
+        self.free_since[device] = now
+        self.compile_seconds += compiling
+        if first:
+            self.compiled.add((tile.cohort, device))
+            self.compiled_layers += self._compiling(tile)
 
     def seconds(self, now: float) -> float:
-        """Seconds until everything is stored; before the first tile is, not a number."""
-        if not self.worked:
+        """Seconds until every tile is stored; NaN before the first tile is stored."""
+        if not self.totals:
             return float("nan")
         todo: dict[str, deque[tuple[Any, float]]] = {}
-        for tile, price in self.left.values():
-            todo.setdefault(tile.cohort, deque()).append((tile, price))
+        for tile, cost in self.unfinished.values():
+            todo.setdefault(tile.cohort, deque()).append((tile, cost))
         rates = self._rates(todo)
-        # As `dispatch` has it: a device takes tiles of its own cohorts, else of one that none has begun, else of any.
-        own = {device: [cohort for cohort, by in self.opened if by == device] for device in self.free}
-        begun = {cohort for cohort, _ in self.opened}
-        new, in_flight = deque(cohort for cohort in todo if cohort not in begun), set(self.free)
-        free = sorted((since, device) for device, since in self.free.items())
+        # The order of `scheduler`: a device prefers a cohort that it has compiled, then an unstarted one, then any.
+        cohorts = {device: [cohort for cohort, by in self.compiled if by == device] for device in self.free_since}
+        started = {cohort for cohort, _ in self.compiled}
+        unstarted, in_flight = deque(cohort for cohort in todo if cohort not in started), set(self.free_since)
+        free = sorted((since, device) for device, since in self.free_since.items())
         while todo:
             since, device = free[0]
-            own[device] = [cohort for cohort in own[device] if cohort in todo]
-            opens = not own[device]
-            if opens:
-                own[device].append(new.popleft() if new else next(iter(todo)))
-            cohort = own[device][0]
-            tile, price = todo[cohort].popleft()
-            end = since + price * rates[cohort] + opens * self._compiling(tile) * self.on_programs / self.layers
+            cohorts[device] = [cohort for cohort in cohorts[device] if cohort in todo]
+            first = not cohorts[device]
+            if first:
+                cohorts[device].append(unstarted.popleft() if unstarted else next(iter(todo)))
+            cohort = cohorts[device][0]
+            tile, cost = todo[cohort].popleft()
+            end = since + cost * rates[cohort] + first * self._compiling(tile) * self.compile_seconds / self.compiled_layers
             if not todo[cohort]:
                 del todo[cohort]
             heapq.heapreplace(free, (max(end, now) if device in in_flight else end, device))
@@ -78,29 +80,33 @@ class EtaEstimator:
         return max(now, *(since for since, _ in free)) - now
 
     def _rates(self, cohorts: Iterable[str]) -> dict[str, float]:
-        later, first = ([self.worked[key] for key in self.worked if key[1] is opens] for opens in (False, True))
-        others = _rate(later or first)
+        later, first = ([self.totals[key] for key in self.totals if key[1] is is_first] for is_first in (False, True))
+        average = _rate(later or first)
         return {
-            cohort: next((_rate([self.worked[key]]) for key in ((cohort, False), (cohort, True)) if key in self.worked), others)
+            cohort: next((_rate([self.totals[key]]) for key in ((cohort, False), (cohort, True)) if key in self.totals), average)
             for cohort in cohorts
         }
 
-    def _priced(self, tiles: Sequence[Any]) -> dict[int, tuple[Any, float]]:
-        return {id(tile): (tile, self._price(tile)) for tile in tiles}
+    def _with_costs(self, tiles: Sequence[Any]) -> dict[int, tuple[Any, float]]:
+        return {id(tile): (tile, self._cost(tile)) for tile in tiles}
 
 
-def _rate(worked: Sequence[Sequence[float]]) -> float:
-    seconds, price = (sum(column) for column in zip(*worked, strict=True))
-    return seconds / price if price else 0.0
+def _rate(totals: Sequence[Sequence[float]]) -> float:
+    seconds, cost = (sum(column) for column in zip(*totals, strict=True))
+    return seconds / cost if cost else 0.0
 
 
 def eta_from_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:
-    """Seconds that the missing runs of a folder will take, at the speed of its stored ones; None where nothing is known of it."""
-    paid = sum(cohort.stored_cost for cohort in plan.cohorts)
-    trained = plan.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)
-    if not paid or trained <= 0:
+    """Seconds to train the missing runs of a folder at the speed of its stored runs; None without such a speed.
+
+    `timing` is the entry of the manifest: `wall_s`, and `compile_s` summed over devices.
+    """
+    stored_cost = sum(cohort.stored_cost for cohort in plan.cohorts)
+    training = plan.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)
+    if not stored_cost or training <= 0:
         return None
-    known, new = ([c for c in plan.cohorts if bool(c.stored_cost) == stored and (stored or c.tiles)] for stored in (True, False))
-    layers = sum(c.work.layers for c in known)
-    compiling = timing["compile_s"] * sum(c.work.layers for c in new) / layers
-    return (trained / paid * sum(plan.cost(tile) for tile in plan.tiles) + compiling) / plan.devices
+    started = [cohort for cohort in plan.cohorts if cohort.stored_cost]
+    unstarted = [cohort for cohort in plan.cohorts if not cohort.stored_cost and cohort.tiles]
+    layers = sum(cohort.work.layers for cohort in started)
+    compiling = timing["compile_s"] * sum(cohort.work.layers for cohort in unstarted) / layers
+    return (training / stored_cost * sum(plan.cost(tile) for tile in plan.tiles) + compiling) / plan.devices

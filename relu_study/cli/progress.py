@@ -1,4 +1,4 @@
-"""What a person sees of a run: the plan before it, then one live bar in a terminal, plain lines elsewhere."""
+"""Terminal output of a run: the plan, then one live progress bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from relu_study.engine.plan import Plan, Tile
 from relu_study.runner.callback import Callback
 
-EVERY = 15.0  # seconds between plain lines
+LINE_INTERVAL = 15.0  # seconds between plain lines
+BAR_INTERVAL = 1.0  # seconds between updates of the note
 
 
 class Progress(Callback):
-    """Runs done, dead fraction so far and time left, as `forecast` has it."""
+    """Progress bar: finished runs or draws, mean dead fraction so far, estimated time left."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.done = 0
         self._bar: Bar | None = None
         self._dead = self._weight = 0.0
-        self._said = -math.inf
+        self._last_note = -math.inf
 
     def __enter__(self) -> Progress:
         return self
@@ -42,11 +43,11 @@ class Progress(Callback):
             self._bar.stop()
 
     def on_start(self, plan: Plan | DrawPlan, stored: int) -> None:
-        """Told before the first tile is queued."""
+        """Start the bar."""
         self.total, self.noun = sum(t.size for t in plan.tiles) + stored, plan.noun
         self.done = stored
-        self.forecast = EtaEstimator(plan)
-        self._began = time.monotonic()
+        self.eta = EtaEstimator(plan)
+        self._started = time.monotonic()
         if self.console.is_terminal and plan.tiles:
             self._bar = Bar(
                 TextColumn(self.noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
@@ -56,20 +57,20 @@ class Progress(Callback):
             self._task = self._bar.add_task(self.noun, total=self.total, completed=stored, note="compiling")
 
     def on_tile_end(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
-        """Told when a tile is stored."""
+        """Advance the bar and update the note."""
         self.done += tile.size
         if math.isfinite(dead_fraction):
             self._dead += dead_fraction * tile.size
             self._weight += tile.size
         now = time.monotonic()
-        self.forecast.stored(tile, now - self._began, device, compiling)
+        self.eta.stored(tile, now - self._started, device, compiling)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
-        if now - self._said <= (EVERY if self._bar is None else 1.0) and self.done < self.total:
+        if now - self._last_note <= (LINE_INTERVAL if self._bar is None else BAR_INTERVAL) and self.done < self.total:
             return
-        self._said = now
-        left = self.forecast.seconds(now - self._began)
-        dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction not known, "
+        self._last_note = now
+        left = self.eta.seconds(now - self._started)
+        dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction unknown, "
         note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left"
         if self._bar is not None:
             self._bar.update(self._task, note=note)
@@ -77,58 +78,58 @@ class Progress(Callback):
             self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
 
     def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
-        """Told when narrower tiles take the place of others."""
-        self.forecast.cut_anew(old, new)
+        """Update the estimate for narrower tiles."""
+        self.eta.retile(old, new)
 
     def on_message(self, line: str) -> None:
-        """One line above the bar."""
+        """Print one line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_draws(plan: DrawPlan, stored: int, title: str, memory: str = "") -> None:
-    """The plan of a draw study as a table: a statistic a line. `memory`: what there is to say of it."""
+    """Print the plan of a draw study: a table with one row per statistic, and the totals with `memory` inserted."""
     table = Table(title=title, title_justify="left")
     for column in ("statistic", "cells", "draws", "blocks"):
         table.add_column(column, justify="left" if column == "statistic" else "right")
     for name in dict.fromkeys(block.statistic for block in plan.tiles):
-        own = [block for block in plan.tiles if block.statistic == name]
-        table.add_row(name, f"{len({b.cohort for b in own}):,}", f"{sum(b.count for b in own):,}", f"{len(own):,}")
+        blocks = [block for block in plan.tiles if block.statistic == name]
+        table.add_row(name, f"{len({b.cohort for b in blocks}):,}", f"{sum(b.count for b in blocks):,}", f"{len(blocks):,}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     cells = len({block.cohort for block in plan.tiles})
     print(
-        f"{sum(block.count for block in plan.tiles):,} draws to make ({stored:,} stored) in {cells:,} "
-        f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); a compilation a cell; "
+        f"{sum(block.count for block in plan.tiles):,} draws to compute ({stored:,} stored) in {cells:,} "
+        f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); one compilation per cell; "
         f"{memory}time: unknown until the first blocks are done"
     )
 
 
 def print_plan(plan: Plan, stored: int, title: str, timing: Mapping[str, float] = MappingProxyType({}), memory: str = "") -> None:
-    """The plan as a table: a cohort a line.
+    """Print the plan of a study: a table with one row per cohort, and the totals with `memory` inserted.
 
-    `timing`: what the stored runs took, from the manifest of their folder; `memory`: what there is to say of it.
+    `timing` is the entry of the folder's manifest. It gives the speed of the stored runs, which sets the estimated time.
     """
     table = Table(title=title, title_justify="left")
-    for column in ("cohort", "program", "runs", "width", "tiles", "steps a run", "MiB a tile"):
+    for column in ("cohort", "program", "runs", "width", "tiles", "steps per run", "MiB per tile"):
         table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
-    for c in plan.cohorts:
-        steps = sorted({t.steps for t in c.tiles}) or [c.work.steps]
-        mib = c.bytes() / 2**20
+    for cohort in plan.cohorts:
+        steps = sorted({tile.steps for tile in cohort.tiles}) or [cohort.work.steps]
+        mib = cohort.bytes() / 2**20
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-        table.add_row(c.name, c.work.title, f"{c.runs:,}", str(c.width), f"{len(c.tiles):,}", span, f"{mib:.0f}")
+        counts = f"{cohort.runs:,}", str(cohort.width), f"{len(cohort.tiles):,}"
+        table.add_row(cohort.name, cohort.work.title, *counts, span, f"{mib:.0f}")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    known, asked = eta_from_manifest(plan, timing), plan.seconds()
-    if known is not None:
-        duration = f"about {known:,.0f} s, at the speed of those stored"
-    elif asked is not None:
-        duration = f"about {asked:,.0f} s of training"
+    eta, estimate = eta_from_manifest(plan, timing), plan.seconds()
+    if eta is not None:
+        duration = f"about {eta:,.0f} s at the speed of the stored runs"
+    elif estimate is not None:
+        duration = f"about {estimate:,.0f} s of training"
     else:
         duration = "time: unknown on this device until its first tiles are done"
     runs = sum(c.runs for c in plan.cohorts)
     print(
-        f"{_counted(runs, 'run')} to train ({stored:,} stored) in {_counted(len(plan.cohorts), 'cohort')} and "
-        f"{_counted(len(plan.tiles), 'tile')} on {_counted(plan.devices, f'{plan.platform} device')}; "
-        f"about {_counted(plan.compilations(), 'compilation')}; "
-        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles at a time; {memory}{duration}"
+        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
+        f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
+        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles in flight; {memory}{duration}"
     )
 
 

@@ -1,4 +1,4 @@
-"""How the command ends when it is told to: by SIGTERM, as at the end of a job's time, no otherwise than by Ctrl-C."""
+"""Signal handling: SIGTERM (for example at a job's time limit) stops the command cleanly, exactly like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(KeyboardInterrupt):
-    """The command was told to end; `status` is what it exits with: 128 and the signal's number."""
+    """A signal to stop the command; its exit `status` is 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -22,25 +22,25 @@ class StopSignal(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Raise Stopped at the first of these signals, and end at once at the second. One that is ignored stays so (nohup)."""
+    """Raise StopSignal at the first signal and exit immediately at the second. Ignored signals stay ignored (nohup)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in STOPS}
-    minded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
 
-    def at_once(number: int, _: FrameType | None) -> None:
+    def exit_now(number: int, _: FrameType | None) -> None:
         os._exit(128 + number)
 
-    def first(number: int, _: FrameType | None) -> None:
-        for each in minded:
-            signal.signal(each, at_once)
+    def stop(number: int, _: FrameType | None) -> None:
+        for other in handled:
+            signal.signal(other, exit_now)
         raise StopSignal(number)
 
-    for number in minded:
-        signal.signal(number, first)
+    for number in handled:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in minded:
+        for number in handled:
             signal.signal(number, before[number])

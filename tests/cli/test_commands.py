@@ -1,4 +1,4 @@
-"""The door: bad input is one clear line and exit status 2, nothing written, and no JAX where nothing is trained."""
+"""The command line: errors are one line and exit status 2, write nothing, and do not import JAX before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = ROOT / "tests" / "support"
 SMALL = str(HERE / "small_study.py")
 
 
-MORE = [
+MORE_ERRORS = [
     (["plan", "artcle"], "article"),
     (["run", "no/such.py"], "no/such.py"),
     (["run", SMALL, "--seeds", "0"], "--seeds"),
@@ -39,10 +39,10 @@ MORE = [
         (["run", SMALL, "--preset", "fulll"], "full"),
         (["report", "nowhere"], "nowhere"),
         (["table", str(HERE)], "no manifest.json"),
-        *tiered(MORE),
+        *tiered(MORE_ERRORS),
     ],
 )
-def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:
+def test_argument_errors_do_not_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr + done.stdout and "Traceback" not in done.stderr
@@ -57,7 +57,7 @@ def test_bad_words_never_import_jax(words: list[str], hint: str, tmp_path: Path)
         (["run", SMALL, "--only", "beef"], "unknown run"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_written(words: list[str], hint: str, tmp_path: Path, here: Any) -> None:
+def test_invalid_sizes_write_nothing(words: list[str], hint: str, tmp_path: Path, here: Any) -> None:
     status, out, err = here(*words)
     assert status == 2 and hint in err and len(err.splitlines()) == 1 and not out
     assert not list(tmp_path.iterdir())
@@ -92,7 +92,7 @@ STUDY = "from relu_study import *\n{}\nstudy = Study('bad', 'Bad', '', [Experime
         (STUDY.format("", "rows=600", ", figures=[Figure('f', '', 'curves', ('main',), metrics=('val_los',))]"), "val_loss"),
     ],
 )
-def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Any) -> None:
+def test_invalid_study_files(text: str, hint: str, tmp_path: Path, here: Any) -> None:
     (tmp_path / "bad.py").write_text(text)
     status, out, err = here("run", "bad.py")
     assert status == 2, err
@@ -100,7 +100,7 @@ def test_bad_study_files(text: str, hint: str, tmp_path: Path, here: Any) -> Non
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
 
 
-def test_help_knows_no_jax(tmp_path: Path) -> None:
+def test_help_does_not_import_jax(tmp_path: Path) -> None:
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
     for name in ("list", "plan", "run", "report", "figure", "view"):
@@ -131,7 +131,7 @@ def test_list_estimates_minutes_from_a_manifest(tmp_path: Path, here: Any) -> No
     assert float(minutes) == 32, "32 runs of 100 epochs, at one minute per 100 epochs"
 
 
-def test_list_knows_no_jax(tmp_path: Path) -> None:
+def test_list_does_not_import_jax(tmp_path: Path) -> None:
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
     assert not list(tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_plan(tmp_path: Path, here: Any) -> None:
 
 
 @pytest.mark.slow
-def test_run_then_report_then_another_study_in_the_same_folder(tmp_path: Path) -> None:
+def test_run_report_single_run_and_another_study_in_one_folder(tmp_path: Path) -> None:
     ran = command("run", SMALL, "--out", "here", "--epochs", "1", cwd=tmp_path)
     assert ran.returncode == 0 and "report: here/report.md\n" in ran.stdout, ran.stderr
     *_, view, table = ran.stdout.splitlines()

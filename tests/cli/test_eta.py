@@ -1,4 +1,4 @@
-"""The finish foretold, on planted sequences of tiles under a false clock: within 20 % after the first of them."""
+"""Estimated time left on simulated sequences of tiles: within 20 % of the true end after the first tiles."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ from relu_study.study.run_spec import RunSpec
 
 
 class Machine(NamedTuple):
-    """How long things take on it: a unit of price, and the programs of a cohort for each of its layers."""
+    """A simulated machine: seconds per unit of cost (`rate`), and compile seconds per layer of a cohort (`compiling`)."""
 
     devices: int
     rate: float
     compiling: float
-    slower: Mapping[str, float] = MappingProxyType({})  # cohort -> how many times longer than its price says
+    slower: Mapping[str, float] = MappingProxyType({})  # cohort -> factor on its cost
 
     def history(self, plan: Plan) -> Iterator[tuple[Any, float, int, float]]:
-        """Every tile when it is stored, with the time, its device and the seconds that its programs took there.
+        """Every tile in the order of storing, with the time, the device and the compile seconds.
 
-        Devices take tiles as those of `dispatch` do: of their own cohorts, else of new ones, else of any; none has a home.
+        Devices take tiles as in `scheduler`: of a compiled cohort, else of an unstarted one, else of any.
+        No cohort is assigned to a device.
         """
-        todo, begun = list(plan.tiles), set[str]()
-        mine: list[set[str]] = [set() for _ in range(self.devices)]
+        todo, started = list(plan.tiles), set[str]()
+        compiled: list[set[str]] = [set() for _ in range(self.devices)]
         free = [(0.0, device) for device in range(self.devices)]
         stored: list[tuple[float, int, Any, int, float]] = []
         while todo:
             now, device = heapq.heappop(free)
-            own = [t for t in todo if t.cohort in mine[device]] or [t for t in todo if t.cohort not in begun] or todo
-            todo.remove(tile := own[0])
-            begun.add(tile.cohort)
-            took = 0.0
-            if tile.cohort not in mine[device]:
-                mine[device].add(tile.cohort)
-                took = self.compiling * plan.work[tile.cohort].layers
-            now += took + self.rate * self.slower.get(tile.cohort, 1.0) * plan.cost(tile)
-            stored.append((now, len(stored), tile, device, took))
+            candidates = [t for t in todo if t.cohort in compiled[device]] or [t for t in todo if t.cohort not in started] or todo
+            todo.remove(tile := candidates[0])
+            started.add(tile.cohort)
+            compile_seconds = 0.0
+            if tile.cohort not in compiled[device]:
+                compiled[device].add(tile.cohort)
+                compile_seconds = self.compiling * plan.work[tile.cohort].layers
+            now += compile_seconds + self.rate * self.slower.get(tile.cohort, 1.0) * plan.cost(tile)
+            stored.append((now, len(stored), tile, device, compile_seconds))
             heapq.heappush(free, (now, device))
-        for now, _, tile, device, took in sorted(stored):
-            yield tile, now, device, took
+        for now, _, tile, device, compile_seconds in sorted(stored):
+            yield tile, now, device, compile_seconds
 
 
 def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
-    """Cohorts with so many runs each in tiles of four, all alike or of growing size and depth."""
+    """Cohorts of `runs` runs each in tiles of four: all of the `same` cost, or of growing size and depth."""
     specs = [RunSpec(depth=i + 1, epochs=2, seed=seed) for i in range(cohorts) for seed in range(runs)]
 
     def work(spec: RunSpec) -> RunCost:
@@ -70,17 +71,17 @@ def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
         (1, 400, 2, True),
         (3, 80, 2, False),
         (24, 40, 2, False),
-        (300, 4, 2, True),  # 300 programs and a tile for each: nearly all of it compiling
+        (300, 4, 2, True),  # 300 programs with one tile each: mostly compilation
         (300, 4, 8, True),
         (2, 20, 4, True),
         (40, 40, 16, False),
     ],
 )
 @pytest.mark.parametrize("compiling", tiered([0.0, 0.02, 0.6], 0.6), ids=["warm", "some", "mostly"])
-def test_the_finish_is_foretold_within_a_fifth(cohorts: int, runs: int, devices: int, same: bool, compiling: float) -> None:
+def test_end_is_estimated_within_20_percent(cohorts: int, runs: int, devices: int, same: bool, compiling: float) -> None:
     plan, machine = planned(cohorts, runs, devices, same), Machine(devices, 37.0, compiling)
     forecast = EtaEstimator(plan)
-    assert math.isnan(forecast.seconds(5.0)), "nothing is known before the first tile"
+    assert math.isnan(forecast.seconds(5.0)), "no estimate before the first tile"
     history = list(machine.history(plan))
     end = history[-1][1]
     first = max(2 * devices, len(history) // 10)
@@ -92,23 +93,23 @@ def test_the_finish_is_foretold_within_a_fifth(cohorts: int, runs: int, devices:
 
 
 @pytest.mark.parametrize("slower", [{"1": 3.0}, {"3": 0.3}, {"1": 2.0, "2": 0.5}])
-def test_a_cohort_goes_by_its_own_rate(slower: dict[str, float]) -> None:
-    """What its price says is learnt anew from its own tiles: an activation may take three times as long as another."""
+def test_cohort_has_its_own_rate(slower: dict[str, float]) -> None:
+    """The rate of a cohort comes from its own tiles: an activation may be three times as slow as another."""
     plan, machine = planned(4, 80, 2), Machine(2, 37.0, 0.6, slower)
     forecast, seen = EtaEstimator(plan), set[str]()
     history = list(machine.history(plan))
-    end, told = history[-1][1], 0
+    end, checked = history[-1][1], 0
     for tile, now, *how in history:
         forecast.stored(tile, now, *how)
         seen.add(tile.cohort)
         if len(seen) == 4:
             assert now + forecast.seconds(now) == pytest.approx(end, rel=0.1)
-            told += 1
-    assert told > 20
+            checked += 1
+    assert checked > 20
 
 
-def test_a_device_that_helps_out_compiles_too() -> None:
-    """Of two cohorts the small one is soon done: then its device makes the other's programs, which is in the forecast."""
+def test_device_without_work_compiles_another_cohort() -> None:
+    """The estimate includes compiling the large cohort on the device that has finished the small one."""
     plan, machine = planned(2, 80, 2, same=False), Machine(2, 37.0, 60.0)
     forecast, history = EtaEstimator(plan), list(machine.history(plan))
     end = history[-1][1]
@@ -117,9 +118,10 @@ def test_a_device_that_helps_out_compiles_too() -> None:
     assert tile.cohort == "1" and now + forecast.seconds(now) == pytest.approx(end, rel=0.1)
 
 
-def test_a_long_last_tile_is_waited_for() -> None:
+def test_last_tile_counts_as_a_full_round() -> None:
     """Five tiles on four devices take two rounds, not one and a quarter."""
-    plan, forecast = (made := planned(1, 20, 4)), EtaEstimator(made)
+    plan = planned(1, 20, 4)
+    forecast = EtaEstimator(plan)
     for device, tile in enumerate(plan.tiles[:4]):
         forecast.stored(tile, 10.0, device, 0.0)
     assert forecast.seconds(10.0) == pytest.approx(10.0)
@@ -127,46 +129,47 @@ def test_a_long_last_tile_is_waited_for() -> None:
     assert forecast.seconds(30.0) == 0, "overdue"
 
 
-def test_narrower_tiles_take_the_place_of_others() -> None:
-    plan, forecast = (made := planned(1, 40, 1)), EtaEstimator(made)
+def test_narrower_tiles_replace_planned_tiles() -> None:
+    plan = planned(1, 40, 1)
+    forecast = EtaEstimator(plan)
     *first, last = plan.tiles
     for i, tile in enumerate(first, 1):
         forecast.stored(tile, 10.0 * i, 0, 0.0)
     whole = forecast.seconds(90.0)
     cut = planning.halve_width([last], "cpu")
     assert cut is not None and [tile.width for tile in cut] == [2, 2]
-    forecast.cut_anew([last], cut)
+    forecast.retile([last], cut)
     assert forecast.seconds(90.0) == pytest.approx(whole, rel=0.1)
     for i, tile in enumerate(cut, 1):
         forecast.stored(tile, 90 + 5.0 * i, 0, 0.0)
     assert forecast.seconds(100.0) == 0
 
 
-def test_progress_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_prints_the_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan, machine, now = planned(24, 8, 2), Machine(2, 37.0, 2.0), [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     history = list(machine.history(plan))
-    with Progress() as told:
-        told.on_start(plan, 0)
+    with Progress() as bar:
+        bar.on_start(plan, 0)
         for tile, when, *how in history:
             now[0] = 100 + when
-            told.on_tile_end(tile, *how, 0.5)
+            bar.on_tile_end(tile, *how, 0.5)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 5 and lines[-1] == "192/192 runs, 50.0% dead, 0 s left"
-    end, late = history[-1][1], [float(line.split(", ")[-1].split()[0]) for line in lines]
-    assert late == sorted(late, reverse=True) and late[0] > 0.8 * (end - history[0][1])
+    end, left = history[-1][1], [float(line.split(", ")[-1].split()[0]) for line in lines]
+    assert left == sorted(left, reverse=True) and left[0] > 0.8 * (end - history[0][1])
 
 
-def test_a_folder_foretells_what_is_missing() -> None:
+def test_manifest_time_gives_the_time_of_missing_runs() -> None:
     runs = [RunSpec(depth=depth, epochs=2, seed=seed) for depth in (1, 2) for seed in range(40)]
 
     def work(spec: RunSpec) -> RunCost:
         return RunCost(str(spec.depth), "", 1000, 10**6, batch=32, scratch=1, data=1, layers=5)
 
-    def lacking(missing: Any) -> Plan:
+    def plan_of(missing: Any) -> Plan:
         return planning.plan(runs, work, {"1": 4, "2": 4}, 2, "gpu", missing=missing)
 
-    third = lacking(lambda run: run.depth == 2 or run.seed >= 20)
+    third = plan_of(lambda run: run.depth == 2 or run.seed >= 20)
     assert eta_from_manifest(third, {"wall_s": 55.0, "compile_s": 10.0}) == pytest.approx((3 * 100 + 10) / 2, rel=0.02)
-    assert eta_from_manifest(lacking(lambda run: False), {"wall_s": 55.0, "compile_s": 10.0}) == 0
-    assert eta_from_manifest(lacking(lambda run: True), {}) is None
+    assert eta_from_manifest(plan_of(lambda run: False), {"wall_s": 55.0, "compile_s": 10.0}) == 0
+    assert eta_from_manifest(plan_of(lambda run: True), {}) is None
