@@ -50,12 +50,12 @@ def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -
     return jit_traced_once(chunk)
 
 
-def needs(block: Block) -> set[tuple[Any, ...]]:
+def required_programs(block: Block) -> set[tuple[Any, ...]]:
     """The program of a block, by what `forget` knows it by."""
     return {(block.statistic, block.cell, block.width)}
 
 
-def forget(key: tuple[Any, ...]) -> None:
+def evict(key: tuple[Any, ...]) -> None:
     """Let go of the program of a cell that is done."""
     draw_program.kept.pop(key, None)
 
@@ -75,8 +75,8 @@ def check(statistic: str, cell: Mapping[str, Any]) -> None:
             raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {asked}")
 
 
-def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = lambda: True) -> Sums | None:
-    """Draw a whole block on a device; None where it is no longer wanted.
+def draw_block(block: Block, device: Any = None, should_continue: Callable[[], bool] = lambda: True) -> Sums | None:
+    """Draw a whole block on a device; None where it is no longer requested.
 
     Sums are taken in float64, in the order of the draws.
     """
@@ -91,7 +91,7 @@ def draw_block(block: Block, device: Any = None, wanted: Callable[[], bool] = la
             accumulate(sums, name, np.asarray(values[:count], np.float64), numbers[name].spread)
 
     for done in range(0, block.count, block.width):
-        if not wanted():
+        if not should_continue():
             return None
         queued.append((min(block.width, block.count - done), program(put(np.uint32(block.first + done), device))))
         if len(queued) > IN_FLIGHT:

@@ -1,4 +1,4 @@
-"""Tiles and blocks on every device at once: queued, collected as they are finished, narrower where they do not fit."""
+"""Scheduler of tiles and blocks: queue them on every device, collect them, and retile cohorts that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -27,36 +27,38 @@ from relu_study.stats.streaming_moments import Sums
 T = TypeVar("T", Tile, Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
-GIVE_BACK = 10.0  # seconds of a cohort after which freed memory is given back to the system, which takes some milliseconds
+TRIM_INTERVAL = 10.0  # seconds between calls of malloc_trim, which takes some milliseconds
 
 
 @runtime_checkable
 class Fallback(Protocol):
-    """Who decides what becomes of a cohort that does not fit in memory; asked in the thread that collects."""
+    """Policy for a cohort that does not fit in memory. Called in the thread that collects."""
 
-    def narrower(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
-        """The same runs in narrower tiles; None where these are the narrowest, or their width is settled."""
+    def retile(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
+        """The same runs in narrower tiles; None if the width is minimal or fixed."""
 
-    def unfit(self, tiles: Sequence[Any], why: str) -> None:
-        """Told of tiles that did not fit either when nothing ran beside them."""
+    def give_up(self, tiles: Sequence[Any], why: str) -> None:
+        """Called with tiles that do not fit even when no other tile is in memory."""
 
 
 class Finished(NamedTuple, Generic[T, N]):
-    """A tile or block with its numbers, and the number of the device that made them."""
+    """A finished tile or block, its numbers and the number of its device."""
 
     tile: T
     numbers: N
     device: int
-    compiling: float  # seconds that went into its programs
+    compiling: float  # compile time in seconds
 
 
 def trained(
     planned: Plan, probing: MeasureConfig, keep_params: bool = False, fallback: Fallback | None = None
 ) -> Generator[Finished[Tile, Arrays], None, None]:
-    """Every tile of a plan with its numbers, in the order they are finished."""
+    """Train every tile of a plan. Yields tiles with their numbers in the order of completion."""
 
-    def start(tile: Tile, device: Any, wanted: Callable[[], bool]) -> Any:
-        return train_tile.start_tile(list(tile.runs), tile.width, device, probing, num_datasets=tile.num_datasets, wanted=wanted)
+    def start(tile: Tile, device: Any, should_continue: Callable[[], bool]) -> Any:
+        return train_tile.start_tile(
+            list(tile.runs), tile.width, device, probing, num_datasets=tile.num_datasets, should_continue=should_continue
+        )
 
     def collect(pending: train_tile.QueuedTile) -> Arrays:
         return train_tile.fetch(pending, keep_params)
@@ -74,52 +76,60 @@ def trained(
 
 
 def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[Finished[Block, Sums], None, None]:
-    """Every block of a plan with its sums, in the order they are finished."""
+    """Draw every block of a plan. Yields blocks with their sums in the order of completion."""
     with entry_errors():
         yield from finished(
-            planned.tiles, planned.cost, draw_block.draw_block, lambda sums: sums, draw_block.needs, draw_block.forget, fallback
+            planned.tiles,
+            planned.cost,
+            draw_block.draw_block,
+            lambda sums: sums,
+            draw_block.required_programs,
+            draw_block.evict,
+            fallback,
         )
 
 
 def finished(
     planned: Sequence[T],
-    price: Callable[[T], float],
+    cost: Callable[[T], float],
     start: Callable[[T, Any, Callable[[], bool]], Any],
     collect: Callable[[Any], N],
-    needs: Callable[[T], set[tuple[Any, ...]]],
-    forget: Callable[[tuple[Any, ...]], None],
+    required_programs: Callable[[T], set[tuple[Any, ...]]],
+    evict: Callable[[tuple[Any, ...]], None],
     fallback: Fallback | None = None,
 ) -> Iterator[Finished[T, N]]:
-    """Every tile with its numbers, in the order they are finished: `start(tile, device, wanted)`, then `collect` of what it gave.
+    """Run every tile. Yields tiles with their numbers in the order of completion.
 
-    One thread per device queues tiles asynchronously, each before the one before it has been waited for. By their `price` each
-    cohort has a home, the device that begins it unless that one is late: the same plan compiles again little of what JAX's cache,
-    which keeps programs by device, has from the last time. A program is let go (`forget`) after the last tile that `needs` it, so
-    that memory grows neither with the number of cohorts nor of data sets. A tile that does not fit in memory is cut anew with its
-    whole cohort, as the `fallback` says; where that cannot be, it is tried once more when all others are finished and nothing
-    runs beside it.
+    The numbers of a tile are `collect(start(tile, device, should_continue))`. One thread per device queues tiles
+    asynchronously, each before the previous one has finished.
+    By `cost`, each cohort is assigned to a device. The same plan then finds most programs in JAX's cache, whose keys
+    include the device.
+    A program is evicted after the last tile that requires it, so memory does not grow with the number of cohorts or
+    datasets.
+    If a tile does not fit in memory, `fallback` retiles its whole cohort. If it cannot, the tile is retried after all
+    others, with no other tile in memory.
     """
-    line = _Scheduler(planned, price, start, collect, needs, forget, fallback)
-    threads = [threading.Thread(target=line.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
+    scheduler = _Scheduler(planned, cost, start, collect, required_programs, evict, fallback)
+    threads = [threading.Thread(target=scheduler.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
     for thread in threads:
         thread.start()
     try:
-        yield from line.finished()
-        yield from line.alone(jax.devices()[0])
+        yield from scheduler.finished()
+        yield from scheduler.retry_serially(jax.devices()[0])
     except KeyboardInterrupt:
-        line.stop()
+        scheduler.stop()
         for thread in threads:
             thread.join()
-        yield from line.already_finished()
+        yield from scheduler.already_finished()
         raise
     finally:
-        line.stop()
+        scheduler.stop()
         for thread in threads:
             thread.join()
 
 
 class _Pending(NamedTuple):
-    """A tile that was queued, or `why` it did not fit."""
+    """A queued tile, or the reason (`why`) why it does not fit."""
 
     tile: Any
     pending: Any
@@ -129,28 +139,35 @@ class _Pending(NamedTuple):
 
 
 class _Scheduler:
-    """The tiles that are still to be done: devices take them from one end, the caller has them finished at the other."""
+    """The unfinished tiles, shared by the device threads that start them and the caller that collects them."""
 
     def __init__(
-        self, planned: Sequence[Any], price: Any, start: Any, collect: Any, needs: Any, forget: Any, fallback: Fallback | None
+        self,
+        planned: Sequence[Any],
+        cost: Any,
+        start: Any,
+        collect: Any,
+        required_programs: Any,
+        evict: Any,
+        fallback: Fallback | None,
     ) -> None:
         self.todo, self.start, self.collect, self.fallback = list(planned), start, collect, fallback
-        self.needs, self.forget, self.given = needs, forget, time.monotonic()
-        self.remaining = Counter(key for tile in planned for key in needs(tile))
-        self.left: dict[str, list[Any]] = {}  # cohort -> its tiles that are not finished
+        self.required_programs, self.evict, self.last_trim = required_programs, evict, time.monotonic()
+        self.remaining = Counter(key for tile in planned for key in required_programs(tile))
+        self.unfinished: dict[str, list[Any]] = {}  # cohort -> its unfinished tiles
         for tile in planned:
-            self.left.setdefault(tile.cohort, []).append(tile)
-        self.home = assign_devices(planned, price, len(jax.devices()))
-        self.begun: set[str] = set()
-        self.held: set[str] = set()  # cohorts that did not fit: nobody takes their tiles
-        self.flying = 0  # tiles that a device took and the caller has not seen
+            self.unfinished.setdefault(tile.cohort, []).append(tile)
+        self.assigned = assign_devices(planned, cost, len(jax.devices()))
+        self.started: set[str] = set()
+        self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no device takes their tiles
+        self.in_flight = 0  # tiles started and not yet collected
         self.changed, self.stopped = threading.Condition(), False
         self.done: queue.Queue[_Pending | BaseException] = queue.Queue()
 
     def work(self, number: int, device: Any) -> None:
-        """Queue tiles on a device until none is left."""
-        mine: set[str] = set()
-        while (tile := self._take(number, mine)) is not None:
+        """Queue tiles on a device until none is unfinished."""
+        compiled: set[str] = set()
+        while (tile := self._next_tile(number, compiled)) is not None:
             try:
                 before = thread_compile_seconds()
                 pending = self.start(tile, device, lambda: not self.stopped)
@@ -163,75 +180,76 @@ class _Scheduler:
                     return
                 with self.changed:
                     if self._current(tile):
-                        self.held.add(tile.cohort)
+                        self.oom_cohorts.add(tile.cohort)
                 self.done.put(_Pending(tile, None, number, why=why))
 
-    def _take(self, number: int, mine: set[str]) -> Any:
-        # A cohort compiles once per device that trains it: stay with one's own, then begin one at home here, then any, then help.
+    def _next_tile(self, number: int, compiled: set[str]) -> Any:
+        # Each cohort compiles once per device. Preference: a cohort this device has compiled, an unstarted one assigned to it,
+        # any unstarted one, any.
         with self.changed:
-            while not self.stopped and self.left:
+            while not self.stopped and self.unfinished:
                 for fits in (
-                    lambda t: t.cohort in mine,
-                    lambda t: t.cohort not in self.begun and self.home[t.cohort] == number,
-                    lambda t: t.cohort not in self.begun,
+                    lambda t: t.cohort in compiled,
+                    lambda t: t.cohort not in self.started and self.assigned[t.cohort] == number,
+                    lambda t: t.cohort not in self.started,
                     lambda t: True,
                 ):
                     for i, tile in enumerate(self.todo):
-                        if fits(tile) and tile.cohort not in self.held:
-                            self.begun.add(tile.cohort)
-                            mine.add(tile.cohort)
-                            self.flying += 1
+                        if fits(tile) and tile.cohort not in self.oom_cohorts:
+                            self.started.add(tile.cohort)
+                            compiled.add(tile.cohort)
+                            self.in_flight += 1
                             return self.todo.pop(i)
-                self.changed.wait()  # a tile in flight may yet have to be cut anew
+                self.changed.wait()  # a tile in flight may still be retiled
         return None
 
     def finished(self) -> Iterator[Finished[Any, Any]]:
-        """Tiles as they are finished, until none is left but those that are `held`."""
-        while self.flying or self.left.keys() - self.held:
+        """Yield tiles in the order of completion, until only those of `oom_cohorts` are unfinished."""
+        while self.in_flight or self.unfinished.keys() - self.oom_cohorts:
             item = self.done.get()
             if isinstance(item, BaseException):
                 raise item
             with self.changed:
-                self.flying -= 1
+                self.in_flight -= 1
             if not self._current(item.tile):
-                continue  # its cohort has been cut anew since
-            numbers, why = self._tried(functools.partial(self.collect, item.pending)) if not item.why else (None, item.why)
+                continue  # its cohort has been retiled since
+            numbers, why = self._catch_oom(functools.partial(self.collect, item.pending)) if not item.why else (None, item.why)
             if why:
-                self._cut_anew(item.tile, why)
+                self._retile(item.tile, why)
             else:
                 yield Finished(item.tile, numbers, item.device, item.compiling)
                 self._finish(item.tile)
 
     def already_finished(self) -> Iterator[Finished[Any, Any]]:
-        """Tiles that were finished when the caller was interrupted: they are not thrown away."""
+        """Yield the tiles that were finished when the caller was interrupted."""
         while not self.done.empty():
             item = self.done.get()
             if isinstance(item, _Pending) and not item.why and self._current(item.tile):
-                numbers, why = self._tried(functools.partial(self.collect, item.pending))
+                numbers, why = self._catch_oom(functools.partial(self.collect, item.pending))
                 if not why:
                     yield Finished(item.tile, numbers, item.device, item.compiling)
 
-    def alone(self, device: Any) -> Iterator[Finished[Any, Any]]:
-        """The tiles that did not fit beside others, one by one; the first that does not fit alone speaks for its cohort."""
-        for cohort in sorted(self.held & self.left.keys()):
-            for tile in list(self.left[cohort]):
+    def retry_serially(self, device: Any) -> Iterator[Finished[Any, Any]]:
+        """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""
+        for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
+            for tile in list(self.unfinished[cohort]):
                 before = thread_compile_seconds()
-                numbers, why = self._tried(functools.partial(self._at_once, tile, device))
+                numbers, why = self._catch_oom(functools.partial(self._run_serially, tile, device))
                 if why:
                     assert self.fallback is not None
-                    self.fallback.unfit(self.left[cohort], why)
+                    self.fallback.give_up(self.unfinished[cohort], why)
                     break
                 yield Finished(tile, numbers, 0, thread_compile_seconds() - before)
                 self._finish(tile)
 
     def stop(self) -> None:
-        """No further tile is begun."""
+        """Start no further tile."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
 
-    def _tried(self, collect: Callable[[], Any]) -> tuple[Any, str]:
-        """The numbers of a tile, or why it did not fit: XLA computes while others wait, and says so only when asked for them."""
+    def _catch_oom(self, collect: Callable[[], Any]) -> tuple[Any, str]:
+        """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
         try:
             return collect(), ""
         except Exception as error:
@@ -239,68 +257,68 @@ class _Scheduler:
                 raise
             return None, why
 
-    def _at_once(self, tile: Any, device: Any) -> Any:
+    def _run_serially(self, tile: Any, device: Any) -> Any:
         return self.collect(self.start(tile, device, lambda: True))
 
     def _current(self, tile: Any) -> bool:
-        return any(tile is one for one in self.left.get(tile.cohort, ()))
+        return any(tile is one for one in self.unfinished.get(tile.cohort, ()))
 
-    def _cut_anew(self, tile: Any, why: str) -> None:
+    def _retile(self, tile: Any, why: str) -> None:
         assert self.fallback is not None
         with self.changed:
-            self.held.add(tile.cohort)
-        self._let_go(self.left[tile.cohort], at_once=True)
+            self.oom_cohorts.add(tile.cohort)
+        self._release_programs(self.unfinished[tile.cohort], immediately=True)
         gc.collect()
-        _give_back()
-        cut = self.fallback.narrower(self.left[tile.cohort], why)
-        self.remaining.update(key for other in cut or self.left[tile.cohort] for key in self.needs(other))
+        _malloc_trim()
+        narrow = self.fallback.retile(self.unfinished[tile.cohort], why)
+        self.remaining.update(key for other in narrow or self.unfinished[tile.cohort] for key in self.required_programs(other))
         with self.changed:
             self.todo = [other for other in self.todo if other.cohort != tile.cohort]
-            if cut is not None:
-                self.left[tile.cohort] = list(cut)
-                self.todo = [*cut, *self.todo]
-                self.held.discard(tile.cohort)
+            if narrow is not None:
+                self.unfinished[tile.cohort] = list(narrow)
+                self.todo = [*narrow, *self.todo]
+                self.oom_cohorts.discard(tile.cohort)
             self.changed.notify_all()
 
     def _finish(self, tile: Any) -> None:
         with self.changed:
-            self.left[tile.cohort] = [other for other in self.left[tile.cohort] if other is not tile]
-            if not self.left[tile.cohort]:
-                del self.left[tile.cohort]
+            self.unfinished[tile.cohort] = [other for other in self.unfinished[tile.cohort] if other is not tile]
+            if not self.unfinished[tile.cohort]:
+                del self.unfinished[tile.cohort]
                 self.changed.notify_all()
-        if self._let_go([tile]) or time.monotonic() - self.given > GIVE_BACK:
-            _give_back()
-            self.given = time.monotonic()
+        if self._release_programs([tile]) or time.monotonic() - self.last_trim > TRIM_INTERVAL:
+            _malloc_trim()
+            self.last_trim = time.monotonic()
 
-    def _let_go(self, tiles: Sequence[Any], at_once: bool = False) -> bool:
-        """Forget the programs that no tile needs after these, or all of theirs `at_once`; whether there were any."""
-        keys = Counter(key for tile in tiles for key in self.needs(tile))
+    def _release_programs(self, tiles: Sequence[Any], immediately: bool = False) -> bool:
+        """Evict the programs that no later tile requires, or all of these tiles if `immediately`; whether any was evicted."""
+        keys = Counter(key for tile in tiles for key in self.required_programs(tile))
         self.remaining.subtract(keys)
-        over = [key for key in keys if at_once or not self.remaining[key]]
-        for key in over:
-            self.forget(key)
-        return bool(over)
+        unused = [key for key in keys if immediately or not self.remaining[key]]
+        for key in unused:
+            self.evict(key)
+        return bool(unused)
 
 
-def costs(planned: Sequence[Any], price: Callable[[Any], float]) -> dict[str, float]:
-    """The price of each cohort's tiles together."""
-    found: dict[str, float] = {}
+def costs(planned: Sequence[Any], cost: Callable[[Any], float]) -> dict[str, float]:
+    """The total cost of the tiles of each cohort."""
+    totals: dict[str, float] = {}
     for tile in planned:
-        found[tile.cohort] = found.get(tile.cohort, 0.0) + price(tile)
-    return found
+        totals[tile.cohort] = totals.get(tile.cohort, 0.0) + cost(tile)
+    return totals
 
 
-def assign_devices(planned: Sequence[Any], price: Callable[[Any], float], devices: int) -> dict[str, int]:
-    """The home of each cohort, a device's number: by `price` all have as much to do, to within a cohort."""
-    found: dict[str, int] = {}
-    asked = [0.0] * devices
-    for cohort, cost in sorted(costs(planned, price).items(), key=lambda one: -one[1]):
-        found[cohort] = asked.index(min(asked))
-        asked[found[cohort]] += cost
-    return found
+def assign_devices(planned: Sequence[Any], cost: Callable[[Any], float], devices: int) -> dict[str, int]:
+    """The device number of each cohort: the total `cost` per device is equal to within one cohort."""
+    assigned: dict[str, int] = {}
+    loads = [0.0] * devices
+    for cohort, total in sorted(costs(planned, cost).items(), key=lambda item: -item[1]):
+        assigned[cohort] = loads.index(min(loads))
+        loads[assigned[cohort]] += total
+    return assigned
 
 
-def _give_back() -> None:
-    # glibc keeps what the compiler has freed: some 40 MiB a program and device.
+def _malloc_trim() -> None:
+    # glibc keeps the memory that the compiler has freed: about 40 MiB per program and device.
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)

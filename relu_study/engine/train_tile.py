@@ -134,9 +134,9 @@ def start_tile(
     probe: bool = True,
     chunk: int | None = None,
     num_datasets: int | None = None,
-    wanted: Callable[[], bool] = lambda: True,
+    should_continue: Callable[[], bool] = lambda: True,
 ) -> QueuedTile | None:
-    """Queue the training of up to `width` runs of one cohort and length on a device; None if no longer wanted.
+    """Queue the training of up to `width` runs of one cohort and length on a device; None if no longer requested.
 
     `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch.
     `num_datasets`, if less than the width, lets runs of the same data and seed share one copy of the data.
@@ -151,7 +151,7 @@ def start_tile(
     phase, drawn = 0, _extremes(datasets_of(specs, num_datasets)[0], data)
     measured = [program.measure(state, state.params, data, knobs, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
-        if not wanted():
+        if not should_continue():
             return None
         now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
         if now != phase:

@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Whoever follows a run: told the plan, then each stored tile. This one is silent."""
+    """Events of a running study. Override the methods to follow it; these do nothing."""
 
     def on_start(self, plan: Plan | DrawPlan, stored: int) -> None:
-        """Told before the first tile is queued."""
+        """Called before the first tile is queued; `stored` is the number of stored runs or draws."""
 
     def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
-        """Told when the tiles of a cohort did not fit in memory and narrower ones take their place."""
+        """Called when the tiles of a cohort do not fit in memory and narrower tiles replace them."""
 
     def on_tile_end(self, tile: Tile | Block, device: int, compiling: float, dead_fraction: float) -> None:
-        """Told when a tile is stored: its device, seconds of compiling there, mean dead fraction of its runs (NaN for draws)."""
+        """Called when a tile is stored.
+
+        `device` is the device number, `compiling` the compile time in seconds.
+        `dead_fraction` is the mean over the runs of the tile (NaN for draws).
+        """
 
     def on_message(self, line: str) -> None:
-        """Told one line for the person who waits."""
+        """Called with one line of text for the user."""

@@ -1,4 +1,4 @@
-"""Execution of a prepared study: train or draw, store, derive the results."""
+"""Execution of a study: train or draw the missing tiles, store them, derive the results."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def execute(
     folder: Path,
     probing: MeasureConfig,
     callback: Callback,
-    about: Mapping[str, Any],
+    command_info: Mapping[str, Any],
     keep_params: bool = False,
     all_epochs: bool = False,
     per_seed: bool = False,
     shard: Shard | None = None,
 ) -> None:
-    """Train whatever a sized study still lacks in `folder` and derive everything else from it; `about` enters the manifest.
+    """Train the missing runs of a sized study into `folder` and derive the results; `command_info` enters the manifest.
 
-    `per_seed` adds a TensorBoard run for each single seed; more than 500 are refused (UserError) before anything is trained.
-    A `shard` trains its own part and derives nothing. Who else writes the folder meanwhile is refused, or this process is.
+    `per_seed` adds a TensorBoard run for each seed. A `shard` trains only its own part and derives nothing.
+    Raises UserError before training if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
     with locks.writer_lock(folder, shard):
         job = prepare(study, folder, probing, shard=shard)
@@ -57,50 +57,50 @@ def execute(
             check_per_seed(job.declaration)
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
-        shown = train_tiles(job, folder, callback, keep_params, about, per_seed)
+        shown = train_tiles(job, folder, callback, keep_params, command_info, per_seed)
         for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
             callback.on_message(line)
 
 
 @pinned()
 def execute_draws(
-    study: DrawStudy, folder: Path, callback: Callback, about: Mapping[str, Any], shard: Shard | None = None
+    study: DrawStudy, folder: Path, callback: Callback, command_info: Mapping[str, Any], shard: Shard | None = None
 ) -> None:
-    """Draw whatever a sized draw study still lacks in `folder`, and derive the rest from it; `about` enters the manifest.
+    """Compute the missing draws of a sized draw study in `folder` and derive the results; `command_info` enters the manifest.
 
-    A `shard` draws its own part and derives nothing.
+    A `shard` draws only its own part and derives nothing.
     """
     with locks.writer_lock(folder, shard):
         job = prepare_draws(study, folder, shard=shard)
         job = replace(job, provenance=with_digest(job.provenance))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
-        draw_blocks(job, folder, callback, about)
+        draw_blocks(job, folder, callback, command_info)
         for line in [_part_done(job, folder)] if shard else derive(folder):
             callback.on_message(line)
 
 
 def _part_done(job: Job | DrawJob, folder: Path) -> str:
-    mine = job.stored + sum(tile.size for tile in job.plan.tiles)
+    size = job.stored + sum(tile.size for tile in job.plan.tiles)
     if isinstance(job, Job):
-        wanted = len(ids := {run.run_id for run in job.study.runs()})
+        requested = len(ids := {run.run_id for run in job.study.runs()})
         stored = len(ids & set(tile_files.stored_runs(folder)))
     else:
-        asked = {(c["cell_id"], *block) for c in job.declaration["cells"] for block in blocks_of(c["draws"])}
-        wanted, stored = (
-            sum(count for _, _, count in found) for found in (asked, asked & set(block_files.stored_blocks(folder)))
+        blocks = {(c["cell_id"], *block) for c in job.declaration["cells"] for block in blocks_of(c["draws"])}
+        requested, stored = (
+            sum(count for _, _, count in part) for part in (blocks, blocks & set(block_files.stored_blocks(folder)))
         )
-    return f"shard {job.shard} is done, {mine:,} {job.plan.noun}; {folder} holds {stored:,} of {wanted:,}"
+    return f"shard {job.shard} is done, {size:,} {job.plan.noun}; {folder} holds {stored:,} of {requested:,}"
 
 
 def train_tiles(
-    job: Job, folder: Path, callback: Callback, keep_params: bool, about: Mapping[str, Any], per_seed: bool = False
+    job: Job, folder: Path, callback: Callback, keep_params: bool, command_info: Mapping[str, Any], per_seed: bool = False
 ) -> set[str]:
-    """Train every tile of a job and store each as it is finished; complete configurations appear in TensorBoard meanwhile.
+    """Train every tile of a job and store each as soon as it is finished.
 
-    Returns the configurations whose TensorBoard files are written.
+    Configurations appear in TensorBoard as soon as they are complete. Returns the configurations written there.
     """
-    clock, manifest = Stopwatch(), begin(job, folder, callback.on_message, about)
+    stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
     live = None if job.shard else Live(folder, manifest, per_seed)
     fallback = HalvingFallback(job, folder, callback)
     callback.on_start(job.plan, job.stored)
@@ -108,13 +108,13 @@ def train_tiles(
     def close() -> None:
         check_exists(folder)
         counts = {"ok": 0, "nonfinite": 0}
-        wanted = {run.run_id for run in job.study.runs()}
-        for status in (status for run, (status, _) in tile_files.stored_runs(folder, []).items() if run in wanted):
+        requested = {run.run_id for run in job.study.runs()}
+        for status in (status for run, (status, _) in tile_files.stored_runs(folder, []).items() if run in requested):
             counts[status] += 1
-        if unfit := len(fallback.lost):
-            counts["oom"] = unfit
-        counts["interrupted"] = len(wanted) - sum(counts.values())
-        amend_manifest(folder, clock.spent(), counts=counts)
+        if num_oom := len(fallback.oom_ids):
+            counts["oom"] = num_oom
+        counts["interrupted"] = len(requested) - sum(counts.values())
+        amend_manifest(folder, stopwatch.spent(), counts=counts)
         if live is not None:
             live.write()
 
@@ -125,33 +125,33 @@ def train_tiles(
             if live is not None:
                 live.tile(path, [run.run_id for run in tile.runs])
             callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
-        fallback.conclude()
+        fallback.raise_if_blocked()
     return set() if live is None else live.shown
 
 
-def draw_blocks(job: DrawJob, folder: Path, callback: Callback, about: Mapping[str, Any]) -> None:
-    """Draw every block of a job and store each as it is finished."""
-    clock = Stopwatch()
-    begin(job, folder, callback.on_message, about)
+def draw_blocks(job: DrawJob, folder: Path, callback: Callback, command_info: Mapping[str, Any]) -> None:
+    """Draw every block of a job and store each as soon as it is finished."""
+    stopwatch = Stopwatch()
+    begin(job, folder, callback.on_message, command_info)
     fallback = HalvingFallback(job, folder, callback)
     callback.on_start(job.plan, job.stored)
 
     def close() -> None:
         check_exists(folder)
-        amend_manifest(folder, clock.spent())
+        amend_manifest(folder, stopwatch.spent())
 
     with _closed(close), contextlib.closing(scheduler.drawn(job.plan, fallback)) as finished:
         for block, sums, device, compiling in finished:
             check_exists(folder)
-            made = {**job.provenance, "cohort": block.cohort, "width": block.width}
-            block_files.write_block(folder, (block.cohort, block.first, block.count), sums, made)
+            provenance = {**job.provenance, "cohort": block.cohort, "width": block.width}
+            block_files.write_block(folder, (block.cohort, block.first, block.count), sums, provenance)
             callback.on_tile_end(block, device, compiling, math.nan)
-        fallback.conclude()
+        fallback.raise_if_blocked()
 
 
 @contextlib.contextmanager
 def _closed(close: Callable[[], None]) -> Iterator[None]:
-    """Call `close` at the end, whatever ends it: what then cannot be done never hides the error that came first."""
+    """Call `close` at the end, also after an error. An error in `close` never hides the first error."""
     try:
         yield
     except BaseException:
@@ -162,7 +162,7 @@ def _closed(close: Callable[[], None]) -> Iterator[None]:
 
 
 def tile_record(tile: Tile, numbers: tile_files.Tile, job: Job) -> tile_files.Tile:
-    """A tile as it is stored: its numbers, who they belong to and what they depend on."""
+    """The arrays of a tile file: the numbers, their run ids, RunSpecs and provenance."""
     return {
         "run_id": np.array([run.run_id for run in tile.runs]),
         "spec": np.array([json.dumps(run.changed()) for run in tile.runs]),

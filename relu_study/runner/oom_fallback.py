@@ -1,4 +1,4 @@
-"""Where a program does not fit in memory: narrower tiles before a cohort's first is stored, and after it a clear end."""
+"""Out of memory: narrower tiles while no tile of a cohort is stored, and an error afterwards."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from relu_study.storage import block_files, manifest, tile_files
 
 
 class HalvingFallback:
-    """Halves the width of a cohort that does not fit, writes that into the manifest and says it: `dispatch.Fallback`.
+    """A `scheduler.Fallback` that halves the width of a cohort, records it in the manifest and reports it.
 
-    A run's bits depend on its tile's width: once a tile of a cohort is stored, its width is settled, and so is that of a shard,
-    which the others share.
+    A run's bits depend on the width of its tile. The width is therefore fixed once a tile of the cohort is stored.
+    A shard never changes a width, because all shards share it.
     """
 
     def __init__(self, job: Job | DrawJob, folder: Path, callback: Callback) -> None:
         self.job, self.folder, self.callback = job, folder, callback
         self.widths = dict(job.widths)
-        self.lost: list[str] = []  # runs and cells that do not fit
-        self.settled: list[str] = []  # what there is to say of cohorts whose width is
+        self.oom_ids: list[str] = []  # runs and cells that do not fit
+        self.blocked: list[str] = []  # errors of the cohorts whose width is fixed
 
-    def narrower(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
-        """The same runs in tiles of half the width; None where a tile of the cohort is stored, or these are the narrowest."""
+    def retile(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
+        """The same runs in tiles of half the width; None if the width is fixed or minimal."""
         first = tiles[0]
         if self.job.shard or _stored(self.folder, first.cohort):
             return None
-        cut = draw_plan.halve_block(tiles) if isinstance(first, Block) else plan.halve_width(tiles, self.job.plan.platform)
-        if cut is None:
+        narrow = draw_plan.halve_block(tiles) if isinstance(first, Block) else plan.halve_width(tiles, self.job.plan.platform)
+        if narrow is None:
             return None
-        self.widths[first.cohort] = cut[0].width
+        self.widths[first.cohort] = narrow[0].width
         self._record()
-        self.callback.on_retile(tiles, cut)
+        self.callback.on_retile(tiles, narrow)
         self.callback.on_message(
-            f"{self._named(first)} does not fit in memory at a width of {first.width:,} ({why}): it goes on at {cut[0].width:,}"
+            f"{self._named(first)} does not fit in memory at width {first.width:,} ({why}): it continues at {narrow[0].width:,}"
         )
-        return cut
+        return narrow
 
-    def unfit(self, tiles: Sequence[Any], why: str) -> None:
-        """Runs of a cohort without a stored tile are `oom`, and a later run chooses its width anew."""
+    def give_up(self, tiles: Sequence[Any], why: str) -> None:
+        """Mark the runs of a cohort `oom`, or block the cohort if its width is fixed. A later run chooses the width again."""
         first = tiles[0]
         if stored := _stored(self.folder, first.cohort) or self.job.shard:
-            self.settled.append(
+            self.blocked.append(
                 f"{self._named(first)} does not fit in memory at its width of {first.width:,} ({why}), and "
                 + (
-                    "tiles of that width are stored: free memory or take another device and run the study again, or name a new "
-                    "folder with --out, where a narrower width is chosen"
+                    "tiles of that width are stored. Free memory or use another device and run the study again, or use a new "
+                    "folder with --out to choose a narrower width"
                     if stored is True
-                    else "all shards share it: run the study on this machine without --shard until it says that it goes on at a "
-                    "narrower width and has stored a tile, then start the shards again"
+                    else "all shards share it. Run the study on this machine without --shard until it continues at a narrower "
+                    "width and has stored a tile, then start the shards again"
                 )
-                + f"; what is stored in {self.folder} is kept"
+                + f". The stored results in {self.folder} are kept"
             )
             return
-        lost = [first.cohort] if isinstance(first, Block) else [run.run_id for tile in tiles for run in tile.runs]
-        self.lost = sorted({*self.lost, *lost})
+        ids = [first.cohort] if isinstance(first, Block) else [run.run_id for tile in tiles for run in tile.runs]
+        self.oom_ids = sorted({*self.oom_ids, *ids})
         self.widths.pop(first.cohort, None)
         self._record()
         self.callback.on_message(
-            f"{self._named(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): left out"
+            f"{self._named(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): its runs are skipped"
         )
 
-    def conclude(self) -> None:
-        """Stop (UserError) where a cohort whose width is settled did not fit; all other tiles are stored by then."""
-        if self.settled:
-            raise UserError("; ".join(self.settled))
+    def raise_if_blocked(self) -> None:
+        """Raise UserError if a cohort of fixed width did not fit. All other tiles are stored before."""
+        if self.blocked:
+            raise UserError("; ".join(self.blocked))
 
     def _record(self) -> None:
         manifest.amend_manifest(
-            self.folder, {}, widths=dict(sorted(self.widths.items())), **({"oom": self.lost} if self.lost else {})
+            self.folder, {}, widths=dict(sorted(self.widths.items())), **({"oom": self.oom_ids} if self.oom_ids else {})
         )
 
     def _named(self, tile: Tile | Block) -> str:
@@ -87,6 +87,7 @@ class HalvingFallback:
 
 
 def _stored(folder: Path, cohort: str) -> bool:
-    """Has anybody stored a tile or a block of a cohort? Asked of the files, which another process may have written since."""
-    made = [*(about for _, about in tile_files.stored_runs(folder, []).values()), *block_files.stored_blocks(folder, []).values()]
-    return any(about.get("cohort") == cohort for about in made)
+    """Whether a tile or block of a cohort is stored. Reads the files, because another process may have written some."""
+    provenances = [provenance for _, provenance in tile_files.stored_runs(folder, []).values()]
+    provenances += block_files.stored_blocks(folder, []).values()
+    return any(provenance.get("cohort") == cohort for provenance in provenances)

@@ -90,9 +90,9 @@ def run(  # type: ignore[misc]  # `settings` are its own
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        about = {"command": "relu_study.run", "preset": preset or "default"}
+        command_info = {"command": "relu_study.run", "preset": preset or "default"}
         probing = MeasureConfig(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        execute(sized, folder, probing, callback or Callback(), about, keep_params, all_epochs, per_seed, asked)
+        execute(sized, folder, probing, callback or Callback(), command_info, keep_params, all_epochs, per_seed, asked)
         if asked:
             return None
         results = load(folder)
@@ -148,6 +148,6 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        about = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), about, asked)
+        command_info = {"command": "relu_study.run_draws", "preset": preset or "default"}
+        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), command_info, asked)
         return None if asked else load_cells(folder)

@@ -46,8 +46,8 @@ def run_single(study: Study, run_id: str, like: Path | None, out: Path | None, p
     tile = Tile(name, job.widths[name], (one,), 0, num_datasets=1)
     with entry_errors():
         numbers = train_tile.train_tile([one], tile.width, probing=job.probing, num_datasets=tile.num_datasets)
-    about = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
-    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
+    command_info = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
+    manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:
         into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(locks.writer_lock(into))

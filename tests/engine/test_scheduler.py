@@ -119,10 +119,10 @@ def test_a_tile_that_was_made_alone_says_so_too() -> None:
         return int(jax.jit(lambda x: x + tile.steps)(jax.device_put(device.id, device)))
 
     class Settled:
-        def narrower(self, tiles: Any, why: str) -> None:
+        def retile(self, tiles: Any, why: str) -> None:
             return None
 
-        def unfit(self, tiles: Any, why: str) -> None:
+        def give_up(self, tiles: Any, why: str) -> None:
             raise AssertionError(why)
 
     (one,) = carried_out([tile("a", 7)], start, Settled())

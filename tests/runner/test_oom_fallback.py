@@ -118,7 +118,7 @@ def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, sm
     first, second, *_ = told.said
     for line, wide in ((first, 8), (second, 4)):
         assert f"cohort {TANH}" in line and "tanh" in line and FULL in line, line
-        assert f"width of {wide}" in line and line.endswith(f"at {wide // 2}"), line
+        assert f"at width {wide} (" in line and line.endswith(f"at {wide // 2}"), line
     assert sorted(run.run_id for tile in told.tiles for run in tile.runs) == sorted(run.run_id for run in eight.runs())
 
 
@@ -157,7 +157,7 @@ def test_with_tiles_stored_the_width_is_settled(tmp_path: Path, small_memory: An
     runner.run(eight, tmp_path)
     kept = {path: path.read_bytes() for path in tile_files.tile_paths(tmp_path)}
     small_memory(lambda cohort, width: cohort == TANH)
-    with pytest.raises(UserError, match=rf"cohort {TANH} .*width of 8 .*free memory .*new folder with --out.* is kept") as error:
+    with pytest.raises(UserError, match=rf"cohort {TANH} .*width of 8 .*Free memory .*new folder with --out.* are kept") as error:
         runner.run(eight, tmp_path, seeds=12)
     assert str(tmp_path) in str(error.value) and FULL in str(error.value)
     assert {path: path.read_bytes() for path in kept} == kept and set(widths(tmp_path)) == {(RELU, 8), (TANH, 8)}
@@ -284,13 +284,14 @@ import resource, sys
 from pathlib import Path
 from relu_study import Experiment, RunSpec, Study, run
 from relu_study.engine import plan
+from relu_study.engine.plan import WidthLimits
 from relu_study.runner.callback import Callback
 
 class Told(Callback):
     def on_message(self, line):
         print(line, flush=True)
 
-plan.WIDTH_LIMITS["cpu"] = plan.WidthLimits(2, 32, 1 << 30)
+plan.WIDTH_LIMITS["cpu"] = WidthLimits(2, 32, 1 << 30)
 base = RunSpec(epochs=0, width=4, rows=400)
 study = Study("capped", "Capped", "Does it fit?", [Experiment("main", {"small": base})], seeds=32, metrics=("constant",))
 run(study, callback=Told())
@@ -309,7 +310,7 @@ def test_a_cap_on_the_address_space(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CAPPED, "450", str(tmp_path / "capped")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    found = r"does not fit in memory at a width of 32 \(.*Out of memory allocating \d+ bytes.*\): it goes on at 16"
+    found = r"does not fit in memory at a width 32 \(.*Out of memory allocating \d+ bytes.*\): it continues at 16"
     assert re.search(found, done.stdout), done.stdout
     assert done.stdout.splitlines()[-1] == "{(400, 'ok'): 32, (1000000, 'ok'): 32}"
     made = {
