@@ -1,4 +1,4 @@
-"""What is to be done before anything is: a study checked, declared and cut into tiles around what is stored already."""
+"""Preparation of a study: validate it, build its declaration, plan the tiles that are not stored yet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from relu_study.study.study import REPORT_EPOCHS, Study
 
 @dataclass(frozen=True)
 class Job:
-    """A study at its size, with all that its numbers will depend on."""
+    """A study at its size, with everything that its numbers depend on."""
 
     study: Study
     probing: MeasureConfig
@@ -48,8 +48,8 @@ class Job:
     shard: Shard | None = None
 
 
-def store_begun(folder: Path | None) -> bool:
-    """Does a folder hold raw files, whose provenance has to be compared?"""
+def has_raw_files(folder: Path | None) -> bool:
+    """Whether a folder contains raw files, whose provenance must match."""
     return folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
 
 
@@ -62,94 +62,95 @@ def prepare(
     hint: str = "name another folder with --out",
     shard: Shard | None = None,
 ) -> Job:
-    """Check every run of a study and cut what is not yet stored in `folder` into tiles. Nothing compiles, nothing is written.
+    """Check every run of a study and plan the tiles that are not stored in `folder`. Compiles and writes nothing.
 
-    A folder that cannot be continued is refused, with `hint`. Of a `shard` only its own part counts, stored or not.
+    With a `shard`, only its own part is planned and counted.
+    Raises UserError, with `way_out` as the advice, if the folder cannot be continued.
     """
     runs, probing = study.runs(), _measure_config(study, probing)
-    seen: dict[Any, Any] = {}
+    checked: dict[Any, Any] = {}
     for spec in dict.fromkeys(run.replace(seed=0) for run in runs):
-        cohorts.check(spec, probing, seen)
+        cohorts.check(spec, probing, checked)
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
-    if notes := list(dict.fromkeys(note for notes in seen.values() for note in notes)):
+    if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
         declaration["notes"] = notes
     check(declaration)
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
-        probing = probing._replace(linear_bins=False)  # as an earlier version did: its tiles stay, and new ones go with them
-    made = provenance(probing, runs)
-    made = with_digest(made) if store_begun(folder) else made
+        probing = probing._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
+    expected = provenance(probing, runs)
+    expected = with_digest(expected) if has_raw_files(folder) else expected
     derived = {*METRICS, *revivals.declared()}
-    before = read_folder_state(study.name, folder, made, _stored, {run.run_id for run in runs}, hint, derived)
-    widths = dict(before.widths)
+    state = read_folder_state(study.name, folder, expected, _stored, {run.run_id for run in runs}, way_out, derived)
+    widths = dict(state.widths)
     work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
-    mine = {run.run_id for run in runs}
+    requested = {run.run_id for run in runs}
     if shard is not None:
-        # Cut as if nothing were stored, no width chosen: the parts are the same whenever each of them begins.
+        # Ignore stored runs and widths, so that every shard computes the same partition no matter when it starts.
         whole = [(tile, c.name, seconds(tile, c.work)) for c in plan(runs, work, {}, *machine).cohorts for tile in c.tiles]
-        mine = {run.run_id for tile in shard_tiles(whole, shard) for run in tile.runs}
-    missing = mine - set(before.stored)
+        requested = {run.run_id for tile in shard_tiles(whole, shard) for run in tile.runs}
+    missing = requested - set(state.stored)
     planned = plan(
         runs,
         work,
         widths,
         *machine,
         missing=lambda run: run.run_id in missing,
-        stored=lambda run: run.run_id in before.stored,
+        stored=lambda run: run.run_id in state.stored,
         starts=_cached(cohorts.init_programs),
     )
     widths |= {c.name: c.width for c in planned.cohorts}
-    return Job(study, probing, made, widths, planned, len(mine) - len(missing), declaration, before, shard)
+    return Job(study, probing, expected, widths, planned, len(requested) - len(missing), declaration, state, shard)
 
 
 def _measure_config(study: Study, probing: MeasureConfig) -> MeasureConfig:
-    """When and what the study has measured."""
+    """The MeasureConfig with the study's metrics and measurement interval."""
     if not study.metrics:
         return probing._replace(every=study.every)
-    known = declared()
+    registered = declared()
     for name in study.metrics:
-        if name not in known:
-            raise nearest(name, known, f"metric of study {study.name}")
-    asked = tuple(name for name in known if name in {*study.metrics, "dead_fraction"})
-    return probing._replace(every=study.every, metrics=asked, histograms=False)
+        if name not in registered:
+            raise nearest(name, registered, f"metric of study {study.name}")
+    names = tuple(name for name in registered if name in {*study.metrics, "dead_fraction"})
+    return probing._replace(every=study.every, metrics=names, histograms=False)
 
 
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
-    memory: dict[Any, Any] = {}
+    cache: dict[Any, Any] = {}
 
     def call(spec: RunSpec) -> Any:
         key = cohorts.program_fields(spec), spec.epochs
-        if key not in memory:
-            memory[key] = function(spec)
-        return memory[key]
+        if key not in cache:
+            cache[key] = function(spec)
+        return cache[key]
 
     return call
 
 
 def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every metric/site of the study, in the metrics' order: the columns of `runs.csv`, whatever is stored so far."""
-    found = ["all", *sorted({site for run in runs for site in sites(run)}, key=lambda site: int(site.rpartition("_")[2]))]
-    return [f"{name}/{site}" for name, about in metrics.items() for site in (found if about["sites"] else found[:1])]
+    """The metric/site columns of `runs.csv`, in the order of the metrics; independent of the stored runs."""
+    names = ["all", *sorted({site for run in runs for site in sites(run)}, key=lambda site: int(site.rpartition("_")[2]))]
+    return [f"{name}/{site}" for name, info in metrics.items() for site in (names if info["sites"] else names[:1])]
 
 
-def declared_metrics(runs: list[RunSpec], asked: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-    """What the manifest says of every metric of these runs: those `asked` for of the probes', then their tasks' own."""
+def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The manifest entries of all metrics of these runs: the `requested` metrics (None: all) and those of the tasks."""
     of_tasks = {
         name: METRICS[name] for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics
     }
-    of_probes = {name: about for name, about in declared().items() if asked is None or name in asked}
-    again = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_probes}
-    said = {**of_probes, **again, **{name: metric.declared() for name, metric in of_tasks.items()}}
-    return dict(sorted(said.items()))
+    of_metrics = {name: info for name, info in declared().items() if requested is None or name in requested}
+    revived = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_metrics}
+    entries = {**of_metrics, **revived, **{name: metric.declared() for name, metric in of_tasks.items()}}
+    return dict(sorted(entries.items()))
 
 
 def _stored(folder: Path, damaged: list[CorruptFileError]) -> dict[str, dict[str, Any]]:
-    return {run: made for run, (_, made) in tile_files.stored_runs(folder, damaged).items()}
+    return {run: provenance for run, (_, provenance) in tile_files.stored_runs(folder, damaged).items()}
 
 
 def build_declaration(
     study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The whole declaration as plain data: all that a report will ever know of the study."""
+    """The complete declaration of a study as plain data, the only input of its report."""
     declaration = study.declaration()
     specs = [entry["spec"] for entry in declaration["configurations"]]
     declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
@@ -159,13 +160,13 @@ def build_declaration(
     return json.loads(json.dumps(declaration, default=list))
 
 
-def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a Job or DrawJob: the whole declaration and everything that its numbers depend on."""
+def manifest_of(job: Any, command_info: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a Job or DrawJob: its declaration and everything that its numbers depend on."""
     text = json.dumps(job.declaration, sort_keys=True)
     return {
         "format": FORMAT,
         "study": job.study.name,
-        **about,
+        **command_info,
         **{name: job.declaration[name] for name in ("seeds",) if name in job.declaration},
         "provenance": job.provenance,
         "widths": dict(sorted(job.widths.items())),
@@ -180,23 +181,26 @@ def manifest_of(job: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def begin(job: Any, folder: Path, say: Callable[[str], None], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a Job or DrawJob, with the time that was spent before; shards that do not go together are refused."""
-    manifest = {**manifest_of(job, about), "timing": {}, "counts": {}}
+def begin(job: Any, folder: Path, on_message: Callable[[str], None], command_info: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a Job or DrawJob, with the time of earlier sessions.
+
+    Raises UserError if another shard writes the folder with a different declaration, provenance or widths.
+    """
+    manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
     for line in doubts(job.provenance["own"], folder):
-        say(line)
+        on_message(line)
     with locks.manifest_mutex(folder):
-        move_damaged(folder, job.folder_state.damaged, say)
-        archive_derived(folder, say)
-        beside = locks.other_writers(folder, job.shard)
-        if (job.folder_state.stored or beside) and (folder / "manifest.json").exists():
-            there = read_manifest(folder)
-            manifest["timing"] = there["timing"]
-            for name in ("declaration_hash", "provenance", "widths") if beside else ():
-                if there[name] != manifest[name]:
+        move_damaged(folder, job.folder_state.damaged, on_message)
+        archive_derived(folder, on_message)
+        others = locks.other_writers(folder, job.shard)
+        if (job.folder_state.stored or others) and (folder / "manifest.json").exists():
+            existing = read_manifest(folder)
+            manifest["timing"] = existing["timing"]
+            for name in ("declaration_hash", "provenance", "widths") if others else ():
+                if existing[name] != manifest[name]:
                     raise UserError(
-                        f"{folder} is being written by {beside[0]}, with another {name} than this shard has: wait for it, or "
-                        "start all shards from one study at one size, with one version"
+                        f"{folder} is being written by {others[0]} with a different {name}. Wait for it, or start "
+                        "all shards from one study at one size with one version."
                     )
         write_manifest(folder, manifest)
     return manifest

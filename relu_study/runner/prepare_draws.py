@@ -1,4 +1,4 @@
-"""What is to be drawn before anything is: a draw study checked, declared and cut into blocks around what is stored already."""
+"""Preparation of a draw study: validate it, build its declaration, plan the blocks that are not stored yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import shard_tiles
 from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
-from relu_study.runner.prepare import store_begun
+from relu_study.runner.prepare import has_raw_files
 from relu_study.runner.provenance import host, sources, with_digest
 from relu_study.storage import block_files
 from relu_study.storage.resume import FolderState, read_folder_state
@@ -28,12 +28,12 @@ from relu_study.study.draw_study import Draws, DrawStudy, blocks_of, cell_id
 from relu_study.study.shard import Shard
 
 Cell = dict[str, Any]
-Asked = list[tuple[Draws, str, Cell]]  # experiment, label, cell
+Requested = list[tuple[Draws, str, Cell]]  # experiment, label, cell
 
 
 @dataclass(frozen=True)
 class DrawJob:
-    """A draw study at its size, with all that its numbers will depend on."""
+    """A draw study at its size, with everything that its numbers depend on."""
 
     study: DrawStudy
     provenance: dict[str, Any]
@@ -50,40 +50,41 @@ class DrawJob:
 def prepare_draws(
     study: DrawStudy, folder: Path | None, hint: str = "name another folder with --out", shard: Shard | None = None
 ) -> DrawJob:
-    """Check every cell of a draw study and cut what is not yet stored in `folder` into blocks. Nothing compiles.
+    """Check every cell of a draw study and plan the blocks that are not stored in `folder`. Compiles nothing.
 
-    Of a `shard` only its own part counts, stored or not.
+    With a `shard`, only its own part is planned and counted.
+    Raises UserError, with `way_out` as the advice, if the folder cannot be continued.
     """
-    asked = [
+    requested = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
     ]
-    seen: dict[Any, Any] = {}
-    for _, _, cell in asked:
-        check_functions.check_drawn(cell, seen)
-    declaration = _declared(study, asked)
+    checked: dict[Any, Any] = {}
+    for _, _, cell in requested:
+        check_functions.check_drawn(cell, checked)
+    declaration = build_draw_declaration(study, requested)
     cell_report.check(declaration)
-    made = {**host(), "own": sources(_brought(asked))}
-    identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in asked]
+    provenance = {**host(), "own": sources(_entries(requested))}
+    identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in requested]
     whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
-    made = with_digest(made) if store_begun(folder) else made
-    before = read_folder_state(study.name, folder, made, block_files.stored_blocks, whole, hint)
-    widths, platform = dict(before.widths), jax.devices()[0].platform
-    wanted: dict[tuple[str, int, int], Block] = {}
-    for (experiment, _, cell), (draws, name) in zip(asked, identified, strict=True):
+    provenance = with_digest(provenance) if has_raw_files(folder) else provenance
+    state = read_folder_state(study.name, folder, provenance, block_files.stored_blocks, whole, way_out)
+    widths, platform = dict(state.widths), jax.devices()[0].platform
+    blocks: dict[tuple[str, int, int], Block] = {}
+    for (experiment, _, cell), (draws, name) in zip(requested, identified, strict=True):
         cost = statistics[experiment.statistic].cost(cell)
-        wide = widths.setdefault(name, draw_block.width(cost, platform))
+        width = widths.setdefault(name, draw_block.width(cost, platform))
         for first, count in blocks_of(draws):
             factors = tuple(sorted(cell.items()))
-            wanted[name, first, count] = Block(name, wide, experiment.statistic, factors, first, count, cost)
-    mine = (
-        list(wanted.values())
+            blocks[name, first, count] = Block(name, width, experiment.statistic, factors, first, count, cost)
+    part = (
+        list(blocks.values())
         if shard is None
-        else shard_tiles([(b, b.cohort, draw_block.seconds(b)) for b in wanted.values()], shard)
+        else shard_tiles([(b, b.cohort, draw_block.seconds(b)) for b in blocks.values()], shard)
     )
-    todo = [block for block in mine if (block.cohort, block.first, block.count) not in before.stored]
+    todo = [block for block in part if (block.cohort, block.first, block.count) not in state.stored]
     plan = DrawPlan(sorted(todo, key=lambda block: -block.cost), len(jax.devices()), platform)
-    stored = sum(block.count for block in mine) - sum(block.count for block in todo)
-    return DrawJob(study, made, widths, plan, stored, declaration, before, shard)
+    stored = sum(block.count for block in part) - sum(block.count for block in todo)
+    return DrawJob(study, provenance, widths, plan, stored, declaration, state, shard)
 
 
 def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:
@@ -96,35 +97,35 @@ def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:
     return cell
 
 
-def _brought(asked: Asked) -> dict[str, Any]:
-    """Every entry that these cells name."""
-    found = {f"statistic {experiment.statistic}": statistics[experiment.statistic] for experiment, _, _ in asked}
-    for value in {value for _, _, cell in asked for value in cell.values() if isinstance(value, str)}:
-        found |= {f"{known.kind} {value}": known[value] for known in (activations, initializers) if value in known}
-    return found
+def _entries(requested: Requested) -> dict[str, Any]:
+    """All registered entries that these cells name."""
+    entries = {f"statistic {experiment.statistic}": statistics[experiment.statistic] for experiment, _, _ in requested}
+    for value in {value for _, _, cell in requested for value in cell.values() if isinstance(value, str)}:
+        entries |= {f"{registry.kind} {value}": registry[value] for registry in (activations, initializers) if value in registry}
+    return entries
 
 
-def _declared(study: DrawStudy, asked: Asked) -> dict[str, Any]:
-    """The whole declaration as plain data, with what theory says of every cell: all that a report will ever know of the study."""
-    said = study.declaration()
-    said["cells"], said["factors"] = [], []
-    for experiment, label, cell in asked:
+def build_draw_declaration(study: DrawStudy, requested: Requested) -> dict[str, Any]:
+    """The complete declaration of a draw study as plain data, with the theory of every cell; the only input of its report."""
+    declaration = study.declaration()
+    declaration["cells"], declaration["factors"] = [], []
+    for experiment, label, cell in requested:
         name, entry = cell_id(experiment.statistic, cell), statistics[experiment.statistic]
         draw_block.check(experiment.statistic, cell)
         along = {factor: [_plain(v) for v in values] for factor, values in entry.along(cell).items()}
         theory = {number: {k: _listed(v) for k, v in asdict(t).items()} for number, t in entry.theory(cell).items()}
         if unknown := set(theory) - set(entry.numbers):
             raise nearest(min(unknown), entry.numbers, f"number in the theory of {experiment.statistic}")
-        said["cells"].append(
+        declaration["cells"].append(
             {
                 **{"experiment": experiment.name, "label": label, "statistic": experiment.statistic, "cell_id": name},
                 **{"factors": cell, "draws": experiment.draws, "along": along, "theory": theory},
             }
         )
-        said["factors"] += [factor for factor in (*cell, *along) if factor not in said["factors"]]
-    names = dict.fromkeys(experiment.statistic for experiment, _, _ in asked)
-    said["numbers"] = {name: {k: asdict(number) for k, number in statistics[name].numbers.items()} for name in names}
-    return json.loads(json.dumps(said, default=list))
+        declaration["factors"] += [factor for factor in (*cell, *along) if factor not in declaration["factors"]]
+    names = dict.fromkeys(experiment.statistic for experiment, _, _ in requested)
+    declaration["numbers"] = {name: {k: asdict(number) for k, number in statistics[name].numbers.items()} for name in names}
+    return json.loads(json.dumps(declaration, default=list))
 
 
 def _plain(value: Any) -> Any:
@@ -132,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def _listed(values: ArrayLike) -> Any:
-    """A number or a list of numbers for JSON, to twelve digits; None is NaN."""
+    """A number or list of numbers for JSON, rounded to twelve digits; NaN is None."""
     array = np.asarray(values, np.float64)
     if array.ndim:
         return [_listed(value) for value in array]

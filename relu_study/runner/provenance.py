@@ -21,7 +21,7 @@ from relu_study.study.run_spec import RunSpec
 
 
 def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
-    """All that the numbers of these runs depend on beside their RunSpecs and their tiles' width; the digest comes later."""
+    """Everything that the numbers of these runs depend on besides RunSpecs and tile widths, without the digest."""
     runs = list({run.replace(seed=0): None for run in runs})
     kinds = (
         ("activation", "activation", activations),
@@ -31,11 +31,13 @@ def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str
         ("network", "network", networks),
         ("task", "task", tasks),
     )
-    brought = {f"{kind} {name}": known[name] for kind, field, known in kinds for name in {getattr(run, field) for run in runs}}
+    entries = {
+        f"{kind} {name}": registry[name] for kind, field, registry in kinds for name in {getattr(run, field) for run in runs}
+    }
     measured = [name for name in declared() if probing.metrics is None or name in probing.metrics]
-    brought |= {f"metric {name}": registered[name] for name in measured}
+    entries |= {f"metric {name}": registered[name] for name in measured}
     of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
-    brought |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}
+    entries |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}
     return {
         **host(),
         "probe_examples": probing.examples or DEFAULT_EXAMPLES,
@@ -45,12 +47,12 @@ def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str
         "metrics": None if probing.metrics is None else ", ".join(probing.metrics),
         "measured": measured,
         "histograms": probing.histograms,
-        "own": sources(brought),
+        "own": sources(entries),
     }
 
 
 def host() -> dict[str, Any]:
-    """What every number depends on: the engine's version, those of the packages, the device and its precision."""
+    """The provenance common to all numbers: versions of engine and packages, device, precision."""
     device = jax.devices()[0]
     return {
         "engine": cohorts.ENGINE,
@@ -62,30 +64,30 @@ def host() -> dict[str, Any]:
 
 
 def sources(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint of every entry that a study brings itself, in parts: changed, it is another entry."""
-    found: dict[str, Any] = {}
+    """The fingerprint of every entry that is defined outside the package, by name."""
+    fingerprints: dict[str, Any] = {}
     for name, entry in sorted(entries.items()):
         function = function_of(entry)
         if not (getattr(function, "__module__", None) or "").startswith("relu_study."):
             source = source_hash(function)
-            found[name] = {**fingerprint(essence(entry)), **({"source": source} if source else {})}
-    _forget_changed(found)
-    return found
+            fingerprints[name] = {**fingerprint(essence(entry)), **({"source": source} if source else {})}
+    _evict_changed(fingerprints)
+    return fingerprints
 
 
-_traced: dict[str, Any] = {}  # the fingerprints of the entries that this process has traced, by name
+_traced: dict[str, Any] = {}  # name -> fingerprint of the entries that this process has traced
 
 
-def _forget_changed(found: Mapping[str, Any]) -> None:
-    """Drop every compiled program if an entry has changed: a jitted helper keeps the globals of its first call."""
-    changed = [name for name, parts in found.items() if _traced.get(name, parts) != parts or "unverifiable" in parts]
-    _traced.update(found)
+def _evict_changed(fingerprints: Mapping[str, Any]) -> None:
+    """Drop all compiled programs if an entry has changed, because a jitted function keeps the globals of its first call."""
+    changed = [name for name, parts in fingerprints.items() if _traced.get(name, parts) != parts or "unverifiable" in parts]
+    _traced.update(fingerprints)
     if changed:
         compilation.clear()
         draw_block.draw_program.kept.clear()
         jax.clear_caches()
 
 
-def with_digest(made: dict[str, Any]) -> dict[str, Any]:
-    """A provenance with the digest of this device's arithmetic."""
-    return {**made, "digest": digest(), "own": made["own"]}
+def with_digest(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A provenance with the digest of the arithmetic of this device."""
+    return {**provenance, "digest": digest(), "own": provenance["own"]}

@@ -1,4 +1,4 @@
-"""The meeting of the two wings: cut a study into tiles, dispatch them to devices, drain them into the store."""
+"""The public functions that run a study: `run` and `run_draws`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from relu_study.study.study import Study
 
 
 def use_devices() -> None:
-    """One XLA device per core where there is no accelerator, and a compilation cache that keeps every program."""
-    with contextlib.suppress(RuntimeError):  # a process that has used JAX already keeps the devices it has
+    """Configure JAX: one XLA device per core without an accelerator, and a compilation cache for every program."""
+    with contextlib.suppress(RuntimeError):  # JAX is already initialised: its devices stay
         if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update(
                 "jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -63,7 +63,7 @@ def run(
 def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
-def run(  # type: ignore[misc]  # `settings` are its own
+def run(  # type: ignore[misc]  # `settings` are the arguments below
     study: Study,
     out: str | Path | None = None,
     *,
@@ -78,39 +78,52 @@ def run(  # type: ignore[misc]  # `settings` are its own
     callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Results | None:
-    """Train whatever a study still lacks, write its results folder and return runs, curves and summary.
+    """Train the missing runs of a study, write its results folder and return runs, curves and summary.
 
-    `out=None` leaves no folder behind. `keep_params` returns the final parameters too, as
-    `Results.params[run_id]`. `per_seed` adds a TensorBoard run for each single seed. Interrupted, it keeps every
-    finished tile; the same call goes on from there. `shard=(i, n)` trains the i-th of n parts, beside those that train the
-    others into the same folder, and returns None; once all are done, the same call without it reports.
+    Configures JAX first: devices and compilation cache. An interrupted call keeps finished tiles; the same call resumes.
+
+    Args:
+        study: The study.
+        out: Results folder; None uses a temporary folder.
+        preset: Name of a preset of the study.
+        seeds: Seeds of each configuration.
+        epochs: Epochs of every run.
+        probe_examples: Training examples in the probe set (None: 8192, or all if fewer).
+        val_examples: Validation examples that val_loss reads (None: all).
+        keep_params: Return the final parameters as `Results.params[run_id]`.
+        all_epochs: Write every epoch to summary.csv.
+        per_seed: Add a TensorBoard run for each seed.
+        callback: Receives the events of the run.
+        shard: (i, n) trains part i of n into a shared folder and returns None.
+            After all parts, the same call without `shard` writes the report.
+
+    Raises:
+        UserError: The study, the folder or an argument is not valid.
     """
     use_devices()
-    sized, asked = study.with_preset(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
+    sized, part = study.with_preset(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command_info = {"command": "relu_study.run", "preset": preset or "default"}
         probing = MeasureConfig(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
-        execute(sized, folder, probing, callback or Callback(), command_info, keep_params, all_epochs, per_seed, asked)
-        if asked:
+        execute(sized, folder, probing, callback or Callback(), command_info, keep_params, all_epochs, per_seed, part)
+        if part:
             return None
         results = load(folder)
         if keep_params:
             results.params = configurations.stored_params(folder)
             if missing := set(results.runs.run_id) - set(results.params):
-                raise UserError(
-                    f"{folder} holds {len(missing)} runs trained without keeping parameters; name another folder with out="
-                )
+                raise UserError(f"{folder} holds {len(missing)} runs without stored parameters. Use another folder with out=.")
         return results
 
 
-def _shard(asked: tuple[int, int] | None, out: str | Path | None) -> Shard | None:
-    if asked is None:
+def _shard(shard: tuple[int, int] | None, out: str | Path | None) -> Shard | None:
+    if shard is None:
         return None
     if out is None:
-        raise UserError("a shard needs the folder that it shares with the others: name it with out=")
-    return shard_of(*asked)
+        raise UserError("A shard requires the folder that all shards share. Give it with out=.")
+    return shard_of(*shard)
 
 
 @overload
@@ -129,7 +142,7 @@ def run_draws(
 def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
-def run_draws(  # type: ignore[misc]  # as of `run`
+def run_draws(  # type: ignore[misc]  # as in `run`
     study: DrawStudy,
     out: str | Path | None = None,
     *,
@@ -138,16 +151,27 @@ def run_draws(  # type: ignore[misc]  # as of `run`
     callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
 ) -> pd.DataFrame | None:
-    """Draw whatever a draw study still lacks, write its results folder and return its cells.csv as a DataFrame.
+    """Compute the missing draws of a draw study, write its results folder and return its cells.csv as a DataFrame.
 
-    `out=None` leaves no folder behind; `draws`: at most so many in each cell. Interrupted, it keeps every finished block.
-    `shard=(i, n)` draws the i-th of n parts and returns None; once all are done, the same call without it reports.
+    Configures JAX first: devices and compilation cache. An interrupted call keeps finished blocks; the same call resumes.
+
+    Args:
+        study: The draw study.
+        out: Results folder; None uses a temporary folder.
+        preset: Name of a preset of the study.
+        draws: Maximum number of draws of each cell.
+        callback: Receives the events of the run.
+        shard: (i, n) draws part i of n into a shared folder and returns None.
+            After all parts, the same call without `shard` writes the report.
+
+    Raises:
+        UserError: The study, the folder or an argument is not valid.
     """
     use_devices()
-    asked = _shard(shard, out)
+    part = _shard(shard, out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy_defaults())
         folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command_info = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), command_info, asked)
-        return None if asked else load_cells(folder)
+        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), command_info, part)
+        return None if part else load_cells(folder)

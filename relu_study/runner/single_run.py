@@ -1,4 +1,4 @@
-"""One run of a sweep trained by itself, with the bits that it has there."""
+"""Re-run of a single run of a sweep, which reproduces its numbers bit for bit."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ from relu_study.study.study import Study
 
 
 @pinned()
-def run_single(study: Study, run_id: str, like: Path | None, out: Path | None, probing: MeasureConfig) -> str:
-    """Train one run of a sweep by itself, at the width its cohort has in the sweep `like`; its row of `runs.csv`.
+def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, probing: MeasureConfig) -> str:
+    """Train one run at the tile width of its cohort in the folder `sweep`; returns its row of `runs.csv`.
 
-    With `out`, a new folder, the manifest, the tile and the row are written there.
+    With `out`, write the manifest, the tile and the row into this new folder.
+    Raises UserError if the run id is unknown or `out` is not empty.
     """
     use_devices()
     if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder with --out (and the folder of the sweep with --widths-from)")
-    found = {run.run_id: run for run in study.runs()}
-    if run_id not in found:
-        unknown = nearest(run_id, found, f"run of study {study.name} at this size")
-        raise UserError(f"{unknown}; --preset, --seeds and --epochs decide which runs there are")
-    job = prepare(study, like, probing, hint="name the folder of its sweep with --widths-from")
+        raise UserError(f"{out} is not empty. Give a new folder with --out (and the folder of the sweep with --widths-from).")
+    runs = {run.run_id: run for run in study.runs()}
+    if run_id not in runs:
+        unknown = nearest(run_id, runs, f"run of study {study.name} at this size")
+        raise UserError(f"{unknown} (--preset, --seeds and --epochs determine the runs)")
+    job = prepare(study, sweep, probing, way_out="name the folder of its sweep with --widths-from")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         check_writable(out)
-    one = found[run_id]
-    name = cohorts.cost_of(one).cohort
-    tile = Tile(name, job.widths[name], (one,), 0, num_datasets=1)
+    spec = runs[run_id]
+    name = cohorts.cost_of(spec).cohort
+    tile = Tile(name, job.widths[name], (spec,), 0, num_datasets=1)
     with entry_errors():
-        numbers = train_tile.train_tile([one], tile.width, probing=job.probing, num_datasets=tile.num_datasets)
+        numbers = train_tile.train_tile([spec], tile.width, probing=job.probing, num_datasets=tile.num_datasets)
     command_info = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:
-        into = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(locks.writer_lock(into))
-        write_manifest(into, manifest)
-        tile_files.write_tile(into, tile_record(tile, numbers, job))
-        header, *rows = runs_csv(configurations.collect(into), manifest).splitlines()
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(locks.writer_lock(folder))
+        write_manifest(folder, manifest)
+        tile_files.write_tile(folder, tile_record(tile, numbers, job))
+        header, *rows = runs_csv(configurations.collect(folder), manifest).splitlines()
         row = next(row for row in rows if row.startswith(run_id))
-        write_atomically(into / "runs.csv", f"{header}\n{row}\n".encode())
+        write_atomically(folder / "runs.csv", f"{header}\n{row}\n".encode())
         return row

@@ -95,17 +95,19 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sets", [1, 4])
-def test_sharing_rows(base: RunSpec, sets: int) -> None:
+@pytest.mark.parametrize("num_datasets", [1, 4])
+def test_sharing_rows(base: RunSpec, num_datasets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.replace(gain=2), base.replace(learning_rate=0.1, initializer="lecun_normal"), base.replace(gain=3))
-    keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][: 3 if sets == 4 else sets]  # the fourth set is nobody's
+    keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][
+        : 3 if num_datasets == 4 else num_datasets
+    ]  # no run reads the fourth
     tile = [arm.replace(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
     each = list(range(len(tile)))
-    probing = PROBE if sets == 1 else FEW
+    probing = PROBE if num_datasets == 1 else FEW
     alone = train_tile.train_tile(tile, 8, probing=probing, keep_params=True)
     assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
-    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, num_datasets=sets), each, each)
+    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, num_datasets=num_datasets), each, each)
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
     tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
     tile = [SMALL.replace(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
-    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, num_datasets=sets) for sets in (None, 2))
+    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, num_datasets=num_datasets) for num_datasets in (None, 2))
     same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
     fixed = train_tile.train_tile([run.replace(task="negative_box") for run in tile], 4, probing=FEW)
     losses = [numbers["metric:val_loss/all"] for numbers in (alone, fixed)]

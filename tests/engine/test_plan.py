@@ -82,16 +82,16 @@ def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
     assert [run for t in made.cohorts[0].tiles for run in t.runs] == runs
 
 
-@pytest.mark.parametrize(("gains", "width", "sets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
-def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, sets: int) -> None:
+@pytest.mark.parametrize(("gains", "width", "num_datasets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
+def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, num_datasets: int) -> None:
     """A power of two, the same for every tile of a cohort, so that they share one program."""
     runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.replace(gain=gain), 8)]
     (cohort,) = planned(runs, {"relu": width}).cohorts
-    assert {t.num_datasets for t in cohort.tiles} == {sets}
-    assert cohort.bytes() == sets * 1 + width * 1
+    assert {t.num_datasets for t in cohort.tiles} == {num_datasets}
+    assert cohort.bytes() == num_datasets * 1 + width * 1
     longer = seeds(SHORT.replace(epochs=3), 8)  # of one length, each reads its own; the others' tiles are as they were
     (mixed,) = planned([*runs, *longer], {"relu": width}).cohorts
-    assert {(t.steps, t.num_datasets) for t in mixed.tiles} == {(20, sets), (30, width)}
+    assert {(t.steps, t.num_datasets) for t in mixed.tiles} == {(20, num_datasets), (30, width)}
 
 
 def test_tiles_that_read_more_sets_than_most_share_nothing() -> None:

@@ -32,7 +32,7 @@ FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
     spec = base.replace(rows=rows, width=9)
-    return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
+    return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, num_datasets)
 
 
 def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_them() -> None:
@@ -46,7 +46,7 @@ def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_th
     assert sizes["advance"].output >= state and sizes["advance"].temporary > 0
     whole = memory.of_tile(tile_of(1000), FEW)
     assert whole > rows + max(sum(size) for size in sizes.values())
-    assert whole - memory.of_tile(tile_of(1000), FEW, alone=True) == rows, "of the next tile on its device"
+    assert whole - memory.of_tile(tile_of(1000), FEW, only=True) == rows, "of the next tile on its device"
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         monkeypatch.setattr(memory, "_CacheHitCounter", lambda: grew)
         monkeypatch.setattr(memory, "resident", lambda: 0)
         monkeypatch.setattr(memory, "RUN_BYTES", 0)
-        monkeypatch.setattr(memory, "of_tile", lambda *_, alone: (60 if alone else 100) * mib)
+        monkeypatch.setattr(memory, "of_tile", lambda *_, only: (60 if only else 100) * mib)
         return round(memory.predict_memory(job).host / mib)
 
     return foretell

@@ -310,7 +310,7 @@ def test_a_cap_on_the_address_space(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CAPPED, "450", str(tmp_path / "capped")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    found = r"does not fit in memory at a width 32 \(.*Out of memory allocating \d+ bytes.*\): it continues at 16"
+    found = r"does not fit in memory at width 32 \(.*Out of memory allocating \d+ bytes.*\): it continues at 16"
     assert re.search(found, done.stdout), done.stdout
     assert done.stdout.splitlines()[-1] == "{(400, 'ok'): 32, (1000000, 'ok'): 32}"
     made = {
