@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from relu_study.study.claims import CellClaim as CellClaim
     from relu_study.study.claims import Claim as Claim
     from relu_study.study.claims import Target as Target
+    from relu_study.study.data_files import data_file as data_file
     from relu_study.study.draw_study import Draws as Draws
     from relu_study.study.draw_study import DrawStudy as DrawStudy
     from relu_study.study.draw_study import grid_cells as grid_cells
-    from relu_study.study.data_files import data_file as data_file
     from relu_study.study.outputs import CellFigure as CellFigure
     from relu_study.study.outputs import CellTable as CellTable
     from relu_study.study.outputs import EventTable as EventTable

@@ -127,8 +127,9 @@ def print_plan(plan: Plan, stored: int, title: str, timing: Mapping[str, float] 
         duration = "time: unknown on this device until its first tiles are done"
     runs = sum(c.runs for c in plan.cohorts)
     print(
-        f"{runs:,} runs to train ({stored:,} stored) in {len(plan.cohorts)} cohorts and {len(plan.tiles):,} tiles on "
-        f"{plan.devices} {plan.platform} device(s); about {plan.compilations()} compilations; "
+        f"{_counted(runs, 'run')} to train ({stored:,} stored) in {_counted(len(plan.cohorts), 'cohort')} and "
+        f"{_counted(len(plan.tiles), 'tile')} on {_counted(plan.devices, f'{plan.platform} device')}; "
+        f"about {_counted(plan.compilations(), 'compilation')}; "
         f"about {plan.bytes() / 2**20:,.0f} MiB of tiles in flight; {memory}{duration}"
     )
 

@@ -65,7 +65,7 @@ def prepare(
     """Check every run of a study and plan the tiles that are not stored in `folder`. Compiles and writes nothing.
 
     With a `shard`, only its own part is planned and counted.
-    Raises UserError, with `way_out` as the advice, if the folder cannot be continued.
+    Raises UserError, with `hint` as the advice, if the folder cannot be continued.
     """
     runs, probing = study.runs(), _measure_config(study, probing)
     checked: dict[Any, Any] = {}
@@ -80,7 +80,7 @@ def prepare(
     expected = provenance(probing, runs)
     expected = with_digest(expected) if has_raw_files(folder) else expected
     derived = {*METRICS, *revivals.declared()}
-    state = read_folder_state(study.name, folder, expected, _stored, {run.run_id for run in runs}, way_out, derived)
+    state = read_folder_state(study.name, folder, expected, _stored, {run.run_id for run in runs}, hint, derived)
     widths = dict(state.widths)
     work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
     requested = {run.run_id for run in runs}

@@ -53,7 +53,7 @@ def prepare_draws(
     """Check every cell of a draw study and plan the blocks that are not stored in `folder`. Compiles nothing.
 
     With a `shard`, only its own part is planned and counted.
-    Raises UserError, with `way_out` as the advice, if the folder cannot be continued.
+    Raises UserError, with `hint` as the advice, if the folder cannot be continued.
     """
     requested = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
@@ -67,7 +67,7 @@ def prepare_draws(
     identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in requested]
     whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
     provenance = with_digest(provenance) if has_raw_files(folder) else provenance
-    state = read_folder_state(study.name, folder, provenance, block_files.stored_blocks, whole, way_out)
+    state = read_folder_state(study.name, folder, provenance, block_files.stored_blocks, whole, hint)
     widths, platform = dict(state.widths), jax.devices()[0].platform
     blocks: dict[tuple[str, int, int], Block] = {}
     for (experiment, _, cell), (draws, name) in zip(requested, identified, strict=True):

@@ -38,7 +38,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
     if run_id not in runs:
         unknown = nearest(run_id, runs, f"run of study {study.name} at this size")
         raise UserError(f"{unknown} (--preset, --seeds and --epochs determine the runs)")
-    job = prepare(study, sweep, probing, way_out="name the folder of its sweep with --widths-from")
+    job = prepare(study, sweep, probing, hint="name the folder of its sweep with --widths-from")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         check_writable(out)
