@@ -1,4 +1,4 @@
-"""How much of the data is still alive in layer k."""
+"""The share of the data that is alive in each layer of an untrained ReLU network."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 10.0 * cell["depth"] * cell["width"] * (cell["width"] + 2 * cell["examples"]),
 )
 def alive_data(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """The share of data alive, i.e. with some unit on, in every layer of a ReLU net; the data are of (-1, 0)^d.
+    """Share of the data with some unit on (alive), in every layer of a ReLU net; data uniform on (-1, 0)^d.
 
-    With sign flipping every unit is on for at least half of what is alive, so that at least 2^-k of the data are alive in
-    layer k, for every network and not on average: `below` is then exactly 0.
+    With sign flipping every unit is on for at least half of the live data. At least 2^-k of the data are therefore alive in
+    layer k, for every network: `below` is exactly 0.
 
     Source: Rister & Rubin 2020, arXiv 2007.06192 (sign flipping).
     """

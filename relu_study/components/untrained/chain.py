@@ -1,6 +1,6 @@
-"""The life of two rays in a deep ReLU network as a Markov chain: how often a network on a line is stillborn.
+"""A Markov chain of two rays through a deep ReLU network: the probability that a network on a line is stillborn.
 
-With zero bias and one input a network is decided by the rays x = 1 and x = -1: it is stillborn where some layer is off for both.
+With zero bias and one input, the rays x = 1 and x = -1 determine the network: it is stillborn if some layer is off for both.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from jaxtyping import Array, Float, Key
 from relu_study.components.untrained.dense_layers import require_int
 from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 
-EVERY = 40  # layers that are all reported; beyond them every twentieth part further
+EVERY = 40  # every depth up to here is reported, then depths in steps of 5 %
 
 
 def upper_bound(width: int, layers: np.ndarray, spared: int = 1) -> np.ndarray:
-    """1 - (1 - 2^-N)^(L - spared): that the signal of one input dies in any of these layers, at each by chance 2^-N.
+    """Return 1 - (1 - 2^-N)^(L - spared): the probability that one input's signal dies in a layer, 2^-N at each.
 
-    `spared` is 1 for any symmetric weights; 2 with zero bias and one input, where one of the two rays survives the first layer.
+    `spared` is 1 for symmetric weights. It is 2 with zero bias and one input: one of the two rays survives the first layer.
+
     Source: Lu et al. 2020, arXiv 1903.06733, theorem 3.3.
     """
     return np.asarray(-np.expm1((np.asarray(layers) - spared) * np.log1p(-(2.0**-width))))
 
 
 def lower_bound(width: int, layers: np.ndarray) -> np.ndarray:
-    """1 - a1^(L-2) + C (a2^(L-2) - a1^(L-2)), for independent Gaussian weights, zero bias and one input.
+    """Return 1 - a1^(L-2) + C (a2^(L-2) - a1^(L-2)), for independent Gaussian weights, zero bias and one input.
 
     a1 = 1 - 2^-N, a2 = 1 - 2^(1-N) - (N - 1) 4^-N, C = (1 - 2^(1-N)) (1 - 2^-N) / (1 + (N - 1) 2^-N).
+
     Source: Lu et al. 2020, arXiv 1903.06733, theorem 3.3.
     """
     n, k = width, np.asarray(layers) - 2.0
@@ -40,10 +42,10 @@ def lower_bound(width: int, layers: np.ndarray) -> np.ndarray:
 
 
 def _layers(cell: Cell) -> list[int]:
-    most, found = cell["max_layers"], list(range(2, min(cell["max_layers"], EVERY) + 1))
-    while found[-1] < most:
-        found.append(min(most, found[-1] + max(1, found[-1] // 20)))
-    return found
+    most, layers = cell["max_layers"], list(range(2, min(cell["max_layers"], EVERY) + 1))
+    while layers[-1] < most:
+        layers.append(min(most, layers[-1] + max(1, layers[-1] // 20)))
+    return layers
 
 
 def _theory(cell: Cell) -> dict[str, Theory]:
@@ -66,14 +68,14 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 8.0 * cell["width"] * cell["max_layers"],
 )
 def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """P(stillborn by L) of one course of the angle theta between the two rays, both alive; its mean over draws is the chain's.
+    """P(stillborn by L), given one random path of the angle theta between the two live rays. The mean over draws is unbiased.
 
-    A unit is on for both rays with probability p = 1/2 - theta / (2 pi), off for both with p, and on for one alone with
-    theta / (2 pi) each. So both -> none has probability p^N, both -> one of them 2 (2^-N - p^N), one -> none 2^-N; the first
-    layer leaves both alive with 1 - 2^(1-N), at theta = pi / 2, else one. The next angle is drawn given that both stay alive.
-    Where they go on through one and the same unit alone, probability N p^N, it is 0: one ray's worth from then on.
+    A unit is on for both rays with probability p = 1/2 - theta / (2 pi), off for both with p, and on for only one with
+    theta / (2 pi) each. Transitions: both -> none p^N, both -> one 2 (2^-N - p^N), one -> none 2^-N. After the first layer
+    both are alive with probability 1 - 2^(1-N), at theta = pi / 2, else one is. The next angle is drawn given that both stay
+    alive. If both pass only through the same unit (probability N p^N), the angle is 0: they are one ray from then on.
 
-    Source: the states are those of the proof of theorem 3.3 in Lu et al. 2020, arXiv 1903.06733; the angle is ours.
+    Source: the states of the proof of theorem 3.3 in Lu et al. 2020, arXiv 1903.06733; the angle is ours.
     """
     width = cell["width"]
     both = 1 - 2.0 ** (1 - width)
@@ -82,7 +84,7 @@ def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
         angle, both, one, dead = state
         p = 0.5 - angle / (2 * jnp.pi)
         none, single = p**width, 2 * (2.0**-width - p**width)
-        # Added up: 1 - both - one would lose in single precision what is rare.
+        # Summed directly: 1 - both - one would lose rare events in single precision.
         dead = dead + both * none + one * 2.0**-width
         one = one * (1 - 2.0**-width) + both * single
         both = both * (1 - none - single)
@@ -96,9 +98,10 @@ def chain(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
 
 
 def _next_angle(angle: Float[Array, ""], width: int, key: Key[Array, ""]) -> Float[Array, ""]:
-    """The angle behind one more layer, given that neither ray ends in it: units one by one, each by what the rest can still do.
+    """Return the angle after one more layer, given that both rays survive it.
 
-    A unit sees the rays as r cos(phi) and r cos(phi - angle), r Rayleigh and phi uniform: its signs are an arc of phi.
+    Units are drawn one by one, conditioned on the probability that the remaining units let both rays survive. The
+    pre-activations of a unit are r cos(phi) and r cos(phi - angle), r Rayleigh and phi uniform: signs are arcs of phi.
     """
     p = 0.5 - angle / (2 * jnp.pi)
     arcs = jnp.stack([jnp.pi - angle, angle, angle])  # on for both, for the first alone, for the second alone
@@ -118,7 +121,7 @@ def _next_angle(angle: Float[Array, ""], width: int, key: Key[Array, ""]) -> Flo
         return (first[kind], second[kind]), jnp.maximum(out, 0.0)
 
     rest = jnp.arange(width - 1, -1, -1, dtype=float)
-    # At 0 or 1 a ray could come out with no length, and so no angle: one draw in 1e5 would be lost.
+    # At 0 or 1 a ray could have length 0 and no angle, about once in 1e5 draws.
     uniform = jax.random.uniform(key, (width, 3), minval=2.0**-22, maxval=1 - 2.0**-22)
     _, posts = jax.lax.scan(unit, (jnp.array(False), jnp.array(False)), (rest, uniform))
     ends = posts / jnp.sqrt(jnp.sum(posts**2, axis=0))

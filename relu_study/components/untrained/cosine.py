@@ -1,4 +1,4 @@
-"""The angle between two signals on their way through a wide net."""
+"""The cosine of the angle between two signals after each layer of a wide ReLU network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relu_study.errors import UserError
 
 
 def next_cosine(cosine: float) -> float:
-    """Cosine between two signals after one infinitely wide layer of He normal weights and ReLU, given that before it."""
+    """Return the cosine between two signals after one infinitely wide He normal ReLU layer, given the cosine before it."""
     cosine = min(cosine, 1.0)
     return ((1 - cosine**2) ** 0.5 + cosine * (np.pi - np.arccos(cosine))) / np.pi
 
@@ -30,7 +30,7 @@ def _check(cell: Cell) -> None:
     require_int(2, width=cell["width"])
     require_int(depth=cell["depth"])
     if not -1 <= cell["cosine"] <= 1:
-        raise UserError(f"cosine is that of the angle between two inputs and lies in [-1, 1], not {cell['cosine']!r}")
+        raise UserError(f"the cosine of the angle between two inputs must be in [-1, 1], not {cell['cosine']!r}")
 
 
 @statistic(
@@ -43,10 +43,10 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 10.0 * cell["depth"] * cell["width"] ** 2,
 )
 def cosine(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Cosine between the signals of two inputs, at `cosine` to each other, after every layer of a He normal ReLU net.
+    """Cosine between the signals of two inputs after every layer of a He normal ReLU net; `cosine` is that of the inputs.
 
-    In the limit of width it follows c <- (sqrt(1 - c^2) + c (pi - arccos c)) / pi, and 1 - c falls as 9 pi^2 / (2 l^2); at a
-    finite width it is off by some l / width. Not defined where a signal has died.
+    At infinite width c <- (sqrt(1 - c^2) + c (pi - arccos c)) / pi, and 1 - c decreases as 9 pi^2 / (2 l^2). At finite width
+    the error is about l / width. The cosine is undefined if a signal has died.
 
     Source: Cho & Saul 2009, NeurIPS, section 2 (degree 1); Daniely, Frostig & Singer 2016, arXiv 1602.05897 (dual activations).
     """

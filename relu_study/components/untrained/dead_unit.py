@@ -1,4 +1,4 @@
-"""One unit that is off on a whole ball, by Student's t, or on a whole box, by its signs."""
+"""The probability that one unit is off on a whole ball (by Student's t) or on a whole box (by its signs)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _check(cell: Cell) -> None:
         raise nearest(cell["law"], LAWS, "law of a unit's weights")
     require_int(d=cell["d"])
     if not cell["r"] > 0:
-        raise UserError(f"r is the radius of a ball and must be above 0, not {cell['r']!r}")
+        raise UserError(f"the radius r must be above 0, not {cell['r']!r}")
 
 
 @statistic(
@@ -43,11 +43,11 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 10.0 * (cell["d"] + 1),
 )
 def dead_unit(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Is a unit off on every input of length at most r? Exactly when bias + r |weights| <= 0.
+    """Whether a unit is off on every input of length at most r: bias + r |weights| <= 0.
 
-    Its d weights and its bias are drawn alike, of one `law`: normal, or uniform on (-1, 1). P(dead) = P(t_d >= r sqrt d) for
-    normal ones, Student's t with d degrees of freedom (1/6 at d = 1, r = sqrt 3); for uniform ones at d = 1 it is 1 / (4 r)
-    where r >= 1, and (2 - r) / 4 below.
+    The d weights and the bias have the same `law`, normal or uniform on (-1, 1). For the normal law P(dead) = P(t_d >= r sqrt d),
+    Student's t with d degrees of freedom (1/6 at d = 1, r = sqrt 3). For the uniform law at d = 1 it is 1 / (4 r) if r >= 1,
+    else (2 - r) / 4.
 
     Source: ours; -bias / (|weights| / sqrt d) is Student's t by its definition (Student 1908, Biometrika 6, 1-25).
     """
@@ -67,7 +67,7 @@ def dead_unit(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     cost=lambda cell: 10.0 * cell["d"],
 )
 def box_unit(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Is a unit with normal weights and zero bias off on all of (-1, 0)^d? Exactly when none of its weights is negative: 2^-d.
+    """Whether a unit with normal weights and zero bias is off on all of (-1, 0)^d: none of its weights is negative, P = 2^-d.
 
     Source: ours (the article's box).
     """

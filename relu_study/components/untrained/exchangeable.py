@@ -1,4 +1,4 @@
-"""A unit that is off on every one of m inputs: exchangeable pre-activations, and the inputs from which they come."""
+"""The probability that a unit is off on each of m inputs: exchangeable pre-activations, and random inputs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from relu_study.errors import UserError, nearest
 
 COUNTS = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
 LAWS = ("normal", "uniform")
-UNITS = 64  # of a layer on the same inputs
-WIDE, FEW = 256, 2000  # the least d and the most inputs at which inputs' own correlation stands for their law
+UNITS = 64  # per layer, on the same inputs
+WIDE, FEW = 256, 2000  # smallest d and largest m at which the inputs' correlation predicts the probability
 
 
 def all_off(m: Sequence[int], c: float) -> Float[np.ndarray, " k"]:
-    """D(m, c) = integral phi(t) Phi(-t sqrt(c / (1 - c)))^m dt, the chance that m normal numbers of correlation c are all <= 0.
+    """Return D(m, c) = integral phi(t) Phi(-t sqrt(c / (1 - c)))^m dt, P(m normal numbers of correlation c are all <= 0).
 
-    D(m, 0) = 2^-m and D(m, 1/2) = 1 / (m + 1). The integrand is smooth and the sum over a fine even grid exact to rounding.
+    D(m, 0) = 2^-m and D(m, 1/2) = 1 / (m + 1). For this smooth integrand a fine uniform grid is exact to rounding.
     """
     t = np.linspace(-40, 40, 16001)
     log = -(t**2) / 2 + np.array(m)[:, None] * special.log_ndtr(-t * (c / (1 - c)) ** 0.5)
@@ -31,10 +31,10 @@ def all_off(m: Sequence[int], c: float) -> Float[np.ndarray, " k"]:
 
 
 def all_off_in(m: Sequence[int], g: float, d: int) -> Float[np.ndarray, " k"]:
-    """The same for a unit on normal inputs of d >= 2 coordinates with mean / standard deviation g, exactly.
+    """Return the exact probability for a unit on normal inputs of d >= 2 coordinates with mean / standard deviation g.
 
-    Given its weights they are independent with mean g |w| sqrt(d) cos(angle of the weights with (1, ..., 1)); the angle's density
-    is proportional to sin^(d - 2).
+    Given the weights w, pre-activations are independent with mean g |w| sqrt(d) cos(angle between w and (1, ..., 1)). The
+    density of the angle is proportional to sin^(d - 2).
     """
     angle = (np.arange(20000) + 0.5) * np.pi / 20000
     log = (d - 2) * np.log(np.sin(angle))
@@ -48,10 +48,10 @@ def _along(cell: Cell) -> Mapping[str, list[int]]:
 
 
 def _off_on(pre: Float[Array, "m *U"], counts: list[int]) -> Bool[Array, "k *U"]:
-    """For each count: is a unit off on so many of the first rows?"""
+    """Return for each count whether a unit is off on that many first rows."""
     rows = len(pre)
     column = (-1, *[1] * (pre.ndim - 1))
-    first = jnp.min(jnp.where(pre > 0, jnp.arange(rows).reshape(column), rows), axis=0)  # row on which it is on
+    first = jnp.min(jnp.where(pre > 0, jnp.arange(rows).reshape(column), rows), axis=0)  # first row on which the unit is on
     return first >= jnp.array(counts).reshape(column)
 
 
@@ -61,7 +61,7 @@ def _off_on(pre: Float[Array, "m *U"], counts: list[int]) -> Bool[Array, "k *U"]
 def _check_exchangeable(cell: Cell) -> None:
     require_int(examples=cell["examples"])
     if not 0 <= cell["c"] < 1:
-        raise UserError(f"c is the correlation of exchangeable numbers and lies in [0, 1), not {cell['c']!r}")
+        raise UserError(f"the correlation c of exchangeable numbers must be in [0, 1), not {cell['c']!r}")
 
 
 @statistic(
@@ -74,13 +74,13 @@ def _check_exchangeable(cell: Cell) -> None:
     cost=lambda cell: 8.0 * cell["examples"],
 )
 def exchangeable(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Are m normal pre-activations of equal correlation c all <= 0, m = 1, 2, 5, ... up to `examples`? P = D(m, c).
+    """Whether m normal pre-activations of equal correlation c are all <= 0, m = 1, 2, 5, ... up to `examples`. P = D(m, c).
 
     Source: Dunnett & Sobel 1955, Biometrika 42, 258-260 (one common factor makes equal correlations).
     """
     counts = _along(cell)["m"]
-    common, own = jax.random.normal(key), jax.random.normal(jax.random.fold_in(key, 1), (counts[-1],))
-    return {"off": _off_on(cell["c"] ** 0.5 * common + (1 - cell["c"]) ** 0.5 * own, counts)}
+    common, independent = jax.random.normal(key), jax.random.normal(jax.random.fold_in(key, 1), (counts[-1],))
+    return {"off": _off_on(cell["c"] ** 0.5 * common + (1 - cell["c"]) ** 0.5 * independent, counts)}
 
 
 # ------------------------------------------------------------------------------------------- units on inputs
@@ -111,15 +111,15 @@ def _check_inputs(cell: Cell) -> None:
     cost=lambda cell: cell["examples"] * cell["d"] * (UNITS + (8.0 if cell["law"] == "normal" else 2.0)),
 )
 def off_on_inputs(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """The share of a layer's units, of normal weights and zero bias, that are off on all of m inputs, m = 1, 2, 5, ...
+    """Share of a layer's units, with normal weights and zero bias, that are off on all of m inputs, m = 1, 2, 5, ...
 
-    Inputs have d independent coordinates with mean / standard deviation g, normal ones or uniform ones, i.e. on a box; at
-    g = sqrt 3 that is (0, 1)^d, up to a scale and by symmetry (-1, 0)^d too. For normal inputs P(off) is an integral over the
-    weights' angle. As d grows it tends to D(m, g^2 / (1 + g^2)), which is within 10 % at d >= 256, m <= 2,000 and g >= 1 (at
-    g = 1/2 it is three times too high there). For few coordinates it fails: as m grows P tends to the share of units that are
-    off on the whole box, which is 2^-d for |g| >= sqrt 3, where all inputs have one sign, and else 0.
+    Inputs have d independent coordinates with mean / standard deviation g, normal or uniform. At g = sqrt 3 the uniform inputs
+    fill (0, 1)^d up to scale, by symmetry also (-1, 0)^d. For normal inputs P(off) is an integral over the weights' angle. As
+    d grows, P(off) tends to D(m, g^2 / (1 + g^2)). This is within 10 % at d >= 256, m <= 2,000 and g >= 1, and three times too
+    high at g = 1/2. It fails for few coordinates: as m grows, P tends to the share of units that are off on the whole box.
+    That share is 2^-d for |g| >= sqrt 3, where all inputs have one sign, else 0.
 
-    Source: ours, of the article's box; correlation of pre-activations: Lee et al. 2018, arXiv 1711.00165, section 2.2.
+    Source: ours, for the article's box; correlation of pre-activations: Lee et al. 2018, arXiv 1711.00165, section 2.2.
     """
     counts, d, g = _along(cell)["m"], cell["d"], cell["g"]
     kernel = jax.random.normal(key, (d, UNITS))

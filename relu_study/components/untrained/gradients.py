@@ -1,4 +1,4 @@
-"""The gradient by layer before training: what vanishes on its way to the first layer, and what explodes."""
+"""Vanishing and exploding gradients of untrained networks: the gradient norm of each layer."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from relu_study.components.untrained.statistic import Cell, Quantity, statistic
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 EXAMPLES = 8
-FAR = 20.0  # a signal below e^-20 or above e^20 is met by phi as if it were there: phi is straight on both sides of that
+FAR = 20.0  # signals are clipped to e^-20 .. e^20 before phi, which is linear beyond
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Scaled(NamedTuple):
-    """pattern * e^log, the largest of `pattern` being 1: nothing leaves the range of float32, however deep the net."""
+    """The array pattern * e^log with max abs(pattern) = 1: no depth leaves the range of float32."""
 
     pattern: Float[Array, "N U"]
     log: Float[Array, ""]
 
     @staticmethod
     def of(values: Float[Array, "N U"], log: Float[Array, ""]) -> Scaled:
-        """values * e^log; 0 has the scale 1."""
+        """Return values * e^log as `Scaled`; 0 has scale 1."""
         largest = jnp.max(jnp.abs(values))
-        some = jnp.where(largest > 0, largest, 1)
-        return Scaled(values / some, jnp.where(largest > 0, log + jnp.log(some), 0))
+        scale = jnp.where(largest > 0, largest, 1)
+        return Scaled(values / scale, jnp.where(largest > 0, log + jnp.log(scale), 0))
 
     def log_norm(self) -> Float[Array, ""]:
-        """Natural logarithm of the norm, -inf for 0."""
+        """Return the natural logarithm of the norm, -inf for 0."""
         return self.log + 0.5 * jnp.log(jnp.sum(self.pattern**2))
 
 
 class Passed(NamedTuple):
-    """What the way back needs of one layer: its inputs, its kernel, and its pre-activations as phi met them."""
+    """The residuals of one layer for the backward pass: inputs, kernel, and clipped pre-activations."""
 
     inputs: Scaled
     kernel: Float[Array, "D U"]
@@ -62,7 +62,7 @@ def _through(cell: Cell, key: Key[Array, ""], place: int | Int[Array, ""], input
 
 
 def _back(cell: Cell, arriving: Scaled, layer: Passed) -> tuple[Scaled, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """From the gradient by a layer's outputs to that by its inputs; log norms of that by its pre-activations and its kernel."""
+    """Return the gradient by a layer's inputs, given that by its outputs, and log norms by its pre-activations and kernel."""
     phi = activations[cell["activation"]]
     _, pull = jax.vjp(lambda z: phi(z, _knobs()), layer.met)
     by_pre = Scaled.of(pull(arriving.pattern)[0], arriving.log)
@@ -95,10 +95,10 @@ def _knobs() -> dict[str, float]:
 def gradients(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     """Norms of the loss gradient at every layer of an untrained net with `depth` hidden layers of `width` units.
 
-    The loss is linear in the last layer's outputs, one normal direction for each of 8 normal examples; its scale does not count.
-    log10 of the Frobenius norm over that of the last layer, both of the gradient by the pre-activations (what is passed
-    down) and of that by the kernel (what trains it). Not defined where either is 0, as below a dead layer; `zero` counts where
-    that by the pre-activations is. Nothing else under- or overflows than phi and its slope in float32.
+    The loss is linear in the last layer's outputs, with one normal direction for each of 8 normal examples; its scale cancels.
+    `signal` and `kernel` are log10 of the Frobenius norm relative to the last layer, of the gradient by the pre-activations
+    and by the kernel. They are undefined if either norm is 0, as below a dead layer. `zero`: the gradient by the
+    pre-activations is 0. Only phi and its slope can under- or overflow, in float32.
 
     Source: Glorot & Bengio 2010, AISTATS, section 4.2; Hanin 2018, arXiv 1801.03744.
     """
@@ -112,8 +112,8 @@ def gradients(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     _, at_first = _back(cell, arriving, first)
     by_pre, by_kernel = (jnp.concatenate([one[None], more]) for one, more in zip(at_first, norms, strict=True))
 
-    def beside_last(log: Float[Array, " L"]) -> Float[Array, " L"]:
+    def relative_to_last(log: Float[Array, " L"]) -> Float[Array, " L"]:
         both = jnp.isfinite(log) & jnp.isfinite(log[-1])
         return jnp.where(both, (log - log[-1]) / np.log(10), jnp.nan)
 
-    return {"signal": beside_last(by_pre), "kernel": beside_last(by_kernel), "zero": jnp.isneginf(by_pre)}
+    return {"signal": relative_to_last(by_pre), "kernel": relative_to_last(by_kernel), "zero": jnp.isneginf(by_pre)}

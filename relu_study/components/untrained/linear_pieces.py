@@ -1,4 +1,4 @@
-"""Which layers of a ReLU network are off along a whole path: decided from kink to kink, never on a grid."""
+"""The first layer of a ReLU network that is off along a whole path, decided exactly on its linear pieces."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-# Kernels, each as one row, and biases of the layers after the first: XLA fuses drawing them with laying them out for a scan, and
-# vectorises over the last axis alone.
+# Kernels (flattened) and biases of the layers after the first. XLA fuses the sampling with the layout of a scan's input, and
+# vectorises only over the last axis.
 Layers = tuple[Float[Array, "K UU"], Float[Array, "K U"]]
 
-STEP = 5e-7  # of a stretch: float32 tells nothing closer apart
-MAX_PIECES = 1 << 14  # pieces of a stretch, after which it is given up
-MIN_BATCH, BATCH_FRACTION = 16, 64  # stretches walked at a time: FEW, or one in PART of all where that is more
+STEP = 5e-7  # relative to a segment: the resolution of float32
+MAX_PIECES = 1 << 14  # pieces of a segment before it is given up
+MIN_BATCH, BATCH_FRACTION = 16, 64  # segments per round: the larger of MIN_BATCH and 1 / BATCH_FRACTION of all
 
 
 def first_off(on: Bool[Array, " L"]) -> Int[Array, ""]:
-    """The place of the first layer that is not on; L if all are."""
+    """Return the index of the first layer that is not on; L if all are on."""
     return jnp.argmin(jnp.append(on, False))
 
 
 def on_at(pre: Float[Array, "G U"], layers: Layers, homogeneous: bool) -> Bool[Array, " L"]:
-    """Is some unit of a layer on at one of G inputs, of which `pre` are the first layer's pre-activations?"""
+    """Return for each layer whether some unit is on at one of G inputs, given the first layer's pre-activations `pre`."""
 
     def pass_on(pre: Float[Array, "G U"], layer: Any) -> tuple[Float[Array, "G U"], Bool[Array, ""]]:
         return _next(pre, layer, homogeneous), jnp.any(pre > 0)
@@ -36,15 +36,20 @@ def on_at(pre: Float[Array, "G U"], layers: Layers, homogeneous: bool) -> Bool[A
 def decide_layers(
     path: Float[Array, "G U"], layers: Layers, on: Bool[Array, " L"], homogeneous: bool
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-    """The first layer that is off along a whole path, L if none is, and whether that is certain: no stretch was given up.
+    """Return the first layer that is off along a whole path (L if none is), and whether this is certain.
 
-    `path` holds the first layer's pre-activations at G points, `layers` the weights behind it and `on` the layers that are known
-    to be on. A stretch between two of the points is walked piece by piece, a piece being where no unit of a layer before the
-    first one in doubt changes its sign: there that layer is linear, and on somewhere if it is so at an end. A layer with all of
-    the path behind it is off. STEP is as little as float32 tells apart.
+    A segment between two points is walked piece by piece. On a piece no unit of a layer before the first undecided one changes
+    its sign. The undecided layer is linear there: it is on somewhere exactly if it is on at an end. A layer that is off on all
+    pieces of the path is off. The result is uncertain if a segment was given up after MAX_PIECES pieces.
 
-    Mapped over many paths, only those in doubt are walked, as many stretches at a time as keep a device busy: under a plain
-    `vmap` all would wait for the longest. A path is the same alone and among others, but for the rounding of where pieces end.
+    Mapped over many paths, only undecided paths are walked, with enough segments per round to keep a device busy. A plain
+    `vmap` would wait for the longest path. The other paths change a result only by the rounding of piece ends.
+
+    Args:
+      path: the first layer's pre-activations at G points.
+      layers: weights of the later layers.
+      on: layers that are known to be on.
+      homogeneous: all biases are zero.
     """
 
     @custom_vmap
@@ -61,11 +66,11 @@ def decide_layers(
 
 
 def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homogeneous: bool) -> tuple[Array, Array]:
-    """`walk` of P paths. Stretches that are walked at a time are the last axis of all."""
+    """Return `decide_layers` for P paths. The segments of a round are the last axis of every array."""
     each = path.shape[1] - 1
-    stretches = len(path) * each
-    here, there = (ends.reshape(stretches, -1) for ends in (path[:, :-1], path[:, 1:]))
-    few = min(stretches, max(MIN_BATCH, stretches // BATCH_FRACTION))
+    segments = len(path) * each
+    here, there = (ends.reshape(segments, -1) for ends in (path[:, :-1], path[:, 1:]))
+    few = min(segments, max(MIN_BATCH, segments // BATCH_FRACTION))
 
     def unsettled(every: Array, gone: Array, pieces: Array) -> Array:
         return ~every & (gone < 1) & (pieces < MAX_PIECES)
@@ -76,10 +81,10 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
 
     def one_round(state: Any) -> Any:
         gone, on, pieces = state
-        # The first that wait, as `nonzero` would find them by sums that compile to 300 instructions more.
+        # The first waiting segments; `nonzero` would compile to 300 more instructions.
         wait, chosen = jax.lax.top_k(waiting(state).astype(jnp.float32), few)
-        chosen = jnp.where(wait > 0, chosen, stretches)  # beyond the last: none
-        owner, place = chosen // each, jnp.minimum(chosen, stretches - 1)
+        chosen = jnp.where(wait > 0, chosen, segments)  # beyond the last: none
+        owner, place = chosen // each, jnp.minimum(chosen, segments - 1)
         weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (layers, on))
         start, end = here[place].T, there[place].T
 
@@ -91,13 +96,13 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
             gone, known, pieces = state
             target, still = jnp.argmin(known, axis=0), left(state)
             now, length = _piece(start + gone * (end - start), end, 1 - gone, weights, target, homogeneous)
-            # Where the layer in doubt was off all behind it were constant, and seen: nothing is walked again for the next one.
+            # While the undecided layer was off, later layers were constant and already evaluated: nothing is walked again.
             found = jnp.take_along_axis(now, target[None], axis=0)[0]
             ahead = jnp.where(gone + length < 1 - STEP, gone + length, 1.0)
             return jnp.where(still & ~found, ahead, gone), known | now & still, pieces + still
 
-        # A round ends when half are settled: the others go on among fresh ones, and few wait for the longest.
-        begun = (jnp.where(chosen < stretches, gone[place], 1.0), known, pieces[place])
+        # A round ends when half are settled. The others continue with new ones, so few wait for the longest.
+        begun = (jnp.where(chosen < segments, gone[place], 1.0), known, pieces[place])
         half = jnp.sum(left(begun)) // 2
         walked = jax.lax.while_loop(lambda state: jnp.sum(left(state)) > half, go_on, begun)
         return (
@@ -106,7 +111,7 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
             pieces.at[chosen].set(walked[2], mode="drop"),
         )
 
-    begun = (jnp.zeros(stretches), on, jnp.zeros(stretches, jnp.int32))
+    begun = (jnp.zeros(segments), on, jnp.zeros(segments, jnp.int32))
     gone, on, _ = jax.lax.while_loop(lambda state: jnp.any(waiting(state)), one_round, begun)
     return jax.vmap(first_off)(on), jnp.all(on, axis=1) | jnp.all(gone.reshape(-1, each) >= 1, axis=1)
 
@@ -114,7 +119,7 @@ def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], ho
 def _piece(
     here: Float[Array, "U S"], there: Float[Array, "U S"], length: Array, layers: Any, target: Array, homogeneous: bool
 ) -> tuple[Bool[Array, "L S"], Float[Array, " S"]]:
-    """Which layers are on at an end of the next piece, and how long that is: to the first kink of a layer before `target`."""
+    """Return the layers that are on at an end of the next piece, and its length, up to the first kink before layer `target`."""
 
     def pass_on(carry: Any, layer: Any) -> Any:
         (ends, length), (kernel, bias, place) = carry, layer
@@ -132,7 +137,7 @@ def _piece(
 
 
 def _next(pre: Float[Array, "G U *S"], layer: Any, homogeneous: bool) -> Float[Array, "G U *S"]:
-    """The next layer's pre-activations; without biases their scale says nothing, and is kept from vanishing."""
+    """Return the next layer's pre-activations. Without biases their scale is arbitrary, and is normalised against underflow."""
     kernel, bias = layer
     post = jnp.maximum(pre, 0)
     if homogeneous:
@@ -141,8 +146,8 @@ def _next(pre: Float[Array, "G U *S"], layer: Any, homogeneous: bool) -> Float[A
 
 
 def affine(inputs: Float[Array, "G D *S"], kernel: Float[Array, "D U *S"], bias: Float[Array, "U *S"]) -> Float[Array, "G U *S"]:
-    """inputs kernel + bias."""
+    """Return inputs kernel + bias."""
     if inputs.shape[0] > 64:
         return jnp.dot(inputs, kernel, precision=jax.lax.Precision.HIGHEST) + bias
-    # Mapped over very many, sums are faster than products of small matrices.
+    # Mapped over many small matrices, sums are faster than products.
     return sum((inputs[:, i, None] * kernel[i] for i in range(kernel.shape[0])), bias)

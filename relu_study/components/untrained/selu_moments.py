@@ -1,4 +1,4 @@
-"""SELU's map of a layer's mean and variance, its fixed point (0, 1), and how fast deviations from it die out."""
+"""SELU's moment map: mean and variance of each layer, the fixed point (0, 1) and its stability."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Moments = tuple[float, float, float]  # mean, variance, and the derivative of th
 
 
 def moment_map(q: float) -> Moments:
-    """Mean and variance of selu(z), z ~ N(0, q), and the derivative of its second moment by q. Closed forms.
+    """Return the mean and variance of selu(z), z ~ N(0, q), and the derivative of its second moment by q, in closed form.
 
     E exp(k z) [z < 0] = exp(k^2 q / 2) Phi(-k sqrt q) =: e_k; by the heat equation d/dq E f(z) = E f''(z) / 2.
     """
@@ -41,8 +41,8 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
         mean, variance, slope = moment_map(before[1] + before[0] ** 2)
         return mean, variance, slope * before[2]
 
-    found = list(accumulate(range(cell["depth"]), step, initial=(0.0, cell["variance"], 1.0)))[1:]
-    mean, variance, slope = np.array(found).round(12).T  # the quadrature's error lies below that, and a fixed point shows as one
+    moments = list(accumulate(range(cell["depth"]), step, initial=(0.0, cell["variance"], 1.0)))[1:]
+    mean, variance, slope = np.array(moments).round(12).T  # the error is below 1e-12: a fixed point stays exactly fixed
     return {"mean": Theory(mean), "variance": Theory(variance), "slope": Theory(slope)}
 
 
@@ -50,7 +50,7 @@ def _check(cell: Cell) -> None:
     require_int(2, width=cell["width"])
     require_int(depth=cell["depth"])
     if not cell["variance"] > 0:
-        raise UserError(f"variance is that of the inputs' coordinates and must be above 0, not {cell['variance']!r}")
+        raise UserError(f"the variance of the inputs' coordinates must be above 0, not {cell['variance']!r}")
 
 
 @statistic(
@@ -67,10 +67,10 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 10.0 * cell["depth"] * cell["width"] ** 2,
 )
 def selu_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Mean and variance over the units of each layer of a SELU net of LeCun normal weights, and what they owe to the inputs.
+    """Mean and variance over the units of each layer of a SELU net with LeCun normal weights, and their input sensitivity.
 
-    The first layer is exact at every width, and deeper ones tend to the map's iterates as the width grows. At the fixed point
-    (0, 1) the slope is 0.7826479 a layer.
+    The theory of the first layer is exact at every width. Deeper layers converge to the map's iterates as the width grows. At
+    the fixed point (0, 1) the slope is 0.7826479 per layer.
 
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017, arXiv 1706.02515, section 2 and appendix A3 (the Jacobian at (0, 1)).
     """
@@ -85,6 +85,6 @@ def selu_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
         return jax.lax.scan(step, jnp.full((1, width), jnp.sqrt(variance)), jnp.arange(depth))[1]
 
     moments, slopes = jax.jvp(through, (jnp.asarray(cell["variance"], float),), (jnp.ones((), float),))
-    # An unbiased variance, where the units are independent: about their own mean they vary less.
+    # Unbiased for independent units: deviations from the sample mean are smaller.
     variance = (moments[:, 1] - moments[:, 0] ** 2) * width / (width - 1)
     return {"mean": moments[:, 0], "variance": variance, "slope": slopes[:, 1]}

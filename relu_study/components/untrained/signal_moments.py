@@ -1,4 +1,4 @@
-"""How long a signal is after l layers: moments of its squared length, and of the logarithm of that."""
+"""Moments of a signal's squared length after l ReLU layers, and of its logarithm."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ GAINS = {  # fan_in times the variance of a weight, where fan_in = fan_out
     "lecun_uniform": 1.0,
 }
 NORMAL = ("he_normal", "lecun_normal")
-FAIR = 2.0  # where the fourth moment has grown by more, rare networks carry the mean and are not seen in so many draws
+FAIR = 2.0  # largest growth of the fourth moment; beyond it rare networks, missed by the draws, dominate the mean
 
 
 def log_factor(width: int, gain: float) -> tuple[float, float]:
-    """Exact mean and variance of log of (gain / width) sum_i relu(g_i)^2, g normal, given that some g_i > 0.
+    """Return the exact mean and variance of log of (gain / width) sum_i relu(g_i)^2, g normal, given that some g_i > 0.
 
-    With j of them above 0, a binomial number, the sum is chi-squared with j degrees of freedom, whose logarithm has the mean
-    digamma(j / 2) + log 2 and the variance trigamma(j / 2).
+    The number j of positive g_i is binomial. The sum is then chi-squared with j degrees of freedom; its logarithm has mean
+    digamma(j / 2) + log 2 and variance trigamma(j / 2).
     """
     j = np.arange(1, width + 1)
     chance = stats.binom.pmf(j, width, 0.5) / (1 - 0.5**width)
@@ -46,11 +46,11 @@ def _theory(cell: Cell) -> Mapping[str, Theory]:
     layers, gain, width = _layers(cell), GAINS[cell["initializer"]], cell["width"]
     growth = (1 + 5 / width) ** layers
     second = np.where(growth <= FAIR, (gain / 2) ** layers, np.nan)
-    found = {"second": Theory(second)}
+    theory = {"second": Theory(second)}
     if cell["initializer"] in NORMAL:
         mean, variance = log_factor(width, gain)
-        found |= {"fourth": Theory(second**2 * growth), "log": Theory(mean * layers), "log_square": Theory(variance * layers)}
-    return found
+        theory |= {"fourth": Theory(second**2 * growth), "log": Theory(mean * layers), "log_square": Theory(variance * layers)}
+    return theory
 
 
 def _check(cell: Cell) -> None:
@@ -74,12 +74,12 @@ def _check(cell: Cell) -> None:
     cost=lambda cell: 8.0 * cell["depth"] * cell["width"] ** 2,
 )
 def signal_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """A signal's squared length after each of `depth` ReLU layers of `width` units, beside that of its input.
+    """A signal's squared length after each of `depth` ReLU layers of `width` units, relative to its input.
 
-    With variance v / width of the weights and zero biases E|h_l|^2 = (v / 2)^l |h_0|^2, so that He's v = 2 keeps it and Xavier's
-    v = 1 loses a factor 2 a layer; for normal weights E|h_l|^4 = (v / 2)^(2l) (1 + 5 / width)^l |h_0|^4, and |h_l|^2 / |h_0|^2 is
-    a product of l independent (v / width) sum relu(g)^2, of whose logarithm `log_factor` has the moments. The means are compared
-    where (1 + 5 / width)^l <= 2, the logarithms everywhere.
+    With weights of variance v / width and zero biases, E|h_l|^2 = (v / 2)^l |h_0|^2. He's v = 2 preserves it; Xavier's v = 1
+    loses a factor 2 per layer. For normal weights E|h_l|^4 = (v / 2)^(2l) (1 + 5 / width)^l |h_0|^4. |h_l|^2 / |h_0|^2 is then
+    a product of l independent factors (v / width) sum relu(g)^2; `log_factor` gives the moments of their logarithm. Theory of
+    the means applies where (1 + 5 / width)^l <= 2, theory of the logarithms everywhere.
 
     Source: He et al. 2015, arXiv 1502.01852, section 2.2; Hanin & Rolnick 2018, arXiv 1803.01719, section 3; the logarithm: ours.
     """

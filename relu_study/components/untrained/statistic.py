@@ -1,4 +1,4 @@
-"""Statistics by name: what is drawn of a network that is never trained.
+"""Statistics by name: random quantities of untrained networks, with their theory.
 
     @statistic("coin", factors={"p": 0.5}, numbers={"heads": Quantity("share of draws that show heads", share=True)},
                theory=lambda cell: {"heads": Theory(cell["p"])})
@@ -6,9 +6,9 @@
         '''One throw.'''
         return {"heads": jax.random.bernoulli(key, cell["p"])}
 
-`draw(cell, key)` is a pure function of one draw: the engine maps it over very many keys and keeps sums alone. `cell` has a value
-for every factor, plain numbers and names, fixed while the program is compiled. A number that is NaN in a draw is not defined
-there, and is not counted.
+`draw(cell, key)` is a pure function of one draw. The engine maps it over many keys and stores only sums. `cell` maps every
+factor to a number or a name, a constant of the compiled program. A quantity that is NaN in a draw is undefined there and
+does not count.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ Draw = Callable[[Cell, Key[Array, ""]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number that is drawn, or a vector of them: one for each value of the factor `along`.
+    """A quantity of a draw: a scalar, or a vector along the factor `along`.
 
-    `share`: it is 0 or 1 in each draw, and its mean has a Wilson interval. `spread`: (low, high) between which its
-    distribution is kept, for quantiles to a 2,048th of that range; what lies outside counts as the nearest end.
+    Args:
+      text: description in reports.
+      share: the value is 0 or 1 in each draw; its mean has a Wilson interval.
+      along: the factor of a vector's entries.
+      spread: range (low, high) of the stored distribution, for quantiles with a resolution of 1/2,048 of the range. Values
+        outside count at the nearest end.
     """
 
     text: str
@@ -45,10 +49,9 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Theory:
-    """What a number should be on average, as a scalar or along its factor; NaN where no theorem holds.
+    """The theoretical mean of a quantity, as a scalar or along its factor; NaN where no theorem applies.
 
-    `error` is the standard error of `value` where that is itself drawn or computed to a known error; `lower` and `upper` are
-    proven bounds.
+    `error` is the standard error of a `value` that is itself estimated. `lower` and `upper` are proven bounds.
     """
 
     value: ArrayLike = np.nan
@@ -59,11 +62,16 @@ class Theory:
 
 @dataclass(frozen=True)
 class Statistic:
-    """One draw as a pure function, with all that is known of its numbers.
+    """A registered statistic: the pure function of one draw, with its quantities, factors and theory.
 
-    `along(cell)` gives the values of every factor that a number runs along; `theory(cell)` what is known of some of the
-    numbers, in NumPy; `check(cell)` refuses a cell (UserError) before anything compiles; `cost(cell)` is about how many
-    operations a draw takes.
+    Args:
+      draw: `draw(cell, key)` -> quantity -> value.
+      numbers: the quantities.
+      factors: every factor with its default.
+      along: `along(cell)` -> factor of a vector -> its values.
+      theory: `theory(cell)` -> the theory of some quantities, in NumPy.
+      check: `check(cell)` raises UserError for an invalid cell, before anything compiles.
+      cost: `cost(cell)` -> approximate number of operations of a draw.
     """
 
     draw: Draw
@@ -75,7 +83,7 @@ class Statistic:
     cost: Callable[[Cell], float] = field(default=lambda cell: 1e4)
 
     def cell(self, **values: Any) -> dict[str, Any]:
-        """A cell with every factor: those not named at their defaults; an unknown one is refused by name."""
+        """Return a cell with `values`, and the defaults of all other factors. Raises UserError for an invalid cell."""
         for name, value in values.items():
             if name not in self.factors:
                 raise nearest(name, self.factors, "factor")
@@ -87,12 +95,12 @@ class Statistic:
 
 
 def statistic(
-    name: str, numbers: Mapping[str, Quantity], factors: Mapping[str, Any] | None = None, **known: Any
+    name: str, numbers: Mapping[str, Quantity], factors: Mapping[str, Any] | None = None, **functions: Any
 ) -> Callable[[Draw], Draw]:
-    """Register a draw under a name; `known` are `along`, `theory`, `check` and `cost` of its `Statistic`."""
+    """Return a decorator that registers a draw; `functions` are `along`, `theory`, `check` and `cost` of its `Statistic`."""
 
-    def keep(draw: Draw) -> Draw:
-        statistics.add(name, Statistic(draw, numbers, factors or {}, **known))
+    def decorate(draw: Draw) -> Draw:
+        statistics.add(name, Statistic(draw, numbers, factors or {}, **functions))
         return draw
 
-    return keep
+    return decorate

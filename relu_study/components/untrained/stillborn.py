@@ -1,4 +1,4 @@
-"""Networks that are constant before they are trained, and how often that is: exact on a whole domain, at every depth at once."""
+"""Stillborn networks: the share with a dead layer before training, exact on a whole domain and for every depth at once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from relu_study.components.untrained.linear_pieces import affine, decide_layers,
 from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
 from relu_study.errors import UserError, nearest
 
-DOMAINS = {"interval": 1, "plane": 2, "digits": 64}  # and their coordinates
+DOMAINS = {"interval": 1, "plane": 2, "digits": 64}  # domain -> number of coordinates
 OTHER_NAMES = {"xavier": "glorot_uniform"}  # the literature's
 GAUSSIAN = ("he_normal", "lecun_normal", "random_normal")  # independent Gaussian weights, zero bias
 ZERO_BIAS = (*GAUSSIAN, "he_uniform", "lecun_uniform", "glorot_uniform", "orthogonal", "random_uniform")  # and symmetric
 SYMMETRIC = (*ZERO_BIAS, *BIASED)
 SQUARE = ((-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1))
-POINTS = 4  # along the whole of a path: at these most layers prove to be on; 8 take a quarter more time
+POINTS = 4  # per path: enough to prove most layers on; 8 take 25 % more time
 
 
 def _initializer(cell: Cell) -> str:
@@ -42,11 +42,11 @@ def _check(cell: Cell) -> None:
     if cell["d_in"] != DOMAINS[cell["domain"]]:
         raise UserError(f"the domain {cell['domain']!r} has d_in = {DOMAINS[cell['domain']]}, not {cell['d_in']}")
     if cell["domain"] == "plane" and _initializer(cell) not in ZERO_BIAS:
-        raise UserError(f"the plane is decided for zero biases alone, and {cell['scheme']!r} is none of {', '.join(ZERO_BIAS)}")
+        raise UserError(f"the plane needs zero biases, and {cell['scheme']!r} has others. Choose one of {', '.join(ZERO_BIAS)}")
 
 
 def _theory(cell: Cell) -> dict[str, Theory]:
-    """Bounds where a theorem holds: signs at one input are fair coins for all symmetric weights, Haar's among them."""
+    """Return proven bounds. For symmetric weights, also Haar's, the signs of pre-activations at one input are fair coins."""
     name, layers = _initializer(cell), np.arange(2, cell["max_layers"] + 1)
     if name not in SYMMETRIC:
         return {}
@@ -57,7 +57,7 @@ def _theory(cell: Cell) -> dict[str, Theory]:
 
 @functools.cache
 def _inputs(domain: str) -> Float[np.ndarray, "G D"]:
-    """The inputs of a finite domain, or points along the path that a continuous one is decided on, its corners among them."""
+    """Return the inputs of a finite domain, or points (with the corners) of the path that decides a continuous one."""
     if domain == "digits":
         return np.asarray(images()[0], np.float32)
     corners = np.array(SQUARE, float) if domain == "plane" else np.array([[-(3**0.5)], [3**0.5]])
@@ -73,16 +73,21 @@ def _inputs(domain: str) -> Float[np.ndarray, "G D"]:
     along=lambda cell: {"layers": range(2, cell["max_layers"] + 1)},
     theory=_theory,
     check=_check,
-    # As measured: ten operations for a weight that is drawn, five for a unit at an input; up to width 16 products weigh little.
+    # Measured: 10 operations per sampled weight, 5 per unit and input; products are negligible up to width 16.
     cost=lambda cell: cell["max_layers"] * cell["width"] * (10.0 * cell["width"] + 5.0 * len(_inputs(cell["domain"]))),
 )
 def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Is a network of L layers, the output layer among them, off in all units of some hidden layer over its whole domain?
+    """Whether some hidden layer of an L-layer network (with the output layer) is off in all units over the whole domain.
 
-    One network of `max_layers` layers a draw; a deeper one of the same first layers has died where a shallower one has. Domains:
-    `interval` [-sqrt 3, sqrt 3]; `plane`, all of R^2, by the square around 0 that every ray of it meets; `digits`, all 1,797
-    images of scikit-learn's digits over 16. Zero-bias networks on the interval are decided at its ends, whose rays are all
-    there is; other continuous domains at a few points, and where these leave a layer in doubt from kink to kink. NaN: given up.
+    A draw is one network of `max_layers` layers: a deeper network with the same first layers is stillborn if a shallower one
+    is. Domains:
+
+    - `interval`: [-sqrt 3, sqrt 3];
+    - `plane`: all of R^2, decided on a square around 0 that meets every ray;
+    - `digits`: all 1,797 images of scikit-learn's digits, divided by 16.
+
+    Zero-bias networks on the interval are decided at its two ends. Other continuous domains are decided at a few points, and
+    undecided layers on every linear piece. NaN: given up.
 
     Source: Lu, Shin, Su & Karniadakis 2020, arXiv 1903.06733, section 3 ("born dead" there).
     """
@@ -90,11 +95,11 @@ def stillborn(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     homogeneous, inputs = name in ZERO_BIAS, _inputs(domain)
     first = weights(name, key, 0, jnp.zeros((1, cell["d_in"])), width, hidden)
 
-    def behind(place: Array) -> tuple[Array, Array]:
+    def later_layer(place: Array) -> tuple[Array, Array]:
         kernel, bias = weights(name, key, place, jnp.zeros((1, width)), width, hidden)
         return kernel.ravel(), bias
 
-    layers = jax.vmap(behind)(jnp.arange(1, hidden))
+    layers = jax.vmap(later_layer)(jnp.arange(1, hidden))
     rays = domain == "interval" and homogeneous
     path = affine(jnp.asarray(inputs[[0, -1]] if rays else inputs), *first)
     on = on_at(path, layers, homogeneous)

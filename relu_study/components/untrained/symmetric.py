@@ -1,4 +1,4 @@
-"""Deaths whose chance follows from the symmetry of the weights alone: a second-layer unit, and a signal on its way."""
+"""Death probabilities that follow from the symmetry of the weights: of a second-layer unit, and of one input's signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relu_study.components.untrained.statistic import Cell, Quantity, Theory, st
 from relu_study.errors import UserError, nearest
 
 ZERO = ("he_normal", "he_uniform", "glorot_uniform", "lecun_normal", "lecun_uniform")
-MOST_INPUTS = 3
+MAX_INPUTS = 3
 
 
 def _check_initializer(cell: Cell) -> None:
@@ -29,12 +29,12 @@ def _check_initializer(cell: Cell) -> None:
 def _unit_theory(cell: Cell) -> Mapping[str, Theory]:
     inputs, units = cell["d_in"], cell["width"]
     biased = cell["initializer"] in BIASED
-    twice = 1 if biased else 2  # without biases the second layer's throws no coin
+    factor = 1 if biased else 2  # a zero bias of the second layer is no constraint
     if units <= inputs:
-        return {"off": Theory(twice * 0.5 ** (units + 1))}
+        return {"off": Theory(factor * 0.5 ** (units + 1))}
     if units == inputs + 1:
-        return {"off": Theory(twice * (2**inputs + 1) / 4 ** (inputs + 1))}
-    if not biased and inputs == 1:  # two rays; the units split over them as coins, and each ray with a unit is a coin again
+        return {"off": Theory(factor * (2**inputs + 1) / 4 ** (inputs + 1))}
+    if not biased and inputs == 1:  # two rays: units fall on them as fair coins; each ray with a unit is off with P = 1/2
         return {"off": Theory(0.25 + 0.5 ** (units + 1))}
     return {"off": Theory(np.nan)}
 
@@ -42,8 +42,8 @@ def _unit_theory(cell: Cell) -> Mapping[str, Theory]:
 def _check_unit(cell: Cell) -> None:
     _check_initializer(cell)
     require_int(d_in=cell["d_in"], width=cell["width"])
-    if cell["d_in"] > MOST_INPUTS:
-        raise UserError(f"d_in must be at most {MOST_INPUTS}, not {cell['d_in']}: all of R^d_in is searched ray by ray")
+    if cell["d_in"] > MAX_INPUTS:
+        raise UserError(f"d_in must be at most {MAX_INPUTS}, not {cell['d_in']}. The search visits every ray of R^d_in")
 
 
 def _determinant(rows: list[list[Array]]) -> Array | float:
@@ -54,12 +54,12 @@ def _determinant(rows: list[list[Array]]) -> Array | float:
 
 
 def _off_everywhere(planes: Float[Array, "n D"], outgoing: Float[Array, " n"], bias: Float[Array, ""]) -> Bool[Array, ""]:
-    """Is bias + sum_j outgoing_j relu(w_j x + a_j) <= 0 for every x? `planes` has the rows (w_j, a_j).
+    """Whether bias + sum_j outgoing_j relu(w_j x + a_j) <= 0 for every x. The rows of `planes` are (w_j, a_j).
 
-    F(x, t) = bias t + sum_j outgoing_j relu(w_j x + a_j t) is linear on the cones into which the planes w_j x + a_j t = 0 cut
-    the half-space t >= 0, so it is <= 0 on all of it where it is on their edges: the vertices (t > 0) and, at t = 0, the
-    directions in which an edge goes to infinity. An edge lies in D - 1 of the planes, t = 0 among them, and is their cross
-    product; the units of these planes are exactly 0 there.
+    F(x, t) = bias t + sum_j outgoing_j relu(w_j x + a_j t) is linear on each cone of the half-space t >= 0 between the planes
+    w_j x + a_j t = 0. It is therefore <= 0 everywhere if it is <= 0 on the cones' edges: the vertices (t > 0), and directions
+    to infinity (t = 0). An edge is the cross product of D - 1 planes, t = 0 among them. Units of these planes are exactly 0
+    there.
     """
     n, dims = planes.shape
     every = jnp.concatenate([planes, jnp.zeros((1, dims)).at[0, -1].set(1.0)])
@@ -86,27 +86,27 @@ def _off_everywhere(planes: Float[Array, "n D"], outgoing: Float[Array, " n"], b
     cost=lambda cell: 20.0 * cell["width"] ** (cell["d_in"] + 1) + 100,
 )
 def second_layer(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Is a unit of the second layer off for every input in R^d_in, the first layer having `width` units? Decided exactly.
+    """Whether a second-layer unit is off for every input in R^d_in, decided exactly; the first layer has `width` units.
 
-    With biases drawn symmetrically P(off) = 2^-(width+1) where width <= d_in, and (2^d_in + 1) / 4^(d_in+1) where
-    width = d_in + 1; beyond that it is not known. With zero biases it is twice that, and 1/4 + 2^-(width+1) for every width
-    at d_in = 1 (ours: a linear relation of the weights plays the part that the biases have in the proof).
+    With symmetric random biases P(off) = 2^-(width+1) if width <= d_in, and (2^d_in + 1) / 4^(d_in+1) if width = d_in + 1.
+    For wider layers no formula is known. With zero biases P(off) is twice that, and 1/4 + 2^-(width+1) for every width at
+    d_in = 1 (ours: a linear relation of the weights replaces the biases in the proof).
 
     Source: Brownlowe, Cornwell, Montes, Quijano, Stulman & Zhang 2024, arXiv 2412.06829, section 1.
     """
     d_in, width, name = cell["d_in"], cell["width"], cell["initializer"]
     first, offsets = weights(name, key, 0, jnp.zeros((1, d_in)), width, 2)
     second, bias = weights(name, key, 1, jnp.zeros((1, width)), 1, 2)
-    # Fewer units than inputs take every value by the first coordinates alone.
-    seen = first[: min(d_in, width)]
-    return {"off": _off_everywhere(jnp.concatenate([seen, offsets[None]]).T, second[:, 0], bias[0])}
+    # With fewer units than inputs, the first coordinates already reach every pre-activation.
+    kernel = first[: min(d_in, width)]
+    return {"off": _off_everywhere(jnp.concatenate([kernel, offsets[None]]).T, second[:, 0], bias[0])}
 
 
 # -------------------------------------------------------------------------------------------------- a signal
 
 
 def _widths(cell: Cell) -> list[int]:
-    return [int(word) for word in cell["widths"].split("-")]
+    return [int(width) for width in cell["widths"].split("-")]
 
 
 def _signal_theory(cell: Cell) -> Mapping[str, Theory]:
@@ -115,8 +115,7 @@ def _signal_theory(cell: Cell) -> Mapping[str, Theory]:
 
 def _check_signal(cell: Cell) -> None:
     _check_initializer(cell)
-    words = cell["widths"].split("-")
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
+    if not all(width.isdecimal() and int(width) > 0 for width in cell["widths"].split("-")):
         raise UserError(f"widths must be whole numbers above 0 with hyphens between, such as 8-4-8, not {cell['widths']!r}")
     require_int(d_in=cell["d_in"])
 
@@ -135,17 +134,17 @@ def _check_signal(cell: Cell) -> None:
     cost=lambda cell: 10.0 * sum(a * b for a, b in zip([cell["d_in"], *_widths(cell)], _widths(cell), strict=False)),
 )
 def signal_death(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
-    """Has the signal of one input died by layer k, at a layer with every unit off? `widths` are those of the hidden layers.
+    """Whether one input's signal has met a layer with every unit off by layer k; `widths` are the hidden layers' widths.
 
-    P = 1 - prod_(l <= k) (1 - 2^-n_l): given a signal that is alive, every unit of a layer is a fair coin.
+    P = 1 - prod_(l <= k) (1 - 2^-n_l): given a live signal, every unit of a layer is a fair coin.
 
-    Source: Rister & Rubin 2020, arXiv 2007.06192 (the case of a single input, to which their bound tends).
+    Source: Rister & Rubin 2020, arXiv 2007.06192 (a single input, the limit of their bound).
     """
-    signal, dead, found = jnp.ones((1, cell["d_in"])), jnp.array(False), []
+    signal, dead, dead_by_layer = jnp.ones((1, cell["d_in"])), jnp.array(False), []
     widths = _widths(cell)
     for place, width in enumerate(widths):
         pre = dense(cell["initializer"], key, place, signal, width, len(widths))
         dead |= jnp.all(pre <= 0)
         signal = jax.nn.relu(pre)
-        found.append(dead)
-    return {"dead": jnp.stack(found)}
+        dead_by_layer.append(dead)
+    return {"dead": jnp.stack(dead_by_layer)}
