@@ -152,7 +152,7 @@ def test_bounds_stand_where_a_theorem_holds():
         ({"scheme": "he_norml"}, "unknown scheme 'he_norml'; did you mean he_normal"),
         ({"domain": "square"}, "unknown domain 'square'"),
         ({"domain": "plane"}, "the domain 'plane' has d_in = 2, not 1"),
-        ({"domain": "plane", "d_in": 2, "scheme": "rai"}, "zero biases alone"),
+        ({"domain": "plane", "d_in": 2, "scheme": "rai"}, "the plane needs zero biases"),
         ({"width": 0}, "width must be a whole number of at least 1"),
         ({"max_layers": 1}, "max_layers must be a whole number of at least 2"),
     ],
