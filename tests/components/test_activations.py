@@ -46,7 +46,7 @@ def inside(points: np.ndarray, pieces) -> np.ndarray:
     return np.any([(points >= lo) & (points <= hi) for lo, hi in pieces], axis=0) if pieces else np.zeros(points.shape, bool)
 
 
-def test_the_registry_holds_those_the_studies_name():
+def test_registry_holds_those_the_studies_name():
     assert set(FORMULAS) <= set(NAMES)
     for name in NAMES:
         assert isinstance(activations[name], Activation) and activations[name].name == name
@@ -78,7 +78,7 @@ def test_nothing_else_is_flat(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_identity_piece_is_the_identity_and_no_shorter(name):
+def test_identity_piece_is_maximal(name):
     phi = activations[name]
     pieces = (phi.identity,) if phi.identity else ()
     for piece in pieces:
@@ -92,7 +92,7 @@ def test_the_identity_piece_is_the_identity_and_no_shorter(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_turning_points_are_all_there_and_nowhere_else(name):
+def test_turning_points_are_complete(name):
     phi = activations[name]
     with jax.enable_x64(True):
         rise = np.diff(np.asarray(phi(jnp.asarray(GRID)[:, None], KNOBS)), axis=0)
@@ -142,7 +142,7 @@ def test_values_hold_every_value(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_units_keep_apart_and_blocks_lie_side_by_side(name):
+def test_units_are_separate_and_blocks_adjacent(name):
     phi = activations[name]
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     post = np.asarray(phi(z, KNOBS))
@@ -160,7 +160,7 @@ def test_relu_has_slope_zero_at_zero_and_leak_zero_is_relu():
     assert leaky.slope(z, KNOBS).ravel().tolist() == [0.25, 0.25, 0.25, 1]
 
 
-def test_a_knob_that_runs_do_not_have_is_refused_by_name():
+def test_unknown_traced_parameter_is_refused():
     with pytest.raises(UserError, match=r"parameter of activation steep.*'leek'.*leak"):
 
         @activation("steep")
@@ -170,7 +170,7 @@ def test_a_knob_that_runs_do_not_have_is_refused_by_name():
     assert "steep" not in activations
 
 
-def test_a_name_is_given_once():
+def test_name_is_given_once():
     with pytest.raises(UserError, match=r"'relu' is registered already"):
 
         @activation("relu")

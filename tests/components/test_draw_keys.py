@@ -35,12 +35,12 @@ def test_neighbours_are_independent(drawn, axis):
     assert scipy_stats.chisquare(table).pvalue > 1e-4
 
 
-def test_a_bit_of_the_draws_number_changes_half_of_every_word():
+def test_bit_of_the_draws_number_changes_half_of_every_word():
     flipped = [np.unpackbits((bits(2048, 4)[::2] ^ bits(2048, 4)[1::2]).view(np.uint8)).mean()]
     assert abs(flipped[0] - 0.5) < 5 * 0.5 / np.sqrt(1024 * 4 * 32)
 
 
-def test_signs_of_eight_units_fall_equally_often_on_all_patterns():
+def test_sign_patterns_of_eight_units_are_uniform():
     def units(index):
         return jax.random.normal(jax.random.fold_in(random_streams.draw_key(CELL, index), 3), (8,))
 
@@ -55,7 +55,7 @@ def test_normal_numbers_are_normal():
     assert abs((values**4).mean() - 3) < 5 * np.sqrt(96 / len(values))
 
 
-def test_a_draw_is_the_same_alone_and_among_others():
+def test_draw_is_independent_of_batch():
     key = random_streams.draw_key(CELL, 5)
     np.testing.assert_array_equal(jax.random.bits(key, (64,)), bits(8, 64)[5])
 

@@ -146,7 +146,7 @@ def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
     assert as_rows == begun()
 
 
-def test_sign_flip_is_he_normal_with_whole_units_turned():
+def test_sign_flip_is_he_normal_with_negated_units():
     plain, turned = drawn("he_normal")[0], drawn("sign_flip")[0]
     sign = turned / plain
     assert np.all(np.abs(sign) == 1) and np.all(sign == sign[:, :1])
@@ -200,7 +200,7 @@ def test_rai_replaces_one_entry_of_each_unit_by_a_beta():
     assert abs(np.corrcoef(values, places)[0, 1]) < 4 / np.sqrt(values.size)
 
 
-def test_the_first_layer_of_rai_is_he_normal():
+def test_first_layer_of_rai_is_he_normal():
     for ours, he in zip(kernels("rai", 3, 6, 4, index=0), kernels("he_normal", 3, 6, 4, index=0)):
         assert np.array_equal(ours, he)
 
@@ -228,7 +228,7 @@ def arriving(layers: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", tiered(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
-def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
+def test_hidden_layers_use_scheme_and_output_layer_glorot(name):
     spec = RunSpec(depth=2, width=5, initializer=name, seed=2**32 - 1)
     layers = weights(spec)
     assert [kernel.shape for kernel, _ in layers] == [(4, 5), (5, 5), (5, 2)]
@@ -243,7 +243,7 @@ def test_hidden_layers_follow_the_scheme_and_the_output_layer_glorot(name):
 
 
 @pytest.mark.parametrize("name", ["he_normal", "negative_uniform", "sign_flip"])
-def test_gain_and_bias_shift_are_of_hidden_layers_alone(name):
+def test_gain_and_bias_shift_affect_only_hidden_layers(name):
     spec = RunSpec(depth=2, width=5, initializer=name)
     plain, changed = weights(spec), weights(spec.replace(gain=2.5, bias_shift=0.25))
     for kernel, bias in changed[:2]:
@@ -253,13 +253,13 @@ def test_gain_and_bias_shift_are_of_hidden_layers_alone(name):
     assert np.array_equal(changed[2][0], plain[2][0]) and np.all(changed[2][1] == 0)
 
 
-def test_layers_and_seeds_are_drawn_apart():
+def test_layers_and_seeds_have_separate_draws():
     spec = RunSpec(depth=3, width=4, initializer="he_normal")
     kernels = [kernel for seed in (0, 1) for kernel, _ in weights(spec.replace(seed=seed))[:3]]
     assert len({kernel.tobytes() for kernel in kernels}) == 6
 
 
-def test_an_initialiser_may_set_the_output_layer_too():
+def test_initialiser_may_set_the_output_layer_too():
     """`last` marks the output layer; only an initialiser that says so is asked for it."""
 
     def constant(key: Any, layer: Layer, inputs: Any) -> Any:
@@ -289,7 +289,7 @@ def on_shares(layers: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, list[
 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), depth=st.integers(1, 4), width=st.sampled_from([1, 3, 16]))
-def test_sign_flip_keeps_half_of_what_arrives_at_every_unit(seed, depth, width):
+def test_sign_flip_keeps_half_of_arriving_data(seed, depth, width):
     least, alive = on_shares(weights(RunSpec(depth=depth, width=width, initializer="sign_flip", seed=seed)))
     assert least >= 0.5
     assert all(share >= 0.5 ** (i + 1) for i, share in enumerate(alive))

@@ -120,7 +120,7 @@ def assert_holds(bound: Interval, values) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(box=boxes(wild), kernel=numbers((D, U), wild), bias=numbers((U,), wild), seed=st.integers(0, 9))
-def test_no_way_of_computing_a_dense_layer_leaves_the_bounds(box, kernel, bias, seed):
+def test_every_dense_computation_stays_in_bounds(box, kernel, bias, seed):
     bound = compiled_dense(interval(*box), kernel, bias)
     for values in forwards(inputs_of(*box, seed), kernel, bias, seed):
         assert_holds(bound, values)
@@ -128,7 +128,7 @@ def test_no_way_of_computing_a_dense_layer_leaves_the_bounds(box, kernel, bias, 
 
 @settings(max_examples=150, deadline=None)
 @given(kernel=numbers((D, U)), bias=st.one_of(st.just(np.zeros(U, np.float32)), numbers((U,))), seed=st.integers(0, 9))
-def test_a_certified_unit_is_dead_in_every_forward_pass(kernel, bias, seed):
+def test_certified_unit_is_dead_in_every_forward_pass(kernel, bias, seed):
     bound = compiled_dense(unit_box(), kernel, bias)
     dead, on = (np.asarray(bound.inside(piece)) for piece in ((-math.inf, 0.0), (0.0, math.inf)))
     for values in forwards(inputs_of(-np.ones(D, np.float32), np.zeros(D, np.float32), seed), kernel, bias, seed):
@@ -180,7 +180,7 @@ def test_batch_norm_stays_inside(box, params, epsilon, seed):
             assert_holds(bound, values)
 
 
-def test_a_fresh_batch_norm_moves_no_sign():
+def test_fresh_batch_norm_moves_no_sign():
     one, zero = jnp.ones(2), jnp.zeros(2)
     bound = batch_norm(interval([-3, 0], [0, 2]), zero, one, one, zero, 1e-5)
     assert bound.inside((-math.inf, 0.0)).tolist() == [True, False] and bound.inside((0.0, math.inf)).tolist() == [False, True]
@@ -205,7 +205,7 @@ def test_layer_norm_stays_inside(units, offset):
     assert np.all(np.asarray(bound.hi) <= math.sqrt(units) * abs(scale) * 1.001 + bias + 1e-4)
 
 
-def test_layer_norm_promises_nothing_of_infinite_inputs_and_needs_an_epsilon():
+def test_layer_norm_with_infinite_inputs_and_without_epsilon():
     bound = layer_norm(interval([-1, -math.inf], [1, math.inf]), jnp.ones(2), jnp.zeros(2), 1e-6)
     assert np.isinf(bound.lo).all() and np.isinf(bound.hi).all()
     with pytest.raises(ValueError, match="epsilon above 0"):
@@ -214,7 +214,7 @@ def test_layer_norm_promises_nothing_of_infinite_inputs_and_needs_an_epsilon():
 
 @settings(max_examples=100, deadline=None)
 @given(one=boxes(wild, U), other=boxes(wild, U), seed=st.integers(0, 9))
-def test_a_skip_connection_stays_inside(one, other, seed):
+def test_skip_connection_stays_inside(one, other, seed):
     bound = compiled_add(interval(*one), interval(*other))
     x, y = inputs_of(*one, seed), inputs_of(*other, seed + 1)
     with np.errstate(all="ignore"):
@@ -222,7 +222,7 @@ def test_a_skip_connection_stays_inside(one, other, seed):
             assert_holds(bound, values)
 
 
-def test_a_sum_of_one_sign_keeps_it():
+def test_sum_of_one_sign_keeps_it():
     bound = interval([-1.0, 0.0], [0.0, 1.0]) + interval([-2.0, 0.0], [0.0, SMALLEST])
     assert bound.inside((-math.inf, 0.0)).tolist() == [True, False] and bound.inside((0.0, math.inf)).tolist() == [False, True]
 
@@ -245,7 +245,7 @@ def test_no_post_leaves_the_bounds(name, box, seed):
 
 
 @pytest.mark.parametrize("name", tiered(activations, "relu", "crelu", "gelu"))
-def test_the_range_of_phi_is_tight(name):
+def test_range_of_phi_is_tight(name):
     phi, rng = activations[name], np.random.default_rng(1)
     lo, hi = np.sort(rng.normal(scale=2, size=(2, 200)), axis=0).astype(np.float32)
     bound = through(phi, interval(lo, hi), KNOBS)
@@ -260,12 +260,12 @@ def test_relu_is_bounded_without_a_rounding():
     assert np.array_equal(bound.lo, np.float32([0, 0, 0.1])) and np.array_equal(bound.hi, np.float32([0, 0.3, 0.7]))
 
 
-def test_a_subnormal_end_is_not_lost_in_relu():
+def test_subnormal_end_is_not_lost_in_relu():
     bound = through(activations["relu"], interval([-1.0, SMALLEST], [SMALLEST, 1.0]), {})
     assert np.asarray(bound.hi)[0] >= SMALLEST and np.asarray(bound.lo)[1] >= 0
 
 
-def test_where_a_sum_may_overflow_nothing_is_promised():
+def test_possible_overflow_gives_the_whole_line():
     box, huge = interval(-np.ones(2), np.ones(2)), jnp.full((2, 1), 3e38)
     bound = dense(box, huge, jnp.zeros(1))
     after = through(activations["tanh"], bound, KNOBS)  # the sum may be inf - inf
@@ -285,7 +285,7 @@ def test_nonfinite_weights_certify_nothing(bad):
 # --------------------------------------------------------------------------------------- exactness
 
 
-def test_one_unit_in_sixteen_is_certified_and_it_is_told_by_its_signs():
+def test_one_unit_in_sixteen_is_certified_by_its_signs():
     kernel = np.random.default_rng(0).normal(scale=0.05, size=(D, 160_000)).astype(np.float32)
     bound = compiled_dense(unit_box(), kernel, np.zeros(160_000, np.float32))
     for piece, sign in (((-math.inf, 0.0), 1), ((0.0, math.inf), -1)):
@@ -294,13 +294,13 @@ def test_one_unit_in_sixteen_is_certified_and_it_is_told_by_its_signs():
         assert abs(certified.mean() - 1 / 16) < 4 * math.sqrt(1 / 16 * 15 / 16 / certified.size)
 
 
-def test_negative_weights_are_certified_always_on_without_exception():
+def test_negative_weights_are_always_certified_always_on():
     kernel = -np.random.default_rng(1).uniform(size=(D, 100_000)).astype(np.float32)
     bound = compiled_dense(unit_box(), kernel, np.zeros(100_000, np.float32))
     assert np.asarray(bound.inside((0.0, math.inf))).mean() == 1 and np.asarray(bound.inside((-math.inf, 0.0))).mean() == 0
 
 
-def test_the_sign_of_a_subnormal_weight_counts():
+def test_sign_of_a_subnormal_weight_counts():
     kernel = np.array([[1, 1], [0, 0], [2, 2], [-SMALLEST, SMALLEST]], np.float32)
     bound = compiled_dense(unit_box(), kernel, np.zeros(2, np.float32))
     assert bound.inside((-math.inf, 0.0)).tolist() == [False, True]
@@ -308,7 +308,7 @@ def test_the_sign_of_a_subnormal_weight_counts():
     assert dense(unit_box(), jnp.ones((D, 2)), jnp.asarray(bias[0])).inside((-math.inf, 0.0)).tolist() == [False, True]
 
 
-def test_zero_weights_are_dead_and_always_on_of_either_sign():
+def test_zero_weights_of_either_sign_are_dead_and_always_on():
     kernel = jnp.array([[0.0, -0.0]] * D)
     bound = dense(unit_box(), kernel, jnp.array([0.0, -0.0]))
     assert bound.inside((-math.inf, 0.0)).all() and bound.inside((0.0, math.inf)).all()
@@ -327,7 +327,7 @@ def test_with_a_bias_it_is_exact_but_for_ties():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_certified_units_of_deep_nets_are_dead_by_xla_and_by_numpy(depth):
+def test_certified_units_of_deep_nets_are_dead_in_xla_and_numpy(depth):
     """Biases and scales are drawn so that every layer has certified units, and the test is never empty."""
     x, found = inputs_of(-np.ones(D, np.float32), np.zeros(D, np.float32), n=300), np.zeros((2, depth), int)
     bounds = jax.jit(lambda params: stack_bounds(params))
@@ -402,7 +402,7 @@ def test_in_float64_the_bounds_are_tighter_still():
         assert bound.hi.dtype == float and np.all(bound.hi >= top) and np.all(bound.hi <= top + 1e-13)
 
 
-def test_a_wide_unit_has_the_turning_points_it_declares():
+def test_wide_unit_has_the_turning_points_it_declares():
     @activation("_bump", turning_points=(0.0,), smooth=True)
     def bump(pre):
         return -jnp.square(pre)

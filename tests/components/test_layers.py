@@ -42,7 +42,7 @@ def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple
 
 
 @pytest.mark.parametrize("name", tiered(activations, "relu", "crelu", "gelu"))
-def test_a_network_is_dense_and_site_in_turn(name):
+def test_network_is_dense_and_site_in_turn(name):
     spec = RunSpec(depth=3, width=5, activation=name, initializer="he_normal")
     x = jax.random.normal(jax.random.key(0), (7, 4))
     prediction, tape = tape_of(spec, x, leak=0.3)
@@ -59,19 +59,19 @@ def test_a_network_is_dense_and_site_in_turn(name):
     assert np.array_equal(inputs, arrives) and prediction.shape == (7, 1)
 
 
-def test_an_output_activation_is_a_site_too():
+def test_output_activation_is_a_site_too():
     prediction, tape = tape_of(RunSpec(depth=1, width=5, output="sigmoid"), jnp.ones((3, 4)))
     assert [type(entry[0]) for entry in tape] == [Dense, Site, Dense, Site]
     assert np.array_equal(prediction, tape[-1][2]) and np.array_equal(tape[-1][2], jax.nn.sigmoid(tape[-1][1]))
 
 
-def test_an_output_of_several_numbers_for_each_target_is_refused():
+def test_output_with_several_numbers_per_target_is_refused():
     with pytest.raises(UserError, match="'crelu' gives several numbers"):
         cohorts.check(RunSpec(rows=500, output="crelu"), state.MeasureConfig())
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "layer_norm"])
-def test_a_norm_stands_between_a_dense_and_its_site(kind):
+def test_norm_is_between_dense_and_site(kind):
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (64, 4))
     _, tape = tape_of(RunSpec(depth=2, width=16, norm=kind, initializer="he_normal"), x, train=True)
     axis = 0 if kind == "batch_norm" else 1

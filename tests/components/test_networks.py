@@ -42,7 +42,7 @@ def by_hand(weights: list[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> tupl
     return pres, h @ weights[-1][0] + weights[-1][1]
 
 
-def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
+def test_skip_adds_input_from_second_block_on() -> None:
     model, ctx = begun(), Context(KNOB)
     said = model(X, ctx)
     pres, prediction = by_hand(layers(model), X)
@@ -54,7 +54,7 @@ def test_skip_adds_every_block_after_the_first_to_its_input() -> None:
         np.testing.assert_allclose(post, np.maximum(wanted, 0), rtol=1e-4, atol=1e-5)  # the site's own, without what is added
 
 
-def test_columns_give_what_rows_give() -> None:
+def test_feature_major_equals_rows() -> None:
     model = begun(SPEC.replace(norm="layer_norm", activation="tanh"))
     columns = model(FeatureMajorBatch(X.T), Context(KNOB))
     assert isinstance(columns, FeatureMajorBatch)
@@ -95,7 +95,7 @@ def test_it_trains_and_its_units_are_certified() -> None:
     assert np.isfinite(certified).all() and (certified <= dead).all()
 
 
-def test_an_activation_that_gives_several_numbers_is_refused_before_anything_compiles() -> None:
+def test_skip_refuses_crelu_before_compiling() -> None:
     spec = SPEC.replace(activation="crelu")
     with pytest.raises(UserError, match=r"network 'skip' adds .* 'crelu' has several outputs .* network='mlp'"):
         cohorts.sites(spec)

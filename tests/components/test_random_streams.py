@@ -48,7 +48,7 @@ def fair(counts: Any, expected: Any = None) -> None:
 
 
 @pytest.mark.parametrize("rows", tiered([1, 2, 3, 5, 64, 65, 97, 128, 1000, 4096, 4097, 99_991, 140_000], 1, 2, 97, 99_991))
-def test_an_epoch_visits_every_row_once(rows):
+def test_epoch_visits_every_row_once(rows):
     every = orders(rows, COUNTS.get(rows, 4))
     assert np.array_equal(np.sort(every, axis=1), np.broadcast_to(np.arange(rows), every.shape))
 
@@ -64,14 +64,14 @@ def test_any_number_of_rows(rows, seed):
 
 
 @pytest.mark.parametrize("rows", tiered([20, 97, 5000], 97))
-def test_any_part_of_an_order_by_itself(rows):
+def test_part_of_an_order_equals_slice(rows):
     at = np.array([[3, rows - 1], [17, 4]])
     part = random_streams.shuffled(random_streams.order_key(0, 1), jnp.asarray(at, jnp.uint32), rows)
     assert np.array_equal(part, orders(rows, COUNTS[rows])[0, at])
 
 
 @pytest.mark.parametrize("rows", tiered(COUNTS, 97))
-def test_orders_differ_by_epoch_and_by_seed_as_strangers_do(rows):
+def test_orders_of_epochs_and_seeds_are_independent(rows):
     every = orders(rows, COUNTS[rows])
     assert len(np.unique(every, axis=0)) == len(every)
     for other in (np.roll(every, 1, axis=0), np.roll(every, 4, axis=0)):  # mostly the next epoch; the next seed
@@ -102,7 +102,7 @@ def test_first_and_last_row_are_any_row(rows):
 
 
 @pytest.mark.parametrize("rows", tiered([9, 20, 97], 20))
-def test_the_first_two_rows_are_any_two(rows):
+def test_first_two_rows_are_any_two(rows):
     first = orders(rows, 100_000, ends=True)
     counts = np.bincount(first[:, 0] * rows + first[:, 1], minlength=rows**2).reshape(rows, rows)
     assert np.all(np.diag(counts) == 0)
@@ -110,7 +110,7 @@ def test_the_first_two_rows_are_any_two(rows):
 
 
 @pytest.mark.parametrize("rows", tiered([*COUNTS, 99_991], 97, 99_991))
-def test_position_says_nothing_of_the_row(rows):
+def test_position_is_independent_of_row(rows):
     every = orders(rows, COUNTS.get(rows, 16))
     block = np.arange(rows) * 16 // rows
     table = np.zeros((16, 16))
@@ -124,7 +124,7 @@ def test_position_says_nothing_of_the_row(rows):
 
 
 @pytest.mark.parametrize("rows", tiered(COUNTS, 97))
-def test_neighbours_of_an_order_lie_any_distance_apart(rows):
+def test_neighbours_of_an_order_have_any_distance(rows):
     every = orders(rows, COUNTS[rows])
     for lag in (1, 2, rows // 2):
         fair(np.bincount(((every[:, lag:] - every[:, :-lag]) % rows).ravel(), minlength=rows)[1:])
@@ -152,7 +152,7 @@ def lowbias32(x: int) -> int:
     return x ^ x >> 16
 
 
-def test_words_are_the_place_keyed_and_hashed_twice():
+def test_words_are_keyed_index_hashed_twice():
     first, second = data(random_streams.stream(5, "dropout", 2, 0))
     slow = [lowbias32((lowbias32(place ^ first) + second) % 2**32) for place in range(128 * 32)]
     assert drawn()[2].ravel().tolist() == slow
@@ -193,7 +193,7 @@ def data(key: Any) -> tuple[int, ...]:
     return tuple(int(word) for word in jax.random.key_data(key))
 
 
-def test_a_stream_is_its_name_and_nothing_else():
+def test_stream_depends_only_on_its_name():
     for seed, path in itertools.product((0, 7, 2**32 - 1), PATHS):
         key = jax.random.key(jnp.uint32(seed))
         for part in path:
@@ -207,7 +207,7 @@ def test_streams_differ_by_seed_and_name():
     assert len(set(keys)) == len(keys)
 
 
-def test_a_stream_goes_on_from_a_stream():
+def test_stream_goes_on_from_a_stream():
     """What the engine folds in step by step is the stream of the whole path."""
     inside = jax.jit(lambda seed, step: jax.random.fold_in(random_streams.stream(seed, "dropout"), step))(
         jnp.uint32(5), jnp.int32(12)
@@ -215,7 +215,7 @@ def test_a_stream_goes_on_from_a_stream():
     assert data(inside) == data(random_streams.stream(5, "dropout", 12))
 
 
-def test_no_bit_has_moved():
+def test_stored_bits_are_unchanged():
     """Results that are stored stand on these; where they must change, `engine.ENGINE` grows."""
     assert data(random_streams.stream(3, "init", 1)) == (338055248, 2449612937)
     for rows, first in (

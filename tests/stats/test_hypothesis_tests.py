@@ -73,7 +73,7 @@ def exactly(values: list[float]) -> tuple[float, float]:
     st.integers(0, 7),
     st.sampled_from([1e8, 1e16, -1e16, 1e17, 1e-16, 1e300]),
 )
-def test_sign_flip_is_exact_however_far_apart_the_differences_are(values: list[float], place: int, times: float) -> None:
+def test_sign_flip_is_exact_for_any_range_of_differences(values: list[float], place: int, times: float) -> None:
     values[place % len(values)] *= times
     assert hypothesis_tests.sign_flip(np.array(values)) == exactly(values)
 
@@ -116,12 +116,12 @@ def with_rounding(values: list[float]) -> tuple[float, float]:
         max_size=8,
     )
 )
-def test_sign_flip_allows_numbers_of_many_digits_their_rounding(values: list[float]) -> None:
+def test_sign_flip_tolerates_rounding_of_long_numbers(values: list[float]) -> None:
     found, exact = hypothesis_tests.sign_flip(np.array(values)), exactly(values)
     assert found == with_rounding(values) and found[0] >= exact[0] and found[1] >= exact[1]
 
 
-def test_two_large_opposite_differences_hide_no_small_one() -> None:
+def test_large_opposite_differences_hide_no_small_one() -> None:
     large, small = 1e16 / 3, [1.0, 2.0, -1.0, 5.0, 3.0]
     values = [large, *small, -large]
     assert hypothesis_tests.sign_flip(np.array(values)) == exactly(values)
@@ -145,7 +145,7 @@ def test_one_large_difference_hides_no_small_one(n: int) -> None:
     assert among[1] == (1 + alone[1]) / 2 if exact else abs(among[1] - (1 + alone[1]) / 2) < 0.01
 
 
-def test_a_difference_that_is_its_bound_but_for_rounding_is_no_difference() -> None:
+def test_difference_within_rounding_of_bound_is_zero() -> None:
     at_bound = np.array([0.1 + 0.2, 0.3, 0.3, 0.1 * 3])
     assert hypothesis_tests.paired_test(at_bound, "greater", 0.3)["p"] == 1.0
 
@@ -166,7 +166,7 @@ def test_sign_flip_of_many_is_scipys_monte_carlo(n: int) -> None:
     assert hypothesis_tests.sign_flip(x) == hypothesis_tests.sign_flip(x.copy()), "the same patterns each time"
 
 
-def test_sign_flip_p_is_valid_where_ties_abound_and_half_ties_would_not_be() -> None:
+def test_sign_flip_is_valid_with_many_ties() -> None:
     # All 2^10 equally likely outcomes of ten +-1 differences: an exact level, no simulation.
     p, half = np.empty(1024), np.empty(1024)
     for i, signs in enumerate(itertools.product((1.0, -1.0), repeat=10)):
@@ -214,7 +214,7 @@ def test_one_pair_or_none_has_no_interval(test, direction: str) -> None:
         assert 0 <= found["p"] <= 1 and 0 <= found["p_refute"] <= 1
 
 
-def test_an_unknown_direction_is_refused_by_name() -> None:
+def test_unknown_direction_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="greater"):
         hypothesis_tests.paired_test(np.zeros(4), "greter", 0.1)
 
@@ -265,7 +265,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(values: list[float]) 
         assert rejected == set(np.flatnonzero(corrected <= level).tolist())
 
 
-def test_tuned_looks_at_even_seeds_alone() -> None:
+def test_tuned_reads_only_even_seeds() -> None:
     seeds = np.arange(6)
     steady = np.full(6, 1.0)
     parity = np.where(seeds % 2 == 0, 0.5, 9.0)  # better on the even seeds, far worse on the odd ones
@@ -274,7 +274,7 @@ def test_tuned_looks_at_even_seeds_alone() -> None:
     assert hypothesis_tests.tuned([seeds] * 2, [steady, flattered]) == 0
 
 
-def test_tuned_does_not_reward_divergence_and_takes_the_first_of_equals() -> None:
+def test_tuned_penalises_divergence_and_takes_first_of_equals() -> None:
     seeds = np.array([0, 2, 3])
     risky, steady = np.array([0.1, NAN, 0.1]), np.array([1.0, 1.0, NAN])
     assert hypothesis_tests.tuned([seeds, seeds, seeds], [risky, steady, steady]) == 1
@@ -292,7 +292,7 @@ def test_benjamini_hochberg_hand_computed() -> None:
     assert hypothesis_tests.benjamini_hochberg([]).shape == (0,)
 
 
-def test_improvement_counts_ties_as_half_and_knows_what_is_better() -> None:
+def test_improvement_counts_ties_as_half() -> None:
     difference = np.array([-1.0, -2, 0, 3, NAN])
     assert hypothesis_tests.improvement(difference, "lower") == 2.5 / 4
     assert hypothesis_tests.improvement(difference, "higher") == 1.5 / 4
@@ -360,7 +360,7 @@ def test_no_hit_in_many_proves_a_share_near_zero():
     assert found["ci_hi"] < 0.005 and found["effect"] == -1e-4
 
 
-def test_a_normal_effect_has_its_normal_p_and_interval():
+def test_normal_effect_has_its_normal_p_and_interval():
     found = hypothesis_tests.normal_test(0.3, 0.1, 50, "greater", 0.1)
     assert found["p"] == pytest.approx(scipy.stats.norm.sf(2)) and found["n"] == 50
     assert (found["ci_lo"], found["ci_hi"]) == pytest.approx(scipy.stats.norm.interval(0.95, 0.3, 0.1))

@@ -104,7 +104,7 @@ def mean_of(values: np.ndarray):
     return lambda weights: weights @ values / weights.sum(axis=1, keepdims=values.ndim > 1)
 
 
-def test_the_bootstrap_resamples_whole_runs_with_the_moments_of_a_multinomial() -> None:
+def test_bootstrap_resamples_whole_runs() -> None:
     drawn = []
     intervals.bootstrap(lambda weights: drawn.append(weights) or weights[:, 0], 20, intervals.generator("a"))
     (weights,) = drawn
@@ -114,7 +114,7 @@ def test_the_bootstrap_resamples_whole_runs_with_the_moments_of_a_multinomial() 
     assert (np.abs(weights.mean(axis=0) - 1) < 5 * np.sqrt(0.95 / 2000)).all()
 
 
-def test_a_share_of_many_runs_has_scipys_bootstrap_interval() -> None:
+def test_share_of_many_runs_has_scipys_bootstrap_interval() -> None:
     rng = np.random.default_rng(2)
     denominator = rng.integers(5, 30, 40).astype(float)
     numerator = denominator * rng.uniform(0, 1, 40)
@@ -132,7 +132,7 @@ def test_a_share_of_many_runs_has_scipys_bootstrap_interval() -> None:
     np.testing.assert_allclose([lo, hi], expected.confidence_interval, atol=0.25 * wide)
 
 
-def test_a_share_pools_its_units_and_resamples_its_runs() -> None:
+def test_share_pools_its_units_and_resamples_its_runs() -> None:
     # 20 runs of 1,000 units that live or die together: as wide as 20 coins, not as 20,000.
     dead = np.where(np.arange(20) < 10, 1000, 0)
     lo, hi = share(dead, np.full(20, 1000))
@@ -142,7 +142,7 @@ def test_a_share_pools_its_units_and_resamples_its_runs() -> None:
     assert share(np.tile([1, 2, 0], 10), np.tile([4, 8, 0], 10)) == (0.25, 0.25)
 
 
-def test_a_share_of_few_runs_has_the_t_interval_of_its_runs() -> None:
+def test_share_of_few_runs_has_the_t_interval_of_its_runs() -> None:
     # Runs with as many units each: the jackknife of their share is the t interval of their own shares.
     dead = np.array([1, 0, 3, 2, 2, 5, 1])
     interval = scipy.stats.ttest_1samp(dead / 8, 0).confidence_interval(0.95)
@@ -150,13 +150,13 @@ def test_a_share_of_few_runs_has_the_t_interval_of_its_runs() -> None:
     assert share(np.array([0, 0, 8]), np.full(3, 8)) == (0.0, 1.0)  # no share lies beyond
 
 
-def test_a_share_without_anything_to_resample() -> None:
+def test_share_without_anything_to_resample() -> None:
     assert np.isnan(share(np.array([3]), np.array([10]))).all()
     for n in (2, 30):
         assert np.isnan(share(np.zeros(n, int), np.zeros(n, int))).all()
 
 
-def test_a_percentile_bootstrap_of_few_runs_is_refused_unless_one_insists() -> None:
+def test_bootstrap_of_few_runs_needs_explicit_least() -> None:
     values = np.arange(19.0)
     with pytest.raises(UserError, match=r"19 runs covers too little.*at least 20"):
         intervals.bootstrap(mean_of(values), 19, intervals.generator("k"))
@@ -164,7 +164,7 @@ def test_a_percentile_bootstrap_of_few_runs_is_refused_unless_one_insists() -> N
     assert lo < 9 < hi
 
 
-def test_the_bootstrap_is_the_same_in_any_process_and_another_for_another_key() -> None:
+def test_bootstrap_depends_only_on_its_key() -> None:
     code = (
         "import numpy as np; from relu_study.stats import intervals\n"
         "print(*intervals.ratio_interval(np.arange(24), np.full(24, 30), intervals.generator('site_1')))"
@@ -179,7 +179,7 @@ def test_the_bootstrap_is_the_same_in_any_process_and_another_for_another_key() 
 
 
 @pytest.mark.parametrize("n", [5, 10, 32])
-def test_a_t_interval_of_95_percent_holds_95_percent(n: int) -> None:
+def test_t_interval_of_95_percent_holds_95_percent(n: int) -> None:
     found = intervals.summarise(np.random.default_rng(n).normal(3, 2, (n, 40_000)))
     held = np.mean((found["ci_lo"] <= 3) & (found["ci_hi"] >= 3))
     assert abs(held - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 40_000)
@@ -197,7 +197,7 @@ DOCUMENTED = {5: 0.83, 10: 0.90, 20: 0.93, 100: 0.95}  # in the docstring of `bo
 
 
 @pytest.mark.parametrize("n", DOCUMENTED)
-def test_the_percentile_bootstrap_holds_what_its_docs_say(n: int) -> None:
+def test_bootstrap_coverage_matches_documentation(n: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, 4_000))
     lo, hi = intervals.bootstrap(mean_of(values), n, intervals.generator("coverage"), least=2)
     held = np.mean((lo <= 0) & (hi >= 0))
@@ -208,7 +208,7 @@ def test_the_percentile_bootstrap_holds_what_its_docs_say(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [5, 10, 19])
-def test_the_jackknife_of_few_runs_holds_95_percent(n: int) -> None:
+def test_jackknife_of_few_runs_covers_95_percent(n: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, 4_000))
     lo, hi = intervals.interval_over_runs(mean_of(values), n, intervals.generator("coverage"))
     assert 0.93 < np.mean((lo <= 0) & (hi >= 0)) < 0.97

@@ -18,7 +18,7 @@ def drawn(seed: int, n: int = 1000, offset: float = 0.0) -> np.ndarray:
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=6), st.sampled_from([0.0, 1e6]))
-def test_parts_come_to_the_whole(sizes, offset):
+def test_merged_parts_equal_the_whole(sizes, offset):
     values, sums, start = drawn(1, sum(sizes), offset), {}, 0
     for size in sizes:
         accumulate(sums, "x", values[start : start + size], (-4, 4))
@@ -48,7 +48,7 @@ def test_quantiles_are_those_of_the_draws_to_a_bin():
     np.testing.assert_allclose(found, np.nanquantile(values, levels, axis=0).T, atol=8 / BINS)
 
 
-def test_what_lies_outside_counts_as_the_nearer_end():
+def test_values_outside_range_count_at_nearest_end():
     sums: Sums = {}
     accumulate(sums, "x", np.array([-9.0, 9.0, 9.0, 9.0]), (-4, 4))
     assert sums["bins:x"][0] == 1 and sums["bins:x"][-1] == 3

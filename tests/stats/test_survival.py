@@ -70,7 +70,7 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @settings(max_examples=150, deadline=None)
 @given(histories())
-def test_lives_are_those_of_the_slow_loop(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_histories_match_slow_loop(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     dead, epochs, bad = history
     found = survival.unit_histories(dead, epochs, bad)
     for run in range(len(dead)):
@@ -83,7 +83,7 @@ def test_lives_are_those_of_the_slow_loop(history: tuple[np.ndarray, np.ndarray,
 
 @settings(max_examples=150, deadline=None)
 @given(histories())
-def test_survival_is_that_of_the_slow_loop_and_its_table_adds_up(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_survival_matches_slow_loop(history: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     dead, epochs, bad = history
     found = survival.survival(dead, epochs, bad, intervals.generator("key"))
     for name, expected in slow_survival(dead, epochs.tolist(), bad).items():
@@ -93,7 +93,7 @@ def test_survival_is_that_of_the_slow_loop_and_its_table_adds_up(history: tuple[
     assert (found["lo"] <= found["hi"]).all() or np.isnan(found["lo"]).any()
 
 
-def test_each_kind_of_life_once() -> None:
+def test_each_kind_of_history_once() -> None:
     told = {
         "never dead": "....",
         "dies for good": ".##.."[:2] + "##",
@@ -111,7 +111,7 @@ def test_each_kind_of_life_once() -> None:
     assert found.first_death.tolist() == [[-1, 1, -1, -1, 1, -1]]
 
 
-def test_flags_of_a_nonfinite_run_are_not_read() -> None:
+def test_flags_of_nonfinite_epochs_are_ignored() -> None:
     alive = np.zeros((2, 4, 3), bool)
     trap = alive.copy()
     trap[1, 2:] = True  # from epoch 2 on every unit of run 1 looks dead
@@ -160,7 +160,7 @@ def few_and_many(runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return dead, np.array([0.0, 1, 2]), np.where(np.arange(runs) == 2, 2.0, NAN)
 
 
-def test_survival_band_of_many_runs_is_the_percentiles_of_resampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survival_interval_of_many_runs_is_a_percentile_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "RESAMPLES", 200)
     dead, epochs, bad = few_and_many(20)
     drawn = intervals.generator("key").multinomial(20, np.full(20, 1 / 20), size=intervals.RESAMPLES)
@@ -173,7 +173,7 @@ def test_survival_band_of_many_runs_is_the_percentiles_of_resampled_ones(monkeyp
     assert found["lo"][2] < found["survival"][2] < found["hi"][2]
 
 
-def test_survival_band_of_few_runs_leaves_each_out_once() -> None:
+def test_survival_interval_of_few_runs_is_the_jackknife() -> None:
     dead, epochs, bad = few_and_many(6)
     curves = []
     for left_out in range(6):
@@ -187,7 +187,7 @@ def test_survival_band_of_few_runs_leaves_each_out_once() -> None:
     assert found["lo"][2] < found["survival"][2] < found["hi"][2]
 
 
-def test_survival_where_nothing_can_be_said() -> None:
+def test_survival_without_data() -> None:
     epochs = np.array([0.0, 1])
     born_dead = survival.survival(np.ones((3, 2, 4), bool), epochs, np.full(3, NAN), intervals.generator("key"))
     assert np.isnan(born_dead["survival"]).all() and np.isnan(born_dead["lo"]).all()

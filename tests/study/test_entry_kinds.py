@@ -43,7 +43,7 @@ def loaded(source: str, folder: Path, how: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", LOADS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_of_what_is_read_counts_and_a_move_does_not(kind: str, how: str, tmp_path: Path) -> None:
+def test_changed_dependency_counts_and_moved_code_does_not(kind: str, how: str, tmp_path: Path) -> None:
     source, old, new = KINDS[kind]
     if "__name__]" in source and how != "file":
         pytest.skip("code without a module cannot name it")
@@ -93,9 +93,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_data_file_counts_by_its_content_however_it_is_named(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_file_counts_by_content(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def of(content: str) -> dict[str, str]:

@@ -91,7 +91,7 @@ def modules(draw: st.DrawFn) -> list[Name]:
 
 @given(modules(), st.data())
 @settings(max_examples=150)
-def test_one_change_counts_where_it_is_read(names: list[Name], data: st.DataObject) -> None:
+def test_read_change_counts(names: list[Name], data: st.DataObject) -> None:
     before, read = whole(source(names)), read_by_entry(names)
     at = data.draw(st.integers(0, len(names) - 1))
     changed = list(names)
@@ -111,6 +111,6 @@ def test_one_change_counts_where_it_is_read(names: list[Name], data: st.DataObje
 
 @given(modules(), modules())
 @settings(max_examples=50)
-def test_names_that_are_not_read_do_not_count(names: list[Name], others: list[Name]) -> None:
+def test_unread_names_do_not_count(names: list[Name], others: list[Name]) -> None:
     moved = [replace(name, reads=tuple(i + len(names) for i in name.reads)) for name in others]
     assert whole(source([*names, *moved])) == whole(source(names))

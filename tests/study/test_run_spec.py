@@ -46,7 +46,7 @@ def test_ids_stay_as_they_were(spec: RunSpec, run_id: str, config_id: str) -> No
     assert (spec.run_id, spec.config_id) == (run_id, config_id)
 
 
-def test_a_default_given_in_words_changes_nothing() -> None:
+def test_default_given_in_words_changes_nothing() -> None:
     spec = RunSpec(width=8, epochs=2, seed=5)
     said = RunSpec(**{**{f.name: f.default for f in fields(RunSpec)}, "width": 8, "epochs": 2, "seed": 5})
     assert said.changed() == spec.changed() == {"epochs": 2.0, "seed": 5, "width": 8}
@@ -57,7 +57,7 @@ def test_a_default_given_in_words_changes_nothing() -> None:
     assert spec.run_id != spec.replace(seed=6).run_id
 
 
-def test_a_new_field_and_another_order_of_fields_move_no_id() -> None:
+def test_new_field_or_field_order_keeps_ids() -> None:
     words = {"seed": 7, "learning_rate": 0.01, "depth": 3, "activation": "tanh"}
     assert Grown(**words).run_id == RunSpec(**words).run_id and Grown(**words).config_id == RunSpec(**words).config_id
     assert Grown(**words, agility=0.6).run_id != RunSpec(**words).run_id
@@ -108,11 +108,11 @@ def test_nonsense_is_refused(words: dict[str, Any], hint: str) -> None:
         RunSpec().replace(**words)
 
 
-def test_what_lies_on_the_border_is_taken() -> None:
+def test_border_counts_as_inside() -> None:
     assert RunSpec(epochs=0, rows=2, batch_size=1, seed=2**32 - 1, dropout="dropout", dropout_rate=0).epochs == 0
     assert RunSpec(dropout="dropout", dropout_rate=0.999).dropout_rate == 0.999 and RunSpec(epochs=12.5).epochs == 12.5
 
 
-def test_an_unknown_field_is_refused_by_its_nearest_name() -> None:
+def test_unknown_field_is_refused_by_its_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown RunSpec field 'optimiser'; did you mean optimizer"):
         RunSpec().replace(optimiser="sgd")

@@ -68,7 +68,7 @@ def loaded(path: Path) -> tuple[float, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_modules_of_one_name_in_two_folders_are_not_mixed_up(way: str, tmp_path: Path) -> None:
+def test_equal_module_names_in_two_folders_stay_separate(way: str, tmp_path: Path) -> None:
     paths = [next_to(tmp_path / name, slope, way) for name, slope in (("one", 0.25), ("two", 0.75))]
     before, modules = list(sys.path), set(sys.modules)
     first, second = (loaded(path) for path in paths)
@@ -85,7 +85,7 @@ def test_modules_of_one_name_in_two_folders_are_not_mixed_up(way: str, tmp_path:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_change_between_two_loads_is_used_and_counts(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_between_two_loads_counts(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "inside" in way:  # Python itself keeps the bytecode of such an import, and takes it for that of any file of this second
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path = next_to(tmp_path / "one", 0.25, way)
@@ -98,7 +98,7 @@ def test_a_change_between_two_loads_is_used_and_counts(way: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("way", ["module", "inside a function"])
-def test_a_changed_module_next_to_a_study_is_refused(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_module_next_to_a_study_is_refused(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path, out = next_to(tmp_path / "one", 0.25, way), tmp_path / "out"
     study: Any = load_study(path)
@@ -134,7 +134,7 @@ def typed(source: str, names: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("typed", "__main__"))])
-def test_typed_entries_work_and_their_changes_are_refused(
+def test_interactive_entries_work_and_changes_are_refused(
     name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, source = written(tmp_path / "study").parent, COMMON + DRAW + TRAINED
@@ -179,7 +179,7 @@ study = Study("near", "Near", "?", [Experiment("main", {"arm": base})], seeds=1,
 
 
 @pytest.mark.parametrize("change", [("0.25", "0.75"), ("Bend(0.5)", "Bend(0.25)"), ("pre * self", "pre / self")])
-def test_a_typed_callable_object_counts(change: tuple[str, str], tmp_path: Path) -> None:
+def test_typed_callable_object_counts(change: tuple[str, str], tmp_path: Path) -> None:
     run(typed(CALLABLE, {}), tmp_path / "out")
     with pytest.raises(UserError, match="activation near has changed"):
         run(typed(CALLABLE.replace(*change), {}), tmp_path / "out", seeds=2)

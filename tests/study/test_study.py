@@ -32,7 +32,7 @@ def seeds(s: Study) -> dict[tuple[str, str, int], list[int]]:
     return found
 
 
-def test_a_configuration_has_the_seeds_of_the_experiment_that_asks_for_most() -> None:
+def test_configuration_has_largest_seed_count_of_its_experiments() -> None:
     three, five = [0, 1, 2], [0, 1, 2, 3, 4]
     assert seeds(study()) == {
         ("relu", "wave", 1): three,
@@ -49,14 +49,14 @@ def test_a_configuration_has_the_seeds_of_the_experiment_that_asks_for_most() ->
     assert seeds(study(skip=("many",)))["relu", "sum", 1] == three
 
 
-def test_seeds_that_are_asked_for_replace_all() -> None:
+def test_requested_seeds_override_experiments() -> None:
     assert {len(found) for found in seeds(study().with_preset(seeds=1)).values()} == {1}
     assert {len(found) for found in seeds(study().with_preset("full")).values()} == {7}
     assert {len(found) for found in seeds(study().with_preset("full", seeds=4)).values()} == {4}
     assert seeds(study().with_preset("full", seeds=None, epochs=2)) == seeds(study().with_preset("full"))
 
 
-def test_a_label_is_one_spec_on_each_target() -> None:
+def test_label_has_one_spec_per_target() -> None:
     assert study().arms() == {"relu": BASE, "tanh": BASE.replace(activation="tanh"), "elu": BASE.replace(activation="elu")}
     with pytest.raises(UserError, match="arm 'relu' has two different RunSpecs on target 'sum'"):
         study(experiments=(FEW, replace(ELSEWHERE, targets=("coin_flip", "sum"))))
@@ -66,7 +66,7 @@ def test_a_label_is_one_spec_on_each_target() -> None:
         study(experiments=(FEW, replace(ELSEWHERE, targets=("coin",))))
 
 
-def test_use_targets_choose_among_those_of_each_experiment() -> None:
+def test_use_targets_restrict_each_experiment() -> None:
     found = study(use_targets=("coin_flip", "sum")).configurations()
     assert [(name, label, spec.target) for name, label, spec in found] == [
         ("few", "relu", "sum"),
@@ -77,7 +77,7 @@ def test_use_targets_choose_among_those_of_each_experiment() -> None:
     ]
 
 
-def test_claims_are_asked_where_their_arms_meet() -> None:
+def test_claims_apply_to_shared_targets_of_their_arms() -> None:
     claims = (
         Claim("A", "a", "val_loss", "elu", "relu", "less", 0.1),
         Claim("B", "b", "val_loss", "relu", 1.0, "less", 0.1),
@@ -93,7 +93,7 @@ def test_claims_are_asked_where_their_arms_meet() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
-def test_seeds_and_epochs_between_measurements_are_whole_numbers(wrong: object) -> None:
+def test_seeds_and_every_are_whole_numbers(wrong: object) -> None:
     for changes, what in (
         ({"seeds": wrong}, "seeds"),
         ({"every": wrong}, "every"),
@@ -103,7 +103,7 @@ def test_seeds_and_epochs_between_measurements_are_whole_numbers(wrong: object) 
             study(**changes)
 
 
-def test_a_preset_says_how_often_it_measures() -> None:
+def test_preset_says_how_often_it_measures() -> None:
     assert study().every == 1 and study().with_preset("full").every == 4 and study().declaration()["every"] == 1
     with pytest.raises(UserError, match="unknown setting of preset full 'ever'; did you mean every"):
         study(presets={"full": {"ever": 4}})
@@ -111,7 +111,7 @@ def test_a_preset_says_how_often_it_measures() -> None:
         study(presets={"full": {"every": 0.5}}).with_preset("full")
 
 
-def test_a_table_of_counts_names_factors_and_events() -> None:
+def test_table_of_counts_names_factors_and_events() -> None:
     counts = EventTable("c", "C", ("few",), {"target": "target"}, {"collapsed": ("collapsed",)})
     assert study(tables=(counts,)).declaration()["tables"][0]["events"] == {"collapsed": ("collapsed",)}
     with pytest.raises(UserError, match="unknown factor among the keys of table c 'activaton'; did you mean activation"):

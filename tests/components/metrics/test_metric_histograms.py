@@ -66,7 +66,7 @@ def test_edges_and_zeros() -> None:
     assert np.all(np.diff(np.asarray(histograms.bin_of(jnp.array(rising, jnp.float32)))) >= 0)
 
 
-def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() -> None:
+def test_tile_has_histograms_of_every_finite_run_and_epoch() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
     runs = [base, base.replace(seed=1, learning_rate=1e30)]
     tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
@@ -85,7 +85,7 @@ def test_a_tile_holds_them_for_every_run_and_epoch_and_a_bad_run_holds_none() ->
 
 
 @pytest.mark.slow
-def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
+def test_omitting_histograms_changes_no_other_number(tmp_path) -> None:
     runs = [RunSpec(rows=600, batch_size=50, width=8, epochs=2)]
     plain = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, histograms=False))
     full = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
@@ -101,7 +101,7 @@ def test_they_can_be_left_out_and_move_no_other_number(tmp_path) -> None:
     assert tile_files.read_tile(path, ("histogram:pre:site_1",))["histogram:pre:site_1"].sum() == 3 * 200 * 8
 
 
-def test_no_more_examples_are_counted_than_said() -> None:
+def test_histograms_count_at_most_2048_examples() -> None:
     run = RunSpec(rows=6000, batch_size=500, width=8, epochs=0)
     tile = train_tile.train_tile([run], 2)
     assert tile["probe_examples"] > histograms.EXAMPLES
@@ -121,7 +121,7 @@ def slow_linear(values: np.ndarray, low: float, high: float) -> list[int]:
     return [*found[:32], int(np.sum(values == 0)), *found[32:]]
 
 
-def test_the_bounded_activations_and_their_edges() -> None:
+def test_bounded_activations_and_their_edges() -> None:
     assert BOUNDED == {"tanh": (-1, 1), "hard_tanh": (-1, 1), "sigmoid": (0, 1), "relu6": (0, 6)}
     assert linear_edges(0, 6).tolist() == [6 * i / 64 for i in range(65)]
     assert [bounded(span) for span in ((0, math.inf), (-math.inf, 1), (2, 2), (3, 1), (math.nan, 1), (-1.7e308, 1.7e308))] == [
@@ -148,7 +148,7 @@ def test_linear_counts_are_those_of_numpy(dtype: Any, span: tuple[float, float])
     assert sum(slow_linear(values, low, high)) == len(values) - 1  # NaN
 
 
-def test_both_ends_are_counted_in_the_end_bins_and_large_outputs_are_told_apart() -> None:
+def test_end_bins_and_large_outputs() -> None:
     bins = np.asarray(histograms.linear_bin_of(jnp.array([-1, 1, 0.6, 0.99, -2, 2], jnp.float32), -1.0, 1.0)).tolist()
     assert bins == [0, 64, 52, 64, 0, 64]
 
@@ -164,7 +164,7 @@ def own() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", [*BOUNDED, "_own"])
-def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None) -> None:
+def test_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None) -> None:
     span = np.array(bounded(activations[name].values))
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
     runs = [base, base.replace(seed=1)]
@@ -188,7 +188,7 @@ def test_a_tile_has_linear_counts_of_every_bounded_activation(name: str, own: No
 
 
 @pytest.mark.slow
-def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
+def test_linear_counts_ignore_neighbours_and_padding() -> None:
     base = RunSpec(rows=600, batch_size=50, width=8, epochs=1, activation="tanh")
     first, second, pair = (
         train_tile.train_tile(r, 2, probing=MeasureConfig(200, 50))
@@ -198,7 +198,7 @@ def test_linear_counts_hang_on_no_neighbour_and_no_padding() -> None:
         assert np.array_equal(one["histogram:post:site_1"][0], pair["histogram:post:site_1"][i])
 
 
-def test_an_output_activation_is_a_site_with_its_own_range() -> None:
+def test_output_activation_is_a_site_with_its_own_range() -> None:
     run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
     tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50))
     assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
@@ -216,7 +216,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_tile_with_bins_that_cannot_be_is_refused(name: str) -> None:
+def test_tile_with_bins_that_cannot_be_is_refused(name: str) -> None:
     key, values = WRONG[name]
     tile_identity.check_arrays({"bins:post:site_1": np.array([-1.0, 1])}, 1, np.zeros(1))
     with pytest.raises(ValueError, match=f"its {key} cannot be"):
@@ -247,7 +247,7 @@ def as_an_earlier_version(folder: Path) -> None:
         tile_files.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
 
 
-def test_a_folder_of_an_earlier_version_goes_on_with_its_own_bins(tmp_path: Path) -> None:
+def test_folder_of_earlier_version_keeps_its_bins(tmp_path: Path) -> None:
     arms = {name: small_study.base.replace(activation=name, epochs=1) for name in ("tanh", "relu")}
     study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
     study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))

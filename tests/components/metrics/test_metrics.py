@@ -267,7 +267,7 @@ def test_random_nets_agree_with_the_loops(sizes, names, seed):
     assert_agree(measured(params, names, x, y, previous), reference(params, names, x, y, previous))
 
 
-def test_random_nets_hold_units_of_every_kind():
+def test_random_nets_have_units_of_every_kind():
     """The comparison above would be empty if no unit were ever dead, certified, nearly dead, ..."""
     seen = dict.fromkeys(NAMES, 0.0)
     for sizes, names in NETS:
@@ -341,7 +341,7 @@ def test_dead_on_the_probe_set_is_not_certified():
     ("n", "open_on", "nearly"),
     [(1000, 0, False), (1000, 1, True), (1000, 9, True), (1000, 10, False), (99, 1, False), (100, 1, False), (101, 1, True)],
 )
-def test_nearly_dead_is_open_on_fewer_than_one_in_a_hundred(n, open_on, nearly):
+def test_nearly_dead_is_active_on_under_one_percent(n, open_on, nearly):
     slope = np.zeros((n, 2), np.float32)
     slope[n - open_on :, 0] = slope[:, 1] = 1e-3
     assert read("nearly_dead_fraction", slope=slope) == [nearly, False]
@@ -349,7 +349,7 @@ def test_nearly_dead_is_open_on_fewer_than_one_in_a_hundred(n, open_on, nearly):
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "selu"])
-def test_saturated_is_less_than_a_hundredth_of_the_steepest_slope_on_every_example(name):
+def test_saturated_means_slope_below_one_percent_of_maximum(name):
     steepest = PHI[name][2]
     slope = steepest * np.float32([[0.0, 0.0099, 0.005], [0.001, 0.0098, 0.0101]])
     assert read("saturated_fraction", name, slope=slope, max_slope=steepest) == [True, True, False]
@@ -387,7 +387,7 @@ def test_units_without_a_flat_piece_are_never_certified_dead(name):
         assert values["dead_fraction/all"] == 0
 
 
-def test_a_fraction_over_all_pools_units_where_it_is_defined():
+def test_fraction_over_all_pools_units_where_it_is_defined():
     """12 units of relu (3 dead) and 4 of tanh: dead over 16, certified dead over 12, saturated over 4."""
     x, y = data()
     params = [layer(*[DEAD] * 3, *[ON] * 9), (np.full((12, 4), 0.1, np.float32), np.float32([30, 0, 0, 0])), summing(4)]
@@ -399,7 +399,7 @@ def test_a_fraction_over_all_pools_units_where_it_is_defined():
     assert values["dead_fraction/all"] == pytest.approx(dead / 16)
 
 
-def test_a_unit_that_is_dead_downstream_has_zero_gradient_but_is_not_dead():
+def test_unit_dead_downstream_has_zero_gradient_but_is_alive():
     x, y = data()
     blind = np.array([[-1, -1], [0, 0], [-2, -1]], np.float32), np.zeros(2, np.float32)  # every unit of site_2 is dead
     values, _ = measured([layer(ON, MIXED, MIXED), blind, summing(2)], ["relu"] * 2, x, y)
@@ -429,14 +429,14 @@ def test_dormant_units_are_those_far_below_the_average(factor, wanted):
 
 
 @pytest.mark.parametrize("bias_grad", [None, [0.0, 0.0, 1e-30]])
-def test_a_gradient_is_zero_only_where_all_of_it_is(bias_grad):
+def test_gradient_is_zero_only_where_all_of_it_is(bias_grad):
     grad = np.float32([[0, 1e-30, 0], [-0.0, 0, 0]])
     fields = {} if bias_grad is None else {"bias_grad": np.float32(bias_grad)}
     assert read("zero_gradient_fraction", kernel_grad=grad, **fields) == [True, False, bias_grad is None]
     assert read("zero_gradient_fraction", kernel_grad=grad.reshape(1, 2, 3), **fields) == [True, False, bias_grad is None]
 
 
-def test_a_unit_of_crelu_is_judged_by_both_its_coordinates():
+def test_crelu_unit_counts_both_coordinates():
     x, y = data()
     params = [layer(DEAD, ON, ([0, 0, 0, 0], 0.0)), summing(6)]
     values, masks = measured(params, ["crelu"], x, y)
@@ -458,7 +458,7 @@ def test_constant_is_a_variance_of_at_most_one_ten_thousandth(spread, wanted):
     assert bool(registry["constant"].function(one_only)) is (spread < 0.0141)
 
 
-def test_a_prediction_that_never_changes_is_constant_whatever_rounding_makes_of_its_variance():
+def test_identical_predictions_are_constant_despite_rounding():
     """150 equal predictions, of one output each time: XLA contracts the variance of some to 1e-17 above 0."""
     values = np.random.default_rng(0).normal(scale=100, size=(40, 1, 1)).astype(np.float32)
     same = jnp.asarray(np.tile(values, (1, 150, 1)))
@@ -468,7 +468,7 @@ def test_a_prediction_that_never_changes_is_constant_whatever_rounding_makes_of_
     assert jax.jit(jax.vmap(lambda prediction: registry["constant"].function(shot._replace(prediction=prediction))))(same).all()
 
 
-def test_a_dead_site_that_the_network_leads_around_is_no_collapse():
+def test_bypassed_dead_site_is_no_collapse():
     off = SiteView(relu, *[None] * 11)._replace(slope=jnp.zeros((50, 3)))
     shot = Snapshot((off,), jnp.linspace(0.0, 1.0, 50)[:, None], jnp.asarray(1.0), *[None] * 5)
     assert not registry["collapsed"].function(shot)
@@ -477,7 +477,7 @@ def test_a_dead_site_that_the_network_leads_around_is_no_collapse():
     assert registry["constant"].function(alive) and not registry["collapsed"].function(alive)
 
 
-def test_a_target_without_variance_breaks_nothing():
+def test_target_without_variance_breaks_nothing():
     x, _ = data()
     y = np.full((len(x), 1), 0.3, np.float32)
     nets = [layer(DEAD, DEAD, DEAD), (OUT[0], np.float32([0.1]))], [layer(ON, ON, ON), OUT]
@@ -486,7 +486,7 @@ def test_a_target_without_variance_breaks_nothing():
         assert values["constant/all"] == wanted and not math.isnan(values["train_loss/all"])
 
 
-def test_without_a_box_nothing_is_certified_and_before_training_nothing_was_updated():
+def test_no_box_no_certificates_and_no_update_before_training():
     x, y = data()
     values, masks = measured([layer(DEAD, ON, MIXED), OUT], ["relu"], x, y, box=None)
     empty = {"certified_dead_fraction", "certified_always_on_fraction", "saturated_fraction", "update_norm"}
@@ -572,14 +572,14 @@ def test_norms_of_tiny_and_huge_vectors():
     assert math.isnan(float(norm([jnp.array([1.0, jnp.nan])]))) and float(norm([jnp.array([1.0, -jnp.inf])])) == math.inf
 
 
-def test_a_network_that_went_nonfinite_still_measures():
+def test_network_that_went_nonfinite_still_measures():
     x, y = data()
     values, masks = measured([(np.full((4, 3), np.nan, np.float32), OUT[1].repeat(3)), OUT], ["relu"], x, y)
     assert math.isnan(values["train_loss/all"]) and math.isnan(values["grad_norm/all"])
     assert not masks["certified_dead:site_1"].any()
 
 
-def test_one_program_measures_many_runs_as_it_measures_one():
+def test_vmapped_measurement_equals_single_measurement():
     x, y = data()
     nets = [random_net([4, 6, 5, 1], seed) for seed in range(5)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
@@ -594,7 +594,7 @@ def test_one_program_measures_many_runs_as_it_measures_one():
 # -------------------------------------------------------------------------------- the declaration
 
 
-def test_declared_is_plain_data_and_names_every_metric_of_the_contract():
+def test_declared_is_plain_data_with_every_metric():
     declared = probes.declared()
     assert list(declared) == NAMES
     assert json.loads(json.dumps(declared, allow_nan=False)) == declared
@@ -609,7 +609,7 @@ def test_declared_is_plain_data_and_names_every_metric_of_the_contract():
         assert metric["sites"] == (name not in ("train_loss", "val_loss", "collapsed", "constant"))
 
 
-def test_values_lie_in_the_declared_range_and_keys_come_in_a_fixed_order():
+def test_values_are_in_declared_range_with_fixed_key_order():
     x, y = data()
     values, masks = measured(random_net([4, 6, 5, 1], 0), ["relu", "relu"], x, y, random_net([4, 6, 5, 1], 1))
     wanted = []
@@ -625,7 +625,7 @@ def test_values_lie_in_the_declared_range_and_keys_come_in_a_fixed_order():
         assert math.isnan(value) or ((low is None or value >= low) and (high is None or value <= high))
 
 
-def test_a_new_probe_is_one_function_and_a_misspelt_word_is_refused():
+def test_new_metric_is_one_function_and_misspelling_is_refused():
     for words, message in (
         (dict(per="layer", unit="1"), "per of metric _new 'layer'"),
         (dict(per="unit", unit="1", direction="up"), "direction of metric _new 'up'"),

@@ -46,7 +46,7 @@ def test_every_seed_has_each_image_once_and_its_class() -> None:
     assert x.min() == 0 and x.max() == 1 and tasks["digits"](DIGITS).box == (0, 1)
 
 
-def test_the_split_is_a_fifth_and_every_class_is_on_both_sides() -> None:
+def test_split_is_one_fifth_with_every_class_on_both_sides() -> None:
     task = tasks["digits"](DIGITS)
     assert tuple(task.signature) == (1437, 360, 64, 10, "cross_entropy", ("accuracy", "trained")) and task.phases == 1
     for classes in drawn()[1]:
@@ -65,14 +65,14 @@ def test_centred_inputs_and_fewer_rows() -> None:
     assert np.array_equal(few[0], drawn()[0][:, :500]) and tasks["digits"](DIGITS.replace(rows=500)).signature[:2] == (400, 100)
 
 
-def test_what_it_has_not_is_refused_with_the_way_out() -> None:
+def test_unsupported_choice_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"1797 images, not rows=200000. Set rows=1797"):
         tasks["digits"](RunSpec(task="digits"))
     with pytest.raises(UserError, match=r"unknown target of task digits 'parity'; known: default, digit"):
         tasks["digits"](DIGITS.replace(target="parity"))
 
 
-def test_scikit_learn_is_imported_when_its_images_are_drawn() -> None:
+def test_scikit_learn_is_imported_only_for_its_images() -> None:
     code = (
         "import sys; from relu_study import RunSpec; from relu_study.components.registry import tasks;"
         " tasks['digits'](RunSpec(task='digits', rows=9));"
@@ -114,7 +114,7 @@ def test_accuracy_and_trained() -> None:
         assert float(trained(jnp.eye(2)[jnp.array(prediction)], y)) == wanted  # a half is not more than a half
 
 
-def test_a_run_is_measured_as_a_classifier() -> None:
+def test_run_is_measured_as_a_classifier() -> None:
     """What the tile says of the last epoch is what its last weights say of its rows, in NumPy."""
     few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "constant"))
     tile = train_tile.train_tile([DIGITS.replace(epochs=5, learning_rate=0.01)], 2, probing=few, keep_params=True)
@@ -130,7 +130,7 @@ def test_a_run_is_measured_as_a_classifier() -> None:
     assert tile["metric:train_loss/all"][0, 0] > np.log(10) * 0.9 and tile["metric:trained/all"][0, 0] == 0
 
 
-def test_the_manifest_says_what_they_are() -> None:
+def test_manifest_describes_histograms() -> None:
     said = declared_metrics([DIGITS])
     for name, unit in (("accuracy", "fraction"), ("trained", "0 or 1")):
         about = said[name]

@@ -46,7 +46,7 @@ def test_targets_are_what_their_names_say(target: str) -> None:
 
 
 @pytest.mark.parametrize(("target", "d"), [("abs", 1), ("x_sin_5x", 1), ("step_sine", 1), ("two_dim", 2)])
-def test_inputs_are_uniform_of_variance_1_and_3000_are_for_training(target: str, d: int) -> None:
+def test_inputs_have_variance_1_and_3000_train(target: str, d: int) -> None:
     task = tasks["lu_targets"](lu(target))
     assert tuple(task.signature) == (3000, 1000, d, d, "squared_error", ()) and task.phases == 1
     assert task.box == pytest.approx((-END, END))
@@ -73,7 +73,7 @@ def moment(target: str, order: int, about: float = 0.0) -> float:
     return quad(lambda x: density * (BY_HAND[target](x)[0] - about) ** order, -END, END, points=[0.0])[0]
 
 
-def test_comparisons_are_paired_by_seed_and_seeds_are_apart() -> None:
+def test_comparisons_are_paired_and_seeds_differ() -> None:
     x = drawn("abs")[0]
     assert np.array_equal(drawn("x_sin_5x")[0], x) and np.array_equal(drawn("step_sine")[0], x)
     assert len({row.tobytes() for row in x}) == SEEDS and len(np.unique(x[0])) > ROWS - 10
@@ -84,7 +84,7 @@ def x_of(seed: int) -> np.ndarray:
     return np.asarray(tasks["lu_targets"](lu("abs")).sample(jax.random.key(seed), 0)[0])
 
 
-def test_what_it_has_not_is_refused_with_the_way_out() -> None:
+def test_unsupported_choice_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"unknown target of task lu_targets 'two_dims'; did you mean two_dim"):
         tasks["lu_targets"](lu("two_dims"))
     with pytest.raises(UserError, match=r"already have mean 0. Leave inputs='raw'"):

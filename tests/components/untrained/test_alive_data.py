@@ -25,7 +25,7 @@ FLIPPED = jax.jit(initializers["sign_flip"].function, static_argnums=1)
     widths=st.lists(st.sampled_from([1, 3]), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_sign_flipping_keeps_its_promise_on_any_data(data, widths, seed):
+def test_sign_flipping_guarantee_holds_on_any_data(data, widths, seed):
     """On any rows but 0, repeated and opposite ones too, through any widths. It may never fail."""
     signals = np.float32(data)
     for place, width in enumerate(widths):
@@ -60,7 +60,7 @@ def test_one_drawn_network_layer_by_layer():
     np.testing.assert_allclose(found, alive, atol=1e-6)
 
 
-def test_theory_is_of_sign_flipping_alone():
+def test_theory_exists_only_for_sign_flipping():
     entry = statistics["alive_data"]
     assert entry.theory(entry.cell(initializer="he_normal")) == {}
     known = entry.theory(entry.cell(depth=3))

@@ -54,7 +54,7 @@ def test_bounds_hold_and_the_first_layers_are_exact():
 
 
 @pytest.mark.parametrize("width", [2, 3, 9, 16])
-def test_what_is_rare_keeps_its_digits(width):
+def test_rare_events_keep_their_digits(width):
     exact = (1 - 2.0 ** (1 - width)) * 4.0**-width + 2.0 ** (1 - width) * 2.0**-width
     assert drawn(width, 3, 4)[0][1] == pytest.approx(exact, rel=1e-6)
 
@@ -64,7 +64,7 @@ def test_upper_bounds():
     assert upper_bound(2, np.array([3, 20]), spared=2) == pytest.approx([0.25, 1 - 0.75**18])
 
 
-def test_plain_networks_die_as_the_chain_says():
+def test_plain_networks_match_the_chain():
     rng, width, n = np.random.default_rng(5), 3, 40_000
     mean, error = drawn(width)
     first = rng.normal(size=(n, width))
@@ -76,7 +76,7 @@ def test_plain_networks_die_as_the_chain_says():
         assert abs(share - mean[layers - 2]) < 4 * se
 
 
-def test_beyond_forty_layers_some_are_told_and_they_are_those_of_the_short_chain():
+def test_long_chain_reports_a_subset_of_depths():
     entry = statistics["chain"]
     told = entry.along(entry.cell(width=3, max_layers=300))["layers"]
     assert list(told[:39]) == list(range(2, 41)) and told[-1] == 300 and max(np.diff(told)) <= 15
@@ -88,6 +88,6 @@ def test_beyond_forty_layers_some_are_told_and_they_are_those_of_the_short_chain
 @pytest.mark.parametrize(
     "changes, said", [({"width": 0}, "width must be"), ({"max_layers": 1}, "max_layers must be"), ({"width": 2.5}, "whole")]
 )
-def test_what_cannot_be_is_refused(changes, said):
+def test_invalid_claims_and_tables_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         statistics["chain"].cell(**changes)

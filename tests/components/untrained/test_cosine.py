@@ -13,7 +13,7 @@ from relu_study.errors import UserError
 
 
 @pytest.mark.parametrize("cosine", [-1.0, -0.4, 0.0, 0.7, 0.999, 1.0])
-def test_the_map_against_the_integral_over_directions(cosine):
+def test_map_against_the_integral_over_directions(cosine):
     angle = np.arccos(cosine)
     both, _ = integrate.quad(lambda t: max(np.cos(t), 0) * max(np.cos(t - angle), 0), angle - np.pi / 2, np.pi / 2)
     one, _ = integrate.quad(lambda t: np.cos(t) ** 2, -np.pi / 2, np.pi / 2)
@@ -43,6 +43,6 @@ def test_equal_and_opposite_inputs():
 
 
 @pytest.mark.parametrize(("factors", "said"), [({"cosine": 1.5}, r"\[-1, 1\]"), ({"depth": 0}, "depth"), ({"width": 1}, "width")])
-def test_what_is_no_pair_is_refused(factors, said):
+def test_invalid_pair_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["cosine"].cell(**factors)

@@ -23,7 +23,7 @@ def test_normal_units_against_the_integral_over_their_length(d, r):
     assert theory(d=d, r=r) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_a_sixth_on_the_papers_interval():
+def test_sixth_on_the_papers_interval():
     assert theory() == pytest.approx(1 / 6, rel=1e-12)
 
 
@@ -53,7 +53,7 @@ def test_draws_agree_with_theory(name, factors):
     assert abs(scores(name, 50_000, **factors)["dead"]) < 4.5
 
 
-def test_a_unit_is_decided_where_it_is_largest():
+def test_unit_is_decided_where_it_is_largest():
     d, r = 3, 0.5
     weights = np.array([jax.random.normal(key_of("dead_unit", i, d=d, r=r), (d + 1,)) for i in range(40)], np.float64)
     direction = np.random.default_rng(0).normal(size=(4000, d))
@@ -72,6 +72,6 @@ def test_a_unit_is_decided_where_it_is_largest():
         ("box_unit", {"d": 0}, "d must be a whole number"),
     ],
 )
-def test_what_is_no_unit_is_refused(name, factors, said):
+def test_invalid_unit_is_refused(name, factors, said):
     with pytest.raises(UserError, match=said):
         statistics[name].cell(**factors)

@@ -38,14 +38,14 @@ def test_normal_inputs_of_few_and_of_many_coordinates():
     assert all_off_in([9], 2.0, 3) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_where_the_correlation_alone_predicts():
+def test_where_correlation_predicts():
     """The exact law over D: within 10 % at d >= 256, m <= 2,000 for g >= 1, and not for a weaker mean or few coordinates."""
     for d, g, good in ((256, 1.0, True), (256, 3**0.5, True), (1024, 4.0, True), (256, 0.5, False), (4, 3**0.5, False)):
         ratio = all_off_in(COUNTS, g, d) / all_off(COUNTS, g**2 / (1 + g**2))
         assert np.all(np.abs(ratio - 1) < 0.1) == good, (d, g, ratio)
 
 
-def test_the_first_row_on_which_a_unit_is_on():
+def test_first_row_on_which_a_unit_is_on():
     pre = np.random.default_rng(1).normal(size=(30, 5)) - 1.5
     pre[:, 0], pre[3, 1] = -1.0, 0.0
     wanted = [[all(value <= 0 for value in column[:m]) for column in pre.T] for m in (1, 4, 30)]
@@ -66,7 +66,7 @@ def test_draws_agree_with_theory(name, factors):
     assert np.all(np.abs(z) < 4.5)
 
 
-def test_the_article_s_box_is_a_bound_and_its_correlation_no_prediction():
+def test_article_box_gives_a_bound_but_no_prediction():
     entry = statistics["off_on_inputs"]
     known = entry.theory(entry.cell(examples=1000))["off"]
     assert np.all(np.isnan(known.value)) and known.lower == 2**-4
@@ -94,6 +94,6 @@ def test_prediction_is_offered_only_where_it_holds():
         ("off_on_inputs", {"d": 1}, "d must be"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(name, factors, said):
+def test_invalid_cell_is_refused(name, factors, said):
     with pytest.raises(UserError, match=said):
         statistics[name].cell(**factors)

@@ -86,7 +86,7 @@ def test_below_a_dead_layer_there_is_no_gradient():
 
 
 @pytest.mark.slow
-def test_crelu_passes_half_of_what_orthonormal_columns_bring():
+def test_crelu_halves_orthonormal_gradients():
     """Each unit has one of its two outputs open, so the gradient loses half of its square a layer."""
     found = drawn("gradients", 50, activation="crelu", initializer="orthogonal", width=8, depth=6)
     assert found["signal"].shape == (50, 6) and np.all(found["signal"][:, -1] == 0)
@@ -112,12 +112,12 @@ def test_every_initialiser_has_gradients(initializer):
         ({"width": 0}, "width"),
     ],
 )
-def test_what_is_no_network_is_refused(factors, said):
+def test_non_network_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["gradients"].cell(**factors)
 
 
-def test_the_study_takes_every_pair():
+def test_study_takes_every_pair():
     """Of what the package brings: the study of every activation with every initialiser forgets none."""
     study = load_study(find_study("moments"))
     (pairs,) = (experiment.cells.values() for experiment in study.experiments if experiment.name == "gradients")

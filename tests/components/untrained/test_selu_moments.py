@@ -17,7 +17,7 @@ def selu(z):
 
 
 @pytest.mark.parametrize("q", [0.3, 1.0, 4.0])
-def test_the_map_against_quadrature(q):
+def test_map_against_quadrature(q):
     def moment(k, q):
         return integrate.quad(lambda z: selu(z) ** k * stats.norm.pdf(z, scale=q**0.5), -40, 40, points=[0], limit=200)[0]
 
@@ -27,14 +27,14 @@ def test_the_map_against_quadrature(q):
     assert slope == pytest.approx((moment(2, q + 1e-4) - moment(2, q - 1e-4)) / 2e-4, rel=1e-5)
 
 
-def test_the_fixed_point_and_the_slope_there():
+def test_fixed_point_and_the_slope_there():
     mean, variance, slope = moment_map(1.0)
     assert mean == pytest.approx(0, abs=1e-12) and variance == pytest.approx(1, abs=1e-12)
     assert slope == pytest.approx(0.7826479, abs=5e-8)
     assert (moment_map(1 + 1e-5)[1] - moment_map(1 - 1e-5)[1]) / 2e-5 == pytest.approx(slope, abs=1e-6)  # of the variance too
 
 
-def test_the_map_leads_to_the_fixed_point():
+def test_map_leads_to_the_fixed_point():
     entry = statistics["selu_moments"]
     for start in (0.2, 5.0):
         known = entry.theory(entry.cell(variance=start, depth=80))
@@ -42,7 +42,7 @@ def test_the_map_leads_to_the_fixed_point():
 
 
 @pytest.mark.parametrize("variance", [1.0, 2.5])
-def test_the_first_layer_is_exact_and_the_next_nearly(variance):
+def test_first_layer_is_exact_and_the_next_nearly(variance):
     entry = statistics["selu_moments"]
     factors = {"variance": variance, "width": 64, "depth": 2}
     known, found = entry.theory(entry.cell(**factors)), drawn("selu_moments", 4000, **factors)
@@ -53,6 +53,6 @@ def test_the_first_layer_is_exact_and_the_next_nearly(variance):
 
 
 @pytest.mark.parametrize(("factors", "said"), [({"variance": 0.0}, "variance"), ({"width": 1}, "width"), ({"depth": 0}, "depth")])
-def test_what_is_no_network_is_refused(factors, said):
+def test_non_network_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["selu_moments"].cell(**factors)

@@ -87,7 +87,7 @@ def decided(cell: dict[str, Any], draws: int, at_once: int) -> np.ndarray:
     "scheme, domain",
     [("he_normal_random_bias", "interval"), pytest.param("rai", "interval", marks=pytest.mark.slow), ("he_uniform", "plane")],
 )
-def test_every_network_dies_where_a_slow_walk_says(scheme, domain):
+def test_every_network_matches_slow_walk(scheme, domain):
     width, hidden, draws = 3, 7, 48
     cell = cell_of(scheme, domain, width=width, max_layers=hidden + 1)
     dead = decided(cell, draws, draws)
@@ -99,7 +99,7 @@ def test_every_network_dies_where_a_slow_walk_says(scheme, domain):
 @pytest.mark.parametrize(
     "scheme, domain", [("he_normal_random_bias", "interval"), pytest.param("orthogonal", "plane", marks=pytest.mark.slow)]
 )
-def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch):
+def test_network_result_is_independent_of_batch(scheme, domain, monkeypatch):
     cell = cell_of(scheme, domain, width=4, max_layers=12)
     together = decided(cell, 256, 256)
     assert 0 < together[:, -1].sum() < 256
@@ -111,7 +111,7 @@ def test_a_network_is_decided_alone_as_among_others(scheme, domain, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_path_that_is_given_up_is_not_defined(monkeypatch):
+def test_path_that_is_given_up_is_not_defined(monkeypatch):
     cell = cell_of("he_normal", "plane", width=4, max_layers=12)
     full = decided(cell, 128, 128)
     monkeypatch.setattr(linear_pieces, "MAX_PIECES", 2)
@@ -134,7 +134,7 @@ def test_digits_are_off_less_often_than_a_signal_of_one_image():
     assert (found <= np.asarray(theory.upper) + 4 * np.sqrt(0.25 / n)).all() and found[-1] > 0.2
 
 
-def test_bounds_stand_where_a_theorem_holds():
+def test_bounds_exist_where_a_theorem_applies():
     def theory(scheme, domain):
         return statistics["stillborn"].theory(cell_of(scheme, domain, width=3, max_layers=10))
 
@@ -157,6 +157,6 @@ def test_bounds_stand_where_a_theorem_holds():
         ({"max_layers": 1}, "max_layers must be a whole number of at least 2"),
     ],
 )
-def test_what_cannot_be_is_refused(factors, said):
+def test_invalid_claims_and_tables_are_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["stillborn"].cell(**factors)

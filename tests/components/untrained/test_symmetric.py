@@ -51,7 +51,7 @@ def test_off_everywhere_against_linear_programs(d_in, width, biased):
     assert found.tolist() == wanted
 
 
-def test_off_everywhere_where_it_can_be_seen():
+def test_off_everywhere_in_obvious_cases():
     """-|x| + c: two units on a line, outgoing -1 each."""
     planes, outgoing = jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.array([-1.0, -1.0])
     assert [bool(_off_everywhere(planes, outgoing, jnp.float32(c))) for c in (-1.0, 0.0, 1e-6, 1.0)] == [True, True, False, False]
@@ -62,7 +62,7 @@ def test_off_everywhere_where_it_can_be_seen():
 @pytest.mark.parametrize(
     ("d_in", "width", "wanted"), [(1, 1, 1 / 4), (3, 2, 1 / 8), (1, 2, 3 / 16), (2, 3, 5 / 64), (3, 4, 9 / 256), (1, 3, np.nan)]
 )
-def test_the_papers_probabilities(d_in, width, wanted):
+def test_papers_probabilities(d_in, width, wanted):
     assert theory("second_layer", d_in=d_in, width=width) == pytest.approx(wanted, nan_ok=True)
     if width <= d_in + 1:
         assert theory("second_layer", initializer="he_normal", d_in=d_in, width=width) == pytest.approx(2 * wanted)
@@ -107,6 +107,6 @@ def test_signals_die_by_their_widths():
         ("signal_death", {"initializer": "he_norm"}, "he_normal"),
     ],
 )
-def test_what_has_no_theory_is_refused(name, factors, said):
+def test_initializer_without_theory_is_refused(name, factors, said):
     with pytest.raises(UserError, match=said):
         statistics[name].cell(**factors)
