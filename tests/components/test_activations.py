@@ -1,4 +1,4 @@
-"""Every registered activation is what it declares to be: its pieces, turning points, values and slopes."""
+"""Every registered activation against its declared pieces, turning points, values and slopes."""
 
 import jax
 import jax.numpy as jnp

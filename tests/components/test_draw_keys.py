@@ -1,4 +1,4 @@
-"""The hashed bits of draws: uniform, independent from draw to draw and place to place, and the same however they are made."""
+"""The hashed bits of draws: uniform, independent across draws and elements, and reproducible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registered initialiser is what its definition says, and the engine lays it where it belongs."""
+"""Every registered initialiser against its definition, and its use by the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No input of the box leaves the bounds, however the layer is computed; and they are as tight as is promised."""
+"""Soundness of interval bounds for every computation of a layer, and their tightness."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Networks of sites: what they hold, how SELU keeps its moments, and what the two kinds of dropout do."""
+"""Network modules: their log of activations, SELU's moments, and both kinds of dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The skip network is what its formula says, in every layout and under every engine's eye, and refuses what it cannot add."""
+"""The skip network matches its formula in every layout, and refuses activations that it cannot add."""
 
 from __future__ import annotations
 

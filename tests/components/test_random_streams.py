@@ -1,4 +1,4 @@
-"""Streams are named, and every epoch visits every row once, in an order that no test tells from a fair one."""
+"""Named streams, and the epoch order: every row once, indistinguishable from a uniform permutation."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_stream_goes_on_from_a_stream():
 
 
 def test_stored_bits_are_unchanged():
-    """Results that are stored stand on these; where they must change, `engine.ENGINE` grows."""
+    """Committed results depend on these bits; a change must increase `engine.ENGINE`."""
     assert data(random_streams.stream(3, "init", 1)) == (338055248, 2449612937)
     for rows, first in (
         (50, [26, 9, 8, 20, 43, 15]),

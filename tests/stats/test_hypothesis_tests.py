@@ -1,4 +1,4 @@
-"""Comparisons against scipy's own tests, brute force and small cases by hand."""
+"""Comparisons against scipy's tests, brute force and small cases by hand."""
 
 from __future__ import annotations
 

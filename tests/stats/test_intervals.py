@@ -1,4 +1,4 @@
-"""The arithmetic against scipy's own tests and intervals, brute force and closed forms."""
+"""Summaries and intervals against scipy, brute force and closed forms."""
 
 from __future__ import annotations
 

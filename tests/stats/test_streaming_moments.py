@@ -1,4 +1,4 @@
-"""Sums of draws against NumPy on the draws themselves."""
+"""Streaming moments against NumPy on all draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lives and survival of units against a slow, obvious loop, scipy's Kaplan-Meier and hand-drawn lives."""
+"""Unit histories and survival against a slow loop, scipy's Kaplan-Meier and histories by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fingerprints over every kind of thing that a function may read: a change of it counts, a move of the code does not."""
+"""Fingerprints of every kind of dependency of a function: a changed dependency counts, moved code does not."""
 
 from __future__ import annotations
 

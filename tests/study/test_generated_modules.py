@@ -1,4 +1,4 @@
-"""Fingerprints of generated modules: one planted change of what is read counts, one of what is not read does not."""
+"""Fingerprints of generated modules: a change of a read name counts, a change of an unread one does not."""
 
 from __future__ import annotations
 

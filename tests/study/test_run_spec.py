@@ -1,4 +1,4 @@
-"""A RunSpec's name is what differs from the defaults and nothing else; nonsense is refused in words."""
+"""RunSpec ids depend only on fields that differ from their defaults; invalid fields are refused."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_nonsense_is_refused(words: dict[str, Any], hint: str) -> None:
         RunSpec().replace(**words)
 
 
-def test_border_counts_as_inside() -> None:
+def test_limits_of_each_field_are_valid() -> None:
     assert RunSpec(epochs=0, rows=2, batch_size=1, seed=2**32 - 1, dropout="dropout", dropout_rate=0).epochs == 0
     assert RunSpec(dropout="dropout", dropout_rate=0.999).dropout_rate == 0.999 and RunSpec(epochs=12.5).epochs == 12.5
 

@@ -1,4 +1,4 @@
-"""Studies with modules next to them, and studies that are typed: each has its own code, and a change of it counts."""
+"""Studies with sibling modules, and interactively typed studies: code stays separate, and a change counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study declares: whose seeds, which targets, how often it measures; and what makes no sense is refused."""
+"""Declarations of studies: seeds, targets, measurement interval; invalid studies are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histograms against a slow reference that asks the logarithm, and against what the engine's own networks hold."""
+"""Histograms against a slow reference by logarithms, and against the engine's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every probe against the slowest, most obvious reference: float64 loops over units and examples."""
+"""Every metric against a slow reference: float64 loops over units and examples."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""The digits, split by the seed; classification's loss and metrics against plain NumPy."""
+"""The digits, split by the seed; the loss and metrics of classification against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The targets of deep and narrow nets: what their names say, on their interval, drawn anew for each seed."""
+"""The targets of deep and narrow nets: their formulas, their interval, separate draws per seed."""
 
 from __future__ import annotations
 

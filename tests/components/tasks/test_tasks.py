@@ -1,4 +1,4 @@
-"""The article's data: inside their box, with the moments the study declares, paired by seed whatever the target."""
+"""The article's data: inside their box, with the declared moments, paired by seed for every target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sign flipping keeps 2^-k of any data alive in k layers, in every network; He's scheme does not."""
+"""Sign flipping keeps 2^-k of any data alive in layer k of every network; He's scheme does not."""
 
 from __future__ import annotations
 

@@ -88,6 +88,6 @@ def test_long_chain_reports_a_subset_of_depths():
 @pytest.mark.parametrize(
     "changes, said", [({"width": 0}, "width must be"), ({"max_layers": 1}, "max_layers must be"), ({"width": 2.5}, "whole")]
 )
-def test_invalid_claims_and_tables_are_refused(changes, said):
+def test_invalid_cell_is_refused(changes, said):
     with pytest.raises(UserError, match=said):
         statistics["chain"].cell(**changes)

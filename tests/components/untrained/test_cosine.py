@@ -1,4 +1,4 @@
-"""Two signals in a wide net: the map of their cosine against an integral over the plane that they span, and drawn nets."""
+"""Two signals in a wide net: the cosine map against an integral over their plane, and sampled nets."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def test_equal_and_opposite_inputs():
 
 
 @pytest.mark.parametrize(("factors", "said"), [({"cosine": 1.5}, r"\[-1, 1\]"), ({"depth": 0}, "depth"), ({"width": 1}, "width")])
-def test_invalid_pair_is_refused(factors, said):
+def test_invalid_cell_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["cosine"].cell(**factors)

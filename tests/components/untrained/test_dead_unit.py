@@ -1,4 +1,4 @@
-"""One unit on a ball or a box: closed forms against integrals, decisions against the points where they are decided."""
+"""One unit on a ball or a box: closed forms against integrals, decisions against the extreme points."""
 
 from __future__ import annotations
 

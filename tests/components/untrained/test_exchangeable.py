@@ -1,4 +1,4 @@
-"""Units off on m inputs: D(m, c) against closed forms and integrals, draws against both, and where it predicts."""
+"""Units off on m inputs: D(m, c) against closed forms and integrals, draws against both, and the range of validity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients by layer against a plain chain rule in float64, and where they can be known."""
+"""Gradients by layer against a plain chain rule in float64, and in cases with a known answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SELU's map of moments against quadrature, its fixed point and slope, and drawn networks."""
+"""SELU's moment map against quadrature, its fixed point and slope, and sampled networks."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_draws_agree_with_theory(initializer, width, depth):
         assert number in ("second", "fourth") or np.all(np.isfinite(z))
 
 
-def test_reported_and_unreported_cases():
+def test_theory_applies_up_to_a_growth_of_two():
     entry = statistics["signal_moments"]
     known = entry.theory(entry.cell(width=16, depth=4))
     np.testing.assert_allclose(known["fourth"].value, [1.3125, 1.3125**2, np.nan, np.nan])  # up to a growth of 2
@@ -76,6 +76,6 @@ def test_dead_signal_has_no_logarithm():
     ("factors", "said"),
     [({"initializer": "he_norml"}, "he_normal"), ({"initializer": "rai"}, "symmetric"), ({"depth": 0}, "depth")],
 )
-def test_initializer_without_theory_is_refused(factors, said):
+def test_invalid_cell_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["signal_moments"].cell(**factors)

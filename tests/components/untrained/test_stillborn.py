@@ -1,4 +1,4 @@
-"""Stillborn networks against independent values and, network by network, against a slow walk in float64 from kink to kink."""
+"""Stillborn networks against independent values, and each network against a slow float64 walk over its linear pieces."""
 
 from __future__ import annotations
 
@@ -157,6 +157,6 @@ def test_bounds_exist_where_a_theorem_applies():
         ({"max_layers": 1}, "max_layers must be a whole number of at least 2"),
     ],
 )
-def test_invalid_claims_and_tables_are_refused(factors, said):
+def test_invalid_cell_is_refused(factors, said):
     with pytest.raises(UserError, match=said):
         statistics["stillborn"].cell(**factors)

@@ -1,4 +1,4 @@
-"""A second-layer unit off on all of R^d, against a linear program in every cell; signals that die, against their product."""
+"""Second-layer units off on all of R^d against a linear program per cell; signal death against the product formula."""
 
 from __future__ import annotations
 
@@ -107,6 +107,6 @@ def test_signals_die_by_their_widths():
         ("signal_death", {"initializer": "he_norm"}, "he_normal"),
     ],
 )
-def test_initializer_without_theory_is_refused(name, factors, said):
+def test_invalid_cell_is_refused(name, factors, said):
     with pytest.raises(UserError, match=said):
         statistics[name].cell(**factors)
