@@ -37,11 +37,11 @@ def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdi
         f"{len({name for name, _ in draws}):,} cells, {sum(count for _, count in draws):,} draws and nothing trained"
         f"{'' if stored else ': none is stored'}; {len(cells):,} rows in [cells.csv](cells.csv)."
     )
-    made = [("command", f"`{manifest['command']}`"), ("preset", manifest["preset"])]
-    made += [(name, _flat(value)) for name, value in manifest["provenance"].items() if value != {}]
+    details = [("command", f"`{manifest['command']}`"), ("preset", manifest["preset"])]
+    details += [(name, _flat(value)) for name, value in manifest["provenance"].items() if value != {}]
     closing = [
         "## How this page was made",
-        "\n".join(f"- {name}: {text}" for name, text in made),
+        "\n".join(f"- {name}: {text}" for name, text in details),
         _DRAW_RULE,
         "The numbers: [cells.csv](cells.csv), [verdicts.csv](verdicts.csv), [manifest.json](manifest.json). "
         "`relu-study report` makes this page anew from them.",
@@ -184,14 +184,14 @@ def _effect(row: Mapping[str, Any]) -> list[str]:
 
 
 def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
-    made = [
+    details = [
         ("command", f"`{manifest['command']}`"),
         ("preset", manifest["preset"]),
         ("seeds", f"{manifest['declaration']['seeds']}"),
     ]
-    known = {name: value for name, value in manifest["provenance"].items() if name != "probe_examples" and value != {}}
-    made += [(name.replace("_", " "), _flat(value)) for name, value in known.items()]
-    lines = [f"- {name}: {text}" for name, text in made]
+    provenance = {name: value for name, value in manifest["provenance"].items() if name != "probe_examples" and value != {}}
+    details += [(name.replace("_", " "), _flat(value)) for name, value in provenance.items()]
+    lines = [f"- {name}: {text}" for name, text in details]
     files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))
     return "\n\n".join(
         [

@@ -68,21 +68,21 @@ class Panel:
 
 def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """Return the figure drawn by `draw` in each format ("png", "svg", "pdf"). Equal numbers give equal bytes."""
-    made = {name: io.BytesIO() for name in ("png", *formats)}
+    buffers = {name: io.BytesIO() for name in ("png", *formats)}
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # for glyphs missing in the font, drawn as boxes
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         picture = draw()
         # Always first: it computes the layout, the same for every format.
-        FigureCanvasAgg(picture).print_png(made["png"], metadata={"Software": None})
+        FigureCanvasAgg(picture).print_png(buffers["png"], metadata={"Software": None})
         picture.set_layout_engine("none")
-        if "svg" in made:
-            FigureCanvasSVG(picture).print_svg(made["svg"], metadata={"Date": None, "Creator": None})
+        if "svg" in buffers:
+            FigureCanvasSVG(picture).print_svg(buffers["svg"], metadata={"Date": None, "Creator": None})
         picture.set_dpi(DPI)  # reset after the previous format, since embedded images use it
-        if "pdf" in made:
-            FigureCanvasPdf(picture).print_pdf(made["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return {name: made[name].getvalue() for name in formats}
+        if "pdf" in buffers:
+            FigureCanvasPdf(picture).print_pdf(buffers["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return {name: buffers[name].getvalue() for name in formats}
 
 
 def new_figure(columns: int) -> Figure:
@@ -104,7 +104,7 @@ def panel_grid(names: Sequence[str], counts: Sequence[Mapping[str, str]], across
     for group in range(len(counts)):
         for ax in axes[group * deep : (group + 1) * deep].ravel()[len(names) :]:
             ax.set_visible(False)
-    found = []
+    groups_of_panels = []
     for group, marks in enumerate(counts):
         panels = []
         for i, name in enumerate(names):
@@ -115,8 +115,8 @@ def panel_grid(names: Sequence[str], counts: Sequence[Mapping[str, str]], across
             last = row == len(axes) - 1 or not axes[row + 1, column].get_visible()
             axes[row, column].tick_params(labelleft=column == 0, labelbottom=last)
             panels.append(Panel(axes[row, column], first=column == 0, last=last))
-        found.append(panels)
-    return found
+        groups_of_panels.append(panels)
+    return groups_of_panels
 
 
 def num_rows(panels: Sequence[Panel]) -> int:

@@ -81,12 +81,16 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
 
 def _counts(arm: str, rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return the text on missing or nonfinite runs in an arm's legend entry, with the column unless it holds for all."""
-    found: dict[str, dict[str, None]] = {}
+    arms_by_text: dict[str, dict[str, None]] = {}
     for row in rows:
         for column, cell in zip(columns, row.cells, strict=True):
             if arm in cell:
-                found.setdefault(cell[arm].count, {})[column] = None
-    words = [", ".join(filter(None, [count] if len(found) == 1 else [*names, count])) for count, names in found.items() if count]
+                arms_by_text.setdefault(cell[arm].count, {})[column] = None
+    words = [
+        ", ".join(filter(None, [count] if len(arms_by_text) == 1 else [*names, count]))
+        for count, names in arms_by_text.items()
+        if count
+    ]
     return f" ({'; '.join(words)})" if words else ""
 
 
@@ -184,10 +188,10 @@ def _run_counts(numbers: FigureData) -> dict[str, str]:
     """Return config_id -> "n=31/32" for configurations with missing or nonfinite runs."""
     summary, not_run = numbers.summary, not_run_counts(numbers)
     last = summary[summary["epoch"] == summary.groupby("config_id")["epoch"].transform("max")]
-    found = last.groupby("config_id")[["n_finite", "n"]].max()
+    last_rows = last.groupby("config_id")[["n_finite", "n"]].max()
     return {
         str(c): count(int(alive), int(n), not_run.get(str(c), 0))
-        for c, (alive, n) in zip(found.index, found.to_numpy(), strict=True)
+        for c, (alive, n) in zip(last_rows.index, last_rows.to_numpy(), strict=True)
     }
 
 

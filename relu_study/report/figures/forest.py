@@ -151,13 +151,15 @@ def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mappi
     """
     seeds = seeds_of(declaration)
     of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
-    asked = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
-    named = [arms for arms in asked if all(arm in row["contrast"] for arm in arms)]  # of "relu" and "relu, wide" the longer one
+    arms_of_claims = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
+    named = [
+        arms for arms in arms_of_claims if all(arm in row["contrast"] for arm in arms)
+    ]  # of "relu" and "relu, wide" the longer one
     arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
     ids = [of[arm, row["target"]] for arm in arms if (arm, row["target"]) in of]
-    wanted, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])
-    run = set(range(wanted)).intersection(*(stored[i].seeds.tolist() if i in stored else () for i in ids))
-    return count(n, wanted, min(wanted - len(run), wanted - n) if stored else 0)
+    requested, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])
+    run = set(range(requested)).intersection(*(stored[i].seeds.tolist() if i in stored else () for i in ids))
+    return count(n, requested, min(requested - len(run), requested - n) if stored else 0)
 
 
 def _arms(claim: Mapping[str, Any]) -> list[str]:

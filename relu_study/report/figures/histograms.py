@@ -192,9 +192,9 @@ class LinearScale:
 
     def ticks(self) -> list[float]:
         """Return round values in the range, without 0."""
-        found = [float(value) for value in MaxNLocator(4, steps=ROUND).tick_values(self.low, self.high)]
+        round_values = [float(value) for value in MaxNLocator(4, steps=ROUND).tick_values(self.low, self.high)]
         nearest = 1e-9 * (self.high - self.low)
-        return [value for value in found if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
+        return [value for value in round_values if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
 
 
 def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: Normalize) -> bool:

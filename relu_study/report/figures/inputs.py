@@ -47,8 +47,8 @@ def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[l
     columns: dict[str, dict[str, str]] = {target: {} for target in targets_of(entries, declaration)}
     for entry in entries:
         columns[entry["spec"]["target"]][entry["arm"]] = entry["config_id"]
-    found = dict.fromkeys(entry["arm"] for entry in entries)
-    return [arm for arm in dict.fromkeys(figure["arms"] or found) if arm in found], columns
+    present = dict.fromkeys(entry["arm"] for entry in entries)
+    return [arm for arm in dict.fromkeys(figure["arms"] or present) if arm in present], columns
 
 
 def title(target: str, declaration: Mapping[str, Any]) -> str:
@@ -64,28 +64,28 @@ def targets_of(entries: Sequence[DeclaredRun], declaration: Mapping[str, Any]) -
 
 def expand_metrics(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
     """Return the "metric/site" names of a figure's metrics ("metric/*": every site). Raises UserError for unknown ones."""
-    known = declaration["columns"]
+    declared = declaration["columns"]
     if figure["kind"] == "histograms":
-        sites = dict.fromkeys(name.partition("/")[2] for name in known if not name.endswith("/all"))
-        known = [f"{kind}/{site}" for kind in KINDS for site in sites]
-    return list(dict.fromkeys(name for asked in figure["metrics"] for name in _expanded(asked, figure, known)))
+        sites = dict.fromkeys(name.partition("/")[2] for name in declared if not name.endswith("/all"))
+        declared = [f"{kind}/{site}" for kind in KINDS for site in sites]
+    return list(dict.fromkeys(name for asked in figure["metrics"] for name in _expanded(asked, figure, declared)))
 
 
-def _expanded(asked: str, figure: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    metric, _, site = asked.partition("/")
+def _expanded(metric_name: str, figure: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
+    metric, _, site = metric_name.partition("/")
     where = f"of figure {figure['name']}" if figure["name"] else "of the figure"
-    of_metric = [name for name in known if name.startswith(f"{metric}/")]
+    of_metric = [name for name in declared if name.startswith(f"{metric}/")]
     if not of_metric:
-        raise nearest(metric, {name.partition("/")[0] for name in known}, f"metric {where}")
+        raise nearest(metric, {name.partition("/")[0] for name in declared}, f"metric {where}")
     with_site = [name for name in of_metric if not name.endswith("/all")]
     every = figure["kind"] == "depth"
     if (site == "*" or every) and not with_site:
-        have = dict.fromkeys(name.partition("/")[0] for name in known if not name.endswith("/all"))
+        have = dict.fromkeys(name.partition("/")[0] for name in declared if not name.endswith("/all"))
         raise UserError(
-            f"{asked} {where}: {metric} is measured for the whole network only; at each site there are {', '.join(have)}"
+            f"{metric_name} {where}: {metric} is measured for the whole network only; at each site there are {', '.join(have)}"
         )
     if every and site not in ("", "*"):
-        raise UserError(f"{asked} {where}: kind depth shows every site of a metric. Write {metric} without a site.")
+        raise UserError(f"{metric_name} {where}: kind depth shows every site of a metric. Write {metric} without a site.")
     if site == "*" or every:
         return with_site
     if f"{metric}/{site or 'all'}" not in of_metric:
@@ -112,21 +112,21 @@ class FigureData:
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
 
 
-def missing_input(figure: Mapping[str, Any], found: Mapping[str, pd.DataFrame], folder: Path) -> str:
+def missing_input(figure: Mapping[str, Any], csvs: Mapping[str, pd.DataFrame], folder: Path) -> str:
     """Return the input that a figure lacks besides the CSV files `found`, or an empty value. A clone has no raw/."""
     raw = folder / "raw"
-    missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in found]
+    missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in csvs]
     if missing:
         return missing[0]
     if figure["kind"] == "histograms":
         return f"{raw} (no CSV file holds histograms)"
     if figure["kind"] == "curves":
-        at = [set(zip(found[name]["config_id"], found[name]["epoch"], strict=True)) for name in NEEDED["curves"]]
+        at = [set(zip(csvs[name]["config_id"], csvs[name]["epoch"], strict=True)) for name in NEEDED["curves"]]
         return "" if at[0] >= at[1] else f"{raw} (summary.csv has the report epochs only)"
     if figure["kind"] == "depth":
         epochs = figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]
         return "" if all(epoch == "last" for epoch in epochs) else f"{raw} (runs.csv has the last epoch only)"
-    if figure["kind"] == "map" and figure["epoch"] != "last" and float(figure["epoch"]) not in set(found["summary"]["epoch"]):
+    if figure["kind"] == "map" and figure["epoch"] != "last" and float(figure["epoch"]) not in set(csvs["summary"]["epoch"]):
         return f"{raw} (summary.csv has no epoch {float(figure['epoch']):g})"
     return ""
 

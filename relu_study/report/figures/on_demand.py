@@ -63,22 +63,22 @@ def figure(
     declaration = manifest["declaration"]
     given: dict[str, Any] = {"metrics": _several(metrics), "experiments": _several(experiments), "arms": _several(arms)}
     given |= {"claims": _several(claims), "rows": rows, "cols": cols, "epoch": _epochs(epoch), "log": log}
-    asked = _declared(name, kind, given, declaration) if name is not None else _of_kind(kind, given, declaration)
-    paths = _files(_several(out) or (f"{asked['name']}.png",))
+    request = _declared(name, kind, given, declaration) if name is not None else _of_kind(kind, given, declaration)
+    paths = _files(_several(out) or (f"{request['name']}.png",))
     conditions = parse(_several(where), declaration)
-    some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [asked]}
-    if not (entries := select_arms(asked, some)):
-        raise UserError(f"no configuration is left to draw: {_filter(asked, where)}")
+    some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [request]}
+    if not (entries := select_arms(request, some)):
+        raise UserError(f"no configuration is left to draw: {_filter(request, where)}")
     check(some)
     ids = {entry["config_id"] for entry in entries}
-    numbers = _numbers(folder, manifest, some, asked, conditions, ids, where)
-    picture = build_figure(asked, some, numbers, f"where {', '.join(_several(where))}" if where else "")
+    numbers = _numbers(folder, manifest, some, request, conditions, ids, where)
+    picture = build_figure(request, some, numbers, f"where {', '.join(_several(where))}" if where else "")
     if picture is None:
-        raise UserError(f"there is nothing to draw: {_empty(asked, numbers)}; {_filter(asked, where)}")
-    made = canvas.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
+        raise UserError(f"there is nothing to draw: {_empty(request, numbers)}; {_filter(request, where)}")
+    rendered = canvas.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
     for path in paths:
         make_dirs(path.parent)
-        write_atomically(path, made[path.suffix[1:]])
+        write_atomically(path, rendered[path.suffix[1:]])
     return paths
 
 
@@ -91,8 +91,8 @@ def _several(words: Any) -> tuple[Any, ...]:
 
 def _epochs(epoch: Any) -> Any:
     """Return one epoch unchanged and several as a tuple, with numeric text as numbers."""
-    found = tuple(_epoch(one) for one in _several(epoch)) or ("last",)
-    return found[0] if len(found) == 1 else found
+    epochs = tuple(_epoch(one) for one in _several(epoch)) or ("last",)
+    return epochs[0] if len(epochs) == 1 else epochs
 
 
 def _epoch(one: Any) -> Any:
@@ -103,14 +103,14 @@ def _epoch(one: Any) -> Any:
 
 
 def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
-    known = {figure["name"]: figure for figure in declaration["figures"]}
-    if name not in known:
-        raise nearest(name, known, "figure of this study")
+    declared = {figure["name"]: figure for figure in declaration["figures"]}
+    if name not in declared:
+        raise nearest(name, declared, "figure of this study")
     usual = {field.name: field.default for field in fields(Figure)}
     also = [word for word, value in {"kind": kind, **given}.items() if value != usual[word] and value is not None]
     if also:
         raise UserError(f"the figure {name} is drawn as declared. Leave out {also[0]}, or give a kind instead of its name.")
-    return known[name]
+    return declared[name]
 
 
 def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
         raise UserError(f"no figure is named. Give a kind ({', '.join(FIGURE_KINDS)}){also}")
     if kind not in FIGURE_KINDS:
         raise nearest(kind, FIGURE_KINDS, "kind of figure")
-    known = {"experiments": "experiment", "arms": "arm"}
-    for word, label in known.items():
+    singular = {"experiments": "experiment", "arms": "arm"}
+    for word, label in singular.items():
         names_of = dict.fromkeys(entry[label] for entry in declaration["configurations"])
         for value in given[word]:
             if value not in names_of:
@@ -131,7 +131,7 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
         if given[word]:
             raise UserError(f"survival shows every site and takes no {word}. Use arms, experiments and conditions.")
     if kind == "forest":
-        for word in ("metrics", *known):
+        for word in ("metrics", *singular):
             if given[word]:
                 raise UserError(f"a forest shows claims and takes no {word}. Use claims ({_claims(declaration)}).")
         given["claims"] = given["claims"] or tuple(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
@@ -154,8 +154,8 @@ def _files(out: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _filter(asked: Mapping[str, Any], where: Words) -> str:
-    parts = [f"{word} {', '.join(asked[word])}" for word in ("experiments", "arms", "claims") if asked[word]]
+def _filter(request: Mapping[str, Any], where: Words) -> str:
+    parts = [f"{word} {', '.join(request[word])}" for word in ("experiments", "arms", "claims") if request[word]]
     parts += [f"where {', '.join(_several(where))}"] if where else []
     return f"asked for were {'; '.join(parts)}" if parts else "asked for were all"
 
@@ -195,8 +195,8 @@ def _numbers(
     return _from_files(folder, whole, some, asked, ids)
 
 
-def _at_the_end(asked: Mapping[str, Any]) -> bool:
-    return all(epoch == "last" for epoch in _several(asked["epoch"]))
+def _at_the_end(request: Mapping[str, Any]) -> bool:
+    return all(epoch == "last" for epoch in _several(request["epoch"]))
 
 
 def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> FigureData:
@@ -238,14 +238,14 @@ def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], con
     return FigureData(summary_frame({}, manifest), survival_frame({}), records, stored)
 
 
-def _empty(asked: Mapping[str, Any], numbers: FigureData) -> str:
+def _empty(request: Mapping[str, Any], numbers: FigureData) -> str:
     """Return the reason why nothing can be drawn."""
-    if asked["kind"] == "forest":
-        return f"verdicts.csv has no row of {', '.join(asked['claims'])}"
-    what = ", ".join(asked["metrics"]) or "unit"
+    if request["kind"] == "forest":
+        return f"verdicts.csv has no row of {', '.join(request['claims'])}"
+    what = ", ".join(request["metrics"]) or "unit"
     epochs = pd.unique(np.sort(numbers.summary["epoch"]))
-    if asked["kind"] in ("depth", "map") and not _at_the_end(asked):
-        when = ", ".join(f"{epoch:g}" for epoch in _several(asked["epoch"]) if epoch != "last")
+    if request["kind"] in ("depth", "map") and not _at_the_end(request):
+        when = ", ".join(f"{epoch:g}" for epoch in _several(request["epoch"]) if epoch != "last")
         return f"no value of {what} at epoch {when}; measured were epochs {', '.join(f'{epoch:g}' for epoch in epochs)}"
     if len(numbers.summary) and not numbers.summary["n_finite"].any():
         return "none of the runs is finite"

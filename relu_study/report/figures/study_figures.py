@@ -60,8 +60,8 @@ def build_figure(
 ) -> Callable[[], canvas.Figure] | None:
     """Return the function that draws a figure with `note` below it, or None without values."""
     if figure["kind"] == "forest":
-        asked = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
-        effects = arrange_effects(asked, declaration, numbers.configurations)
+        claim_rows = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
+        effects = arrange_effects(claim_rows, declaration, numbers.configurations)
         return partial(forest.forest, effects, note) if effects else None
     if figure["kind"] == "map":
         return heatmap.arrange_map(figure, declaration, numbers.summary, not_run_counts(numbers), note)

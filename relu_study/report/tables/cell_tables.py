@@ -41,7 +41,7 @@ def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
 
 def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return name -> {"csv", "md", "tex"} of every declared table, from the frame of cells.csv."""
-    made = {}
+    tables = {}
     for table in declaration["tables"]:
         rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
         rows = rows.sort_values(table["sort"], kind="stable", na_position="first") if table["sort"] else rows
@@ -56,12 +56,12 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
             sum(1 for name in kept if not pd.api.types.is_numeric_dtype(kept[name])),
             note,
         )
-        made[table["name"]] = {
+        tables[table["name"]] = {
             "csv": csv_text(whole),
             "md": markdown_table(shown),
             "tex": latex_table(shown, f"tab:{table['name']}"),
         }
-    return made
+    return tables
 
 
 def _renamed(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:

@@ -269,8 +269,8 @@ def format_entry(cell: Entry, metric: str, mark: Mark = Mark()) -> str:
 
 def format_seed_count(cells: Collection[Entry]) -> str:
     """Return the number of seeds of entries as text: "16 seeds", or "100 to 1000 seeds"."""
-    found = sorted({cell.n for cell in cells if cell.n}) or [0]
-    return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} seed{'s' if found != [1] else ''}"
+    counts = sorted({cell.n for cell in cells if cell.n}) or [0]
+    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seed{'s' if counts != [1] else ''}"
 
 
 def _counted(cells: Collection[Entry]) -> str:

@@ -48,8 +48,8 @@ Place = tuple[Key, Key, Column]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A table as it was asked for, its words checked."""
+class TableRequest:
+    """The checked arguments of a table."""
 
     rows: tuple[str, ...]
     cols: tuple[str, ...]
@@ -60,14 +60,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Grid:
-    """Entries of a table by row and column. `held`: factors that vary in the study but are fixed in this table."""
+    """Entries of a table by row and column. `fixed`: factors that vary in the study but are fixed in this table."""
 
-    asked: Asked
+    request: TableRequest
     rows: list[Key]
     cols: list[Key]
     configs: Mapping[tuple[Key, Key], str]
     cells: Mapping[Place, Entry]
-    held: Mapping[str, Any]
+    fixed: Mapping[str, Any]
     probe_examples: list[int]
     baseline: int | None
 
@@ -86,28 +86,26 @@ def table(
 ) -> str:
     """Return a table as text: `rows` by `cols`, each entry the mean of a metric over seeds with its interval.
 
-    Args:
-        rows, cols: Names of factors (RunSpec fields, `arm`, `experiment`). Other varying factors are fixed at their most common
-            value, which the note names. Without `cols` the targets are the columns, if there are several.
-        metric: One or more of "metric" or "metric/site".
-        where: Conditions in the syntax of `conditions.parse`.
-        epoch: "last" or a number. An epoch that is not in summary.csv needs raw/, and comparisons at an epoch need raw/.
-        baseline: The label of a row to compare with.
-        format: markdown, latex (booktabs) or csv (one line per entry). `entries.rank_entries` documents the marks.
-
-    Raises:
-        UserError: a name is unknown, no configuration has a value, or the table has no row.
+    `rows` and `cols` are factors (RunSpec fields, `arm`, `experiment`). Other varying factors are fixed at their most common value,
+    named in the note, unless `where` selects another (see `conditions.parse`). Without `cols` the targets are the columns, if there
+    are several. `metric` is one or more of "metric" or "metric/site". `epoch` is "last" or a number; one that summary.csv lacks, and
+    comparisons at it, need raw/. `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per
+    entry). `entries.rank_entries` documents the marks. Unknown names or values and a table without rows raise UserError.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
     if format not in FORMATS:
         raise nearest(format, FORMATS, "format")
-    asked = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
-    grid = _grid(folder, manifest, asked, baseline)
+    request = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
+    grid = _grid(folder, manifest, request, baseline)
     if format == "csv":
         return csv_text(_csv_frame(grid))
-    made = _rendered(grid)
-    return markdown_table(made) if format == "markdown" else latex_table(made, f"tab:{'-'.join(c.metric for c in asked.columns)}")
+    rendered = _rendered(grid)
+    return (
+        markdown_table(rendered)
+        if format == "markdown"
+        else latex_table(rendered, f"tab:{'-'.join(c.metric for c in request.columns)}")
+    )
 
 
 @numpy_defaults()
@@ -122,20 +120,19 @@ def compare(
 ) -> pd.DataFrame:
     """Compare the configurations of a results folder with a baseline, or in pairs, paired by seed.
 
-    `by` are the factors in which they differ. All others are fixed as in `table`, which documents the other arguments. Returns
-    one row per comparison, with the columns of `hypothesis_tests.compare`. p is corrected by Holm with a baseline, and by
-    Benjamini and Hochberg without.
+    `by` are the factors in which they differ. All others are fixed as in `table`. Returns one row per comparison, with the columns
+    of `hypothesis_tests.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
-    asked = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
-    if len(asked.columns) > 1:
+    request = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
+    if len(request.columns) > 1:
         raise UserError("a comparison takes one metric. Leave out the others.")
-    grid = _grid(folder, manifest, asked, baseline, targets=False)
+    grid = _grid(folder, manifest, request, baseline, targets=False)
     values = [cell.values for cell in grid.cells.values() if cell.values is not None]
     if not values:
-        raise UserError(f"epoch {asked.epoch:g} needs {folder / 'raw'} to compare run by run. Leave the epoch out.")
-    labels, better = [_label(row) for row in grid.rows], asked.columns[0].direction
+        raise UserError(f"epoch {request.epoch:g} needs {folder / 'raw'} to compare run by run. Leave the epoch out.")
+    labels, better = [_label(row) for row in grid.rows], request.columns[0].direction
     return pd.DataFrame(hypothesis_tests.compare(labels, np.stack(values, axis=1), better, baseline))
 
 
@@ -151,7 +148,7 @@ def _checked(
     site: str,
     epoch: str | float,
     where: tuple[str, ...],
-) -> Asked:
+) -> TableRequest:
     for kind, names in (("rows", rows), ("columns", cols)):
         for name in names:
             if name == "seed":
@@ -170,40 +167,42 @@ def _checked(
             raise nearest(metric, declaration["metrics"], "metric")
         check_site(metric, own or site, declaration["columns"], "of the network")
         columns.append(Column(name, metric, own or site, at, declaration["metrics"][metric]["direction"]))
-    return Asked(rows, cols, tuple(columns), at, where)
+    return TableRequest(rows, cols, tuple(columns), at, where)
 
 
 # ------------------------------------------------------------------------------------- rows, columns, cells
 
 
-def _grid(folder: Path, manifest: dict[str, Any], asked: Asked, baseline: str | None, targets: bool = True) -> Grid:
+def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baseline: str | None, targets: bool = True) -> Grid:
     declaration = manifest["declaration"]
-    conditions = parse(asked.where, declaration)
-    wanted = selection.configurations(conditions, declaration)
-    if not wanted:
-        raise UserError(f"no configuration of {folder} meets {' and '.join(asked.where)}. Leave a condition out.")
-    if targets and not asked.cols and "target" not in asked.rows and len({entry["spec"]["target"] for entry in wanted}) > 1:
-        asked = replace(asked, cols=("target",))
-    entries, held = factors.hold_fixed(wanted, (*asked.rows, *asked.cols))
-    rows, cols = (_keys(wanted, names) for names in (asked.rows, asked.cols))
-    found = {(_key(entry, asked.rows), _key(entry, asked.cols)): entry["config_id"] for entry in entries}
+    conditions = parse(request.where, declaration)
+    selected = selection.configurations(conditions, declaration)
+    if not selected:
+        raise UserError(f"no configuration of {folder} meets {' and '.join(request.where)}. Leave a condition out.")
+    if targets and not request.cols and "target" not in request.rows and len({entry["spec"]["target"] for entry in selected}) > 1:
+        request = replace(request, cols=("target",))
+    entries, fixed = factors.hold_fixed(selected, (*request.rows, *request.cols))
+    rows, cols = (_keys(selected, names) for names in (request.rows, request.cols))
+    config_ids = {(_key(entry, request.rows), _key(entry, request.cols)): entry["config_id"] for entry in entries}
     # Keep rows without entries, which are informative; drop such columns, which only take space.
-    cols = [col for col in cols if any((row, col) in found for row in rows)]
-    last, frame = _frames(folder, manifest, asked.epoch)
+    cols = [col for col in cols if any((row, col) in config_ids for row in rows)]
+    last, frame = _frames(folder, manifest, request.epoch)
     kept = selection.runs(conditions, last, declaration)
     look = (
-        _of_runs(frame, kept, asked.epoch)
+        _of_runs(frame, kept, request.epoch)
         if frame is not None
-        else _of_summary(folder, last, conditions, asked, seeds_of(declaration))
+        else _of_summary(folder, last, conditions, request, seeds_of(declaration))
     )
     cells = {
-        (row, col, column): look(found.get((row, col), ""), column)
-        for row, col, column in itertools.product(rows, cols, asked.columns)
+        (row, col, column): look(config_ids.get((row, col), ""), column)
+        for row, col, column in itertools.product(rows, cols, request.columns)
     }
     if not any(cell.n for cell in cells.values()):
-        raise UserError(f"no run of {folder} meets {' and '.join(asked.where)}. Leave a condition out, or choose another value.")
-    sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(found.values()), "probe_examples"].dropna()})
-    return Grid(asked, rows, cols, found, cells, held, sizes, _baseline(baseline, rows, asked.rows))
+        raise UserError(
+            f"no run of {folder} meets {' and '.join(request.where)}. Leave a condition out, or choose another value."
+        )
+    sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(config_ids.values()), "probe_examples"].dropna()})
+    return Grid(request, rows, cols, config_ids, cells, fixed, sizes, _baseline(baseline, rows, request.rows))
 
 
 def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
@@ -236,16 +235,16 @@ def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Look
 
 
 def _of_summary(
-    folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], asked: Asked, seeds: Mapping[str, int]
+    folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], request: TableRequest, seeds: Mapping[str, int]
 ) -> Lookup:
     """Return the entries of an epoch that is only in summary.csv. Their runs cannot be selected or compared."""
     if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
-            f"at epoch {asked.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is missing. Leave it out."
+            f"at epoch {request.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is missing. Leave it out."
         )
     summary = read_csv(folder / "summary.csv")
-    _check_epoch(folder, asked.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
-    look = in_summary(SummaryLookup(summary, {column.metric for column in asked.columns}, seeds), RunLookup(last))
+    _check_epoch(folder, request.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
+    look = in_summary(SummaryLookup(summary, {column.metric for column in request.columns}, seeds), RunLookup(last))
     nothing = Entry(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 
@@ -260,9 +259,9 @@ def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tupl
     return runs_frame(configurations, manifest), runs_frame(configurations, manifest, epoch)
 
 
-def _check_epoch(folder: Path, epoch: float | None, known: Sequence[float], hint: str = "") -> None:
-    if epoch not in (known := sorted(set(known))):
-        few = ", ".join(f"{e:g}" for e in known) if len(known) < 12 else f"{known[0]:g} to {known[-1]:g}"
+def _check_epoch(folder: Path, epoch: float | None, available: Sequence[float], hint: str = "") -> None:
+    if epoch not in (available := sorted(set(available))):
+        few = ", ".join(f"{e:g}" for e in available) if len(available) < 12 else f"{available[0]:g} to {available[-1]:g}"
         raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
 
 
@@ -270,7 +269,7 @@ def _check_epoch(folder: Path, epoch: float | None, known: Sequence[float], hint
 
 
 def _marked(grid: Grid) -> dict[Place, Mark]:
-    columns = list(itertools.product(grid.cols, grid.asked.columns))
+    columns = list(itertools.product(grid.cols, grid.request.columns))
     groups = [
         Group(column.direction, [grid.cells[row, col, column] for row in grid.rows], grid.baseline) for col, column in columns
     ]
@@ -282,18 +281,18 @@ def _marked(grid: Grid) -> dict[Place, Mark]:
 
 
 def _rendered(grid: Grid) -> RenderedTable:
-    asked, marked = grid.asked, _marked(grid)
-    columns = list(itertools.product(grid.cols, asked.columns))
-    left, body, bold = len(asked.rows), [], set()
+    request, marked = grid.request, _marked(grid)
+    columns = list(itertools.product(grid.cols, request.columns))
+    left, body, bold = len(request.rows), [], set()
     for k, row in enumerate(grid.rows):
         heads = [format_value(value) for value in row]
         heads[-1] += "†" if k == grid.baseline else ""
         body.append(heads + [format_entry(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
         bold |= {(k, left + i) for i, (col, c) in enumerate(columns) if marked[row, col, c].best}
-    named = len(asked.columns) > 1 or not asked.cols
+    named = len(request.columns) > 1 or not request.cols
     headers = [", ".join(filter(None, [_label(col), _title(c) if named else ""])) for col, c in columns]
     return RenderedTable(
-        _caption(asked), [*map(words, asked.rows), *headers], body, bold, left, _note(grid, list(marked.values()))
+        _caption(request), [*map(words, request.rows), *headers], body, bold, left, _note(grid, list(marked.values()))
     )
 
 
@@ -301,28 +300,28 @@ def _title(column: Column) -> str:
     return words(column.metric) + ("" if column.site == "all" else f", {column.site}")
 
 
-def _caption(asked: Asked) -> str:
-    named = "; ".join(map(_title, asked.columns))
-    return f"{named[0].upper()}{named[1:]} by {' and '.join(map(words, (*asked.rows, *asked.cols)))}."
+def _caption(request: TableRequest) -> str:
+    named = "; ".join(map(_title, request.columns))
+    return f"{named[0].upper()}{named[1:]} by {' and '.join(map(words, (*request.rows, *request.cols)))}."
 
 
 def _note(grid: Grid, marked: Sequence[Mark]) -> str:
-    asked, cells = grid.asked, list(grid.cells.values())
-    metrics = [column.metric for column in asked.columns]
-    ends = {end: [_title(c) for c in asked.columns if c.direction == end] for end in ("lower", "higher")}
-    held = [f"{words(name)} {format_value(value)}" for name, value in grid.held.items()]
-    how, *said = notes(marked, cells, metrics, f"over n = {format_seed_count(cells)}", "column")
+    request, cells = grid.request, list(grid.cells.values())
+    metrics = [column.metric for column in request.columns]
+    ends = {end: [_title(c) for c in request.columns if c.direction == end] for end in ("lower", "higher")}
+    fixed_texts = [f"{words(name)} {format_value(value)}" for name, value in grid.fixed.items()]
+    how, *rest = notes(marked, cells, metrics, f"over n = {format_seed_count(cells)}", "column")
     sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
     texts = [
         how,
-        "After the last epoch." if asked.epoch is None else f"After epoch {asked.epoch:g}.",
+        "After the last epoch." if request.epoch is None else f"After epoch {request.epoch:g}.",
         *(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
         f"Fractions on N = {sizes} probe examples." if sizes and any(map(is_share, metrics)) else "",
-        *said,
+        *rest,
         "Nothing is compared: the runs at this epoch are not here." if all(cell.values is None for cell in cells) else "",
         "†: the baseline." if grid.baseline is not None else "",
-        f"Held fixed: {', '.join(held)}." if held else "",
-        f"Runs with {' and '.join(asked.where)}." if asked.where else "",
+        f"Held fixed: {', '.join(fixed_texts)}." if fixed_texts else "",
+        f"Runs with {' and '.join(request.where)}." if request.where else "",
     ]
     return " ".join(filter(None, texts))
 
@@ -330,12 +329,12 @@ def _note(grid: Grid, marked: Sequence[Mark]) -> str:
 def _csv_frame(grid: Grid) -> pd.DataFrame:
     """Return one line per entry: factors, numbers, marks and the comparison with the baseline."""
     # No marks against the baseline: the comparison columns contain the same tests.
-    asked, marked, against = grid.asked, _marked(replace(grid, baseline=None)), _against_baseline(grid)
+    request, marked, against = grid.request, _marked(replace(grid, baseline=None)), _against_baseline(grid)
     lines = []
-    for row, col, column in itertools.product(grid.rows, grid.cols, asked.columns):
+    for row, col, column in itertools.product(grid.rows, grid.cols, request.columns):
         cell, mark = grid.cells[row, col, column], marked[row, col, column]
-        line: dict[str, Any] = dict(zip((*asked.rows, *asked.cols), (*row, *col), strict=True))
-        line |= {"metric": column.metric, "site": column.site, "epoch": "last" if asked.epoch is None else asked.epoch}
+        line: dict[str, Any] = dict(zip((*request.rows, *request.cols), (*row, *col), strict=True))
+        line |= {"metric": column.metric, "site": column.site, "epoch": "last" if request.epoch is None else request.epoch}
         line |= {"config_id": grid.configs.get((row, col), ""), "n": cell.n, "n_finite": cell.n_finite}
         line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.tied}
         lines.append(line | against.get((row, col, column), {}))
@@ -347,11 +346,11 @@ def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
     if grid.baseline is None:
         return {}
     base = grid.rows[grid.baseline]
-    found: dict[Place, dict[str, Any]] = {}
+    comparisons: dict[Place, dict[str, Any]] = {}
     for (row, col, column), cell in grid.cells.items():
         reference = grid.cells[base, col, column].values
         if row != base and cell.values is not None and reference is not None:
-            said = hypothesis_tests.compared(cell.values - reference, column.direction)
-            found[row, col, column] = {AGAINST.get(name, name): value for name, value in said.items()}
-    hypothesis_tests.correct(list(found.values()), hypothesis_tests.holm)
-    return found
+            comparison = hypothesis_tests.compared(cell.values - reference, column.direction)
+            comparisons[row, col, column] = {AGAINST.get(name, name): value for name, value in comparison.items()}
+    hypothesis_tests.correct(list(comparisons.values()), hypothesis_tests.holm)
+    return comparisons

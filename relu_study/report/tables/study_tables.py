@@ -73,18 +73,18 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on its target, by the
     metric's direction and among arms with only finite runs. `entries.rank_entries` documents the other marks.
     """
-    declaration, made = manifest["declaration"], {}
+    declaration, rendered = manifest["declaration"], {}
     check(declaration)
     plain = [table for table in declaration["tables"] if "events" not in table]
-    asked = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
-    known = SummaryLookup(summary, asked, seeds_of(declaration))
+    metrics_used = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
+    lookup = SummaryLookup(summary, metrics_used, seeds_of(declaration))
     # Committed tables of folders without a list of measured metrics keep their bytes.
     reasons = "measured" in manifest["provenance"]
-    look, probed = in_summary(known, RunLookup(runs, reasons=reasons)), known.probe_examples
+    look, probed = in_summary(lookup, RunLookup(runs, reasons=reasons)), lookup.probe_examples
     for table in declaration["tables"]:
         if "events" in table:
             if texts := event_counts.counted(table, declaration, runs, summary):
-                made[table["name"]] = texts
+                rendered[table["name"]] = texts
             continue
         columns = _columns(table, declaration["metrics"])
         lines = [
@@ -103,19 +103,19 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
             )
         ]
         if lines:
-            made[table["name"]] = {
+            rendered[table["name"]] = {
                 "csv": csv_text(_csv_frame(table, columns, lines)),
                 "md": markdown_table(shown := _rendered(table, columns, lines)),
                 "tex": latex_table(shown, f"tab:{table['name']}"),
             }
-    return made
+    return rendered
 
 
 # ------------------------------------------------------------------------------- rows, columns, cells
 
 
 def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[Column]:
-    found: dict[tuple[str, str, float | None], Column] = {}
+    columns: dict[tuple[str, str, float | None], Column] = {}
     for name in table["metrics"]:
         rest, _, at = name.partition("@")
         metric, _, site = rest.partition("/")
@@ -124,16 +124,21 @@ def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[
         if site not in ("", "all") and not metrics[metric]["sites"]:
             raise UserError(f"{name} of table {table['name']}: {metric} is measured for the whole network only, not for {site}")
         epoch = epoch_of(at or table["epoch"], f"{name} of table {table['name']}")
-        found.setdefault((metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"]))
-    return list(found.values())
+        columns.setdefault(
+            (metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"])
+        )
+    return list(columns.values())
 
 
 def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the (target, arm, config_id) rows of a table, targets outermost, in declared order."""
     entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
-    found = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
-    targets, arms = dict.fromkeys(target for target, _ in found), table["arms"] or dict.fromkeys(arm for _, arm in found)
-    return [(target, arm, found[target, arm]) for target in targets for arm in arms if (target, arm) in found]
+    config_ids = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
+    targets, arms = (
+        dict.fromkeys(target for target, _ in config_ids),
+        table["arms"] or dict.fromkeys(arm for _, arm in config_ids),
+    )
+    return [(target, arm, config_ids[target, arm]) for target in targets for arm in arms if (target, arm) in config_ids]
 
 
 def _tuned(
@@ -213,8 +218,8 @@ def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Li
         for i, column in enumerate(columns):
             places.append([(k, i) for k in rows])
             groups.append(Group(column.direction, [lines[k].cells[i] for k in rows], base))
-    found = rank_entries(groups)
-    return {place: mark for at, said in zip(places, found, strict=True) for place, mark in zip(at, said, strict=True)}
+    marks = rank_entries(groups)
+    return {place: mark for at, said in zip(places, marks, strict=True) for place, mark in zip(at, said, strict=True)}
 
 
 def _header(column: Column) -> str:
@@ -232,13 +237,13 @@ def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line
     when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
     sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
     shares = any(map(is_share, metrics))
-    how, *said = notes(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
+    how, *rest = notes(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
     texts = [
         how,
         f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
         f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
-        *said,
-        "Columns at an epoch of their own are not tested." if said and any(c.epoch is not None for c in columns) else "",
+        *rest,
+        "Columns at an epoch of their own are not tested." if rest and any(c.epoch is not None for c in columns) else "",
         "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
     ]
     return " ".join(filter(None, texts))

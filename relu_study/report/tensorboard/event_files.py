@@ -182,23 +182,23 @@ def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[in
 
 def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
     """Return the measurements of one run. Of points on one step the last with a value counts."""
-    found: Scalars = {}
+    scalars: Scalars = {}
     steps = np.ceil(configuration.epochs).astype(int).tolist()
     for name, values in configuration.values.items():
         for step, value in zip(steps, values[row].tolist(), strict=True):
             if math.isfinite(value):
-                found.setdefault(step, {})[f"{name}/run"] = value
-    return found
+                scalars.setdefault(step, {})[f"{name}/run"] = value
+    return scalars
 
 
 def _aggregated(points: pd.DataFrame) -> Scalars:
     """Return the points of one configuration, without tags that have no value."""
-    found: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
+    scalars: Scalars = {step: {} for step in dict.fromkeys(points["step"].tolist())}
     for tag, column in TAGS.items():
         shown = points[points[column].notna().groupby(points["name"]).transform("any")]
         for name, step, value in zip(shown["name"].tolist(), shown["step"].tolist(), shown[column].tolist(), strict=True):
-            found[step][f"{name}/{tag}"] = value
-    return found
+            scalars[step][f"{name}/{tag}"] = value
+    return scalars
 
 
 def _banded(points: pd.DataFrame) -> list[str]:

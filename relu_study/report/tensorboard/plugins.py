@@ -29,19 +29,19 @@ def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) ->
 
     The first category, `headline`, is of whole networks. A closed category for each of the declared `metrics` follows.
     """
-    found = layout_pb2.Layout()
+    tab = layout_pb2.Layout()
     headline = [f"{metric}/all" for metric in HEADLINE if f"{metric}/all" in series]
-    _category(found, "headline", {name: name.removesuffix("/all") for name in headline}, closed=False)
+    _category(tab, "headline", {name: name.removesuffix("/all") for name in headline}, closed=False)
     for metric in (metric for metric, about in metrics.items() if about["sites"] or metric not in HEADLINE):
         # A metric without charts in this run keeps an empty category: TensorBoard loses charts that later runs
         # add to a category missing in the first run.
-        _category(found, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)
-    content = TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[found.SerializeToString()])
+        _category(tab, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)
+    content = TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[tab.SerializeToString()])
     return _value(_LAYOUT, "custom_scalars", content)
 
 
-def _category(found: layout_pb2.Layout, title: str, charts: dict[str, str], closed: bool) -> None:
-    category = found.category.add(title=title, closed=closed)
+def _category(tab: layout_pb2.Layout, title: str, charts: dict[str, str], closed: bool) -> None:
+    category = tab.category.add(title=title, closed=closed)
     for name, shown in reversed(charts.items()):  # TensorBoard shows the last one first
         chart = category.chart.add(title=shown)
         chart.margin.series.add(value=f"{name}/mean", lower=f"{name}/lo", upper=f"{name}/hi")
@@ -73,15 +73,15 @@ def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
     A histogram spans the bins with counts and always has the bin of exact zero, which is [-2^-24, 2^-24] in TensorBoard. One with
     linear bins has all of them. Epochs without counts are left out. Of more than a hundred epochs, some in between are left out.
     """
-    steps, found = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
+    steps, by_step = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
     for kind in KINDS:
         for name in (name for name in configuration.histograms if name.startswith(f"{kind}:")):
             counts = configuration.histograms[name]
             last = {int(step): row for step, row in zip(steps, counts, strict=True) if row.any()}
             for step in _spread(list(last)):
                 value = _value(name.replace(":", "/"), "histograms", _numbers(_buckets(last[step], configuration.bins.get(name))))
-                found.setdefault(step, []).append(value)
-    return found
+                by_step.setdefault(step, []).append(value)
+    return by_step
 
 
 def _spread(steps: list[int]) -> list[int]:
@@ -93,8 +93,8 @@ def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> F
     """Return left edge, right edge and count of each bucket."""
     if span is not None:
         return _linear_buckets(counts, *span)
-    held = np.append(np.flatnonzero(counts), _ZERO)
-    shown = slice(held.min(), held.max() + 1)
+    indices = np.append(np.flatnonzero(counts), _ZERO)
+    shown = slice(indices.min(), indices.max() + 1)
     borders = edges()
     return np.stack([borders[:-1][shown], borders[1:][shown], counts[shown]], axis=1).astype(np.float32)
 
@@ -104,17 +104,17 @@ def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float)
 
     The narrow bucket takes its width from its neighbours. A bin that contains 0 is split in two, its count shared by width.
     """
-    borders, held = linear_edges(low, high), np.delete(counts, _ZERO).astype(float)
-    rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), held.tolist(), strict=True))
+    borders, shares = linear_edges(low, high), np.delete(counts, _ZERO).astype(float)
+    rows = list(zip(borders[:-1].tolist(), borders[1:].tolist(), shares.tolist(), strict=True))
     if not (low <= 0 <= high or counts[_ZERO]):
         return np.array(rows, np.float32)
     half = min(2.0**MIN_EXPONENT, (high - low) / (8 * BINS_PER_SIDE))
-    found = [(-half, half, float(counts[_ZERO]))]
+    buckets = [(-half, half, float(counts[_ZERO]))]
     for left, right, count in rows:
         parts = [(a, b) for a, b in ((left, min(right, -half)), (max(left, half), right)) if b - a > half]
         whole = sum(b - a for a, b in parts)
-        found += [(a, b, count * (b - a) / whole) for a, b in parts]
-    return np.array(sorted(found), np.float32)
+        buckets += [(a, b, count * (b - a) / whole) for a, b in parts]
+    return np.array(sorted(buckets), np.float32)
 
 
 def _numbers(values: Float[np.ndarray, "..."]) -> TensorProto:

@@ -33,9 +33,9 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
     listens, before = False, ""
     try:
         for line in running.stderr:  # it prints its address once it listens, since the port may be any
-            if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
+            if match := re.match(r"TensorBoard \S+ at (http\S+)", line):
                 listens = True
-                print(found[1], flush=True)
+                print(match[1], flush=True)
                 if (runs := len({path.parent for path in logs.rglob("events.*")})) > SELECTED_BY_ITSELF:
                     print(
                         f"{runs} runs: in Custom Scalars and Histograms TensorBoard selects none of more than "
