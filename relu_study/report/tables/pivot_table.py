@@ -86,11 +86,11 @@ def table(
 ) -> str:
     """Return a table as text: `rows` by `cols`, each entry the mean of a metric over seeds with its interval.
 
-    `rows` and `cols` are factors (RunSpec fields, `arm`, `experiment`). Other varying factors are fixed at their most common value,
-    named in the note, unless `where` selects another (see `conditions.parse`). Without `cols` the targets are the columns, if there
-    are several. `metric` is one or more of "metric" or "metric/site". `epoch` is "last" or a number; one that summary.csv lacks, and
-    comparisons at it, need raw/. `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per
-    entry). `entries.rank_entries` documents the marks. Unknown names or values and a table without rows raise UserError.
+    `rows` and `cols` are factors (RunSpec fields, `arm`, `experiment`); without `cols` several targets are the columns. Other
+    varying factors are fixed at their most common value, unless `where` selects another (see `conditions.parse`). `metric` is one
+    or more of "metric" or "metric/site". `epoch` is "last" or a number, which needs raw/ for comparisons or if not in summary.csv.
+    `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per entry). Unknown names or values
+    and a table without rows raise UserError. `entries.rank_entries` documents the marks.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
@@ -120,8 +120,8 @@ def compare(
 ) -> pd.DataFrame:
     """Compare the configurations of a results folder with a baseline, or in pairs, paired by seed.
 
-    `by` are the factors in which they differ. All others are fixed as in `table`. Returns one row per comparison, with the columns
-    of `hypothesis_tests.compare`: Holm's correction with a baseline, Benjamini and Hochberg's without.
+    `by` are the factors in which they differ. All others are fixed as in `table`. Returns one row per comparison (see
+    `hypothesis_tests.compare`), corrected by Holm with a baseline, and by Benjamini and Hochberg without.
     """
     folder = Path(folder).expanduser()
     manifest = read_whole_manifest(folder)
@@ -168,9 +168,6 @@ def _checked(
         check_site(metric, own or site, declaration["columns"], "of the network")
         columns.append(Column(name, metric, own or site, at, declaration["metrics"][metric]["direction"]))
     return TableRequest(rows, cols, tuple(columns), at, where)
-
-
-# ------------------------------------------------------------------------------------- rows, columns, cells
 
 
 def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baseline: str | None, targets: bool = True) -> Grid:
@@ -263,9 +260,6 @@ def _check_epoch(folder: Path, epoch: float | None, available: Sequence[float], 
     if epoch not in (available := sorted(set(available))):
         few = ", ".join(f"{e:g}" for e in available) if len(available) < 12 else f"{available[0]:g} to {available[-1]:g}"
         raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
-
-
-# ------------------------------------------------------------------------------ rendering
 
 
 def _marked(grid: Grid) -> dict[Place, Mark]:

@@ -149,7 +149,7 @@ def test_compare_pairs_by_seed(folder: Path) -> None:
         ({"rows": "activaton"}, r"unknown factor among the rows 'activaton'; did you mean activation"),
         ({"cols": "targt"}, r"unknown factor among the columns 'targt'; did you mean target"),
         ({"rows": "seed"}, r"a cell is a mean over seeds"),
-        ({"rows": "target"}, r"target is asked for twice"),
+        ({"rows": "target"}, r"target occurs twice"),
         ({"rows": ()}, r"at least one factor as rows"),
         ({"metric": []}, r"at least one factor as rows and one metric"),
         ({"metric": "val_los"}, r"unknown metric 'val_los'; did you mean val_loss"),
