@@ -18,7 +18,7 @@ LONG = "where activation=relu,selu, learning_rate>=0.001, dead_fraction/site_1<0
 
 
 def crowded() -> list[Callable[[], Picture]]:
-    """Pictures as full as the issue allows: 12 arms, 3 targets, 26 epochs, log and linear; a forest of 30 rows on 3 targets."""
+    """Return figures with the most content: 12 arms, 3 targets, 26 epochs, log and linear; a forest of 30 rows on 3 targets."""
     rng = np.random.default_rng(0)
     arms = [*(f"arm number {i}" for i in range(9)), "net B, selu, AlphaDropout", "U(-1, 0) weights", "relu"]
     names = ["certified always on fraction,\nsite_1\nN = 8,192 probe examples", "grad norm, site_1\n(L2 norm)", "val loss"]
@@ -66,7 +66,7 @@ def crowded() -> list[Callable[[], Picture]]:
 
 
 def fans_of(arms: list[str]) -> list[depth.QuantileFans]:
-    """Fans over three sites at two epochs, with a gradient that is exactly zero, an arm without values and one short of runs."""
+    """Return fans over three sites at two epochs: with a gradient of exactly zero, an arm without values, and a missing run."""
     rng = np.random.default_rng(1)
     groups = []
     for epoch in ("epoch 0", "last epoch"):
@@ -79,7 +79,7 @@ def fans_of(arms: list[str]) -> list[depth.QuantileFans]:
 
 
 def spreads_of(arms: list[str]) -> list[histograms.ValueHistograms]:
-    """Outputs that are never negative and gradients of both signs over 26 epochs, the first arm's all nonfinite at the end."""
+    """Return nonnegative outputs and gradients of both signs over 26 epochs; the first arm ends nonfinite in all runs."""
     rng = np.random.default_rng(2)
     groups = []
     for label, first in (("post, site_1\n(a unit's output)", BINS_PER_SIDE), ("gradient, site_1\n(loss per parameter)", 6)):
@@ -97,7 +97,7 @@ def spreads_of(arms: list[str]) -> list[histograms.ValueHistograms]:
 def boards_of(
     columns: list[str], arms: list[str], rows: int, cols: int
 ) -> tuple[list[heatmap.Heatmaps], list[str], heatmap.Factor, heatmap.Factor]:
-    """Maps of a loss and of a fraction, with cells that are empty, not defined, or short of runs."""
+    """Return maps of a loss and of a fraction, with empty, undefined and incomplete cells."""
     rng = np.random.default_rng(3)
     known = np.ones((rows, cols), bool)
     known[1:, -1:] = False

@@ -675,7 +675,7 @@ def entry(x):
 
 
 def kinds() -> dict[str, tuple[str, str, str]]:
-    """The modules by name, with the text that is replaced and the text in its place."""
+    """Return the modules by name, with the replaced text and its replacement."""
     found = {}
     for block in TEXT.split("\n=== ")[1:]:
         first, code = block.split("\n", 1)

@@ -10,7 +10,7 @@ Series = dict[str, dict[int, float]]  # tag -> step -> value
 
 
 def read(run: Path) -> Series:
-    """The scalars of one run as TensorBoard loads them, all points kept."""
+    """Return the scalars of one run as TensorBoard loads them, with all points."""
     loaded = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
     loaded.Reload()
     series: Series = {}

@@ -62,7 +62,7 @@ WHEN = ("half written", "written", "renamed")
 
 
 class Blow(NamedTuple):
-    """A child's death at a point of its life: while the file is written for the nth time, before or after its renaming."""
+    """The point at which a child is killed: at the nth write of a file, before or after its rename."""
 
     file: str
     nth: int
@@ -70,7 +70,7 @@ class Blow(NamedTuple):
 
 
 def struck(folder: Path, blow: Blow) -> None:
-    """Have this process die of SIGKILL where the blow falls."""
+    """Make this process die of SIGKILL at the given point."""
     times, replace, write, record = [0], os.replace, Path.write_bytes, RecordWriter.write
 
     def falls(path: Path | str, when: str) -> bool:
@@ -105,7 +105,7 @@ def struck(folder: Path, blow: Blow) -> None:
 
 
 def live(words: Sequence[str], place: Path, said: Path, keeps_programs: bool, blow: Blow | None) -> None:
-    """In the child: the command with these words in `place`, all that it says in a file."""
+    """Run the command with these arguments in `place`, with its output in a file. For the child process."""
     os.chdir(place)
     with said.open("ab") as file:
         for number in (1, 2):
@@ -123,14 +123,14 @@ def live(words: Sequence[str], place: Path, said: Path, keeps_programs: bool, bl
 
 
 def born(words: Sequence[str], place: Path, keeps_programs: bool = False, blow: Blow | None = None) -> ForkServerProcess:
-    """A child that has begun; `place`/said.txt is what it says."""
+    """Start a child; its output goes to `place`/said.txt."""
     child = CHILDREN.Process(target=live, args=(words, place, place / "said.txt", keeps_programs, blow))
     child.start()
     return child
 
 
 def ended(child: ForkServerProcess, seconds: float = 300) -> int:
-    """The exit status of a child, negative the signal that killed it; one that does not end is killed and fails the test."""
+    """Return the exit status of a child (negative: its signal). A child that does not end is killed and fails the test."""
     child.join(seconds)
     if child.exitcode is None:
         child.kill()
@@ -140,7 +140,7 @@ def ended(child: ForkServerProcess, seconds: float = 300) -> int:
 
 
 class Held(NamedTuple):
-    """What a results folder holds at a moment; equal values mean the very same file."""
+    """The contents of a results folder at a moment. Equal values mean unchanged files."""
 
     tiles: dict[str, tuple[int, int, bytes]]
     manifest: int
@@ -149,7 +149,7 @@ class Held(NamedTuple):
 
 
 def held(folder: Path) -> Held:
-    """Its raw files with inode, time and bytes; the times of manifest and page; files that were being written."""
+    """Return the raw files with inode, time and bytes, the times of manifest and page, and temporary files."""
 
     def time_of(name: str) -> int:
         return (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
@@ -161,7 +161,7 @@ def held(folder: Path) -> Held:
 
 
 def phase(before: Held, after: Held, tiles: int) -> str:
-    """Where in its life a child died, by what it left. `tiles`: how many there are of the whole study."""
+    """Return the phase in which a child died, from its files. `tiles`: number of tiles of the whole study."""
     if after.manifest == before.manifest:
         return "starting"
     if len(after.tiles) < tiles:
@@ -173,14 +173,14 @@ PHASES = ("starting", "compiling", "training", "reporting", "closing")
 
 
 class Moment(NamedTuple):
-    """A child's death so many seconds after it has come to a phase."""
+    """A kill a number of seconds after a phase begins."""
 
     phase: str
     seconds: float
 
 
 def reached(child: ForkServerProcess, folder: Path, before: Held, tiles: int) -> Iterator[str]:
-    """Each phase of a life as the child comes to it."""
+    """Yield each phase as the child reaches it."""
     seen = -1
     while True:
         over, now = child.exitcode is not None, PHASES.index(phase(before, held(folder), tiles))
@@ -192,7 +192,7 @@ def reached(child: ForkServerProcess, folder: Path, before: Held, tiles: int) ->
 
 
 class Death(NamedTuple):
-    """How a life ended: its exit status, its phase, and the files it was writing."""
+    """The end of a child: exit status, phase, and temporary files."""
 
     status: int
     phase: str
@@ -202,9 +202,9 @@ class Death(NamedTuple):
 def lives(
     words: Sequence[str], folder: Path, ends: Iterator[float | Moment | Blow], tiles: int, keeps_programs: bool = False
 ) -> Iterator[Death]:
-    """The same command again and again: killed at its moment, or where it is struck, until it ends by itself.
+    """Repeat the same command, each time killed at its moment or point, until it ends normally.
 
-    No life may touch a raw file that an earlier one has finished.
+    No process may change a raw file that an earlier one finished.
     """
     for end in ends:
         before, blow = held(folder), end if isinstance(end, Blow) else None
@@ -226,7 +226,7 @@ def lives(
 
 
 def told(folder: Path) -> dict[str, object]:
-    """All that a finished folder holds but its tiles, the clock and the command: the same whatever has happened on the way."""
+    """Return the contents of a finished folder except tiles, clock and command, which do not depend on interruptions."""
     found: dict[str, object] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "raw"):
         name = str(path.relative_to(folder))
@@ -241,13 +241,13 @@ def told(folder: Path) -> dict[str, object]:
 
 
 def once(folder: Path) -> bool:
-    """Is every run, or every draw, stored exactly once?"""
+    """Whether every run or draw is stored exactly once."""
     runs = [str(run) for path in tile_files.tile_paths(folder) for run in tile_files.read_tile(path, ("run_id",))["run_id"]]
     return len(runs) == len(set(runs))
 
 
 def until(folder: Path, condition: str, seconds: float = 120) -> None:
-    """Wait until a file of this pattern is in the folder."""
+    """Wait until a file matching this pattern exists in the folder."""
     last = time.monotonic() + seconds
     while not list(folder.glob(condition)):
         assert time.monotonic() < last, f"no {condition} in {folder}"

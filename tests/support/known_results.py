@@ -38,7 +38,7 @@ PARITY = "relu, rate=0.01"  # val_loss 2 lower on even seeds and 4 higher on odd
 
 
 def planted_study(seeds: int = 8, epochs: tuple[float, ...] = (0, 1, 2, 5)) -> Study:
-    """The declaration of the planted folder: seven arms, a swept learning rate, two targets."""
+    """Return the declaration of the known results: seven arms, a swept learning rate, two targets."""
     base = RunSpec(depth=2, width=UNITS, initializer="normal_005", epochs=max(epochs))
     arms = {
         "baseline": base,
@@ -125,7 +125,7 @@ def planted_study(seeds: int = 8, epochs: tuple[float, ...] = (0, 1, 2, 5)) -> S
 
 
 def planted_metrics() -> dict[str, dict[str, Any]]:
-    """The `metrics` entry of the manifest, as the probes declare them."""
+    """Return the `metrics` entry of the manifest, as the metrics declare them."""
 
     def entry(direction: str, sites: bool, low: float | None = None, high: float | None = None) -> dict[str, Any]:
         return {"unit": "", "direction": direction, "low": low, "high": high, "sites": sites, "text": "planted", "source": ""}
@@ -139,7 +139,7 @@ def planted_metrics() -> dict[str, dict[str, Any]]:
 
 
 def planted_manifest(study: Study) -> dict[str, Any]:
-    """A manifest as the runner writes it, for any study."""
+    """Return a manifest for any study, as the runner writes it."""
     metrics, sites = planted_metrics(), ["all", "site_1", "site_2"]
     declaration = study.declaration() | {
         "metrics": metrics,
@@ -170,19 +170,20 @@ def planted_manifest(study: Study) -> dict[str, Any]:
 
 
 def noise(seed: int, seeds: int) -> float:
-    """The planted deviation of a seed; sums to zero over the seeds."""
+    """Return the deviation of a seed. It sums to zero over the seeds."""
     return (seed - (seeds - 1) / 2) / 64
 
 
 def nonfinite(arm: str, target: str, seed: int) -> bool:
-    """Whether this run is the planted nonfinite one, from the third epoch on."""
+    """Whether this run is the nonfinite one, from the third epoch on."""
     return arm == "he_normal" and target == "wave" and seed == 1
 
 
 def dead_flags(arm: str, target: str, seed: int, site: str, epochs: int) -> np.ndarray:
-    """(E, U) flags: BORN[arm] units born dead; the next one dies at the second epoch on even seeds and is
-    alive again at the last one where the seed is a multiple of four; unit 0 of seed 0 is alive from the third
-    epoch on. `stuck` loses the whole of site_2 from the third epoch on, on odd seeds.
+    """Return (E, U) flags: BORN[arm] units are born dead.
+
+    The next unit dies at the second epoch on even seeds, and revives at the last epoch for seeds divisible by four. Unit 0 of
+    seed 0 is alive from the third epoch on. `stuck` loses the whole of site_2 from the third epoch on, on odd seeds.
     """
     born = BORN.get(arm, 1)
     dead = np.zeros((epochs, UNITS), bool)
@@ -199,7 +200,7 @@ def dead_flags(arm: str, target: str, seed: int, site: str, epochs: int) -> np.n
 
 
 def certified_flags(arm: str, target: str, seed: int, site: str, epochs: int) -> np.ndarray:
-    """(E, U) flags: the units born dead but unit 0 and the one that dies later."""
+    """Return (E, U) flags: the units born dead, except unit 0 and the one that dies later."""
     certified = np.zeros((epochs, UNITS), bool)
     certified[:, 1 : BORN.get(arm, 1)] = True
     return certified & dead_flags(arm, target, seed, site, epochs)
@@ -208,7 +209,7 @@ def certified_flags(arm: str, target: str, seed: int, site: str, epochs: int) ->
 def planted_run(
     arm: str, arm_number: int, target: str, seed: int, study: Study, epochs: tuple[float, ...], sites: list[str]
 ) -> Tile:
-    """One run's series: `metric:NAME/SITE` (E,), `dead:SITE` (E, U)."""
+    """Return one run's series: `metric:NAME/SITE` (E,), `dead:SITE` (E, U)."""
     when, targets = np.array(epochs), [t.name for t in study.targets]
     shift = arm_number / 4 + targets.index(target) / 2 - when / 64 + noise(seed, study.seeds)
     series: Tile = {}
@@ -249,7 +250,7 @@ def planted_run(
 
 
 def planted_folder(path: Path, seeds: int = 8, epochs: tuple[float, ...] = (0, 1, 2, 5), left_out: tuple[str, ...] = ()) -> Path:
-    """Write manifest.json and raw/ under `path`; runs whose run_id is in `left_out` are not stored."""
+    """Write manifest.json and raw/ under `path`, without the run_ids in `left_out`."""
     study = planted_study(seeds, epochs)
     manifest = planted_manifest(study)
     write_manifest(path, manifest)
@@ -270,7 +271,7 @@ def planted_folder(path: Path, seeds: int = 8, epochs: tuple[float, ...] = (0, 1
 
 
 def planted_arms(study: Study) -> dict[tuple[str, str], RunSpec]:
-    """(arm, target) -> RunSpec with seed 0."""
+    """Return (arm, target) -> RunSpec with seed 0."""
     return {(arm, spec.target): spec for _, arm, spec in study.configurations()}
 
 

@@ -40,7 +40,7 @@ DRAWS = replace(coins.with_preset(draws=40), figures=())
 
 
 def trained(folder: Path, study: Study = STUDY) -> Path:
-    """A folder with two tiles, one a cohort, and everything that is derived from them."""
+    """Write a folder with two tiles, one per cohort, and all derived files."""
     manifest = planted_manifest(study)
     cohorts = {arm: f"c{number}" for number, arm in enumerate(study.arms())}
     manifest |= {"widths": dict.fromkeys(cohorts.values(), 4)}
@@ -76,7 +76,7 @@ def _tile(runs: list[RunSpec], made: str) -> tile_files.Tile:
 
 
 def drawn(folder: Path) -> Path:
-    """A folder of throws of a coin, a block a cell, and everything that is derived from them."""
+    """Write a folder of coin throws, one block per cell, and all derived files."""
     job = prepare_draws(DRAWS, None)
     write_manifest(folder, {**manifest_of(job, {"command": "test", "preset": "default"}), "timing": {}})
     for number, block in enumerate(job.plan.tiles):

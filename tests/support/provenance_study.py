@@ -294,7 +294,7 @@ UNREAD: dict[str, tuple[str, str, str]] = {
 
 
 def written(folder: Path, drawn: bool = False) -> Path:
-    """The study file of a folder that is written with all that it reads."""
+    """Write the study file with all its dependencies."""
     folder.mkdir(parents=True)
     (folder / "study.py").write_text(COMMON + DRAW + (DRAWN if drawn else TRAINED))
     (folder / "near.py").write_text(NEAR)
@@ -304,7 +304,7 @@ def written(folder: Path, drawn: bool = False) -> Path:
 
 
 def changed(folder: Path, name: str, old: str, new: str) -> None:
-    """Replace a text of a file that has it."""
+    """Replace a text in a file that contains it."""
     text = (folder / name).read_text()
     assert old in text, old
     (folder / name).write_text(text.replace(old, new))

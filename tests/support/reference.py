@@ -20,7 +20,7 @@ OFF = -LAMBDA * ALPHA  # alpha dropout sets what it drops to this
 
 
 def pointwise(value: Callable, slope: Callable) -> tuple[Callable, Callable]:
-    """phi(z, leak) and its pullback (gradient of post, z, leak) -> gradient of z."""
+    """Return phi(z, leak) and its pullback: (gradient of post, z, leak) -> gradient of z."""
     return value, lambda grad, z, leak: grad * slope(z, leak)
 
 
@@ -65,7 +65,7 @@ ACTIVATIONS = {
 
 @dataclass
 class Network:
-    """`depth` hidden layers and an output layer; what its parameters and running averages are called is in `params`."""
+    """`depth` hidden layers and an output layer. `params` names its parameters and running averages."""
 
     params: dict[str, np.ndarray]
     depth: int
@@ -82,7 +82,7 @@ class Network:
 
 
 def forward(net: Network, x: np.ndarray, keep: list[np.ndarray] | None = None, train: bool = False) -> tuple[np.ndarray, list]:
-    """The prediction, and what the backward pass needs of each layer."""
+    """Return the prediction, and the intermediate values of each layer for the backward pass."""
     saved, p = [], net.params
     for i in range(net.depth):
         pre = z = x @ p[f"hidden.{i}.dense.kernel"] + p[f"hidden.{i}.dense.bias"]
@@ -97,7 +97,7 @@ def forward(net: Network, x: np.ndarray, keep: list[np.ndarray] | None = None, t
 
 
 def normalise(net: Network, name: str, z: np.ndarray, train: bool) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """((z - mean) / deviation, deviation), and that scaled and shifted. Batch: over examples; layer: over units."""
+    """Return ((z - mean) / deviation, deviation), and this scaled and shifted. Batch: over examples; layer: over units."""
     axis, tiny = (0, 1e-5) if net.norm == "batch_norm" else (1, 1e-6)
     mean, var = z.mean(axis, keepdims=True), z.var(axis, keepdims=True)
     if net.norm == "batch_norm":
@@ -121,7 +121,7 @@ def drop(net: Network, x: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def backward(net: Network, saved: list, grad: np.ndarray, keep: list[np.ndarray] | None) -> dict[str, np.ndarray]:
-    """The gradient of every parameter, from that of the prediction."""
+    """Return the gradient of every parameter from the gradient of the prediction."""
     grads = {}
     for i in reversed(range(net.depth + 1)):
         x, z, pre = saved[i]
@@ -147,7 +147,7 @@ def backward(net: Network, saved: list, grad: np.ndarray, keep: list[np.ndarray]
 
 
 def adam(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: float) -> np.ndarray:
-    """Decay is decoupled: it does not pass through the moments."""
+    """Adam with decoupled weight decay, which does not enter the moments."""
     memory["t"] = t = memory.get("t", 0) + 1
     memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * grad
     memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * grad**2
@@ -165,7 +165,7 @@ def momentum(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: 
 
 
 def rmsprop(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: float) -> np.ndarray:
-    """Epsilon stands inside the root."""
+    """RMSProp with epsilon inside the root."""
     grad = grad + decay * p
     memory["v"] = 0.9 * memory.get("v", 0) + 0.1 * grad**2
     return p - rate * grad / np.sqrt(memory["v"] + 1e-8)
@@ -192,9 +192,10 @@ def train(
     done: int = 0,
     outputs: int | None = None,
 ) -> Network:
-    """Train in place over `batches` of row numbers; `keep(step, rows)` gives one mask a hidden layer, `done` steps came before.
+    """Train in place over `batches` of row numbers. `keep(step, rows)` gives one mask per hidden layer.
 
-    `outputs` is what the squared error is divided by beside the rows: more than y has where others share the mean.
+    `done` counts earlier steps. `outputs` divides the squared error in addition to the rows; it exceeds the outputs of y if others
+    share the mean.
     """
     memory = {} if memory is None else memory
     for step, rows in enumerate(batches, done):

@@ -30,7 +30,7 @@ Folder = tuple[dict[str, Any], dict[str, Configuration], list[dict[str, Any]]]
 
 @cache
 def planted() -> Folder:
-    """The manifest of the planted folder, its stored runs with their histograms, and the rows of its verdicts."""
+    """Return the manifest of the known results, the stored runs with histograms, and the rows of verdicts."""
     with tempfile.TemporaryDirectory() as temporary:
         path = planted_folder(Path(temporary))
         manifest = read_manifest(path)
@@ -43,7 +43,7 @@ def planted() -> Folder:
 
 @cache
 def numbers() -> FigureData:
-    """What figures of the planted folder are made of."""
+    """Return the inputs of figures of the known results."""
     manifest, configurations, rows = planted()
     return FigureData(
         frames.summary_frame(configurations, manifest, None), frames.survival_frame(configurations), rows, configurations
@@ -51,12 +51,12 @@ def numbers() -> FigureData:
 
 
 def config_ids() -> dict[tuple[str, str], str]:
-    """(arm, target) -> config_id of the planted folder."""
+    """Return (arm, target) -> config_id of the known results."""
     return {(e["arm"], e["spec"]["target"]): e["config_id"] for e in planted()[0]["declaration"]["configurations"]}
 
 
 def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: Any) -> list[Picture]:
-    """The pictures of the planted folder's own figures, by name, or of others declared on it, as far as there are any."""
+    """Return the declared figures of the known results by name, or other ones declared on them, if they have values."""
     declaration = planted()[0]["declaration"]
     own = {figure["name"]: figure for figure in declaration["figures"]}
     chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
@@ -65,7 +65,7 @@ def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: A
 
 
 def drawn(draw: Callable[[], Picture]) -> Picture:
-    """A picture as it is rendered: in our style, and laid out."""
+    """Return a figure rendered in our style, with its layout done."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(canvas.STYLE)
@@ -75,28 +75,28 @@ def drawn(draw: Callable[[], Picture]) -> Picture:
 
 
 def labels(picture: Picture) -> list[str]:
-    """The entries of the legend."""
+    """Return the entries of the legend."""
     return [text.get_text() for legend in picture.legends for text in legend.get_texts()]
 
 
 def said(picture: Picture) -> str:
-    """What stands above the entries of the legend."""
+    """Return the text above the entries of the legend."""
     return picture.legends[0].get_title().get_text()
 
 
 def line_of(picture: Picture, panel: int, arm: str) -> Any:
-    """The line of an arm in a panel, found as a reader finds it: by the looks of its entry in the legend."""
+    """Return the line of an arm in a panel, matched by the style of its legend entry."""
     (entry,) = (h for h in picture.legends[0].legend_handles if h.get_label().partition(" (")[0] == arm)
     (line,) = (x for x in picture.axes[panel].lines if looks(x) == looks(entry))
     return line
 
 
 def looks(line: Any) -> tuple[str, str]:
-    """Colour and dashes."""
+    """Return colour and dashes."""
     return to_hex(line.get_color()), str(line._dash_pattern)  # get_linestyle() says "--" of any dashes
 
 
 def flat(value: float, runs: int = 4) -> Band:
-    """A band of three epochs that is one value throughout."""
+    """Return a band of three epochs with one constant value."""
     values = np.full(3, float(value))
     return Band(np.arange(3.0), values, values, values, runs, 100)

@@ -17,13 +17,13 @@ from relu_study.study.draw_study import cell_id
 
 
 def drawn(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
-    """number -> its values in draws 0..count - 1."""
+    """Return number -> values in draws 0..count - 1."""
     program = draw_block.draw_program(name, tuple(sorted(statistics[name].cell(**factors).items())), count)
     return {number: np.asarray(values, np.float64) for number, values in program(np.uint32(0)).items()}
 
 
 def summed(name: str, count: int, wide: int, **factors: Any) -> Sums:
-    """The sums of draws 0..count - 1, `wide` at a time."""
+    """Return the sums of draws 0..count - 1, `wide` at a time."""
     cell = statistics[name].cell(**factors)
     sums = draw_block.draw_block(Block(cell_id(name, cell), wide, name, tuple(sorted(cell.items())), 0, count, 1.0))
     assert sums is not None
@@ -31,12 +31,12 @@ def summed(name: str, count: int, wide: int, **factors: Any) -> Sums:
 
 
 def key_of(name: str, index: int, **factors: Any) -> Key[Array, ""]:
-    """The key of one of these draws."""
+    """Return the key of one of these draws."""
     return random_streams.draw_key(cell_id(name, statistics[name].cell(**factors)), jnp.uint32(index))
 
 
 def scores(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
-    """number -> (mean - theory) / standard error, for the numbers of which theory says something; NaN where it does not."""
+    """Return number -> (mean - theory) / standard error for the numbers with theory, else NaN."""
     found, entry = drawn(name, count, **factors), statistics[name]
     z = {}
     for number, theory in entry.theory(entry.cell(**factors)).items():

@@ -17,7 +17,7 @@ STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNIN
 
 
 class Board:
-    """TensorBoard on a folder of runs, by its fast loader, at any free port; to be used in a `with`."""
+    """TensorBoard on a folder of runs with its fast loader, at any free port. A context manager."""
 
     def __init__(self, logs: Path, place: Path | None = None) -> None:
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--load_fast", "true"]
@@ -52,22 +52,22 @@ class Board:
             return json.load(answer)
 
     def scalars(self, tag: str, runs: list[str]) -> dict[str, list[tuple[int, float]]]:
-        """run -> (step, value) of each point, for those of `runs` that have the tag."""
+        """Return run -> (step, value) of each point, for those of `runs` with the tag."""
         form = urlencode({"tag": tag, "runs": runs}, doseq=True).encode()
         with urlopen(f"{self.address}data/plugin/scalars/scalars_multirun", form, timeout=30) as answer:
             return {run: [(step, value) for _, step, value in points] for run, points in json.load(answer).items()}
 
     def histograms(self, run: str, tag: str) -> dict[int, list[list[float]]]:
-        """step -> left edge, right edge and count of each bucket."""
+        """Return step -> left edge, right edge and count of each bucket."""
         return {step: buckets for _, step, buckets in self.get("plugin/histograms/histograms", run=run, tag=tag)}
 
     def session_groups(self) -> list[dict[str, Any]]:
-        """The rows of the HParams tab, whatever their status."""
+        """Return the rows of the HParams tab, with any status."""
         asked = {"experimentName": "", "allowedStatuses": STATUSES, "colParams": [], "startIndex": 0, "sliceSize": 10_000}
         return self.post("plugin/hparams/session_groups", asked)["sessionGroups"]
 
     def wait(self, loaded: Callable[[], bool], seconds: float = 30) -> None:
-        """Until it has loaded what `loaded` looks for."""
+        """Wait until TensorBoard has loaded the data that `loaded` checks."""
         ends = time.monotonic() + seconds
         while not loaded():
             assert time.monotonic() < ends, "TensorBoard has not loaded what was written"

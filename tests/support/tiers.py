@@ -13,7 +13,7 @@ QUICK = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) 
 
 
 def tiered(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """All cases; those that are not named as fast are of the slow tier."""
+    """Return all cases, with those not named as fast in the slow tier."""
     every = list(cases)
     assert all(case in every for case in fast), f"{fast} are not all among {every}"
     return [

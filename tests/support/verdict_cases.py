@@ -23,7 +23,7 @@ NOISE = np.linspace(-0.01, 0.01, SEEDS)  # symmetric, mean 0
 def stored(
     values: dict[str, Any], epochs: tuple[float, ...] = (0, 1, 25), seeds: Any = None, bad: Any = None, sites: int = 1
 ) -> Configuration:
-    """Runs with these values; a value may be (n, E), or (n,) for the same at every epoch."""
+    """Return runs with these values: (n, E), or (n,) for equal values at every epoch."""
     n = len(next(iter(values.values())))
     full = {k: np.asarray(v, float) for k, v in values.items()}
     full = {k: np.repeat(v[:, None], len(epochs), axis=1) if v.ndim == 1 else v for k, v in full.items()}
@@ -44,7 +44,7 @@ def stored(
 
 
 def claims(*declared: Claim) -> list[dict[str, Any]]:
-    """The claims as a manifest gives them back: tuples have become lists."""
+    """Return the claims as read from a manifest, with tuples turned into lists."""
     return json.loads(json.dumps([asdict(claim) for claim in declared]))
 
 
@@ -55,7 +55,7 @@ def loss_claim(arm: Any = "arm", against: Any = "base", direction: str = "greate
 
 
 def ask(claim: Claim, target: dict[str, Any] = WAVE, **arms: Configuration) -> dict[str, Any]:
-    """The one row of one claim."""
+    """Return the one row of one claim."""
     rows = evaluate_claims(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
     assert len(rows) == 2 and rows[1]["contrast"] == "overall"
     assert all(tuple(row) == COLUMNS["verdicts"] for row in rows)

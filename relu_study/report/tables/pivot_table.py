@@ -88,7 +88,7 @@ def table(
 
     `rows` and `cols` are factors (RunSpec fields, `arm`, `experiment`); without `cols` several targets are the columns. Other
     varying factors are fixed at their most common value, unless `where` selects another (see `conditions.parse`). `metric` is one
-    or more of "metric" or "metric/site". `epoch` is "last" or a number, which needs raw/ for comparisons or if not in summary.csv.
+    or more of "metric" or "metric/site". `epoch` is "last" or a number; comparisons at it, or one not in summary.csv, need raw/.
     `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per entry). Unknown names or values
     and a table without rows raise UserError. `entries.rank_entries` documents the marks.
     """

@@ -178,7 +178,7 @@ def test_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"runs.csv is missing. Rebuild it with 'relu-study report"):
         table(tmp_path, where="target=wave")
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match=r"has format 99, and this relu-study reads formats 2"):
+    with pytest.raises(UserError, match=r"has format 99, and this relu-study reads formats up to 2"):
         table(tmp_path)
 
 
