@@ -194,7 +194,7 @@ def train(
 ) -> Network:
     """Train in place over `batches` of row numbers. `keep(step, rows)` gives one mask per hidden layer.
 
-    `done` counts earlier steps. `outputs` divides the squared error in addition to the rows; it exceeds the outputs of y if others
+    `done` counts earlier steps. `outputs` divides the squared error besides the rows; it exceeds the outputs of y if others
     share the mean.
     """
     memory = {} if memory is None else memory
