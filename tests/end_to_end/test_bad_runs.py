@@ -68,13 +68,13 @@ def spoiled_data(spec):
 
 
 def root(z):
-    """Finite everywhere; its slope is not at 0."""
+    """A finite activation with a nonfinite slope at 0."""
     return jnp.sqrt(jnp.abs(z))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
-    """Entries of these tests alone: others go through all that are registered."""
+    """Register components for these tests only, since other tests iterate over all registered ones."""
     before = [(registry, dict(registry._entries)) for registry in (activations, initializers, statistics, tasks)]
     initializer("spoiled_weights", needs_inputs=False)(spoiled_weights)
     initializer("spoiled_zero", needs_inputs=False)(spoiled_zero)
@@ -96,7 +96,7 @@ KINDS = {
 
 
 def sweep(bad: bool) -> Study:
-    """Eighteen runs of one program when healthy, twenty when spoiled: two tiles of 16 either way."""
+    """Return eighteen runs of one program if healthy, twenty if spoiled: two tiles of 16 in both cases."""
     good = {"relu": base, "lecun": base.replace(initializer="lecun_normal")}
     spoiled = {"weights": base.replace(initializer="spoiled_weights"), "data": base.replace(task="spoiled_data")}
     rates = {"rate": base.replace(learning_rate=1e30), "infinite rate": base.replace(learning_rate=1e300)}
@@ -123,7 +123,7 @@ def sweep(bad: bool) -> Study:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The healthy sweep and the spoiled one."""
+    """The folders of the healthy and the spoiled sweep."""
     place = tmp_path_factory.mktemp("results")
     for name, bad in (("healthy", False), ("spoiled", True)):
         runner.run(sweep(bad), place / name, per_seed=bad, all_epochs=True)
@@ -136,7 +136,7 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 def of_arms(study: Study, *experiments: str) -> dict[str, str]:
-    """config_id -> arm."""
+    """Return config_id -> arm."""
     return {spec.config_id: arm for e, arm, spec in study.configurations() if e in experiments}
 
 
@@ -179,7 +179,7 @@ def test_a_bad_run_stands_with_its_first_bad_epoch_and_no_numbers(folders: tuple
 
 
 def test_aggregates_are_those_of_the_runs_that_are_finite(folders: tuple[Path, Path]) -> None:
-    """Of a configuration with a bad run every number is what it is without that run; `n` alone counts it."""
+    """Every number of a configuration ignores its bad run, except `n`."""
     spoiled = set(of_arms(sweep(True), "spoiled"))
     healthy, with_bad = ([row for row in rows(folder, "summary") if row["config_id"] in spoiled] for folder in folders)
     assert {(row["n"], row["n_finite"]) for row in with_bad if row["metric"] == "val_loss"} == {("4", "3")}
@@ -193,7 +193,7 @@ def test_aggregates_are_those_of_the_runs_that_are_finite(folders: tuple[Path, P
 
 
 def test_every_writer_copes_and_says_how_many(folders: tuple[Path, Path]) -> None:
-    """Warnings are errors here, so that nothing was divided by nothing on the way."""
+    """Warnings are errors here, so there was no 0 / 0."""
     folder = folders[1]
     for suffix in ("md", "tex"):
         text = (folder / f"tables/all.{suffix}").read_text()
@@ -209,7 +209,7 @@ def test_every_writer_copes_and_says_how_many(folders: tuple[Path, Path]) -> Non
 
 
 def recorded(path: Path) -> Iterator[Event]:
-    """The events of a file: each has its length and a checksum before it, and a checksum behind."""
+    """Return the events of a file, checking each length and both checksums."""
     content = path.read_bytes()
     while content:
         size = int.from_bytes(content[:8], "little")
@@ -218,7 +218,7 @@ def recorded(path: Path) -> Iterator[Event]:
 
 
 def test_tensorboard_has_every_run_with_its_outcome(folders: tuple[Path, Path]) -> None:
-    """The HParams of a hopeless configuration say failure; no histogram counts a bad run."""
+    """HParams report failure for a diverged configuration, and no histogram counts a bad run."""
     folder = folders[1] / "tensorboard"
     names = ("relu", "lecun", "weights", "data", "rate", "infinite_rate")
     assert {path.name for path in folder.iterdir()} == {f"{name}@default" for name in names}
@@ -234,7 +234,7 @@ def test_tensorboard_has_every_run_with_its_outcome(folders: tuple[Path, Path]) 
 
 
 def test_a_loss_that_is_finite_with_gradients_that_are_not() -> None:
-    """The run is as good as its state and loss, gradients are no value, and after one step of them it is bad."""
+    """The run is good at first, its gradients are empty, and one step makes it bad."""
     spec = base.replace(activation="root", initializer="spoiled_zero", epochs=2, rows=120)
     runs = [spec.replace(seed=seed) for seed in (0, BAD, 1)]
     tile, healthy = train_tile.train_tile(runs, 4), train_tile.train_tile([runs[0], runs[2]], 4)

@@ -51,7 +51,7 @@ pytestmark = [
 
 
 class Browser:
-    """Chromium without a window, driven over HTTP as W3C's WebDriver says; to be used in a `with`."""
+    """Headless Chromium, driven by W3C WebDriver over HTTP. A context manager."""
 
     def __init__(self, home: Path, width: int = 1400, height: int = 1150) -> None:
         self.driver = subprocess.Popen([str(DRIVER), "--port=0"], stdout=subprocess.PIPE, text=True)
@@ -95,7 +95,7 @@ class Browser:
         self.ask("POST", "/url", {"url": address})
 
     def run(self, script: str) -> Any:
-        """What a script returns; it has `found`, every element of the page, and `seen`, whether one has a size."""
+        """Return a script's result. The script has `found`, every element of the page, and `seen`, whether an element has a size."""
         return self.ask("POST", "/execute/sync", {"script": WITHIN + script, "args": []})
 
     def wait(self, script: str, seconds: float = 60) -> None:
@@ -105,7 +105,7 @@ class Browser:
             time.sleep(0.2)
 
     def text(self) -> str:
-        """All that can be read on the page."""
+        """Return all readable text of the page."""
         own = "e => [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.data).join(' ')"
         return " ".join(self.run(f"return found.filter(seen).map({own}).join(' ')").split())
 
@@ -115,7 +115,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """On a copy, so that the page names no folder of this machine."""
+    """TensorBoard on a copy, so that the page names no folder of this machine."""
     place, logs = tmp_path_factory.mktemp("browser"), Path("results") / "article" / "tensorboard"
     folder = Path(os.environ.get("RESULTS") or planted_folder(place / "planted"))
     if "RESULTS" not in os.environ:
@@ -135,12 +135,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def chosen() -> str:
-    """The runs that are looked at, as a regular expression."""
+    """The regular expression of the selected runs."""
     return os.environ.get("RUNS") or "^(baseline|leaky_relu|stuck|tanh)@wave$"
 
 
 def kept(browser: Browser, name: str, folder: Path) -> np.ndarray:
-    """The picture of the page, kept as a file, as height x width x 3 numbers."""
+    """Save a screenshot of the page and return it as height x width x 3 numbers."""
     folder = Path(os.environ.get("SCREENSHOTS") or folder)
     folder.mkdir(parents=True, exist_ok=True)
     image = Image.open(io.BytesIO(browser.picture())).convert("RGB")
@@ -149,7 +149,7 @@ def kept(browser: Browser, name: str, folder: Path) -> np.ndarray:
 
 
 def tinted(picture: np.ndarray) -> float:
-    """The share of the page below its orange head that is neither grey nor white."""
+    """Return the share of the page below its header that is neither grey nor white."""
     page = picture[130:]
     return float((np.ptp(page, axis=2) > 12).mean())
 

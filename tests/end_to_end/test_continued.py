@@ -53,7 +53,7 @@ MARKS = {"unverified": "LOCK", "unverifiable": "Odd()"}
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Entries of a study file last for one command."""
+    """Remove the components of a study file after each test."""
     for known in (registry.metrics, registry.tasks):
         monkeypatch.setattr(known, "_entries", dict(known._entries))
     yield
@@ -65,7 +65,7 @@ def study_file(name: str, head: str = "", metrics: tuple[str, ...] = (), task: s
 
 
 def made_earlier(folder: Path) -> None:
-    """Make a folder as a version that stored no list of metrics did."""
+    """Turn a folder into one of a version without a list of metrics."""
     manifest = read_manifest(folder)
     for path in tile_paths(folder):
         tile = read_tile(path)

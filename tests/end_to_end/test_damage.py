@@ -66,7 +66,7 @@ OF_DRAWS: dict[str, Use] = {"load": lambda folder: csv_text(load_cells(folder)),
 
 
 class Subject:
-    """A results folder to be damaged, what each use of it gives, and its files as they were."""
+    """A results folder to corrupt, the results of each reader, and its original files."""
 
     def __init__(self, folder: Path, uses: dict[str, Use], raw: bool) -> None:
         self.folder, self.raw = folder, raw
@@ -85,7 +85,7 @@ class Subject:
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
 
     def looked(self, folder: Path) -> tuple[dict[Any, Any], dict[str, int]]:
-        """What `run` goes on from, and that it names whatever it does not believe."""
+        """Check the state that `run` continues from, and that it names every corrupt file."""
         if self.uses.keys() & {"compare"}:
             study, read = "tiny", lambda where, damaged: {r: m for r, (_, m) in tile_files.stored_runs(where, damaged).items()}
         else:
@@ -138,7 +138,7 @@ def _one_line(error: UserError, folder: Path) -> bool:
 
 @st.composite
 def _mutated(draw: st.DrawFn, whole: bytes, others: list[bytes]) -> bytes:
-    """The bytes of a file after something has happened to them."""
+    """Return the bytes of a file after a mutation."""
     place = st.integers(0, len(whole))
     kind = draw(st.sampled_from(("bit", "cut", "empty", "delete", "repeat", "insert", "other", "value", "overwrite")))
     a, b = sorted((draw(place), draw(place)))
@@ -253,7 +253,7 @@ def _forged_csv(data: st.DataObject, whole: bytes) -> bytes:
 
 @pytest.mark.parametrize("times", TIERS)
 def test_what_is_forged_is_refused_in_one_line_or_read_as_data(subjects: list[Subject], times: int) -> None:
-    """With a checksum that is right. Nothing is written beside the folder."""
+    """The checksum is valid here. Nothing is written outside the folder."""
     beside = {path: path.stat().st_mtime_ns for path in subjects[0].folder.parent.iterdir() if path.is_file()}
 
     @settings(max_examples=FORGERIES * times, database=None, suppress_health_check=list(HealthCheck))

@@ -33,7 +33,7 @@ rep() { "$PYTHON" -c "$DOOR" report disk/sweep >$1.out 2>$1.err; echo $? >$1.sta
 
 
 def attempt(script: str, place: Path, *before: str) -> None:
-    """Run a shell script in `place`, which holds the study."""
+    """Run a shell script in `place`, which contains the study."""
     (place / "lengths.py").write_text(STUDY)
     (place / "disk").mkdir(exist_ok=True)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "DOOR": DOOR, "COLUMNS": "300"}
@@ -44,7 +44,7 @@ def attempt(script: str, place: Path, *before: str) -> None:
 
 
 def refused(place: Path, name: str, said: str, command: str = "run") -> None:
-    """That an attempt ended with one line of this kind, exit status 2 and no leftovers."""
+    """Check that an attempt ended with one such line, exit status 2 and no leftovers."""
     err, status = ((place / f"{name}.{kind}").read_text() for kind in ("err", "status"))
     *progress, last = err.splitlines()
     assert status.strip() == "2" and re.fullmatch(said, last), err
@@ -73,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def namespace() -> list[str]:
-    """What goes before a command that is to mount a disk of its own."""
+    """The command prefix that allows mounting a separate disk."""
     for words in (["unshare", "--map-root-user", "--mount"], ["unshare", "--mount"]):  # without rights, and with root's
         tried = [*words, "mount", "-t", "tmpfs", "none", str(ROOT)]
         if shutil.which("unshare") and not subprocess.run(tried, capture_output=True).returncode:
@@ -87,7 +87,7 @@ LINE = r"relu-study: cannot write disk/sweep\S*: {}. {}, then " + GO_ON
 
 @pytest.fixture
 def bound(tmp_path: Path) -> Path:
-    """A Python whom permissions bind: root has given up the right to overrule them."""
+    """A Python without the right to override permissions, also for root."""
     drop = "setpriv --bounding-set=-dac_override,-dac_read_search " if os.getuid() == 0 else ""
     path = tmp_path / "bound"
     path.write_text(f'#!/bin/sh\nexec {drop}{sys.executable} "$@"\n')
@@ -121,7 +121,7 @@ def test_a_tensorboard_folder_that_cannot_be_written(whole: dict[str, bytes], tm
 
 @pytest.mark.slow
 def test_a_limit_on_the_size_of_files(whole: dict[str, bytes], tmp_path: Path) -> None:
-    """The manifest fits below it, a tile does not."""
+    """The manifest is below the limit, a tile is above it."""
     attempt("(ulimit -f 24; go cut); go again", tmp_path)
     refused(tmp_path, "cut", LINE.format("File too large", "raise the limit on the size of a file", 0))
     finished(tmp_path, "again")
@@ -131,7 +131,7 @@ def test_a_limit_on_the_size_of_files(whole: dict[str, bytes], tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "20k", "64k", "128k", "192k", "256k"])
 def test_a_full_disk(size: str, whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
-    """Full before the manifest, among the tiles, the TensorBoard files or the tables: wherever that falls."""
+    """The disk is full before the manifest, or among tiles, TensorBoard files or tables."""
     script = f"""
 mount -t tmpfs -o size={size} none disk
 go cut

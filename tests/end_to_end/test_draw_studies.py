@@ -40,7 +40,7 @@ CELL = statistics["coin"].cell(p=0.1)
 
 
 class Counted(Callback):
-    """Keeps the blocks that were drawn."""
+    """A callback that records the drawn blocks."""
 
     def __init__(self) -> None:
         self.drawn: list[Block] = []

@@ -38,7 +38,7 @@ ADDED = {
 
 
 class Counted(Callback):
-    """Keeps the runs that were trained, and their tiles' widths."""
+    """A callback that records the trained runs and their tiles' widths."""
 
     def __init__(self) -> None:
         self.trained: list[RunSpec] = []
@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extended(spec: RunSpec) -> Study:
-    """The study with one arm more, before all others."""
+    """Return the study with one more arm before all others."""
     return replace(study, experiments=[Experiment("main", {"added": spec, **arms}), *study.experiments[1:]])
 
 

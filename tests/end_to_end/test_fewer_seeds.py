@@ -30,7 +30,7 @@ SMALL = {IDS[arm, target] for arm in ARMS for target in ("wave", "coin_flip")}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The planted folder, of whose 20 configurations four ask for three seeds; their other five are stored all the same."""
+    """The known results with 20 configurations, four of them declaring three seeds. Their other five runs are stored too."""
     path = planted_folder(tmp_path_factory.mktemp("fewer"))
     manifest = read_manifest(path)
     for entry in manifest["declaration"]["configurations"]:

@@ -27,7 +27,7 @@ from relu_study.storage.manifest import read_manifest, write_manifest
 def split(
     folder: Path, bins: tuple[np.ndarray | None, np.ndarray | None], said: tuple[str, str] = (LINEAR, LINEAR)
 ) -> list[Path]:
-    """Store the runs of tanh as two tiles, each with bins and with a provenance of its own; the manifest says `said[0]`."""
+    """Store the runs of tanh as two tiles with separate bins and provenance. The manifest has `said[0]`."""
     manifest = read_manifest(folder)
     write_manifest(folder, {**manifest, "provenance": {**manifest["provenance"], "histogram_bins": said[0]}})
     written = []
@@ -89,7 +89,7 @@ def test_tiles_of_equal_bins_add_up(tmp_path: Path) -> None:
 
 
 def shown(folder: Path) -> dict[str, np.ndarray]:
-    """The last histogram of the first site's output of each run that TensorBoard reads."""
+    """Return the last histogram of the first site's output of each run in TensorBoard."""
     found = {}
     for file in (folder / "tensorboard").rglob(EVENT_FILE):
         events = EventAccumulator(str(file.parent), size_guidance={"tensors": 0}).Reload()

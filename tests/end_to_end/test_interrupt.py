@@ -31,14 +31,14 @@ DOOR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);
 
 
 def begin(words: list[str], place: Path) -> subprocess.Popen[str]:
-    """A sweep on one device, however many cores there are: its tiles take their turns."""
+    """Start a sweep on one device, so that its tiles run one after another on any machine."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command = [sys.executable, "-c", DOOR, *words]
     return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(running: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit status, and what it still says."""
+    """Return the exit status and the remaining output."""
     _, said = running.communicate(timeout=120)
     return running.returncode, said
 
@@ -77,7 +77,7 @@ SAID = ["NOTE: fast loading\n", "TensorBoard 2.21.0 at http://127.0.0.1:7007/ (P
 
 
 class Started:
-    """In TensorBoard's place: says what it would, then the person presses Ctrl-C, or it ends with `status`."""
+    """A stand-in for TensorBoard: prints its address, then receives Ctrl-C or ends with `status`."""
 
     status: int | None = None
     said: list[str] = SAID
@@ -102,7 +102,7 @@ class Started:
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that `view` starts, in a folder with a TensorBoard to show."""
+    """The commands started by `view` in a folder with a TensorBoard run."""
     commands: list[list[str]] = []
     (tmp_path / "sweep" / "tensorboard").mkdir(parents=True)
     said = {"format": manifest.FORMAT, "study": "sweep", "provenance": {}, "widths": {}, "declaration": {}}

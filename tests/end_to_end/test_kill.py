@@ -27,14 +27,14 @@ HERE = ROOT / "tests" / "support"
 
 
 class Whole(NamedTuple):
-    """A study that was carried out in one life: its folder, its words and how many tiles it has."""
+    """A study run without interruption: its folder, arguments and number of tiles."""
 
     place: Path
     words: list[str]
     tiles: int
 
     def again(self, place: Path) -> tuple[Path, list[str]]:
-        """The same study in another place, where nothing of it is yet: its folder and words."""
+        """Return a fresh folder and arguments for the same study."""
         shutil.copy(self.place / self.words[1], place)
         return place / "cut", [*self.words[:-1], str(place / "cut")]
 
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The same with everything that can be measured, histograms too."""
+    """The same with every metric and histograms."""
     return carried_out(tmp_path_factory.mktemp("measured"), "short.py", STUDY)
 
 
@@ -69,7 +69,7 @@ def check(folder: Path, whole: Whole) -> None:
 
 
 def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) -> Counter[str]:
-    """Kill the study so often, as often in each phase of a life; a new folder for each time it is let go on to its end."""
+    """Kill the study this many times, equally often in each phase, in a new folder after each completion."""
     (place / "warm").mkdir()
     folder, words = whole.again(place / "warm")
     child, before = born(words, place / "warm", keeps_programs), held(folder)

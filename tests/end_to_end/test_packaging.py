@@ -84,7 +84,7 @@ def pins() -> list[Requirement]:
 
 
 def pinned(python: str) -> dict[str, Version]:
-    """What constraints.txt pins on a Python version: name -> version."""
+    """Return the pins of constraints.txt for a Python version: name -> version."""
     found: dict[str, Version] = {}
     for pin in pins():
         if pin.marker is None or pin.marker.evaluate({"python_version": python, "python_full_version": f"{python}.0"}):
@@ -95,13 +95,13 @@ def pinned(python: str) -> dict[str, Version]:
 
 
 def declared() -> list[Requirement]:
-    """The dependencies of pyproject.toml, those of the extra `dev` among them."""
+    """Return the dependencies in pyproject.toml, including the extra `dev`."""
     project = PROJECT["project"]
     return [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
 
 
 def closure() -> set[str]:
-    """Every distribution that `pip install -e ".[dev]"` brings to this interpreter."""
+    """Return every distribution that `pip install -e ".[dev]"` installs for this interpreter."""
     found: set[tuple[str, str]] = set()
     waiting = declared()
     while waiting:
@@ -171,7 +171,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def imported_jax(code: str) -> str:
-    """What a fresh interpreter prints of JAX's presence after running `code`."""
+    """Return a fresh interpreter's output on whether JAX is imported after running `code`."""
     tail = "\nimport sys\nprint('HEAVY', sorted({m.partition('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'flax', 'optax'}))"
     done = run(sys.executable, "-c", code + tail)
     assert "HEAVY" in done.stdout, done.stdout + done.stderr

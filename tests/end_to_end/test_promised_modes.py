@@ -42,7 +42,7 @@ SCRIPTS = "激活函数 نشط 🔥 Ωмега ±≈◦•†"
 
 
 def command(*words: str, code: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`python -W default -m relu_study` as a user's, or other code."""
+    """Run `python -W default -m relu_study` or other code as a user's process."""
     start = ["-c", code] if code else ["-m", "relu_study"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
     return subprocess.run([sys.executable, "-W", "default", *start, *words], capture_output=True, env=variables, timeout=300)
@@ -52,7 +52,7 @@ def command(*words: str, code: str = "", **environment: str) -> subprocess.Compl
 
 
 def in_doubles(folder: Path) -> Path:
-    """The tiny folder as JAX in double precision would have stored it, one value being no single."""
+    """The minimal folder as stored under double precision, with one value outside single precision."""
     trained(folder)
     manifest = read_manifest(folder)
     made = {**manifest["provenance"], "precision": "float64"}
@@ -177,14 +177,14 @@ for words in sys.argv[1].split(";"):
 
 
 def commands(*lines: str, **environment: str) -> str:
-    """What several commands print, one after the other in one process."""
+    """Return the output of several commands run in one process."""
     done = command(";".join(lines), code=COMMANDS, **environment)
     assert done.returncode == 0 and b"arning" not in done.stderr, done.stderr.decode()
     return done.stdout.decode()
 
 
 def doubles_of(folder: Path) -> dict[str, np.ndarray]:
-    """run_id -> every metric of a stored run."""
+    """Return run_id -> every metric of a stored run."""
     found = {}
     for path in tile_paths(folder):
         tile = read_tile(path)
@@ -253,7 +253,7 @@ def test_a_half_finished_sweep_says_what_is_not_run(tmp_path: Path) -> None:
 
 
 def without_loss(folder: Path, epoch: int, last: int = len(EPOCHS)) -> Path:
-    """The tiny folder with one validation loss that is no number at some epochs; its run is finite."""
+    """The minimal folder with one NaN validation loss at some epochs. Its run is finite."""
     trained(folder)
     path = tile_paths(folder)[0]
     tile = read_tile(path)
@@ -587,7 +587,7 @@ def test_more_runs_than_can_be_listed_are_refused_before_they_are(here: Here) ->
 
 
 class Started:
-    """A TensorBoard that says what a real one does, and ends."""
+    """A stand-in for TensorBoard that prints an address and ends."""
 
     def __init__(self, words: list[str], said: str) -> None:
         self.words, self.stderr = words, io.StringIO(said)

@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("drawn", [False, True], ids=["trained", "drawn"]
 
 
 def of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registries that are the test's own."""
+    """Use separate registries for the test."""
     for known in vars(registry).values():
         if isinstance(known, registry.Registry):
             monkeypatch.setattr(known, "_entries", dict(known._entries))
@@ -41,7 +41,7 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own(path: Path) -> dict[str, Any]:
-    """The fingerprints of the entries of a study file that is loaded now."""
+    """Return the fingerprints of the components of a study file loaded now."""
     study: Any = load_study(path)
     jax.eval_shape(sys.modules["relu_study_of_study"].total)  # it opens its data files when it is called
     return provenance(MeasureConfig(metrics=("level",)), study.runs())["own"] | sources({"statistic level": statistics["level"]})
@@ -88,7 +88,7 @@ def test_the_folder_of_a_study_and_the_current_one_do_not_count(
 
 
 def start(path: Path, out: Path, more: bool = False) -> None:
-    """Run a study file: two seeds, or more of them."""
+    """Run a study file with two or more seeds."""
     study: Any = load_study(path)
     if isinstance(study, Study):
         run(study, out, seeds=3 if more else 2)
@@ -97,7 +97,7 @@ def start(path: Path, out: Path, more: bool = False) -> None:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """The content of the files of numbers."""
+    """Return the contents of the result files."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
 
 

@@ -33,7 +33,7 @@ ABOUT = {"command": "test", "preset": "default"}
 
 
 class Heard(Callback):
-    """Keeps what was trained or drawn, and what was said."""
+    """A callback that records trained tiles or drawn blocks, and messages."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -287,7 +287,7 @@ def test_a_link_within_the_folder_is_followed(own: Path) -> None:
 
 
 class Trap:
-    """Pickled, it writes a file when it is read."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -37,7 +37,7 @@ from relu_study.study.shard import Shard, shard_of
 
 
 class Said(Callback):
-    """Keeps what was made, by tile, and what was said."""
+    """A callback that records tiles and messages."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
@@ -112,7 +112,7 @@ STUDIES = {"trained": study, "drawn": small_draw_study.study.with_preset(draws=7
 
 @pytest.fixture(scope="module", params=STUDIES)
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path, list[Said]]]:
-    """A study whose three shards were carried out one after the other, the last first, which took 1,000 s."""
+    """A study whose three shards ran one after the other, the last one first, in 1,000 s."""
     folder, declared = tmp_path_factory.mktemp(request.param), STUDIES[request.param]
     said = [carried_out(declared, folder, Shard(3, 3))]
     amend_manifest(folder, {"wall_s": 1000.0})
@@ -149,7 +149,7 @@ def test_a_shard_is_done_once(sharded: Any) -> None:
 
 @pytest.fixture
 def beside(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
-    """The first two tiles or blocks of a study that another process is at work on, as shard 2/3."""
+    """The first two tiles or blocks of a study that another process writes as shard 2/3."""
     declared, folder, _ = sharded
     folder = Path(shutil.copytree(folder, tmp_path / "beside"))
     other = locks.Writer(1, "node7", "noon", Shard(2, 3))
@@ -191,7 +191,7 @@ def test_shards_that_come_together_leave_a_true_manifest(beside: Any, monkeypatc
 
 @pytest.mark.parametrize("sharded", ["trained"], indirect=True)
 def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_path: Path) -> None:
-    """Of it and the time in the manifest a plan says how long the rest will take."""
+    """A plan estimates the remaining time from stored costs and the manifest's timing."""
     folder = Path(shutil.copytree(sharded[1], tmp_path / "some"))
     tile_files.tile_paths(folder)[0].unlink()
     paid = [

@@ -41,7 +41,7 @@ draws = replace(coins, experiments=coins.experiments[:1], claims=(), tables=(), 
 
 
 class Trained(Callback):
-    """Counts what was stored; `then` happens after the first."""
+    """A callback that counts stored tiles. `then` runs after the first."""
 
     def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         self.tiles: list[Any] = []
@@ -54,7 +54,7 @@ class Trained(Callback):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that is derived, and every tile; of the manifest, which has a clock, nothing."""
+    """Return all derived files and tiles, without the manifest, which contains times."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -72,14 +72,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Whatever is refused, no thread of the dispatch outlives it."""
+    """Check that no scheduler thread survives an error."""
     before = set(threading.enumerate())
     yield
     assert not {t for t in set(threading.enumerate()) - before if "work" in t.name}
 
 
 def refusing(call: str, code: int, after: int = 0, only: str = "") -> Callable[..., Any]:
-    """A system call that refuses with `code` from the `after`-th time on that it is about a file with `only` in its name."""
+    """Return a system call that fails with `code` from the `after`-th call on a file whose name contains `only`."""
     real = {"rename": os.replace, "create": tempfile.mkstemp}[call]
     seen = 0
 
