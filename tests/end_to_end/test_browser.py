@@ -95,7 +95,7 @@ class Browser:
         self.ask("POST", "/url", {"url": address})
 
     def run(self, script: str) -> Any:
-        """Return a script's result. The script has `found`, every element of the page, and `seen`, whether an element has a size."""
+        """Return a script's result. In the script, `found` is every element and `seen` whether an element has a size."""
         return self.ask("POST", "/execute/sync", {"script": WITHIN + script, "args": []})
 
     def wait(self, script: str, seconds: float = 60) -> None:

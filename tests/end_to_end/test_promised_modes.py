@@ -120,8 +120,8 @@ arms = {"adam": base, "batch": base.replace(norm="batch_norm"), "layer": base.re
         "momentum": base.replace(optimizer="momentum"),
         "rmsprop": base.replace(optimizer="rmsprop"), "digits": base.replace(task="digits"),
         "lu": base.replace(task="lu_targets")}
-SCHEMES = ("orthogonal", "rai", "sign_flip", "negative_uniform", "pytorch_default")
-arms |= {name: base.replace(initializer=name) for name in SCHEMES}
+arms |= {name: base.replace(initializer=name) for name in ("orthogonal", "rai", "sign_flip",
+         "negative_uniform", "pytorch_default")}
 study = Study("x64", "Double", "?", [Experiment("main", arms)], seeds=2)
 for _ in range(2):
     found = run(study, sys.argv[1])
