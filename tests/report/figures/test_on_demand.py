@@ -248,7 +248,7 @@ def test_a_clone_draws_the_same(kind: str, words: dict[str, Any], folder: Path, 
     ("kind", "words", "needs"),
     [
         ("curves", {}, "raw (summary.csv has the report epochs only)"),
-        ("histograms", {}, "raw (no CSV file holds histograms)."),
+        ("histograms", {}, "raw (no CSV file holds histograms)"),
         ("depth", {"epoch": (0, "last")}, "raw (runs.csv has the last epoch only)"),
         ("map", {"epoch": 3}, "raw (summary.csv has no epoch 3)"),
         ("curves", {"where": "seed<4"}, "raw for curves, which is missing"),
