@@ -233,7 +233,7 @@ def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) 
 
 
 def reads_clock(function: Any) -> bool:
-    """Does a function's own code name a clock?"""
+    """Whether the code of a function names a clock."""
 
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(const) for const in code.co_consts if isinstance(const, CodeType)))

@@ -1,6 +1,6 @@
-"""What an entry of a user depends on, as hashes by name: code, defaults, closures, and the globals and helpers that it reads.
+"""Fingerprints of user entries: hashes of code, defaults, closures, and of the globals, helpers and modules that they read.
 
-Plain data and arrays count by value, installed packages by version; of anything else only the type counts, which is listed.
+Plain data and arrays count by value, installed packages by version. Other objects count by type and are listed as unverified.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fingerprint(entry: Any) -> dict[str, str]:
 
 
 def essence(entry: Any) -> Any:
-    """What numbers depend on of an entry: texts, theory and costs of it move none."""
+    """The fields of an entry that move numbers: its texts, theory and costs move none."""
     if isinstance(entry, type) or not is_dataclass(entry) or not type(entry).__module__.startswith("relu_study."):
         return entry
     kept = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name not in SAID}
@@ -72,7 +72,7 @@ def essence(entry: Any) -> Any:
 
 
 def source_hash(function: Any) -> str | None:
-    """The hash of the source text of a function: all that an earlier version stored of it."""
+    """The hash of the source text of a function, as earlier versions stored it."""
     try:
         return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:DIGITS]
     except (OSError, TypeError):

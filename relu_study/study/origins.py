@@ -19,7 +19,7 @@ HEAP = 1 << 9  # the flag of types that are made while a program runs
 
 
 def opaque(kind: type) -> bool:
-    """Is a type written in C, so that its state is not in sight? Only a class statement leaves a `__dict__` or slots."""
+    """Whether a type is written in C and hides its state. Only a class statement leaves a `__dict__` or slots."""
     if not kind.__flags__ & HEAP:
         return True
     return not {"__dict__", "__weakref__", "__slots__"} & vars(kind).keys() and not any(
@@ -28,7 +28,7 @@ def opaque(kind: type) -> bool:
 
 
 def _compiled(kind: type) -> bool:
-    """Is a type written in C? A class in code without a module has `builtins` for one."""
+    """Whether a type is written in C. A class in code without a module has the module `builtins`."""
     return opaque(kind) and (kind.__module__ != "builtins" or not kind.__flags__ & HEAP)
 
 
@@ -37,12 +37,12 @@ def _is_builtin(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Is this a plain number or text, or a module?"""
+    """Whether a value is a plain number or text, or a module."""
     return type(value) in ATOMS or isinstance(value, ModuleType)
 
 
 def installed(value: Any) -> str | None:
-    """The name and version of something that an installed package holds under a name; None for all else."""
+    """The name and version of an object from an installed package; None for all other objects."""
     if isinstance(value, ModuleType):
         return package(value.__name__, getattr(value, "__file__", None))
     module = getattr(value, "__module__", None) or ("numpy" if isinstance(value, np.ufunc) else None)

@@ -1,4 +1,4 @@
-"""The text of a function as it was compiled, free of comments, layout and documentation; else its code object."""
+"""Source text of functions without comments, layout and documentation; their code objects where no source exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _parsed: dict[tuple[str, str], tuple[set[CodeType], list[Node]] | None] = {}
 
 
 def definition(code: CodeType) -> tuple[Any, ...]:
-    """What a code object computes, as nested tuples of plain values: its source text, or its instructions and constants.
+    """The source text of a code object, or its instructions and constants, as nested tuples of plain values.
 
     The text counts only where its compilation gives this code object: a file may have changed since it was loaded.
     """
