@@ -17,19 +17,19 @@ from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
 ENGINE = 3  # grows when a change moves bits; committed results are then regenerated
-# On a CPU the first level of LLVM's optimiser makes the same bits in 60 % of the compile time, and mostly faster code. Devices
-# share one pool of threads: a loop that XLA splits over it waits for threads that train other tiles.
+# On a CPU, LLVM optimisation level 1 gives the same bits in 60 % of the compile time, and mostly faster code.
+# Devices share one thread pool: a loop that XLA splits over it would wait for threads that train other tiles.
 OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
-COMPILED = 4  # what a network of no layer takes to compile, in layers
+COMPILED = 4  # constant part of the compile time, in layers
 
 
 def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = None) -> None:
-    """Refuse what cannot be trained, by name and before anything compiles.
+    """Raise UserError if a spec cannot be trained. Compiles nothing.
 
-    `seen` holds the finished checks of the user's entries, each with its notes; specs that share it share their checks.
+    `seen` caches the checks of the user's entries, with their notes, across specs.
     """
     seen = {} if seen is None else seen
-    for known, name in (
+    for registry, name in (
         (networks, spec.network),
         (activations, spec.activation),
         (activations, spec.output),
@@ -37,16 +37,16 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
         (optimizers, spec.optimizer),
         (tasks, spec.task),
     ):
-        known[name]
-    for name, asked in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
-        if asked is not None and not (isinstance(asked, int) and asked >= 1):
-            raise UserError(f"{name} must be a whole number of at least 1, not {asked!r}")
+        registry[name]
+    for name, count in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
+        if count is not None and not (isinstance(count, int) and count >= 1):
+            raise UserError(f"{name} must be a whole number of at least 1, not {count!r}")
     if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
         raise UserError(
             f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing; "
             "give its function that parameter, or leave the field at 0"
         )
-    if activations[spec.output].fanout > 1:  # a loss would broadcast it against the targets, silently
+    if activations[spec.output].fanout > 1:  # a loss would silently broadcast it against the targets
         raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
     if not ours(tasks[spec.task]):
         check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
@@ -69,7 +69,7 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
 
 
 def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
-    """What a run asks of a machine, from shapes alone: nothing is compiled."""
+    """The cost of a run, from shapes only. Compiles nothing."""
     task = tasks[spec.task](spec)
     step, signature = cohort(spec, task.signature)
     units = list(site_units(step, signature).values())
@@ -106,45 +106,45 @@ def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
     )
 
 
-FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # all fields of a Signature in the first cohort names
+FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # the fields of Signature in the original cohort ids
 
 
 def _identified(signature: Signature) -> tuple[Any, ...]:
-    """What a cohort's name says of a signature: the first fields, and of later ones only other values than their defaults."""
+    """The signature fields that enter a cohort id: those of FIRST, and later ones that differ from their defaults."""
     default = signature._field_defaults
-    more = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
-    return tuple(getattr(signature, name) for name in FIRST), *([more] if more else [])
+    extra = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
+    return tuple(getattr(signature, name) for name in FIRST), *([extra] if extra else [])
 
 
 def init_programs(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
-    """The programs that a run begins with, by what they are compiled for: its `init` and its `sample`."""
+    """The cache keys of the `init` and `sample` programs of a run."""
     signature = tasks[spec.task](spec).signature
     return ("init", start_spec(spec), signature.d_in, signature.d_out), ("sample", data_spec(spec))
 
 
 def sites(spec: RunSpec) -> list[str]:
-    """The sites of a spec's network, nearest the input first."""
+    """The site names of a spec's network, from input to output."""
     return list(site_units(*cohort(spec, tasks[spec.task](spec).signature)))
 
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
-    """The step fields and the task's signature, which the runs of one cohort share; rates too where they are compiled in."""
-    return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
+    """The program fields and the task's signature, which the runs of a cohort share; with the rates if they are compiled in."""
+    return RunSpec(**dict(spec.marked("step")) | compiled_rates(spec, signature)), signature
 
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
-    """The fields that decide the programs of a run."""
+    """The fields that determine the programs of a run."""
     rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
     return spec.marked("program", "init", "data") + tuple(rates.items())
 
 
 def start_spec(spec: RunSpec) -> RunSpec:
-    """The fields that decide the first weights: an initialiser that does not look at its inputs shares its program."""
-    start = RunSpec(**dict(spec.marked("program", "init"))).replace(optimizer="adam", batch_size=128, dropout="none")
+    """The fields that determine the initial weights. An initialiser that ignores its inputs shares its program."""
+    start = RunSpec(**dict(spec.marked("step", "start"))).replace(optimizer="adam", batch_size=128, dropout="none")
     fanout = activations[spec.activation].fanout
     return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.replace(activation="linear", rows=2)
 
 
 def data_spec(spec: RunSpec) -> RunSpec:
-    """The fields that decide the rows, the seed apart."""
+    """The fields that determine the data, without the seed."""
     return RunSpec(rows=spec.rows, **dict(spec.marked("data")))

@@ -1,7 +1,7 @@
-"""From a spec to its compiled programs. Pure JAX: no files, no printing; what is waited for is timed, and nothing hangs on it.
+"""Compiled programs of a cohort, cached by their specs. Pure JAX: no files, no printing.
 
-Each program of `programs.py` takes the runs of a tile together and is compiled once per cohort and device; `advance` is
-the same whether or not anyone measures.
+Each program takes all runs of a tile and compiles once per cohort and device. `advance` is the same with and without
+measurement. Compile time is recorded and has no effect on the programs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Programs:
 
     advance: Callable[..., State]
     measure: Callable[..., dict[str, Array]]
-    fresh: Callable[..., Any]  # the optimiser's first state, from the parameters, knobs and seeds
+    init_optimizer: Callable[..., Any]  # initial optimiser state, from parameters, traced hyperparameters and seeds
 
 
 def jit_traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function jit-compiled as the engine's programs are, traced once for all devices."""
+    """Jit a function with the engine's compiler options; trace it once for all devices."""
     program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
 
     def call(*args: Any) -> Any:
-        # Of two devices that come at once the second waits for the first one's trace, but not for its compilation.
+        # A second device waits for the trace of the first, but not for its compilation.
         with timed_lock(tracing):
             program.trace(*args)
         return program(*args)
@@ -50,13 +50,13 @@ def jit_traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def made_once(make: Callable[..., Any]) -> Any:
-    """`cache`, for one thread a device: no two make the same program; `get.kept` holds what was made, by its key."""
-    making = threading.RLock()
+    """Thread-safe cache of the programs that `make` returns; `get.kept` maps keys to programs."""
+    lock = threading.RLock()
     kept: dict[Any, Any] = {}
 
     @functools.wraps(make)
     def get(*key: Any) -> Any:
-        with making:
+        with lock:
             if key not in kept:
                 kept[key] = make(*key)
             return kept[key]
@@ -67,52 +67,53 @@ def made_once(make: Callable[..., Any]) -> Any:
 
 @made_once
 def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Programs:
-    """The programs of a cohort. `measure` takes a tile's runs one after the other, which keeps each in cache."""
+    """The programs of a cohort. `measure` maps over the runs sequentially, so that each run stays in the CPU cache."""
     measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
 
     def measure(state: State, previous: Any, data: Data, knobs: Any, box: Array, source: Any = None) -> dict[str, Array]:
-        seen = data._replace(train=data.train[:, :n])
+        probe = data._replace(train=data.train[:, :n])
 
         def one(run: Any) -> dict[str, Array]:
-            state, previous, place, knobs, box = run
-            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[place], seen), knobs, box)
+            state, previous, dataset, knobs, box = run
+            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[dataset], probe), knobs, box)
 
         return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, knobs, box))
 
     constants = compiled_rates(step_spec, signature)
 
-    def fresh(params: Any, knobs: Any, seed: Array) -> Any:
+    def init_optimizer(params: Any, knobs: Any, seed: Array) -> Any:
         rates = {**knobs, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
 
     return Programs(
-        jit_traced_once(make_advance(step_spec, signature)), jit_traced_once(measure), jit_traced_once(jax.vmap(fresh))
+        jit_traced_once(make_advance(step_spec, signature)), jit_traced_once(measure), jit_traced_once(jax.vmap(init_optimizer))
     )
 
 
 @made_once
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    """First weights: (seeds, knobs, inputs) of W runs -> their parameters and statistics."""
+    """Initialisation of W runs: (seeds, knobs, inputs) -> parameters and batch statistics."""
     return jit_traced_once(jax.vmap(make_init(spec, d_in, d_out)))
 
 
 @made_once
 def sample_program(spec: RunSpec, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
-    """The rows of one phase of a task, from the seeds of W runs."""
+    """Data of one phase of a task: seeds of W runs -> their datasets."""
     sample_one = make_sample(tasks[spec.task](spec), phase, probing)
 
     def sample(seeds: UInt32[Array, " W"]) -> Data:
-        return jax.lax.map(sample_one, seeds)  # what is not kept of one run's rows is gone before the next one's are drawn
+        # lax.map is sequential: rows that are sampled but not kept are freed before the next run samples its own
+        return jax.lax.map(sample_one, seeds)
 
     return jit_traced_once(sample)
 
 
-KEPT = {"programs": programs, "init": init_program, "sample": sample_program}  # what is made once, by its kind in `needs`
+KEPT = {"programs": programs, "init": init_program, "sample": sample_program}  # cached programs by kind
 _replaced = 0
 
 
 def evict_stale() -> None:
-    """Programs are kept by the names they were made from: once a name stands for something else, they are made anew."""
+    """Clear the caches if a registered name was redefined since the last call."""
     global _replaced
     if _replaced != Registry.version:
         _replaced = Registry.version
@@ -120,9 +121,9 @@ def evict_stale() -> None:
 
 
 def clear() -> None:
-    """Every program is made anew when it is asked for."""
-    for made in KEPT.values():
-        made.kept.clear()
+    """Empty the caches."""
+    for program in KEPT.values():
+        program.kept.clear()
 
 
 def tile_programs(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> Programs:
@@ -136,14 +137,14 @@ def _programs_key(spec: RunSpec, probing: MeasureConfig) -> tuple[Any, ...]:
 
 
 def required_programs(runs: Iterable[RunSpec], probing: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
-    """The programs that these runs are trained with, by what `forget` knows them by."""
+    """The keys of the programs that these runs require, for `evict`."""
     distinct = {program_fields(spec): spec for spec in runs}.values()
     return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *init_programs(spec))}
 
 
 def evict(key: tuple[Any, ...]) -> None:
-    """Let go of a program of `needs` that nobody needs any more: on a CPU a cohort's take some 30 MiB a device, others 5."""
-    kind, *of = key
+    """Evict a program by its key. On a CPU the programs of a cohort take about 30 MiB per device, others 5 MiB."""
+    kind, *prefix = key
     kept = KEPT[kind].kept
-    for made in [made for made in list(kept) if made[: len(of)] == tuple(of)]:  # a task of several phases has a program for each
-        kept.pop(made, None)
+    for cached in [cached for cached in list(kept) if cached[: len(prefix)] == tuple(prefix)]:  # one `sample` per phase
+        kept.pop(cached, None)

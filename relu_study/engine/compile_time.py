@@ -1,4 +1,4 @@
-"""How long a sweep takes, and how much of that goes into programs: tracing, lowering, and compiling or reading them back."""
+"""Wall time and compile time: tracing, lowering, and compilation or cache reads."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ STAGES = tuple(f"/jax/core/compile/{stage}_duration" for stage in ("jaxpr_trace"
 
 
 class Stopwatch:
-    """Wall time since it was made, and what of it went into programs (the sum over devices)."""
+    """Wall time and compile time since its creation; the compile time is summed over devices."""
 
     def __init__(self) -> None:
         _listen()
-        self.began, self.before = time.perf_counter(), _in_all()
+        self.started, self.compiled_before = time.perf_counter(), _total_compile_seconds()
 
     def spent(self) -> dict[str, float]:
-        """Seconds so far."""
-        return {"wall_s": time.perf_counter() - self.began, "compile_s": _in_all() - self.before}
+        """Seconds so far: `wall_s` and `compile_s`."""
+        return {"wall_s": time.perf_counter() - self.started, "compile_s": _total_compile_seconds() - self.compiled_before}
 
 
 def thread_compile_seconds() -> float:
-    """Seconds that this thread has spent on programs so far: a difference of two such figures says what lay between them."""
+    """Total compile time of this thread in seconds. Use differences of two values."""
     _listen()
     return _compiling[threading.get_ident()]
 
 
 @contextlib.contextmanager
 def timed_lock(lock: threading.Lock) -> Iterator[None]:
-    """Hold a lock of those who make programs: what this thread waits for it is spent on programs as well."""
-    began = time.perf_counter()
+    """Hold a compilation lock. The waiting time counts as compile time of this thread."""
+    started = time.perf_counter()
     with lock:
-        _compiling[threading.get_ident()] += time.perf_counter() - began
+        _compiling[threading.get_ident()] += time.perf_counter() - started
         yield
 
 
 _compiling: defaultdict[int, float] = defaultdict(float)  # thread -> seconds
 
 
-def _in_all() -> float:
-    return sum(tuple(_compiling.values()))  # a copy: other threads may begin to compile meanwhile
+def _total_compile_seconds() -> float:
+    return sum(tuple(_compiling.values()))  # a copy: other threads may add entries
 
 
 @cache
 def _listen() -> None:
-    # JAX keeps a listener for as long as the process lives: one serves every clock. It reports the outermost trace alone.
-    def hear(event: str, duration_secs: float, **_: str | int) -> None:
+    # JAX has no way to remove a listener, so one serves every stopwatch. It reports only the outermost trace.
+    def on_duration(event: str, duration_secs: float, **_: str | int) -> None:
         if event in STAGES:
             _compiling[threading.get_ident()] += duration_secs
 
-    jax.monitoring.register_event_duration_secs_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(on_duration)

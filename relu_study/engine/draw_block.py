@@ -1,4 +1,4 @@
-"""From a block of draws to its sums, on one device: `draw(cell, key)` mapped over the keys of the block."""
+"""Execution of a block of draws on one device: `draw(cell, key)` mapped over the keys of the block."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from relu_study.errors import UserError
 from relu_study.stats.streaming_moments import Sums, accumulate
 from relu_study.study.draw_study import BLOCK, cell_id
 
-AT_ONCE = {"cpu": 2.0**24, "gpu": 2.0**36, "tpu": 2.0**36}  # operations of a dispatch: on a CPU some 10 ms, and in its cache
-IN_FLIGHT = 3  # dispatches queued on a device ahead of the one it works on
+OPERATIONS_PER_DISPATCH = {"cpu": 2.0**24, "gpu": 2.0**36, "tpu": 2.0**36}  # on a CPU about 10 ms, within its cache
+IN_FLIGHT = 3  # dispatches queued on a device ahead of the current one
 
 
 def width(cost: float, platform: str) -> int:
-    """How many draws are made at a time: a power of two, the most whose operations fit one dispatch."""
+    """Draws per dispatch: the largest power of two whose operations fit one dispatch."""
     wide = 1
-    while wide < BLOCK and 2 * wide * cost <= AT_ONCE.get(platform, AT_ONCE["cpu"]):
+    while wide < BLOCK and 2 * wide * cost <= OPERATIONS_PER_DISPATCH.get(platform, OPERATIONS_PER_DISPATCH["cpu"]):
         wide *= 2
     return wide
 
 
 def seconds(block: Block) -> float:
-    """About how long a block takes on one CPU device, beside others and beside compiling."""
-    return block.cost / AT_ONCE["cpu"] / 100
+    """Approximate seconds of a block on one CPU device, without compilation."""
+    return block.cost / OPERATIONS_PER_DISPATCH["cpu"] / 100
 
 
 @made_once
 def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -> Callable[..., Any]:
-    """The compiled draws first..first + wide - 1 of a cell, from `first`."""
+    """The compiled function from `first` to the draws first..first + wide - 1 of a cell."""
     draw, factors = statistics[statistic].draw, dict(cell)
     name = cell_id(statistic, factors)
 
@@ -51,34 +51,32 @@ def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -
 
 
 def required_programs(block: Block) -> set[tuple[Any, ...]]:
-    """The program of a block, by what `forget` knows it by."""
+    """The key of the program of a block, for `evict`."""
     return {(block.statistic, block.cell, block.width)}
 
 
 def evict(key: tuple[Any, ...]) -> None:
-    """Let go of the program of a cell that is done."""
+    """Evict the program of a finished cell."""
     draw_program.kept.pop(key, None)
 
 
 def check(statistic: str, cell: Mapping[str, Any]) -> None:
-    """Refuse (UserError) a statistic that does not draw what it declares, from shapes alone."""
+    """Raise UserError if a statistic does not draw what it declares. Uses shapes only."""
     entry = statistics[statistic]
     shapes = jax.eval_shape(lambda: entry.draw(cell, random_streams.draw_key("0", 0)))
     if set(shapes) != set(entry.numbers):
-        raise UserError(
-            f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}; make them the same"
-        )
+        raise UserError(f"statistic {statistic!r} draws {sorted(shapes)} and declares {sorted(entry.numbers)}. Make them equal.")
     along = entry.along(cell)
     for name, number in entry.numbers.items():
-        asked = (len(along[number.along]),) if number.along else ()
-        if shapes[name].shape != asked:
-            raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {asked}")
+        expected = (len(along[number.along]),) if number.along else ()
+        if shapes[name].shape != expected:
+            raise UserError(f"number {name!r} of statistic {statistic!r} has the shape {shapes[name].shape}, not {expected}")
 
 
 def draw_block(block: Block, device: Any = None, should_continue: Callable[[], bool] = lambda: True) -> Sums | None:
-    """Draw a whole block on a device; None where it is no longer requested.
+    """Draw a block on a device and return its sums; None if `should_continue` returns False.
 
-    Sums are taken in float64, in the order of the draws.
+    Sums are accumulated in float64, in the order of the draws.
     """
     program = draw_program(block.statistic, block.cell, block.width)
     numbers, device = statistics[block.statistic].numbers, device or jax.devices()[0]

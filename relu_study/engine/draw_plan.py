@@ -1,4 +1,4 @@
-"""Blocks of draws: the unit of work of a draw study. Plain data, no JAX."""
+"""Blocks and plan of a draw study. Plain data, no JAX."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Block:
-    """Draws first..first + count - 1 of one cell: the unit of dispatch, of storage and of resuming, as a tile is of runs.
+    """Draws first..first + count - 1 of one cell: the unit of scheduling, storage and resuming, like a tile of runs.
 
-    `width` of them are made at a time by one program, which is that of the cell.
+    The program of the cell computes `width` draws at a time.
     """
 
-    cohort: str  # the cell's id: a cell has a program of its own
+    cohort: str  # the cell's id: each cell has its own program
     width: int
     statistic: str
     cell: tuple[tuple[str, Any], ...]
@@ -24,33 +24,33 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Its draws."""
+        """Number of draws."""
         return self.count
 
     @property
     def cost(self) -> float:
-        """Its cost beside that of other blocks."""
+        """Relative cost."""
         return self.count * self.operations
 
 
 def halve_block(blocks: Sequence[Block]) -> list[Block] | None:
-    """The blocks of a cell drawn half as many at a time; None where that is one."""
+    """The blocks of a cell at half their width; None if the width is 1."""
     return [replace(block, width=block.width // 2) for block in blocks] if blocks[0].width > 1 else None
 
 
 @dataclass(frozen=True)
 class DrawPlan:
-    """Everything that will be drawn, before anything is."""
+    """All blocks to draw."""
 
-    tiles: list[Block]  # the costliest first, so that devices finish together
+    tiles: list[Block]  # costliest first, so that devices finish together
     devices: int
     platform: str
     noun: str = "draws"
 
     def cost(self, block: Block) -> float:
-        """The cost of a block beside that of others."""
+        """Relative cost of a block."""
         return block.cost
 
     def compiling(self, block: Block) -> float:
-        """What compiling the program of a block's cell costs beside those of others: they are all alike."""
+        """Relative compile cost of a block's cell: equal for all cells."""
         return 1.0

@@ -1,4 +1,4 @@
-"""The compiled measurement of a run: a snapshot of its sites, then every metric of it."""
+"""The measurement program of a run: a snapshot of its sites, and every metric of the snapshot."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from relu_study.components.tasks.task import LOSSES, METRICS, Signature
 from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, components_of
 from relu_study.study.run_spec import RunSpec
 
-# -------------------------------------------------------------------------------------- measuring
-
 
 def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Callable[..., dict[str, Array]]:
-    """`measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run, in evaluation mode.
+    """Build `measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run.
 
-    `previous` holds the parameters of one epoch before; `box` the bounds of the inputs, used where `boxed`.
+    The network is in evaluation mode. `previous` holds the parameters one epoch earlier.
+    `box` holds the bounds of the inputs, used if `boxed`.
     """
     graph, bounded, _ = components_of(spec, signature)
     loss_of = LOSSES[signature.loss]
     d_in, n = signature.d_in, probing.probe_set(signature)
-    own = not all(map(ours, (networks[spec.network], activations[spec.activation], activations[spec.output])))
+    has_user_entries = not all(map(ours, (networks[spec.network], activations[spec.activation], activations[spec.output])))
 
     def measure(state: State, previous: Any, data: Data, knobs: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
@@ -64,7 +63,9 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
                     bias_step=step[1],
                     bound=bounds[i] if bounds is not None else None,
                     max_slope=phi.max_slope(knobs),
-                    end_slopes=None if ours(phi) else phi.end_slopes(knobs),  # a test holds the package's own to slope 0
+                    end_slopes=None
+                    if ours(phi)
+                    else phi.end_slopes(knobs),  # a test checks slope 0 for the package's activations
                 )
             )
         snapshot = Snapshot(
@@ -84,7 +85,7 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
             finite &= jnp.all(jnp.isfinite(leaf))
         packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
         counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
-        proofs = certified.unsound(snapshot) if own and bounds is not None else {}
+        proofs = certified.unsound(snapshot) if has_user_entries and bounds is not None else {}
         return {
             **{f"unsound:{name}": count for name, count in proofs.items()},
             **{f"metric:{name}": value for name, value in {**metrics, **extra}.items()},
@@ -103,7 +104,7 @@ def _bounds(model: nnx.Module, knobs: TracedNumbers, box: Float[Array, "2"], d_i
 
 
 def _feeds(model: nnx.Module, knobs: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
-    """For each site, in the order of the calls: the path of the Dense last applied before it, and its activation."""
+    """For each site, in call order: the path of the last Dense before it, and its activation."""
     ctx = Context(knobs)
     model(x, ctx)
     paths = {id(module): path for path, module in nnx.iter_modules(model)}

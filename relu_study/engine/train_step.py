@@ -1,8 +1,8 @@
-"""The four programs, as pure functions of plain arrays.
+"""The programs `sample`, `init` and `advance`, as pure functions of arrays.
 
-`sample` draws a run's data, `init` its first state, and `measure` looks at its state without touching it; `advance` trains
-all runs of a tile from one step of an epoch to another. The engine maps the others over the runs and compiles them; nothing in
-here prints, calls back, or reads a clock or a file.
+`sample` draws the data of a run, `init` its initial weights. `advance` trains all runs of a tile over steps of an epoch.
+The engine maps `sample` and `init` over runs and compiles all three.
+Nothing here prints, calls back, or reads a clock or a file.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from relu_study.errors import UserError
 from relu_study.stats import histogram_bins
 from relu_study.study.run_spec import RunSpec
 
-BLOCK = 32  # steps whose rows are ordered and gathered at once
+BLOCK = 32  # steps whose examples are shuffled and gathered together
 
 
 def steps_per_epoch(train_rows: int, batch_size: int) -> int:
-    """floor(n / B) full batches, and one of the n mod B remaining rows."""
+    """Steps per epoch: floor(n / B) full batches, and one batch of the n mod B remaining examples."""
     return -(-train_rows // batch_size)
 
 
 def ranges(spec: RunSpec, signature: Signature, probing: MeasureConfig) -> dict[str, histogram_bins.Range]:
-    """The ranges of the linear histograms, by name ("post:site_1"): those of the sites with bounded activations."""
+    """The ranges of the linear histograms by name ("post:site_1"), for the sites with bounded activations."""
     if not (probing.histograms and probing.linear_bins):
         return {}
     found = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
@@ -45,7 +45,7 @@ def ranges(spec: RunSpec, signature: Signature, probing: MeasureConfig) -> dict[
 
 
 def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
-    """The rate and decay of a run as constants of its program, where its optimiser cannot be built from traced ones."""
+    """Learning rate and weight decay as program constants, if the optimiser does not accept traced values; else empty."""
     if ours(optimizers[spec.optimizer]):
         return {}
     step, rates = RunSpec(**dict(spec.marked("program"))), (spec.learning_rate, spec.weight_decay)
@@ -62,12 +62,12 @@ def _traced(optimizer: Optimizer, step: RunSpec, d_in: int, d_out: int, *rates: 
 
 
 def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
-    """`advance(state, train, seed, knobs, epoch, start, stop, source)`: train W runs over steps start..stop-1 of an epoch.
+    """Build `advance(state, train, seed, knobs, epoch, start, stop, source)`: train W runs over steps start..stop-1 of an epoch.
 
-    Epochs count from 1. Steps 0..floor(n / B)-1 take full batches; the last step of an epoch, where B does not divide n,
-    takes the n mod B rows left over, in a step body of its own. Run i reads set source[i] of the S sets of rows in `train`:
-    runs of the same data and seed visit the same rows in the same order, which are then fetched once. Without `source` each
-    run has a set of its own.
+    Epochs count from 1. Steps 0..floor(n / B)-1 take full batches. If B does not divide n, the last step of an epoch
+    takes the n mod B remaining examples, in a separate step body.
+    Run i reads dataset source[i] of the S datasets in `train`. Runs of the same data and seed visit the same examples in
+    the same order, so these are fetched once. Without `source`, each run has its own dataset.
     """
     graph, columns, _ = components_of(spec, signature)
     optimizer, constants = optimizers[spec.optimizer], compiled_rates(spec, signature)
@@ -79,10 +79,12 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: TracedNumbers, seed: UInt32[Array, ""]) -> State:
         def loss(params: Any) -> tuple[Array, Any]:
             model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
-            said = model(FeatureMajorBatch(xy[:d_in]) if columns else xy[:d_in].T, ctx)
-            if columns and not isinstance(said, FeatureMajorBatch):
-                raise UserError(f"network {spec.network!r} is declared bounded but does not pass Columns on; leave `bounded` out")
-            return loss_of(said.values.T if columns else said, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
+            output = model(FeatureMajorBatch(xy[:d_in]) if columns else xy[:d_in].T, ctx)
+            if columns and not isinstance(output, FeatureMajorBatch):
+                raise UserError(
+                    f"network {spec.network!r} is declared bounded but does not return a FeatureMajorBatch. Omit `bounded`."
+                )
+            return loss_of(output.values.T if columns else output, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         rates = {**knobs, **constants}
@@ -108,27 +110,27 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
         stop: Int[Array, ""],
         source: Int[Array, " W"] | None = None,
     ) -> State:
-        # The runs that read a set have the same seed, so whichever is written last is right; a set that nobody reads has seed 0.
-        of_set = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
-        order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(of_set)
+        # All readers of a dataset have the same seed, so the order of writes does not matter. Unused datasets get seed 0.
+        dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
+        order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
         dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
 
         def gather(first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
-            # Positions past the end of the last block are gathered but never trained on.
+            # Positions beyond the last block are gathered but never used.
             inside = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
 
-            def of(key: Array, own: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
+            def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
                 index = random_streams.shuffled(key, inside, rows).astype(jnp.int32)
-                xy = own.at[index].get(mode="promise_in_bounds")
+                xy = dataset.at[index].get(mode="promise_in_bounds")
                 return xy.reshape(steps, size, -1).swapaxes(1, 2)
 
-            return jax.vmap(of)(order, train)
+            return jax.vmap(gather_dataset)(order, train)
 
         def step(state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
             number = (epoch - 1) * (full + (rest > 0)) + k
             keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(dropout)
-            mine = xy if source is None else xy.at[source].get(mode="promise_in_bounds")
-            return jax.vmap(update)(state, mine, keys, knobs, seed)
+            batches = xy if source is None else xy.at[source].get(mode="promise_in_bounds")
+            return jax.vmap(update)(state, batches, keys, knobs, seed)
 
         def run_block(j: Int[Array, ""], state: State) -> State:
             xy = gather(j * block * batch, block, batch)
@@ -151,14 +153,13 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     return advance
 
 
-# ----------------------------------------------------------------------------------- the beginning
+# ----------------------------------------------------------------------------------- initial state
 
 
 def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    """`init(seed, knobs, x)`: the weights of one run before its first step, given the inputs of its probe set.
+    """Build `init(seed, knobs, x)`: the initial weights of one run, from the inputs `x` of its probe set.
 
-    One forward pass of the probe set: each Dense is set when the pass reaches it, so an initialiser sees the inputs as
-    they arrive there.
+    One forward pass of the probe set initialises each Dense when it is called, so an initialiser sees its actual inputs.
     """
     scheme, of_output = initializers[spec.initializer], initializers["glorot_uniform"]
 
@@ -188,7 +189,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
 
 
 def make_sample(task: Task, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
-    """`sample(seed)`: the data of one run; of the validation rows only those that `val_loss` reads."""
+    """Build `sample(seed)`: the data of one run, with only the validation examples that `val_loss` reads."""
     n, keep = task.signature.train_rows, probing.validation(task.signature)
 
     def sample(seed: UInt32[Array, ""]) -> Data:

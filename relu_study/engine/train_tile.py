@@ -1,4 +1,4 @@
-"""From a tile of runs to their numbers, on one device. A tile is a message: plain specs in, plain arrays out (`train_tile`)."""
+"""Training of one tile on one device. `train_tile` takes RunSpecs and returns NumPy arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
-IN_FLIGHT = 3  # measured epochs queued on a device ahead of the one it works on
+IN_FLIGHT = 3  # measured epochs queued on a device ahead of the current one
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -29,17 +29,17 @@ def _select_runs(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
 
 
 def _init_per_key(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
-    """What each run begins with: made for the whole tile once per distinct `key`, each run then taking its own."""
+    """Initial arrays of all runs: `make` them for the whole tile once per distinct `key`, then select per run."""
     keys = [key(spec) for spec in specs]
     distinct = list(dict.fromkeys(keys))
-    begun = make(distinct[0])
-    for one in distinct[1:]:
-        begun = _select_runs(begun, make(one), np.array([key == one for key in keys]))
-    return begun
+    initial = make(distinct[0])
+    for other in distinct[1:]:
+        initial = _select_runs(initial, make(other), np.array([key == other for key in keys]))
+    return initial
 
 
 class TileState(NamedTuple):
-    """A tile of runs on its device, before the first step; `source` is the set of rows that each run reads, None: its own."""
+    """A tile on its device before the first step. `source` is the dataset index of each run; None: one dataset per run."""
 
     state: State
     data: Data
@@ -50,7 +50,7 @@ class TileState(NamedTuple):
 
 
 class Extremes(NamedTuple):
-    """The least and the greatest drawn input of each set of rows, with a run that reads it."""
+    """Minimum and maximum sampled input of each dataset, and a run that reads it."""
 
     readers: list[RunSpec]
     least: Float[Array, " S"]
@@ -58,7 +58,7 @@ class Extremes(NamedTuple):
 
 
 class QueuedTile(NamedTuple):
-    """A tile that is queued on a device: its numbers may not have been computed yet."""
+    """A tile queued on a device; its numbers may not be computed yet."""
 
     runs: list[RunSpec]
     epochs: np.ndarray
@@ -67,16 +67,16 @@ class QueuedTile(NamedTuple):
     measured: list[dict[str, Array]]
     params: Any
     probe_examples: int
-    drawn: list[Extremes]  # the inputs of each phase, where a user's task has a box
+    drawn: list[Extremes]  # inputs of each phase, if a user's task has a box
 
 
 def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
-    """0, then each `every`-th, and the last, which may be a fraction."""
+    """The measured epochs: 0, every `every`-th, and the last, which may be fractional."""
     return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
 
 
 def put(value: Any, device: Any) -> Any:
-    """Arrays committed to a device: they alone decide where a program runs; a default device would trace each anew per device."""
+    """Arrays committed to a device. They select the device of a program; a default device would cause one trace per device."""
     return jax.device_put(value, device)
 
 
@@ -95,7 +95,7 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
 
 
 def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig) -> Data:
-    """The rows of one phase of their task that these runs read."""
+    """The data of one phase of the task, one dataset per reader."""
     seeds = put(np.array([s.seed for s in readers], np.uint32), device)
     return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
 
@@ -103,26 +103,26 @@ def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig
 def init_tile(
     specs: list[RunSpec], device: Any, probing: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
 ) -> TileState:
-    """Queue what runs of one cohort begin with on a device: data, weights and the optimiser's first state."""
+    """Queue the initial state of runs of one cohort on a device: data, weights, optimiser state."""
     signature = tasks[specs[0].task](specs[0]).signature
     readers, source = datasets_of(specs, num_datasets)
     seeds = put(np.array([s.seed for s in specs], np.uint32), device)
-    with np.errstate(over="ignore"):  # a rate too large for single precision is infinite, and its run nonfinite
+    with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
         knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS}
     box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, probing)
-    looked_at = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    probe_inputs = data.train[:, : probing.probe_set(signature), : signature.d_in]
     if source is not None:
         source = put(source, device)
-        looked_at = looked_at[source]
+        probe_inputs = probe_inputs[source]
 
-    def first(key: RunSpec) -> Weights:
-        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, looked_at)
+    def init(key: RunSpec) -> Weights:
+        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, probe_inputs)
 
-    weights = _init_per_key(specs, cohorts.start_spec, first)
-    # Most first states depend on no input, so their program would leave them uncommitted.
-    first_state = compilation.tile_programs(specs[0], probing).fresh(weights.params, knobs, seeds)
-    state = put(State(weights.params, weights.stats, first_state), device)
+    weights = _init_per_key(specs, cohorts.start_spec, init)
+    # Most optimiser states depend on no input, so their program leaves them uncommitted.
+    optimizer_state = compilation.tile_programs(specs[0], probing).init_optimizer(weights.params, knobs, seeds)
+    state = put(State(weights.params, weights.stats, optimizer_state), device)
     return TileState(state, data, seeds, knobs, box, source)
 
 
@@ -136,8 +136,9 @@ def start_tile(
     num_datasets: int | None = None,
     should_continue: Callable[[], bool] = lambda: True,
 ) -> QueuedTile | None:
-    """Queue the training of up to `width` runs of one cohort and length on a device; None if no longer requested.
+    """Queue the training of up to `width` runs of one cohort and length on a device.
 
+    Returns None if `should_continue` returns False before the last epoch.
     `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch.
     `num_datasets`, if less than the width, lets runs of the same data and seed share one copy of the data.
     None of them changes a bit of the training.
@@ -187,7 +188,7 @@ def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
 
 
 def _boxed(spec: RunSpec) -> bool:
-    """Has a user's task a box? Tests hold the package's own tasks to theirs."""
+    """Whether a user's task has a box. Tests check the boxes of the package's tasks."""
     return not ours(tasks[spec.task]) and tasks[spec.task](spec).box is not None
 
 
@@ -205,7 +206,7 @@ def _check_inputs(drawn: list[Extremes]) -> None:
 
 
 def _check_certified(pending: QueuedTile, tile: dict[str, np.ndarray], masks: dict[str, np.ndarray], bad: np.ndarray) -> None:
-    """Stop (UserError) where a unit is certified dead and not dead, or certified always on and not always on."""
+    """Raise UserError if a unit is certified dead but not dead, or certified always on but not always on."""
     for site, units in pending.units.items():
         dead, certified = (masks.get(f"{kind}:{site}") for kind in ("dead", "certified_dead"))
         if dead is not None and certified is not None:
@@ -213,14 +214,14 @@ def _check_certified(pending: QueuedTile, tile: dict[str, np.ndarray], masks: di
         on, sure = (tile.get(f"metric:{kind}_fraction/{site}") for kind in ("always_on", "certified_always_on"))
         if on is not None and sure is not None:
             on, sure = (np.where(np.isfinite(share), np.round(units * share), 0).astype(int) for share in (on, sure))
-            # The study's own components count each wrong unit; for the package's, too many of them show.
+            # A study's own components count each wrong unit; for the package's, only an excess is visible.
             _check_subset(pending, site, "always on", sure, on, tile.get(f"unsound:{site}", np.maximum(sure - on, 0)), bad)
 
 
 def _check_subset(
     pending: QueuedTile, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
 ) -> None:
-    """Refuse `wrong` units, certified ones that the probe set contradicts, by run and epoch: the box or a piece is wrong."""
+    """Raise UserError for the first `wrong` unit: certified, but contradicted by the probe set."""
     if not ((wrong > 0) & ~bad).any():
         return
     run, at = (int(i) for i in np.argwhere((wrong > 0) & ~bad)[0])
@@ -234,8 +235,8 @@ def _check_subset(
     )
 
 
-def _lost(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
-    """The epochs from the first value on that is no finite number."""
+def _from_first_nonfinite(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, "R E"]:
+    """Mask of the epochs from the first nonfinite value on."""
     return ~np.logical_and.accumulate(np.isfinite(values), axis=1)
 
 
@@ -244,42 +245,42 @@ def _reads_validation(metric: str) -> bool:
 
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:
-    """Wait for a tile and return its numbers as plain arrays, padding dropped, runs first, epochs second."""
+    """Wait for a tile and return its numbers as arrays [runs, epochs, ...] without padding."""
     n = len(pending.runs)
     epochs = jax.device_get(pending.measured)
     _check_inputs(pending.drawn)
     tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
     finite = tile.pop("finite")
     precision = np.float64 if jax.config.jax_enable_x64 else np.float32
-    # A metric may name its own type; a tile has one, which its provenance says.
+    # A metric may return another dtype; the provenance of a tile states one.
     tile = {name: values.astype(precision, copy=False) if name.startswith("metric:") else values for name, values in tile.items()}
     masks = {
         name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
         for name, values in tile.items()
         if name.startswith(("dead:", "certified_dead:"))
     }
-    # Once bad, a run stays bad: what it shows later is not a measurement.
+    # After its first nonfinite epoch a run has no measurements.
     bad = ~np.logical_and.accumulate(finite, axis=1)
     _check_certified(pending, tile, masks, bad)
     tile = {name: values for name, values in tile.items() if not name.startswith("unsound:")}
     if masks:
-        again = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
-        found = revivals.fractions(masks, list(pending.units), precision)
-        tile |= {f"metric:{name}": values for name, values in found.items() if name.partition("/")[0] in again}
+        revived = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
+        fractions = revivals.fractions(masks, list(pending.units), precision)
+        tile |= {f"metric:{name}": values for name, values in fractions.items() if name.partition("/")[0] in revived}
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
-        if name == "metric:train_loss/all":  # a loss that is no number stays so, as a run does
-            values[_lost(values)] = np.nan
+        if name == "metric:train_loss/all":  # a nonfinite loss stays missing
+            values[_from_first_nonfinite(values)] = np.nan
         if name.startswith("histogram:"):
             values[bad] = 0
         if name.startswith("metric:update_norm/"):
             values[:, pending.epochs == 0] = np.nan
-    if "metric:val_loss/all" in tile:  # the run stays finite, and so do its metrics of the probe set
-        lost = _lost(tile["metric:val_loss/all"])
+    if "metric:val_loss/all" in tile:  # the run and its probe-set metrics stay finite
+        nonfinite = _from_first_nonfinite(tile["metric:val_loss/all"])
         for name, values in tile.items():
             if name.startswith("metric:") and _reads_validation(name.removeprefix("metric:").partition("/")[0]):
-                values[lost] = np.nan
+                values[nonfinite] = np.nan
     first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
     tile |= {
         "epoch": pending.epochs,
@@ -299,7 +300,10 @@ def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarra
 def train_tile(
     runs: list[RunSpec], width: int, device: Any = None, probing: MeasureConfig = MeasureConfig(), **options: Any
 ) -> dict[str, np.ndarray]:
-    """Train up to `width` runs of one cohort and length together, from plain data to plain arrays."""
+    """Train up to `width` runs of one cohort and length together.
+
+    Returns arrays by name, runs first and epochs second. `options` are those of `start_tile`, and `keep_params`.
+    """
     keep_params = options.pop("keep_params", False)
     pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
     assert pending is not None

@@ -155,7 +155,7 @@ def compiled(tile: Tile, probing: MeasureConfig, device: Any = None) -> tuple[di
     init = compilation.init_program(cohorts.start_spec(spec), signature.d_in, signature.d_out)
     weights = output(init, seeds, knobs, inputs)
     programs = compilation.tile_programs(spec, probing)
-    state = State(weights.params, weights.stats, output(programs.fresh, weights.params, knobs, seeds))
+    state = State(weights.params, weights.stats, output(programs.init_optimizer, weights.params, knobs, seeds))
     source = None if tile.num_datasets == wide else shape(wide, kind=np.int32)
     at = [shape(kind=np.int32)] * 3
     sizes = {
