@@ -50,13 +50,13 @@ def whole(base: RunSpec) -> dict[str, np.ndarray]:
     return train_tile.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
 
 
-def test_neighbours_and_order_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+def test_other_runs_and_order_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     mixed = [base.replace(seed=9), base.replace(seed=2), base.replace(seed=0, learning_rate=0.5), base.replace(seed=1)]
     tile = train_tile.train_tile(mixed, 4, probing=PROBE, keep_params=True)
     same(whole, tile, [2, 1], [1, 3])
 
 
-def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+def test_runs_with_other_init_or_data_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     mixed = [
         base.replace(seed=3, initializer="negative_uniform"),
         base.replace(seed=3),
@@ -69,7 +69,7 @@ def test_neighbours_with_another_start_or_data_move_no_bit(base: RunSpec, whole:
     assert not np.array_equal(tile["metric:train_loss/all"][0], tile["metric:train_loss/all"][1])
 
 
-def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+def test_nonfinite_run_changes_no_bit_of_others(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     bad = base.replace(seed=1, learning_rate=1e30)
     tile = train_tile.train_tile([base.replace(seed=0), bad, base.replace(seed=3)], 4, probing=PROBE, keep_params=True)
     same(whole, tile, [0, 3], [0, 2])
@@ -78,7 +78,7 @@ def test_a_bad_neighbour_moves_no_bit(whole: dict[str, np.ndarray], base: RunSpe
     assert np.isfinite(tile["metric:train_loss/all"][1, 0])
 
 
-def test_alone_and_padded(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+def test_single_run_in_a_padded_tile(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     for seed in range(4):
         same(whole, train_tile.train_tile([base.replace(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
 
@@ -96,7 +96,7 @@ def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_datasets", [1, 4])
-def test_sharing_rows(base: RunSpec, num_datasets: int) -> None:
+def test_shared_datasets(base: RunSpec, num_datasets: int) -> None:
     """Runs of the same data and seed read one copy of it; whether they do, and how many copies there are, moves no bit."""
     arms = (base, base.replace(gain=2), base.replace(learning_rate=0.1, initializer="lecun_normal"), base.replace(gain=3))
     keys = [(0, "wave"), (0, "sum"), (1, "wave"), (1, "sum")][
@@ -112,7 +112,7 @@ def test_sharing_rows(base: RunSpec, num_datasets: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "wide"), [(1, 32), (3, 16)])
-def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
+def test_shared_datasets_at_article_size(depth: int, wide: int) -> None:
     tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
     alone, together, few = (
         train_tile.train_tile(tile, wide, probing=FEW, keep_params=True, num_datasets=n) for n in (None, 4, 8)
@@ -122,7 +122,7 @@ def test_sharing_rows_at_the_articles_size(depth: int, wide: int) -> None:
 
 
 @pytest.mark.slow
-def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_datasets_with_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
     tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
     tile = [SMALL.replace(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
@@ -134,7 +134,7 @@ def test_sharing_rows_that_change_over_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_major_and_feature_major_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that may do more with its input than our modules is trained on examples as rows; bits aside, that is all."""
     monkeypatch.setattr(networks, "_entries", dict(networks._entries))
 
@@ -158,7 +158,7 @@ def test_rows_and_columns_are_one_network(monkeypatch: pytest.MonkeyPatch) -> No
         assert np.isnan(rows["metric:certified_dead_fraction/all"]).all()
 
 
-def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+def test_measurement_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     unwatched = train_tile.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
     assert unwatched["epoch"].tolist() == [0, 3]
     for name in whole:
@@ -171,7 +171,7 @@ def test_probes_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
 
 
 @pytest.mark.slow
-def test_measuring_less_often_moves_no_bit() -> None:
+def test_measurement_interval_changes_no_bit() -> None:
     base = SMALL.replace(epochs=6.5)
     always, often = (
         train_tile.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3)
@@ -186,14 +186,14 @@ def test_measuring_less_often_moves_no_bit() -> None:
     assert np.nanmin(often["metric:update_norm/all"]) > 0
 
 
-def test_training_goes_somewhere(whole: dict[str, np.ndarray]) -> None:
+def test_training_changes_the_parameters(whole: dict[str, np.ndarray]) -> None:
     loss = whole["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all() and np.isfinite(loss).all()
     assert np.isnan(whole["metric:update_norm/all"][:, 0]).all() and (whole["metric:update_norm/all"][:, 1:] > 0).all()
     assert len({row.tobytes() for row in loss}) == 4
 
 
-def test_what_is_not_asked_for_is_not_there_and_moves_nothing(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
+def test_unrequested_metrics_are_absent_and_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
     tile = train_tile.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
     metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}

@@ -40,11 +40,11 @@ LOSS = PROBE._replace(histograms=False, metrics=("train_loss",))  # quick to com
         (6.5, 7, [0, 6.5]),
     ],
 )
-def test_epochs_that_are_measured(epochs: float, every: int, when: list[float]) -> None:
+def test_measured_epochs(epochs: float, every: int, when: list[float]) -> None:
     assert train_tile.epochs_measured(epochs, every).tolist() == when
 
 
-def test_a_fraction_of_an_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
     assert cost_of(spec).steps == 5_000
 
@@ -75,7 +75,7 @@ class Heard:
             self.compiles[name] += 1
 
 
-def test_one_trace_a_cohort_and_one_compile_a_device() -> None:
+def test_one_trace_per_cohort_and_one_compilation_per_device() -> None:
     heard = Heard()
     # As no other test has it: what is compiled already is not compiled again.
     base = SMALL.replace(width=13, rows=613, epochs=1, depth=1)
@@ -113,7 +113,7 @@ print(json.dumps(heard))
 
 
 @pytest.mark.slow
-def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None:
+def test_second_start_has_no_cache_miss(tmp_path: Path) -> None:
     ours = {name: value for name, value in os.environ.items() if "CACHE" not in name}  # not the cache that tests share
     env = {**ours, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     counts = []
@@ -139,12 +139,12 @@ def test_a_warm_second_start_misses_nothing_in_the_cache(tmp_path: Path) -> None
         ({}, MeasureConfig(421), "420 training rows"),
     ],
 )
-def test_bad_specs_are_named_before_anything_compiles(changes: dict, probing: MeasureConfig, word: str) -> None:
+def test_invalid_specs_raise_before_compilation(changes: dict, probing: MeasureConfig, word: str) -> None:
     with pytest.raises(UserError, match=word):
         check(SMALL.replace(**changes), probing)
 
 
-def test_revivals_are_counted_once_a_unit() -> None:
+def test_revivals_count_once_per_unit() -> None:
     flags = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool)[None]  # epochs x units
     seen = revivals.fractions(
         {"dead:site_1": flags, "dead:site_2": flags[..., 3:], "certified_dead:site_1": flags}, ["site_1", "site_2"]
@@ -155,7 +155,7 @@ def test_revivals_are_counted_once_a_unit() -> None:
     assert np.isnan(seen["certified_revived_fraction/site_2"]).all() and seen["certified_revived_fraction/all"][0, -1] == 0.5
 
 
-def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_with_different_boxes_share_no_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
 
     def boxed(spec: RunSpec) -> Task:
@@ -172,7 +172,7 @@ def test_tasks_with_another_box_never_share_a_tile(monkeypatch: pytest.MonkeyPat
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 
 
-def test_an_entry_registered_anew_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redefined_entry_is_recompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "_entries", dict(activations._entries))
     losses = []
     for slope in (1.0, -7.0):

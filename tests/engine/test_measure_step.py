@@ -208,7 +208,7 @@ EACH = [(name, run, e) for name, runs in RUNS.items() for run, spec in enumerate
 
 
 @pytest.mark.parametrize(("name", "run", "epoch"), tiered(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
-def test_a_tile_says_what_is_so(name, run, epoch):
+def test_tile_matches_the_reference(name, run, epoch):
     values, masks = wanted(name, run, epoch)
     tile = trained(name, RUNS[name][run].epochs)
     got = {key.removeprefix("metric:"): value[run, epoch] for key, value in tile.items() if key.startswith("metric:")}
@@ -225,7 +225,7 @@ def test_a_tile_says_what_is_so(name, run, epoch):
 
 
 @pytest.mark.parametrize(("name", "run", "epoch"), tiered(EACH, *(each for each in EACH if each[0] in ("relu", "crelu"))))
-def test_histograms_count_what_is_so(name, run, epoch):
+def test_histograms_match_the_reference(name, run, epoch):
     spec, first, params = RUNS[name][run], kept(trained(name, 0), run), kept(trained(name, epoch), run)
     _, prediction, saved, grads = evaluate(spec, params, averages(spec, first, epoch))
     layers = [f"hidden.{i}.dense" for i in range(spec.depth)] + ["output"]
@@ -252,7 +252,7 @@ def test_histograms_count_what_is_so(name, run, epoch):
 
 
 @pytest.mark.slow
-def test_nothing_is_compared_with_nothing():
+def test_every_comparison_has_values():
     """Each kind of unit is there at some site, and some site has others beside it; both kinds of network as well."""
     seen = [wanted(*each)[0] for each in EACH]
     for metric in metrics:
@@ -282,7 +282,7 @@ def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
 
 
 @pytest.mark.parametrize("initializer", tiered(["random_normal", "he_normal", "he_uniform"], "he_normal"))
-def test_a_sixteenth_is_dead_and_a_sixteenth_always_on(initializer):
+def test_one_sixteenth_dead_and_one_sixteenth_always_on(initializer):
     """On (-1, 0)^4 without a bias: dead exactly where no weight is negative, always on where none is positive; each 2^-4."""
     tile, kernel = at_the_start(initializer)
     dead, on = (kernel >= 0).all(axis=1), (kernel <= 0).all(axis=1)

@@ -46,16 +46,16 @@ def planned(runs: list[RunSpec], widths: dict[str, int] | None = None, **options
         (10**6, 1000, 2),  # the least, whatever it takes
     ],
 )
-def test_width_by_its_rule(scratch: int, runs: int, wide: int) -> None:
+def test_width_follows_its_limits(scratch: int, runs: int, wide: int) -> None:
     asked = work(SHORT)._replace(scratch=scratch)
     assert plan.width(asked, runs, "cpu") == plan.width(asked, runs, "an unknown device") == wide
 
 
-def test_width_is_the_device_kinds_own() -> None:
+def test_width_depends_on_the_device_kind() -> None:
     assert plan.width(work(SHORT), 1000, "gpu") == 64
 
 
-def test_tiles_are_cut_within_a_cohort_and_a_length() -> None:
+def test_tiles_have_one_cohort_and_length() -> None:
     short, long = seeds(SHORT, 5), seeds(SHORT.replace(epochs=3), 3)
     tanh = seeds(SHORT.replace(activation="tanh"), 1)
     made = planned([*tanh, *short, *long], {"relu": 2, "tanh": 4})
@@ -71,7 +71,7 @@ def test_tiles_are_cut_within_a_cohort_and_a_length() -> None:
     assert (of["relu"].runs, of["tanh"].runs) == (8, 1)
 
 
-def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
+def test_tiles_minimise_datasets_and_inits() -> None:
     """Declared in any order, cut by target, then seed, initialiser and configuration: runs of the same data stay together."""
     he, lecun = SHORT.replace(initializer="he_normal"), SHORT.replace(initializer="lecun_normal")
     arms = [he, lecun.replace(target="sum"), lecun, he.replace(gain=2), he.replace(target="sum")]
@@ -83,7 +83,7 @@ def test_a_tile_mixes_as_few_data_and_starts_as_it_can() -> None:
 
 
 @pytest.mark.parametrize(("gains", "width", "num_datasets"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (3, 4, 2), (3, 8, 4), (8, 4, 1)])
-def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: int, num_datasets: int) -> None:
+def test_runs_of_equal_data_and_seed_share_a_dataset(gains: int, width: int, num_datasets: int) -> None:
     """A power of two, the same for every tile of a cohort, so that they share one program."""
     runs = [run for gain in range(1, gains + 1) for run in seeds(SHORT.replace(gain=gain), 8)]
     (cohort,) = planned(runs, {"relu": width}).cohorts
@@ -94,21 +94,21 @@ def test_runs_of_the_same_data_and_seed_share_a_set_of_rows(gains: int, width: i
     assert {(t.steps, t.num_datasets) for t in mixed.tiles} == {(20, num_datasets), (30, width)}
 
 
-def test_tiles_that_read_more_sets_than_most_share_nothing() -> None:
+def test_tiles_with_many_datasets_share_none() -> None:
     runs = [run for gain in range(1, 5) for run in seeds(SHORT.replace(gain=gain), 4)]
     (cohort,) = planned([*runs, *seeds(SHORT.replace(inputs="centred"), 8)], {"relu": 4}).cohorts
     assert [(len({run.seed for run in t.runs}), t.num_datasets) for t in cohort.tiles] == [(1, 1)] * 4 + [(4, 4)] * 2
     assert cohort.bytes() == 4 * 1 + 4 * 1, "of the largest tile"
 
 
-def test_the_fewest_sets_in_all() -> None:
+def test_total_number_of_datasets_is_minimal() -> None:
     runs = [run for gain in range(1, 21) for run in seeds(SHORT.replace(gain=gain), 16)]
     (cohort,) = planned(runs, {"relu": 32}).cohorts
     assert {len({run.seed for run in t.runs}) for t in cohort.tiles} == {2, 3}, "of twenty arms a tile reads two seeds or three"
     assert {t.num_datasets for t in cohort.tiles} == {4}
 
 
-def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays() -> None:
+def test_width_depends_on_all_runs_and_stays_fixed() -> None:
     runs = [*seeds(SHORT, 5), *seeds(SHORT.replace(epochs=3), 4)]
     (cohort,) = planned(runs).cohorts
     assert cohort.width == 8, "five of one length, not nine in all"
@@ -119,7 +119,7 @@ def test_a_width_is_of_all_runs_of_the_commonest_length_and_once_chosen_it_stays
     assert kept.width == 4 and [len(t.runs) for t in kept.tiles] == [4] * 25
 
 
-def test_only_missing_runs_become_work() -> None:
+def test_only_missing_runs_are_planned() -> None:
     runs = [*seeds(SHORT, 6), *seeds(SHORT.replace(activation="tanh"), 2)]
     made = planned(runs, {"relu": 2}, missing=lambda run: run.activation == "relu" and run.seed % 2 == 1)
     assert [t.runs for t in made.tiles] == [(runs[1], runs[3]), (runs[5],)]
@@ -128,7 +128,7 @@ def test_only_missing_runs_become_work() -> None:
     assert nothing.tiles == [] and nothing.seconds() == 0
 
 
-def test_the_costliest_tiles_come_first() -> None:
+def test_costliest_tiles_come_first() -> None:
     runs = [run for epochs in (2, 5, 3) for run in seeds(SHORT.replace(epochs=epochs), 2)]
     runs += [run.replace(activation="tanh") for run in runs[:4]]
     made = planned(runs)

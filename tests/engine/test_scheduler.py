@@ -34,7 +34,7 @@ def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = No
 
 
 @given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
-def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
+def test_device_loads_are_equal_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
     planned = [tile(*one) for one in tiles]
     homes = scheduler.assign_devices(planned, cost, devices)
     assert homes == scheduler.assign_devices(planned, cost, devices) and set(homes) == {one.cohort for one in planned}
@@ -45,7 +45,7 @@ def test_devices_have_as_much_to_do_to_within_a_cohort(tiles: list[tuple[str, in
     assert max(load.values()) - min(load.values()) <= max(costs.values())
 
 
-def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
+def test_cohort_starts_on_its_assigned_device() -> None:
     """Else a study that is carried out again compiles what JAX's cache has for the other device."""
     first, together = jax.devices()[0], threading.Barrier(2, timeout=60)
 
@@ -60,7 +60,7 @@ def test_a_cohort_is_begun_on_its_own_device_whichever_is_faster() -> None:
     assert all(one.device == one.numbers for one in done)
 
 
-def test_an_idle_device_helps_with_what_is_begun() -> None:
+def test_idle_device_helps_a_started_cohort() -> None:
     together = threading.Barrier(2, timeout=60)
 
     def start(tile: Tile, device: Any, wanted: Any) -> int:
@@ -72,7 +72,7 @@ def test_an_idle_device_helps_with_what_is_begun() -> None:
     assert {one.device for one in done if one.tile.cohort == "a"} == {0, 1}
 
 
-def test_an_idle_device_begins_what_is_at_home_elsewhere_before_it_helps() -> None:
+def test_idle_device_prefers_an_unstarted_cohort() -> None:
     """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
     begun, taken, mine = threading.Event(), threading.Event(), list[str]()
     tiles = [tile("a", 10), tile("a", 10), tile("b", 6), tile("b", 6), tile("c", 5)]
@@ -93,7 +93,7 @@ def test_an_idle_device_begins_what_is_at_home_elsewhere_before_it_helps() -> No
     assert mine[:3] == ["a", "a", "c"]
 
 
-def test_whoever_waits_for_a_trace_is_told_of_it() -> None:
+def test_waiting_for_a_trace_counts_as_compile_time() -> None:
     """Two devices ask for one program at once: one traces, and neither could work meanwhile."""
 
     def slow(x: Any) -> Any:
@@ -109,7 +109,7 @@ def test_whoever_waits_for_a_trace_is_told_of_it() -> None:
     assert all(one.compiling > 0.5 for one in carried_out([tile("a", 1), tile("a", 1)], start))
 
 
-def test_a_tile_that_was_made_alone_says_so_too() -> None:
+def test_serially_retried_tile_reports_its_compile_time() -> None:
     """It did not fit beside others: the first device makes it at the end."""
     tries = itertools.count()
 
@@ -129,7 +129,7 @@ def test_a_tile_that_was_made_alone_says_so_too() -> None:
     assert (one.device, one.numbers) == (0, 7) and one.compiling > 0
 
 
-def test_what_programs_take_is_told_with_the_tile_that_waited_for_them() -> None:
+def test_compile_time_is_reported_with_its_tile() -> None:
     began = time.perf_counter()
 
     def start(tile: Tile, device: Any, wanted: Any) -> Any:

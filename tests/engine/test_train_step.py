@@ -225,7 +225,7 @@ def trained_by_reference(branch: int, run: int) -> tuple[reference.Network, np.n
     return net, reference.forward(net, x)[0][:, 0]
 
 
-def test_the_reference_knows_every_activation_and_optimiser():
+def test_reference_covers_every_activation_and_optimiser():
     names, turns = ({*column} for column in zip(*TURNS))
     assert names <= {*reference.ACTIVATIONS}, "tests/support/reference.py lacks an activation: add its formula and slope"
     assert turns <= {*reference.OPTIMIZERS} & {*RATES}, "tests/support/reference.py (or RATES here) lacks an optimiser"
@@ -310,7 +310,7 @@ def by_hand(runs: list[RunSpec], beginning: Tile, *parts: list[tuple[int, int, i
     return after
 
 
-def test_a_fraction_of_an_epoch_is_the_beginning_of_it(curves):
+def test_fractional_epoch_is_a_prefix_of_the_epoch(curves):
     part, whole, beginning = (trained(PAIR, epochs=epochs) for epochs in (1.5, 3, 0))
     np.testing.assert_array_equal(part["epoch"], [0, 1, 1.5])
     for name in part:
@@ -324,7 +324,7 @@ def test_a_fraction_of_an_epoch_is_the_beginning_of_it(curves):
 
 
 @pytest.mark.parametrize("whole", [0, 1])
-def test_a_fraction_of_less_than_a_step_trains_nothing(whole):
+def test_fraction_below_one_step_trains_nothing(whole):
     more, less = trained(PAIR, epochs=whole + 0.001), trained(PAIR, epochs=whole)
     for name, value in less.items():
         if name.startswith("param:"):
@@ -333,7 +333,7 @@ def test_a_fraction_of_less_than_a_step_trains_nothing(whole):
 
 
 @pytest.mark.parametrize("optimizer", tiered(["adam", "sgd"], "adam"))
-def test_a_dead_unit_gets_no_gradient(optimizer):
+def test_dead_unit_has_zero_gradient(optimizer):
     runs = [run.replace(initializer="test_one_far_below", weight_decay=0) for run in PAIR]
     before = trained(runs, epochs=0)
     (after,) = by_hand([run.replace(optimizer=optimizer, learning_rate=0.01) for run in runs], before, [(1, 0, 34), (2, 0, 34)])

@@ -35,7 +35,7 @@ def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
     return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, num_datasets)
 
 
-def test_a_tile_is_what_xla_says_of_its_programs_and_what_is_in_flight_beside_them() -> None:
+def test_tile_memory_is_programs_plus_queued_arrays() -> None:
     sizes, rows, state = memory.compiled(tile_of(1000), FEW)
     signature = registry.tasks[base.task](base.replace(rows=1000)).signature
     columns = signature.d_in + signature.d_out
@@ -73,7 +73,7 @@ def train(tile: Tile, device: int, probing: MeasureConfig) -> None:
 
 
 @pytest.mark.slow
-def test_training_finds_what_was_compiled_for_it(cached: Callable[[], set[str]]) -> None:
+def test_training_hits_the_programs_of_the_plan(cached: Callable[[], set[str]]) -> None:
     """In JAX's cache, by the very key: else a plan would make a run wait twice."""
     tile = tile_of(1000)
     forget(tile, FEW)
@@ -85,7 +85,7 @@ def test_training_finds_what_was_compiled_for_it(cached: Callable[[], set[str]])
     assert cached() > before, "another device's programs are others"
 
 
-def test_what_is_foretold_of_a_study() -> None:
+def test_predicted_memory_of_a_study() -> None:
     few = replace(
         study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(Experiment("main", {"relu": base}),)
     )
@@ -105,7 +105,7 @@ def asking(**arms: Any) -> Study:
     return replace(study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(main,), seeds=2)
 
 
-def test_what_a_plan_compiles_is_what_a_run_asks_for(cached: Callable[[], set[str]], tmp_path: Path) -> None:
+def test_plan_compiles_the_programs_of_the_run(cached: Callable[[], set[str]], tmp_path: Path) -> None:
     """On the very device that begins the cohort, which need not be the first."""
     both = asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
@@ -155,7 +155,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return foretell
 
 
-def test_each_device_asks_for_its_tiles_and_programs(said: Callable[..., int]) -> None:
+def test_memory_grows_with_devices(said: Callable[..., int]) -> None:
     one, two = prepare(asking(a={}), None, FEW), prepare(replace(asking(a={}), seeds=64), None, FEW)
     assert (len(one.plan.tiles), len(two.plan.tiles)) == (1, 2)
     assert said(one) == 40 + 10 + 60 and said(two) == 2 * (40 + 10 + 60)
@@ -165,7 +165,7 @@ def test_each_device_asks_for_its_tiles_and_programs(said: Callable[..., int]) -
     assert said(four, grown=0) == 2 * (40 + 100 + 100 + 15 * 7), "where the system does not say"
 
 
-def test_a_small_cohort_beside_a_large_one_asks_for_less(said: Callable[..., int]) -> None:
+def test_small_cohort_next_to_a_large_one_needs_less(said: Callable[..., int]) -> None:
     job = prepare(asking(large={"rows": 100_000}, small={}), None, FEW)
     large, small = sorted((cohort.bytes() for cohort in job.plan.cohorts), reverse=True)
     assert said(job) == round(2 * 50 + 60 * (1 + small / large))
@@ -177,7 +177,7 @@ def test_a_small_cohort_beside_a_large_one_asks_for_less(said: Callable[..., int
 
 
 @pytest.mark.slow
-def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_report_memory_includes_stored_runs(said: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "REPORT_BYTES", 4 << 20)
     few = asking(a={"epochs": 3}, b={"epochs": 1})
     fresh = said(prepare(few, tmp_path, FEW))
@@ -190,7 +190,7 @@ def test_a_report_holds_what_is_stored_too(said: Callable[..., int], monkeypatch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
-def test_what_a_process_grows_by_is_seen() -> None:
+def test_rss_monitor_measures_growth() -> None:
     with memory._RssMonitor() as grown:
         held = bytearray(b"1") * (64 << 20)
     assert 60 << 20 < grown.bytes < 80 << 20 and len(held) == 64 << 20
@@ -218,7 +218,7 @@ study = Study("large", "Large", "How much?", [Experiment("main", {k: base.replac
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
-def test_peak_memory_is_foretold_within_a_quarter(tmp_path: Path) -> None:
+def test_peak_memory_is_predicted_within_25_percent(tmp_path: Path) -> None:
     (tmp_path / "large.py").write_text(LARGE)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
 

@@ -108,7 +108,7 @@ def widths(folder: Path) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(
     "late", [pytest.param(False, id="when it is queued", marks=pytest.mark.slow), pytest.param(True, id="when it is collected")]
 )
-def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, small_memory: Any, late: bool) -> None:
+def test_cohort_that_does_not_fit_continues_at_half_width(tmp_path: Path, small_memory: Any, late: bool) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2, late)
     runner.run(eight, tmp_path / "narrow", callback=(told := Told()))
 
@@ -123,7 +123,7 @@ def test_a_cohort_that_does_not_fit_goes_on_at_half_its_width(tmp_path: Path, sm
 
 
 @pytest.mark.slow
-def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path, small_memory: Any) -> None:
+def test_bits_match_the_width_in_the_manifest(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 2)
     runs = runner.run(eight, tmp_path).runs.set_index("run_id")
     spec = base.replace(activation="tanh", seed=3)
@@ -132,7 +132,7 @@ def test_the_bits_are_those_of_the_width_that_the_manifest_names(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_first_calls_alone_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_calls_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The allocator has nothing for the compiled program's first two calls: at 8, then at 4; at 2 there is room."""
     programs, failed = compilation.tile_programs, []
 
@@ -153,7 +153,7 @@ def test_the_first_calls_alone_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert read_manifest(tmp_path)["widths"][TANH] == 2
 
 
-def test_with_tiles_stored_the_width_is_settled(tmp_path: Path, small_memory: Any) -> None:
+def test_stored_tiles_fix_the_width(tmp_path: Path, small_memory: Any) -> None:
     runner.run(eight, tmp_path)
     kept = {path: path.read_bytes() for path in tile_files.tile_paths(tmp_path)}
     small_memory(lambda cohort, width: cohort == TANH)
@@ -167,7 +167,7 @@ def test_with_tiles_stored_the_width_is_settled(tmp_path: Path, small_memory: An
 
 
 @pytest.mark.slow
-def test_settled_by_a_tile_of_this_very_run(tmp_path: Path, small_memory: Any) -> None:
+def test_tile_of_the_same_run_fixes_the_width(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: bool(tile_files.tile_paths(tmp_path)), late=True)
     with pytest.raises(UserError, match="width of 8"):
         runner.run(tanh, tmp_path, seeds=16)
@@ -175,7 +175,7 @@ def test_settled_by_a_tile_of_this_very_run(tmp_path: Path, small_memory: Any) -
 
 
 @pytest.mark.slow
-def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: Any) -> None:
+def test_tile_that_fails_with_others_may_fit_serially(tmp_path: Path, small_memory: Any) -> None:
     runner.run(eight, tmp_path)
     calls = iter([True])
     small_memory(lambda cohort, width: cohort == TANH and next(calls, False))
@@ -183,7 +183,7 @@ def test_what_fails_beside_others_may_fit_alone(tmp_path: Path, small_memory: An
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_at_all_is_oom_and_is_tried_again(tmp_path: Path, small_memory: Any, monkeypatch: Any) -> None:
+def test_runs_that_never_fit_are_oom_and_retried_later(tmp_path: Path, small_memory: Any, monkeypatch: Any) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(plan, "WIDTH_LIMITS", {"cpu": plan.WidthLimits(2, 4, 1 << 30)})
         begun = small_memory(lambda cohort, width: cohort == TANH)
@@ -215,7 +215,7 @@ def test_nothing_fits(tmp_path: Path, small_memory: Any) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, small_memory: Any) -> None:
+def test_interrupted_run_resumes_at_the_narrower_width(tmp_path: Path, small_memory: Any) -> None:
     small_memory(lambda cohort, width: cohort == TANH and width > 4)
     with pytest.raises(KeyboardInterrupt):
         runner.run(eight, tmp_path, callback=Told(stop_after=2))
@@ -224,7 +224,7 @@ def test_interrupted_after_it_went_narrower_it_goes_on_there(tmp_path: Path, sma
 
 
 @pytest.mark.slow
-def test_draws_go_on_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, block = scheduler.draw_block.draw_program, next(iter(coins_blocks(tmp_path)))
     lost = coins_blocks(tmp_path)[-1].cell
 
@@ -266,11 +266,11 @@ def coins_blocks(folder: Path) -> list[Any]:
         (ValueError("out of memory"), ""),
     ],
 )
-def test_which_errors_are_of_memory(error: Exception, why: str) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception, why: str) -> None:
     assert entry_errors.out_of_memory_reason(error) == why
 
 
-def test_another_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_propagate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 

@@ -59,7 +59,7 @@ def rows(folder: Path) -> dict[str, str]:
     return {line.partition(",")[0]: line for line in lines}
 
 
-def test_the_folder_is_as_the_contract_says(finished: Path) -> None:
+def test_folder_follows_the_contract(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     derived = {"runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv"}
     assert names == derived | {
@@ -101,7 +101,7 @@ METRICS = (
 )
 
 
-def test_columns_are_as_the_contract_says(finished: Path) -> None:
+def test_columns_follow_the_contract(finished: Path) -> None:
     """Other programs read these files: a column that goes or changes its name breaks them."""
     for name, header in HEADERS.items():
         assert (finished / f"{name}.csv").read_text().partition("\n")[0].split(",") == header.split(), name
@@ -111,12 +111,12 @@ def test_columns_are_as_the_contract_says(finished: Path) -> None:
     assert {name.partition("/")[0] for name in runs[len(fixed) :]} >= set(METRICS.split())
 
 
-def test_the_same_declaration_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+def test_same_declaration_gives_same_bytes(finished: Path, tmp_path: Path) -> None:
     runner.run(study, tmp_path / "again")
     assert csvs(tmp_path / "again") == csvs(finished)
 
 
-def test_numbers_are_the_engines(finished: Path) -> None:
+def test_csv_numbers_equal_the_engine_output(finished: Path) -> None:
     runs = load(finished).runs.set_index("run_id")
     spec = study.runs()[1]
     width = json.loads((finished / "manifest.json").read_text())["widths"][cohorts.cost_of(spec).cohort]
@@ -124,13 +124,13 @@ def test_numbers_are_the_engines(finished: Path) -> None:
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
-def test_a_finished_study_trains_nothing_again(finished: Path) -> None:
+def test_finished_study_trains_nothing(finished: Path) -> None:
     before, callback = csvs(finished), Counted()
     runner.run(study, finished, callback=callback)
     assert callback.trained == [] and csvs(finished) == before
 
 
-def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path, tmp_path: Path) -> None:
+def test_more_seeds_keep_existing_rows(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     shutil.copytree(finished, folder)
     old, callback = rows(folder), Counted()
@@ -146,7 +146,7 @@ def test_more_seeds_train_the_missing_runs_and_keep_the_old_rows(finished: Path,
     assert fewer.trained == [] and rows(folder) == old
 
 
-def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
+def test_single_run_prints_its_row(finished: Path, tmp_path: Path) -> None:
     for run, row in list(rows(finished).items())[::4]:
         assert single_run.run_single(study, run, finished, None, MeasureConfig()) == row
         assert single_run.run_single(study, run, None, None, MeasureConfig()) == row
@@ -156,7 +156,7 @@ def test_one_run_alone_prints_its_row(finished: Path, tmp_path: Path) -> None:
         single_run.run_single(study, "nothing", finished, None, MeasureConfig())
 
 
-def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> None:
+def test_clone_without_raw_is_archived(finished: Path, tmp_path: Path) -> None:
     folder, callback = tmp_path / "small", Counted()
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("raw", "tensorboard"))
     runner.run(study, folder, callback=callback)
@@ -164,7 +164,7 @@ def test_a_clone_without_raw_is_set_aside(finished: Path, tmp_path: Path) -> Non
     assert any("earlier-1" in line for line in callback.said)
 
 
-def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_interrupted_run_keeps_finished_tiles_and_resumes(finished: Path, tmp_path: Path) -> None:
     class Impatient(Counted):
         def on_tile_end(self, tile, *told) -> None:
             super().on_tile_end(tile, *told)
@@ -180,8 +180,8 @@ def test_interrupted_it_keeps_finished_tiles_and_goes_on(finished: Path, tmp_pat
     assert sorted(first.trained + second.trained) == sorted(rows(finished)) and csvs(folder) == csvs(finished)
 
 
-def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="contains the study 'small'"):
+def test_incompatible_folders_are_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds the study 'small'"):
         runner.run(replace(study, name="other"), finished)
     with pytest.raises(UserError, match=r"different provenance.*probe_examples"):
         runner.run(study, finished, probe_examples=100)
@@ -192,7 +192,7 @@ def test_folders_that_would_not_mix_are_refused(finished: Path, tmp_path: Path) 
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
-def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> None:
+def test_study_sets_metrics_and_interval(tmp_path: Path) -> None:
     arms = {"relu": base.replace(epochs=5)}
     few = replace(study, experiments=(replace(study.experiments[1], arms=arms),), seeds=2, claims=(), tables=(), figures=())
     few = replace(few, every=2, metrics=("constant", "collapsed"))
@@ -213,7 +213,7 @@ def test_what_is_measured_and_how_often_is_the_studys_to_say(tmp_path: Path) -> 
         runner.run(replace(few, metrics=("constent",)), tmp_path)
 
 
-def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path, tmp_path: Path) -> None:
+def test_folder_of_an_earlier_version_has_interval_one(finished: Path, tmp_path: Path) -> None:
     folder, callback = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["provenance"]["measured_every"], manifest["provenance"]["metrics"]
@@ -230,7 +230,7 @@ def test_a_folder_of_an_earlier_version_was_measured_every_epoch(finished: Path,
 
 
 @pytest.mark.slow
-def test_parameters_are_kept_where_asked(tmp_path: Path) -> None:
+def test_parameters_are_kept_on_request(tmp_path: Path) -> None:
     results = runner.run(replace(small, metrics=("val_loss", "weight_norm")), seeds=1, keep_params=True)
     first = results.params[results.runs.run_id[0]]
     assert first["hidden.0.dense.kernel"].shape == (4, 8) and first["output.bias"].shape == (1,)
