@@ -120,7 +120,7 @@ def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(folder: Path
     file = shutil.copy(ROOT / "tests" / "support" / "small_study.py", tmp_path)
     status, out, err = here("plan", str(file), "--seeds", "2", "--out", str(folder))
     assert status == 0, err
-    assert f"{path} is damaged (it is empty); a run moves it into damaged/" in out.replace("\n", " ")
+    assert f"{path} is damaged (it is empty). A run moves it into damaged/" in out.replace("\n", " ")
     assert path.exists() and not (folder / "damaged").exists()
 
 
