@@ -129,7 +129,7 @@ def sites(spec: RunSpec) -> list[str]:
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
     """The program fields and the task's signature, which the runs of a cohort share; with the rates if they are compiled in."""
-    return RunSpec(**dict(spec.marked("step")) | compiled_rates(spec, signature)), signature
+    return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
 
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
@@ -140,7 +140,7 @@ def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
 
 def start_spec(spec: RunSpec) -> RunSpec:
     """The fields that determine the initial weights. An initialiser that ignores its inputs shares its program."""
-    start = RunSpec(**dict(spec.marked("step", "start"))).replace(optimizer="adam", batch_size=128, dropout="none")
+    start = RunSpec(**dict(spec.marked("program", "init"))).replace(optimizer="adam", batch_size=128, dropout="none")
     fanout = activations[spec.activation].fanout
     return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.replace(activation="linear", rows=2)
 

@@ -78,7 +78,7 @@ def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[str, int]]:
     def record(x: Float[Array, "1 D"]) -> None:
         ctx = Context({name: jnp.zeros(()) for name in TRACED_FIELDS})
         build(spec, signature.d_in, signature.d_out)(x, ctx)
-        sites.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.tape if isinstance(entry[0], Site))
+        sites.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.activations_log if isinstance(entry[0], Site))
 
     jax.eval_shape(record, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
     return sites

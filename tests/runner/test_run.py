@@ -181,7 +181,7 @@ def test_interrupted_run_keeps_finished_tiles_and_resumes(finished: Path, tmp_pa
 
 
 def test_incompatible_folders_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds the study 'small'"):
+    with pytest.raises(UserError, match="contains the study 'small'"):
         runner.run(replace(study, name="other"), finished)
     with pytest.raises(UserError, match=r"different provenance.*probe_examples"):
         runner.run(study, finished, probe_examples=100)
