@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from relu_study.errors import nearest
-from relu_study.stats.hypothesis_tests import EXACT, holm, paired_test, share_test
+from relu_study.stats.hypothesis_tests import holm, paired_test, share_test
+from relu_study.stats.sign_flips import EXACT
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_identity import LOSSES
