@@ -185,7 +185,7 @@ def test_an_interrupted_study_says_what_is_missing(finished, tmp_path):
     for path in block_files.block_paths(tmp_path / "coins")[:-1]:
         path.unlink()
     said = report(tmp_path / "coins")
-    assert any("not drawn to their end" in line for line in said)
+    assert any("cells lack draws" in line for line in said), said
     cells = pd.read_csv(tmp_path / "coins" / "cells.csv")
     assert cells.loc[cells["draws"] == 0, "estimate"].isna().all()
     assert (cells["draws"] == 0).any() and (cells["draws"] > 0).any()

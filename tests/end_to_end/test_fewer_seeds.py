@@ -116,7 +116,7 @@ def test_tensorboard_has_their_single_runs(folder: Path) -> None:
 def test_a_configuration_is_live_once_its_own_seeds_are_stored(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "raw", tmp_path / "raw")
     live = Live(tmp_path, read_manifest(folder))
-    assert set(live._ready) == set(IDS.values()) and not live._of
+    assert set(live._ready) == set(IDS.values()) and not live._config_of_run
 
 
 def test_an_earlier_manifest_has_the_studys_seeds_everywhere(folder: Path) -> None:
@@ -135,5 +135,5 @@ def test_runs_csv_of_other_seeds_is_refused(folder: Path, tmp_path: Path) -> Non
     text = (clone / "runs.csv").read_text()
     run = next(line for line in text.splitlines() if IDS["leaky_relu", "wave"] in line)
     (clone / "runs.csv").write_text(text.replace(run, re.sub(r",2,ok,", ",5,ok,", re.sub(r",[01],ok,", ",5,ok,", run))))
-    with pytest.raises(UserError, match=r"has 139 of the 140 runs that manifest.json declares"):
+    with pytest.raises(UserError, match=r"has 139 of the 140 runs declared in manifest.json"):
         load(clone)

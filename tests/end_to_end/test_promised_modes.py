@@ -374,7 +374,9 @@ def test_commands_write_to_streams_that_are_not_utf8(tmp_path: Path, environment
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert words[0] != "table" or b"\xc2\xb1" not in done.stdout
     wrong = command("table", str(tmp_path / "研究室"), **environment)
-    assert wrong.returncode == 2 and b"Traceback" not in wrong.stderr and wrong.stderr.startswith(b"relu-study: no folder")
+    assert (
+        wrong.returncode == 2 and b"Traceback" not in wrong.stderr and wrong.stderr.startswith(b"relu-study: There is no folder")
+    )
 
 
 SCRIPTED = """

@@ -161,7 +161,7 @@ def test_a_shard_of_another_size_is_refused_beside_others(beside: Any) -> None:
     declared, folder = beside
     before = (folder / "manifest.json").read_bytes()
     more = replace(declared, seeds=4) if declared is study else declared.with_preset(draws=600)
-    with pytest.raises(UserError, match=r"by shard 2/3, process 1 on host node7 since noon, with a different declaration_hash"):
+    with pytest.raises(UserError, match=r"by shard 2/3, process 1 on host node7 since noon with a different declaration_hash"):
         carried_out(more, folder, Shard(1, 3))
     assert (folder / "manifest.json").read_bytes() == before
 
@@ -214,7 +214,7 @@ def test_a_report_waits_for_the_shards(sharded: Any) -> None:
 
 
 def test_what_a_shard_needs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name it with out="):
+    with pytest.raises(UserError, match="Give it with out="):
         runner.run(study, None, shard=(1, 2))
     with pytest.raises(UserError, match=r"3/2 is no shard. Give I/N with whole numbers 1 <= I <= N"):
         run_draws(small_draw_study.study, tmp_path / "out", shard=(3, 2))

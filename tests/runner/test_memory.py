@@ -32,7 +32,7 @@ FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
     spec = base.replace(rows=rows, width=9)
-    return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, num_datasets)
+    return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
 
 
 def test_tile_memory_is_programs_plus_queued_arrays() -> None:

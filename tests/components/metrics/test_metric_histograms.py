@@ -219,7 +219,7 @@ WRONG = {
 def test_tile_with_bins_that_cannot_be_is_refused(name: str) -> None:
     key, values = WRONG[name]
     tile_identity.check_arrays({"bins:post:site_1": np.array([-1.0, 1])}, 1, np.zeros(1))
-    with pytest.raises(ValueError, match=f"its {key} cannot be"):
+    with pytest.raises(ValueError, match=f"its {key} does not fit"):
         tile_identity.check_arrays({key: values}, 1, np.zeros(1))
 
 

@@ -112,4 +112,4 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
 
 def test_single_run_has_no_layout(here: Any) -> None:
     status, _, err = here("run", "article", "--only", "0" * 12, "--per-seed")
-    assert status == 2 and "--per-seed adds runs to the TensorBoard of a sweep" in err
+    assert status == 2 and "--per-seed does not apply to --only RUN_ID" in err
