@@ -28,8 +28,8 @@ def draws(jaxpr: Any) -> bool:
 def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
     """Whether a closed jaxpr draws random numbers from a key that depends on none of the marked inputs.
 
-    A value depends on an input where any path of computation leads from one to the other. A key that is chosen among several
-    depends on it where all of them do.
+    A value depends on an input if any path of computation connects them. A key selected among several depends on an input only
+    if all of them do.
     """
     return _walked(jaxpr.jaxpr, inputs)[1]
 
@@ -37,7 +37,7 @@ def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
 def repeats(function: Callable[..., Any], *arguments: Any) -> bool:
     """Whether two traces of a function are equal: no part of it reads NumPy's or Python's random state, or a counter.
 
-    Inner functions are traced too, whatever `jax.jit` has kept of them: kept traces belong to a context, and each is new here.
+    Inner jitted functions are traced again too: a cached trace belongs to its context, and each trace here has a new context.
     """
     one, two = (_fresh(function, *arguments) for _ in range(2))
     texts = [re.sub("0x[0-9a-f]+", "", str(jaxpr)) for jaxpr in (one, two)]  # addresses of functions

@@ -47,7 +47,7 @@ def collapsed(snapshot: Snapshot) -> Bool[Array, ""]:
 def constant(snapshot: Snapshot) -> Bool[Array, ""]:
     """1 where the prediction's variance over the probe set, summed over outputs, is at most 1e-4 of the target's.
 
-    Predictions that are all the same bit for bit are constant, whatever rounding makes of their variance.
+    Bitwise equal predictions are constant, even if rounding gives them a variance.
     """
     prediction = snapshot.prediction
     _, variance = moments(prediction, axis=0)
