@@ -196,7 +196,7 @@ def test_runs_that_never_fit_are_oom_and_retried_later(tmp_path: Path, small_mem
     assert manifest["counts"] == {"ok": 8, "nonfinite": 0, "oom": 8, "interrupted": 0}
     assert manifest["oom"] == sorted(runs.run_id[runs.status == "oom"]) and manifest["widths"] == {RELU: 4}
     assert [width for cohort, width in begun if cohort == TANH][-1] == 2
-    assert any("8 did not fit in memory (status oom): free memory" in line for line in told.said), told.said
+    assert any("8 did not fit in memory (status oom). Free memory" in line for line in told.said), told.said
     assert "8 ok, 8 oom" in (tmp_path / "report.md").read_text()
 
     monkeypatch.undo()
@@ -241,7 +241,7 @@ def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.Monkey
     manifest = read_manifest(tmp_path / "coins")
     assert made == manifest["widths"] and made[block.cohort] == block.width // 4
     assert any(f"cell {block.cohort} (coin" in line and f"at {block.width // 4:,}" in line for line in told.said), told.said
-    assert any("1 of these cells did not fit in memory: free memory" in line for line in told.said), told.said
+    assert any("1 of these cells did not fit in memory. Free memory" in line for line in told.said), told.said
     (unfit,) = manifest["oom"]
     assert set(cells.cell_id[cells.draws == 0]) == {unfit} and unfit not in made
     monkeypatch.undo()

@@ -68,7 +68,11 @@ print(json.dumps({name: loaded(source, folder, "file") for name, (source, _, _) 
 def test_every_process_agrees_about_every_kind() -> None:
     said = set()
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
+        }
         command = [sys.executable, "-c", ALL, str(Path(__file__).parent)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         said.add(done.stdout)
