@@ -114,9 +114,7 @@ def processor() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").is_file() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(about.get("flags", about.get("Features", "")).split())
-    sets = [
-        name for name in ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve") if name in flags
-    ]
+    sets = [name for name in INSTRUCTIONS if name in flags]
     return {
         "processor": about.get("model name", platform.processor() or platform.machine()),
         "instructions": " ".join(sets),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from relu_study.components.metrics.metric import declared
-from relu_study.components.registry import activations, function_of, initializers, networks, optimizers, tasks
+from relu_study.components.registry import activations, function_of, initializers, networks, optimizers, ours, tasks
 from relu_study.components.registry import metrics as registered
 from relu_study.components.tasks.task import METRICS
 from relu_study.engine import cohorts, compilation, draw_block
@@ -64,12 +64,11 @@ def host() -> dict[str, Any]:
 
 
 def sources(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint of every entry that is defined outside the package, by name."""
+    """The fingerprint of every entry defined outside the package, by name. Drops compiled programs of changed entries."""
     fingerprints: dict[str, Any] = {}
     for name, entry in sorted(entries.items()):
-        function = function_of(entry)
-        if not (getattr(function, "__module__", None) or "").startswith("relu_study."):
-            source = source_hash(function)
+        if not ours(entry):
+            source = source_hash(function_of(entry))
             fingerprints[name] = {**fingerprint(essence(entry)), **({"source": source} if source else {})}
     _evict_changed(fingerprints)
     return fingerprints
@@ -90,4 +89,4 @@ def _evict_changed(fingerprints: Mapping[str, Any]) -> None:
 
 def with_digest(provenance: dict[str, Any]) -> dict[str, Any]:
     """A provenance with the digest of the arithmetic of this device."""
-    return {**provenance, "digest": digest(), "own": provenance["own"]}
+    return {**provenance, "digest": digest()}

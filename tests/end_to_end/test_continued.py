@@ -96,9 +96,10 @@ def test_a_metric_that_is_added_or_removed_is_refused_by_name_before_training(he
         made_earlier(folder) if earlier else None
         stored = {path.name for path in tile_paths(folder)}
         forgotten()
+        advice = "or name another" if earlier else "Name another"
         for words in (("run", second, "--seeds", "2"), ("run", second), ("plan", second, "--no-memory")):
             forgotten()
-            refused(here(*words, "--out", str(folder)), str(folder), "own_gap", "ame another folder with --out")
+            refused(here(*words, "--out", str(folder)), str(folder), "own_gap", f"{advice} folder with --out")
         assert {path.name for path in tile_paths(folder)} == stored
         forgotten()
         assert here("run", first, "--out", str(folder), "--seeds", "2")[0] == 0  # with its own list it goes on
@@ -109,8 +110,8 @@ def test_a_metric_that_is_added_or_removed_is_refused_by_name_before_training(he
 def test_other_histograms_are_refused_before_training(here: Here) -> None:
     every, few = study_file("every.py"), study_file("few.py", metrics=("val_loss",))
     assert here("run", every, "--out", "every")[0] == here("run", few, "--out", "few")[0] == 0
-    refused(here("run", few, "--out", "every", "--seeds", "2"), "histograms: True there, False here", "ame another folder")
-    refused(here("run", every, "--out", "few", "--seeds", "2"), "histograms: False there, True here", "ame another folder")
+    refused(here("run", few, "--out", "every", "--seeds", "2"), "histograms: True there, False here", "Name another folder")
+    refused(here("run", every, "--out", "few", "--seeds", "2"), "histograms: False there, True here", "Name another folder")
     assert len(tile_paths(Path("every"))) == len(tile_paths(Path("few"))) == 1
 
 

@@ -119,7 +119,7 @@ def test_a_changed_study_is_refused_and_a_restored_one_ends_as_if_uninterrupted(
             start(path, out, more=True)
         said = str(refused.value)
         assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and part in said
-        assert "ame another folder with --out" in said and "\n" not in said
+        assert "Name another folder with --out" in said and "\n" not in said
         assert {file: file.read_bytes() for file in before} == before
         (path.parent / file).write_text(text)
     for what, change in UNREAD.items():
@@ -155,7 +155,7 @@ def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_p
         status, out, said = here(*words, "study/study.py", "--out", "out", *more)
         assert status and "out has a different provenance (" in said.replace("\n", " ") and "Traceback" not in said + out
         assert all(f"{entry} has changed (" in said for entry in ENTRIES[drawn]) and "STEP" in said
-        assert "ame another folder with --out" in said
+        assert "Name another folder with --out" in said
     changed(path.parent, "near.py", "STEP = 0.5", "STEP = 0.15625")
     status, _, said = here("run", "study/study.py", "--out", "out", *more)
     assert status == 0, said

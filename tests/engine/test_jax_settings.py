@@ -116,7 +116,7 @@ def test_a_setting_that_moves_numbers_is_refused_by_name(kind: str, tmp_path: Pa
     assert start().returncode == 0
     for variables, named in MOVING.values():
         refused = start(**variables, MORE="1")
-        assert refused.returncode and named in refused.stderr and "ame another folder with --out" in refused.stderr, (
+        assert refused.returncode and named in refused.stderr and "Name another folder with --out" in refused.stderr, (
             refused.stderr
         )
     kept = {

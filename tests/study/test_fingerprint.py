@@ -256,7 +256,7 @@ def test_a_folder_is_not_continued_with_a_changed_definition(tmp_path: Path, mon
     study = Study("moved", "Moved", "?", [Experiment("main", {"arm": base})], seeds=1)
     first = run(study, out=tmp_path / "out").runs["val_loss/all"]
     monkeypatch.setitem(globals(), "OFFSET", 5.0)
-    with pytest.raises(UserError, match=r"task moved has changed \(OFFSET\).*[Nn]ame another folder"):
+    with pytest.raises(UserError, match=r"task moved has changed \(OFFSET\).*Name another folder"):
         run(study, out=tmp_path / "out", seeds=2)
     monkeypatch.setitem(globals(), "OFFSET", 1.0)
     again = run(study, out=tmp_path / "out", seeds=2).runs["val_loss/all"]

@@ -105,7 +105,7 @@ def test_changed_module_next_to_a_study_is_refused(way: str, tmp_path: Path, mon
     first = run(study, out).runs["val_loss/all"]
     next_to(tmp_path / "one", 0.75, way)
     study = load_study(path)
-    with pytest.raises(UserError, match=r"activation near has changed \(.*[Nn]ame another folder with --out"):
+    with pytest.raises(UserError, match=r"activation near has changed \(.*Name another folder with --out"):
         run(study, out, seeds=2)
     assert run(study, tmp_path / "other").runs["val_loss/all"][0] != first[0]
     next_to(tmp_path / "one", 0.25, way)
