@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from relu_study.components import random_streams
 from relu_study.components.initializers import Layer
@@ -61,6 +62,48 @@ def _traced(optimizer: Optimizer, step: RunSpec, d_in: int, d_out: int, *rates: 
 # --------------------------------------------------------------------------------------- training
 
 
+@dataclass(frozen=True)
+class StepConfig:
+    """The constants of a cohort's training program."""
+
+    network: str
+    graph: Any
+    feature_major: bool  # whether the network takes a FeatureMajorBatch
+    optimizer: Optimizer
+    rates: Mapping[str, float]  # compiled into the program
+    loss: Callable[..., Array]
+    d_in: int
+    rows: int
+    batch: int
+
+    @property
+    def full(self) -> int:
+        """Number of full batches per epoch."""
+        return self.rows // self.batch
+
+    @property
+    def rest(self) -> int:
+        """Number of examples in the last batch of an epoch, if it is not full; else 0."""
+        return self.rows % self.batch
+
+    @property
+    def block(self) -> int:
+        """Number of full batches that are gathered together."""
+        return min(BLOCK, self.full)
+
+
+class EpochInputs(NamedTuple):
+    """The arrays that the steps of an epoch read, for W runs and S datasets."""
+
+    train: Float[Array, "S n DO"]
+    order: UInt32[Array, "S 12"]  # keys of the shuffled order
+    dropout: Key[Array, " W"]  # keys of the dropout streams
+    seed: UInt32[Array, " W"]
+    knobs: Mapping[str, Float[Array, " W"]]
+    epoch: Int[Array, ""]
+    source: Int[Array, " W"] | None  # dataset of each run; None: one dataset per run
+
+
 def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     """Build `advance(state, train, seed, knobs, epoch, start, stop, source)`: train W runs over steps start..stop-1 of an epoch.
 
@@ -69,36 +112,8 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     Run i reads dataset source[i] of the S datasets in `train`. Runs of the same data and seed visit the same examples in
     the same order, so these are fetched once. Without `source`, each run has its own dataset.
     """
-    graph, columns, _ = components_of(spec, signature)
-    optimizer, constants = optimizers[spec.optimizer], compiled_rates(spec, signature)
-    loss_of = LOSSES[signature.loss]
-    rows, batch, d_in = signature.train_rows, min(spec.batch_size, signature.train_rows), signature.d_in
-    full, rest = divmod(rows, batch)
-    block = min(BLOCK, full)
-
-    def update(state: State, xy: Float[Array, "DO B"], key: Array, knobs: TracedNumbers, seed: UInt32[Array, ""]) -> State:
-        def loss(params: Any) -> tuple[Array, Any]:
-            model, ctx = nnx.merge(graph, params, state.stats, copy=True), Context(knobs, train=True, key=key)
-            output = model(FeatureMajorBatch(xy[:d_in]) if columns else xy[:d_in].T, ctx)
-            if columns and not isinstance(output, FeatureMajorBatch):
-                raise UserError(
-                    f"network {spec.network!r} is declared bounded but does not return a FeatureMajorBatch. Omit `bounded`."
-                )
-            return loss_of(output.values.T if columns else output, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
-
-        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        rates = {**knobs, **constants}
-        updates, opt = optimizer.updates(
-            grads,
-            state.opt,
-            state.params,
-            rates["learning_rate"],
-            rates["weight_decay"],
-            seed,
-            value,
-            lambda params: loss(params)[0],
-        )
-        return State(optax.apply_updates(state.params, updates), stats, opt)
+    config = step_config(spec, signature)
+    full, block = config.full, config.block
 
     def advance(
         state: State,
@@ -110,47 +125,125 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
         stop: Int[Array, ""],
         source: Int[Array, " W"] | None = None,
     ) -> State:
-        # All readers of a dataset have the same seed, so the order of writes does not matter. Unused datasets get seed 0.
-        dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
-        order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
-        dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
+        inputs = epoch_inputs(train, seed, knobs, epoch, source)
 
-        def gather(first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
-            # Positions beyond the last block are gathered but never used.
-            inside = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
+        def one_block(j: Int[Array, ""], state: State) -> State:
+            return run_block(config, inputs, j, state, start, stop)
 
-            def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
-                index = random_streams.shuffled(key, inside, rows).astype(jnp.int32)
-                xy = dataset.at[index].get(mode="promise_in_bounds")
-                return xy.reshape(steps, size, -1).swapaxes(1, 2)
-
-            return jax.vmap(gather_dataset)(order, train)
-
-        def step(state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
-            number = (epoch - 1) * (full + (rest > 0)) + k
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(dropout)
-            batches = xy if source is None else xy.at[source].get(mode="promise_in_bounds")
-            return jax.vmap(update)(state, batches, keys, knobs, seed)
-
-        def run_block(j: Int[Array, ""], state: State) -> State:
-            xy = gather(j * block * batch, block, batch)
-
-            def one(k: Int[Array, ""], state: State) -> State:
-                return step(state, jax.lax.dynamic_index_in_dim(xy, k, axis=1, keepdims=False), j * block + k)
-
-            first, last = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, full) - j * block, block)
-            return jax.lax.fori_loop(first, last, one, state)
-
-        state = jax.lax.fori_loop(start // block, (jnp.minimum(stop, full) + block - 1) // block, run_block, state)
-        if rest == 0:
+        state = jax.lax.fori_loop(start // block, (jnp.minimum(stop, full) + block - 1) // block, one_block, state)
+        if config.rest == 0:
             return state
-
-        def remainder(state: State) -> State:
-            return step(state, gather(jnp.asarray(full * batch), 1, rest)[:, 0], jnp.asarray(full))
-
+        remainder = functools.partial(run_remainder, config, inputs)
         return jax.lax.cond((stop > full) & (start <= full), remainder, lambda s: s, state)
 
     return advance
+
+
+def step_config(spec: RunSpec, signature: Signature) -> StepConfig:
+    """The constants of the training program of a spec."""
+    graph, feature_major, _ = components_of(spec, signature)
+    return StepConfig(
+        network=spec.network,
+        graph=graph,
+        feature_major=feature_major,
+        optimizer=optimizers[spec.optimizer],
+        rates=compiled_rates(spec, signature),
+        loss=LOSSES[signature.loss],
+        d_in=signature.d_in,
+        rows=signature.train_rows,
+        batch=min(spec.batch_size, signature.train_rows),
+    )
+
+
+def epoch_inputs(
+    train: Float[Array, "S n DO"],
+    seed: UInt32[Array, " W"],
+    knobs: Mapping[str, Float[Array, " W"]],
+    epoch: Int[Array, ""],
+    source: Int[Array, " W"] | None,
+) -> EpochInputs:
+    """The arrays of an epoch, with the keys of its shuffled order and of its dropout."""
+    # All readers of a dataset have the same seed, so the order of writes does not matter. Unused datasets get seed 0.
+    dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
+    order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
+    dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
+    return EpochInputs(train, order, dropout, seed, knobs, epoch, source)
+
+
+def run_block(
+    config: StepConfig, inputs: EpochInputs, j: Int[Array, ""], state: State, start: Int[Array, ""], stop: Int[Array, ""]
+) -> State:
+    """Train over the steps of block j that are in start..stop-1. The examples of the block are gathered together."""
+    block = config.block
+    xy = gather(config, inputs, j * block * config.batch, block, config.batch)
+
+    def one(k: Int[Array, ""], state: State) -> State:
+        return step(config, inputs, state, jax.lax.dynamic_index_in_dim(xy, k, axis=1, keepdims=False), j * block + k)
+
+    first, last = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, config.full) - j * block, block)
+    return jax.lax.fori_loop(first, last, one, state)
+
+
+def run_remainder(config: StepConfig, inputs: EpochInputs, state: State) -> State:
+    """Train over the last step of an epoch, whose batch is not full."""
+    xy = gather(config, inputs, jnp.asarray(config.full * config.batch), 1, config.rest)[:, 0]
+    return step(config, inputs, state, xy, jnp.asarray(config.full))
+
+
+def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
+    """The examples of `steps` batches of `size` from position `first` of the shuffled order, for each dataset."""
+    rows = config.rows
+    # Positions beyond the last block are gathered but never used.
+    inside = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
+
+    def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
+        index = random_streams.shuffled(key, inside, rows).astype(jnp.int32)
+        xy = dataset.at[index].get(mode="promise_in_bounds")
+        return xy.reshape(steps, size, -1).swapaxes(1, 2)
+
+    return jax.vmap(gather_dataset)(inputs.order, inputs.train)
+
+
+def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
+    """Train W runs over step k of an epoch, on one batch of each dataset."""
+    number = (inputs.epoch - 1) * (config.full + (config.rest > 0)) + k
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.dropout)
+    batches = xy if inputs.source is None else xy.at[inputs.source].get(mode="promise_in_bounds")
+    return jax.vmap(functools.partial(update, config))(state, batches, keys, inputs.knobs, inputs.seed)
+
+
+def update(
+    config: StepConfig, state: State, xy: Float[Array, "DO b"], key: Array, knobs: TracedNumbers, seed: UInt32[Array, ""]
+) -> State:
+    """Update one run on one batch: gradient of the loss, then a step of the optimiser."""
+
+    def loss(params: Any) -> tuple[Array, Any]:
+        return batch_loss(config, params, state.stats, xy, Context(knobs, train=True, key=key))
+
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    rates: dict[str, float | Array] = {**knobs, **config.rates}
+    updates, opt = config.optimizer.updates(
+        grads,
+        state.opt,
+        state.params,
+        rates["learning_rate"],
+        rates["weight_decay"],
+        seed,
+        value,
+        lambda params: loss(params)[0],
+    )
+    return State(optax.apply_updates(state.params, updates), stats, opt)
+
+
+def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Float[Array, "DO b"], ctx: Context) -> tuple[Array, Any]:
+    """The loss of a batch, and the updated batch statistics."""
+    model, d_in = nnx.merge(config.graph, params, stats, copy=True), config.d_in
+    output = model(FeatureMajorBatch(xy[:d_in]) if config.feature_major else xy[:d_in].T, ctx)
+    if config.feature_major and not isinstance(output, FeatureMajorBatch):
+        raise UserError(
+            f"network {config.network!r} is declared bounded but does not return a FeatureMajorBatch. Omit `bounded`."
+        )
+    return config.loss(output.values.T if config.feature_major else output, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
 
 # ----------------------------------------------------------------------------------- initial state
