@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,65 +55,100 @@ def decide_layers(
     @custom_vmap
     def settle(*args: Any) -> Any:
         path, layers, on = jax.tree.map(lambda x: x[None], args)
-        return jax.tree.map(lambda x: x[0], _walked(path, layers, on, homogeneous))
+        return jax.tree.map(lambda x: x[0], _walk(path, layers, on, homogeneous))
 
     @settle.def_vmap
     def mapped_over(size: int, mapped: Any, *args: Any) -> Any:
         path, layers, on = jax.tree.map(lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), args, tuple(mapped))
-        return _walked(path, layers, on, homogeneous), (True, True)
+        return _walk(path, layers, on, homogeneous), (True, True)
 
     return settle(path, layers, on)  # type: ignore[no-any-return]
 
 
-def _walked(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homogeneous: bool) -> tuple[Array, Array]:
+class Segments(NamedTuple):
+    """The S segments of P paths, `each` of them per path, and the network that they enter."""
+
+    here: Float[Array, "S U"]
+    there: Float[Array, "S U"]
+    layers: Any  # kernels and biases of each path
+    each: int
+    homogeneous: bool
+
+
+class WalkState(NamedTuple):
+    """The progress of segments. During a round `on` has one column per segment, between rounds one row per path."""
+
+    gone: Float[Array, " S"]  # walked part of each segment; 1 at its end
+    on: Bool[Array, "..."]  # layers known to be on
+    pieces: Int[Array, " S"]
+
+
+def _walk(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homogeneous: bool) -> tuple[Array, Array]:
     """Return `decide_layers` for P paths. The segments of a round are the last axis of every array."""
     each = path.shape[1] - 1
-    segments = len(path) * each
-    here, there = (ends.reshape(segments, -1) for ends in (path[:, :-1], path[:, 1:]))
-    few = min(segments, max(MIN_BATCH, segments // BATCH_FRACTION))
+    count = len(path) * each
+    here, there = (ends.reshape(count, -1) for ends in (path[:, :-1], path[:, 1:]))
+    segments = Segments(here, there, layers, each, homogeneous)
 
-    def unsettled(every: Array, gone: Array, pieces: Array) -> Array:
-        return ~every & (gone < 1) & (pieces < MAX_PIECES)
+    def one_round(state: WalkState) -> WalkState:
+        return _round(segments, state)
 
-    def waiting(state: Any) -> Array:
-        gone, on, pieces = state
-        return unsettled(jnp.repeat(jnp.all(on, axis=1), each), gone, pieces)
-
-    def one_round(state: Any) -> Any:
-        gone, on, pieces = state
-        # The first waiting segments; `nonzero` would compile to 300 more instructions.
-        wait, chosen = jax.lax.top_k(waiting(state).astype(jnp.float32), few)
-        chosen = jnp.where(wait > 0, chosen, segments)  # beyond the last: none
-        owner, place = chosen // each, jnp.minimum(chosen, segments - 1)
-        weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (layers, on))
-        start, end = here[place].T, there[place].T
-
-        def left(state: Any) -> Array:
-            gone, known, pieces = state
-            return unsettled(jnp.all(known, axis=0), gone, pieces)
-
-        def go_on(state: Any) -> Any:
-            gone, known, pieces = state
-            target, still = jnp.argmin(known, axis=0), left(state)
-            now, length = _piece(start + gone * (end - start), end, 1 - gone, weights, target, homogeneous)
-            # While the undecided layer was off, later layers were constant and already evaluated: nothing is walked again.
-            found = jnp.take_along_axis(now, target[None], axis=0)[0]
-            ahead = jnp.where(gone + length < 1 - STEP, gone + length, 1.0)
-            return jnp.where(still & ~found, ahead, gone), known | now & still, pieces + still
-
-        # A round ends when half are settled. The others continue with new ones, so few wait for the longest.
-        begun = (jnp.where(chosen < segments, gone[place], 1.0), known, pieces[place])
-        half = jnp.sum(left(begun)) // 2
-        walked = jax.lax.while_loop(lambda state: jnp.sum(left(state)) > half, go_on, begun)
-        return (
-            gone.at[chosen].set(walked[0], mode="drop"),
-            on.at[owner].max(walked[1].T, mode="drop"),
-            pieces.at[chosen].set(walked[2], mode="drop"),
-        )
-
-    begun = (jnp.zeros(segments), on, jnp.zeros(segments, jnp.int32))
-    gone, on, _ = jax.lax.while_loop(lambda state: jnp.any(waiting(state)), one_round, begun)
+    start = WalkState(jnp.zeros(count), on, jnp.zeros(count, jnp.int32))
+    gone, on, _ = jax.lax.while_loop(lambda state: jnp.any(_waiting(state, each)), one_round, start)
     return jax.vmap(first_off)(on), jnp.all(on, axis=1) | jnp.all(gone.reshape(-1, each) >= 1, axis=1)
+
+
+def _undecided(all_on: Array, state: WalkState) -> Array:
+    """Which segments are walked further: a layer is undecided, the end is not reached, and pieces are left."""
+    return ~all_on & (state.gone < 1) & (state.pieces < MAX_PIECES)
+
+
+def _waiting(state: WalkState, each: int) -> Array:
+    """The undecided segments, between rounds."""
+    return _undecided(jnp.repeat(jnp.all(state.on, axis=1), each), state)
+
+
+def _left(state: WalkState) -> Array:
+    """The undecided segments of a round."""
+    return _undecided(jnp.all(state.on, axis=0), state)
+
+
+def _round(segments: Segments, state: WalkState) -> WalkState:
+    """Walk the first waiting segments until half of them are decided.
+
+    The others continue with new ones, so few wait for the longest.
+    """
+    count, each = len(segments.here), segments.each
+    few = min(count, max(MIN_BATCH, count // BATCH_FRACTION))
+    # `nonzero` would compile to 300 more instructions.
+    wait, chosen = jax.lax.top_k(_waiting(state, each).astype(jnp.float32), few)
+    chosen = jnp.where(wait > 0, chosen, count)  # beyond the last: none
+    owner, place = chosen // each, jnp.minimum(chosen, count - 1)
+    weights, known = jax.tree.map(lambda x: jnp.moveaxis(x[place // each], 0, -1), (segments.layers, state.on))
+    start, end = segments.here[place].T, segments.there[place].T
+
+    def next_piece(walked: WalkState) -> WalkState:
+        return _next_piece(walked, start, end, weights, segments.homogeneous)
+
+    begin = WalkState(jnp.where(chosen < count, state.gone[place], 1.0), known, state.pieces[place])
+    half = jnp.sum(_left(begin)) // 2
+    walked = jax.lax.while_loop(lambda walked: jnp.sum(_left(walked)) > half, next_piece, begin)
+    return WalkState(
+        state.gone.at[chosen].set(walked.gone, mode="drop"),
+        state.on.at[owner].max(walked.on.T, mode="drop"),
+        state.pieces.at[chosen].set(walked.pieces, mode="drop"),
+    )
+
+
+def _next_piece(state: WalkState, start: Array, end: Array, weights: Any, homogeneous: bool) -> WalkState:
+    """Walk one piece of each undecided segment of a round."""
+    gone, on, pieces = state
+    target, still = jnp.argmin(on, axis=0), _left(state)
+    now, length = _piece(start + gone * (end - start), end, 1 - gone, weights, target, homogeneous)
+    # While the undecided layer was off, later layers were constant and already evaluated: nothing is walked again.
+    found = jnp.take_along_axis(now, target[None], axis=0)[0]
+    ahead = jnp.where(gone + length < 1 - STEP, gone + length, 1.0)
+    return WalkState(jnp.where(still & ~found, ahead, gone), on | now & still, pieces + still)
 
 
 def _piece(
