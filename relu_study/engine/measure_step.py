@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from relu_study.components.interval_bounds import Interval
 from relu_study.components.layers import Context, Dense, Site
@@ -20,6 +20,26 @@ from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, c
 from relu_study.study.run_spec import RunSpec
 
 
+class MeasureProgram(NamedTuple):
+    """The constants of a cohort's measurement program."""
+
+    graph: Any
+    bounded: bool  # whether pre-activations get bounds over the task's box
+    has_user_entries: bool  # whether the network or an activation is a user's
+    loss: Callable[..., Array]
+    signature: Signature
+    probing: MeasureConfig
+
+
+class ProbePass(NamedTuple):
+    """One forward and backward pass of a run over its probe set."""
+
+    train_loss: Float[Array, ""]
+    prediction: Float[Array, "N O"]
+    sites: list[tuple[Array, Array]]  # pre and post of each site
+    grads: Any
+
+
 def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Callable[..., dict[str, Array]]:
     """Build `measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run.
 
@@ -27,74 +47,119 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
     `box` holds the bounds of the inputs, used if `boxed`.
     """
     graph, bounded, _ = components_of(spec, signature)
-    loss_of = LOSSES[signature.loss]
+    entries = networks[spec.network], activations[spec.activation], activations[spec.output]
+    has_user_entries = not all(map(ours, entries))
+    program = MeasureProgram(graph, boxed and bounded, has_user_entries, LOSSES[signature.loss], signature, probing)
     d_in, n = signature.d_in, probing.probe_set(signature)
-    has_user_entries = not all(map(ours, (networks[spec.network], activations[spec.activation], activations[spec.output])))
 
     def measure(state: State, previous: Any, data: Data, knobs: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
-
-        def loss(params: Any) -> tuple[Array, Any]:
-            ctx = Context(knobs)
-            prediction = nnx.merge(graph, params, state.stats, copy=True)(x, ctx)
-            passes = [(entry[1], entry[2]) for entry in ctx.activations_log if isinstance(entry[0], Site)]
-            return loss_of(prediction, y), (prediction, passes)
-
-        (train_loss, (prediction, passes)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        model = nnx.merge(graph, state.params, state.stats, copy=True)
-        bounds = _bounds(model, knobs, box, d_in) if boxed and bounded else None
-        steps = jax.tree.map(jnp.subtract, state.params, previous)
-        val = nnx.merge(graph, state.params, state.stats, copy=True)(data.val[:, :d_in], Context(knobs))
-        views = []
-        for i, (dense_path, phi) in enumerate(_feeds(model, knobs, x)):
-            pre, post = passes[i]
-            weights, gradient, step = (_weights(tree, dense_path) for tree in (state.params, grads, steps))
-            views.append(
-                SiteView(
-                    activation=phi,
-                    pre=pre,
-                    post=post,
-                    slope=phi.slope(pre, knobs),
-                    kernel=weights[0],
-                    bias=weights[1],
-                    kernel_grad=gradient[0],
-                    bias_grad=gradient[1],
-                    kernel_step=step[0],
-                    bias_step=step[1],
-                    bound=bounds[i] if bounds is not None else None,
-                    max_slope=phi.max_slope(knobs),
-                    end_slopes=None
-                    if ours(phi)
-                    else phi.end_slopes(knobs),  # a test checks slope 0 for the package's activations
-                )
-            )
-        snapshot = Snapshot(
-            sites=tuple(views),
-            prediction=prediction,
-            target_variance=jnp.sum(jnp.var(y, axis=0)),
-            train_loss=train_loss,
-            val_loss=loss_of(val, data.val[:, d_in:]),
-            params=state.params,
-            grads=grads,
-            steps=steps,
-        )
-        metrics, masks = metric.measure(snapshot, probing.metrics)
-        extra = {f"{name}/all": METRICS[name].function(prediction, y) for name in signature.metrics}
-        finite = jnp.isfinite(train_loss)
-        for leaf in jax.tree.leaves(state.params):
-            finite &= jnp.all(jnp.isfinite(leaf))
-        packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
-        counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
-        proofs = certified.unsound(snapshot) if has_user_entries and bounds is not None else {}
-        return {
-            **{f"unsound:{name}": count for name, count in proofs.items()},
-            **{f"metric:{name}": value for name, value in {**metrics, **extra}.items()},
-            **{f"histogram:{name}": count for name, count in counts.items()},
-            **packed,
-            "finite": finite,
-        }
+        return measurements(program, take_snapshot(program, state, previous, x, y, data.val, knobs, box), y)
 
     return measure
+
+
+def take_snapshot(
+    program: MeasureProgram,
+    state: State,
+    previous: Any,
+    x: Float[Array, "N D"],
+    y: Float[Array, "N O"],
+    validation: Float[Array, "v DO"],
+    knobs: TracedNumbers,
+    box: Float[Array, "2"],
+) -> Snapshot:
+    """The snapshot of a run that metrics read: its probe set (x, y), its validation examples and its parameters."""
+    probe, d_in = probe_pass(program, state, x, y, knobs), program.signature.d_in
+    model = nnx.merge(program.graph, state.params, state.stats, copy=True)
+    bounds = _bounds(model, knobs, box, d_in) if program.bounded else None
+    steps = jax.tree.map(jnp.subtract, state.params, previous)
+    val = nnx.merge(program.graph, state.params, state.stats, copy=True)(validation[:, :d_in], Context(knobs))
+    return Snapshot(
+        sites=site_views(_feeds(model, knobs, x), probe, state.params, steps, bounds, knobs),
+        prediction=probe.prediction,
+        target_variance=jnp.sum(jnp.var(y, axis=0)),
+        train_loss=probe.train_loss,
+        val_loss=program.loss(val, validation[:, d_in:]),
+        params=state.params,
+        grads=probe.grads,
+        steps=steps,
+    )
+
+
+def probe_pass(
+    program: MeasureProgram, state: State, x: Float[Array, "N D"], y: Float[Array, "N O"], knobs: TracedNumbers
+) -> ProbePass:
+    """The loss of a run on its probe set, the gradient of the loss, and the arrays of each site."""
+
+    def loss(params: Any) -> tuple[Array, Any]:
+        ctx = Context(knobs)
+        prediction = nnx.merge(program.graph, params, state.stats, copy=True)(x, ctx)
+        sites = [(entry[1], entry[2]) for entry in ctx.activations_log if isinstance(entry[0], Site)]
+        return program.loss(prediction, y), (prediction, sites)
+
+    (train_loss, (prediction, sites)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return ProbePass(train_loss, prediction, sites, grads)
+
+
+def site_views(
+    feeds: list[tuple[tuple[Any, ...], Any]],
+    probe: ProbePass,
+    params: Any,
+    steps: Any,
+    bounds: list[Interval] | None,
+    knobs: TracedNumbers,
+) -> tuple[SiteView, ...]:
+    """One view per site, from input to output. `feeds` holds the path of each site's Dense, and its activation."""
+    views = []
+    for i, (dense_path, phi) in enumerate(feeds):
+        pre, post = probe.sites[i]
+        weights, gradient, step = (_weights(tree, dense_path) for tree in (params, probe.grads, steps))
+        views.append(
+            SiteView(
+                activation=phi,
+                pre=pre,
+                post=post,
+                slope=phi.slope(pre, knobs),
+                kernel=weights[0],
+                bias=weights[1],
+                kernel_grad=gradient[0],
+                bias_grad=gradient[1],
+                kernel_step=step[0],
+                bias_step=step[1],
+                bound=bounds[i] if bounds is not None else None,
+                max_slope=phi.max_slope(knobs),
+                # A test checks slope 0 for the package's activations.
+                end_slopes=None if ours(phi) else phi.end_slopes(knobs),
+            )
+        )
+    return tuple(views)
+
+
+def measurements(program: MeasureProgram, snapshot: Snapshot, y: Float[Array, "N O"]) -> dict[str, Array]:
+    """The arrays that a run stores at one measurement, by name: metrics, histograms, packed unit masks and `finite`."""
+    probing = program.probing
+    metrics, masks = metric.measure(snapshot, probing.metrics)
+    of_task = {f"{name}/all": METRICS[name].function(snapshot.prediction, y) for name in program.signature.metrics}
+    finite = _all_finite(snapshot)
+    packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
+    counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
+    unsound = certified.unsound(snapshot) if program.has_user_entries and program.bounded else {}
+    return {
+        **{f"unsound:{name}": count for name, count in unsound.items()},
+        **{f"metric:{name}": value for name, value in {**metrics, **of_task}.items()},
+        **{f"histogram:{name}": count for name, count in counts.items()},
+        **packed,
+        "finite": finite,
+    }
+
+
+def _all_finite(snapshot: Snapshot) -> Bool[Array, ""]:
+    """Whether the training loss and every parameter are finite."""
+    finite = jnp.isfinite(snapshot.train_loss)
+    for leaf in jax.tree.leaves(snapshot.params):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    return finite
 
 
 def _bounds(model: nnx.Module, knobs: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
