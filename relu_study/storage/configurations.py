@@ -13,7 +13,7 @@ A tile file contains the arrays of R runs, trained together and measured at E ep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,33 +105,50 @@ def collect(
             if runs is None or run_id in runs:
                 requested[run_id] = (config_id, seed)
     num_requested = Counter(config_id for config_id, _ in requested.values())
-    rows: dict[str, list[tuple[int, Tile, int]]] = {}
-    counted: dict[str, dict[str, np.ndarray]] = {}
-    tile_of_run: dict[str, Path] = {}  # run_id -> its tile
     subset = None if only is None and runs is None else set(requested)
-    for path, tile in _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, subset):
+    tiles = _tiles(tile_paths(folder) if paths is None else sorted(paths), histograms, subset)
+    stored = _stored_rows(tiles, requested, manifest)
+    return {
+        config_id: _configuration(config_id, spec, num_requested[config_id], stored[config_id].rows, stored[config_id].histograms)
+        for config_id, spec in specs.items()
+        if config_id in stored
+    }
+
+
+@dataclass
+class _StoredRows:
+    """The stored runs of one configuration: (seed, tile, row in the tile) of each, and their summed histograms."""
+
+    rows: list[tuple[int, Tile, int]] = field(default_factory=list)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, seed: int, tile: Tile, row: int, counts: dict[str, np.ndarray]) -> None:
+        """Add one run of a tile. Raises ValueError if its tile does not fit the others'."""
+        self.rows.append((seed, tile, row))
+        check_alike(self.rows[0][1], tile)
+        for name, values in counts.items():
+            self.histograms[name] = self.histograms.get(name, 0) + values[row].astype(np.int64)
+
+
+def _stored_rows(
+    tiles: Iterable[tuple[Path, Tile]], requested: Mapping[str, tuple[str, int]], manifest: Any
+) -> dict[str, _StoredRows]:
+    """Return the requested runs of the tiles by config_id, each run once. `requested` maps run_id to (config_id, seed)."""
+    stored: dict[str, _StoredRows] = {}
+    tile_of_run: dict[str, Path] = {}
+    missing = dict(requested)
+    for path, tile in tiles:
         provenance = strict_json(str(tile["provenance"]))
         check_provenance(path, provenance, provenance.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(map(str, tile["run_id"])):
             if (other := tile_of_run.setdefault(run, path)) != path and (errors := disagreement(run, other, path)):
                 raise errors[0]
-            if (declared := requested.pop(run, None)) is not None:
-                config_id, seed = declared
-                rows.setdefault(config_id, []).append((seed, tile, row))
+            if run in missing:
+                config_id, seed = missing.pop(run)
                 with reading(path):
-                    check_alike(rows[config_id][0][1], tile)
-                _add(counted.setdefault(config_id, {}), {name: values[row] for name, values in counts.items()})
-    return {
-        config_id: _configuration(config_id, spec, num_requested[config_id], rows[config_id], counted[config_id])
-        for config_id, spec in specs.items()
-        if config_id in rows
-    }
-
-
-def _add(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> None:
-    for name, values in counts.items():
-        sums[name] = sums.get(name, 0) + values.astype(np.int64)
+                    stored.setdefault(config_id, _StoredRows()).add(seed, tile, row, counts)
+    return stored
 
 
 def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None) -> Iterator[tuple[Path, Tile]]:
