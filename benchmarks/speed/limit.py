@@ -105,7 +105,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
         return program.measure(state, state.params, data, knobs, box)
 
     for part in PARTS[:3]:
-        go = compilation.jit_traced_once(repeated(cohorts.cohort(base, signature)[0], signature, part))
+        go = compilation.TracedOnce(repeated(cohorts.cohort(base, signature)[0], signature, part))
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
             state, _, _, knobs, *_, block, _ = begun[device]

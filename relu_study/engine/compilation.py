@@ -35,37 +35,53 @@ class Programs:
     init_optimizer: Callable[..., Any]  # initial optimiser state, from parameters, traced hyperparameters and seeds
 
 
-def jit_traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Jit a function with the engine's compiler options; trace it once for all devices."""
-    program, tracing = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend())), threading.Lock()
+class TracedOnce:
+    """A function jitted with the engine's compiler options, traced once for all devices."""
 
-    def call(*args: Any) -> Any:
+    def __init__(self, function: Callable[..., Any]):
+        self.jitted = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()))
+        self._tracing = threading.Lock()
+
+    def __call__(self, *args: Any) -> Any:
         # A second device waits for the trace of the first, but not for its compilation.
-        with timed_lock(tracing):
-            program.trace(*args)
-        return program(*args)
-
-    call.jitted = program  # type: ignore[attr-defined]
-    return call
+        with timed_lock(self._tracing):
+            self.jitted.trace(*args)
+        return self.jitted(*args)
 
 
-def made_once(make: Callable[..., Any]) -> Any:
-    """Thread-safe cache of the programs that `make` returns; `get.kept` maps keys to programs."""
-    lock = threading.RLock()
-    kept: dict[Any, Any] = {}
+class ProgramCache:
+    """Thread-safe cache of the programs that `make` returns, by its arguments."""
 
-    @functools.wraps(make)
-    def get(*key: Any) -> Any:
-        with lock:
-            if key not in kept:
-                kept[key] = make(*key)
-            return kept[key]
+    def __init__(self, make: Callable[..., Any]):
+        functools.update_wrapper(self, make)
+        self.make = make
+        self.entries: dict[tuple[Any, ...], Any] = {}
+        self._version = Registry.version  # of the registries that the entries were made from
+        self._lock = threading.RLock()
 
-    get.kept = kept  # type: ignore[attr-defined]
-    return get
+    def __call__(self, *key: Any) -> Any:
+        with self._lock:
+            if key not in self.entries:
+                self.entries[key] = self.make(*key)
+            return self.entries[key]
+
+    def evict(self, *prefix: Any) -> None:
+        """Drop the programs whose arguments begin with `prefix`."""
+        for key in [key for key in list(self.entries) if key[: len(prefix)] == prefix]:
+            self.entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Drop all programs."""
+        self.entries.clear()
+
+    def clear_stale(self) -> None:
+        """Drop all programs if a registered name was redefined since the last call."""
+        if self._version != Registry.version:
+            self._version = Registry.version
+            self.clear()
 
 
-@made_once
+@ProgramCache
 def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` maps over the runs sequentially, so that each run stays in the CPU cache."""
     measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
@@ -85,18 +101,16 @@ def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, b
         rates = {**knobs, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
 
-    return Programs(
-        jit_traced_once(make_advance(step_spec, signature)), jit_traced_once(measure), jit_traced_once(jax.vmap(init_optimizer))
-    )
+    return Programs(TracedOnce(make_advance(step_spec, signature)), TracedOnce(measure), TracedOnce(jax.vmap(init_optimizer)))
 
 
-@made_once
+@ProgramCache
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """Initialisation of W runs: (seeds, knobs, inputs) -> parameters and batch statistics."""
-    return jit_traced_once(jax.vmap(make_init(spec, d_in, d_out)))
+    return TracedOnce(jax.vmap(make_init(spec, d_in, d_out)))
 
 
-@made_once
+@ProgramCache
 def sample_program(spec: RunSpec, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
     """Data of one phase of a task: seeds of W runs -> their datasets."""
     sample_one = make_sample(tasks[spec.task](spec), phase, probing)
@@ -105,25 +119,22 @@ def sample_program(spec: RunSpec, phase: int, probing: MeasureConfig) -> Callabl
         # lax.map is sequential: rows that are sampled but not kept are freed before the next run samples its own
         return jax.lax.map(sample_one, seeds)
 
-    return jit_traced_once(sample)
+    return TracedOnce(sample)
 
 
-KEPT = {"programs": programs, "init": init_program, "sample": sample_program}  # cached programs by kind
-_replaced = 0
+CACHES = {"programs": programs, "init": init_program, "sample": sample_program}  # by the kind of a key
 
 
 def evict_stale() -> None:
     """Clear the caches if a registered name was redefined since the last call."""
-    global _replaced
-    if _replaced != Registry.version:
-        _replaced = Registry.version
-        clear()
+    for cache in CACHES.values():
+        cache.clear_stale()
 
 
 def clear() -> None:
     """Empty the caches."""
-    for program in KEPT.values():
-        program.kept.clear()
+    for cache in CACHES.values():
+        cache.clear()
 
 
 def tile_programs(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> Programs:
@@ -145,6 +156,4 @@ def required_programs(runs: Iterable[RunSpec], probing: MeasureConfig = MeasureC
 def evict(key: tuple[Any, ...]) -> None:
     """Evict a program by its key. On a CPU the programs of a cohort take about 30 MiB per device, others 5 MiB."""
     kind, *prefix = key
-    kept = KEPT[kind].kept
-    for cached in [cached for cached in list(kept) if cached[: len(prefix)] == tuple(prefix)]:  # one `sample` per phase
-        kept.pop(cached, None)
+    CACHES[kind].evict(*prefix)  # one `sample` per phase

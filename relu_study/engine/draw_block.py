@@ -12,7 +12,7 @@ import numpy as np
 
 from relu_study.components import random_streams
 from relu_study.components.registry import statistics
-from relu_study.engine.compilation import jit_traced_once, made_once
+from relu_study.engine.compilation import ProgramCache, TracedOnce
 from relu_study.engine.draw_plan import Block
 from relu_study.engine.train_tile import put
 from relu_study.errors import UserError
@@ -36,7 +36,7 @@ def seconds(block: Block) -> float:
     return block.cost / OPERATIONS_PER_DISPATCH["cpu"] / 100
 
 
-@made_once
+@ProgramCache
 def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -> Callable[..., Any]:
     """The compiled function from `first` to the draws first..first + wide - 1 of a cell."""
     draw, factors = statistics[statistic].draw, dict(cell)
@@ -47,7 +47,7 @@ def draw_program(statistic: str, cell: tuple[tuple[str, Any], ...], wide: int) -
             first + jnp.arange(wide, dtype=jnp.uint32)
         )
 
-    return jit_traced_once(chunk)
+    return TracedOnce(chunk)
 
 
 def required_programs(block: Block) -> set[tuple[Any, ...]]:
@@ -57,7 +57,7 @@ def required_programs(block: Block) -> set[tuple[Any, ...]]:
 
 def evict(key: tuple[Any, ...]) -> None:
     """Evict the program of a finished cell."""
-    draw_program.kept.pop(key, None)
+    draw_program.evict(*key)
 
 
 def check(statistic: str, cell: Mapping[str, Any]) -> None:

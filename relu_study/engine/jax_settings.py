@@ -86,7 +86,7 @@ def _digest(x64: bool, options: str, precision: str | None) -> str:
         "first": jnp.asarray(np.cos(grid.T * 1.3)[:, :37] / 6, x.dtype),
         "last": jnp.asarray(np.sin(grid[:37, :3]), x.dtype),
     }
-    trained = compilation.jit_traced_once(_trained)(weights, x, jnp.tanh(x[:, :3]))
+    trained = compilation.TracedOnce(_trained)(weights, x, jnp.tanh(x[:, :3]))
     jax.block_until_ready(trained)
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained))).hexdigest()[:12]
 

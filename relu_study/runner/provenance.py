@@ -83,7 +83,7 @@ def _evict_changed(fingerprints: Mapping[str, Any]) -> None:
     _traced.update(fingerprints)
     if changed:
         compilation.clear()
-        draw_block.draw_program.kept.clear()
+        draw_block.draw_program.clear()
         jax.clear_caches()
 
 

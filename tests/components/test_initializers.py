@@ -135,7 +135,7 @@ def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
     seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in TRACED_FIELDS}, jnp.ones((8, 16, 4))
 
     def begun() -> list[bytes]:
-        init = compilation.jit_traced_once(jax.vmap(train_step.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
+        init = compilation.TracedOnce(jax.vmap(train_step.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
         return [leaf.tobytes() for leaf in jax.tree.leaves(init(seeds, knobs, x).params)]
 
     as_rows = begun()

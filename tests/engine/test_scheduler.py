@@ -100,7 +100,7 @@ def test_waiting_for_a_trace_counts_as_compile_time() -> None:
         time.sleep(0.75)  # so that whoever comes late still waits half a second
         return x + 1.0
 
-    program, together = compilation.jit_traced_once(slow), threading.Barrier(2, timeout=60)
+    program, together = compilation.TracedOnce(slow), threading.Barrier(2, timeout=60)
 
     def start(tile: Tile, device: Any, wanted: Any) -> Any:
         together.wait()
