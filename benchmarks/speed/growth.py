@@ -116,7 +116,7 @@ def bare(plan: Any) -> float:
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):
                 at = [train_tile.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
-                state = programs.advance(state, begun.data.train, begun.seeds, begun.knobs, *at, begun.source)
+                state = programs.advance(state, begun.data.train, begun.seeds, begun.hparams, *at, begun.source)
             trained.append(state.params)
         jax.block_until_ready(trained)
 

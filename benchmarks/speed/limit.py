@@ -58,27 +58,27 @@ def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., An
     """BLOCK steps of one run on rows that are there already, up to and including one part of the step."""
     graph, _, _ = nnx.split(build(spec, signature.d_in, signature.d_out), nnx.Param, nnx.BatchStat)
 
-    def loss(params: Any, stats: Any, xy: Array, knobs: Any) -> Array:
+    def loss(params: Any, stats: Any, xy: Array, hparams: Any) -> Array:
         model = nnx.merge(graph, params, stats, copy=True)
-        prediction = model(FeatureMajorBatch(xy[: signature.d_in]), Context(knobs, train=True, key=jax.random.key(0))).values
+        prediction = model(FeatureMajorBatch(xy[: signature.d_in]), Context(hparams, train=True, key=jax.random.key(0))).values
         return LOSSES[signature.loss](prediction.T, xy[signature.d_in :].T)
 
-    def step(state: State, xy: Array, knobs: Any) -> State:
+    def step(state: State, xy: Array, hparams: Any) -> State:
         params, stats, opt = state
         # Too little to move a weight, but the compiler cannot know that and must compute the part.
         if part == "forward":
-            value = 1e-30 * loss(params, stats, xy, knobs)
+            value = 1e-30 * loss(params, stats, xy, hparams)
             return state._replace(params=jax.tree.map(lambda p: p + value, params))
-        grads = jax.grad(loss)(params, stats, xy, knobs)
+        grads = jax.grad(loss)(params, stats, xy, hparams)
         if part == "backward":
             return state._replace(params=jax.tree.map(lambda p, g: p - 1e-30 * g, params, grads))
-        tx = optimizers[spec.optimizer](knobs["learning_rate"], knobs["weight_decay"])
+        tx = optimizers[spec.optimizer](hparams["learning_rate"], hparams["weight_decay"])
         updates, opt = tx.update(grads, opt, params)
         return State(optax.apply_updates(params, updates), stats, opt)
 
-    def steps(state: State, block: Array, knobs: Any, rounds: Array) -> State:
+    def steps(state: State, block: Array, hparams: Any, rounds: Array) -> State:
         one = functools.partial(jax.lax.fori_loop, 0, BLOCK)
-        return jax.lax.fori_loop(0, rounds, lambda _, s: one(lambda k, s: step(s, block[k], knobs), s), state)
+        return jax.lax.fori_loop(0, rounds, lambda _, s: one(lambda k, s: step(s, block[k], hparams), s), state)
 
     return jax.vmap(steps, in_axes=(0, 0, 0, None))
 
@@ -97,19 +97,19 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
         begun[device] = (state, data, *rest, block, at)
 
     def advance(device: Any) -> Any:
-        state, data, seeds, knobs, *_, at = begun[device]
-        return program.advance(state, data.train, seeds, knobs, *at)
+        state, data, seeds, hparams, *_, at = begun[device]
+        return program.advance(state, data.train, seeds, hparams, *at)
 
     def measure(device: Any) -> Any:
-        state, data, _, knobs, box, *_ = begun[device]
-        return program.measure(state, state.params, data, knobs, box)
+        state, data, _, hparams, box, *_ = begun[device]
+        return program.measure(state, state.params, data, hparams, box)
 
     for part in PARTS[:3]:
         go = compilation.TracedOnce(repeated(cohorts.cohort(base, signature)[0], signature, part))
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
-            state, _, _, knobs, *_, block, _ = begun[device]
-            return go(state, block, knobs, tiles.put(np.int32(rounds), device))
+            state, _, _, hparams, *_, block, _ = begun[device]
+            return go(state, block, hparams, tiles.put(np.int32(rounds), device))
 
         measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)
     measured["step"] = lambda: timing.on_all(advance) / per_epoch

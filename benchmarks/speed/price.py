@@ -41,13 +41,13 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
         begun[device] = train_tile.init_tile(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
-        (state, data, seeds, knobs, *_), at = begun[device]
-        return compilation.tile_programs(base).advance(state, data.train, seeds, knobs, *at)
+        (state, data, seeds, hparams, *_), at = begun[device]
+        return compilation.tile_programs(base).advance(state, data.train, seeds, hparams, *at)
 
     def measuring(probing: MeasureConfig) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
-            (state, data, _, knobs, box, _), _ = begun[device]
-            return compilation.tile_programs(base, probing).measure(state, state.params, data, knobs, box)
+            (state, data, _, hparams, box, _), _ = begun[device]
+            return compilation.tile_programs(base, probing).measure(state, state.params, data, hparams, box)
 
         return measure
 

@@ -47,31 +47,31 @@ class Activation:
     fanout: int = 1  # post is the concatenation of this many blocks of U
 
     @property
-    def knobs(self) -> tuple[str, ...]:
+    def hparams(self) -> tuple[str, ...]:
         """Names of the traced RunSpec fields among phi's parameters, without those bound by a partial."""
         bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
         return tuple(name for name in _parameters(self.function) if name in TRACED_FIELDS and name not in bound)
 
-    def __call__(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
+    def __call__(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
         """Return post = phi(pre), with V = fanout * U."""
-        return self.function(pre, **{name: knobs[name] for name in self.knobs})
+        return self.function(pre, **{name: hparams[name] for name in self.hparams})
 
-    def slope(self, pre: Float[Array, "*N U"], knobs: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
+    def slope(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
         """Return abs(phi'(pre)) of each unit, the maximum over its `fanout` coordinates."""
-        _, tangent = jax.jvp(lambda z: self(z, knobs), (pre,), (jnp.ones_like(pre),))
+        _, tangent = jax.jvp(lambda z: self(z, hparams), (pre,), (jnp.ones_like(pre),))
         slope = jnp.abs(tangent)
         if self.fanout == 1:
             return slope
         return slope.reshape(*pre.shape[:-1], self.fanout, pre.shape[-1]).max(axis=-2)
 
-    def max_slope(self, knobs: Mapping[str, ArrayLike]) -> Float[Array, ""]:
+    def max_slope(self, hparams: Mapping[str, ArrayLike]) -> Float[Array, ""]:
         """Return the maximum of abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, including 0."""
-        return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, knobs))
+        return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, hparams))
 
-    def end_slopes(self, knobs: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
+    def end_slopes(self, hparams: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
         """Return abs(phi') at the finite ends of the flat pieces. It is 1/2 at a kink of jnp.maximum."""
         ends = {end for piece in self.flat for end in piece if isfinite(end)}
-        return {end: self.slope(jnp.full((1, 1), end), knobs)[0, 0] for end in sorted(ends)}
+        return {end: self.slope(jnp.full((1, 1), end), hparams)[0, 0] for end in sorted(ends)}
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:

@@ -33,14 +33,14 @@ KEYS = 24  # keys of a refusal; +1 or -1 in a kernel of one weight is equal for 
 # ------------------------------------------------------------------------------------- activations
 
 
-def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> None:
+def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -> None:
     """Refuse an activation that is not what it declares (UserError).
 
     Its output has the shape that `fanout` says, and each unit depends on its own pre-activation. On a grid from -16 to 16 its
     values are numbers and its pieces hold. Undeclared turning points are refused where units are `certified`: bounds need them.
     """
     phi, dtype = activations[name], jnp.result_type(float)
-    values = {knob: jnp.asarray(knobs[knob], dtype) for knob in TRACED_FIELDS if knob in knobs}
+    values = {field: jnp.asarray(hparams[field], dtype) for field in TRACED_FIELDS if field in hparams}
     what = f"activation {name!r}"
     with calling(what, phi.function):
         for shape in ((5, 3), (3,)):
@@ -53,7 +53,7 @@ def check_activation(name: str, knobs: Mapping[str, float], certified: bool) -> 
 
 
 def _check_shape(what: str, phi: Activation, values: Mapping[str, Any], pre: Any) -> None:
-    post = jax.eval_shape(lambda pre: phi.function(pre, **{name: values[name] for name in phi.knobs}), pre)
+    post = jax.eval_shape(lambda pre: phi.function(pre, **{name: values[name] for name in phi.hparams}), pre)
     wanted = (*pre.shape[:-1], pre.shape[-1] * phi.fanout)
     if getattr(post, "shape", None) != wanted or post.dtype != pre.dtype:
         found = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
@@ -151,7 +151,7 @@ def check_initializer(spec: RunSpec, signature: Signature) -> None:
     def forward(x: Any) -> Any:
         model = build(spec, signature.d_in, signature.d_out)
         ctx = Context(
-            {knob: jnp.zeros(()) for knob in TRACED_FIELDS},
+            {field: jnp.zeros(()) for field in TRACED_FIELDS},
             init_hook=lambda dense, inputs: layers.append(tuple(dense.kernel.shape)),
         )
         return model(x, ctx)  # type: ignore[operator]
@@ -235,7 +235,7 @@ def check_drawn(cell: Mapping[str, Any], seen: dict[Any, Any]) -> None:
                 continue
             seen[known.kind, value, width, d] = ()
             if known is activations:
-                check_activation(value, {knob: getattr(RunSpec(), knob) for knob in TRACED_FIELDS}, certified=False)
+                check_activation(value, {field: getattr(RunSpec(), field) for field in TRACED_FIELDS}, certified=False)
             else:
                 for index, fan_in in enumerate((d, width)):
                     check_layer(value, Layer(index, 3, fan_in, width, False))
@@ -253,14 +253,14 @@ def once(seen: dict[Any, Any], key: Any, check: Callable[[], Any]) -> None:
 
 def check_entries(spec: RunSpec, signature: Signature, boxed: bool, seen: dict[Any, Any]) -> None:
     """The checks of the activations and the initialiser of a spec that the user has registered."""
-    knobs = {knob: getattr(spec, knob) for knob in TRACED_FIELDS}
+    hparams = {field: getattr(spec, field) for field in TRACED_FIELDS}
     phis = [activations[spec.activation], activations[spec.output]]
     bounded = boxed and bool(getattr(networks[spec.network], "bounded", False))
     certified = bounded and any(phi.flat or (phi.identity is not None and not phi.smooth) for phi in phis if phi.name != "linear")
     for name, phi in zip((spec.activation, spec.output), phis, strict=True):
-        used = tuple(knobs[knob] for knob in phi.knobs)
+        used = tuple(hparams[field] for field in phi.hparams)
         if not ours(phi):
-            once(seen, ("activation", name, used, certified), lambda name=name: check_activation(name, knobs, certified))  # type: ignore[misc]
+            once(seen, ("activation", name, used, certified), lambda name=name: check_activation(name, hparams, certified))  # type: ignore[misc]
     if not ours(initializers[spec.initializer]):
         shapes = (spec.network, spec.depth, spec.width, spec.activation, signature.d_in, signature.d_out)
         once(seen, ("initializer", spec.initializer, shapes), lambda: check_initializer(spec, signature))

@@ -152,10 +152,10 @@ def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> N
     """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     init = make_init(spec.replace(initializer="he_normal"), signature.d_in, signature.d_out)
-    knobs = {knob: jnp.asarray(getattr(RunSpec(), knob), dtype) for knob in TRACED_FIELDS}
+    hparams = {field: jnp.asarray(getattr(RunSpec(), field), dtype) for field in TRACED_FIELDS}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, signature.d_in)), dtype)
     with calling(what):
-        one, two = (dict(init(jnp.uint32(seed), knobs, x).params.flat_state()) for seed in (0, 1))
+        one, two = (dict(init(jnp.uint32(seed), hparams, x).params.flat_state()) for seed in (0, 1))
     for path in kernels:
         if path in one and np.array_equal(one[path][...], two[path][...], equal_nan=True):
             raise UserError(

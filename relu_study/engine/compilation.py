@@ -86,19 +86,19 @@ def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, b
     """The programs of a cohort. `measure` maps over the runs sequentially, so that each run stays in the CPU cache."""
     measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
 
-    def measure(state: State, previous: Any, data: Data, knobs: Any, box: Array, source: Any = None) -> dict[str, Array]:
+    def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
         probe = data._replace(train=data.train[:, :n])
 
         def one(run: Any) -> dict[str, Array]:
-            state, previous, dataset, knobs, box = run
-            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[dataset], probe), knobs, box)
+            state, previous, dataset, hparams, box = run
+            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[dataset], probe), hparams, box)
 
-        return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, knobs, box))
+        return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box))
 
     constants = compiled_rates(step_spec, signature)
 
-    def init_optimizer(params: Any, knobs: Any, seed: Array) -> Any:
-        rates = {**knobs, **constants}
+    def init_optimizer(params: Any, hparams: Any, seed: Array) -> Any:
+        rates = {**hparams, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
 
     return Programs(TracedOnce(make_advance(step_spec, signature)), TracedOnce(measure), TracedOnce(jax.vmap(init_optimizer)))
@@ -106,7 +106,7 @@ def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, b
 
 @ProgramCache
 def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    """Initialisation of W runs: (seeds, knobs, inputs) -> parameters and batch statistics."""
+    """Initialisation of W runs: (seeds, hparams, inputs) -> parameters and batch statistics."""
     return TracedOnce(jax.vmap(make_init(spec, d_in, d_out)))
 
 

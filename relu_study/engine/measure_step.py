@@ -41,7 +41,7 @@ class ProbePass(NamedTuple):
 
 
 def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Callable[..., dict[str, Array]]:
-    """Build `measure(state, previous, data, knobs, box)`: every metric, unit mask and histogram of one run.
+    """Build `measure(state, previous, data, hparams, box)`: every metric, unit mask and histogram of one run.
 
     The network is in evaluation mode. `previous` holds the parameters one epoch earlier.
     `box` holds the bounds of the inputs, used if `boxed`.
@@ -52,9 +52,9 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
     program = MeasureProgram(graph, boxed and bounded, has_user_entries, LOSSES[signature.loss], signature, probing)
     d_in, n = signature.d_in, probing.probe_set(signature)
 
-    def measure(state: State, previous: Any, data: Data, knobs: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
+    def measure(state: State, previous: Any, data: Data, hparams: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
-        return measurements(program, take_snapshot(program, state, previous, x, y, data.val, knobs, box), y)
+        return measurements(program, take_snapshot(program, state, previous, x, y, data.val, hparams, box), y)
 
     return measure
 
@@ -66,17 +66,17 @@ def take_snapshot(
     x: Float[Array, "N D"],
     y: Float[Array, "N O"],
     validation: Float[Array, "v DO"],
-    knobs: TracedNumbers,
+    hparams: TracedNumbers,
     box: Float[Array, "2"],
 ) -> Snapshot:
     """The snapshot of a run that metrics read: its probe set (x, y), its validation examples and its parameters."""
-    probe, d_in = probe_pass(program, state, x, y, knobs), program.signature.d_in
+    probe, d_in = probe_pass(program, state, x, y, hparams), program.signature.d_in
     model = nnx.merge(program.graph, state.params, state.stats, copy=True)
-    bounds = _bounds(model, knobs, box, d_in) if program.bounded else None
+    bounds = _bounds(model, hparams, box, d_in) if program.bounded else None
     steps = jax.tree.map(jnp.subtract, state.params, previous)
-    val = nnx.merge(program.graph, state.params, state.stats, copy=True)(validation[:, :d_in], Context(knobs))
+    val = nnx.merge(program.graph, state.params, state.stats, copy=True)(validation[:, :d_in], Context(hparams))
     return Snapshot(
-        sites=site_views(_feeds(model, knobs, x), probe, state.params, steps, bounds, knobs),
+        sites=site_views(_feeds(model, hparams, x), probe, state.params, steps, bounds, hparams),
         prediction=probe.prediction,
         target_variance=jnp.sum(jnp.var(y, axis=0)),
         train_loss=probe.train_loss,
@@ -88,12 +88,12 @@ def take_snapshot(
 
 
 def probe_pass(
-    program: MeasureProgram, state: State, x: Float[Array, "N D"], y: Float[Array, "N O"], knobs: TracedNumbers
+    program: MeasureProgram, state: State, x: Float[Array, "N D"], y: Float[Array, "N O"], hparams: TracedNumbers
 ) -> ProbePass:
     """The loss of a run on its probe set, the gradient of the loss, and the arrays of each site."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        ctx = Context(knobs)
+        ctx = Context(hparams)
         prediction = nnx.merge(program.graph, params, state.stats, copy=True)(x, ctx)
         sites = [(entry[1], entry[2]) for entry in ctx.activations_log if isinstance(entry[0], Site)]
         return program.loss(prediction, y), (prediction, sites)
@@ -108,7 +108,7 @@ def site_views(
     params: Any,
     steps: Any,
     bounds: list[Interval] | None,
-    knobs: TracedNumbers,
+    hparams: TracedNumbers,
 ) -> tuple[SiteView, ...]:
     """One view per site, from input to output. `feeds` holds the path of each site's Dense, and its activation."""
     views = []
@@ -120,7 +120,7 @@ def site_views(
                 activation=phi,
                 pre=pre,
                 post=post,
-                slope=phi.slope(pre, knobs),
+                slope=phi.slope(pre, hparams),
                 kernel=weights[0],
                 bias=weights[1],
                 kernel_grad=gradient[0],
@@ -128,9 +128,9 @@ def site_views(
                 kernel_step=step[0],
                 bias_step=step[1],
                 bound=bounds[i] if bounds is not None else None,
-                max_slope=phi.max_slope(knobs),
+                max_slope=phi.max_slope(hparams),
                 # A test checks slope 0 for the package's activations.
-                end_slopes=None if ours(phi) else phi.end_slopes(knobs),
+                end_slopes=None if ours(phi) else phi.end_slopes(hparams),
             )
         )
     return tuple(views)
@@ -162,15 +162,15 @@ def _all_finite(snapshot: Snapshot) -> Bool[Array, ""]:
     return finite
 
 
-def _bounds(model: nnx.Module, knobs: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
-    ctx = Context(knobs)
+def _bounds(model: nnx.Module, hparams: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
+    ctx = Context(hparams)
     model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
     return [entry[1] for entry in ctx.activations_log if isinstance(entry[0], Site)]
 
 
-def _feeds(model: nnx.Module, knobs: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
+def _feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
     """For each site, in call order: the path of the last Dense before it, and its activation."""
-    ctx = Context(knobs)
+    ctx = Context(hparams)
     model(x, ctx)
     paths = {id(module): path for path, module in nnx.iter_modules(model)}
     feeds, dense = [], None

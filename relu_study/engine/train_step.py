@@ -99,16 +99,16 @@ class EpochInputs(NamedTuple):
     order: UInt32[Array, "S 12"]  # keys of the shuffled order
     dropout: Key[Array, " W"]  # keys of the dropout streams
     seed: UInt32[Array, " W"]
-    knobs: Mapping[str, Float[Array, " W"]]
+    hparams: Mapping[str, Float[Array, " W"]]
     epoch: Int[Array, ""]
     source: Int[Array, " W"] | None  # dataset of each run; None: one dataset per run
 
 
 def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
-    """Build `advance(state, train, seed, knobs, epoch, start, stop, source)`: train W runs over steps start..stop-1 of an epoch.
+    """Build `advance(state, train, seed, hparams, epoch, start, stop, source)`: train W runs over steps start..stop-1.
 
-    Epochs count from 1. Steps 0..floor(n / B)-1 take full batches. If B does not divide n, the last step of an epoch
-    takes the n mod B remaining examples, in a separate step body.
+    The steps belong to one epoch; epochs count from 1. Steps 0..floor(n / B)-1 take full batches. If B does not divide n,
+    the last step of an epoch takes the n mod B remaining examples, in a separate step body.
     Run i reads dataset source[i] of the S datasets in `train`. Runs of the same data and seed visit the same examples in
     the same order, so these are fetched once. Without `source`, each run has its own dataset.
     """
@@ -119,13 +119,13 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
         state: State,
         train: Float[Array, "S n DO"],
         seed: UInt32[Array, " W"],
-        knobs: Mapping[str, Float[Array, " W"]],
+        hparams: Mapping[str, Float[Array, " W"]],
         epoch: Int[Array, ""],
         start: Int[Array, ""],
         stop: Int[Array, ""],
         source: Int[Array, " W"] | None = None,
     ) -> State:
-        inputs = epoch_inputs(train, seed, knobs, epoch, source)
+        inputs = epoch_inputs(train, seed, hparams, epoch, source)
 
         def one_block(j: Int[Array, ""], state: State) -> State:
             return run_block(config, inputs, j, state, start, stop)
@@ -158,7 +158,7 @@ def step_config(spec: RunSpec, signature: Signature) -> StepConfig:
 def epoch_inputs(
     train: Float[Array, "S n DO"],
     seed: UInt32[Array, " W"],
-    knobs: Mapping[str, Float[Array, " W"]],
+    hparams: Mapping[str, Float[Array, " W"]],
     epoch: Int[Array, ""],
     source: Int[Array, " W"] | None,
 ) -> EpochInputs:
@@ -167,7 +167,7 @@ def epoch_inputs(
     dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
     order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
     dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
-    return EpochInputs(train, order, dropout, seed, knobs, epoch, source)
+    return EpochInputs(train, order, dropout, seed, hparams, epoch, source)
 
 
 def run_block(
@@ -209,19 +209,19 @@ def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Float[Array,
     number = (inputs.epoch - 1) * (config.full + (config.rest > 0)) + k
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.dropout)
     batches = xy if inputs.source is None else xy.at[inputs.source].get(mode="promise_in_bounds")
-    return jax.vmap(functools.partial(update, config))(state, batches, keys, inputs.knobs, inputs.seed)
+    return jax.vmap(functools.partial(update, config))(state, batches, keys, inputs.hparams, inputs.seed)
 
 
 def update(
-    config: StepConfig, state: State, xy: Float[Array, "DO b"], key: Array, knobs: TracedNumbers, seed: UInt32[Array, ""]
+    config: StepConfig, state: State, xy: Float[Array, "DO b"], key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]
 ) -> State:
     """Update one run on one batch: gradient of the loss, then a step of the optimiser."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        return batch_loss(config, params, state.stats, xy, Context(knobs, train=True, key=key))
+        return batch_loss(config, params, state.stats, xy, Context(hparams, train=True, key=key))
 
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    rates: dict[str, float | Array] = {**knobs, **config.rates}
+    rates: dict[str, float | Array] = {**hparams, **config.rates}
     updates, opt = config.optimizer.updates(
         grads,
         state.opt,
@@ -250,13 +250,13 @@ def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Float[Array, "DO
 
 
 def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    """Build `init(seed, knobs, x)`: the initial weights of one run, from the inputs `x` of its probe set.
+    """Build `init(seed, hparams, x)`: the initial weights of one run, from the inputs `x` of its probe set.
 
     One forward pass of the probe set initialises each Dense when it is called, so an initialiser sees its actual inputs.
     """
     scheme, of_output = initializers[spec.initializer], initializers["glorot_uniform"]
 
-    def init(seed: UInt32[Array, ""], knobs: TracedNumbers, x: Float[Array, "N D"]) -> Weights:
+    def init(seed: UInt32[Array, ""], hparams: TracedNumbers, x: Float[Array, "N D"]) -> Weights:
         model = build(spec, d_in, d_out)
         depth = sum(isinstance(module, Dense) for _, module in nnx.iter_modules(model))
         done: list[Dense] = []
@@ -271,10 +271,10 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
             else:
                 kernel, bias = scheme(key, layer, inputs)
             if not layer.last:
-                kernel, bias = kernel * knobs["gain"], bias + knobs["bias_shift"]
+                kernel, bias = kernel * hparams["gain"], bias + hparams["bias_shift"]
             dense.kernel[...], dense.bias[...] = kernel, bias
 
-        model(x, Context(knobs, init_hook=prepare))
+        model(x, Context(hparams, init_hook=prepare))
         _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return Weights(params, stats)
 

@@ -44,7 +44,7 @@ class TileState(NamedTuple):
     state: State
     data: Data
     seeds: UInt32[Array, " W"]
-    knobs: dict[str, Float[Array, " W"]]
+    hparams: dict[str, Float[Array, " W"]]
     box: Float[Array, "W 2"]
     source: Int[Array, " W"] | None
 
@@ -108,7 +108,9 @@ def init_tile(
     readers, source = datasets_of(specs, num_datasets)
     seeds = put(np.array([s.seed for s in specs], np.uint32), device)
     with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
-        knobs = {name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS}
+        hparams = {
+            name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS
+        }
     box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, probing)
     probe_inputs = data.train[:, : probing.probe_set(signature), : signature.d_in]
@@ -117,13 +119,13 @@ def init_tile(
         probe_inputs = probe_inputs[source]
 
     def init(key: RunSpec) -> Weights:
-        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, knobs, probe_inputs)
+        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, hparams, probe_inputs)
 
     weights = _init_per_key(specs, cohorts.start_spec, init)
     # Most optimiser states depend on no input, so their program leaves them uncommitted.
-    optimizer_state = compilation.tile_programs(specs[0], probing).init_optimizer(weights.params, knobs, seeds)
+    optimizer_state = compilation.tile_programs(specs[0], probing).init_optimizer(weights.params, hparams, seeds)
     state = put(State(weights.params, weights.stats, optimizer_state), device)
-    return TileState(state, data, seeds, knobs, box, source)
+    return TileState(state, data, seeds, hparams, box, source)
 
 
 def start_tile(
@@ -148,9 +150,9 @@ def start_tile(
     task = tasks[specs[0].task](specs[0])
     total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = compilation.tile_programs(specs[0], probing)
-    state, data, seeds, knobs, box, source = init_tile(specs, device, probing, num_datasets)
+    state, data, seeds, hparams, box, source = init_tile(specs, device, probing, num_datasets)
     phase, drawn = 0, _extremes(datasets_of(specs, num_datasets)[0], data)
-    measured = [program.measure(state, state.params, data, knobs, box, source)]
+    measured = [program.measure(state, state.params, data, hparams, box, source)]
     for epoch in range(1, math.ceil(total) + 1):
         if not should_continue():
             return None
@@ -162,9 +164,9 @@ def start_tile(
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
-            state = program.advance(state, data.train, seeds, knobs, *at, source)
+            state = program.advance(state, data.train, seeds, hparams, *at, source)
         if (probe and epoch % probing.every == 0) or epoch == math.ceil(total):
-            measured.append(program.measure(state, previous, data, knobs, box, source))
+            measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
     epochs = epochs_measured(total, probing.every)

@@ -132,11 +132,11 @@ def test_schemes_of_a_family_share_their_draws(one, other, ratio):
 @pytest.mark.parametrize("name", tiered(["random_normal", "he_normal", "lecun_normal"], "lecun_normal"))
 def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
     """To the bit, in the program that begins a run: committed results were made before they were drawn as rows."""
-    seeds, knobs, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in TRACED_FIELDS}, jnp.ones((8, 16, 4))
+    seeds, hparams, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in TRACED_FIELDS}, jnp.ones((8, 16, 4))
 
     def begun() -> list[bytes]:
         init = compilation.TracedOnce(jax.vmap(train_step.make_init(RunSpec(initializer=name, depth=3), 4, 1)))
-        return [leaf.tobytes() for leaf in jax.tree.leaves(init(seeds, knobs, x).params)]
+        return [leaf.tobytes() for leaf in jax.tree.leaves(init(seeds, hparams, x).params)]
 
     as_rows = begun()
     monkeypatch.setattr(
@@ -213,8 +213,8 @@ INPUTS = -jax.random.uniform(jax.random.key(2), (101, 4))
 
 def weights(spec: RunSpec) -> list[tuple[np.ndarray, np.ndarray]]:
     """(kernel, bias) of each dense layer of a run before its first step, nearest the input first."""
-    knobs = {name: jnp.float32(getattr(spec, name)) for name in TRACED_FIELDS}
-    params = train_step.make_init(spec, 4, 2)(jnp.uint32(spec.seed), knobs, INPUTS).params
+    hparams = {name: jnp.float32(getattr(spec, name)) for name in TRACED_FIELDS}
+    params = train_step.make_init(spec, 4, 2)(jnp.uint32(spec.seed), hparams, INPUTS).params
     layers = [*(params["hidden"][i]["dense"] for i in range(spec.depth)), params["output"]]
     return [(np.asarray(layer["kernel"][...]), np.asarray(layer["bias"][...])) for layer in layers]
 

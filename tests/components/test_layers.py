@@ -24,14 +24,14 @@ KINDS = ["dropout", "alpha_dropout"]
 RATES = [0.05, 0.1, 0.2, 0.35, 0.5]
 
 
-def knobs(**changes: Any) -> dict[str, Any]:
+def hparams(**changes: Any) -> dict[str, Any]:
     spec = RunSpec()
     return {name: jnp.float32(changes.get(name, getattr(spec, name))) for name in TRACED_FIELDS}
 
 
 def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple[Any, list[tuple[Any, ...]]]:
     """A forward pass of a network with the weights it starts from: the prediction, and what was on the way."""
-    values = knobs(**changes)
+    values = hparams(**changes)
     weights = train_step.make_init(spec, x.shape[1], 1)(jnp.uint32(spec.seed), values, x[:2])
     graph, _, _ = nnx.split(state.build(spec, x.shape[1], 1), nnx.Param, nnx.BatchStat)
     ctx = Context(values, train=train, key=random_streams.stream(spec.seed, "dropout", 0))
@@ -52,7 +52,7 @@ def test_network_is_dense_and_site_in_turn(name):
         assert site.activation == name and np.array_equal(inputs, arrives)
         wanted = np.asarray(inputs, np.float64) @ np.asarray(dense.kernel[...], np.float64) + np.asarray(dense.bias[...])
         np.testing.assert_allclose(pre, wanted, rtol=1e-5, atol=1e-6)
-        assert np.array_equal(post, activations[name](pre, knobs(leak=0.3)))
+        assert np.array_equal(post, activations[name](pre, hparams(leak=0.3)))
         assert post.shape == (7, 5 * activations[name].fanout)
         arrives = post
     dense, inputs = tape[-1]
@@ -83,12 +83,12 @@ def test_norm_is_between_dense_and_site(kind):
 def test_batch_norm_moves_its_averages_in_training_only():
     norm = Norm("batch_norm", 3, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (50, 3)) * 2 + 5
-    before = norm(x, Context(knobs()))
+    before = norm(x, Context(hparams()))
     np.testing.assert_allclose(before, x / np.sqrt(1 + 1e-5), rtol=1e-6)
-    norm(x, Context(knobs(), train=True))
+    norm(x, Context(hparams(), train=True))
     np.testing.assert_allclose(norm.norm.mean[...], 0.01 * np.mean(x, axis=0), rtol=1e-5)
     np.testing.assert_allclose(norm.norm.var[...], 0.99 + 0.01 * np.var(x, axis=0), rtol=1e-5)
-    assert not np.array_equal(norm(x, Context(knobs())), before)
+    assert not np.array_equal(norm(x, Context(hparams())), before)
 
 
 # ---------------------------------------------------------------------------------------------------- SELU
@@ -142,7 +142,7 @@ def apply(kind: str, x: Any, rate: float, *, seed: int = 0, step: int = 0, site:
 
 def _jitted(kind: str) -> Any:
     def run(x: Any, rate: Any, key: Any, site: int) -> Any:
-        return Dropout(kind, site)(x, Context(knobs() | {"dropout_rate": rate}, train=True, key=key))
+        return Dropout(kind, site)(x, Context(hparams() | {"dropout_rate": rate}, train=True, key=key))
 
     return jax.jit(run, static_argnums=3)
 
@@ -169,7 +169,7 @@ def test_alpha_dropout_of_standard_normals_has_mean_0_and_variance_1(rate):
 
 
 def test_alpha_prime_is_what_selu_tends_to():
-    np.testing.assert_allclose(activations["selu"](jnp.full((1, 1), -50.0), knobs()), ALPHA_PRIME, rtol=1e-6)
+    np.testing.assert_allclose(activations["selu"](jnp.full((1, 1), -50.0), hparams()), ALPHA_PRIME, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -193,7 +193,7 @@ def test_one_program_for_every_rate(kind):
 def test_evaluation_is_the_identity(kind):
     x = NORMAL[:5]
     for key in (None, jax.random.key(0)):
-        assert Dropout(kind, 0)(x, Context(knobs(dropout_rate=0.5), key=key)) is x
+        assert Dropout(kind, 0)(x, Context(hparams(dropout_rate=0.5), key=key)) is x
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +209,7 @@ def test_rates_are_met(kind, rate):
         every = jnp.arange(65536, dtype=jnp.uint32).reshape(256, 256) << 16
         patch.setattr(random_streams, "words", lambda key, shape: every)
         x = jnp.ones((256, 256))
-        pull = jax.vjp(lambda x: Dropout(kind, 0)(x, Context(knobs(dropout_rate=rate), train=True, key=jax.random.key(0))), x)
+        pull = jax.vjp(lambda x: Dropout(kind, 0)(x, Context(hparams(dropout_rate=rate), train=True, key=jax.random.key(0))), x)
         out, (gradient,) = np.asarray(pull[0]), pull[1](x)
     values, counts = np.unique(out, return_counts=True)
     share = 0.0 if len(values) == 1 else counts[0] / 65536  # the dropped value is the lower: 0, or below what 1 becomes

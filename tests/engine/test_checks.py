@@ -504,8 +504,8 @@ def test_no_run_shares_its_first_weights_with_another_seed(kind: str, name: str)
     spec = SPEC.replace(network=kind, initializer=name, depth=3)
     check_networks.check_network(spec, Signature(40, 20, 4, 2))
     x = jax.random.uniform(jax.random.key(0), (30, 4), minval=-1.0)
-    knobs = {knob: jnp.float32(getattr(spec, knob)) for knob in TRACED_FIELDS}
-    weights = jax.jit(jax.vmap(make_init(spec, 4, 2), (0, None, None)))(jnp.arange(6, dtype=jnp.uint32), knobs, x)
+    hparams = {field: jnp.float32(getattr(spec, field)) for field in TRACED_FIELDS}
+    weights = jax.jit(jax.vmap(make_init(spec, 4, 2), (0, None, None)))(jnp.arange(6, dtype=jnp.uint32), hparams, x)
     kernels = [leaf for leaf in jax.tree.leaves(weights.params) if leaf.ndim == 3]
     assert len(kernels) == 4
     for kernel in kernels:
@@ -518,7 +518,7 @@ def test_the_entries_of_the_package_keep_the_contract() -> None:
     for name in tasks:
         assert check_tasks.check_task(SPEC.replace(task=name)) == []
     for name in activations:
-        check_functions.check_activation(name, {knob: getattr(SPEC, knob) for knob in TRACED_FIELDS}, certified=True)
+        check_functions.check_activation(name, {field: getattr(SPEC, field) for field in TRACED_FIELDS}, certified=True)
     for name in initializers:
         for place, (fan_in, fan_out) in enumerate([(3, 5), (5, 5), (5, 2)]):
             check_functions.check_layer(name, Layer(place, 3, fan_in, fan_out, place == 2))
@@ -557,8 +557,8 @@ def test_callables_of_every_kind_are_activations(name: str) -> None:
     phi = activation("mine")(LEAKY[name])
     cohorts.check(SPEC.replace(activation="mine"), FEW)
     z = jnp.array([[-2.0, 0.5]])
-    knobs = {knob: jnp.float32(getattr(SPEC, knob)) for knob in TRACED_FIELDS}
-    np.testing.assert_allclose(phi(z, knobs), [[-0.6, 0.5]], rtol=1e-6)
+    hparams = {field: jnp.float32(getattr(SPEC, field)) for field in TRACED_FIELDS}
+    np.testing.assert_allclose(phi(z, hparams), [[-0.6, 0.5]], rtol=1e-6)
     activation("mine")(LEAKY[name])  # registered again, as in a notebook
 
 
@@ -577,9 +577,9 @@ def test_functions_of_jax_are_activations(function: Any) -> None:
     assert tile["status"].tolist() == ["ok"]
 
 
-def test_a_knob_still_reaches_a_parameter_with_a_default() -> None:
+def test_a_traced_field_still_reaches_a_parameter_with_a_default() -> None:
     phi = activation("mine")(lambda pre, leak=0.9: jnp.maximum(pre, leak * pre))
-    assert phi.knobs == ("leak",) and float(phi(jnp.array([[-1.0]]), {"leak": 0.25})[0, 0]) == -0.25
+    assert phi.hparams == ("leak",) and float(phi(jnp.array([[-1.0]]), {"leak": 0.25})[0, 0]) == -0.25
 
 
 @pytest.mark.parametrize("function", [0.3, "relu", None])

@@ -48,11 +48,11 @@ def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyP
     spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
     assert cost_of(spec).steps == 5_000
 
-    def advance(state, train, seeds, knobs, epoch, start, stop, source):
+    def advance(state, train, seeds, hparams, epoch, start, stop, source):
         taken.append(int(stop) - int(start))
         return state
 
-    spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, knobs, seeds: ())
+    spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, hparams, seeds: ())
     monkeypatch.setattr(compilation, "tile_programs", lambda spec, probing: spy)
     assert train_tile.train_tile([spec], 2, probing=MeasureConfig(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
     assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
@@ -84,10 +84,10 @@ def test_one_trace_per_cohort_and_one_compilation_per_device() -> None:
     heard.on = True
     for device in (*devices, *devices):
         for spec in cohorts:
-            knobs = [spec.replace(seed=5), spec.replace(learning_rate=0.1, seed=1), spec.replace(target="sum", epochs=1)]
-            train_tile.train_tile(knobs, 4, device, LOSS)
+            hparams = [spec.replace(seed=5), spec.replace(learning_rate=0.1, seed=1), spec.replace(target="sum", epochs=1)]
+            train_tile.train_tile(hparams, 4, device, LOSS)
             train_tile.train_tile(
-                [s.replace(initializer="lecun_normal", epochs=2, inputs="centred") for s in knobs], 4, device, LOSS
+                [s.replace(initializer="lecun_normal", epochs=2, inputs="centred") for s in hparams], 4, device, LOSS
             )
     heard.on = False
     for program in ("advance", "measure"):

@@ -25,7 +25,7 @@ from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
-KNOB_VALUES = {knob: getattr(RunSpec(), knob) for knob in TRACED_FIELDS}
+HPARAMS = {field: getattr(RunSpec(), field) for field in TRACED_FIELDS}
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def register(function: Callable[[Any], Any], **pieces: Any) -> Activation:
 
 
 def check() -> None:
-    check_functions.check_activation("mine", KNOB_VALUES, certified=True)
+    check_functions.check_activation("mine", HPARAMS, certified=True)
 
 
 @given(shape=piecewise | smooth, low=quarters, width=st.sampled_from([0.0, 0.25, 1.5, 8.0]))

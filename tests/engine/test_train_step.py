@@ -138,7 +138,7 @@ def masks(seed: int, depth: int, step: int, rows: int) -> list[np.ndarray]:
 
 # ------------------------------------------------------------------------------ both trainings of a bundle
 
-# The runs of one tile: they differ in every knob that training feels.
+# The runs of one tile: they differ in every field that training feels.
 BASE = RunSpec(network="test_bundle", optimizer="test_each_its_own", depth=DEPTH, width=WIDTH, batch_size=BATCH)
 RUNS = [
     BASE.replace(seed=3, learning_rate=1.0, weight_decay=0.0, leak=0.01),
@@ -180,14 +180,14 @@ def trained_by_engine() -> State:
     seeds = np.array([run.seed for run in RUNS], np.uint32)
     advance = compilation.programs(*cohorts.cohort(BASE, SIGNATURE), MeasureConfig(), False).advance
     for epoch in range(1, EPOCHS + 1):
-        state = advance(state, train, seeds, knobs_of_runs(), np.int32(epoch), np.int32(0), np.int32(STEPS))
+        state = advance(state, train, seeds, hparams_of_runs(), np.int32(epoch), np.int32(0), np.int32(STEPS))
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.stats))} == {np.dtype(dtype)}
     return state
 
 
-def knobs_of_runs() -> dict[str, np.ndarray]:
-    knobs = {name: np.array([getattr(run, name) for run in RUNS], jnp.result_type(float)) for name in TRACED_FIELDS}
-    return {**knobs, "dropout_rate": np.full_like(knobs["dropout_rate"], DROP)}
+def hparams_of_runs() -> dict[str, np.ndarray]:
+    hparams = {name: np.array([getattr(run, name) for run in RUNS], jnp.result_type(float)) for name in TRACED_FIELDS}
+    return {**hparams, "dropout_rate": np.full_like(hparams["dropout_rate"], DROP)}
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +196,10 @@ def predicted(entries: None) -> np.ndarray:
     graph, _, _ = blank()
     x, state = jnp.asarray(examples(TRAIN + VAL, len(BRANCHES))[0]), trained_by_engine()
 
-    def predict(params: Any, stats: Any, knobs: Any) -> Any:
-        return nnx.merge(graph, params, stats)(x, Context(knobs))
+    def predict(params: Any, stats: Any, hparams: Any) -> Any:
+        return nnx.merge(graph, params, stats)(x, Context(hparams))
 
-    return np.asarray(jax.jit(jax.vmap(predict))(state.params, state.stats, knobs_of_runs()), np.float64)
+    return np.asarray(jax.jit(jax.vmap(predict))(state.params, state.stats, hparams_of_runs()), np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +299,13 @@ def by_hand(runs: list[RunSpec], beginning: Tile, *parts: list[tuple[int, int, i
     named = iter(tile_params(beginning, slice(None)).values())
     params = jax.tree.map(lambda _: jnp.asarray(next(named)), params)
     state = State(params, stats, jax.vmap(optimizers[step.optimizer](0.0, 0.0).init)(params))
-    knobs = {name: np.array([getattr(run, name) for run in runs], np.float32) for name in TRACED_FIELDS}
+    hparams = {name: np.array([getattr(run, name) for run in runs], np.float32) for name in TRACED_FIELDS}
     train = np.stack([np.concatenate(examples(CURVE.rows, 2), axis=1)[:101].astype(np.float32)] * len(runs))
     seeds, after = np.array([run.seed for run in runs], np.uint32), []
     for part in parts:
         for at in part:
             advance = compilation.programs(step, signature, MeasureConfig(), False).advance
-            state = advance(state, train, seeds, knobs, *map(np.int32, at))
+            state = advance(state, train, seeds, hparams, *map(np.int32, at))
         after.append({f"param:{name}": value for name, value in by_name(state.params).items()})
     return after
 

@@ -58,13 +58,13 @@ def _through(cell: Cell, key: Key[Array, ""], place: int | Int[Array, ""], input
     met_inputs = inputs.pattern * jnp.exp(near)
     kernel, bias = weights(cell["initializer"], key, place, met_inputs, cell["width"], cell["depth"])
     met = jnp.dot(met_inputs, kernel, precision=HIGHEST) + bias
-    return Scaled.of(phi(met, _knobs()), inputs.log - near), Passed(inputs, kernel, met)
+    return Scaled.of(phi(met, _hparams()), inputs.log - near), Passed(inputs, kernel, met)
 
 
 def _back(cell: Cell, arriving: Scaled, layer: Passed) -> tuple[Scaled, tuple[Float[Array, ""], Float[Array, ""]]]:
     """Return the gradient by a layer's inputs, given that by its outputs, and log norms by its pre-activations and kernel."""
     phi = activations[cell["activation"]]
-    _, pull = jax.vjp(lambda z: phi(z, _knobs()), layer.met)
+    _, pull = jax.vjp(lambda z: phi(z, _hparams()), layer.met)
     by_pre = Scaled.of(pull(arriving.pattern)[0], arriving.log)
     by_kernel = jnp.dot(layer.inputs.pattern.T, by_pre.pattern, precision=HIGHEST)
     by_inputs = jnp.dot(by_pre.pattern, layer.kernel.T, precision=HIGHEST)
@@ -72,7 +72,7 @@ def _back(cell: Cell, arriving: Scaled, layer: Passed) -> tuple[Scaled, tuple[Fl
     return Scaled.of(by_inputs, by_pre.log), norms
 
 
-def _knobs() -> dict[str, float]:
+def _hparams() -> dict[str, float]:
     return {name: getattr(RunSpec(), name) for name in TRACED_FIELDS}
 
 
