@@ -16,7 +16,7 @@ from relu_study.errors import UserError
 
 # Signs of exhausted memory in XLA's messages. Its products on a CPU (YNNPACK) keep the reason to themselves.
 OOM_MESSAGES = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
-WHOLE = " (--traceback shows the whole error)"
+WHOLE = " (--traceback shows the whole error)."
 SHOWN = 200  # characters of an exception's first line
 PATHS = sysconfig.get_paths()
 INSTALLED = tuple({str(Path(PATHS[name]).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -65,7 +65,7 @@ def entry_errors() -> Iterator[None]:
 
 def _correct(place: str) -> str:
     """The place and the action of a message."""
-    return f"{place}; correct it there" if place else "; correct it, or register another entry"
+    return f"{place}. Correct it there" if place else ". Correct it, or register another entry"
 
 
 def _summary(error: BaseException) -> str:

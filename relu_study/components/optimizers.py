@@ -22,7 +22,7 @@ from relu_study.components.entry_errors import calling
 from relu_study.components.registry import optimizers
 from relu_study.errors import UserError
 
-Knob = float | Float[Array, ""]
+Rate = float | Float[Array, ""]
 RATES = ("learning_rate", "lr", "rate", "step_size", "max_learning_rate")
 DECAYS = ("weight_decay", "wd")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -61,7 +61,7 @@ class Optimizer:
         return "key" in self.arguments or "*key" in self.arguments
 
     def __call__(
-        self, learning_rate: Knob, weight_decay: Knob, key: Key[Array, ""] | None = None
+        self, learning_rate: Rate, weight_decay: Rate, key: Key[Array, ""] | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """The transformation of one run; its `update` accepts `value`, `grad` and `value_fn`, which most ignore.
 
@@ -81,12 +81,12 @@ class Optimizer:
             built = built.gradient_transformation()
         if not (callable(getattr(built, "init", None)) and callable(getattr(built, "update", None))):
             raise UserError(
-                f"optimizer {self.name!r} returns {type(built).__name__}, no optax transformation; "
-                "return one with init and update, such as optax.sgd(learning_rate)"
+                f"optimizer {self.name!r} returns {type(built).__name__}, no optax transformation. "
+                "Return one with init and update, such as optax.sgd(learning_rate)."
             )
         return optax.with_extra_args_support(built)
 
-    def first_state(self, params: Any, learning_rate: Knob, weight_decay: Knob, seed: UInt32[Array, ""]) -> Any:
+    def first_state(self, params: Any, learning_rate: Rate, weight_decay: Rate, seed: UInt32[Array, ""]) -> Any:
         """The optimiser's state before the first step; its random keys are folded with the stream (seed, optimizer).
 
         Raises:
@@ -103,8 +103,8 @@ class Optimizer:
         grads: Any,
         state: Any,
         params: Any,
-        learning_rate: Knob,
-        weight_decay: Knob,
+        learning_rate: Rate,
+        weight_decay: Rate,
         seed: UInt32[Array, ""],
         value: Float[Array, ""],
         value_fn: Callable[[Any], Float[Array, ""]],
@@ -129,7 +129,7 @@ class Optimizer:
         where = jax.tree_util.keystr(path) or "its root"
         raise UserError(
             f"optimizer {self.name!r} has {leaf.dtype}{list(leaf.shape)} in its state at {where}: "
-            "a raw random key would be the same for every seed; make it with jax.random.key, or take a parameter `key`"
+            "a raw random key would be the same for every seed. Make it with jax.random.key, or take a parameter `key`."
         )
 
 
@@ -144,7 +144,7 @@ def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, wei
     def loss(params: Any) -> Array:
         return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, params))
 
-    def steps(count: int, params: Any, seed: Any, rate: Knob = learning_rate, decay: Knob = weight_decay) -> Any:
+    def steps(count: int, params: Any, seed: Any, rate: Rate = learning_rate, decay: Rate = weight_decay) -> Any:
         after = state = optimizer.first_state(params, rate, decay, seed)
         for _ in range(count):
             updates, after = optimizer.updates(params, after, params, rate, decay, seed, loss(params), loss)
@@ -162,19 +162,19 @@ def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, wei
         jaxpr, (updates, state, after) = trace(1, *arguments)
     for kind, before, now in (("its state", state, after), ("the parameters", params, updates)):
         if (wrong := _changed(before, now)) is not None:
-            raise UserError(f"optimizer {optimizer.name!r} changes {kind} in a step: {wrong}; keep structure, shapes and dtypes")
+            raise UserError(f"optimizer {optimizer.name!r} changes {kind} in a step: {wrong}. Keep structure, shapes and dtypes.")
     if not random_keys.repeats(partial(steps, 1), *arguments):
         raise UserError(
-            f"optimizer {optimizer.name!r} is different each time it is traced; draw all random numbers with jax.random, from a "
-            "parameter `key`, not from NumPy or Python's state"
+            f"optimizer {optimizer.name!r} is different each time it is traced. Draw all random numbers with jax.random, from a "
+            "parameter `key`, not from NumPy or Python's state."
         )
     if random_keys.draws(jaxpr):
         twice, _ = trace(2, *arguments)  # a first step may leave another key in the state
         marks = [place == len(jax.tree.leaves(params)) for place in range(len(twice.in_avals))]
         if random_keys.fixed_draw(twice, marks):
             raise UserError(
-                f"optimizer {optimizer.name!r} draws random numbers from a key of its own, the same for every seed; "
-                "give its function a parameter `key`, which receives the run's random key, or keep the key in its state"
+                f"optimizer {optimizer.name!r} draws random numbers from its own key, the same for every seed. "
+                "Give its function a parameter `key`, which receives the run's random key, or keep the key in its state."
             )
     return len(arguments) == 4
 
@@ -219,8 +219,8 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
         yield keyword
     else:
         raise UserError(
-            f"optimizer {name!r} takes no learning rate: its parameters are ({', '.join(parameters)}); "
-            "write it as f(learning_rate, weight_decay), with the rate first"
+            f"optimizer {name!r} takes no learning rate: its parameters are ({', '.join(parameters)}). "
+            "Write it as f(learning_rate, weight_decay), with the rate first."
         )
     decay = next((p for p in parameters.values() if p.name in DECAYS), None)
     taken = {*RATES, *DECAYS, "key"}
@@ -234,8 +234,8 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
     for p in [*ordered, *(p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)]:
         if p.default is inspect.Parameter.empty and p.name not in taken:
             raise UserError(
-                f"optimizer {name!r} needs a parameter {p.name!r} that no run has; "
-                f"give it a default, or bind it with functools.partial(..., {p.name}=...)"
+                f"optimizer {name!r} needs a parameter {p.name!r} that no run has. "
+                f"Give it a default, or bind it with functools.partial(..., {p.name}=...)."
             )
 
 
@@ -282,7 +282,7 @@ def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
 
 
 @optimizer("adam")
-def adam(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+def adam(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8) with decoupled weight decay.
 
     Source: Kingma & Ba 2014, arXiv 1412.6980, algorithm 1; the decay: Loshchilov & Hutter 2017, arXiv 1711.05101.
@@ -291,18 +291,18 @@ def adam(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformatio
 
 
 @optimizer("sgd")
-def sgd(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+def sgd(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Stochastic gradient descent: theta <- theta - rate (gradient + decay theta). Source: Robbins & Monro 1951."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
 
 
 @optimizer("momentum")
-def momentum(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+def momentum(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Gradient descent with heavy-ball momentum 0.9. Source: Polyak 1964; Sutskever et al. 2013, section 2."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=0.9))
 
 
 @optimizer("rmsprop")
-def rmsprop(learning_rate: Knob, weight_decay: Knob) -> optax.GradientTransformation:
+def rmsprop(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """RMSProp with decay 0.9 and epsilon 1e-8, added inside the root. Source: Tieleman & Hinton 2012, lecture 6.5."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.rmsprop(learning_rate))

@@ -58,8 +58,8 @@ def _check_shape(what: str, phi: Activation, values: Mapping[str, Any], pre: Any
     if getattr(post, "shape", None) != wanted or post.dtype != pre.dtype:
         found = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
         raise UserError(
-            f"{what} gives {found} for a pre-activation of shape {pre.shape}; with fanout={phi.fanout} {pre.dtype} of shape "
-            f"{wanted} is expected"
+            f"{what} gives {found} for a pre-activation of shape {pre.shape}. With fanout={phi.fanout} it must "
+            f"give {pre.dtype} of shape {wanted}."
         )
 
 
@@ -69,14 +69,14 @@ def _check_apart(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
     whole = np.asarray(phi(pre, values), float).reshape(4, phi.fanout, 3)
     again = np.asarray(phi(pre, values), float).reshape(whole.shape)
     if not (np.array_equal(whole, again, equal_nan=True) and random_keys.repeats(lambda pre: phi(pre, values), pre)):
-        raise UserError(f"{what} gives other values at each call; write a pure function of the pre-activation")
+        raise UserError(f"{what} gives other values at each call. Write a pure function of the pre-activation.")
     for row in range(4):
         for unit in range(3):
             single = np.asarray(phi(pre[row : row + 1, unit : unit + 1], values), float).ravel()
             if not np.allclose(single, whole[row, :, unit], rtol=CLOSE, atol=CLOSE, equal_nan=True):
                 raise UserError(
                     f"{what} mixes units or examples: {whole[row, 0, unit]:.6g} among others, {single[0]:.6g} for the same unit "
-                    "by itself; apply a function of each unit"
+                    "by itself. Apply a function of each unit."
                 )
 
 
@@ -99,7 +99,7 @@ def _check_known(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
     """Values are numbers; infinite ones are left to the status of a run."""
     z, post, _ = _on(phi, values, GRID)
     if (wrong := np.isnan(post).any(axis=1)).any():
-        raise UserError(f"{what} gives NaN at {z[int(np.argmax(wrong))]:g}; define it for every pre-activation")
+        raise UserError(f"{what} gives NaN at {z[int(np.argmax(wrong))]:g}. Define it for every pre-activation.")
 
 
 def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
@@ -108,16 +108,16 @@ def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None
         if (wrong := (slope != 0).any(axis=1)).any():
             at = int(np.argmax(wrong))
             raise UserError(
-                f"{what} declares flat={piece}, and its slope at {z[at]:g} is {slope[at][slope[at] != 0][0]:.4g}; "
-                "correct the flat piece or leave it out"
+                f"{what} declares flat={piece}, and its slope at {z[at]:g} is {slope[at][slope[at] != 0][0]:.4g}. "
+                "Correct the flat piece or leave it out."
             )
     if phi.identity is not None:
         z, post, _ = _on(phi, values, _inside(phi.identity))
         if (wrong := (post != z[:, None]).any(axis=1)).any():
             at = int(np.argmax(wrong))
             raise UserError(
-                f"{what} declares identity={phi.identity}, and its value at {z[at]:g} is {post[at][0]:.6g}; "
-                "correct the identity piece or leave it out"
+                f"{what} declares identity={phi.identity}, and its value at {z[at]:g} is {post[at][0]:.6g}. "
+                "Correct the identity piece or leave it out."
             )
     if phi.values != (-inf, inf):
         z, post, _ = _on(phi, values, np.concatenate([GRID, FAR]))
@@ -125,7 +125,7 @@ def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None
             at = int(np.argmax(wrong))
             low, high = post[at].min(), post[at].max()
             outside = low if low < phi.values[0] else high
-            raise UserError(f"{what} declares values={phi.values}, and its value at {z[at]:g} is {outside:.9g}; widen values")
+            raise UserError(f"{what} declares values={phi.values}, and its value at {z[at]:g} is {outside:.9g}. Widen values.")
 
 
 def _check_turns(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
@@ -136,8 +136,8 @@ def _check_turns(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
         for i, j in itertools.pairwise(seen):
             if column[i] * column[j] < 0 and not any(z[i] <= t <= z[j] for t in phi.turning_points):
                 raise UserError(
-                    f"{what} turns back between {z[i]:g} and {z[j]:g}, which certified metrics must know; declare "
-                    "turning_points=(...) with all its local extremes, or leave the task's box out"
+                    f"{what} turns back between {z[i]:g} and {z[j]:g}, which certified metrics must know. Declare "
+                    "turning_points=(...) with all its local extremes, or leave the task's box out."
                 )
 
 
@@ -184,7 +184,7 @@ def check_layer(name: str, layer: Layer) -> None:
         )
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
         many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
-        raise UserError(f"{what} returns {many}; return two arrays: {FORM}")
+        raise UserError(f"{what} returns {many}. Return two arrays: {FORM}.")
     for part, word, wanted in (
         (found[0], "kernel", (layer.fan_in, layer.fan_out)),
         (found[1], "bias", (layer.fan_out,)),
@@ -192,8 +192,8 @@ def check_layer(name: str, layer: Layer) -> None:
         kind = jax.dtypes.canonicalize_dtype(part.dtype)
         if part.shape != wanted or kind != dtype:
             raise UserError(
-                f"{what} returns a {word} of shape {part.shape} and dtype {kind} in layer {layer.index}; shape {wanted} and "
-                f"dtype {dtype} are expected: {FORM}"
+                f"{what} returns a {word} of shape {part.shape} and dtype {kind} in layer {layer.index}. Return shape {wanted} "
+                f"and dtype {dtype}: {FORM}."
             )
     inputs = jnp.asarray(np.random.default_rng(1).normal(size=(2, *shape)), dtype)
 
@@ -208,15 +208,15 @@ def check_layer(name: str, layer: Layer) -> None:
     key = random_streams.stream(0, "init", layer.index)
     if drawn(0, inputs[0]) != first or not random_keys.repeats(lambda key, x: scheme(key, layer, x), key, inputs[0]):
         raise UserError(
-            f"{what} draws other weights for the same key; draw all random numbers from the key, with jax.random, not from NumPy "
-            "or Python's state"
+            f"{what} draws other weights for the same key. Draw all random numbers from the key, with jax.random, not from NumPy "
+            "or Python's state."
         )
     if not scheme.needs_inputs and drawn(0, inputs[1]) != first:
-        raise UserError(f"{what} declares needs_inputs=False and looks at its inputs; leave needs_inputs out")
+        raise UserError(f"{what} declares needs_inputs=False and reads its inputs. Leave needs_inputs out.")
     if all(drawn(seed, inputs[0])[0] == first[0] for seed in range(1, KEYS)):
         raise UserError(
-            f"{what} gives every seed the same kernel in layer {layer.index} ({layer.fan_in} x {layer.fan_out}); draw it "
-            "from the key, for example with jax.random.normal(key, (layer.fan_in, layer.fan_out))"
+            f"{what} gives every seed the same kernel in layer {layer.index} ({layer.fan_in} x {layer.fan_out}). Draw it "
+            "from the key, for example with jax.random.normal(key, (layer.fan_in, layer.fan_out))."
         )
 
 

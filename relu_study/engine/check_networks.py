@@ -32,13 +32,13 @@ def check_network(spec: RunSpec, signature: Signature) -> None:
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
     used, tapes = _passed(spec, signature, x, (2, signature.d_out))
     if not random_keys.repeats(lambda x: _module(spec, signature)(x, _context()), x):  # type: ignore[operator]
-        raise UserError(f"{what} is different each time it is traced; read no random state of NumPy or Python, and no counter")
+        raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
     _check_weights(spec, signature, model, used)
     sites = [i for i, kind in enumerate(tapes) if kind is Site]
     if not sites:
-        raise UserError(f"{what} has no Site, so none of its units is watched; apply its nonlinearities with relu_study's Site")
+        raise UserError(f"{what} has no Site, so none of its units is measured. Apply its nonlinearities with relu_study's Site.")
     if Dense not in tapes[: sites[0]]:
-        raise UserError(f"{what} applies a Site before any Dense; put a Dense before its first Site")
+        raise UserError(f"{what} applies a Site before any Dense. Put a Dense before its first Site.")
     if getattr(model, "bounded", False):
         _check_bounded(spec, signature)
 
@@ -82,7 +82,7 @@ def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
     if _is_linen(model):
         raise UserError(f"{what} returns the Linen module {type(model).__name__}. Write it as an nnx.Module.")
     if not isinstance(model, nnx.Module):
-        raise UserError(f"{what} returns {type(model).__name__}; return an nnx.Module")
+        raise UserError(f"{what} returns {type(model).__name__}. Return an nnx.Module.")
     if isinstance(model, nnx.Sequential):
         raise UserError(f"{what} returns nnx.Sequential, whose layers receive no context. {CALL}")
     if not _takes_context(model):
@@ -112,7 +112,8 @@ def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...])
     if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
         found = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
         raise UserError(
-            f"network {spec.network!r} returns {found} for {shape[0]} examples; return floats of shape {shape}: (examples, d_out)"
+            f"network {spec.network!r} returns {found} for {shape[0]} examples. "
+            f"Return floats of shape {shape}: (examples, d_out)."
         )
     return used, kinds
 
@@ -123,8 +124,8 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
     for path, variable in nnx.state(model).flat_state():
         if not isinstance(variable, nnx.Param | nnx.BatchStat):
             raise UserError(
-                f"{what} keeps a {type(variable).__name__} in {_dotted(path)}, which runs do not train; use relu_study's Dense, "
-                "Norm, Dropout and Site"
+                f"{what} keeps a {type(variable).__name__} in {_dotted(path)}, which runs do not train. Use relu_study's Dense, "
+                "Norm, Dropout and Site."
             )
     own = [
         path
@@ -140,11 +141,11 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
             if kernel or not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
                 raise UserError(
                     f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
-                    "the same ones; use relu_study's Dense, whose weights the initializer draws"
+                    "the same ones. Use relu_study's Dense, whose weights the initializer draws."
                 )
     idle = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
     if idle:
-        raise UserError(f"{what} never applies its Dense {_dotted(idle[0])}, so its weights stay 0; apply it or leave it out")
+        raise UserError(f"{what} never applies its Dense {_dotted(idle[0])}, so its weights stay 0. Apply it or leave it out.")
     _check_kernels(spec, signature, [(*path, "kernel") for path, module in nnx.iter_modules(model) if isinstance(module, Dense)])
 
 
@@ -159,8 +160,8 @@ def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> N
     for path in kernels:
         if path in one and np.array_equal(one[path][...], two[path][...], equal_nan=True):
             raise UserError(
-                f"{what}: the weights {_dotted(path)} are the same for two seeds; apply Dense as it is, and do not "
-                "assign its kernel"
+                f"{what}: the weights {_dotted(path)} are the same for two seeds. Apply Dense as it is, and do not "
+                "assign its kernel."
             )
 
 
@@ -179,7 +180,7 @@ def _check_bounded(spec: RunSpec, signature: Signature) -> None:
         return True
 
     kinds: list[type] = []
-    with calling(f"{what} on Columns or an Interval"):
+    with calling(f"{what} on a FeatureMajorBatch or an Interval"):
         jax.eval_shape(forward, jax.ShapeDtypeStruct((2, signature.d_in), dtype))
     if kinds != [FeatureMajorBatch, Interval]:
-        raise UserError(f"{what} does not pass Columns and Intervals on; leave `bounded` out")
+        raise UserError(f"{what} does not return a FeatureMajorBatch and an Interval for them. Leave `bounded` out.")

@@ -48,7 +48,7 @@ def check_task(spec: RunSpec) -> list[str]:
         if (here := getattr(task, field)) != (there := getattr(again, field)):
             raise UserError(
                 f"task {name!r}: its {field} depends on more than rows, target and inputs ({here} here, {there} without the "
-                "other fields); build it from these three fields only"
+                "other fields). Build it from these three fields only."
             )
     for phase in range(task.phases):
         _check_shapes(name, task, phase)
@@ -60,8 +60,8 @@ def check_task(spec: RunSpec) -> list[str]:
         for other in (task, again):
             if _draw(name, other, 0, phase) != first or not _repeats(other, phase):
                 raise UserError(
-                    f"task {name!r}: two draws with the same key give different rows; draw all random numbers from the key, with "
-                    "jax.random, not from NumPy, Python's state or a clock"
+                    f"task {name!r}: two draws with the same key give different rows. Draw all random numbers from the key, with "
+                    "jax.random, not from NumPy, Python's state or a clock."
                 )
         fixed = fixed and first == _draw(name, task, 1, phase)
     if task.fixed and not fixed:
@@ -70,8 +70,8 @@ def check_task(spec: RunSpec) -> list[str]:
         )
     if fixed and not task.fixed:
         return [
-            f"task {name!r} gives two different keys the same rows: seeds differ only in weights and order; "
-            "declare Task(fixed=True) if this is meant"
+            f"task {name!r} gives two different keys the same rows: seeds differ only in weights and order. "
+            "Declare Task(fixed=True) if this is intended."
         ]
     return []
 
@@ -80,7 +80,7 @@ def _built(name: str, spec: RunSpec) -> Task:
     with calling(f"task {name!r}"):
         task = tasks[name](spec)
     if not isinstance(task, Task):
-        raise UserError(f"task {name!r} returns {type(task).__name__} {str(task)[:60]!r}; return a relu_study.Task")
+        raise UserError(f"task {name!r} returns {type(task).__name__} {str(task)[:60]!r}. Return a relu_study.Task.")
     return task
 
 
@@ -101,16 +101,16 @@ def check_declared(name: str, task: Task) -> None:
     if not isinstance(s.loss, str) or s.loss not in LOSSES:
         raise nearest(str(s.loss), LOSSES, f"loss of task {name!r}:")
     if not isinstance(s.metrics, tuple):
-        raise UserError(f"task {name!r}: metrics must be a tuple of names, not {s.metrics!r}; write metrics=('accuracy',)")
+        raise UserError(f"task {name!r}: metrics must be a tuple of names, not {s.metrics!r}. Write metrics=('accuracy',).")
     for metric in s.metrics:
         if not isinstance(metric, str) or metric not in METRICS:
             raise nearest(str(metric), METRICS, f"metric of task {name!r}:")
     if s.loss in ("cross_entropy", "ce") and s.d_out < 2:
-        raise UserError(f"task {name!r}: {s.loss} needs an output for each of at least 2 classes, not d_out=1; use loss='bce'")
+        raise UserError(f"task {name!r}: {s.loss} needs an output for each of at least 2 classes, not d_out=1. Use loss='bce'.")
     if s.loss == "bce" and s.d_out != 1:
-        raise UserError(f"task {name!r}: bce takes one logit, so d_out=1, not {s.d_out}; use loss='ce' for several classes")
+        raise UserError(f"task {name!r}: bce takes one logit, so d_out=1, not {s.d_out}. Use loss='ce' for several classes.")
     if s.metrics and s.d_out == 1 and s.loss != "bce":
-        raise UserError(f"task {name!r}: {s.metrics[0]} of one output needs a logit; use loss='bce', or leave the metric out")
+        raise UserError(f"task {name!r}: {s.metrics[0]} of one output needs a logit. Use loss='bce', or leave the metric out.")
     _check_box(name, task.box)
 
 
@@ -121,7 +121,7 @@ def _check_box(name: str, box: Any) -> None:
     with np.errstate(over="ignore"):  # an end too large for single precision is not finite there
         finite = two and np.isfinite(np.asarray(box, jnp.result_type(float))).all()
     if not finite or box[0] > box[1]:
-        raise UserError(f"task {name!r}: box must be two finite numbers (low, high) with low <= high, not {box!r}; correct it")
+        raise UserError(f"task {name!r}: box must be two finite numbers (low, high) with low <= high, not {box!r}. Correct it.")
 
 
 def _check_shapes(name: str, task: Task, phase: int) -> None:
@@ -130,27 +130,29 @@ def _check_shapes(name: str, task: Task, phase: int) -> None:
         found = jax.eval_shape(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
         many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
-        raise UserError(f"task {name!r}: sample returns {many}; return two arrays, (inputs, targets)")
+        raise UserError(f"task {name!r}: sample returns {many}. Return two arrays, (inputs, targets).")
     x, y = found
     rows, at = s.train_rows + s.val_rows, f" in phase {phase}" if phase else ""
     for part, what in ((x, "inputs"), (y, "targets")):
         if not any(jnp.issubdtype(part.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-            raise UserError(f"task {name!r}: the {what} have dtype {part.dtype}{at}; return real numbers")
+            raise UserError(f"task {name!r}: the {what} have dtype {part.dtype}{at}. Return real numbers.")
     labels = is_labels(s, y.shape)
     for part, what, columns, field in ((x, "inputs", s.d_in, "d_in"), (y, "targets", s.d_out, "d_out")):
         if not (labels and what == "targets") and not (len(part.shape) == 2 and part.shape[1] == columns):
-            hint = "; give a column, y[:, None]" if len(part.shape) == 1 and columns == 1 else ""
+            action = "Give a column, y[:, None]." if len(part.shape) == 1 and columns == 1 else "Correct one of them."
             raise UserError(
                 f"task {name!r}: sample returns {what} of shape {part.shape}{at}, and its Signature declares {field}={columns}: "
-                f"{rows} x {columns} is expected{hint or '; correct one of them'}"
+                f"{rows} x {columns} is expected. {action}"
             )
         if part.shape[0] < rows:
             raise UserError(
                 f"task {name!r}: sample returns {part.shape[0]} rows of {what}{at}, fewer than the {s.train_rows} training and "
-                f"{s.val_rows} validation rows of its Signature; declare fewer rows"
+                f"{s.val_rows} validation rows of its Signature. Declare fewer rows."
             )
     if x.shape[0] != y.shape[0]:
-        raise UserError(f"task {name!r}: sample returns {x.shape[0]} inputs and {y.shape[0]} targets{at}; return as many of each")
+        raise UserError(
+            f"task {name!r}: sample returns {x.shape[0]} inputs and {y.shape[0]} targets{at}. Return equally many of each."
+        )
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -197,8 +199,8 @@ def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) 
     low, high = np.asarray(box, jnp.result_type(float))  # as the bounds have it
     if least < low or most > high:
         raise UserError(
-            f"task {name!r}: drawn inputs lie in [{least:g}, {most:g}], outside its box {box}; "
-            "declare a box that holds them, or box=None"
+            f"task {name!r}: drawn inputs are in [{least:g}, {most:g}], outside its box {box}. "
+            "Declare a box that contains them, or box=None."
         )
 
 
@@ -207,15 +209,15 @@ def _check_targets(name: str, s: Signature, y: np.ndarray) -> None:
     known = y[~np.isnan(y)] if y.dtype.kind == "f" else y
     if s.loss == "bce":
         if known.size and (known.min() < 0 or known.max() > 1):
-            raise UserError(f"task {name!r}: targets of bce lie in [{known.min():g}, {known.max():g}]; give 0 or 1")
+            raise UserError(f"task {name!r}: targets of bce are in [{known.min():g}, {known.max():g}]. Give 0 or 1.")
     elif is_labels(s, y.shape):
         if known.size and (known.min() < 0 or known.max() > s.d_out - 1 or (known != np.round(known)).any()):
             raise UserError(
-                f"task {name!r}: labels of {s.loss} lie in [{known.min():g}, {known.max():g}]; give whole numbers from 0 to "
-                f"{s.d_out - 1}, d_out - 1"
+                f"task {name!r}: labels of {s.loss} are in [{known.min():g}, {known.max():g}]. Give whole numbers from 0 to "
+                f"{s.d_out - 1}, d_out - 1."
             )
     elif known.size and (known.min() < 0 or np.nanmax(np.abs(y.astype(float).sum(axis=1) - 1)) > 1e-3):
-        raise UserError(f"task {name!r}: target rows of {s.loss} are no probabilities; give one-hot rows or integer labels")
+        raise UserError(f"task {name!r}: target rows of {s.loss} are no probabilities. Give one-hot rows or integer labels.")
 
 
 def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) -> None:
@@ -228,7 +230,7 @@ def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) 
         return
     if message := error.get():
         raise UserError(
-            f"task {name!r}: sample reads beyond the end of an array ({message.splitlines()[0].rstrip('. ')}); draw fewer rows"
+            f"task {name!r}: sample reads beyond the end of an array ({message.splitlines()[0].rstrip('. ')}). Draw fewer rows."
         )
 
 

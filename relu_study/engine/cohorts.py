@@ -43,25 +43,25 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
             raise UserError(f"{name} must be a whole number of at least 1, not {count!r}")
     if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
         raise UserError(
-            f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing; "
-            "give its function that parameter, or leave the field at 0"
+            f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing. "
+            "Give its function that parameter, or leave the field at 0."
         )
     if activations[spec.output].fanout > 1:  # a loss would silently broadcast it against the targets
-        raise UserError(f"output {spec.output!r} gives several numbers for each target; choose an activation that gives one")
+        raise UserError(f"output {spec.output!r} gives several numbers for each target. Choose an activation that gives one.")
     if not ours(tasks[spec.task]):
         check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
     task = tasks[spec.task](spec)
     signature = task.signature
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(
-            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows; give more"
+            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows. Give more."
         )
     if spec.batch_size > signature.train_rows:
-        raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows; make it smaller")
+        raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows. Make it smaller.")
     if probing.examples is not None and probing.examples > signature.train_rows:
         raise UserError(
-            f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows; "
-            f"ask for at most that many"
+            f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows. "
+            f"Request at most that many."
         )
     if not ours(networks[spec.network]):
         check_functions.once(seen, ("network", *cohort(spec, signature)), lambda: check_networks.check_network(spec, signature))

@@ -231,9 +231,9 @@ def _check_subset(
     counts = [int(count[run, at]) for count in (certified, seen, wrong)]
     raise UserError(
         f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified {word} and {counts[1]} are {word} "
-        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {word}; correct the box of task "
+        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {word}. Correct the box of task "
         f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
-        f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}; stored tiles are kept"
+        f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}. Stored tiles are kept."
     )
 
 

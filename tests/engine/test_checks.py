@@ -128,7 +128,7 @@ def test_further_rows_are_not_read() -> None:
 def test_an_index_beyond_the_data_is_refused(index: Callable[[Any], Any]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 4)))
     add_task(lambda key, phase: (x[index(key)], x[index(key)][:, :1]))
-    refused(MINE, "task 'mine'", "beyond the end", "draw fewer rows")
+    refused(MINE, "task 'mine'", "beyond the end", "Draw fewer rows")
 
 
 def clock(key: Any, phase: Any) -> Any:
@@ -185,7 +185,7 @@ def test_each_of_few_phases_is_drawn(phases: int, faulty: int) -> None:
         return x, x[:, :1]
 
     add_task(sample, box=(0.0, 1.0), phases=phases)
-    refused(MINE, "task 'mine': drawn inputs lie in [5", "outside its box")
+    refused(MINE, "task 'mine': drawn inputs are in [5", "outside its box")
 
 
 def test_rows_that_differ_by_seed_in_one_phase_are_not_fixed() -> None:
@@ -247,7 +247,7 @@ def test_inputs_that_leave_the_box_in_a_later_seed_stop_the_run() -> None:
     add_task(sample, box=(0.0, 1.0))
     cohorts.check(MINE, FEW)
     assert train_tile.train_tile([MINE.replace(seed=s) for s in (0, 1)], 2, probing=FEW)["status"].tolist() == ["ok", "ok"]
-    with pytest.raises(UserError, match=r"task 'mine': drawn inputs lie in \[.*, [56].*\], outside its box \(0.0, 1.0\)"):
+    with pytest.raises(UserError, match=r"task 'mine': drawn inputs are in \[.*, [56].*\], outside its box \(0.0, 1.0\)"):
         train_tile.train_tile([MINE.replace(seed=s) for s in (2, 3)], 2, probing=FEW)
 
 
@@ -264,7 +264,7 @@ def test_each_run_of_a_tile_is_held_to_its_own_box() -> None:
     tasks.add("mine", boxed)
     right = [MINE.replace(target=target, seed=seed) for target in ("default", "far") for seed in (0, 1)]
     assert set(train_tile.train_tile(right, 4, probing=FEW)["status"]) == {"ok"}
-    with pytest.raises(UserError, match=r"drawn inputs lie in \[9\.\S+, 9\.\S+\], outside its box \(0\.0, 1\.0\)"):
+    with pytest.raises(UserError, match=r"drawn inputs are in \[9\.\S+, 9\.\S+\], outside its box \(0\.0, 1\.0\)"):
         train_tile.train_tile([*right, MINE.replace(target="wrong")], 8, probing=FEW)
 
 
@@ -291,7 +291,7 @@ def test_a_signature_is_checked_by_name(changes: dict[str, Any], words: list[str
 
 def test_a_task_of_another_kind_is_refused() -> None:
     tasks.add("mine", lambda spec: (Signature(40, 20, 4, 1), sampled()))
-    refused(MINE, "task 'mine' returns tuple", "return a relu_study.Task")
+    refused(MINE, "task 'mine' returns tuple", "Return a relu_study.Task")
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -313,7 +313,7 @@ def test_labels_become_one_hot(dtype: Any, shape: tuple[int, ...], loss: str) ->
 def test_labels_that_are_no_class_are_refused_and_never_trained_on(labels: np.ndarray) -> None:
     signature = Signature(40, 20, 4, 3, "cross_entropy")
     add_task(sampled(y=lambda x: jnp.asarray(labels)), signature)
-    refused(MINE, "labels of cross_entropy lie in", "whole numbers from 0 to 2")
+    refused(MINE, "labels of cross_entropy are in", "whole numbers from 0 to 2")
     found = np.asarray(targets(signature, jnp.asarray(labels)))
     wrong = ~np.isin(labels, [0, 1, 2])
     assert np.isnan(found[wrong]).all() and np.array_equal(found[~wrong], np.eye(3)[labels[~wrong].astype(int)])
@@ -350,7 +350,7 @@ def test_one_logit_learns_two_classes(vector: bool) -> None:
 
 def test_targets_of_one_logit_are_0_or_1() -> None:
     add_task(sampled(y=lambda x: jnp.where(x[:, :1] > 0.5, 1, -1)), Signature(40, 20, 4, 1, "bce"))
-    refused(MINE, "targets of bce lie in [-1, 1]", "0 or 1")
+    refused(MINE, "targets of bce are in [-1, 1]", "0 or 1")
 
 
 # ------------------------------------------------------------------------------------------- notes

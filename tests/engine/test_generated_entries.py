@@ -254,7 +254,7 @@ TASK_FAULTS: dict[str, tuple[Callable[[Drawn], Callable[[Any, int], Any]], str]]
     "rows": (lambda t: late(t, lambda x, y: (x[t.spare + 1 :], y[t.spare + 1 :])), "fewer than"),
     "columns": (lambda t: late(t, lambda x, y: (jnp.hstack([x, x]), y)), "d_in="),
     "targets": (lambda t: late(t, lambda x, y: (x, jnp.hstack([y, y]))), "d_out="),
-    "rows of one part": (lambda t: late(t, lambda x, y: (x, jnp.vstack([y, y]))), "as many of each"),
+    "rows of one part": (lambda t: late(t, lambda x, y: (x, jnp.vstack([y, y]))), "Return equally many of each"),
     "vector": (lambda t: late(t, lambda x, y: (x, y[:, 0])), "targets of shape"),
     "complex": (lambda t: late(t, lambda x, y: (x * 1j, y)), "complex64"),
     "one return": (lambda t: late(t, lambda x, y: x), "two arrays"),
