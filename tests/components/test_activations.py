@@ -10,7 +10,7 @@ from relu_study.components.activations import Activation, activation
 from relu_study.components.registry import activations
 from relu_study.errors import UserError
 
-KNOBS = {"leak": 0.25}
+HPARAMS = {"leak": 0.25}
 NAMES = list(activations)
 SELU = 1.0507009873554805, 1.6732632423543772
 FORMULAS = {
@@ -56,7 +56,7 @@ def test_registry_holds_those_the_studies_name():
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_values_follow_the_formula(name):
     z = GRID.astype(np.float32)[:, None]
-    got = np.asarray(activations[name](jnp.asarray(z), KNOBS))
+    got = np.asarray(activations[name](jnp.asarray(z), HPARAMS))
     np.testing.assert_allclose(got, FORMULAS[name](z.astype(float)), rtol=3e-6, atol=3e-6)
 
 
@@ -65,15 +65,15 @@ def test_flat_pieces_are_flat_to_their_very_ends(name):
     phi = activations[name]
     for piece in phi.flat:
         z = column(points_in(*piece))
-        assert np.all(np.asarray(phi.slope(z, KNOBS)) == 0)
-        assert len(np.unique(np.asarray(phi(z, KNOBS)), axis=0)) == 1
+        assert np.all(np.asarray(phi.slope(z, HPARAMS)) == 0)
+        assert len(np.unique(np.asarray(phi(z, HPARAMS)), axis=0)) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_else_is_flat(name):
     phi = activations[name]
     outside = GRID[~inside(GRID, phi.flat) & (abs(GRID) < (7 if phi.flat else 5))]  # tanh has slope 0 in float32 from 9 on
-    assert np.all(np.asarray(phi.slope(column(outside), KNOBS)) != 0)
+    assert np.all(np.asarray(phi.slope(column(outside), HPARAMS)) != 0)
     assert not (phi.smooth and phi.flat)
 
 
@@ -83,21 +83,21 @@ def test_identity_piece_is_maximal(name):
     pieces = (phi.identity,) if phi.identity else ()
     for piece in pieces:
         z = points_in(*piece)
-        assert np.array_equal(np.asarray(phi(column(z), KNOBS)), column(z))
+        assert np.array_equal(np.asarray(phi(column(z), HPARAMS)), column(z))
         interior = z[(z > piece[0]) & (z < piece[1])]
-        assert np.all(np.asarray(phi.slope(column(interior), KNOBS)) == 1)
+        assert np.all(np.asarray(phi.slope(column(interior), HPARAMS)) == 1)
     if phi.fanout == 1:
         outside = GRID[~inside(GRID, pieces) & (abs(GRID) < 3)]
-        assert np.all(np.asarray(phi(column(outside), KNOBS)) != column(outside))
+        assert np.all(np.asarray(phi(column(outside), HPARAMS)) != column(outside))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_turning_points_are_complete(name):
     phi = activations[name]
     with jax.enable_x64(True):
-        rise = np.diff(np.asarray(phi(jnp.asarray(GRID)[:, None], KNOBS)), axis=0)
-        turns = [np.asarray(phi(jnp.asarray(t + np.array([-1e-3, 0, 1e-3]))[:, None], KNOBS))[:, 0] for t in phi.turning_points]
-        slopes = [float(phi.slope(jnp.full((1, 1), t), KNOBS)[0, 0]) for t in phi.turning_points]
+        rise = np.diff(np.asarray(phi(jnp.asarray(GRID)[:, None], HPARAMS)), axis=0)
+        turns = [np.asarray(phi(jnp.asarray(t + np.array([-1e-3, 0, 1e-3]))[:, None], HPARAMS))[:, 0] for t in phi.turning_points]
+        slopes = [float(phi.slope(jnp.full((1, 1), t), HPARAMS)[0, 0]) for t in phi.turning_points]
     for coordinate in rise.T:
         signs = np.sign(coordinate)
         change = [i for i in range(1, len(signs)) if signs[i] * signs[i - 1] < 0]
@@ -114,16 +114,16 @@ def test_slope_is_the_size_of_the_finite_difference(name):
     phi = activations[name]
     with jax.enable_x64(True):
         z, h = jnp.asarray(GRID)[:, None], 1e-6
-        difference = np.abs(np.asarray(phi(z + h, KNOBS) - phi(z - h, KNOBS))) / (2 * h)
-        slope = np.asarray(phi.slope(z, KNOBS))
+        difference = np.abs(np.asarray(phi(z + h, HPARAMS) - phi(z - h, HPARAMS))) / (2 * h)
+        slope = np.asarray(phi.slope(z, HPARAMS))
     np.testing.assert_allclose(slope[:, 0], difference.reshape(len(GRID), phi.fanout).max(axis=1), atol=2e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_max_slope_is_the_largest(name):
     phi = activations[name]
-    most = float(phi.max_slope(KNOBS))
-    assert np.asarray(phi.slope(column(GRID), KNOBS)).max() <= most * (1 + 1e-5)
+    most = float(phi.max_slope(HPARAMS))
+    assert np.asarray(phi.slope(column(GRID), HPARAMS)).max() <= most * (1 + 1e-5)
     if name in FORMULAS:
         assert most == pytest.approx(MAX_SLOPES.get(name, 1.0), rel=1e-5)
 
@@ -137,7 +137,7 @@ def test_max_slope_follows_a_traced_leak():
 def test_values_hold_every_value(name):
     phi = activations[name]
     z = column(np.concatenate([GRID, FAR, points_in(-200, 200)]))
-    post = np.asarray(phi(z, KNOBS), float)
+    post = np.asarray(phi(z, HPARAMS), float)
     assert np.all((post >= phi.values[0]) & (post <= phi.values[1]))
 
 
@@ -145,11 +145,11 @@ def test_values_hold_every_value(name):
 def test_units_are_separate_and_blocks_adjacent(name):
     phi = activations[name]
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    post = np.asarray(phi(z, KNOBS))
-    assert post.shape == (5, 3 * phi.fanout) and phi.slope(z, KNOBS).shape == z.shape
-    alone = np.asarray(phi(z[:, 1:2], KNOBS))
+    post = np.asarray(phi(z, HPARAMS))
+    assert post.shape == (5, 3 * phi.fanout) and phi.slope(z, HPARAMS).shape == z.shape
+    alone = np.asarray(phi(z[:, 1:2], HPARAMS))
     np.testing.assert_allclose(post.reshape(5, phi.fanout, 3)[:, :, 1], alone, rtol=1e-6)
-    assert np.isnan(np.asarray(phi(jnp.full((1, 1), jnp.nan), KNOBS))).all()
+    assert np.isnan(np.asarray(phi(jnp.full((1, 1), jnp.nan), HPARAMS))).all()
 
 
 def test_relu_has_slope_zero_at_zero_and_leak_zero_is_relu():
@@ -157,7 +157,7 @@ def test_relu_has_slope_zero_at_zero_and_leak_zero_is_relu():
     relu, leaky = activations["relu"], activations["leaky_relu"]
     assert relu.slope(z, {}).ravel().tolist() == [0, 0, 0, 1]
     assert leaky.slope(z, {"leak": 0.0}).ravel().tolist() == [0, 0, 0, 1]
-    assert leaky.slope(z, KNOBS).ravel().tolist() == [0.25, 0.25, 0.25, 1]
+    assert leaky.slope(z, HPARAMS).ravel().tolist() == [0.25, 0.25, 0.25, 1]
 
 
 def test_unknown_traced_parameter_is_refused():
