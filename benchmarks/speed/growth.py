@@ -115,7 +115,7 @@ def bare(plan: Any) -> float:
             state, programs = begun.state, compilation.tile_programs(tile.runs[0])
             per_epoch = tile.steps // int(tile.runs[0].epochs)
             for epoch in range(1, int(tile.runs[0].epochs) + 1):
-                at = [train_tile.put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
+                at = [jax.device_put(np.int32(i), device) for i in (epoch, 0, per_epoch)]
                 state = programs.advance(state, begun.data.train, begun.seeds, begun.hparams, *at, begun.source)
             trained.append(state.params)
         jax.block_until_ready(trained)

@@ -32,7 +32,7 @@ from jaxtyping import Array
 from relu_study.components.layers import Context, FeatureMajorBatch
 from relu_study.components.registry import optimizers, tasks
 from relu_study.components.tasks.task import LOSSES, Signature
-from relu_study.engine import cohorts, compilation, plan
+from relu_study.engine import cohorts, compilation, plan, train_tile
 from relu_study.engine.state import MeasureConfig, State, build
 from relu_study.engine.train_step import BLOCK, steps_per_epoch
 from relu_study.runner import run
@@ -91,9 +91,9 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     tiles = [[base.replace(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
     program, begun, measured = compilation.tile_programs(base, probing), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
-        state, data, *rest = tiles.begin(tile, device, probing)
+        state, data, *rest = train_tile.init_tile(tile, device, probing)
         block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
-        at = tiles.put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
+        at = jax.device_put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
         begun[device] = (state, data, *rest, block, at)
 
     def advance(device: Any) -> Any:
@@ -109,7 +109,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
 
         def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
             state, _, _, hparams, *_, block, _ = begun[device]
-            return go(state, block, hparams, tiles.put(np.int32(rounds), device))
+            return go(state, block, hparams, jax.device_put(np.int32(rounds), device))
 
         measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)
     measured["step"] = lambda: timing.on_all(advance) / per_epoch

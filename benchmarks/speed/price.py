@@ -38,7 +38,7 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
         tile = [base.replace(seed=d * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
-        begun[device] = train_tile.init_tile(tile, device), train_tile.put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        begun[device] = train_tile.init_tile(tile, device), jax.device_put((np.int32(1), np.int32(0), np.int32(steps)), device)
 
     def train(device: Any) -> Any:
         (state, data, seeds, hparams, *_), at = begun[device]

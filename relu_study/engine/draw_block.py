@@ -14,7 +14,6 @@ from relu_study.components import random_streams
 from relu_study.components.registry import statistics
 from relu_study.engine.compilation import ProgramCache, TracedOnce
 from relu_study.engine.draw_plan import Block
-from relu_study.engine.train_tile import put
 from relu_study.errors import UserError
 from relu_study.stats.streaming_moments import Sums, accumulate
 from relu_study.study.draw_study import BLOCK, cell_id
@@ -91,7 +90,7 @@ def draw_block(block: Block, device: Any = None, should_continue: Callable[[], b
     for done in range(0, block.count, block.width):
         if not should_continue():
             return None
-        queued.append((min(block.width, block.count - done), program(put(np.uint32(block.first + done), device))))
+        queued.append((min(block.width, block.count - done), program(jax.device_put(np.uint32(block.first + done), device))))
         if len(queued) > IN_FLIGHT:
             take()
     while queued:

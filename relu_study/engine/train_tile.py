@@ -75,11 +75,6 @@ def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
     return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
 
 
-def put(value: Any, device: Any) -> Any:
-    """Arrays committed to a device. They select the device of a program; a default device would cause one trace per device."""
-    return jax.device_put(value, device)
-
-
 def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
     """One reader for each of the `num_datasets` datasets, and the index of the dataset of each run.
 
@@ -96,7 +91,7 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
 
 def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig) -> Data:
     """The data of one phase of the task, one dataset per reader."""
-    seeds = put(np.array([s.seed for s in readers], np.uint32), device)
+    seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
     return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
 
 
@@ -106,16 +101,18 @@ def init_tile(
     """Queue the initial state of runs of one cohort on a device: data, weights, optimiser state."""
     signature = tasks[specs[0].task](specs[0]).signature
     readers, source = datasets_of(specs, num_datasets)
-    seeds = put(np.array([s.seed for s in specs], np.uint32), device)
+    # Committed arrays select the device of a program. A default device would cause one trace per device.
+    seeds = jax.device_put(np.array([s.seed for s in specs], np.uint32), device)
     with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
         hparams = {
-            name: put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device) for name in TRACED_FIELDS
+            name: jax.device_put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device)
+            for name in TRACED_FIELDS
         }
-    box = put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
+    box = jax.device_put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, probing)
     probe_inputs = data.train[:, : probing.probe_set(signature), : signature.d_in]
     if source is not None:
-        source = put(source, device)
+        source = jax.device_put(source, device)
         probe_inputs = probe_inputs[source]
 
     def init(key: RunSpec) -> Weights:
@@ -124,7 +121,7 @@ def init_tile(
     weights = _init_per_key(specs, cohorts.start_spec, init)
     # Most optimiser states depend on no input, so their program leaves them uncommitted.
     optimizer_state = compilation.tile_programs(specs[0], probing).init_optimizer(weights.params, hparams, seeds)
-    state = put(State(weights.params, weights.stats, optimizer_state), device)
+    state = jax.device_put(State(weights.params, weights.stats, optimizer_state), device)
     return TileState(state, data, seeds, hparams, box, source)
 
 
@@ -163,7 +160,7 @@ def start_tile(
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
-            at = [put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
+            at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, hparams, *at, source)
         if (probe and epoch % probing.every == 0) or epoch == math.ceil(total):
             measured.append(program.measure(state, previous, data, hparams, box, source))

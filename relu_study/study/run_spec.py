@@ -12,8 +12,6 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 
-MARKS = ("program", "init", "data", "length", "traced")
-
 
 def _marked(mark: str, default: Any) -> Any:
     return field(default=default, metadata={"mark": mark})
