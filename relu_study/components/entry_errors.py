@@ -14,7 +14,7 @@ from typing import Any
 
 from relu_study.errors import UserError
 
-# Signs of exhausted memory in XLA's messages. Its products on a CPU (YNNPACK) keep the reason to themselves.
+# Signs of exhausted memory in XLA's messages. Its products on a CPU (YNNPACK) give no reason.
 OOM_MESSAGES = ("resource_exhausted", "out of memory", "out_of_memory", "bad_alloc", "ynnpack operation failed")
 WHOLE = " (--traceback shows the whole error)."
 SHOWN = 200  # characters of an exception's first line
@@ -24,7 +24,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 def out_of_memory_reason(error: BaseException) -> str:
-    """The reason, in one line, of an error that reports a lack of memory; empty for any other error."""
+    """The one-line reason of an out-of-memory error. Empty for any other error."""
     if isinstance(error, MemoryError):
         return f"MemoryError: {error}" if str(error) else "MemoryError"
     text = str(error).strip()
@@ -35,7 +35,7 @@ def out_of_memory_reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def calling(what: str, entry: Any = None) -> Iterator[None]:
-    """Raise any exception of an entry, `what` in words, as one line with its file and line; the cause stays attached."""
+    """Raise an exception of an entry, `what` in messages, as a UserError of one line with file and line. Keeps the cause."""
     try:
         yield
     except UserError:
@@ -50,7 +50,7 @@ def calling(what: str, entry: Any = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def entry_errors() -> Iterator[None]:
-    """Raise an exception from a user's own code as one line with its file and line; all others pass."""
+    """Raise an exception of a user's code as a UserError of one line with file and line. Other exceptions pass."""
     try:
         yield
     except UserError:
@@ -91,7 +91,7 @@ def _place(error: BaseException) -> str:
 
 
 def _source(code: Any, names: Mapping[str, Any]) -> str:
-    """The file of a frame; code without one (a prompt, generated code) belongs to the file of its module."""
+    """The file of a frame. Code without a file (a prompt, generated code) belongs to the file of its module."""
     if not code.co_filename.startswith("<"):
         return code.co_filename
     module = sys.modules.get(str(names.get("__name__", "__main__")).partition(".")[0])

@@ -1,7 +1,7 @@
 """Optimisers by name: each builds an optax transformation from a run's rate, weight decay and random key.
 
-A registered function takes the learning rate first, then the weight decay if it has such a parameter; a parameter `key`
-receives the run's own random key. Where the rate can be traced, all rates share one program.
+A registered function takes the learning rate first, then the weight decay if it has such a parameter. A parameter `key`
+receives the run's random key. If the rate can be traced, all rates share one program.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 @dataclass(frozen=True, eq=False)
 class Optimizer:
-    """A registered optimiser; called with a run's numbers it builds the optax transformation of that run."""
+    """A registered optimiser. A call with a run's numbers builds the optax transformation of the run."""
 
     name: str
     function: Callable[..., Any]
@@ -63,7 +63,7 @@ class Optimizer:
     def __call__(
         self, learning_rate: Rate, weight_decay: Rate, key: Key[Array, ""] | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The transformation of one run; its `update` accepts `value`, `grad` and `value_fn`, which most ignore.
+        """The transformation of one run. Its `update` accepts `value`, `grad` and `value_fn`, which most optimisers ignore.
 
         Raises:
             UserError: if the function raises, or returns no optax transformation.
@@ -87,7 +87,7 @@ class Optimizer:
         return optax.with_extra_args_support(built)
 
     def first_state(self, params: Any, learning_rate: Rate, weight_decay: Rate, seed: UInt32[Array, ""]) -> Any:
-        """The optimiser's state before the first step; its random keys are folded with the stream (seed, optimizer).
+        """The optimiser's state before the first step. Its random keys are folded with the stream (seed, optimizer).
 
         Raises:
             UserError: if the state has a raw key (uint32) under a name that does not say so.
@@ -109,7 +109,7 @@ class Optimizer:
         value: Float[Array, ""],
         value_fn: Callable[[Any], Float[Array, ""]],
     ) -> tuple[Any, Any]:
-        """One step: the updates of the parameters and the next state; `value_fn` is the loss of the step's batch."""
+        """One step: the updates of the parameters and the next state. `value_fn` is the loss of the step's batch."""
         key = random_streams.stream(seed, "optimizer") if self.takes_key else None
         transformation = self(learning_rate, weight_decay, key)
         with calling(f"optimizer {self.name!r}", self.function):
@@ -134,7 +134,7 @@ class Optimizer:
 
 
 def check_optimizer(optimizer: Optimizer, params: Any, learning_rate: float, weight_decay: float) -> bool:
-    """Trace the first state and one step from the shapes of `params`; whether rate and decay can be traced numbers.
+    """Trace the first state and one step from the shapes of `params`. Return whether rate and decay can be traced.
 
     Raises:
         UserError: if neither traced nor constant rates work, if a step changes the shape or dtype of the state or of an update,
@@ -240,7 +240,7 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
 
 
 def _by_position(parameters: dict[str, inspect.Parameter], wanted: list[str]) -> list[str]:
-    """The arguments with all positional-only ones in front; defaults fill the gaps between them."""
+    """The arguments, with all positional-only arguments first. Defaults fill the gaps between them."""
     only = [name for name, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     ordered = iter([name for name, p in parameters.items() if p.kind in POSITIONAL and name != "key"])
     taken = {next(ordered) if argument.startswith("*") else argument: argument for argument in wanted} if only else {}
@@ -254,7 +254,7 @@ def _by_position(parameters: dict[str, inspect.Parameter], wanted: list[str]) ->
 
 
 def _accepted(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments of an update: those of its signature; without a full one, all that optax documents."""
+    """The extra arguments of an update: the ones in its signature, or all of optax's if it takes `**`."""
     parameters = inspect.signature(update).parameters
     whole = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return {name: value for name, value in extra.items() if name in parameters or (whole and name != "grad_fn")}
@@ -263,7 +263,7 @@ def _accepted(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, An
 def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
     """Register `f(learning_rate, weight_decay)`, or any optax constructor, as an optimiser.
 
-    A constructor without a weight decay is called with the rate only; a parameter `key` receives the run's random key.
+    A constructor without a weight decay is called with the rate only. A parameter `key` receives the run's random key.
 
     Raises:
         UserError: if the function takes no learning rate, or needs a number that no run has.

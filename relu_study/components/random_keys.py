@@ -22,7 +22,7 @@ Reached = tuple[list[bool], bool]
 
 def draws(jaxpr: Any) -> bool:
     """Whether a closed jaxpr draws random numbers."""
-    return _walked(jaxpr.jaxpr, [False] * len(jaxpr.jaxpr.invars))[1]
+    return _dependence(jaxpr.jaxpr, [False] * len(jaxpr.jaxpr.invars))[1]
 
 
 def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
@@ -31,7 +31,7 @@ def fixed_draw(jaxpr: Any, inputs: Sequence[bool]) -> bool:
     A value depends on an input if any path of computation connects them. A key selected among several depends on an input only
     if all of them do.
     """
-    return _walked(jaxpr.jaxpr, inputs)[1]
+    return _dependence(jaxpr.jaxpr, inputs)[1]
 
 
 def repeats(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -67,7 +67,7 @@ def _equal(one: Any, two: Any) -> bool:
     return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
-def _walked(jaxpr: Any, inputs: Sequence[bool]) -> Reached:
+def _dependence(jaxpr: Any, inputs: Sequence[bool]) -> Reached:
     """Which outputs of a jaxpr depend on the marked inputs, and whether a draw depends on none."""
     known, fixed = dict(zip(jaxpr.invars, inputs, strict=True)), False
     for eqn in jaxpr.eqns:
@@ -84,7 +84,7 @@ def _mark(known: dict[Any, bool], operand: Any) -> bool:
 
 
 def _through(eqn: Any, given: list[bool]) -> Reached:
-    """The same as `_walked` for one equation."""
+    """The same as `_dependence`, for one equation."""
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
         return _loop(params["jaxpr"].jaxpr, given, params["num_consts"], params["num_carry"])
@@ -93,13 +93,15 @@ def _through(eqn: Any, given: list[bool]) -> Reached:
     if name == "select_n":
         return [_chosen(eqn.outvars[0], given[0], given[1:])], False
     if name == "cond":
-        outs, fixed = zip(*(_walked(branch.jaxpr, given[1:]) for branch in params["branches"]), strict=True)
+        outs, fixed = zip(*(_dependence(branch.jaxpr, given[1:]) for branch in params["branches"]), strict=True)
         return [_chosen(out, given[0], marks) for out, *marks in zip(eqn.outvars, *outs, strict=True)], any(fixed)
     inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in _jaxprs(params.values())]
-    if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):  # jit and its like
-        return _walked(inner[0], given)
+    if (
+        len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars)
+    ):  # jit and similar primitives
+        return _dependence(inner[0], given)
     whole = [any(given)] * len(eqn.outvars)
-    return whole, any(_walked(jaxpr, [any(given)] * len(jaxpr.invars))[1] for jaxpr in inner)
+    return whole, any(_dependence(jaxpr, [any(given)] * len(jaxpr.invars))[1] for jaxpr in inner)
 
 
 def _chosen(out: Any, choice: bool, marks: Sequence[bool]) -> bool:
@@ -110,9 +112,9 @@ def _chosen(out: Any, choice: bool, marks: Sequence[bool]) -> bool:
 
 
 def _loop(body: Any, given: list[bool], consts: int, carry: int) -> Reached:
-    """The same for a body whose first outputs are its next carry; the last pass has all marks of the carry."""
+    """The same for a body whose first outputs are its next carry. The last pass has all marks of the carry."""
     while True:
-        marks, fixed = _walked(body, given)
+        marks, fixed = _dependence(body, given)
         grown = [a or b for a, b in zip(given[consts : consts + carry], marks[:carry], strict=True)]
         if grown == given[consts : consts + carry]:
             return [*grown, *marks[carry:]], fixed
@@ -123,7 +125,7 @@ def _while(params: Any, given: list[bool]) -> Reached:
     of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
     constants, start = given[:of_test], given[of_test + of_body :]
     marks, fixed = _loop(params["body_jaxpr"].jaxpr, given[of_test:], of_body, len(start))
-    (goes_on,), inside = _walked(params["cond_jaxpr"].jaxpr, [*constants, *marks])
+    (goes_on,), inside = _dependence(params["cond_jaxpr"].jaxpr, [*constants, *marks])
     return [goes_on or mark for mark in marks], fixed or inside
 
 

@@ -18,7 +18,7 @@ from relu_study.components.initializers import Layer
 from relu_study.components.layers import Context
 from relu_study.components.registry import activations, initializers, networks, ours
 from relu_study.components.tasks.task import Signature
-from relu_study.engine.check_tasks import kind_of
+from relu_study.engine.check_tasks import type_name
 from relu_study.engine.state import build
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
@@ -26,18 +26,18 @@ from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 GRID = np.arange(-1024, 1025) / 64  # -16 to 16
 FAR = np.array([-1e4, -200.0, -50.0, 50.0, 200.0, 1e4])
 CLOSE = 1e-4  # relative: layouts may round differently
-TURN = 1e-2  # of the largest slope: a smaller one is no sign of a turn
+TURN = 1e-2  # of the largest slope: a smaller slope is no evidence of a turning point
 EXAMPLES = 5  # rows of inputs in a check of an initialiser
-KEYS = 24  # keys of a refusal; +1 or -1 in a kernel of one weight is equal for all of them once in 2^23
+KEYS = 24  # keys whose kernels are compared: a weight of +1 or -1 is equal for all of them once in 2^23
 
 # ------------------------------------------------------------------------------------- activations
 
 
 def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -> None:
-    """Refuse an activation that is not what it declares (UserError).
+    """Raise UserError if an activation contradicts its declaration.
 
-    Its output has the shape that `fanout` says, and each unit depends on its own pre-activation. On a grid from -16 to 16 its
-    values are numbers and its pieces hold. Undeclared turning points are refused where units are `certified`: bounds need them.
+    Its output has the shape declared by `fanout`. Each unit depends on its own pre-activation. On a grid from -16 to 16 its
+    values are numbers and its pieces are correct. If units are `certified`, all turning points are declared: bounds need them.
     """
     phi, dtype = activations[name], jnp.result_type(float)
     values = {field: jnp.asarray(hparams[field], dtype) for field in TRACED_FIELDS if field in hparams}
@@ -45,8 +45,8 @@ def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -
     with calling(what, phi.function):
         for shape in ((5, 3), (3,)):
             _check_shape(what, phi, values, jax.ShapeDtypeStruct(shape, dtype))
-        _check_apart(what, phi, values)
-        _check_known(what, phi, values)
+        _check_elementwise(what, phi, values)
+        _check_no_nan(what, phi, values)
         _check_pieces(what, phi, values)
         if certified:
             _check_turns(what, phi, values)
@@ -56,15 +56,15 @@ def _check_shape(what: str, phi: Activation, values: Mapping[str, Any], pre: Any
     post = jax.eval_shape(lambda pre: phi.function(pre, **{name: values[name] for name in phi.hparams}), pre)
     wanted = (*pre.shape[:-1], pre.shape[-1] * phi.fanout)
     if getattr(post, "shape", None) != wanted or post.dtype != pre.dtype:
-        found = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
+        returned = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
         raise UserError(
-            f"{what} gives {found} for a pre-activation of shape {pre.shape}. With fanout={phi.fanout} it must "
+            f"{what} gives {returned} for a pre-activation of shape {pre.shape}. With fanout={phi.fanout} it must "
             f"give {pre.dtype} of shape {wanted}."
         )
 
 
-def _check_apart(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
-    """Each unit of each example depends on its own pre-activation; repeated calls agree."""
+def _check_elementwise(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
+    """Check that each unit of each example depends on its own pre-activation, and that repeated calls agree."""
     pre = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.result_type(float))
     whole = np.asarray(phi(pre, values), float).reshape(4, phi.fanout, 3)
     again = np.asarray(phi(pre, values), float).reshape(whole.shape)
@@ -80,31 +80,33 @@ def _check_apart(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
                 )
 
 
-def _on(phi: Activation, values: Mapping[str, Any], points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The points as computed with, and phi and its derivative there, a column for each of `fanout` coordinates."""
+def _values_and_slopes(
+    phi: Activation, values: Mapping[str, Any], points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The points in the precision in use, and phi and its derivative there, a column for each of `fanout` coordinates."""
     pre = jnp.asarray(points, jnp.result_type(float))[:, None]
     post, slope = jax.jvp(lambda z: phi(z, values), (pre,), (jnp.ones_like(pre),))
     return (*(np.asarray(part, float) for part in (pre[:, 0], post, slope)),)  # type: ignore[return-value]
 
 
 def _inside(piece: tuple[float, float]) -> np.ndarray:
-    """Points in the interior of a piece: its ends are kinks, whose slope is a convention."""
+    """Points in the interior of a piece. Its ends are kinks, whose slope is a convention."""
     low, high = max(piece[0], -1e4), min(piece[1], 1e4)
     near = np.linspace(max(low, min(high, 0.0) - 16), min(high, max(low, 0.0) + 16), 203)[1:-1]
     points = np.concatenate([near, GRID, FAR])
     return points[(points > low) & (points < high)]
 
 
-def _check_known(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
-    """Values are numbers; infinite ones are left to the status of a run."""
-    z, post, _ = _on(phi, values, GRID)
+def _check_no_nan(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
+    """Check that no value is NaN. Infinite values are allowed: they show in the status of a run."""
+    z, post, _ = _values_and_slopes(phi, values, GRID)
     if (wrong := np.isnan(post).any(axis=1)).any():
         raise UserError(f"{what} gives NaN at {z[int(np.argmax(wrong))]:g}. Define it for every pre-activation.")
 
 
 def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
     for piece in phi.flat:
-        z, _, slope = _on(phi, values, _inside(piece))
+        z, _, slope = _values_and_slopes(phi, values, _inside(piece))
         if (wrong := (slope != 0).any(axis=1)).any():
             at = int(np.argmax(wrong))
             raise UserError(
@@ -112,7 +114,7 @@ def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None
                 "Correct the flat piece or leave it out."
             )
     if phi.identity is not None:
-        z, post, _ = _on(phi, values, _inside(phi.identity))
+        z, post, _ = _values_and_slopes(phi, values, _inside(phi.identity))
         if (wrong := (post != z[:, None]).any(axis=1)).any():
             at = int(np.argmax(wrong))
             raise UserError(
@@ -120,7 +122,7 @@ def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None
                 "Correct the identity piece or leave it out."
             )
     if phi.values != (-inf, inf):
-        z, post, _ = _on(phi, values, np.concatenate([GRID, FAR]))
+        z, post, _ = _values_and_slopes(phi, values, np.concatenate([GRID, FAR]))
         if (wrong := ((post < phi.values[0]) | (post > phi.values[1])).any(axis=1)).any():
             at = int(np.argmax(wrong))
             low, high = post[at].min(), post[at].max()
@@ -129,8 +131,8 @@ def _check_pieces(what: str, phi: Activation, values: Mapping[str, Any]) -> None
 
 
 def _check_turns(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
-    """Where the derivative changes its sign, a turning point is declared, also where the extreme is a flat piece."""
-    z, _, slope = _on(phi, values, GRID)
+    """Check that a turning point is declared at each sign change of the derivative, also around a flat piece."""
+    z, _, slope = _values_and_slopes(phi, values, GRID)
     for column in slope.T:
         seen = np.flatnonzero(np.abs(column) > TURN * np.nanmax(np.abs(column), initial=0.0))
         for i, j in itertools.pairwise(seen):
@@ -145,7 +147,7 @@ def _check_turns(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
 
 
 def check_initializer(spec: RunSpec, signature: Signature) -> None:
-    """Refuse an initialiser that `check_layer` refuses in any layer of a spec's network (UserError)."""
+    """Raise UserError if an initialiser fails `check_layer` in any layer of a spec's network."""
     layers: list[tuple[int, int]] = []
 
     def forward(x: Any) -> Any:
@@ -168,33 +170,15 @@ def check_initializer(spec: RunSpec, signature: Signature) -> None:
 
 
 def check_layer(name: str, layer: Layer) -> None:
-    """Refuse an initialiser whose kernel or bias has a wrong shape or dtype, or is not drawn from the key (UserError).
+    """Raise UserError if an initialiser's kernel or bias has a wrong shape or dtype, or is not drawn from the key.
 
-    A kernel that is equal for all of several keys ignores its key: a draw from a small set would differ for one of them.
+    A kernel that is equal for all of several keys ignores its key: a draw from a small set differs for one of them.
     """
     scheme, what, dtype = initializers[name], f"initializer {name!r}", jnp.result_type(float)
-    shape = (EXAMPLES, layer.fan_in)
     if str(getattr(scheme.function, "__module__", "")).startswith("jax."):
         raise UserError(f"{what} is jax.nn.initializers.{scheme.function.__name__} without its call. Register a function {FORM}.")
-    with calling(what, scheme.function):
-        found = jax.eval_shape(
-            lambda key, x: scheme.function(key, layer, x),
-            random_streams.stream(0, "init", layer.index),
-            jax.ShapeDtypeStruct(shape, dtype),
-        )
-    if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
-        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
-        raise UserError(f"{what} returns {many}. Return two arrays: {FORM}.")
-    for part, word, wanted in (
-        (found[0], "kernel", (layer.fan_in, layer.fan_out)),
-        (found[1], "bias", (layer.fan_out,)),
-    ):
-        kind = jax.dtypes.canonicalize_dtype(part.dtype)
-        if part.shape != wanted or kind != dtype:
-            raise UserError(
-                f"{what} returns a {word} of shape {part.shape} and dtype {kind} in layer {layer.index}. Return shape {wanted} "
-                f"and dtype {dtype}: {FORM}."
-            )
+    shape = (EXAMPLES, layer.fan_in)
+    _check_layer_shapes(what, scheme.function, layer, jax.ShapeDtypeStruct(shape, dtype))
     inputs = jnp.asarray(np.random.default_rng(1).normal(size=(2, *shape)), dtype)
 
     def drawn(seed: int, x: Any) -> tuple[bytes, bytes]:
@@ -220,21 +204,38 @@ def check_layer(name: str, layer: Layer) -> None:
         )
 
 
+def _check_layer_shapes(what: str, function: Callable[..., Any], layer: Layer, inputs: Any) -> None:
+    """Check that an initialiser returns a kernel and a bias of the layer's shapes and of the dtype of its inputs."""
+    with calling(what, function):
+        returned = jax.eval_shape(lambda key, x: function(key, layer, x), random_streams.stream(0, "init", layer.index), inputs)
+    if not isinstance(returned, tuple | list) or len(returned) != 2 or not all(hasattr(part, "shape") for part in returned):
+        form = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"one {type_name(returned)}"
+        raise UserError(f"{what} returns {form}. Return two arrays: {FORM}.")
+    shapes = (layer.fan_in, layer.fan_out), (layer.fan_out,)
+    for part, role, shape in zip(returned, ("kernel", "bias"), shapes, strict=True):
+        dtype = jax.dtypes.canonicalize_dtype(part.dtype)
+        if part.shape != shape or dtype != inputs.dtype:
+            raise UserError(
+                f"{what} returns a {role} of shape {part.shape} and dtype {dtype} in layer {layer.index}. Return shape {shape} "
+                f"and dtype {inputs.dtype}: {FORM}."
+            )
+
+
 FORM = "(key, layer, inputs) -> (kernel, bias), kernel of shape (layer.fan_in, layer.fan_out), bias of shape (layer.fan_out,)"
 
 
 def check_drawn(cell: Mapping[str, Any], seen: dict[Any, Any]) -> None:
-    """The checks of every user's activation and initialiser that a cell of a draw study names."""
-    width, d = (value if isinstance(value := cell.get(word), int) and value > 0 else other for word, other in SIZES)
+    """Check the user's activations and initialisers that a cell of a draw study names."""
+    width, d = (value if isinstance(value := cell.get(name), int) and value > 0 else default for name, default in SIZES)
     for factor, value in cell.items():
-        for known in (activations, initializers):
-            of_others = factor in FACTORS and FACTORS[factor] is not known
-            if of_others or not isinstance(value, str) or value not in known or ours(known[value]):
+        for registry in (activations, initializers):
+            of_other_kind = factor in FACTORS and FACTORS[factor] is not registry
+            if of_other_kind or not isinstance(value, str) or value not in registry or ours(registry[value]):
                 continue
-            if (known.kind, value, width, d) in seen:
+            if (registry.kind, value, width, d) in seen:
                 continue
-            seen[known.kind, value, width, d] = ()
-            if known is activations:
+            seen[registry.kind, value, width, d] = ()
+            if registry is activations:
                 check_activation(value, {field: getattr(RunSpec(), field) for field in TRACED_FIELDS}, certified=False)
             else:
                 for index, fan_in in enumerate((d, width)):
@@ -246,13 +247,13 @@ FACTORS = {"activation": activations, "initializer": initializers, "scheme": ini
 
 
 def once(seen: dict[Any, Any], key: Any, check: Callable[[], Any]) -> None:
-    """Run a check of this key once; its notes are kept in `seen`."""
+    """Run the check of a key once. Its notes are stored in `seen`."""
     if key not in seen:
         seen[key] = check() or ()
 
 
 def check_entries(spec: RunSpec, signature: Signature, boxed: bool, seen: dict[Any, Any]) -> None:
-    """The checks of the activations and the initialiser of a spec that the user has registered."""
+    """Check the activations and the initialiser of a spec, if they are the user's."""
     hparams = {field: getattr(spec, field) for field in TRACED_FIELDS}
     phis = [activations[spec.activation], activations[spec.output]]
     bounded = boxed and bool(getattr(networks[spec.network], "bounded", False))

@@ -24,20 +24,20 @@ from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 
 def check_network(spec: RunSpec, signature: Signature) -> None:
-    """Refuse a network that cannot be trained right: weights not drawn by seed, no Site, wrong outputs (UserError)."""
+    """Raise UserError if a network has weights that no seed draws, no Site, or outputs of a wrong shape."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     _check_kind(what, networks[spec.network])
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
-    used, tapes = _passed(spec, signature, x, (2, signature.d_out))
+    used, modules = _forward_modules(spec, signature, x, (2, signature.d_out))
     if not random_keys.repeats(lambda x: _module(spec, signature)(x, _context()), x):  # type: ignore[operator]
         raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
     _check_weights(spec, signature, model, used)
-    sites = [i for i, kind in enumerate(tapes) if kind is Site]
+    sites = [i for i, kind in enumerate(modules) if kind is Site]
     if not sites:
         raise UserError(f"{what} has no Site, so none of its units is measured. Apply its nonlinearities with relu_study's Site.")
-    if Dense not in tapes[: sites[0]]:
+    if Dense not in modules[: sites[0]]:
         raise UserError(f"{what} applies a Site before any Dense. Put a Dense before its first Site.")
     if getattr(model, "bounded", False):
         _check_bounded(spec, signature)
@@ -47,7 +47,7 @@ CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
 
 
 def _check_kind(what: str, entry: Any) -> None:
-    """Refuse an entry that builds no network: an instance, a Linen module, or no function."""
+    """Raise UserError if an entry builds no network: an instance, a Linen module, or no function."""
     build = "Register a class or a function build(spec, d_in, d_out, rngs)."
     if _is_linen(entry):
         name = getattr(entry, "__name__", type(entry).__name__)
@@ -94,8 +94,8 @@ def _context(**more: Any) -> Context:
     return Context({name: jnp.zeros(()) for name in TRACED_FIELDS}, **more)
 
 
-def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...]) -> tuple[set[Any], list[type]]:
-    """The paths of the Dense modules that a forward pass applies, and the kinds on its tape."""
+def _forward_modules(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...]) -> tuple[set[Any], list[type]]:
+    """The paths of the Dense modules that a forward pass applies, and the kinds of modules in its log."""
     used: set[Any] = set()
     kinds: list[type] = []
 
@@ -110,16 +110,16 @@ def _passed(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...])
     with calling(f"network {spec.network!r}"):
         out = jax.eval_shape(forward, x)
     if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
-        found = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+        returned = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
         raise UserError(
-            f"network {spec.network!r} returns {found} for {shape[0]} examples. "
+            f"network {spec.network!r} returns {returned} for {shape[0]} examples. "
             f"Return floats of shape {shape}: (examples, d_out)."
         )
     return used, kinds
 
 
 def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used: set[Any]) -> None:
-    """Every weight is drawn by the run's seed (in a Dense), or is the same constant in every run."""
+    """Check that every weight is drawn by the run's seed (in a Dense), or is one constant in every run."""
     what, owners = f"network {spec.network!r}", [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense | Norm)]
     for path, variable in nnx.state(model).flat_state():
         if not isinstance(variable, nnx.Param | nnx.BatchStat):
@@ -127,15 +127,15 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
                 f"{what} keeps a {type(variable).__name__} in {_dotted(path)}, which runs do not train. Use relu_study's Dense, "
                 "Norm, Dropout and Site."
             )
-    own = [
+    bare = [
         path
         for path, _ in nnx.state(model, nnx.Param).flat_state()
         if not any(path[: len(owner)] == tuple(owner) for owner in owners)
     ]
-    if own:
+    if bare:
         with calling(what):
             one, two = (dict(nnx.state(_module(spec, signature, seed), nnx.Param).flat_state()) for seed in (0, 1))
-        for path in own:
+        for path in bare:
             a, b = (np.asarray(values[path][...]) for values in (one, two))
             kernel = sum(axis > 1 for axis in a.shape) > 1
             if kernel or not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
@@ -143,14 +143,14 @@ def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used:
                     f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
                     "the same ones. Use relu_study's Dense, whose weights the initializer draws."
                 )
-    idle = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
-    if idle:
-        raise UserError(f"{what} never applies its Dense {_dotted(idle[0])}, so its weights stay 0. Apply it or leave it out.")
+    unused = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
+    if unused:
+        raise UserError(f"{what} never applies its Dense {_dotted(unused[0])}, so its weights stay 0. Apply it or leave it out.")
     _check_kernels(spec, signature, [(*path, "kernel") for path, module in nnx.iter_modules(model) if isinstance(module, Dense)])
 
 
 def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> None:
-    """Every kernel of a Dense differs between two seeds. An initialiser has a check of its own."""
+    """Check that every kernel of a Dense differs between two seeds. `check_initializer` checks the initialiser."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     init = make_init(spec.replace(initializer="he_normal"), signature.d_in, signature.d_out)
     hparams = {field: jnp.asarray(getattr(RunSpec(), field), dtype) for field in TRACED_FIELDS}

@@ -1,6 +1,6 @@
-"""Checks of the user's tasks and networks against their contracts, before anything compiles.
+"""Checks of the user's tasks against their contract, before anything compiles.
 
-The entries of this package are exempt at run time (`ours`); a test calls the same checks for them.
+The package's entries are exempt at run time (`ours`). A test calls the same checks for them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from relu_study.errors import UserError, nearest
 from relu_study.study.run_spec import RunSpec
 
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
-DRAWN = 16  # the most phases of which rows are drawn
-TICK = 1.1  # seconds: a clock read in whole seconds differs after it
+DRAWN = 16  # maximum of phases whose rows are drawn
+TICK = 1.1  # seconds between two draws: a clock in whole seconds differs after them
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -36,18 +36,18 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def check_task(spec: RunSpec) -> list[str]:
-    """Refuse a task that breaks its contract (UserError); return notes for the plan and the report.
+    """Raise UserError if a task breaks its contract. Return notes for the plan and the report.
 
-    One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws of up to 16 phases, the first and the last
-    among them, check that equal keys give equal rows, that all inputs lie in the box, and that the targets fit the loss.
+    One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws check that equal keys give equal rows, that
+    all inputs are in the box, and that the targets fit the loss. They cover up to 16 phases, with the first and the last.
     """
-    name, of_data = spec.task, RunSpec(rows=spec.rows, **dict(spec.marked("data")))
-    task, again = (_built(name, one) for one in (spec, of_data))
+    name, data_fields = spec.task, RunSpec(rows=spec.rows, **dict(spec.marked("data")))
+    task, rebuilt = (_built(name, one) for one in (spec, data_fields))
     check_declared(name, task)
     for field in ("signature", "box", "phases"):
-        if (here := getattr(task, field)) != (there := getattr(again, field)):
+        if (value := getattr(task, field)) != (other := getattr(rebuilt, field)):
             raise UserError(
-                f"task {name!r}: its {field} depends on more than rows, target and inputs ({here} here, {there} without the "
+                f"task {name!r}: its {field} depends on more than rows, target and inputs ({value} here, {other} without the "
                 "other fields). Build it from these three fields only."
             )
     for phase in range(task.phases):
@@ -57,7 +57,7 @@ def check_task(spec: RunSpec) -> list[str]:
         first = _draw(name, task, 0, phase)
         if reads_clock(task.sample):
             time.sleep(TICK)
-        for other in (task, again):
+        for other in (task, rebuilt):
             if _draw(name, other, 0, phase) != first or not _repeats(other, phase):
                 raise UserError(
                     f"task {name!r}: two draws with the same key give different rows. Draw all random numbers from the key, with "
@@ -85,7 +85,7 @@ def _built(name: str, spec: RunSpec) -> Task:
 
 
 def check_declared(name: str, task: Task) -> None:
-    """Refuse a Task whose own fields are wrong; nothing is drawn."""
+    """Raise UserError if a field of a Task is wrong. Draws nothing."""
     s = task.signature
     if not isinstance(s, Signature):
         raise UserError(f"task {name!r}: signature must be a relu_study.Signature, not {type(s).__name__}")
@@ -117,9 +117,9 @@ def check_declared(name: str, task: Task) -> None:
 def _check_box(name: str, box: Any) -> None:
     if box is None:
         return
-    two = isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, float) for end in box)
-    with np.errstate(over="ignore"):  # an end too large for single precision is not finite there
-        finite = two and np.isfinite(np.asarray(box, jnp.result_type(float))).all()
+    is_pair = isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, float) for end in box)
+    with np.errstate(over="ignore"):  # an end beyond the range of float32 becomes infinite
+        finite = is_pair and np.isfinite(np.asarray(box, jnp.result_type(float))).all()
     if not finite or box[0] > box[1]:
         raise UserError(f"task {name!r}: box must be two finite numbers (low, high) with low <= high, not {box!r}. Correct it.")
 
@@ -127,11 +127,11 @@ def _check_box(name: str, box: Any) -> None:
 def _check_shapes(name: str, task: Task, phase: int) -> None:
     s = task.signature
     with calling(f"sample of task {name!r}"):
-        found = jax.eval_shape(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
-    if not isinstance(found, tuple | list) or len(found) != 2 or not all(hasattr(part, "shape") for part in found):
-        many = f"{len(found)} values" if isinstance(found, tuple | list) else f"one {kind_of(found)}"
-        raise UserError(f"task {name!r}: sample returns {many}. Return two arrays, (inputs, targets).")
-    x, y = found
+        sampled = jax.eval_shape(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
+    if not isinstance(sampled, tuple | list) or len(sampled) != 2 or not all(hasattr(part, "shape") for part in sampled):
+        returned = f"{len(sampled)} values" if isinstance(sampled, tuple | list) else f"one {type_name(sampled)}"
+        raise UserError(f"task {name!r}: sample returns {returned}. Return two arrays, (inputs, targets).")
+    x, y = sampled
     rows, at = s.train_rows + s.val_rows, f" in phase {phase}" if phase else ""
     for part, what in ((x, "inputs"), (y, "targets")):
         if not any(jnp.issubdtype(part.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
@@ -156,7 +156,7 @@ def _check_shapes(name: str, task: Task, phase: int) -> None:
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a function accepts two arguments by position; true for compiled code without a signature."""
+    """Whether a function accepts two arguments by position. True for compiled code without a signature."""
     try:
         inspect.signature(function).bind(None, None)
     except ValueError:
@@ -166,15 +166,15 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def kind_of(value: Any) -> str:
-    """The word for a returned value: an array, else the name of its type."""
+def type_name(value: Any) -> str:
+    """The name of a returned value in messages: "array", or the name of its type."""
     return "array" if hasattr(value, "shape") else type(value).__name__
 
 
 def _draw(name: str, task: Task, seed: int, phase: int) -> str:
-    """The digest of the rows that a seed draws; wrong values are refused."""
+    """The digest of the rows that a seed draws. Raises UserError for wrong values."""
     sample, key = task.sample, random_streams.stream(seed, "data", phase)
-    while hasattr(sample, "__wrapped__") and hasattr(sample, "lower"):  # jitted: the trace would hide Python's state
+    while hasattr(sample, "__wrapped__") and hasattr(sample, "lower"):  # a jitted function's trace would hide Python's state
         sample = sample.__wrapped__
     with calling(f"sample of task {name!r}"):
         x, y = (np.asarray(part) for part in sample(key, phase))
@@ -193,10 +193,10 @@ def _repeats(task: Task, phase: int) -> bool:
 
 
 def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) -> None:
-    """Refuse inputs between `least` and `most` that leave the box of their task."""
+    """Raise UserError if inputs between `least` and `most` leave the box of their task."""
     if box is None or least > most:
         return
-    low, high = np.asarray(box, jnp.result_type(float))  # as the bounds have it
+    low, high = np.asarray(box, jnp.result_type(float))  # in the precision of the bounds
     if least < low or most > high:
         raise UserError(
             f"task {name!r}: drawn inputs are in [{least:g}, {most:g}], outside its box {box}. "
@@ -205,7 +205,7 @@ def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) 
 
 
 def _check_targets(name: str, s: Signature, y: np.ndarray) -> None:
-    """Targets of a classification loss: labels, 0 or 1, or rows of probabilities. NaN is left to the run's status."""
+    """Check the targets of a classification loss: labels, 0 or 1, or rows of probabilities. NaN shows in the run's status."""
     known = y[~np.isnan(y)] if y.dtype.kind == "f" else y
     if s.loss == "bce":
         if known.size and (known.min() < 0 or known.max() > 1):
@@ -221,12 +221,12 @@ def _check_targets(name: str, s: Signature, y: np.ndarray) -> None:
 
 
 def _check_indices(name: str, sample: Callable[..., Any], key: Any, phase: int) -> None:
-    """Refuse an index beyond the end of the user's arrays, which JAX clips without a word."""
+    """Raise UserError for an index beyond the end of the user's arrays, which JAX clips silently."""
     from jax.experimental import checkify
 
     try:
         error, _ = checkify.checkify(lambda key: sample(key, phase), errors=checkify.index_checks)(key)
-    except Exception:  # a sample outside of checkify's reach: the plain draw has succeeded
+    except Exception:  # checkify does not support this sample; the plain draw has succeeded
         return
     if message := error.get():
         raise UserError(

@@ -16,7 +16,7 @@ from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
-ENGINE = 3  # grows when a change moves bits; committed results are then regenerated
+ENGINE = 3  # grows with each change of bits; committed results are then regenerated
 # On a CPU, LLVM optimisation level 1 gives the same bits in 60 % of the compile time, and mostly faster code.
 # Devices share one thread pool: a loop that XLA splits over it would wait for threads that train other tiles.
 OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
@@ -110,7 +110,7 @@ FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # the fi
 
 
 def _identified(signature: Signature) -> tuple[Any, ...]:
-    """The signature fields that enter a cohort id: those of FIRST, and later ones that differ from their defaults."""
+    """The signature fields that enter a cohort id: the fields in FIRST, and later fields that differ from their defaults."""
     default = signature._field_defaults
     extra = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
     return tuple(getattr(signature, name) for name in FIRST), *([extra] if extra else [])
@@ -128,7 +128,7 @@ def sites(spec: RunSpec) -> list[str]:
 
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
-    """The program fields and the task's signature, which the runs of a cohort share; with the rates if they are compiled in."""
+    """The program fields (with the rates, if compiled in) and the task's signature, which the runs of a cohort share."""
     return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
 
 

@@ -15,7 +15,7 @@ STAGES = tuple(f"/jax/core/compile/{stage}_duration" for stage in ("jaxpr_trace"
 
 
 class Stopwatch:
-    """Wall time and compile time since its creation; the compile time is summed over devices."""
+    """Wall time and compile time since its creation. The compile time is a sum over devices."""
 
     def __init__(self) -> None:
         _listen()

@@ -1,4 +1,4 @@
-"""Settings of JAX and of the processor on which numbers depend: some are pinned while a study runs, the rest is one digest."""
+"""Settings of JAX and of the processor that change numbers: some are fixed while a study runs, the others enter a digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import numpy as np
 from relu_study.engine import cohorts, compilation
 
 OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as patterns of their texts
-    "Explicitly requested dtype",  # of a user's entry: its numbers become those of the precision in use
+    "Explicitly requested dtype",  # a user's entry: its numbers get the precision in use
     "Some donated buffers were not usable",
     "Error (reading|writing) persistent compilation cache entry",  # another process is writing it: the program is compiled
 )
@@ -55,7 +55,7 @@ HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_c
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """JAX's settings as every study has them, in all threads, without its warnings; the earlier ones come back at the end."""
+    """Set JAX's settings of a study in all threads, without JAX's warnings. Restores the earlier settings at the end."""
     before = {name: getattr(jax.config, name) for name in PINNED if hasattr(jax.config, name)}  # JAX drops some in time
     changed = {name: PINNED[name] for name, value in before.items() if value != PINNED[name]}
     try:
@@ -71,7 +71,7 @@ def pinned() -> Iterator[None]:
 def digest() -> str | None:
     """The hash of a tiny network after a short training, on a CPU: instruction sets and flags of XLA change its bits.
 
-    On other devices, whose sums have no fixed order, the flags count by their text; without any it is None.
+    On other devices, whose sums have no fixed order, it is the text of the flags, or None without flags.
     """
     if jax.devices()[0].platform != "cpu":
         return " ".join(sorted(f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(HARMLESS))) or None
@@ -92,7 +92,7 @@ def _digest(x64: bool, options: str, precision: str | None) -> str:
 
 
 def _trained(weights: Any, x: Any, y: Any) -> Any:
-    """Ten steps like those of Adam: products, sums, roots, quotients and elementary functions."""
+    """Ten Adam-like steps: products, sums, roots, quotients and elementary functions."""
 
     def loss(weights: Any) -> Any:
         hidden = x @ weights["first"]
@@ -110,7 +110,7 @@ def _trained(weights: Any, x: Any, y: Any) -> Any:
 
 
 def processor() -> dict[str, str]:
-    """The processor's model and instruction sets and the flags of XLA: information in a manifest, never compared."""
+    """The processor's model, its instruction sets and the flags of XLA, for the manifest. They are never compared."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").is_file() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(about.get("flags", about.get("Features", "")).split())

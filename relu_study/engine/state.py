@@ -43,7 +43,7 @@ class Data(NamedTuple):
 
 
 class MeasureConfig(NamedTuple):
-    """How a run is measured. Only requested quantities are computed; the default is all of them."""
+    """How a run is measured. Only requested quantities are computed. The default is all of them."""
 
     examples: int | None = None  # None: DEFAULT_EXAMPLES, or all if fewer
     val_examples: int | None = 8192  # maximum of validation examples; None: all

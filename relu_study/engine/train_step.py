@@ -41,8 +41,8 @@ def ranges(spec: RunSpec, signature: Signature, probing: MeasureConfig) -> dict[
     """The ranges of the linear histograms by name ("post:site_1"), for the sites with bounded activations."""
     if not (probing.histograms and probing.linear_bins):
         return {}
-    found = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
-    return {f"post:site_{i}": span for i, span in enumerate(found, 1) if span is not None}
+    spans = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
+    return {f"post:site_{i}": span for i, span in enumerate(spans, 1) if span is not None}
 
 
 def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:

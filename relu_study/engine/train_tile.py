@@ -58,7 +58,7 @@ class Extremes(NamedTuple):
 
 
 class QueuedTile(NamedTuple):
-    """A tile queued on a device; its numbers may not be computed yet."""
+    """A tile queued on a device. Its numbers may not be computed yet."""
 
     runs: list[RunSpec]
     epochs: np.ndarray
@@ -140,7 +140,7 @@ def start_tile(
     Returns None if `should_continue` returns False before the last epoch.
     `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch.
     `num_datasets`, if less than the width, lets runs of the same data and seed share one copy of the data.
-    None of them changes a bit of the training.
+    None of these options changes a bit of the training.
     """
     compilation.evict_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
@@ -213,12 +213,12 @@ def _check_certified(pending: QueuedTile, tile: dict[str, np.ndarray], masks: di
         on, sure = (tile.get(f"metric:{kind}_fraction/{site}") for kind in ("always_on", "certified_always_on"))
         if on is not None and sure is not None:
             on, sure = (np.where(np.isfinite(share), np.round(units * share), 0).astype(int) for share in (on, sure))
-            # A study's own components count each wrong unit; for the package's, only an excess is visible.
+            # With a user's entries each wrong unit is counted. With the package's entries only an excess shows.
             _check_subset(pending, site, "always on", sure, on, tile.get(f"unsound:{site}", np.maximum(sure - on, 0)), bad)
 
 
 def _check_subset(
-    pending: QueuedTile, site: str, word: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
+    pending: QueuedTile, site: str, state: str, certified: np.ndarray, seen: np.ndarray, wrong: np.ndarray, bad: np.ndarray
 ) -> None:
     """Raise UserError for the first `wrong` unit: certified, but contradicted by the probe set."""
     if not ((wrong > 0) & ~bad).any():
@@ -227,8 +227,8 @@ def _check_subset(
     spec = pending.runs[run]
     counts = [int(count[run, at]) for count in (certified, seen, wrong)]
     raise UserError(
-        f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified {word} and {counts[1]} are {word} "
-        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {word}. Correct the box of task "
+        f"run {spec.run_id} (seed {spec.seed}): {counts[0]} units of {site} are certified {state} and {counts[1]} are {state} "
+        f"at epoch {pending.epochs[at]:g}, and {counts[2]} of the certified ones are not {state}. Correct the box of task "
         f"{spec.task!r}, or the flat pieces, values and turning points of activation {spec.activation!r}"
         f"{'' if spec.output == 'linear' else f' or {spec.output!r}'}. Stored tiles are kept."
     )
@@ -269,7 +269,7 @@ def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarra
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
-        if name == "metric:train_loss/all":  # a nonfinite loss stays missing
+        if name == "metric:train_loss/all":  # from its first nonfinite value on, the loss is missing
             values[_from_first_nonfinite(values)] = np.nan
         if name.startswith("histogram:"):
             values[bad] = 0

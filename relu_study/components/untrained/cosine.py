@@ -58,5 +58,5 @@ def cosine(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
         one, other = signals
         return signals, jnp.sum(one * other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other))
 
-    _, found = jax.lax.scan(step, first, jnp.arange(depth))
-    return {"cosine_after": found}
+    _, cosines = jax.lax.scan(step, first, jnp.arange(depth))
+    return {"cosine_after": cosines}

@@ -78,7 +78,7 @@ class Segments(NamedTuple):
 class WalkState(NamedTuple):
     """The progress of segments. During a round `on` has one column per segment, between rounds one row per path."""
 
-    gone: Float[Array, " S"]  # walked part of each segment; 1 at its end
+    progress: Float[Array, " S"]  # walked part of each segment; 1 at its end
     on: Bool[Array, "..."]  # layers known to be on
     pieces: Int[Array, " S"]
 
@@ -94,13 +94,13 @@ def _walk(path: Float[Array, "P G U"], layers: Any, on: Bool[Array, "P L"], homo
         return _round(segments, state)
 
     start = WalkState(jnp.zeros(count), on, jnp.zeros(count, jnp.int32))
-    gone, on, _ = jax.lax.while_loop(lambda state: jnp.any(_waiting(state, each)), one_round, start)
-    return jax.vmap(first_off)(on), jnp.all(on, axis=1) | jnp.all(gone.reshape(-1, each) >= 1, axis=1)
+    progress, on, _ = jax.lax.while_loop(lambda state: jnp.any(_waiting(state, each)), one_round, start)
+    return jax.vmap(first_off)(on), jnp.all(on, axis=1) | jnp.all(progress.reshape(-1, each) >= 1, axis=1)
 
 
 def _undecided(all_on: Array, state: WalkState) -> Array:
     """Which segments are walked further: a layer is undecided, the end is not reached, and pieces are left."""
-    return ~all_on & (state.gone < 1) & (state.pieces < MAX_PIECES)
+    return ~all_on & (state.progress < 1) & (state.pieces < MAX_PIECES)
 
 
 def _waiting(state: WalkState, each: int) -> Array:
@@ -130,11 +130,11 @@ def _round(segments: Segments, state: WalkState) -> WalkState:
     def next_piece(walked: WalkState) -> WalkState:
         return _next_piece(walked, start, end, weights, segments.homogeneous)
 
-    begin = WalkState(jnp.where(chosen < count, state.gone[place], 1.0), known, state.pieces[place])
+    begin = WalkState(jnp.where(chosen < count, state.progress[place], 1.0), known, state.pieces[place])
     half = jnp.sum(_left(begin)) // 2
     walked = jax.lax.while_loop(lambda walked: jnp.sum(_left(walked)) > half, next_piece, begin)
     return WalkState(
-        state.gone.at[chosen].set(walked.gone, mode="drop"),
+        state.progress.at[chosen].set(walked.progress, mode="drop"),
         state.on.at[owner].max(walked.on.T, mode="drop"),
         state.pieces.at[chosen].set(walked.pieces, mode="drop"),
     )
@@ -142,13 +142,13 @@ def _round(segments: Segments, state: WalkState) -> WalkState:
 
 def _next_piece(state: WalkState, start: Array, end: Array, weights: Any, homogeneous: bool) -> WalkState:
     """Walk one piece of each undecided segment of a round."""
-    gone, on, pieces = state
+    progress, on, pieces = state
     target, still = jnp.argmin(on, axis=0), _left(state)
-    now, length = _piece(start + gone * (end - start), end, 1 - gone, weights, target, homogeneous)
+    now, length = _piece(start + progress * (end - start), end, 1 - progress, weights, target, homogeneous)
     # While the undecided layer was off, later layers were constant and already evaluated: nothing is walked again.
     found = jnp.take_along_axis(now, target[None], axis=0)[0]
-    ahead = jnp.where(gone + length < 1 - STEP, gone + length, 1.0)
-    return WalkState(jnp.where(still & ~found, ahead, gone), on | now & still, pieces + still)
+    ahead = jnp.where(progress + length < 1 - STEP, progress + length, 1.0)
+    return WalkState(jnp.where(still & ~found, ahead, progress), on | now & still, pieces + still)
 
 
 def _piece(
