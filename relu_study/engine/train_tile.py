@@ -145,24 +145,26 @@ def start_tile(
     compilation.evict_stale()
     specs = [*runs, *[runs[0]] * (width - len(runs))]
     task = tasks[specs[0].task](specs[0])
-    total, per_epoch = specs[0].epochs, steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
+    total, num_epochs = specs[0].epochs, math.ceil(specs[0].epochs)
+    per_epoch = steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
     program = compilation.tile_programs(specs[0], probing)
+    readers, _ = datasets_of(specs, num_datasets)
     state, data, seeds, hparams, box, source = init_tile(specs, device, probing, num_datasets)
-    phase, drawn = 0, _extremes(datasets_of(specs, num_datasets)[0], data)
+    phase, drawn = 0, _extremes(readers, data)
     measured = [program.measure(state, state.params, data, hparams, box, source)]
-    for epoch in range(1, math.ceil(total) + 1):
+    for epoch in range(1, num_epochs + 1):
         if not should_continue():
             return None
-        now = min((epoch - 1) * task.phases // max(math.ceil(total), 1), task.phases - 1)
+        now = min((epoch - 1) * task.phases // num_epochs, task.phases - 1)
         if now != phase:
-            data, phase = draw(datasets_of(specs, num_datasets)[0], now, device, probing), now
-            drawn += _extremes(datasets_of(specs, num_datasets)[0], data)
+            data, phase = draw(readers, now, device, probing), now
+            drawn += _extremes(readers, data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, hparams, *at, source)
-        if (probe and epoch % probing.every == 0) or epoch == math.ceil(total):
+        if (probe and epoch % probing.every == 0) or epoch == num_epochs:
             measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
@@ -245,27 +247,37 @@ def _reads_validation(metric: str) -> bool:
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:
     """Wait for a tile and return its numbers as arrays [runs, epochs, ...] without padding."""
-    n = len(pending.runs)
     epochs = jax.device_get(pending.measured)
     _check_inputs(pending.drawn)
-    tile = {name: np.stack([e[name][:n] for e in epochs], axis=1) for name in epochs[0]}
-    finite = tile.pop("finite")
+    tile = {name: np.stack([e[name][: len(pending.runs)] for e in epochs], axis=1) for name in epochs[0]}
+    # After its first nonfinite epoch a run has no measurements.
+    bad = ~np.logical_and.accumulate(tile.pop("finite"), axis=1)
     precision = np.float64 if jax.config.jax_enable_x64 else np.float32
     # A metric may return another dtype; the provenance of a tile states one.
     tile = {name: values.astype(precision, copy=False) if name.startswith("metric:") else values for name, values in tile.items()}
-    masks = {
-        name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
-        for name, values in tile.items()
-        if name.startswith(("dead:", "certified_dead:"))
-    }
-    # After its first nonfinite epoch a run has no measurements.
-    bad = ~np.logical_and.accumulate(finite, axis=1)
+    masks = _unit_masks(pending, tile)
     _check_certified(pending, tile, masks, bad)
     tile = {name: values for name, values in tile.items() if not name.startswith("unsound:")}
     if masks:
         revived = {name for kind, name in revivals.KINDS.items() if f"metric:{kind}_fraction/all" in tile}
         fractions = revivals.fractions(masks, list(pending.units), precision)
         tile |= {f"metric:{name}": values for name, values in fractions.items() if name.partition("/")[0] in revived}
+    _drop_undefined(tile, bad, pending.epochs)
+    tile |= _run_arrays(pending, bad)
+    return tile | _final_params(pending) if keep_params else tile
+
+
+def _unit_masks(pending: QueuedTile, tile: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The stored masks of units, unpacked from bits."""
+    return {
+        name: np.unpackbits(values, axis=-1, count=pending.units[name.partition(":")[2]]).astype(bool)
+        for name, values in tile.items()
+        if name.startswith(("dead:", "certified_dead:"))
+    }
+
+
+def _drop_undefined(tile: dict[str, np.ndarray], bad: Bool[np.ndarray, "R E"], epochs: np.ndarray) -> None:
+    """Replace the measurements of nonfinite runs, and the update norms at epoch 0, by NaN or zero counts."""
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
@@ -274,26 +286,33 @@ def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarra
         if name.startswith("histogram:"):
             values[bad] = 0
         if name.startswith("metric:update_norm/"):
-            values[:, pending.epochs == 0] = np.nan
+            values[:, epochs == 0] = np.nan
     if "metric:val_loss/all" in tile:  # the run and its probe-set metrics stay finite
         nonfinite = _from_first_nonfinite(tile["metric:val_loss/all"])
         for name, values in tile.items():
             if name.startswith("metric:") and _reads_validation(name.removeprefix("metric:").partition("/")[0]):
                 values[nonfinite] = np.nan
-    first_bad = np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan)
-    tile |= {
+
+
+def _run_arrays(pending: QueuedTile, bad: Bool[np.ndarray, "R E"]) -> dict[str, np.ndarray]:
+    """The epochs, the status of each run, and the sizes of probe set, sites and histogram ranges."""
+    return {
         "epoch": pending.epochs,
         "status": np.where(bad.any(axis=1), "nonfinite", "ok"),
-        "first_bad_epoch": first_bad,
+        "first_bad_epoch": np.where(bad.any(axis=1), pending.epochs[bad.argmax(axis=1)], np.nan),
         "probe_examples": np.array(pending.probe_examples),
         **{f"units:{site}": np.array(units) for site, units in pending.units.items()},
         **{f"bins:{name}": np.array(span) for name, span in pending.ranges.items()},
     }
-    if keep_params:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
-            name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
-            tile[f"param:{name}"] = np.asarray(leaf)[:n]
-    return tile
+
+
+def _final_params(pending: QueuedTile) -> dict[str, np.ndarray]:
+    """The parameters after the last step, as "param:" and their dotted path."""
+    params = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
+        name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
+        params[f"param:{name}"] = np.asarray(leaf)[: len(pending.runs)]
+    return params
 
 
 def train_tile(
