@@ -55,7 +55,7 @@ def moved(optimizer: Optimizer, rate: float, seed: int, constant: bool) -> dict[
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(RATED)), st.sampled_from(sorted(WRAPPERS)), st.sampled_from([0.01, 0.2]))
-def test_a_generated_optimiser_moves_as_optax_by_hand(base: str, wrapper: str, rate: float):
+def test_generated_optimiser_equals_optax(base: str, wrapper: str, rate: float):
     make = WRAPPERS[wrapper](RATED[base])
     entry = Optimizer("generated", lambda lr, wd: make(lr))
     traced = check_optimizer(entry, PARAMS, rate, 0.0)
@@ -127,7 +127,7 @@ chains = st.lists(st.sampled_from(sorted(TRANSFORMS)), max_size=3)
 
 @settings(max_examples=20, deadline=None)
 @given(chains, st.sampled_from(sorted(RATES)), st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
-def test_a_generated_chain_updates_as_optax_by_hand(names: list[str], last: str, rate: float, decay: float):
+def test_generated_chain_equals_optax(names: list[str], last: str, rate: float, decay: float):
     def build(lr: Any, weight_decay: Any) -> Any:
         return optax.chain(*(TRANSFORMS[name]() for name in names), optax.add_decayed_weights(weight_decay), RATES[last](lr))
 
@@ -150,7 +150,7 @@ CHAIN_FAULTS = ("fixed key", "fixed key in jit", "numpy", "no decay", "shape", "
 
 @settings(max_examples=25, deadline=None)
 @given(chains, st.sampled_from(sorted(RATES)), st.sampled_from(CHAIN_FAULTS), st.booleans(), st.data())
-def test_a_generated_chain_with_a_fault_is_refused(names: list[str], last: str, fault: str, proper: bool, data: Any):
+def test_generated_chain_with_a_fault_is_refused(names: list[str], last: str, fault: str, proper: bool, data: Any):
     def wrong(updates: Any, state: Any, params: Any = None) -> Any:
         if fault == "raises":
             raise ValueError("no step")

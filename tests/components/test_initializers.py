@@ -88,7 +88,7 @@ def drawn(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(kernel, np.float64), np.asarray(bias)
 
 
-def test_every_initialiser_has_its_closed_form_here():
+def test_every_initialiser_has_a_closed_form():
     missing = sorted(set(NAMES) - set(FORMS))
     assert not missing, f"add the law of {', '.join(missing)} to FORMS, so that its moments are tested"
 
@@ -130,7 +130,7 @@ def test_schemes_of_a_family_share_their_draws(one, other, ratio):
 
 
 @pytest.mark.parametrize("name", tiered(["random_normal", "he_normal", "lecun_normal"], "lecun_normal"))
-def test_drawn_as_one_row_they_are_what_their_shape_gives(name, monkeypatch):
+def test_draw_of_one_row_equals_draw_of_a_matrix(name, monkeypatch):
     """To the bit, in the program that begins a run: committed results were made before they were drawn as rows."""
     seeds, hparams, x = jnp.arange(8, dtype=jnp.uint32), {name: jnp.ones(8) for name in TRACED_FIELDS}, jnp.ones((8, 16, 4))
 

@@ -31,12 +31,12 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("kind", STRUCTURES)
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_changed_structure_of_the_state_is_refused(kind: str, order: int) -> None:
+def test_changed_state_structure_is_refused(kind: str, order: int) -> None:
     before, after = STRUCTURES[kind][::order]
     assert "changes its state in a step" in refused(wrapped(lambda u, s, p=None: (u, after), before))
 
 
-def test_a_changed_structure_of_the_updates_is_refused() -> None:
+def test_changed_update_structure_is_refused() -> None:
     assert "changes the parameters" in refused(wrapped(lambda u, s, p=None: (list(jax.tree.leaves(u)), s)))
 
 
@@ -100,6 +100,6 @@ def test_sharpness_aware_minimisation_trains_in_both_modes() -> None:
     assert same(found["opaque"], found["by_hand"]) and not same(found["sam"], found["opaque"])
 
 
-def test_lookahead_is_refused_without_a_record(caplog: pytest.LogCaptureFixture) -> None:
+def test_lookahead_is_refused_without_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
     assert "No attribute 'fast'" in refused(lambda lr, wd: optax.lookahead(optax.sgd(lr), 5, 0.5))
     assert not caplog.records

@@ -59,7 +59,7 @@ FIXED_KEYS = {
 
 @pytest.mark.parametrize("draw", ["plain", "inner jit", "scan", "loop", "cond", "gamma"])
 @pytest.mark.parametrize("key", [*FROM_STATE, *FIXED_KEYS])
-def test_an_optimiser_with_a_fixed_key_is_refused(draw: str, key: str):
+def test_optimiser_with_a_fixed_key_is_refused(draw: str, key: str):
     key_of = {**FROM_STATE, **FIXED_KEYS}[key]
     noisy = drawing(DRAWS[draw], key_of, split)
     proper = optax.add_noise(0.1, 0.5, key=jax.random.key(1))
@@ -77,18 +77,18 @@ def test_an_optimiser_with_a_fixed_key_is_refused(draw: str, key: str):
             refused(function)
 
 
-def test_a_key_that_the_first_step_replaces_with_a_fixed_one_is_refused():
+def test_key_fixed_by_the_first_step_is_refused():
     refused(lambda lr: optax.chain(drawing(normal, lambda key, count: key, lambda key: jax.random.key(0)), optax.sgd(lr)))
 
 
-def test_a_key_that_some_steps_reset_is_refused():
+def test_key_reset_by_some_steps_is_refused():
     def reset(key: Any, count: Any) -> Any:
         return jax.lax.cond(count % 10 == 0, lambda key: FIXED, lambda key: key, key)
 
     refused(lambda lr: optax.chain(drawing(normal, reset, split), optax.sgd(lr)))
 
 
-def test_a_first_state_that_is_drawn_from_a_fixed_key_is_refused():
+def test_initial_state_from_a_fixed_key_is_refused():
     def drawn(key: Any) -> Any:
         return optax.GradientTransformation(
             lambda params: jax.tree.map(lambda p: jax.random.normal(key, p.shape), params), lambda u, s, p=None: (s, s)
@@ -98,7 +98,7 @@ def test_a_first_state_that_is_drawn_from_a_fixed_key_is_refused():
     assert checked(lambda lr, key: drawn(key))
 
 
-def test_a_fixed_key_is_refused_where_the_rate_is_compiled():
+def test_fixed_key_is_refused_with_a_compiled_rate():
     def build(lr: Any, key: Any, fixed: bool = True) -> Any:
         schedule = optax.warmup_cosine_decay_schedule(0.0, lr, 3, 8)
         return optax.chain(optax.sgd(schedule), optax.add_noise(0.1, 0.5, key=key), *([constant] if fixed else []))
@@ -121,14 +121,14 @@ ALIASES = [
 
 @pytest.mark.parametrize("name", ALIASES)
 @pytest.mark.filterwarnings("ignore")
-def test_no_optimiser_of_optax_is_taken_for_one_with_a_fixed_key(name: str):
+def test_no_optax_optimiser_counts_as_fixed_key(name: str):
     module = optax.contrib if name.startswith("contrib.") else optax
     function = getattr(module, name.removeprefix("contrib."))
     assert checked(function)
     assert checked(lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), function(learning_rate)))
 
 
-def test_refused_noise_would_indeed_be_the_same_for_two_seeds():
+def test_refused_noise_is_equal_for_two_seeds():
     def moved(key_of: Any, seed: int) -> np.ndarray:
         entry = Optimizer("mine", lambda lr: drawing(normal, key_of, split))
         state, zeros = entry.first_state(PARAMS, 0.1, 0.0, jnp.uint32(seed)), jax.tree.map(jnp.zeros_like, PARAMS)
@@ -145,7 +145,7 @@ def test_refused_noise_would_indeed_be_the_same_for_two_seeds():
 
 
 @pytest.mark.parametrize("place", ["first state", "update"])
-def test_an_optimiser_with_noise_of_numpy_is_refused(place: str):
+def test_optimiser_with_numpy_noise_is_refused(place: str):
     inner = jax.jit(lambda u: u + np.random.normal(size=u.shape))
 
     def init(params: Any) -> Any:

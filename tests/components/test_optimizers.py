@@ -21,7 +21,7 @@ from relu_study.errors import UserError
 pytestmark = pytest.mark.usefixtures("restored_optimizers")
 
 
-def test_a_rate_in_the_state_is_the_rate_of_the_run():
+def test_rate_in_the_state_is_the_rate_of_the_run():
     found = trained(
         {
             "plain": lambda lr, wd: optax.adamw(lr, weight_decay=wd),
@@ -36,7 +36,7 @@ def test_a_rate_in_the_state_is_the_rate_of_the_run():
     assert not same(found["plain"][:1], found["plain"][1:2])
 
 
-def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
+def test_schedule_of_a_constant_rate_compiles_once_per_rate():
     def warm(lr: Any, wd: Any) -> Any:
         return optax.sgd(optax.warmup_cosine_decay_schedule(0.0, lr, 3, 8))
 
@@ -53,7 +53,7 @@ def test_a_schedule_that_needs_its_rate_as_a_number_is_compiled_once_per_rate():
     assert len({cohorts.cohort(spec.replace(optimizer="by_hand"), signature) for spec in rates}) == 1
 
 
-def test_every_seed_has_its_own_noise_and_the_same_noise_again():
+def test_noise_differs_by_seed_and_repeats():
     noise = [optax.set_to_zero(), optax.add_noise(1.0, 0.0, key=0), optax.scale(-0.1)]
     found = trained(
         {
@@ -76,12 +76,12 @@ def test_every_seed_has_its_own_noise_and_the_same_noise_again():
     assert same(found["fixed"], again["again"])
 
 
-def test_a_key_that_is_the_same_for_every_seed_is_refused():
+def test_key_equal_for_all_seeds_is_refused():
     assert "jax.random.key" in refused(lambda lr, wd: raw_noise("carry"))
     assert "`key`" in refused(lambda lr, wd: noise_of_a_step(jax.random.key(0)))
 
 
-def test_masks_accumulation_and_optimisers_that_need_the_loss_train():
+def test_masked_accumulating_and_loss_based_optimisers_train():
     found = trained(
         {
             "masked": lambda lr, wd: optax.chain(
@@ -105,7 +105,7 @@ def test_lbfgs_lowers_the_loss_of_its_batch_with_a_line_search():
     assert not same(found["lbfgs"], found["frozen"])
 
 
-def test_faults_are_one_line_before_anything_compiles():
+def test_faults_are_refused_in_one_line_before_compilation():
     def grows(lr: Any, wd: Any) -> Any:
         return optax.GradientTransformation(lambda p: jnp.zeros(1), lambda u, s, p=None: (u, jnp.zeros(2)))
 
@@ -125,7 +125,7 @@ def test_faults_are_one_line_before_anything_compiles():
     assert "weight_decay" in refused(lambda lr: optax.sgd(lr), weight_decay=0.1)
 
 
-def test_a_decay_goes_only_to_a_parameter_of_that_meaning():
+def test_only_a_decay_parameter_receives_the_decay():
     adam = Optimizer("adam_itself", optax.adam)
     assert not adam.takes_decay
     grads = {"w": jnp.array([1.0, -2.0])}
@@ -143,7 +143,7 @@ def test_registered_optimisers_pass_the_checks_of_users(name: str):
     assert optimizers[name].takes_decay
 
 
-def test_an_error_at_run_time_names_file_and_line():
+def test_run_time_error_names_file_and_line():
     def callback(lr: Any, wd: Any) -> Any:
         def fails(x: Any) -> Any:
             raise ValueError("a callback fails")

@@ -46,7 +46,7 @@ def hide(function: Callable[[Any], Any], place: str) -> Callable[[Any], Any]:
 
 @pytest.mark.parametrize("place", ["plain", "jit", *INNER])
 @pytest.mark.parametrize("name", IMPURE)
-def test_state_outside_of_a_function_shows_in_its_traces(name: str, place: str):
+def test_outside_state_shows_in_repeated_traces(name: str, place: str):
     function, x = hide(IMPURE[name], place), jnp.ones(3)
     function(x)
     assert not random_keys.repeats(function, x)

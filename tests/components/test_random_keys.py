@@ -14,7 +14,7 @@ from relu_study.components import random_keys
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_key_of_the_seed_is_told_from_a_fixed_one(name: str):
+def test_seeded_and_fixed_keys_are_distinguished(name: str):
     proper, fixed = traced(DRAWS[name]), traced(DRAWS[name], lambda seed: FIXED)
     made = traced(DRAWS[name], lambda seed: jax.random.fold_in(jax.random.key(0), 5))
     assert random_keys.draws(proper) and not random_keys.fixed_draw(proper, [True])
@@ -23,7 +23,7 @@ def test_a_key_of_the_seed_is_told_from_a_fixed_one(name: str):
     assert random_keys.fixed_draw(both, [True])
 
 
-def test_one_fixed_key_of_a_loop_is_found():
+def test_fixed_key_in_a_loop_is_found():
     def with_fixed_steps(seed: Any) -> Any:
         return scanned(jax.random.key(seed), jax.random.split(FIXED, 4))
 
@@ -34,7 +34,7 @@ def test_one_fixed_key_of_a_loop_is_found():
         assert random_keys.fixed_draw(jax.make_jaxpr(function)(SEED), [True])
 
 
-def test_a_key_that_arrives_late_in_a_carry_counts():
+def test_key_that_reaches_a_carry_late_counts():
     def keys(seed: Any) -> Any:
         return late((FIXED, FIXED, jax.random.key(seed)), FIXED)
 
@@ -52,7 +52,7 @@ CHOICES: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("fixed", [0, 1, None])
-def test_a_key_chosen_among_a_fixed_and_a_proper_one_is_found(name: str, fixed: int | None):
+def test_key_selected_among_fixed_and_seeded_keys_is_found(name: str, fixed: int | None):
     def function(seed: Any) -> Any:
         keys = [FIXED if i == fixed else jax.random.fold_in(jax.random.key(seed), i) for i in range(2)]
         return normal(CHOICES[name](seed, *keys))
@@ -61,14 +61,14 @@ def test_a_key_chosen_among_a_fixed_and_a_proper_one_is_found(name: str, fixed: 
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_key_made_of_a_chosen_number_counts(name: str):
+def test_key_made_from_a_selected_number_counts(name: str):
     def function(seed: Any) -> Any:
         return normal(jax.random.key(CHOICES[name](seed, jnp.uint32(3), seed)))
 
     assert not random_keys.fixed_draw(jax.make_jaxpr(function)(SEED), [True])
 
 
-def test_a_branch_with_a_fixed_key_is_found():
+def test_fixed_key_in_a_branch_is_found():
     def function(seed: Any) -> Any:
         return jax.lax.cond(seed > 3, normal, lambda key: normal(FIXED), jax.random.key(seed))
 

@@ -25,7 +25,7 @@ from relu_study.study.study import Experiment, Study
 pytestmark = pytest.mark.usefixtures("restored_registries")
 
 
-def test_certified_units_that_are_not_dead_stop_the_run_with_both_numbers() -> None:
+def test_certified_but_not_dead_units_stop_the_run() -> None:
     activation("mine", flat=((-inf, 0.0),))(lambda z: jnp.where(z > 0, z, 0.2 * z))
     spec = RunSpec(rows=60, width=6, batch_size=8, epochs=1, initializer="he_normal", activation="mine", bias_shift=-9.0)
     with pytest.raises(UserError) as error:
@@ -50,7 +50,7 @@ def wide(key: Any, layer: Layer, inputs: Any) -> Any:
     return kernel, jnp.full(layer.fan_out, 250.0 * (layer.index > 0))
 
 
-def test_units_certified_always_on_that_are_not_stop_the_run_with_both_numbers() -> None:
+def test_certified_but_not_always_on_units_stop_the_run() -> None:
     activation("mine", identity=(0.0, inf), flat=((-inf, 0.0),))(turns_far_out)
     initializer("wide", needs_inputs=False)(wide)
     add_task(sampled(), box=(0.0, 1.0))
@@ -63,7 +63,7 @@ def test_units_certified_always_on_that_are_not_stop_the_run_with_both_numbers()
     assert "task 'mine'" in line and "activation 'mine'" in line and "\n" not in line
 
 
-def test_a_network_whose_intervals_leave_a_part_out_is_found() -> None:
+def test_network_with_incomplete_intervals_is_found() -> None:
     class Shifted(nnx.Module):
         bounded = True
 
@@ -91,7 +91,7 @@ def test_a_network_whose_intervals_leave_a_part_out_is_found() -> None:
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_a_wrong_box_shows_in_units_certified_always_on(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_box_shows_in_certified_always_on_units(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tile, "_check_inputs", lambda drawn: None)  # it finds a wrong box of a study's own task first
 
     def ones(key: Any, layer: Layer, inputs: Any) -> Any:
@@ -110,7 +110,7 @@ def test_a_wrong_box_shows_in_units_certified_always_on(wrong: bool, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_contradiction_stops_a_study_and_keeps_its_tiles(tmp_path: Any) -> None:
+def test_contradicted_certificate_stops_a_study_and_keeps_its_tiles(tmp_path: Any) -> None:
     """A slope that the grid does not meet: the run finds it, and the other arm goes on without the faulty one."""
     fault = -5000.5
 

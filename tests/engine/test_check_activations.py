@@ -69,13 +69,13 @@ def test_functions_of_jax_are_activations(function: Any) -> None:
     assert tile["status"].tolist() == ["ok"]
 
 
-def test_a_traced_field_still_reaches_a_parameter_with_a_default() -> None:
+def test_traced_field_reaches_a_parameter_with_a_default() -> None:
     phi = activation("mine")(lambda pre, leak=0.9: jnp.maximum(pre, leak * pre))
     assert phi.hparams == ("leak",) and float(phi(jnp.array([[-1.0]]), {"leak": 0.25})[0, 0]) == -0.25
 
 
 @pytest.mark.parametrize("function", [0.3, "relu", None])
-def test_what_is_no_function_is_refused(function: Any) -> None:
+def test_non_function_is_refused(function: Any) -> None:
     with pytest.raises(UserError, match=r"activation 'mine' must be a function"):
         activation("mine")(function)
     with pytest.raises(UserError, match=r"initializer 'mine' must be a function \(key, layer, inputs\) -> \(kernel, bias\)"):
@@ -100,7 +100,7 @@ def test_what_is_no_function_is_refused(function: Any) -> None:
         (jnp.maximum, {}, ["activation 'mine' raises"]),
     ],
 )
-def test_an_activation_that_is_not_what_it_declares_is_refused(function: Any, pieces: Any, words: list[str]) -> None:
+def test_activation_must_match_its_declaration(function: Any, pieces: Any, words: list[str]) -> None:
     activation("mine", **pieces)(function)
     refused(SPEC.replace(activation="mine"), "activation 'mine'", *words)
 
@@ -108,12 +108,12 @@ def test_an_activation_that_is_not_what_it_declares_is_refused(function: Any, pi
 @pytest.mark.parametrize(
     "pieces", [{"flat": (-inf, 0.0)}, {"flat": ((0.0, -1.0),)}, {"identity": 3}, {"values": (1,)}, {"fanout": 0}]
 )
-def test_pieces_of_another_form_are_refused_at_once(pieces: dict[str, Any]) -> None:
+def test_malformed_pieces_are_refused_at_registration(pieces: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"activation 'mine': {next(iter(pieces))} must be"):
         activation("mine", **pieces)(jax.nn.relu)
 
 
-def test_a_kink_with_another_slope_is_not_certified() -> None:
+def test_kink_with_a_nonzero_slope_is_not_certified() -> None:
     """jnp.maximum has slope 1/2 at 0: a layer behind a dead one is there, at zero, and not dead."""
     activation("mine", flat=((-inf, 0.0),), identity=(0.0, inf), values=(0.0, inf))(lambda z: jnp.maximum(z, 0.0))
     spec = SPEC.replace(activation="mine", depth=2, epochs=0, rows=60)

@@ -40,7 +40,7 @@ def shaped(rows: int, columns: int, biases: tuple[int, ...], dtype: Any) -> Any:
     dtype=st.sampled_from("fei"),
 )
 @settings(max_examples=30)
-def test_an_initialiser_returns_the_layers_shapes_or_is_refused(rows: int, columns: int, bias: Any, dtype: str) -> None:
+def test_initialiser_must_return_the_shapes_of_the_layer(rows: int, columns: int, bias: Any, dtype: str) -> None:
     initializers._entries.pop("mine", None)
     initializer("mine")(shaped(rows, columns, bias, dtype))
     if (rows, columns, bias, dtype) == (0, 0, (6,), "f"):
@@ -71,12 +71,12 @@ def test_an_initialiser_returns_the_layers_shapes_or_is_refused(rows: int, colum
         ),
     ],
 )
-def test_other_initialisers_are_refused(function: Any, words: list[str]) -> None:
+def test_faulty_initialisers_are_refused(function: Any, words: list[str]) -> None:
     initializer("mine")(function)
     refused(SPEC.replace(initializer="mine"), "initializer 'mine'", *words)
 
 
-def test_an_initialiser_that_hides_that_it_looks_at_its_inputs_is_refused() -> None:
+def test_initialiser_with_undeclared_inputs_is_refused() -> None:
     def looks(key: Any, layer: Any, inputs: Any) -> Any:
         return jax.random.normal(key, (layer.fan_in, layer.fan_out)) * jnp.std(inputs), jnp.zeros(layer.fan_out)
 
@@ -88,7 +88,7 @@ def test_an_initialiser_that_hides_that_it_looks_at_its_inputs_is_refused() -> N
 
 
 @pytest.mark.parametrize("function", [jax.nn.initializers.he_normal(), jax.nn.initializers.zeros, lambda key, layer: None])
-def test_initialisers_of_another_form_are_refused_with_the_right_one(function: Any) -> None:
+def test_malformed_initialisers_are_refused_with_the_expected_form(function: Any) -> None:
     with pytest.raises(UserError, match=r"\(key, layer, inputs\) -> \(kernel, bias\).*layer\.fan_in"):
         initializer("mine")(function)
 
@@ -116,7 +116,7 @@ def deep_layer(key: Any, layer: Any, inputs: Any) -> Any:
 
 
 @pytest.mark.parametrize("function", [one_weight, of_a_fixed_key, of_inputs, jax.jit(of_a_fixed_key, static_argnums=1)])
-def test_an_initialiser_that_ignores_its_key_is_refused(function: Any) -> None:
+def test_initialiser_that_ignores_its_key_is_refused(function: Any) -> None:
     initializer("mine", output=True)(function)
     refused(
         SPEC.replace(initializer="mine"),
@@ -140,7 +140,7 @@ def test_a_draw_from_a_small_set_uses_its_key() -> None:
         check_functions.check_layer("mine", Layer(index, 9, 1, 1, False))
 
 
-def test_draw_studies_check_what_they_name() -> None:
+def test_draw_studies_check_their_entries() -> None:
     def study(**cell: Any) -> DrawStudy:
         return DrawStudy("mine", "Mine", "?", [Draws("main", "gradients", {"a": {"width": 4, "depth": 3, **cell}}, 16)])
 
@@ -157,7 +157,7 @@ def test_draw_studies_check_what_they_name() -> None:
         prepare_draws(study(initializer="mine"), None)
 
 
-def test_each_entry_is_checked_once_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_entry_is_checked_once_per_study(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     add_task(sampled())
     real = check_tasks.check_task

@@ -86,18 +86,18 @@ class Own(nnx.Module):
         ("outputs", ["(2, 2)", "(2, 1)"]),
     ],
 )
-def test_a_network_that_cannot_be_trained_right_is_refused(fault: str, words: list[str]) -> None:
+def test_faulty_network_is_refused(fault: str, words: list[str]) -> None:
     networks.add("own", functools.partial(Own, fault))
     refused(SPEC.replace(network="own"), "network 'own'", *words)
 
 
 @pytest.mark.parametrize("fault", ["none", "constant", "constant row", "assigned"])  # `prepare` draws over an assigned kernel
-def test_a_network_of_dense_layers_and_constants_is_right(fault: str) -> None:
+def test_network_of_dense_layers_and_constants_is_accepted(fault: str) -> None:
     networks.add("own", functools.partial(Own, fault))
     cohorts.check(SPEC.replace(network="own"), FEW)
 
 
-def test_norms_of_a_network_are_its_own() -> None:
+def test_norm_modules_of_a_network_are_separate() -> None:
     @network("normed")
     class Normed(nnx.Module):
         def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
@@ -110,14 +110,14 @@ def test_norms_of_a_network_are_its_own() -> None:
         cohorts.check(SPEC.replace(network="normed", norm=norm), FEW)
 
 
-def test_a_function_that_builds_no_module_is_refused() -> None:
+def test_network_function_without_a_module_is_refused() -> None:
     networks.add("own", lambda spec, d_in, d_out, rngs: 3)
     refused(SPEC.replace(network="own"), "network 'own' returns int", "nnx.Module")
 
 
 @pytest.mark.parametrize("name", [*initializers])
 @pytest.mark.parametrize("kind", [*networks])
-def test_no_run_shares_its_first_weights_with_another_seed(kind: str, name: str) -> None:
+def test_initial_weights_differ_by_seed(kind: str, name: str) -> None:
     spec = SPEC.replace(network=kind, initializer=name, depth=3)
     check_networks.check_network(spec, Signature(40, 20, 4, 2))
     x = jax.random.uniform(jax.random.key(0), (30, 4), minval=-1.0)
@@ -129,7 +129,7 @@ def test_no_run_shares_its_first_weights_with_another_seed(kind: str, name: str)
         assert len({one.tobytes() for one in np.asarray(kernel)}) == 6
 
 
-def test_the_entries_of_the_package_keep_the_contract() -> None:
+def test_package_entries_pass_the_checks() -> None:
     for registry, entry in [(r, e) for r in (activations, initializers, networks, tasks) for e in r]:
         assert ours(registry[entry]), entry
     for name in tasks:

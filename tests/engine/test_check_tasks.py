@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("restored_registries")
     parts=st.sampled_from([1, 2, 3]),
 )
 @settings(max_examples=40)
-def test_a_sample_fits_its_signature_or_is_refused(rows: int, d_in: int, d_out: int, dtype: Any, parts: int) -> None:
+def test_sample_must_fit_its_signature(rows: int, d_in: int, d_out: int, dtype: Any, parts: int) -> None:
     whole = sampled(rows, d_in, d_out, dtype)
     add_task(lambda key, phase: (*whole(key, phase), 0)[:parts] if parts != 1 else whole(key, phase)[0])
     if rows >= 60 and d_in == 4 and d_out == 1 and dtype != jnp.complex64 and parts == 2:
@@ -56,7 +56,7 @@ def test_a_sample_fits_its_signature_or_is_refused(rows: int, d_in: int, d_out: 
     ],
     ids=["dict", "vector", "rows", "images", "raises", "parameters"],
 )
-def test_other_returns_are_refused_with_both_shapes(sample: Any, words: list[str]) -> None:
+def test_wrong_returns_are_refused_with_both_shapes(sample: Any, words: list[str]) -> None:
     add_task(sample)
     refused(MINE, *words)
 
@@ -69,7 +69,7 @@ def test_further_rows_are_not_read() -> None:
 @pytest.mark.parametrize(
     "index", [lambda key: jnp.arange(60), lambda key: jax.random.permutation(key, 60)], ids=["in order", "drawn"]
 )
-def test_an_index_beyond_the_data_is_refused(index: Callable[[Any], Any]) -> None:
+def test_index_beyond_the_data_is_refused(index: Callable[[Any], Any]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 4)))
     add_task(lambda key, phase: (x[index(key)], x[index(key)][:, :1]))
     refused(MINE, "task 'mine'", "beyond the end", "Draw fewer rows")
@@ -132,7 +132,7 @@ def test_each_of_few_phases_is_drawn(phases: int, faulty: int) -> None:
     refused(MINE, "task 'mine': drawn inputs are in [5", "outside its box")
 
 
-def test_rows_that_differ_by_seed_in_one_phase_are_not_fixed() -> None:
+def test_rows_that_differ_by_seed_in_any_phase_are_not_fixed() -> None:
     def sample(key: Any, phase: int) -> Any:
         x = jax.random.uniform(key if phase == 1 else jax.random.key(phase), (60, 4))
         return x, x[:, :1]
@@ -143,7 +143,7 @@ def test_rows_that_differ_by_seed_in_one_phase_are_not_fixed() -> None:
     assert len(check_tasks.check_task(MINE)) == 1
 
 
-def test_state_of_the_task_itself_is_refused() -> None:
+def test_task_with_internal_state_is_refused() -> None:
     def drawn_when_built(spec: RunSpec) -> Task:
         x = np.random.normal(size=(60, 4))
         return Task(Signature(40, 20, 4, 1), lambda key, phase: (jnp.asarray(x), jnp.asarray(x[:, :1])))
@@ -152,14 +152,14 @@ def test_state_of_the_task_itself_is_refused() -> None:
     refused(MINE, "same key give different rows")
 
 
-def test_a_signature_of_other_fields_is_refused() -> None:
+def test_signature_that_depends_on_other_fields_is_refused() -> None:
     tasks.add("mine", lambda spec: Task(Signature(40, 20, spec.width, 1), sampled(d_in=spec.width)))
     refused(MINE, "signature depends on more than rows, target and inputs")
 
 
 @given(low=st.one_of(st.floats(), st.sampled_from([-1.0, 0.0])), high=st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 2.0])))
 @settings(max_examples=60)
-def test_a_box_is_ordered_finite_and_holds_the_inputs(low: float, high: float) -> None:
+def test_box_is_ordered_finite_and_contains_the_inputs(low: float, high: float) -> None:
     add_task(sampled(), box=(low, high))
     with np.errstate(over="ignore"):
         finite = np.isfinite(np.array([low, high]).astype(np.float32)).all()
@@ -172,7 +172,7 @@ def test_a_box_is_ordered_finite_and_holds_the_inputs(low: float, high: float) -
 
 
 @pytest.mark.parametrize("box", [(0.0,), (0.0, 1.0, 2.0), [[0.0], [1.0]], [0.0, None]])
-def test_a_box_of_another_form_is_refused(box: Any) -> None:
+def test_malformed_box_is_refused(box: Any) -> None:
     tasks.add("mine", lambda spec: object.__new__(Task))
     broken = Task(Signature(40, 20, 4, 1), sampled())
     object.__setattr__(broken, "box", box)
@@ -184,7 +184,7 @@ def test_a_list_is_a_box() -> None:
     assert Task(Signature(40, 20, 4, 1), sampled(), box=[0, 1]).box == (0.0, 1.0)
 
 
-def test_inputs_that_leave_the_box_in_a_later_seed_stop_the_run() -> None:
+def test_inputs_outside_the_box_in_a_later_seed_stop_the_run() -> None:
     def sample(key: Any, phase: Any) -> Any:
         x = jax.random.uniform(key, (60, 4))
         far = jax.random.key_data(key)[0] == jax.random.key_data(check_tasks.random_streams.stream(3, "data", 0))[0]
@@ -197,7 +197,7 @@ def test_inputs_that_leave_the_box_in_a_later_seed_stop_the_run() -> None:
         train_tile.train_tile([MINE.replace(seed=s) for s in (2, 3)], 2, probing=FEW)
 
 
-def test_each_run_of_a_tile_is_held_to_its_own_box() -> None:
+def test_each_run_of_a_tile_is_checked_against_its_box() -> None:
     def boxed(spec: RunSpec) -> Task:
         shift = {"default": 0.0, "far": 5.0, "wrong": 9.0}[spec.target]
 
@@ -229,12 +229,12 @@ def test_each_run_of_a_tile_is_held_to_its_own_box() -> None:
         ({"val_rows": 0}, ["rows=60 leaves 40 training and 0 validation rows"]),
     ],
 )
-def test_a_signature_is_checked_by_name(changes: dict[str, Any], words: list[str]) -> None:
+def test_signature_fields_are_checked_by_name(changes: dict[str, Any], words: list[str]) -> None:
     signature = Signature(40, 20, 4, 1)._replace(**changes)
     add_task(sampled(d_out=signature.d_out), signature)
     refused(MINE, *words)
 
 
-def test_a_task_of_another_kind_is_refused() -> None:
+def test_task_of_a_wrong_type_is_refused() -> None:
     tasks.add("mine", lambda spec: (Signature(40, 20, 4, 1), sampled()))
     refused(MINE, "task 'mine' returns tuple", "Return a relu_study.Task")

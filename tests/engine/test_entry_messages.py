@@ -75,20 +75,20 @@ NETWORKS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_network_of_another_kind_is_refused(kind: str) -> None:
+def test_network_of_a_wrong_type_is_refused(kind: str) -> None:
     entry, words = NETWORKS[kind]
     networks._entries["own"] = entry
     refused(SPEC.replace(network="own"), *words)
 
 
 @pytest.mark.parametrize("built", [optax.adam(0.1), optax.chain(optax.sgd(0.1)), optax.lion(1e-3), 0.1, "adam"])
-def test_an_optimiser_that_is_built_already_is_refused(built: Any) -> None:
+def test_optimiser_instance_is_refused(built: Any) -> None:
     with pytest.raises(UserError, match=r"optimizer 'own' is .*no function\. Pass the function: optax\.adam, not"):
         optimizer("own")(built)
 
 
 @pytest.mark.parametrize("name", ["he_normal", "glorot_uniform", "lecun_normal", "orthogonal"])
-def test_an_initialiser_of_jax_is_refused(name: str) -> None:
+def test_jax_initialiser_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="initializer 'own'") as error:  # where it is registered, or before it is used
         initializer("own")(getattr(jax.nn.initializers, name))
         cohorts.check(SPEC.replace(initializer="own"), MeasureConfig(30, 20, histograms=False, metrics=("train_loss",)))
@@ -108,13 +108,13 @@ INITIALIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", INITIALIZERS)
-def test_an_initialiser_of_wrong_values_is_refused(kind: str) -> None:
+def test_initialiser_with_wrong_values_is_refused(kind: str) -> None:
     function, words = INITIALIZERS[kind]
     initializer("own")(function)
     refused(SPEC.replace(initializer="own"), *words)
 
 
-def test_an_activation_that_halves_its_units_is_refused() -> None:
+def test_activation_with_half_its_units_is_refused() -> None:
     activation("own")(jax.nn.glu)
     refused(SPEC.replace(activation="own"))
 
@@ -129,7 +129,7 @@ def drawn(key: Any, phase: Any = 0) -> Any:
     return x, x[:, :1]
 
 
-def test_a_sample_of_another_form_is_refused() -> None:
+def test_malformed_sample_is_refused() -> None:
     refused(add(lambda key: drawn(key)), "sample(key, phase)")
     refused(add(lambda: None), "sample(key, phase)")
     refused(add(lambda key, phase: drawn(key)[0]), "returns one array")
@@ -139,7 +139,7 @@ def test_a_sample_of_another_form_is_refused() -> None:
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("phases", [1, 3])
-def test_fixed_is_what_the_rows_are(fixed: bool, phases: int) -> None:
+def test_fixed_matches_the_rows(fixed: bool, phases: int) -> None:
     assert len(check_task(add(lambda key, phase: drawn(jax.random.key(1)), fixed=fixed, phases=phases))) == (not fixed)
     for sample in (drawn, lambda key, phase: (drawn(jax.random.key(1))[0], drawn(key)[1])):
         spec = add(sample, fixed=fixed, phases=phases)
@@ -149,5 +149,5 @@ def test_fixed_is_what_the_rows_are(fixed: bool, phases: int) -> None:
             assert check_task(spec) == []
 
 
-def test_registering_names_is_left_as_it_is() -> None:
+def test_registration_returns_the_entry_unchanged() -> None:
     assert network("own")(OneArgument) is OneArgument

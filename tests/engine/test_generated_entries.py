@@ -140,7 +140,7 @@ def check() -> None:
 
 @given(shape=piecewise | smooth, low=quarters, width=st.sampled_from([0.0, 0.25, 1.5, 8.0]))
 @settings(max_examples=20)
-def test_a_generated_activation_is_what_it_declares(shape: Shape, low: float, width: float) -> None:
+def test_generated_activation_matches_its_declaration(shape: Shape, low: float, width: float) -> None:
     phi = register(shape, **shape.declared())
     check()
     points = jnp.linspace(low, low + width, 33)[:, None]
@@ -174,7 +174,7 @@ FUNCTION_FAULTS: dict[str, tuple[Callable[[Shape], Callable[[Any], Any]], str]] 
 
 @given(shape=piecewise | smooth, fault=st.sampled_from(sorted(FUNCTION_FAULTS)))
 @settings(max_examples=25)
-def test_a_generated_function_with_a_fault_is_refused(shape: Shape, fault: str) -> None:
+def test_generated_function_with_a_fault_is_refused(shape: Shape, fault: str) -> None:
     plant, words = FUNCTION_FAULTS[fault]
     register(plant(shape))
     refused(check, words)
@@ -209,7 +209,7 @@ def test_a_generated_wrong_piece_is_refused(shape: Pieces, fault: str, pick: int
 
 @given(shape=smooth, fault=st.sampled_from(["flat", "identity", "values"]))
 @settings(max_examples=15)
-def test_a_wrong_piece_of_a_smooth_function_is_refused(shape: Smooth, fault: str) -> None:
+def test_wrong_piece_of_a_smooth_function_is_refused(shape: Smooth, fault: str) -> None:
     low, high = shape.values()
     wrong = {"flat": ((-1.0, 1.0),), "identity": (-1.0, 1.0), "values": (low, 0.75 * high)}[fault]
     register(shape, **shape.declared() | {fault: wrong})
@@ -281,7 +281,7 @@ def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
 
 @given(task=drawn_tasks, fault=st.sampled_from(sorted(TASK_FAULTS)))
 @settings(max_examples=25)
-def test_a_generated_task_with_a_fault_is_refused(task: Drawn, fault: str) -> None:
+def test_generated_task_with_a_fault_is_refused(task: Drawn, fault: str) -> None:
     plant, words = TASK_FAULTS[fault]
     tasks._entries["mine"] = lambda spec: task.task(plant(task))
     refused(lambda: check_tasks.check_task(SPEC), words)
@@ -297,7 +297,7 @@ def test_each_fault_of_a_task_is_refused(fault: str) -> None:
 
 @given(task=drawn_tasks, kept=st.booleans())
 @settings(max_examples=10)
-def test_a_generated_task_that_ignores_its_key_is_a_note(task: Drawn, kept: bool) -> None:
+def test_generated_task_without_randomness_gives_a_note(task: Drawn, kept: bool) -> None:
     key = jax.random.key(5)
     tasks._entries["mine"] = lambda spec: task.task(lambda _, phase: task.rows(key, phase), fixed=kept)
     assert [("same rows" in note, "fixed=True" in note) for note in check_tasks.check_task(SPEC)] == [(True, True)] * (not kept)

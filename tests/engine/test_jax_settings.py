@@ -34,7 +34,7 @@ CODE = "from relu_study.engine.jax_settings import digest; print(digest())"
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_a_setting_is_pinned_inside_and_comes_back(name: str):
+def test_setting_is_fixed_in_a_study_and_restored(name: str):
     before = getattr(jax.config, name)
     try:
         jax.config.update(name, OTHER[name])
@@ -107,7 +107,7 @@ MOVING = {  # settings that move numbers, as variables or within a program, and 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trained", "drawn"])
-def test_a_setting_that_moves_numbers_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_setting_that_changes_numbers_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     def start(**variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", STUDIES, str(tmp_path), kind]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -129,7 +129,7 @@ def test_a_setting_that_moves_numbers_is_refused_by_name(kind: str, tmp_path: Pa
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_another_digest_is_named_and_a_folder_without_one_is_continued():
+def test_changed_digest_is_named_and_missing_digest_is_accepted():
     here = {"digest": jax_settings.digest(), "own": {}}
     assert here["digest"] == jax_settings.digest()
     assert differences(here, {"own": {}}) == [] and "digest" in differences(here, {"digest": "other", "own": {}})[0]
@@ -143,7 +143,7 @@ def digest_with(**environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_an_instruction_set_changes_the_digest_and_a_device_count_does_not():
+def test_instruction_set_but_not_device_count_changes_the_digest():
     first = digest_with(XLA_FLAGS="")
     assert digest_with(XLA_FLAGS="--xla_force_host_platform_device_count=3") == first
     assert digest_with(XLA_FLAGS="--xla_cpu_max_isa=SSE4_2") != first

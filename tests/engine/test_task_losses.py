@@ -35,7 +35,7 @@ def test_labels_become_one_hot(dtype: Any, shape: tuple[int, ...], loss: str) ->
 
 
 @pytest.mark.parametrize("labels", [CLASSES + 1, CLASSES - 1, CLASSES + 0.5])
-def test_labels_that_are_no_class_are_refused_and_never_trained_on(labels: np.ndarray) -> None:
+def test_invalid_labels_are_refused_and_never_trained_on(labels: np.ndarray) -> None:
     signature = Signature(40, 20, 4, 3, "cross_entropy")
     add_task(sampled(y=lambda x: jnp.asarray(labels)), signature)
     refused(MINE, "labels of cross_entropy are in", "whole numbers from 0 to 2")
@@ -44,7 +44,7 @@ def test_labels_that_are_no_class_are_refused_and_never_trained_on(labels: np.nd
     assert np.isnan(found[wrong]).all() and np.array_equal(found[~wrong], np.eye(3)[labels[~wrong].astype(int)])
 
 
-def test_rows_that_are_no_probabilities_are_refused() -> None:
+def test_target_rows_must_be_probabilities() -> None:
     add_task(sampled(y=lambda x: jnp.asarray(2 * np.eye(3)[CLASSES] - 1)), Signature(40, 20, 4, 3, "ce"))
     refused(MINE, "no probabilities")
 
@@ -78,7 +78,7 @@ def test_targets_of_one_logit_are_0_or_1() -> None:
     refused(MINE, "targets of bce are in [-1, 1]", "0 or 1")
 
 
-def test_equal_rows_of_two_keys_are_one_line_unless_declared() -> None:
+def test_equal_rows_of_two_keys_give_one_note_unless_declared() -> None:
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     rows = (jnp.asarray(x), jnp.asarray(x[:, :1]))
     add_task(lambda key, phase: rows)
@@ -113,7 +113,7 @@ study = Study("same", "Same", "?", [Experiment("main", {{"a": base}})], seeds=2)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fixed", ["", ", fixed=True"])
-def test_the_line_stands_in_plan_and_report(here: Any, tmp_path: Any, fixed: str) -> None:
+def test_note_appears_in_plan_and_report(here: Any, tmp_path: Any, fixed: str) -> None:
     (tmp_path / "same.py").write_text(PLANTED.format(fixed=fixed))
     status, out, _ = here("plan", "same.py", "--no-memory")
     assert status == 0 and out.count("same rows") == (not fixed)

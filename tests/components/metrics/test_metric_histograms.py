@@ -198,7 +198,7 @@ def test_linear_counts_ignore_neighbours_and_padding() -> None:
         assert np.array_equal(one["histogram:post:site_1"][0], pair["histogram:post:site_1"][i])
 
 
-def test_output_activation_is_a_site_with_its_own_range() -> None:
+def test_output_activation_is_a_site_with_a_range() -> None:
     run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
     tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50))
     assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
@@ -216,7 +216,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_tile_with_bins_that_cannot_be_is_refused(name: str) -> None:
+def test_tile_with_impossible_bins_is_refused(name: str) -> None:
     key, values = WRONG[name]
     tile_identity.check_arrays({"bins:post:site_1": np.array([-1.0, 1])}, 1, np.zeros(1))
     with pytest.raises(ValueError, match=f"its {key} does not fit"):

@@ -143,7 +143,7 @@ def test_dormant_units_are_those_far_below_the_average(factor, wanted):
 
 
 @pytest.mark.parametrize("bias_grad", [None, [0.0, 0.0, 1e-30]])
-def test_gradient_is_zero_only_where_all_of_it_is(bias_grad):
+def test_zero_gradient_requires_every_entry_to_be_zero(bias_grad):
     grad = np.float32([[0, 1e-30, 0], [-0.0, 0, 0]])
     fields = {} if bias_grad is None else {"bias_grad": np.float32(bias_grad)}
     assert read("zero_gradient_fraction", kernel_grad=grad, **fields) == [True, False, bias_grad is None]

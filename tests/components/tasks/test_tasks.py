@@ -94,6 +94,6 @@ def test_no_validation_row_is_a_training_row() -> None:
     assert len(np.unique(drawn(target="wave")[0][0], axis=0)) == ROWS
 
 
-def test_unknown_target_is_refused_by_its_nearest_name() -> None:
+def test_unknown_target_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown target of task negative_box 'wavy'; did you mean wave"):
         tasks["negative_box"](RunSpec(target="wavy"))

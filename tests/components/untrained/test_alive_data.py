@@ -39,7 +39,7 @@ def test_sign_flipping_guarantee_holds_on_any_data(data, widths, seed):
         assert 2 ** (place + 1) * signals.any(axis=1).sum() >= len(data)
 
 
-def test_drawn_networks_keep_it_too_and_hes_do_not():
+def test_drawn_networks_preserve_moments_and_he_networks_do_not():
     factors = {"width": 2, "depth": 6, "examples": 33}
     kept, lost = (drawn("alive_data", 500, initializer=name, **factors) for name in ("sign_flip", "he_normal"))
     bound = 0.5 ** np.arange(1, 7)
