@@ -62,7 +62,7 @@ def initializer(name: str, output: bool = False, needs_inputs: bool = True) -> C
       needs_inputs: it reads `inputs`. Without them, all activations share one compiled program.
 
     Raises:
-      UserError: for a function of another form, such as those of `jax.nn.initializers`.
+      UserError: for a function of another form, such as the initialisers of `jax.nn.initializers`.
     """
 
     def decorate(function: Any) -> Initializer:
@@ -95,7 +95,7 @@ def _uniform(key: Key[Array, ""], layer: Layer, low: float, high: float) -> Weig
 
 
 def _split(rows: Float[Array, "D1 U"]) -> Weights:
-    """Split jointly drawn weights and biases; the last row holds the biases. The weights equal those drawn without it."""
+    """Split jointly drawn weights and biases. The biases are the last row. The weights equal weights drawn without biases."""
     return rows[:-1], rows[-1]
 
 

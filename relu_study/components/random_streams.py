@@ -115,7 +115,7 @@ def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) ->
     """Return distinct random words, one per element of an array: the keyed element index, hashed twice.
 
     This is much less arithmetic than `jax.random.bits`: Threefry would cost a small network more than its training. The
-    array has at most 2**32 elements. With `columns`, the words are those of the transposed array.
+    array has at most 2**32 elements. With `columns`, the result has the words of the transposed array.
 
     Source: the hash is Wellons' `lowbias32` (2018).
     """

@@ -97,7 +97,7 @@ def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Arr
 def counts(snapshot: Snapshot, linear: bool = True) -> dict[str, Int[Array, "65"]]:
     """Return the histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
 
-    Pre and post are counted over units and the first 2,048 probe examples. The gradient is that of the probe-set loss, over
+    Pre and post are counted over units and the first 2,048 probe examples. The gradient belongs to the probe-set loss, over
     the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
     """
     histograms = {}

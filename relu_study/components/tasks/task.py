@@ -42,7 +42,7 @@ class Task:
         vector or a column.
       box: bounds (low, high) on every input coordinate, or None.
       phases: number of phases of data that change over time. A run's epochs are divided evenly among them.
-      fixed: all seeds intentionally share the same rows, for example those of a table. No note reports it then.
+      fixed: all seeds intentionally share the same rows, for example the rows of a table. No note reports it then.
     """
 
     signature: Signature
@@ -66,7 +66,7 @@ def cross_entropy(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Fl
     """Return the mean over examples of -sum_o y_o log softmax(prediction)_o, in nats. Predictions are logits, y is one-hot.
 
     The best constant's loss is the entropy of the classes, log O for balanced ones. The metric `constant` compares the
-    variance of the logits with that of y, which is below 1. Logits that vary by less than about 0.01 count as constant.
+    variance of the logits with the variance of y, which is below 1. Logits that vary by less than about 0.01 count as constant.
     """
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(prediction), axis=-1))
 

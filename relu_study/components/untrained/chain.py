@@ -104,7 +104,7 @@ def _next_angle(angle: Float[Array, ""], width: int, key: Key[Array, ""]) -> Flo
     pre-activations of a unit are r cos(phi) and r cos(phi - angle), r Rayleigh and phi uniform: signs are arcs of phi.
     """
     p = 0.5 - angle / (2 * jnp.pi)
-    arcs = jnp.stack([jnp.pi - angle, angle, angle])  # on for both, for the first alone, for the second alone
+    arcs = jnp.stack([jnp.pi - angle, angle, angle])  # on for both, only for the first, only for the second
     begins = jnp.stack([angle - jnp.pi / 2, -jnp.pi / 2 * jnp.ones(()), jnp.pi / 2 * jnp.ones(())])
     chances = jnp.stack([p, 0.5 - p, 0.5 - p, p])
 

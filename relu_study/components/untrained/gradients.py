@@ -62,7 +62,7 @@ def _through(cell: Cell, key: Key[Array, ""], place: int | Int[Array, ""], input
 
 
 def _back(cell: Cell, arriving: Scaled, layer: Passed) -> tuple[Scaled, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Return the gradient by a layer's inputs, given that by its outputs, and log norms by its pre-activations and kernel."""
+    """Return a layer's gradient by its inputs from the gradient by its outputs, and log norms by pre-activations and kernel."""
     phi = activations[cell["activation"]]
     _, pull = jax.vjp(lambda z: phi(z, _hparams()), layer.met)
     by_pre = Scaled.of(pull(arriving.pattern)[0], arriving.log)

@@ -16,7 +16,7 @@ from relu_study.components.untrained.statistic import Cell, Quantity, Theory, st
 from relu_study.errors import UserError
 
 SCALE, ALPHA = 1.0507009873554805, 1.6732632423543772
-Moments = tuple[float, float, float]  # mean, variance, and the derivative of the second moment by that of the input
+Moments = tuple[float, float, float]  # mean, variance, and the derivative of the second moment by the input's
 
 
 def moment_map(q: float) -> Moments:
