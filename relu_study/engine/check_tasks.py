@@ -89,7 +89,7 @@ def check_declared(name: str, task: Task) -> None:
     s = task.signature
     if not isinstance(s, Signature):
         raise UserError(f"task {name!r}: signature must be a relu_study.Signature, not {type(s).__name__}")
-    for field, least in (("train_rows", 0), ("val_rows", 0), ("d_in", 1), ("d_out", 1)):  # engine.check names `rows` for 0 rows
+    for field, least in (("train_rows", 0), ("val_rows", 0), ("d_in", 1), ("d_out", 1)):  # `cohorts.check` reports 0 rows
         if not _whole(getattr(s, field), least):
             raise UserError(f"task {name!r}: {field} must be a whole number of at least {least}, not {getattr(s, field)!r}")
     if not _whole(task.phases, 1):
