@@ -16,7 +16,7 @@ import jax
 import jaxtyping
 import pytest
 from paths import ROOT
-from tiers import QUICK
+from tiers import QUICK, SHIPPED
 
 # Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
 # Left out are the words and the door: they refuse bad input themselves, in their own words, and tests give them bad input.
@@ -81,7 +81,7 @@ def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         if compiles_quickly(pytestconfig):
-            patch.setitem(cohorts.OPTIONS, "cpu", {**cohorts.OPTIONS["cpu"], "xla_cpu_use_fusion_emitters": True})
+            patch.setitem(cohorts.OPTIONS, "cpu", {**cohorts.OPTIONS["cpu"], **SHIPPED})
         compilation.clear()
         yield
     compilation.clear()
