@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
-from tiers import tiered
+from tiers import QUICK, tiered
 
 from relu_study.cli.commands import COMMANDS
 
@@ -56,6 +56,7 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path) -> None:
             shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name, ignore=ignored)
     (tmp_path / "page.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
