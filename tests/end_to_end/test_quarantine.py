@@ -13,47 +13,15 @@ from typing import Any
 import minimal_folders
 import numpy as np
 import pytest
+from damaged_folders import STUDY, derived, draw, flipped, refuses, train
 from paths import ROOT
-from small_draw_study import study as coins
-from small_study import study as small
 
-from relu_study import compare, figure, load, load_cells, table
-from relu_study.engine.plan import Tile
+from relu_study import compare, load, table
 from relu_study.errors import UserError
 from relu_study.report.report import report
-from relu_study.runner import execute
 from relu_study.runner import run as runner
-from relu_study.runner.callback import Callback
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.manifest import read_manifest, write_manifest
-
-STUDY = replace(small, figures=(), sections=(), seeds=2)
-DRAWS = replace(coins.with_preset(draws=300), figures=())
-ABOUT = {"command": "test", "preset": "default"}
-
-
-class Heard(Callback):
-    """A callback that records trained tiles or drawn blocks, and messages."""
-
-    def __init__(self) -> None:
-        self.made: list[str] = []
-        self.said: list[str] = []
-
-    def on_tile_end(self, tile: Any, *_: Any) -> None:
-        self.made += [run.run_id for run in tile.runs] if isinstance(tile, Tile) else [tile.cohort]
-
-    def on_message(self, line: str) -> None:
-        self.said.append(line)
-
-
-def train(folder: Path) -> Heard:
-    runner.run(STUDY, folder, callback=(heard := Heard()))
-    return heard
-
-
-def draw(folder: Path) -> Heard:
-    execute.execute_draws(DRAWS, folder, heard := Heard(), ABOUT)
-    return heard
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +43,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own(planted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(planted, tmp_path / "tiny"))
-
-
-def derived(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (*folder.glob("*.csv"), *folder.glob("tables/*"), folder / "SHA256SUMS")}
-
-
-def flipped(content: bytes) -> bytes:
-    return content[:900] + bytes([content[900] ^ 4]) + content[901:]
-
-
-# ----------------------------------------------------------------------------------------- run goes on
 
 
 def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path, finished: Path) -> None:
@@ -177,26 +134,10 @@ def test_draws(tmp_path: Path) -> None:
     assert sum("is corrupt" in line for line in heard.said) == 3
 
 
-# ------------------------------------------------------------------------------------------ refused
-
-
 def retouch(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     tile = tile_files.read_tile(path)
     made = np.array(json.dumps(change(json.loads(str(tile["provenance"])))))
     tile_files.write_arrays(path, {**tile, "provenance": made})
-
-
-def refuses(folder: Path, said: str, *uses: Callable[[Path], Any]) -> None:
-    for use in uses or (
-        report,
-        load,
-        lambda f: table(f, epoch=1),
-        lambda f: compare(f, epoch=1),
-        lambda f: figure(f, "survival"),
-    ):
-        with pytest.raises(UserError, match=said) as caught:
-            use(folder)
-        assert str(caught.value).isprintable()
 
 
 def test_a_tile_made_otherwise_does_not_mix_in(own: Path) -> None:
@@ -261,109 +202,3 @@ def test_a_damaged_csv_is_made_again_where_the_tiles_are(own: Path) -> None:
     refuses(own, "corrupt", load)
     report(own)
     assert derived(own) == whole
-
-
-# ---------------------------------------------------------------------------------------- no way in
-
-
-def relinked(folder: Path, name: str) -> None:
-    path = folder / name
-    outside = folder.parent / "outside"
-    shutil.move(path, outside)
-    path.symlink_to(outside)
-
-
-@pytest.mark.parametrize("name", ["raw", "tables", "tensorboard", "runs.csv", "manifest.json", "SHA256SUMS", "tables/main.md"])
-def test_a_link_that_leads_out_is_refused(own: Path, name: str) -> None:
-    relinked(own, name)
-    refuses(own, rf"{own / name} is a link that leads out of {own}", report, load, table)
-
-
-def test_a_link_within_the_folder_is_followed(own: Path) -> None:
-    (own / "raw").rename(own / "kept")
-    (own / "raw").symlink_to("kept")
-    report(own)
-    assert len(load(own).curves)
-
-
-class Trap:
-    """An object whose unpickling writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.path, "sprung")
-
-
-def sealed(path: Path, archive: bytes) -> None:
-    from relu_study.storage.checksums import with_checksum as with_checksum
-
-    path.write_bytes(with_checksum(archive))
-
-
-def test_nothing_that_is_read_is_executed(own: Path, tmp_path: Path) -> None:
-    path = tile_files.tile_paths(own)[0]
-    tile = tile_files.read_tile(path) | {"metric:val_loss/all": np.array([Trap(tmp_path / "sprung")], object)}
-    np.savez(tmp_path / "trap.npz", **tile)  # type: ignore[arg-type]
-    sealed(path, (tmp_path / "trap.npz").read_bytes())
-    refuses(own, "is not a readable tile")
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_an_array_that_claims_more_than_it_has_takes_no_memory(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import zipfile
-
-    path = tile_files.tile_paths(own)[0]
-    whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = "metric:val_loss/all.npy"
-    for shape in (b"(2 << 50,)", b"(1000000000000,)", b"(-1, 3)", b"(3,)", b"('a',)"):
-        head = members[name].replace(b"(3, 3)", shape, 1)
-        head = head[:8] + (len(head) - 10 - 36).to_bytes(2, "little") + head[10:]
-        with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
-            for one, content in members.items():
-                archive.writestr(one, head if one == name else content)
-        sealed(path, (tmp_path / "bomb.npz").read_bytes())
-        refuses(own, "is not a readable tile", report)
-    path.write_bytes(whole)
-    monkeypatch.setattr("relu_study.storage.checksums.MAX_UNPACKED", 1000)
-    tile_files.write_arrays(
-        path, {**tile_files.read_tile(tile_files.tile_paths(own)[1]), "metric:a/all": np.zeros((1000, 1000), np.float32)}
-    )
-    refuses(own, r"is not a readable tile \(it unpacks to 4,0.* bytes\)", report)
-
-
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ('{"format": NaN}', "NaN is not a valid number"),
-        ('{"format": 1e999}', "1e999 is not a valid number"),
-        ('{"format": 9223372036854775808}', "9223372036854775808 is not a valid number"),
-        ('{"format": ' + "9" * 5000 + "}", "is not a valid number"),
-        ('{"format": 2, "study": "tiny"}', "it has no checksum"),
-        ('{"format": 1, "study": 5, "provenance": {}, "widths": {}, "declaration": {}}', "its study is invalid"),
-    ],
-)
-def test_a_hostile_manifest_is_one_line(own: Path, said: str, reason: str) -> None:
-    (own / "manifest.json").write_text(said)
-    refuses(own, rf"manifest.json is corrupt \(.*{reason}", report, load, table)
-
-
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\0b", "x" * 101, ""])
-def test_names_of_files_stay_within_the_folder(own: Path, tmp_path: Path, name: str) -> None:
-    coin = minimal_folders.drawn(tmp_path / "coins")
-    for folder, use in ((own, load), (own, report), (coin, load_cells), (coin, report)):
-        manifest = read_manifest(folder)
-        manifest["declaration"]["tables"][0]["name"] = name
-        write_manifest(folder, manifest)
-        with pytest.raises(UserError, match=r"manifest.json has an invalid declaration .*cannot be a file name"):
-            use(folder)
-    with pytest.raises(UserError, match="cannot be a file name"):
-        draw_of = replace(DRAWS, tables=[replace(DRAWS.tables[0], name=name)])
-        execute.execute_draws(draw_of, tmp_path / "new", Heard(), ABOUT)
-    assert not (tmp_path / "new").exists()
