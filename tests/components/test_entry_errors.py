@@ -59,7 +59,7 @@ class N(nnx.Module):
         return self.two(entry("call", self.site(self.one(x, ctx), ctx)), ctx)
 
 own = RunSpec(task="t", activation="a", initializer="i", optimizer="o", network="n", rows=60, width=4, epochs=1, batch_size=30)
-study = Study("planted", "Planted", "?", [Experiment("main", {{"arm": own}})], seeds=1)
+study = Study("planted", "Planted", "?", [Experiment("main", {{"arm": own}})], seeds=1, metrics=("val_loss",))
 """
 LINE = next(i for i, line in enumerate(STUDY.splitlines(), 1) if line.endswith("# here"))
 KINDS = ("task", "sample", "activation", "initializer", "optimizer", "update", "network", "call")

@@ -24,7 +24,7 @@ STUDY = """
 from relu_study import Experiment, RunSpec, Study, grid
 
 arms = grid(RunSpec(rows=8000, batch_size=32, width=16, initializer="he_normal"), epochs=range(14, 24))
-study = Study("long", "A long study", "Does it go on?", [Experiment("main", arms)], seeds=2)
+study = Study("long", "A long study", "Does it go on?", [Experiment("main", arms)], seeds=2, metrics=("val_loss",))
 """
 # A shell that starts its jobs in the background has them ignore the signal: a person's own does not.
 DOOR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from relu_study.cli.commands import main; main()"

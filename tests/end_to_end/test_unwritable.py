@@ -34,7 +34,7 @@ from relu_study.study.study import Experiment, Study, grid
 # One program and three tiles: a length touches no program, and a tile has one length.
 study = Study(
     "lengths", "Lengths", "Does it go on?", [Experiment("main", grid(base, epochs=(1, 2, 3)))], seeds=2,
-    tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
+    metrics=("val_loss",), tables=[Table("main", "Loss.", ("main",), ("val_loss",))],
     figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],
 )  # fmt: skip
 draws = replace(coins, experiments=coins.experiments[:1], claims=(), tables=(), figures=())

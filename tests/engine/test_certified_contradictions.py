@@ -119,7 +119,7 @@ def test_contradicted_certificate_stops_a_study_and_keeps_its_tiles(tmp_path: An
 
     activation("mine", flat=((-inf, -20.0),))(late)
     arms = {"fine": SPEC, "late": SPEC.replace(activation="mine", bias_shift=fault, gain=0.01)}
-    study = Study("late", "Late", "?", [Experiment("main", arms)], seeds=2)
+    study = Study("late", "Late", "?", [Experiment("main", arms)], seeds=2, metrics=FEW.metrics)
     with pytest.raises(UserError, match=r"6 units of site_1 are certified dead and 0 are dead at epoch 0.*'mine'"):
         run.run(study, tmp_path)
     tiles_before = {path.name: path.read_bytes() for path in tmp_path.glob("raw/*.npz")}

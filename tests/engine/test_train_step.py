@@ -252,6 +252,7 @@ def test_200_steps(branch, run, predicted, in_float64):
 # An epoch is 33 full batches, more than are gathered at once, and one of 2 rows; 5.5 epochs are 187 steps.
 RELU = RunSpec(task="test_table", rows=101 + VAL, batch_size=3, depth=3, width=WIDTH, initializer="he_normal", epochs=5.5)
 CURVE = RELU.replace(dropout="dropout", dropout_rate=DROP)
+FEW = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "dead_fraction", "update_norm"))
 PAIR = [CURVE.replace(seed=8, learning_rate=3e-3), CURVE.replace(seed=5, bias_shift=0.1, weight_decay=0.1)]
 
 
@@ -263,7 +264,7 @@ def tile_params(tile: Tile, run: Any) -> dict[str, np.ndarray]:
 
 
 def trained(runs: list[RunSpec], **changes: Any) -> dict[str, np.ndarray]:
-    return train_tile.train_tile([run.replace(**changes) for run in runs], 2, keep_params=True)
+    return train_tile.train_tile([run.replace(**changes) for run in runs], 2, probing=FEW, keep_params=True)
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def test_a_folder_is_not_continued_with_a_changed_definition(tmp_path: Path, mon
         return Task(Signature(spec.rows // 2, spec.rows // 2, 2, 1), sample)
 
     base = RunSpec(task="moved", rows=40, width=4, epochs=1, batch_size=20)
-    study = Study("moved", "Moved", "?", [Experiment("main", {"arm": base})], seeds=1)
+    study = Study("moved", "Moved", "?", [Experiment("main", {"arm": base})], seeds=1, metrics=("val_loss",))
     first = run(study, out=tmp_path / "out").runs["val_loss/all"]
     monkeypatch.setitem(globals(), "OFFSET", 5.0)
     with pytest.raises(UserError, match=r"task moved has changed \(OFFSET\).*Name another folder"):

@@ -26,7 +26,8 @@ def trained(functions: dict[str, Callable[..., Any]], **changes: Any) -> dict[st
     for name, function in functions.items():
         optimizer(name)(function)
     arms = {name: BASE.replace(optimizer=name, **changes) for name in functions}
-    results = run(Study("optimizers", "Optimizers", "?", [Experiment("main", arms)], seeds=3), keep_params=True)
+    study = Study("optimizers", "Optimizers", "?", [Experiment("main", arms)], seeds=3, metrics=("val_loss",))
+    results = run(study, keep_params=True)
     assert (results.runs.status == "ok").all()
     return {
         name: [results.params[i] for i in results.runs[results.runs.optimizer == name].sort_values("seed").run_id]

@@ -69,7 +69,7 @@ def test_edges_and_zeros() -> None:
 def test_tile_has_histograms_of_every_finite_run_and_epoch() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
     runs = [base, base.replace(seed=1, learning_rate=1e30)]
-    tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
+    tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, metrics=("val_loss",)))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
     assert all(value.shape == (2, 3, BINS) for value in counts.values())
@@ -103,7 +103,7 @@ def test_omitting_histograms_changes_no_other_number(tmp_path) -> None:
 
 def test_histograms_count_at_most_2048_examples() -> None:
     run = RunSpec(rows=6000, batch_size=500, width=8, epochs=0)
-    tile = train_tile.train_tile([run], 2)
+    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(metrics=("val_loss",)))
     assert tile["probe_examples"] > histograms.EXAMPLES
     assert tile["histogram:pre:site_1"].sum() == histograms.EXAMPLES * 8
 
@@ -199,7 +199,7 @@ def test_linear_counts_ignore_neighbours_and_padding() -> None:
 
 def test_output_activation_is_a_site_with_a_range() -> None:
     run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
-    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50))
+    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50, metrics=("val_loss",)))
     assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
     few = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50, histograms=False, metrics=("val_loss",)))
     assert not any(key.startswith("bins:") for key in few)
@@ -248,7 +248,7 @@ def as_an_earlier_version(folder: Path) -> None:
 
 def test_folder_of_earlier_version_keeps_its_bins(tmp_path: Path) -> None:
     arms = {name: small_study.base.replace(activation=name, epochs=1) for name in ("tanh", "relu")}
-    study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
+    study = replace(small_study.study, seeds=2, figures=(), experiments=small_study.study.experiments[:1])
     study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))
     old = MeasureConfig(200, 50, linear_bins=False)
     execute.execute(study, tmp_path, old, Callback(), {"command": "test", "preset": "default"})
