@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+from tiers import QUICK
 
 STUDY, DRAWS = (
     re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[0]
@@ -18,7 +19,7 @@ STUDY, DRAWS = (
 
 
 def python(code: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(home), "XDG_CACHE_HOME": str(cwd / "cache")}
+    env = {**os.environ, "PYTHONPATH": str(home), "XDG_CACHE_HOME": str(cwd / "cache"), "XLA_FLAGS": QUICK}
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from minimal_folders import trained
 from paths import ROOT
+from tiers import QUICK
 from user_process import SCRIPTS, command
 
 from relu_study import compare, load, table
@@ -118,7 +119,7 @@ def test_warnings_of_libraries_reach_nobody(tmp_path: Path, how: str) -> None:
     if how == "command":
         words = ["-m", "relu_study", "run", words[0], "--out", words[1]]
     given = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-    given |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    given |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     done = subprocess.run([sys.executable, *words], capture_output=True, env=given, timeout=300)
     assert done.returncode == 0 and b"arning" not in done.stderr, done.stderr.decode()
     assert (tmp_path / "out/figures/a.png").is_file()
