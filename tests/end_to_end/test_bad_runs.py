@@ -158,7 +158,7 @@ def test_every_other_row_keeps_its_bytes(name: str, folders: tuple[Path, Path]) 
     assert first == second
 
 
-def test_verdicts_and_tables_of_the_others_keep_their_bytes(folders: tuple[Path, Path]) -> None:
+def test_verdicts_and_tables_of_other_arms_keep_their_bytes(folders: tuple[Path, Path]) -> None:
     healthy, spoiled = ([row for row in rows(folder, "verdicts") if row["claim"] != "C"] for folder in folders)
     assert healthy == spoiled and {row["n"] for row in spoiled if row["n"]} == {str(BAD)}, "pairs of finite runs"
     assert {row["verdict"] for row in rows(folders[1], "verdicts") if row["claim"] == "C"} == {"not testable"}
@@ -166,7 +166,7 @@ def test_verdicts_and_tables_of_the_others_keep_their_bytes(folders: tuple[Path,
         assert (folders[0] / f"tables/good.{suffix}").read_bytes() == (folders[1] / f"tables/good.{suffix}").read_bytes()
 
 
-def test_a_bad_run_stands_with_its_first_bad_epoch_and_no_numbers(folders: tuple[Path, Path]) -> None:
+def test_nonfinite_run_has_its_first_bad_epoch_and_no_numbers(folders: tuple[Path, Path]) -> None:
     arms = of_arms(sweep(True), "good", "spoiled", "rates")
     first = {"weights": "0", "data": "0", "rate": "1", "infinite rate": "1"}
     for row in rows(folders[1], "runs"):
@@ -178,7 +178,7 @@ def test_a_bad_run_stands_with_its_first_bad_epoch_and_no_numbers(folders: tuple
             assert (row["status"], row["first_bad_epoch"]) == ("ok", "") and row["train_loss/all"]
 
 
-def test_aggregates_are_those_of_the_runs_that_are_finite(folders: tuple[Path, Path]) -> None:
+def test_aggregates_use_finite_runs_only(folders: tuple[Path, Path]) -> None:
     """Every number of a configuration ignores its bad run, except `n`."""
     spoiled = set(of_arms(sweep(True), "spoiled"))
     healthy, with_bad = ([row for row in rows(folder, "summary") if row["config_id"] in spoiled] for folder in folders)
@@ -192,7 +192,7 @@ def test_aggregates_are_those_of_the_runs_that_are_finite(folders: tuple[Path, P
         assert [[row[key] for key in counted] for row in with_bad] == [[row[key] for key in counted] for row in healthy] != []
 
 
-def test_every_writer_copes_and_says_how_many(folders: tuple[Path, Path]) -> None:
+def test_every_output_counts_nonfinite_runs(folders: tuple[Path, Path]) -> None:
     """Warnings are errors here, so there was no 0 / 0."""
     folder = folders[1]
     for suffix in ("md", "tex"):
@@ -233,7 +233,7 @@ def test_tensorboard_has_every_run_with_its_outcome(folders: tuple[Path, Path]) 
         assert steps == ({0, 1, 2} if run == "weights@default" else {0})
 
 
-def test_a_loss_that_is_finite_with_gradients_that_are_not() -> None:
+def test_finite_loss_with_nonfinite_gradients_is_nonfinite() -> None:
     """The run is good at first, its gradients are empty, and one step makes it bad."""
     spec = base.replace(activation="root", initializer="spoiled_zero", epochs=2, rows=120)
     runs = [spec.replace(seed=seed) for seed in (0, BAD, 1)]
@@ -267,7 +267,7 @@ NAMES: dict[float, str] = {}
 DRAWN = 300
 
 
-def test_a_draw_that_is_nan_is_undefined_and_moves_no_other_number(tmp_path: Path) -> None:
+def test_nan_draw_is_undefined_and_changes_no_other_number(tmp_path: Path) -> None:
     spoiled_draws(bad=False)
     NAMES.update({scale: cell_id("spoiled_draws", statistics["spoiled_draws"].cell(scale=scale)) for scale in (1.0, 2.0)})
     study = DrawStudy(

@@ -87,7 +87,7 @@ def refused(said: tuple[int, str, str], *words: str) -> None:
 @pytest.mark.parametrize(
     "earlier", [pytest.param(False, id="this version", marks=pytest.mark.slow), pytest.param(True, id="an earlier one")]
 )
-def test_a_metric_that_is_added_or_removed_is_refused_by_name_before_training(here: Here, earlier: bool) -> None:
+def test_added_or_removed_metric_is_refused_by_name_before_training(here: Here, earlier: bool) -> None:
     without, having = study_file("without.py"), study_file("having.py", METRIC)
     for first, second in ((without, having), (having, without)):
         folder = Path(f"of_{Path(first).stem}")
@@ -115,7 +115,7 @@ def test_other_histograms_are_refused_before_training(here: Here) -> None:
     assert len(tile_paths(Path("every"))) == len(tile_paths(Path("few"))) == 1
 
 
-def test_an_object_that_cannot_be_verified_is_named_on_one_line(here: Here) -> None:
+def test_unverifiable_object_is_named_on_one_line(here: Here) -> None:
     name = study_file("own.py", TASK.replace("{mark}", MARKS["unverified"]), ("val_loss",), "own_data")
     line = "not verified: lock of task own_data. A change of their state is not noticed when out is continued"
     status, said, _ = here("plan", name, "--no-memory", "--out", "out")
@@ -126,7 +126,7 @@ def test_an_object_that_cannot_be_verified_is_named_on_one_line(here: Here) -> N
         assert status == 0 and noise.splitlines().count(line) == 1, noise
 
 
-def test_an_entry_without_a_fingerprint_trains_once_and_is_not_continued(here: Here) -> None:
+def test_entry_without_a_fingerprint_trains_once_and_is_not_resumed(here: Here) -> None:
     name = study_file("own.py", TASK.replace("{mark}", MARKS["unverifiable"]), ("val_loss",), "own_data")
     line = "task own_data cannot be compared with a later one (RuntimeError while it is read): out cannot be continued"
     assert line in here("plan", name, "--no-memory", "--out", "out")[1].splitlines()

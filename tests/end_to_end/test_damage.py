@@ -163,7 +163,7 @@ def _mutated(draw: st.DrawFn, whole: bytes, others: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("times", TIERS)
-def test_damage_is_named_or_changes_no_number(subjects: list[Subject], times: int) -> None:
+def test_damage_is_reported_or_changes_no_number(subjects: list[Subject], times: int) -> None:
     refused = []
 
     @settings(max_examples=DAMAGES * times, database=None, suppress_health_check=list(HealthCheck))
@@ -252,7 +252,7 @@ def _forged_csv(data: st.DataObject, whole: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("times", TIERS)
-def test_what_is_forged_is_refused_in_one_line_or_read_as_data(subjects: list[Subject], times: int) -> None:
+def test_forged_file_is_refused_in_one_line_or_read_as_data(subjects: list[Subject], times: int) -> None:
     """The checksum is valid here. Nothing is written outside the folder."""
     beside = {path: path.stat().st_mtime_ns for path in subjects[0].folder.parent.iterdir() if path.is_file()}
 

@@ -95,14 +95,14 @@ def bound(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_compiles(tmp_path: Path, bound: Path) -> None:
+def test_unwritable_folder_is_refused_before_compilation(tmp_path: Path, bound: Path) -> None:
     attempt("mkdir disk/sweep; chmod 555 disk/sweep; PYTHON=./bound; go fresh", tmp_path)
     refused(tmp_path, "fresh", LINE.format("Permission denied", "Make it writable", 0))
     assert len((tmp_path / "fresh.err").read_text().splitlines()) == 1 and not list((tmp_path / "disk" / "sweep").iterdir())
 
 
 @pytest.mark.slow
-def test_a_tensorboard_folder_that_cannot_be_written(whole: dict[str, bytes], tmp_path: Path, bound: Path) -> None:
+def test_unwritable_tensorboard_folder_is_reported(whole: dict[str, bytes], tmp_path: Path, bound: Path) -> None:
     attempt(
         "go all; rm -r disk/sweep/tensorboard/*; chmod 555 disk/sweep/tensorboard; "
         "(PYTHON=./bound; rep report); (PYTHON=./bound; go cut); chmod 755 disk/sweep/tensorboard; rep again",
@@ -120,7 +120,7 @@ def test_a_tensorboard_folder_that_cannot_be_written(whole: dict[str, bytes], tm
 
 
 @pytest.mark.slow
-def test_a_limit_on_the_size_of_files(whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_file_size_limit_is_reported(whole: dict[str, bytes], tmp_path: Path) -> None:
     """The manifest is below the limit, a tile is above it."""
     attempt("(ulimit -f 24; go cut); go again", tmp_path)
     refused(tmp_path, "cut", LINE.format("File too large", "raise the limit on the size of a file", 0))
@@ -130,7 +130,7 @@ def test_a_limit_on_the_size_of_files(whole: dict[str, bytes], tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "20k", "64k", "128k", "192k", "256k"])
-def test_a_full_disk(size: str, whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
+def test_full_disk_is_reported(size: str, whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
     """The disk is full before the manifest, or among tiles, TensorBoard files or tables."""
     script = f"""
 mount -t tmpfs -o size={size} none disk
@@ -146,7 +146,7 @@ mkdir out; cp -r disk/sweep out
 
 
 @pytest.mark.slow
-def test_a_disk_that_becomes_read_only(whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
+def test_read_only_disk_is_reported(whole: dict[str, bytes], tmp_path: Path, namespace: list[str]) -> None:
     script = """
 mount -t tmpfs none disk; mount -o remount,ro disk
 go never

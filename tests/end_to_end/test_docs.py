@@ -61,7 +61,7 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_pages_with_python_are_these() -> None:
+def test_pages_with_python_are_listed() -> None:
     names = ("concepts", "draw_studies", "extending", "results_folder", "statistics", "tables_and_figures", "writing_a_study")
     assert [*WITH_PYTHON] == ["README.md", *(f"docs/{name}.md" for name in names)]
 
@@ -117,7 +117,7 @@ def test_every_command_and_option_of_run_is_documented(here: Callable[..., tuple
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_links_lead_to_files_and_headings(page: str) -> None:
+def test_links_point_to_files_and_headings(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
         if target.startswith(("http://", "https://")):
             continue
@@ -143,7 +143,7 @@ def test_named_files_exist(page: str) -> None:
             assert (ROOT / "relu_study" / code).exists(), code
 
 
-def test_names_are_in_the_files_that_the_architecture_page_names() -> None:
+def test_architecture_page_names_files_with_their_names() -> None:
     pairs = re.findall(r"`(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/]+\.py)`", TEXTS["docs/architecture.md"])
     assert len(pairs) >= 12
     for *names, path in pairs:

@@ -38,7 +38,7 @@ def in_doubles(folder: Path) -> Path:
     return folder
 
 
-def test_doubles_are_read_from_tiles_and_from_files_to_the_last_bit(tmp_path: Path) -> None:
+def test_doubles_are_read_to_the_last_bit(tmp_path: Path) -> None:
     folder = in_doubles(tmp_path / "doubles")
     results = load(folder)
     assert results.curves["value"].dtype == np.float64
@@ -54,7 +54,7 @@ def test_doubles_are_read_from_tiles_and_from_files_to_the_last_bit(tmp_path: Pa
 
 
 @pytest.mark.parametrize("said", ["float32", "float64"])
-def test_a_tile_of_another_precision_than_its_provenance_is_refused(tmp_path: Path, said: str) -> None:
+def test_tile_of_another_precision_is_refused(tmp_path: Path, said: str) -> None:
     folder = in_doubles(tmp_path / "doubles")
     path = tile_paths(folder)[0]
     tile = read_tile(path)
@@ -66,7 +66,7 @@ def test_a_tile_of_another_precision_than_its_provenance_is_refused(tmp_path: Pa
         read_tile(path)
 
 
-def test_the_type_of_numbers_is_that_of_the_precision() -> None:
+def test_number_type_follows_the_precision() -> None:
     assert [number_type(made) for made in ({}, {"precision": "float32"}, {"precision": "float64"})] == [
         np.float32,
         np.float32,

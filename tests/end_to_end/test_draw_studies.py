@@ -71,7 +71,7 @@ def block(first: int, count: int, width: int, cell=CELL) -> Block:
     return Block(cell_id("coin", cell), width, "coin", tuple(sorted(cell.items())), first, count, 1e4)
 
 
-def test_a_block_holds_the_sums_of_its_draws_one_by_one():
+def test_block_stores_the_sums_of_its_draws():
     name, entry = cell_id("coin", CELL), statistics["coin"]
     single = [jax.device_get(entry.draw(CELL, random_streams.draw_key(name, i))) for i in range(5, 45)]
     heads, height = np.array([s["heads"] for s in single]), np.array([s["height"] for s in single], float)
@@ -87,7 +87,7 @@ def test_a_block_holds_the_sums_of_its_draws_one_by_one():
 
 
 @pytest.mark.parametrize("width", [1, 64, 1024])
-def test_shares_hang_on_the_draws_alone_and_not_on_how_many_are_made_at_a_time(width):
+def test_batch_size_changes_no_share(width):
     one, other = draw_block.draw_block(block(3, 100, width)), draw_block.draw_block(block(3, 100, 16))
     assert one is not None and other is not None
     np.testing.assert_array_equal(one["sum:heads"], other["sum:heads"])
@@ -99,7 +99,7 @@ def test_every_device_draws_the_same():
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_cells_have_streams_of_their_own():
+def test_cells_have_separate_random_streams():
     other = statistics["coin"].cell(p=0.1, kind="painted")
     one, two = draw_block.draw_block(block(0, 2000, 1024)), draw_block.draw_block(block(0, 2000, 1024, other))
     assert one is not None and two is not None
@@ -119,7 +119,7 @@ def test_a_second_run_draws_nothing_and_changes_no_byte(finished, tmp_path):
     assert contents(tmp_path / "coins") == contents(finished)
 
 
-def test_what_is_missing_is_drawn_and_nothing_else(finished, tmp_path):
+def test_only_missing_blocks_are_drawn(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "coins")
     paths = block_files.block_paths(tmp_path / "coins")
     gone = block_files.read_block(paths[1])[0]
@@ -128,7 +128,7 @@ def test_what_is_missing_is_drawn_and_nothing_else(finished, tmp_path):
     assert contents(tmp_path / "coins") == contents(finished)
 
 
-def test_more_draws_keep_the_full_blocks_and_fewer_are_a_view(finished, tmp_path):
+def test_more_draws_keep_full_blocks_and_fewer_draws_are_a_view(finished, tmp_path):
     folder = tmp_path / "coins"
     shutil.copytree(finished, folder)
     more = draw(folder, preset="full").drawn
@@ -138,7 +138,7 @@ def test_more_draws_keep_the_full_blocks_and_fewer_are_a_view(finished, tmp_path
     assert contents(folder) == contents(finished)
 
 
-def test_a_new_cell_is_drawn_alone_and_the_old_rows_keep_their_bytes(finished, tmp_path):
+def test_new_cell_keeps_existing_bytes(finished, tmp_path):
     folder = Path(shutil.copytree(finished, tmp_path / "coins"))
     one, *others = study.experiments
     more = replace(study, experiments=[replace(one, cells={"new": {"p": 0.3}, **one.cells}), *others])
@@ -151,14 +151,14 @@ def test_a_new_cell_is_drawn_alone_and_the_old_rows_keep_their_bytes(finished, t
     assert draw(folder).drawn == [] and contents(folder) == contents(finished)
 
 
-def test_the_report_is_made_again_without_the_study_and_without_its_blocks(finished, tmp_path):
+def test_report_is_rebuilt_without_study_and_blocks(finished, tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(finished, clone, ignore=shutil.ignore_patterns("raw", "figures", "tables", "report.*", "verdicts.csv"))
     assert any("no block" in line for line in report(clone))
     assert contents(clone) == contents(finished)
 
 
-def test_a_changed_statistic_does_not_mix(finished, tmp_path):
+def test_changed_statistic_is_refused(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "coins")
     path = next((tmp_path / "coins" / "raw").glob("block-*"))
     place, made, sums = block_files.read_block(path)
@@ -172,7 +172,7 @@ def test_a_changed_statistic_does_not_mix(finished, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None])
-def test_a_damaged_block_is_named(finished, tmp_path, content):
+def test_corrupt_block_is_named(finished, tmp_path, content):
     shutil.copytree(finished, tmp_path / "coins")
     path = block_files.block_paths(tmp_path / "coins")[0]
     path.write_bytes(path.read_bytes()[:-40] if content is None else content)
@@ -180,7 +180,7 @@ def test_a_damaged_block_is_named(finished, tmp_path, content):
         report(tmp_path / "coins")
 
 
-def test_an_interrupted_study_says_what_is_missing(finished, tmp_path):
+def test_interrupted_draw_study_lists_missing_draws(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "coins")
     for path in block_files.block_paths(tmp_path / "coins")[:-1]:
         path.unlink()
@@ -191,7 +191,7 @@ def test_an_interrupted_study_says_what_is_missing(finished, tmp_path):
     assert (cells["draws"] == 0).any() and (cells["draws"] > 0).any()
 
 
-def test_the_manifest_declares_all_that_a_report_needs(finished):
+def test_manifest_declares_all_inputs_of_a_report(finished):
     declaration = json.loads((finished / "manifest.json").read_text())["declaration"]
     assert {c["label"] for c in declaration["cells"]} >= {"p=0.1, kind=plain", "p=0.5"}
     assert declaration["factors"] == ["p", "kind", "throw"]
@@ -249,6 +249,6 @@ def declared(*experiments: Draws, **changes) -> None:
 
 
 @pytest.mark.parametrize("make, said", WRONG, ids=[said[:40] for _, said in WRONG])
-def test_what_cannot_be_is_refused_by_name(make, said):
+def test_invalid_draws_are_refused_by_name(make, said):
     with pytest.raises(UserError, match=said):
         make()

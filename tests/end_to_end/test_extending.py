@@ -70,7 +70,7 @@ def lines(folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("spec", ADDED.values(), ids=ADDED)
-def test_a_new_arm_trains_alone_and_old_rows_keep_their_bytes(spec: RunSpec, finished: Path, tmp_path: Path) -> None:
+def test_new_arm_keeps_existing_bytes(spec: RunSpec, finished: Path, tmp_path: Path) -> None:
     folder, callback = shutil.copytree(finished, tmp_path / "small"), Counted()
     before, widths = lines(folder), json.loads((folder / "manifest.json").read_text())["widths"]
     runner.run(extended(spec), folder, callback=callback)
@@ -89,7 +89,7 @@ def test_a_new_arm_trains_alone_and_old_rows_keep_their_bytes(spec: RunSpec, fin
     assert files(folder, "raw/*").items() > raw.items() and len(files(folder, "raw/*")) == len(raw) + 1
 
 
-def test_taken_out_again_it_leaves_the_folder_as_it_was(finished: Path, tmp_path: Path) -> None:
+def test_removed_arm_restores_the_folder(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "small")
     runner.run(extended(ADDED["in a cohort that is there"]), folder)
     grown = files(folder, "*.csv")
@@ -99,7 +99,7 @@ def test_taken_out_again_it_leaves_the_folder_as_it_was(finished: Path, tmp_path
     assert back.trained == [] and files(folder, "*.csv") == grown, "its runs were kept"
 
 
-def test_an_arm_that_stands_for_the_same_runs_trains_nothing(finished: Path, tmp_path: Path) -> None:
+def test_arm_with_equal_runs_trains_nothing(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "small")
     runner.run(extended(base), folder, callback=(same := Counted()))
     assert same.trained == [] and files(folder, "runs.csv") == files(finished, "runs.csv")
@@ -108,7 +108,7 @@ def test_an_arm_that_stands_for_the_same_runs_trains_nothing(finished: Path, tmp
 
 
 @pytest.mark.slow
-def test_more_seeds_and_a_new_experiment_train_what_is_missing(finished: Path, tmp_path: Path) -> None:
+def test_more_seeds_and_a_new_experiment_train_only_missing_runs(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "small")
     before, tiles = lines(folder), kill_harness.held(folder).tiles
     more = replace(
@@ -145,7 +145,9 @@ OTHERWISE = {
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_a_tile_made_otherwise_never_mixes(name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tile_of_another_provenance_never_mixes(
+    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, (there, said) = Path(shutil.copytree(finished, tmp_path / "small")), OTHERWISE[name]
     made = manifest.read_manifest(folder)
     if name == "own":
@@ -174,7 +176,7 @@ def test_a_tile_made_otherwise_never_mixes(name: str, finished: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_from_20_to_30_seeds_and_a_new_experiment_by_the_command(tmp_path: Path) -> None:
+def test_command_adds_seeds_and_an_experiment(tmp_path: Path) -> None:
     words, folder = ["run", "short.py", "--out", str(tmp_path / "out")], tmp_path / "out"
     (tmp_path / "short.py").write_text(text := kill_harness.STUDY.replace("seeds=2", "seeds=20"))
     assert kill_harness.ended(kill_harness.born(words, tmp_path)) == 0

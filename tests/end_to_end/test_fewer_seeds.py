@@ -61,7 +61,7 @@ def test_the_summary_is_over_its_own_seeds(folder: Path) -> None:
     assert cell["mean"] == pytest.approx(2 - 5 / 64 + np.mean([noise(seed, SEEDS) for seed in range(FEW)]), abs=1e-8)
 
 
-def test_pairs_are_of_the_seeds_that_both_have(folder: Path) -> None:
+def test_pairs_use_common_seeds(folder: Path) -> None:
     verdicts = pd.read_csv(folder / "verdicts.csv")
     n = {(row.claim, row.contrast): row.n for row in verdicts[verdicts["contrast"] != "overall"].itertuples()}
     assert n["P1", "leaky_relu vs baseline"] == FEW and n["P3", "stuck vs 0"] == SEEDS
@@ -77,7 +77,7 @@ def test_notes_name_both_numbers(folder: Path) -> None:
     assert f"over n = {FEW} seeds" in table(folder, "arm", where="arm=leaky_relu,lecun_normal")
 
 
-def test_a_forest_counts_no_seed_as_missing_that_was_not_asked_for(folder: Path) -> None:
+def test_forest_counts_only_requested_seeds_as_missing(folder: Path) -> None:
     declaration = read_whole_manifest(folder)["declaration"]
     rows = pd.read_csv(folder / "verdicts.csv", keep_default_na=False).to_dict("records")
     counts = {(e.label, e.column): e.count for e in forest.arrange_effects(rows, declaration, {})}
@@ -86,7 +86,7 @@ def test_a_forest_counts_no_seed_as_missing_that_was_not_asked_for(folder: Path)
     assert lost == {"P2  he_normal vs baseline"} and "n=7/8" in counts.values()
 
 
-def test_arms_whose_labels_hold_one_another_are_told_apart() -> None:
+def test_arms_with_nested_labels_are_distinct() -> None:
     entries = [
         {"arm": arm, "config_id": arm, "seeds": seeds, "spec": {"target": "t"}}
         for arm, seeds in (("relu", 9), ("relu, wide", 5), ("tanh", 7))
@@ -119,7 +119,7 @@ def test_a_configuration_is_live_once_its_own_seeds_are_stored(folder: Path, tmp
     assert set(live._ready) == set(IDS.values()) and not live._config_of_run
 
 
-def test_an_earlier_manifest_has_the_studys_seeds_everywhere(folder: Path) -> None:
+def test_earlier_manifest_uses_the_seeds_of_its_study(folder: Path) -> None:
     declaration = read_manifest(folder)["declaration"]
     earlier = [{name: value for name, value in entry.items() if name != "seeds"} for entry in declaration["configurations"]]
     assert set(seeds_of({**declaration, "configurations": earlier}).values()) == {SEEDS}

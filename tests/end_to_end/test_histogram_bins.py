@@ -69,7 +69,7 @@ def test_tiles_of_one_configuration_with_other_bins_are_refused_by_name(kind: st
 
 
 @pytest.mark.parametrize("said", [(LINEAR, POWERS), (POWERS, LINEAR)])
-def test_tiles_that_say_other_bins_than_the_manifest_are_refused_by_name(said: tuple[str, str], tmp_path: Path) -> None:
+def test_tiles_with_other_bins_than_the_manifest_are_refused_by_name(said: tuple[str, str], tmp_path: Path) -> None:
     trained(tmp_path)
     paths = split(tmp_path, (SPAN, SPAN), said)
     for reads in (report, load):

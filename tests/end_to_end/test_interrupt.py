@@ -48,7 +48,7 @@ def csvs(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_interrupted_study_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "long.py").write_text(STUDY)
     status, said = finish(begin(["run", "long.py", "--out", "whole"], tmp_path))
     assert status == 0, said
@@ -120,7 +120,7 @@ def view(*words: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return left.value.code
 
 
-def test_view_starts_tensorboard_and_passes_on_its_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_view_starts_tensorboard_and_prints_its_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     assert view("sweep", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr()
     assert said.out == "http://127.0.0.1:7007/\n" and said.err == SAID[2]  # a remark before it listens is dropped
@@ -132,7 +132,7 @@ def test_view_starts_tensorboard_and_passes_on_its_address(opened: Any, monkeypa
     ]
 
 
-def test_view_says_where_many_runs_have_to_be_selected(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_view_explains_how_to_select_many_runs(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     for i in range(41):
         assert view("sweep", monkeypatch=monkeypatch) == 0
         assert "Toggle All Runs" not in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_view_says_where_many_runs_have_to_be_selected(opened: Any, monkeypatch:
     assert "41 runs" in (said := capsys.readouterr().err) and "Toggle All Runs" in said
 
 
-def test_view_names_no_address_that_is_not_listened_at(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_view_prints_no_unused_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(Started, "status", 1)
     monkeypatch.setattr(Started, "said", ["TensorBoard could not bind to port 6006, it was already in use\n"])
     assert view("sweep", monkeypatch=monkeypatch) == 2
@@ -151,7 +151,7 @@ def test_view_names_no_address_that_is_not_listened_at(opened: Any, monkeypatch:
     assert not said.out and "already in use" in said.err and "--port 0" in said.err
 
 
-def test_view_says_how_to_make_what_is_missing(opened: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_view_explains_how_to_create_missing_files(opened: Any, monkeypatch: Any, capsys: Any) -> None:
     Path("sweep/tensorboard").rmdir()
     assert view("sweep", monkeypatch=monkeypatch) == 2 and not opened
     assert "relu-study report sweep" in capsys.readouterr().err

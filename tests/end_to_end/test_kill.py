@@ -100,7 +100,7 @@ def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) 
 # ------------------------------------------------------------------------------------ SIGKILL
 
 
-def test_a_study_killed_thrice_ends_the_same(trained: Whole, tmp_path: Path) -> None:
+def test_study_killed_three_times_ends_with_the_same_bytes(trained: Whole, tmp_path: Path) -> None:
     folder, words = trained.again(tmp_path)
     somewhere = Moment("compiling", random.Random(0).uniform(0, 0.1))
     blows = [Blow(*WHERE["later tile"], "half written"), somewhere, Blow(*WHERE["page"], "written"), 3600.0]
@@ -110,7 +110,7 @@ def test_a_study_killed_thrice_ends_the_same(trained: Whole, tmp_path: Path) -> 
     check(folder, trained)
 
 
-def test_a_draw_study_killed_twice_ends_the_same(drawn: Whole, tmp_path: Path) -> None:
+def test_draw_study_killed_twice_ends_with_the_same_bytes(drawn: Whole, tmp_path: Path) -> None:
     folder, words = drawn.again(tmp_path)
     blows = [Blow(*WHERE["later tile"], "written"), Blow(*WHERE["numbers"], "half written"), 3600.0]
     deaths = list(lives(words, folder, iter(blows), drawn.tiles))
@@ -121,7 +121,7 @@ def test_a_draw_study_killed_twice_ends_the_same(drawn: Whole, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("study", "kills"), [("measured", 35), ("drawn", 15)])
-def test_killed_over_its_whole_life(study: str, kills: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_kill_at_any_time_loses_no_stored_run(study: str, kills: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     whole = request.getfixturevalue(study)
     phases = killed(whole, tmp_path, kills, keeps_programs=True)
     print(f"{study}: killed {kills} times: {dict(phases)}")
@@ -132,7 +132,9 @@ def test_killed_over_its_whole_life(study: str, kills: int, request: pytest.Fixt
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("study", ["measured", "drawn"])
-def test_struck_wherever_it_writes(study: str, where: str, when: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_kill_at_any_write_loses_no_stored_run(
+    study: str, where: str, when: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     whole = request.getfixturevalue(study)
     if study == "drawn" and where == "TensorBoard":
         pytest.skip("a draw study has none")
@@ -157,7 +159,7 @@ def test_struck_wherever_it_writes(study: str, where: str, when: str, request: p
         pytest.param("drawn", signal.SIGINT, "manifest.json", marks=pytest.mark.slow),
     ],
 )
-def test_told_to_end_it_says_what_is_kept_and_how_to_go_on(
+def test_first_signal_stops_with_a_summary_and_next_step(
     study: str, number: signal.Signals, seen: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     whole = request.getfixturevalue(study)
@@ -183,7 +185,7 @@ def test_told_to_end_it_says_what_is_kept_and_how_to_go_on(
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
-def test_told_twice_it_ends_at_once(numbers: tuple[signal.Signals, signal.Signals]) -> None:
+def test_second_signal_stops_at_once(numbers: tuple[signal.Signals, signal.Signals]) -> None:
     code = """
 import signal, time
 from relu_study.cli.signals import handle_signals
@@ -205,7 +207,7 @@ with handle_signals():
     child.stdout.close()
 
 
-def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     from relu_study.cli.signals import StopSignal, handle_signals
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -20,7 +20,7 @@ from relu_study.report.tables.entries import RunLookup
 from relu_study.storage.tile_files import read_tile, tile_paths, write_tile
 
 
-def test_a_half_finished_sweep_says_what_is_not_run(tmp_path: Path) -> None:
+def test_unfinished_study_lists_missing_runs(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["he_normal", "wave"]
     folder = planted_folder(tmp_path / "planted", left_out=tuple(lost.replace(seed=s).run_id for s in (0, 6)))
     report(folder) if not (folder / "runs.csv").is_file() else None
@@ -42,7 +42,7 @@ def without_loss(folder: Path, epoch: int, last: int = len(EPOCHS)) -> Path:
     return folder
 
 
-def test_a_validation_loss_that_is_no_number_is_counted_as_nonfinite(tmp_path: Path) -> None:
+def test_nan_validation_loss_counts_as_nonfinite(tmp_path: Path) -> None:
     folder = without_loss(tmp_path / "one", 1)
     arm = load(folder).runs.query("`val_loss/all`.isna()")["activation"].item()
     made = table(folder, metric=["val_loss", "dead_fraction"])
@@ -56,7 +56,7 @@ def test_a_validation_loss_that_is_no_number_is_counted_as_nonfinite(tmp_path: P
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_outputs_that_are_no_numbers_make_their_loss_and_so_their_run_nonfinite(loss: str, bad: float) -> None:
+def test_nonfinite_outputs_give_a_nonfinite_loss(loss: str, bad: float) -> None:
     """So every metric of these outputs is missing: a share of right answers counts them as wrong."""
     outputs = 1 if loss == "bce" else 3
     for example, column in np.ndindex(4, outputs):
@@ -67,7 +67,7 @@ def test_outputs_that_are_no_numbers_make_their_loss_and_so_their_run_nonfinite(
             assert not np.isfinite(LOSSES[loss](jnp.asarray(prediction), jnp.asarray(y, jnp.float32)))
 
 
-def test_a_metric_that_reads_the_validation_loss_is_lost_with_it() -> None:
+def test_metric_of_a_nonfinite_validation_loss_is_missing() -> None:
     loss = np.array([[1, 1, 1], [1, np.nan, 1], [1, 1, np.inf], [np.nan, 1, 1]])
     measured = [
         {
@@ -96,7 +96,7 @@ def test_a_metric_that_reads_the_validation_loss_is_lost_with_it() -> None:
     assert np.isfinite(tile["metric:other/all"]).all() and set(tile["status"]) == {"ok"}
 
 
-def test_a_run_without_a_validation_loss_is_nonfinite_in_a_metric_that_reads_it(tmp_path: Path) -> None:
+def test_run_without_validation_loss_is_nonfinite_in_dependent_metrics(tmp_path: Path) -> None:
     runs = load(without_loss(tmp_path / "one", 1)).runs
     lost = runs["val_loss/all"].isna()
     frame = runs.assign(**{"gap/all": np.where(lost, np.nan, 1.0), "few/all": np.where(runs["seed"] == 1, np.nan, 1.0)})
@@ -107,7 +107,7 @@ def test_a_run_without_a_validation_loss_is_nonfinite_in_a_metric_that_reads_it(
 
 
 @pytest.mark.parametrize("epoch", ["last", 1])
-def test_a_validation_loss_of_no_run_at_all_names_its_reason(tmp_path: Path, epoch: str | int) -> None:
+def test_missing_validation_losses_name_their_reason(tmp_path: Path, epoch: str | int) -> None:
     folder = trained(tmp_path / "none")
     path = tile_paths(folder)[0]
     tile = read_tile(path)

@@ -32,7 +32,7 @@ def home(request: pytest.FixtureRequest) -> Path:
     return ROOT if request.param == "tree" else request.getfixturevalue("installed")
 
 
-def test_the_study_of_the_docs(home: Path, tmp_path: Path) -> None:
+def test_study_of_the_docs_runs(home: Path, tmp_path: Path) -> None:
     assert len(STUDY.splitlines()) < 35
     (tmp_path / "my_study.py").write_text(STUDY)
     done = relu_study(["run", "my_study.py"], home, tmp_path)
@@ -43,7 +43,7 @@ def test_the_study_of_the_docs(home: Path, tmp_path: Path) -> None:
     assert "S1" in (tmp_path / "results" / "ring" / "verdicts.csv").read_text()
 
 
-def test_the_draws_of_the_docs(home: Path, tmp_path: Path) -> None:
+def test_draw_study_of_the_docs_runs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "my_draws.py").write_text(DRAWS)
     done = relu_study(["run", "my_draws.py"], home, tmp_path)
     assert done.returncode == 0 and "report: results/half_off/report.md\n" in done.stdout, done.stderr

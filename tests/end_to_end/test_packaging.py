@@ -63,7 +63,7 @@ def test_there_are_more_devices_than_one():
     ],
     ids=["ruff check", "ruff format", "mypy", "lint-imports"],
 )
-def test_a_tool_has_nothing_to_say(command):
+def test_tool_reports_no_error(command):
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -132,7 +132,7 @@ def test_constraints_pin_the_whole_closure_and_nothing_else():
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_constraints_lie_in_the_declared_ranges(python):
+def test_constraints_are_in_the_declared_ranges(python):
     versions = pinned(python)
     for requirement in declared():
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), (python, requirement)
@@ -183,7 +183,7 @@ MORE = [("run --help", 0), ("no-such-command", 2), ("run article --no-such-optio
 
 
 @pytest.mark.parametrize(("arguments", "status"), tiered([*WORDS, *MORE], *WORDS))
-def test_the_door_opens_without_jax(arguments, status):
+def test_command_starts_without_jax(arguments, status):
     code = f"""
 import sys
 from relu_study.cli.commands import main
@@ -196,20 +196,20 @@ except SystemExit as end:
     assert imported_jax(code) == "[]"
 
 
-def test_the_words_and_the_right_wing_load_without_jax():
+def test_study_and_report_modules_load_without_jax():
     # import-linter reads our import lines; this also sees what a library of ours drags in.
     _, right, _ = PROJECT["tool"]["importlinter"]["contracts"]
     assert imported_jax("\n".join(f"import {module}" for module in right["source_modules"])) == "[]"
 
 
-def test_jax_would_be_seen():
+def test_import_of_jax_is_detected():
     assert imported_jax("import relu_study.engine.compilation") == "['flax', 'jax', 'jaxlib', 'optax']"
 
 
 # -------------------------------------------------------------------------------------------- the wheel
 
 
-def test_the_wheel_holds_the_package_and_its_studies(wheel):
+def test_wheel_contains_the_package_and_its_studies(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "relu_study").rglob("*.py")}
@@ -230,7 +230,7 @@ def test_an_installed_wheel_finds_its_studies(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_in_an_environment_of_its_own(wheel, tmp_path):
+def test_wheel_works_in_a_separate_environment(wheel, tmp_path):
     home = tmp_path / "environment"
     venv.create(home, with_pip=True)
     installing = run(home / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)

@@ -56,7 +56,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", READ)
-def test_what_is_read_counts_in_every_kind_of_entry(what: str, before: dict[str, Any], tmp_path: Path) -> None:
+def test_changed_dependency_changes_every_kind_of_entry(what: str, before: dict[str, Any], tmp_path: Path) -> None:
     file, old, new, part = READ[what]
     path = written(tmp_path / "study")
     changed(path.parent, file, old, new)
@@ -66,13 +66,13 @@ def test_what_is_read_counts_in_every_kind_of_entry(what: str, before: dict[str,
 
 
 @pytest.mark.parametrize("what", UNREAD)
-def test_what_is_not_read_moves_no_fingerprint(what: str, before: dict[str, Any], tmp_path: Path) -> None:
+def test_unread_code_keeps_every_fingerprint(what: str, before: dict[str, Any], tmp_path: Path) -> None:
     path = written(tmp_path / "study")
     changed(path.parent, *UNREAD[what])
     assert own(path) == before
 
 
-def test_the_folder_of_a_study_and_the_current_one_do_not_count(
+def test_study_folder_and_current_folder_keep_every_fingerprint(
     before: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "study")
@@ -106,7 +106,7 @@ REFUSED = ("global number", "data of a helper", "helper of a helper", "jitted he
 
 @KINDS
 @pytest.mark.parametrize("count", [2, pytest.param(len(REFUSED), marks=pytest.mark.slow)])
-def test_a_changed_study_is_refused_and_a_restored_one_ends_as_if_uninterrupted(
+def test_changed_study_is_refused_and_restored_study_resumes(
     drawn: bool, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = written(tmp_path / "study", drawn), tmp_path / "out"
@@ -133,7 +133,7 @@ def test_a_changed_study_is_refused_and_a_restored_one_ends_as_if_uninterrupted(
     assert results(out) == results(tmp_path / "whole") != {}
 
 
-def test_a_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) -> None:
+def test_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) -> None:
     path = written(tmp_path / "study")
     start(path, tmp_path / "one")
     changed(path.parent, "study.py", "* 1e-6", "* 1e-2")
@@ -145,7 +145,7 @@ def test_a_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) ->
 
 
 @KINDS
-def test_the_command_names_the_changed_entry_and_how_to_go_on(drawn: bool, tmp_path: Path, here: Any) -> None:
+def test_command_names_changed_entry_and_next_step(drawn: bool, tmp_path: Path, here: Any) -> None:
     path = written(tmp_path / "study", drawn)
     size = ["--max-draws", "20"] if drawn else ["--seeds", "1"]
     more = [size[0], "40" if drawn else "2"]
@@ -177,7 +177,7 @@ study = Study("odd", "Odd", "?", [Experiment("main", {"arm": base})], seeds=1, m
 """
 
 
-def test_an_entry_that_cannot_be_read_leaves_a_folder_that_cannot_be_continued(tmp_path: Path, here: Any) -> None:
+def test_unreadable_entry_prevents_resuming(tmp_path: Path, here: Any) -> None:
     (tmp_path / "odd.py").write_text(UNREADABLE)
     status, out, said = here("run", "odd.py", "--out", "out")
     assert status == 0 and "activation odd cannot be compared with a later one" in " ".join((out + said).split())
@@ -195,7 +195,7 @@ study = Study("arms", "Arms", "?", [Experiment("main", arms())], seeds=1, metric
 """
 
 
-def test_arms_that_a_function_makes_are_kept_by_what_they_are(tmp_path: Path) -> None:
+def test_arms_from_a_function_are_matched_by_their_specs(tmp_path: Path) -> None:
     def runs(source: str) -> dict[float, float]:
         (tmp_path / "arms.py").write_text(source)
         study: Any = load_study(tmp_path / "arms.py")

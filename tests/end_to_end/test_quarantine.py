@@ -45,7 +45,7 @@ def own(planted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(planted, tmp_path / "tiny"))
 
 
-def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path, finished: Path) -> None:
+def test_corrupt_tiles_are_moved_and_their_runs_trained_again(folder: Path, finished: Path) -> None:
     first, second = tile_files.tile_paths(folder)
     runs = [str(run) for path in (first, second) for run in tile_files.read_tile(path)["run_id"]]
     first.write_bytes(flipped(first.read_bytes()))
@@ -71,7 +71,7 @@ def test_damaged_tiles_are_moved_away_and_their_runs_trained_again(folder: Path,
     assert train(folder).made == [] and len(tile_files.tile_paths(folder)) == 2
 
 
-def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(folder: Path, tmp_path: Path, here: Any) -> None:
+def test_plan_counts_corrupt_tiles_as_missing_and_moves_nothing(folder: Path, tmp_path: Path, here: Any) -> None:
     path = tile_files.tile_paths(folder)[0]
     path.write_bytes(b"")
     file = shutil.copy(ROOT / "tests" / "support" / "small_study.py", tmp_path)
@@ -81,7 +81,7 @@ def test_a_plan_counts_what_is_damaged_as_missing_and_moves_nothing(folder: Path
     assert path.exists() and not (folder / "damaged").exists()
 
 
-def test_a_manifest_that_is_lost_or_garbled_is_made_anew_from_whole_tiles(folder: Path, finished: Path) -> None:
+def test_lost_or_corrupt_manifest_is_rebuilt_from_tiles(folder: Path, finished: Path) -> None:
     widths, path = read_manifest(folder)["widths"], folder / "manifest.json"
     text = path.read_text()
     for content, reason in (
@@ -103,7 +103,7 @@ def test_a_manifest_that_is_lost_or_garbled_is_made_anew_from_whole_tiles(folder
     assert sorted(p.name for p in (folder / "damaged").iterdir()) == ["manifest-2.json", "manifest.json"]
 
 
-def test_a_manifest_whose_tiles_are_of_other_runs_or_made_otherwise_is_not_made_anew(folder: Path) -> None:
+def test_manifest_is_not_rebuilt_from_other_tiles(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text("{")
     wide = replace(STUDY.experiments[0], arms={"wide": STUDY.experiments[0].arms["relu"].replace(width=9)})
@@ -140,7 +140,7 @@ def retouch(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     tile_files.write_arrays(path, {**tile, "provenance": made})
 
 
-def test_a_tile_made_otherwise_does_not_mix_in(own: Path) -> None:
+def test_tile_of_another_provenance_is_refused(own: Path) -> None:
     path = tile_files.tile_paths(own)[1]
     whole = path.read_bytes()
     retouch(path, lambda made: {**made, "engine": 7})
@@ -153,7 +153,7 @@ def test_a_tile_made_otherwise_does_not_mix_in(own: Path) -> None:
     refuses(own, rf"{path} has a different provenance .*width: 8 there, 4 here")
 
 
-def test_a_run_that_trains_refuses_widths_that_disagree(folder: Path) -> None:
+def test_training_refuses_contradictory_widths(folder: Path) -> None:
     manifest = read_manifest(folder)
     cohort = next(iter(manifest["widths"]))
     write_manifest(folder, {**manifest, "widths": {**manifest["widths"], cohort: 3}})
@@ -163,7 +163,7 @@ def test_a_run_that_trains_refuses_widths_that_disagree(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_tiles_that_say_different_things_of_one_run_are_both_set_aside(folder: Path, finished: Path) -> None:
+def test_contradictory_tiles_are_both_moved(folder: Path, finished: Path) -> None:
     path = tile_files.tile_paths(folder)[0]
     tile = tile_files.read_tile(path)
     rows = {name: values[:1] for name, values in tile.items() if values.shape[:1] == tile["run_id"].shape and name != "epoch"}
@@ -179,7 +179,7 @@ def test_two_tiles_that_say_different_things_of_one_run_are_both_set_aside(folde
     assert {p.name for p in (folder / "damaged").iterdir()} == {path.name, same.name}
 
 
-def test_a_flipped_digit_in_a_clone_is_seen_by_every_reader(own: Path) -> None:
+def test_every_reader_detects_a_changed_digit_in_a_clone(own: Path) -> None:
     for name in ("raw", "tensorboard"):
         shutil.rmtree(own / name)
     path = own / "runs.csv"
@@ -195,7 +195,7 @@ def test_a_flipped_digit_in_a_clone_is_seen_by_every_reader(own: Path) -> None:
     assert len(load(own).runs) == 6, "an earlier version wrote none"
 
 
-def test_a_damaged_csv_is_made_again_where_the_tiles_are(own: Path) -> None:
+def test_corrupt_csv_is_rebuilt_from_tiles(own: Path) -> None:
     whole = derived(own)
     (own / "summary.csv").write_text("x\n")
     (own / "SHA256SUMS").write_bytes(b"\0")

@@ -54,7 +54,7 @@ class Said(Callback):
 
 
 @given(st.lists(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), min_size=1, max_size=20), st.integers(1, 30))
-def test_parts_are_whole_even_and_compile_little_twice(cohorts: list[list[float]], of: int) -> None:
+def test_shards_are_complete_even_and_share_few_programs(cohorts: list[list[float]], of: int) -> None:
     work = [((c, i), f"cohort {c}", cost) for c, costs in enumerate(cohorts) for i, cost in enumerate(costs)]
     parts = [shard_tiles(work, Shard(number, of)) for number in range(1, of + 1)]
     assert list(itertools.chain(*parts)) == [tile for tile, _, _ in work], "each tile in one of them, in order"
@@ -66,7 +66,7 @@ def test_parts_are_whole_even_and_compile_little_twice(cohorts: list[list[float]
 
 
 @pytest.mark.parametrize("of", [2, 5])
-def test_every_run_is_in_one_shard_whatever_is_stored(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_is_in_one_shard_for_any_stored_runs(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
     large = study.with_preset("full", seeds=20)
     widths, wanted = prepare(large, None, MeasureConfig()).widths, {run.run_id for run in large.runs()}
 
@@ -120,7 +120,7 @@ def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     yield declared, folder, said
 
 
-def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path: Path) -> None:
+def test_shards_and_a_report_equal_one_process(sharded: Any, tmp_path: Path) -> None:
     declared, folder, said = sharded
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "raw"}, "a shard does not report"
     assert [len(callback.said) for callback in said] == [1, 1, 1]
@@ -140,7 +140,7 @@ def test_shards_then_a_report_are_what_one_process_makes(sharded: Any, tmp_path:
     assert {path.name for path in (again / "raw").iterdir()} == raw and kill_harness.once(again)
 
 
-def test_a_shard_is_done_once(sharded: Any) -> None:
+def test_repeated_shard_trains_nothing(sharded: Any) -> None:
     declared, folder, said = sharded
     before = kill_harness.held(folder).tiles
     assert carried_out(declared, folder, Shard(2, 3)).made == [] == carried_out(declared, folder, Shard(1, 2)).made
@@ -157,7 +157,7 @@ def beside(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     return declared, folder
 
 
-def test_a_shard_of_another_size_is_refused_beside_others(beside: Any) -> None:
+def test_shard_of_another_count_is_refused(beside: Any) -> None:
     declared, folder = beside
     before = (folder / "manifest.json").read_bytes()
     more = replace(declared, seeds=4) if declared is study else declared.with_preset(draws=600)
@@ -166,7 +166,7 @@ def test_a_shard_of_another_size_is_refused_beside_others(beside: Any) -> None:
     assert (folder / "manifest.json").read_bytes() == before
 
 
-def test_a_shard_made_otherwise_is_refused_before_any_tile_is_stored(beside: Any, monkeypatch: Any) -> None:
+def test_shard_of_another_provenance_is_refused_before_storing(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
     shutil.rmtree(folder / "raw")
     made = provenance.host()
@@ -176,7 +176,7 @@ def test_a_shard_made_otherwise_is_refused_before_any_tile_is_stored(beside: Any
         carried_out(declared, folder, Shard(1, 3))
 
 
-def test_shards_that_come_together_leave_a_true_manifest(beside: Any, monkeypatch: Any) -> None:
+def test_concurrent_shards_leave_a_correct_manifest(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
     monkeypatch.setattr(compile_time.Stopwatch, "spent", lambda clock: {"wall_s": 0.5, "compile_s": 0.0})
     manifest = read_manifest(folder)
@@ -190,7 +190,7 @@ def test_shards_that_come_together_leave_a_true_manifest(beside: Any, monkeypatc
 
 
 @pytest.mark.parametrize("sharded", ["trained"], indirect=True)
-def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_path: Path) -> None:
+def test_stored_cost_is_equal_in_every_shard(sharded: Any, tmp_path: Path) -> None:
     """A plan estimates the remaining time from stored costs and the manifest's timing."""
     folder = Path(shutil.copytree(sharded[1], tmp_path / "some"))
     tile_files.tile_paths(folder)[0].unlink()
@@ -202,7 +202,7 @@ def test_what_is_paid_is_what_is_stored_whichever_part_asks(sharded: Any, tmp_pa
     assert 0 < paid[0] < whole and paid == 4 * paid[:1]
 
 
-def test_a_report_waits_for_the_shards(sharded: Any) -> None:
+def test_report_waits_for_the_shards(sharded: Any) -> None:
     declared, folder, _ = sharded
     with locks.writer_lock(folder, Shard(2, 3)):
         with pytest.raises(UserError, match="Wait until all 3 shards are done"):
@@ -213,7 +213,7 @@ def test_a_report_waits_for_the_shards(sharded: Any) -> None:
             carried_out(declared, folder, Shard(2, 3))
 
 
-def test_what_a_shard_needs(tmp_path: Path) -> None:
+def test_invalid_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Give it with out="):
         runner.run(study, None, shard=(1, 2))
     with pytest.raises(UserError, match=r"3/2 is no shard. Give I/N with whole numbers 1 <= I <= N"):
@@ -231,7 +231,7 @@ def test_what_a_shard_needs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["short", "coins"])
-def test_shards_at_once_one_of_them_killed(name: str, tmp_path: Path) -> None:
+def test_concurrent_shards_survive_a_killed_one(name: str, tmp_path: Path) -> None:
     text = kill_harness.STUDY if name == "short" else Path(small_draw_study.__file__).read_text()
     (tmp_path / f"{name}.py").write_text(text)
     words, folder = ["run", f"{name}.py", "--out", str(tmp_path / "shards")], tmp_path / "shards"

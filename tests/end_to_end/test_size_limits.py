@@ -14,14 +14,14 @@ Here = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("seeds", [2**32 + 1, 5_000_000_000, 10**30])
-def test_more_seeds_than_there_are_are_refused(seeds: int) -> None:
+def test_too_many_seeds_are_refused(seeds: int) -> None:
     with pytest.raises(UserError, match="seeds must be at most 2"):
         Study("many", "Many", "?", [Experiment("main", {"relu": RunSpec()})], seeds=seeds)
     with pytest.raises(UserError, match="draws must be at most 2"):
         Draws("many", "dead_unit", {"all": {}}, seeds)
 
 
-def test_more_runs_than_can_be_listed_are_refused_before_they_are(here: Here) -> None:
+def test_too_many_runs_are_refused_before_listing(here: Here) -> None:
     study = Study("many", "Many", "?", [Experiment("main", {"relu": RunSpec(), "tanh": RunSpec(activation="tanh")})])
     with pytest.raises(UserError, match=r"2 configurations make 800,000,000 runs.*at most 1,000,000 seeds"):
         study.with_preset(seeds=400_000_000)

@@ -68,7 +68,7 @@ GROWN: dict[str, tuple[dict[str, Callable[[float], float]], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_the_goals_are_judged_after_the_first_minute(name: str, samples: ModuleType) -> None:
+def test_goals_apply_after_the_first_minute(name: str, samples: ModuleType) -> None:
     changes, missed = GROWN[name]
     about = {**STEADY, **changes}
     seen = [samples.Sample(float(t), *(about[key](t) for key in STEADY)) for t in range(0, 601, 5)]
@@ -76,7 +76,7 @@ def test_the_goals_are_judged_after_the_first_minute(name: str, samples: ModuleT
     assert {row["what"] for row in rows} == HELD and {row["what"] for row in rows if row["held"] == "no"} == missed
 
 
-def test_what_comes_after_the_last_run_is_not_judged(samples: ModuleType) -> None:
+def test_samples_after_the_last_run_are_ignored(samples: ModuleType) -> None:
     seen = [samples.Sample(5.0 * i, 800.0 if i <= 100 else 1600.0, 6, 23, min(50 * i, 5000)) for i in range(130)]
     assert {row["held"] for row in samples.judged(seen, 5000)} == {"yes"}
     with pytest.raises(SystemExit, match="9 samples after the first minute say nothing: give it more --minutes"):

@@ -26,7 +26,7 @@ def numbers() -> tuple[float, float]:
     return float(trained.runs["val_loss/all"][0]), float(drawn["estimate"].iloc[0])
 
 
-def test_a_global_of_a_jitted_helper_counts_in_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_global_of_a_jitted_helper_changes_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for known in (registry.activations, registry.statistics):
         monkeypatch.setattr(known, "_entries", dict(known._entries))
     activation("stale")(lambda pre: jnp.maximum(pre, jitted(pre)))

@@ -17,7 +17,7 @@ from relu_study.cli.encoding import write_plainly
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "latin-1", "utf-8"])
-def test_any_stream_takes_any_text(encoding: str) -> None:
+def test_stream_of_any_encoding_accepts_any_text(encoding: str) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
     write_plainly(stream)
@@ -42,7 +42,7 @@ def test_any_stream_takes_any_text(encoding: str) -> None:
     ],
     ids=["ascii", "cp437", "posix"],
 )
-def test_commands_write_to_streams_that_are_not_utf8(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_commands_write_to_streams_without_utf8(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = trained(tmp_path / "研究")
     done = command(";".join(f"{verb} {folder}" for verb in ("table", "compare", "report")), code=COMMANDS, **environment)
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -114,7 +114,7 @@ def test_every_command_writes_to_a_stream_of_any_encoding(tmp_path: Path, encodi
 @pytest.mark.parametrize(
     "environment", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["cp1252", "posix"]
 )
-def test_the_module_lists_and_refuses_on_streams_that_are_not_utf8(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_module_writes_to_streams_without_utf8(tmp_path: Path, environment: dict[str, str]) -> None:
     listed, unknown = command("list", **environment), command("table", str(tmp_path / "激活"), **environment)
     assert listed.returncode == 0 and b"article" in listed.stdout and not listed.stderr
     assert unknown.returncode == 2 and b"\\u6fc0\\u6d3b" in unknown.stderr and unknown.stderr.count(b"\n") == 1

@@ -9,7 +9,7 @@ from relu_study.study.loading import load_study, studies
 
 
 @pytest.mark.parametrize("name", studies())
-def test_a_study_is_whole_at_every_size(name):
+def test_study_is_complete_at_every_preset(name):
     study = load_study(studies()[name])
     assert study.name == name and study.figures
     for preset in ("default", *study.presets):

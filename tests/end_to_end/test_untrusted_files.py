@@ -38,7 +38,7 @@ def relinked(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["raw", "tables", "tensorboard", "runs.csv", "manifest.json", "SHA256SUMS", "tables/main.md"])
-def test_a_link_that_leads_out_is_refused(own: Path, name: str) -> None:
+def test_link_out_of_the_folder_is_refused(own: Path, name: str) -> None:
     relinked(own, name)
     refuses(own, rf"{own / name} is a link that leads out of {own}", report, load, table)
 
@@ -66,7 +66,7 @@ def sealed(path: Path, archive: bytes) -> None:
     path.write_bytes(with_checksum(archive))
 
 
-def test_nothing_that_is_read_is_executed(own: Path, tmp_path: Path) -> None:
+def test_pickled_objects_are_not_executed(own: Path, tmp_path: Path) -> None:
     path = tile_files.tile_paths(own)[0]
     tile = tile_files.read_tile(path) | {"metric:val_loss/all": np.array([Trap(tmp_path / "sprung")], object)}
     np.savez(tmp_path / "trap.npz", **tile)  # type: ignore[arg-type]
@@ -75,9 +75,7 @@ def test_nothing_that_is_read_is_executed(own: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_an_array_that_claims_more_than_it_has_takes_no_memory(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_false_array_size_allocates_no_memory(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
     path = tile_files.tile_paths(own)[0]
@@ -113,13 +111,13 @@ def test_an_array_that_claims_more_than_it_has_takes_no_memory(
         ('{"format": 1, "study": 5, "provenance": {}, "widths": {}, "declaration": {}}', "its study is invalid"),
     ],
 )
-def test_a_hostile_manifest_is_one_line(own: Path, said: str, reason: str) -> None:
+def test_hostile_manifest_is_refused_in_one_line(own: Path, said: str, reason: str) -> None:
     (own / "manifest.json").write_text(said)
     refuses(own, rf"manifest.json is corrupt \(.*{reason}", report, load, table)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "a\0b", "x" * 101, ""])
-def test_names_of_files_stay_within_the_folder(own: Path, tmp_path: Path, name: str) -> None:
+def test_file_names_stay_in_the_folder(own: Path, tmp_path: Path, name: str) -> None:
     coin = minimal_folders.drawn(tmp_path / "coins")
     for folder, use in ((own, load), (own, report), (coin, load_cells), (coin, report)):
         manifest = read_manifest(folder)

@@ -109,7 +109,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", tiered(WAYS, "ENOSPC"))
-def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, whole: Path, tmp_path: Path) -> None:
+def test_failed_tile_write_stops_the_study_and_it_resumes(name: str, whole: Path, tmp_path: Path) -> None:
     (call, said), folder, first, second = WAYS[name], tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, call, getattr(errno, name), after=1, only="tile-")
@@ -123,7 +123,7 @@ def test_a_tile_that_cannot_be_stored_ends_the_sweep_and_it_goes_on(name: str, w
     assert len(second.tiles) == 2 and kept.stat().st_mtime_ns == before and contents(folder) == contents(whole)
 
 
-def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path: Path) -> None:
+def test_first_error_is_reported_when_later_writes_fail(tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute.tile_files, "write_tile", lambda *_: refuse(patch, "create", errno.ENOSPC) or 1 / 0)
@@ -135,7 +135,7 @@ def test_the_first_error_is_told_though_nothing_can_be_written_after_it(tmp_path
 
 
 @pytest.mark.parametrize("declared", tiered([study, draws], draws), ids=["train", "draw"])
-def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) -> None:
+def test_deleted_folder_is_not_created_again(declared: Any, tmp_path: Path) -> None:
     (folder, away), again = (tmp_path / name for name in ("sweep", "away")), Trained()
     go = run.run if declared is study else run.run_draws
     with pytest.raises(
@@ -151,7 +151,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(declared: Any, tmp_path: Path) 
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_folder_that_vanishes_while_the_report_is_made_is_not_made_anew(whole: Path, tmp_path: Path) -> None:
+def test_folder_deleted_during_the_report_is_not_created_again(whole: Path, tmp_path: Path) -> None:
     folder = copytree(whole, tmp_path / "sweep")
     with pytest.MonkeyPatch.context() as patch:
         real = configurations.collect
@@ -172,7 +172,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("declared", [study, draws], ids=["train", "draw"])
-def test_what_stands_in_the_way_is_named_before_anything_compiles(declared: Any, place: str, tmp_path: Path) -> None:
+def test_conflicting_file_is_named_before_compilation(declared: Any, place: str, tmp_path: Path) -> None:
     put, said = PLACES[place]
     manifest = {"format": 1, "study": declared.name, "provenance": {"own": {}}, "widths": {}, "declaration": {}}
     write_manifest(tmp_path, manifest)
@@ -185,7 +185,7 @@ def test_what_stands_in_the_way_is_named_before_anything_compiles(declared: Any,
     assert {path.name for path in tmp_path.iterdir()} == before and read_manifest(tmp_path)["widths"] == {}
 
 
-def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(atomic_write.WriteError, match="notes/sweep/raw: Not a directory"):
         run.run(study, tmp_path / "notes" / "sweep")
@@ -193,7 +193,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "verdicts.csv", "main.tex", "main.svg", "report.html", EVENT_FILE])
-def test_a_report_that_cannot_be_written_leaves_every_file_whole(name: str, whole: Path, tmp_path: Path) -> None:
+def test_failed_report_keeps_every_file_complete(name: str, whole: Path, tmp_path: Path) -> None:
     folder = copytree(whole, tmp_path / "sweep")
     for path in folder.rglob(EVENT_FILE):
         path.write_bytes(b"")  # what has not changed is not written
@@ -211,7 +211,7 @@ def test_a_report_that_cannot_be_written_leaves_every_file_whole(name: str, whol
     assert contents(folder) == contents(whole)
 
 
-def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: Path) -> None:
+def test_failed_block_write_stops_the_study_and_it_resumes(tmp_path: Path) -> None:
     folder, first, second = tmp_path / "cut", Trained(), Trained()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "rename", errno.ENOSPC, after=2, only="block-")
@@ -224,7 +224,7 @@ def test_blocks_that_cannot_be_stored_end_the_drawing_and_it_goes_on(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_clone_that_cannot_be_set_aside_stays_a_results_folder(whole: Path, tmp_path: Path) -> None:
+def test_unmovable_clone_stays_a_results_folder(whole: Path, tmp_path: Path) -> None:
     folder = copytree(whole, tmp_path / "sweep", ignore=lambda *_: ["raw", "tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume.shutil, "move", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))

@@ -22,7 +22,7 @@ from relu_study.report.tensorboard import server
 Here = Callable[..., tuple[int, str, str]]
 
 
-def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
+def test_tilde_is_the_users_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     trained(tmp_path / "home/study")
@@ -59,7 +59,7 @@ MATPLOTLIBRC = (
 )
 
 
-def test_a_users_own_settings_move_no_byte(tmp_path: Path) -> None:
+def test_user_settings_change_no_byte(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
     for name, hostile in (("plain", ()), ("hostile", ("yes",))):
         trained(tmp_path / name / "study")
@@ -113,7 +113,7 @@ if "study" not in __name__:
 
 
 @pytest.mark.parametrize("how", ["python", pytest.param("command", marks=pytest.mark.slow)])
-def test_warnings_of_libraries_reach_nobody(tmp_path: Path, how: str) -> None:
+def test_library_warnings_are_not_shown(tmp_path: Path, how: str) -> None:
     (tmp_path / "own.py").write_text(WARNED.replace('"study" not in __name__', str(how == "python")))
     words = [str(tmp_path / "own.py"), str(tmp_path / "out")]
     if how == "command":
@@ -125,7 +125,7 @@ def test_warnings_of_libraries_reach_nobody(tmp_path: Path, how: str) -> None:
     assert (tmp_path / "out/figures/a.png").is_file()
 
 
-def test_letters_that_the_font_lacks_warn_nobody() -> None:
+def test_missing_glyphs_give_no_warning() -> None:
     from matplotlib.figure import Figure
 
     from relu_study.report.figures.canvas import render
@@ -151,9 +151,7 @@ class Started:
         pass
 
 
-def test_view_passes_its_path_and_tensorboards_own_options_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
-) -> None:
+def test_view_passes_options_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
     trained(tmp_path / "out")
     started: list[Started] = []
 

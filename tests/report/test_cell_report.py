@@ -166,7 +166,7 @@ def test_undeclared_files_are_removed(folder, tmp_path):
     assert {path.name for path in other.glob("*/*")} - {path.name for path in folder.glob("*/*")} == {"mine.txt"}
 
 
-def test_the_page_says_what_was_drawn_and_answers(folder):
+def test_page_lists_draws_and_answers(folder):
     page = (folder / "report.md").read_text()
     assert "4 cells" in page and "nothing trained" in page
     assert "**K3: refuted.**" in page and "figures/lines.png" in page

@@ -41,14 +41,14 @@ def frame(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> pd.DataFr
         (["val_loss!=7"], lambda f: f["val_loss/all"].notna()),  # the nonfinite run meets no condition on a metric
     ],
 )
-def test_conditions_keep_the_runs_they_name(where: list[str], expected, manifest: dict, frame: pd.DataFrame) -> None:
+def test_conditions_keep_named_runs(where: list[str], expected, manifest: dict, frame: pd.DataFrame) -> None:
     declaration = manifest["declaration"]
     found = conditions.runs(conditions.parse(where, declaration), frame, declaration)
     np.testing.assert_array_equal(found, expected(frame).to_numpy() if where else expected(frame))
     assert found.any()
 
 
-def test_labels_select_by_arm_and_experiment_though_they_hold_commas(manifest: dict, frame: pd.DataFrame) -> None:
+def test_labels_with_commas_select_arms_and_experiments(manifest: dict, frame: pd.DataFrame) -> None:
     declaration = manifest["declaration"]
 
     def arms(*where: str) -> set[str]:

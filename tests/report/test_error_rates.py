@@ -128,7 +128,7 @@ def test_effects_of_zero_are_confirmed_as_equivalent_with_enough_seeds_and_open_
         assert {v for _ in range(20) for v in study(rng, [0.5] * 10, loss_claim(), n=n, sd=0.015)} == {"inconclusive"}
 
 
-def test_known_limit_what_no_run_shows_cannot_be_excluded_by_paired_differences() -> None:
+def test_known_limit_paired_differences_cannot_exclude_unseen_events() -> None:
     # A failure of size 1 in 5 % of the runs: the true mean sits on the margin, yet 0.95^16 = 44 % of studies see none.
     # The rule calls these equivalent; a share of runs against a constant is asked by share_test, which does not.
     none = np.zeros(SEEDS)

@@ -110,7 +110,7 @@ def test_verdicts_match_the_known_effects(reported: Path) -> None:
     assert rows[(rows["claim"] == "P2") & (rows["target"] == "wave")].iloc[0]["n"] == 7  # without the nonfinite pair
 
 
-def test_runs_that_are_not_stored_do_not_stop_a_report(tmp_path: Path) -> None:
+def test_missing_runs_do_not_stop_a_report(tmp_path: Path) -> None:
     lost = planted_arms(planted_study(4))["baseline", "wave"]
     folder = planted_folder(tmp_path, seeds=4, left_out=tuple(lost.replace(seed=s).run_id for s in range(4)))
     redeclare(folder, lambda d: d.update(figures=[f for f in d["figures"] if f["kind"] == "forest"], sections=[]))
@@ -122,7 +122,7 @@ def test_runs_that_are_not_stored_do_not_stop_a_report(tmp_path: Path) -> None:
     assert "75 ok, 1 nonfinite, 4 interrupted" in text and "not testable because arm 'baseline' has no stored runs" in text
 
 
-def test_a_folder_without_any_finished_tile_says_so(tmp_path: Path) -> None:
+def test_folder_without_tiles_is_reported(tmp_path: Path) -> None:
     folder = planted_folder(tmp_path, seeds=1)
     shutil.rmtree(folder / "raw")
     (folder / "raw").mkdir()
@@ -131,7 +131,7 @@ def test_a_folder_without_any_finished_tile_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_that_lost_its_tiles_keeps_its_files(reported: Path, tmp_path: Path) -> None:
+def test_folder_without_its_tiles_keeps_its_files(reported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(reported, tmp_path / "lost"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     gone = sorted((folder / "raw").iterdir())
@@ -222,7 +222,7 @@ def test_items_without_a_section_come_last(bare: Path) -> None:
     assert "**At its best rate**" in rest and "**P3: " in rest
 
 
-def test_a_study_of_ones_own_without_targets_tables_or_claims(bare: Path) -> None:
+def test_custom_study_without_targets_tables_or_claims(bare: Path) -> None:
     def strip(declaration: dict) -> None:
         entries = [e for e in declaration["configurations"] if e["spec"]["target"] == "wave"]
         declaration.update(configurations=entries, targets=[], tables=[], claims=[])
@@ -234,7 +234,7 @@ def test_a_study_of_ones_own_without_targets_tables_or_claims(bare: Path) -> Non
     assert not (bare / "tables").exists() and len(read_csv(bare / "verdicts.csv", TEXTS)) == 0
 
 
-def test_claims_without_declared_targets_are_asked_of_each_arms_own(bare: Path) -> None:
+def test_claims_without_declared_targets_use_the_targets_of_their_arms(bare: Path) -> None:
     entries = [e for e in read_manifest(bare)["declaration"]["configurations"] if e["spec"]["target"] == "wave"]
     redeclare(bare, lambda d: d.update(configurations=entries, targets=[]))
     report(bare)
@@ -246,7 +246,7 @@ def test_claims_without_declared_targets_are_asked_of_each_arms_own(bare: Path) 
 # ------------------------------------------------------------------------------- clones, stale files
 
 
-def test_a_clone_rebuilds_what_its_files_suffice_for(tmp_path: Path) -> None:
+def test_clone_rebuilds_files_with_complete_inputs(tmp_path: Path) -> None:
     folder = planted_folder(tmp_path / "planted", seeds=2, epochs=(0, 1, 2, 3, 5))  # 3 is no report epoch
     report(folder)
     clone = shutil.copytree(folder, tmp_path / "clone", ignore=shutil.ignore_patterns("raw", "tensorboard"))
@@ -274,7 +274,7 @@ def test_a_clone_with_every_epoch_draws_its_curves_too(reported: Path, tmp_path:
         ("runs", ["runs.csv is missing", "tables stays unchanged", "report.md stays unchanged"]),
     ],
 )
-def test_a_clone_names_the_file_that_is_missing(bare: Path, gone: str, needs: list[str]) -> None:
+def test_clone_names_the_missing_file(bare: Path, gone: str, needs: list[str]) -> None:
     report(bare)
     before = files(bare, "raw", f"{gone}.csv")
     shutil.rmtree(bare / "raw")

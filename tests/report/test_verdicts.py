@@ -118,7 +118,7 @@ def test_over_divides_by_a_site_and_last_is_the_deepest() -> None:
     assert row["effect"] == pytest.approx(np.mean((10 + NOISE) / (9 + NOISE)), abs=1e-6)
 
 
-def test_over_is_a_ratio_at_each_epoch_and_drops_what_has_no_ratio() -> None:
+def test_over_is_a_ratio_at_each_epoch_and_drops_undefined_ratios() -> None:
     top, below = np.tile([1.0, 6.0, 9.0], (SEEDS, 1)), np.tile([1.0, 2.0, 9.0], (SEEDS, 1))
     arm = stored({"grad_norm/site_1": top, "grad_norm/site_2": below}, sites=2)
     row = ask(loss_claim(metric="grad_norm", against=0.0, site="site_1", over="last", epoch="max"), arm=arm)
@@ -188,7 +188,7 @@ def test_against_dead_site_keeps_the_seeds_that_end_with_one() -> None:
     )
 
 
-def test_off_floor_is_asked_of_the_loss_of_the_arm() -> None:
+def test_off_floor_reads_the_loss_of_the_arm() -> None:
     values = {"grad_norm/all": np.ones(SEEDS)}
     claim = loss_claim(metric="grad_norm", against=0.0, off_floor=0.05)
     row = ask(claim, COIN, arm=stored(values | {"val_loss/all": np.full(SEEDS, 0.26)}))

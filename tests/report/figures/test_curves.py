@@ -130,7 +130,7 @@ def test_metric_at_every_site_has_a_row_per_site_with_values() -> None:
     np.testing.assert_allclose(line_of(made[0], 3, "baseline").get_ydata(), values.mean(0, dtype=float), rtol=1e-8)
 
 
-def test_runs_that_are_not_stored_are_counted_with_their_reason() -> None:
+def test_missing_runs_are_counted_with_their_reason() -> None:
     manifest, configurations, _ = planted()
     few = {config_id: replace(c, num_requested=32) for config_id, c in configurations.items()}
     shown = Figure("f", "", "curves", ("initialisers",), metrics=("val_loss",)), "survival"
@@ -180,7 +180,7 @@ def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
         (("val_loss/*",), "val_loss is measured for the whole network only"),
     ],
 )
-def test_a_metric_that_does_not_exist_is_refused(metrics: tuple[str, ...], message: str) -> None:
+def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> None:
     declared = Figure("f", "", "curves", metrics=metrics)
     with pytest.raises(UserError, match=re.escape(message)):
         study_figures.check(planted()[0]["declaration"] | {"figures": [vars(declared)]})

@@ -147,7 +147,7 @@ def test_runs_without_histograms_make_no_picture() -> None:
         (("post",), "unknown site of post of figure f 'all'"),
     ],
 )
-def test_a_histogram_that_does_not_exist_is_refused(metrics: tuple[str, ...], message: str) -> None:
+def test_unknown_histogram_is_refused(metrics: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         study_figures.check(planted()[0]["declaration"] | {"figures": [vars(replace(SPREADS, metrics=metrics))]})
 

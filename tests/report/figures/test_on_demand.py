@@ -256,7 +256,7 @@ def test_a_clone_draws_the_same(kind: str, words: dict[str, Any], folder: Path, 
         ("map", {"epoch": 2, "where": "seed<4"}, "raw for map, which is missing"),
     ],
 )
-def test_a_clone_names_what_is_missing(kind: str, words: dict[str, Any], needs: str, clone: Path, tmp_path: Path) -> None:
+def test_clone_names_missing_inputs(kind: str, words: dict[str, Any], needs: str, clone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(needs)):
         figure(clone, kind, **KINDS[kind], **words, out=tmp_path / "a.png")
 

@@ -137,7 +137,7 @@ def test_without_stored_runs_there_is_no_share() -> None:
         (["collapsed@soon"], "the epoch must be 'last' or a number, not 'soon'"),
     ],
 )
-def test_events_that_cannot_be_counted_are_refused(names: list[str], message: str) -> None:
+def test_uncountable_events_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(TABLE | {"events": {"ended": names}}, ["collapsed", "constant", "dead_fraction"])
     check(TABLE | {"events": {"ended": ["collapsed/all", "constant@last"]}}, ["collapsed", "constant"])

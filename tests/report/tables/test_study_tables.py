@@ -122,7 +122,7 @@ def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict
     assert "over n = 4 seeds, the odd ones; learning rate chosen by validation loss on the even ones" in text
 
 
-def test_runs_that_are_not_stored_are_counted_in_the_cell(tmp_path: Path) -> None:
+def test_missing_runs_are_counted_in_the_cell(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["baseline", "wave"]
     planted_folder(tmp_path, left_out=tuple(lost.replace(seed=s).run_id for s in (0, 6)))
     manifest = read_manifest(tmp_path)

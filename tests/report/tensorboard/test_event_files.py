@@ -188,7 +188,7 @@ def test_unknown_values_of_nonfinite_runs_are_nan(tmp_path: Path) -> None:
     assert series["val_loss/all/mean"][2] == np.float32(configurations[next(iter(configurations))].values["val_loss/all"][0, 2])
 
 
-def test_the_last_point_is_that_of_the_summary_though_every_run_went_nonfinite(tmp_path: Path) -> None:
+def test_last_point_equals_the_summary_if_every_run_is_nonfinite(tmp_path: Path) -> None:
     manifest = read_manifest(planted_folder(tmp_path, seeds=3))
     configurations = collect(tmp_path, manifest)
     for configuration in configurations.values():

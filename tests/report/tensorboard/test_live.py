@@ -162,7 +162,7 @@ def ids(study: Study) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("freely")
-def test_64_runs_show_what_is_complete_and_report_writes_the_same(tmp_path: Path) -> None:
+def test_complete_configurations_are_shown_and_equal_the_report(tmp_path: Path) -> None:
     callback, everything = Looks(tmp_path / "four", FOUR), replace(FOUR, metrics=())
     runner.run(everything, tmp_path / "four", callback=callback)
     assert len(FOUR.runs()) == 64 and len(callback.seen) == 3 and callback.seen[0] < 2 and callback.seen[-1] == 4

@@ -122,12 +122,12 @@ def test_epochs_without_counts_are_left_out() -> None:
     assert list(buckets([(3, 1), (3, 0), (3, 2)])) == [0, 2]
 
 
-def test_the_last_of_two_epochs_on_one_step_that_counts_something() -> None:
+def test_last_epoch_with_counts_on_a_step_is_shown() -> None:
     found = buckets([(ZERO, 1), (ZERO, 2), (ZERO, 3), (ZERO, 0)], [0, 0.25, 0.5, 1])
     assert {step: rows[0, 2] for step, rows in found.items()} == {0: 1, 1: 3}
 
 
-def test_of_many_epochs_a_hundred_are_written_first_and_last_among_them() -> None:
+def test_at_most_a_hundred_epochs_are_written_with_first_and_last() -> None:
     steps = list(buckets([(ZERO, 1)] * 251))
     assert len(steps) == 100 and (steps[0], steps[-1]) == (0, 250)
     assert set(np.diff(steps)) == {2, 3}

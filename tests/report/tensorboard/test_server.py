@@ -127,7 +127,7 @@ def test_session_groups_are_the_rows_of_the_summary(board: Board, folder: Path, 
         assert {value["trainingStep"] for value in group["metricValues"]} == {5}
 
 
-def test_view_names_an_address_that_answers_and_ends_with_it(folder: Path) -> None:
+def test_view_prints_a_working_address_and_stops_with_tensorboard(folder: Path) -> None:
     command = [sys.executable, "-c", "from relu_study.cli.commands import main; main()", "view", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
