@@ -74,6 +74,15 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# Folders by time, the longest first: a worker takes whole files in this order, and all workers end together.
+FOLDERS = ("engine", "components", "end_to_end", "runner", "report", "cli", "study", "storage", "stats")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / folder: place for place, folder in enumerate(FOLDERS)}
+    items.sort(key=lambda item: next((places[path] for path in item.path.parents if path in places), len(places)))
+
+
 @pytest.fixture(scope="module")
 def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
     """The engine's programs are compiled as a user's are: for what says that bits are the same."""
