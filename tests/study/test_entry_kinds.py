@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from entry_kinds import kinds
 from paths import ROOT
+from tiers import tiered
 
 from relu_study.study.fingerprint import fingerprint
 
@@ -41,7 +42,7 @@ def loaded(source: str, folder: Path, how: str) -> dict[str, str]:
     return fingerprint(names["entry"])
 
 
-@pytest.mark.parametrize("how", LOADS)
+@pytest.mark.parametrize("how", tiered(LOADS, "file"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_dependency_counts_and_moved_code_does_not(kind: str, how: str, tmp_path: Path) -> None:
     source, old, new = KINDS[kind]
