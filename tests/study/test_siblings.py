@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from provenance_study import COMMON, DRAW, READ, TRAINED, written
+from tiers import tiered
 
 from relu_study import run
 from relu_study.components import registry
@@ -97,7 +98,7 @@ def test_change_between_two_loads_counts(way: str, tmp_path: Path, monkeypatch: 
     assert loaded(path) == first
 
 
-@pytest.mark.parametrize("way", ["module", "inside a function"])
+@pytest.mark.parametrize("way", tiered(["module", "inside a function"], "module"))
 def test_changed_module_next_to_a_study_is_refused(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path, out = next_to(tmp_path / "one", 0.25, way), tmp_path / "out"
