@@ -103,11 +103,11 @@ import jax, json, sys
 from collections import Counter
 heard = Counter()
 jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.rpartition("/")[2]]))
-from relu_study import runner
-runner.use_devices()
-from relu_study import tiles
+from relu_study.runner.run import use_devices
+use_devices()
+from relu_study.engine.train_tile import train_tile
 from relu_study.study.run_spec import RunSpec
-tiles.train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
+train_tile([RunSpec(rows=600, batch_size=32, width=8, epochs=1)], 2)
 print(json.dumps(heard))
 """
 
