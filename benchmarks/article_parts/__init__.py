@@ -1,0 +1,1 @@
+"""Parts of the article study."""
