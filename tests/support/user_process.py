@@ -15,7 +15,7 @@ def command(*words: str, code: str = "", **environment: str) -> subprocess.Compl
     """Run `python -W default -m relu_study` or other code as a user's process."""
     start = ["-c", code] if code else ["-m", "relu_study"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run([sys.executable, "-W", "default", *start, *words], capture_output=True, env=variables, timeout=300)
+    return subprocess.run([sys.executable, "-W", "default", *start, *words], capture_output=True, env=variables, timeout=900)
 
 
 COMMANDS = """
