@@ -19,7 +19,7 @@ from paths import ROOT
 from tiers import QUICK, SHIPPED
 
 # Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
-# Left out are the words and the door: they refuse bad input themselves, in their own words, and tests give them bad input.
+# Unchecked modules refuse bad input with their own messages, and tests give them bad input.
 # A wrapper around `data_file` would be the caller that it looks at.
 UNCHECKED = {"errors", "components.registry", "cli.commands", "cli.arguments"}
 UNCHECKED |= {
@@ -31,10 +31,10 @@ CHECKED = [name for name in MODULES if name.removeprefix("relu_study.") not in U
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
 for _registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
-    _registry.load()  # tests add entries and take them away again: those of the suite are there before
+    _registry.load()  # before tests add and remove entries
 
-# Two devices, so that tiles meet on them in every order; every further one would compile each program once more. Set here and
-# not in the environment: a subprocess of a test starts as a user's would.
+# Tiles meet in every order on two devices. Each further device compiles every program once more. The environment stays
+# unchanged: a subprocess of a test starts like a user's process.
 jax.config.update("jax_num_cpu_devices", 2)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
@@ -55,10 +55,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs beside pytest's own cache, subprocesses' too: a second run starts warm, a clean clone cold.
+    """Keep compiled programs, also of subprocesses, in pytest's cache: a second run starts warm, a new clone cold.
 
-    The fast tier compiles in this process without XLA's fusion emitters: 1.6 times as fast, other last bits, and so kept apart.
-    What asks for `as_shipped`, every other selection of tests, and subprocesses but those of `killed.py` have a user's programs.
+    The fast tier compiles in this process with the flags of `QUICK`. Its programs have other last bits and a separate folder.
+    Tests with `as_shipped`, the slow tier and most subprocesses have a user's programs.
     """
     if quick := compiles_quickly(config):
         flags = os.environ.get("XLA_FLAGS", "")
@@ -126,9 +126,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the installed wheel and nothing of this source tree: put it on a subprocess's PYTHONPATH.
+    """A folder with the unpacked wheel and nothing of this source tree, for a subprocess's PYTHONPATH.
 
-    A pure wheel is installed by unpacking it; its dependencies are those of the interpreter that runs the tests.
+    The dependencies come from the interpreter of the tests.
     """
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:

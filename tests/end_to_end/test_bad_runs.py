@@ -38,7 +38,7 @@ from relu_study.study.draw_study import Draws, DrawStudy, cell_id, grid_cells
 from relu_study.study.outputs import CellFigure, CellTable, Figure, Table
 from relu_study.study.study import Experiment, Study
 
-BAD = 3  # the seed of what is spoiled
+BAD = 3  # the seed of spoiled runs
 SPOILED = {"weights", "data"}
 HOPELESS = {"rate", "infinite rate"}
 

@@ -91,7 +91,7 @@ class Browser:
             raise AssertionError(error.read().decode()) from None
 
     def open(self, address: str) -> None:
-        self.ask("POST", "/url", {"url": "about:blank"})  # a new fragment alone would load nothing anew
+        self.ask("POST", "/url", {"url": "about:blank"})  # a new fragment loads no page
         self.ask("POST", "/url", {"url": address})
 
     def run(self, script: str) -> Any:
@@ -115,7 +115,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """TensorBoard on a copy, so that the page names no folder of this machine."""
+    """TensorBoard on a copy: the page names no folder of this machine."""
     place, logs = tmp_path_factory.mktemp("browser"), Path("results") / "article" / "tensorboard"
     folder = Path(os.environ.get("RESULTS") or planted_folder(place / "planted"))
     if "RESULTS" not in os.environ:

@@ -27,7 +27,7 @@ from relu_study.storage.csv_files import csv_text
 from relu_study.storage.resume import read_folder_state
 
 DAMAGES, FORGERIES = 400, 100
-COSTLY = ("report", "figure")  # a fifth as often as what is read in a moment
+COSTLY = ("report", "figure")  # a fifth as often as quick readers
 TIERS = [1, pytest.param(20, marks=pytest.mark.slow)]
 HOSTILE = (
     *("", "../../x", "/etc/passwd", "\0", "\ud800", "=1+1", "nan", "x" * 300, "\n\n", "$(touch x)", "\x1b[2J"),
@@ -37,7 +37,7 @@ HOSTILE = (
 Use = Callable[[Path], Any]
 
 
-# -------------------------------------------------------------------------------- what is read, and how
+# ---------------------------------------------------------------------------------- files and readers
 
 
 def _reported(folder: Path) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ def attempt(script: str, place: Path, *before: str) -> None:
     (place / "lengths.py").write_text(STUDY)
     (place / "disk").mkdir(exist_ok=True)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "DOOR": DOOR, "COLUMNS": "300"}
-    # One device, so that the tiles take their turns.
+    # On one device the tiles take turns.
     env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*before, "sh", "-c", SHELL + script], cwd=place, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

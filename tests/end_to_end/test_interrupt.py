@@ -31,7 +31,7 @@ DOOR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);
 
 
 def begin(words: list[str], place: Path) -> subprocess.Popen[str]:
-    """Start a sweep on one device, so that its tiles run one after another on any machine."""
+    """Start a study on one device: its tiles run one after another on any machine."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command = [sys.executable, "-c", DOOR, *words]
     return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

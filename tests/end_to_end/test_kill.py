@@ -83,7 +83,7 @@ def killed(whole: Whole, place: Path, kills: int, keeps_programs: bool = False) 
     def ends() -> Iterator[Moment | float]:
         while moments:
             yield (moment := moments.pop())
-            if moment.phase == "reporting":  # all is trained: whatever came then would find a life in its last phase
+            if moment.phase == "reporting":  # all runs are trained: a later kill hits the last phase
                 break
         yield 3600.0
 

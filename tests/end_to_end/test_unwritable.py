@@ -102,7 +102,7 @@ def refuse(patch: pytest.MonkeyPatch, call: str, code: int, after: int = 0, only
 WAYS = {
     "ENOSPC": ("rename", r"raw/tile-\w+.npz: No space left on device. Free space on the disk"),
     "EDQUOT": ("rename", r"raw/tile-\w+.npz: Disk quota exceeded. Free space on the disk"),
-    "EROFS": ("create", "raw: Read-only file system. Make it writable"),  # what is there, and can be
+    "EROFS": ("create", "raw: Read-only file system. Make it writable"),  # existing and possible files
     "EACCES": ("create", "raw: Permission denied. Make it writable"),
     "EIO": ("create", r"raw/tile-\w+.npz: Input/output error. Remove the cause"),
 }

@@ -143,7 +143,7 @@ def test_a_map_between_two_numbers_has_one_hue_on_either_side_of_zero(folder, ce
     blank = cells.assign(estimate=cells["estimate"].where(cells["throw"] != 2).mul(40).sub(10))
     picture = drawn(folder, blank, "board", between=(-6.0, 6.0))
     plain = {text.get_text(): patch.get_facecolor() for text, patch in zip(picture.axes[0].texts, picture.axes[0].patches)}
-    assert "-" in plain  # what is not defined has its place
+    assert "-" in plain  # undefined values keep their place
     below, above = (DIVERGING(0.0), DIVERGING(1.0))
     shown = {float(text): colour for text, colour in plain.items() if text != "-"}
     assert {colour for value, colour in shown.items() if value > 6} == {above}

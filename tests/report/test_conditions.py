@@ -87,7 +87,7 @@ def test_other_varying_factors_are_fixed_at_the_most_common_value(manifest: dict
     kept, held = factors.hold_fixed(declaration["configurations"], ("activation", "target"))
     assert held == {"depth": 2, "initializer": "normal_005", "learning_rate": 0.001, "bias_shift": 0.0}
     assert {entry["spec"]["activation"] for entry in kept} == {"relu", "leaky_relu", "tanh"}
-    # An arm is what it is: only what varies within it is held.
+    # Only factors that vary within an arm are fixed.
     kept, held = factors.hold_fixed(declaration["configurations"], ("arm", "target"))
     assert held == {} and len(kept) == len(declaration["configurations"])
 

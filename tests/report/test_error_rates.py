@@ -20,7 +20,7 @@ from relu_study.study.claims import Claim
 
 
 def study(rng: np.random.Generator, effects: list[float], claim: Claim, noise: str = "normal", n: int = SEEDS, sd: float = 0.04):
-    """The verdicts of one study: arms that differ from one baseline by these effects, each asked the same."""
+    """Verdicts of one study: arms with these effects against one baseline, one claim for each."""
 
     def draw() -> np.ndarray:
         return {
@@ -130,7 +130,7 @@ def test_effects_of_zero_are_confirmed_as_equivalent_with_enough_seeds_and_open_
 
 def test_known_limit_paired_differences_cannot_exclude_unseen_events() -> None:
     # A failure of size 1 in 5 % of the runs: the true mean sits on the margin, yet 0.95^16 = 44 % of studies see none.
-    # The rule calls these equivalent; a share of runs against a constant is asked by share_test, which does not.
+    # The rule calls these equivalent; share_test, for a share of runs against a constant, does not.
     none = np.zeros(SEEDS)
     blind, careful = paired_test(none, "equivalent", 0.05), share_test(none, 0.0, "equivalent", 0.05)
     assert blind["p"] == 2.0**-16 and verdict("equivalent", 0.05, blind["ci_lo"], blind["ci_hi"]) == "confirmed"

@@ -46,7 +46,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A folder with few runs and no figures to draw, for what is not about pictures."""
+    """A folder with few runs and no figures, for tests without pictures."""
     folder = planted_folder(tmp_path / "bare", seeds=2)
     redeclare(folder, lambda d: d.update(figures=[], sections=[]))
     return folder

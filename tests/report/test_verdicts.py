@@ -326,7 +326,7 @@ def test_correction_over_many_rows_prevents_confirmation() -> None:
 
 
 def test_a_relative_constant_is_in_units_of_the_targets_variance() -> None:
-    """An arm at the best constant's loss differs by nothing from 1 variance, whatever the target."""
+    """An arm at the best constant's loss equals 1 variance for any target."""
     row = ask(loss_claim(against=1.0, relative=True, margin=0.1, direction="equivalent"), COIN, arm=losses(0.25))
     assert abs(row["effect"]) < 1e-6 and row["verdict"] == "confirmed" and np.isclose(row["margin"], 0.025)
     row = ask(loss_claim(against=1.0, relative=True, margin=0.1, direction="less"), COIN, arm=losses(0.1))

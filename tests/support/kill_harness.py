@@ -74,7 +74,7 @@ def struck(folder: Path, blow: Blow) -> None:
     times, replace, write, record = [0], os.replace, Path.write_bytes, RecordWriter.write
 
     def falls(path: Path | str, when: str) -> bool:
-        # A temporary file's name begins with that of the file it is to be; an event file's does not.
+        # A temporary file's name begins with the name of its final file, except for event files.
         name = re.sub(r"\.(.+?\.\w+)\.\S+\.tmp", r"\1", Path(path).name).replace(".half-written", "events")
         aimed = when == blow.when and fnmatch.fnmatch(str((Path(path).parent / name).relative_to(folder)), blow.file)
         times[0] += aimed
@@ -111,7 +111,7 @@ def live(words: Sequence[str], place: Path, said: Path, keeps_programs: bool, bl
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"  # children are compared with children alone
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"  # children are compared only with children
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_platforms", "cpu")
     if not keeps_programs:  # what a killed process leaves of an entry it was writing would be read for ever

@@ -231,7 +231,7 @@ bent = Bend()
 def stored():
     return np.loadtxt(data_file("near.csv"), delimiter=",")
 '''
-# What is read: the file, the text and the text in its place, then a part that the refusal names.
+# Read dependencies: the file, a text and its replacement, then a part that the refusal names.
 READ: dict[str, tuple[str, str, str, str]] = {
     "global number": ("study.py", "SHIFT = 0.125", "SHIFT = 0.25", "SHIFT"),
     "global array": ("study.py", "[0.5, 0.25]", "[0.5, 0.26]", "TABLE"),

@@ -52,7 +52,7 @@ class Board:
             return json.load(answer)
 
     def scalars(self, tag: str, runs: list[str]) -> dict[str, list[tuple[int, float]]]:
-        """Return run -> (step, value) of each point, for those of `runs` with the tag."""
+        """Return run -> (step, value) of each point, for the `runs` with the tag."""
         form = urlencode({"tag": tag, "runs": runs}, doseq=True).encode()
         with urlopen(f"{self.address}data/plugin/scalars/scalars_multirun", form, timeout=30) as answer:
             return {run: [(step, value) for _, step, value in points] for run, points in json.load(answer).items()}

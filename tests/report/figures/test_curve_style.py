@@ -116,7 +116,7 @@ def test_coinciding_lines_are_both_visible() -> None:
 
 @pytest.mark.parametrize("number", tiered(range(18), 0, 3, 9, 12, 16))
 def test_text_is_large_unclipped_and_does_not_overlap(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: dict[Text, None] = {}  # what is drawn, and not the labels of ticks beyond an axis
+    shown: dict[Text, None] = {}  # drawn labels, without ticks beyond an axis
     draw = Text.draw
     monkeypatch.setattr(Text, "draw", lambda self, renderer: (shown.setdefault(self), draw(self, renderer))[1])
     picture = drawn(crowded()[number])

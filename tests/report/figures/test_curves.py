@@ -111,7 +111,7 @@ def test_metrics_without_values_leave_no_empty_row_and_no_empty_figure() -> None
     made = pictures(empty, nobody, mixed)
     assert len(made) == 1
     assert [ax.get_ylabel() for ax in made[0].axes[::2]] == ["saturated fraction,\nall sites\nN = 512 probe examples", "val loss"]
-    assert len(made[0].axes[0].lines) == 1  # tanh alone can saturate
+    assert len(made[0].axes[0].lines) == 1  # only tanh can saturate
 
 
 def test_metrics_without_values_are_named_below() -> None:

@@ -67,7 +67,7 @@ def test_titles_labels_and_legend_are_complete() -> None:
     assert labels(picture) == ["median", "25 % to 75 %", "5 % to 95 %"]
     assert said(picture) == "quantiles over 7 to 8 runs; site 1 is nearest the input"
     limits = [ax.get_ylim() for ax in picture.axes]
-    assert len(set(limits[:6])) == len(set(limits[6:])) == 1 and limits[0] != limits[6]  # a norm is that of its own target
+    assert len(set(limits[:6])) == len(set(limits[6:])) == 1 and limits[0] != limits[6]  # each target has a norm
     assert {ax.get_yscale() for ax in picture.axes} == {"log"}
 
 

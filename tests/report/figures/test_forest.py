@@ -41,7 +41,7 @@ def test_a_forest_shows_each_row_with_its_interval_its_margin_and_its_verdict() 
 
 
 def panel_rows(picture: Picture, panel: int) -> list[float]:
-    """The heights at which the rows of a forest's panel stand: those of the labels in its first column."""
+    """Heights of the rows of a forest's panel, from the labels of its first column."""
     return list(picture.axes[panel - panel % 2].get_yticks())
 
 
@@ -76,14 +76,14 @@ def test_untestable_row_is_labelled_without_a_claimed_range() -> None:
 def test_missing_seeds_of_an_effect_are_counted() -> None:
     (picture,) = pictures("claims")
     texts = [[(t.get_text(), t.get_position()[1]) for t in ax.texts] for ax in picture.axes]
-    # he_normal loses a run on wave, and is compared there in its second block alone
+    # he_normal loses a run on wave and is compared there only in its second block
     assert texts == [[], [], [("n=7/8", panel_rows(picture, 2)[0])], [], [], []]
     assert said(picture).endswith("; n: the seeds compared, where not all")
     (alone,) = pictures(Figure("f", "", "forest", claims=("P3",)))
     assert not any(ax.texts for ax in alone.axes) and "n:" not in said(alone)
     left, right = picture.axes[2].get_xlim()
     effects = [row["effect"] for row in planted()[2] if row["claim"] == "P2" and row["target"] == "wave"]
-    assert all(effect < left + 0.8 * (right - left) for effect in effects)  # the count stands beside, not on it
+    assert all(effect < left + 0.8 * (right - left) for effect in effects)  # the count is next to the marker
 
 
 def test_missing_seeds_differ_from_nonfinite_ones() -> None:

@@ -82,7 +82,7 @@ def test_ticks_are_at_the_bins_of_their_values() -> None:
         t.get_text().replace("\N{MINUS SIGN}", "-", 1): y for t, y in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
     }
     assert ticks.pop("exactly 0") == 0 and len(ticks) >= 4
-    # the smallest sizes used are those of bins 31 and 33
+    # bins 31 and 33 have the smallest used sizes
     for text, y in ticks.items():
         heights, borders = (above, edges()[BINS_PER_SIDE + 1 :]) if float(text) > 0 else (below, edges()[20 : BINS_PER_SIDE + 1])
         place = np.interp(np.log2(abs(float(text))), *np.sort([np.log2(np.abs(borders[: len(heights)])), np.abs(heights)]))
@@ -156,7 +156,7 @@ def test_unknown_histogram_is_refused(metrics: tuple[str, ...], message: str) ->
 
 
 def cells(ax: Any) -> dict[tuple[str, str], str]:
-    """What stands in each cell of a map, by the labels of its row (they stand at the first of its line) and column."""
+    """Text of each cell of a map, by the labels of its row and column. A row's label is at the start of its line."""
     first = ax.figure.axes[0]
     rows, cols = ([t.get_text() for t in axis.get_ticklabels()] for axis in (first.yaxis, ax.xaxis))
     return {(rows[int(t.get_position()[1])], cols[int(t.get_position()[0])]): t.get_text() for t in ax.texts}

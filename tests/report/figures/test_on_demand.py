@@ -98,7 +98,7 @@ def test_the_command_writes_to_the_current_folder_and_never_imports_jax(folder: 
     assert other[0].read_bytes() == (tmp_path / "map.png").read_bytes()
 
 
-# ------------------------------------------------------------------------------- what is chosen
+# --------------------------------------------------------------------------------- conditions
 
 
 def test_conditions_choose_configurations_and_runs(folder: Path, seen: list[Any], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
     ]
 
 
-# ------------------------------------------------------------------------------ what is refused
+# ----------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

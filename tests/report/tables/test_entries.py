@@ -36,7 +36,7 @@ def test_best_is_bold_and_indistinguishable_entries_are_tied() -> None:
 
 
 def test_pairing_by_seed_separates_overlapping_entries() -> None:
-    # The seeds differ by 1 and the cells by 0.01: unpaired they could not be told apart.
+    # The seeds differ by 1 and the cells by 0.01: only pairs separate them.
     assert scipy.stats.ttest_ind(NOISE, NOISE + 0.01).pvalue > 0.9
     assert said(Group("lower", [BEST, cell(NOISE + 0.01)])) == [Mark(best=True), Mark()]
 

@@ -125,7 +125,7 @@ def test_csv_has_a_line_a_cell_with_its_comparison(folder: Path) -> None:
     assert (row["n_finite"], row["pairs"], row["difference"], row["improvement"]) == (7, 7, 0.25, 0.0)
     assert (row["mean"], row["p"]) == pytest.approx((np.mean(left), 2 * 2.0**-7))
     others = [frame.loc[arm, target]["p"] for arm in ("he_normal", "lecun_normal") for target in ("wave", "coin_flip")]
-    # Holm: two of 2^-7 beside two of 2^-6.
+    # Holm: two of 2^-7 with two of 2^-6.
     assert sorted(others) == [2.0**-7, 2.0**-7, 2.0**-7, 2.0**-6]
     assert frame.loc["he_normal", "wave"]["p_corrected"] == pytest.approx(4 * 2.0**-7)
     assert math.isnan(frame.loc["baseline", "wave"]["p"])

@@ -27,7 +27,7 @@ from relu_study.storage.manifest import read_manifest
 
 @pytest.fixture
 def freely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing may take as long as it takes: what is there must not hang on how fast this machine is."""
+    """Writing takes any time: the files do not depend on the speed of this machine."""
     monkeypatch.setattr(live, "FREE_SECONDS", math.inf)
 
 
@@ -138,7 +138,7 @@ FOUR = Study(
 
 
 class Looks(Callback):
-    """Compares, whenever a tile is stored, the files with what is complete."""
+    """Compares the files with the complete configurations after each stored tile."""
 
     def __init__(self, folder: Path, study: Study) -> None:
         self.folder, self.stop = folder, False

@@ -24,7 +24,7 @@ ZERO = BINS // 2
 
 
 def merged(*layouts: Any) -> dict[str, list[str]]:
-    """Category -> charts as they are shown, the last first, when TensorBoard has made one layout of those of several runs."""
+    """Category -> charts in the shown order, last first, after TensorBoard merges the layouts of several runs."""
     tag = "custom_scalars__config__"
     held = {f"run {i}": {tag: [SimpleNamespace(numpy=make_ndarray(value.tensor))]} for i, value in enumerate(layouts)}
     plugin = CustomScalarsPlugin(TBContext(data_provider=SimpleNamespace(read_tensors=lambda *_, **__: held)))
