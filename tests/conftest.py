@@ -51,7 +51,7 @@ def compiles_quickly(config: pytest.Config) -> bool:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"compiled {'quickly, without fusion emitters' if compiles_quickly(config) else 'as for a user'}"
+    return f"compiled {'quickly' if compiles_quickly(config) else 'as for a user'}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
