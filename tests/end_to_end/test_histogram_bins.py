@@ -112,7 +112,7 @@ def test_tensorboard_shows_linear_bins_during_a_sweep_as_after_it(tmp_path: Path
     monkeypatch.setattr(live.Live, "write", writes)
     base = RunSpec(rows=80, batch_size=20, width=8, epochs=1, initializer="he_normal")
     arms = {name: base.replace(activation=name) for name in ("tanh", "relu6", "relu")}
-    study = Study("bounded", "Bounded", "?", [Experiment("main", arms)], seeds=2, metrics=("val_loss",))
+    study = Study("bounded", "Bounded", "?", [Experiment("main", arms)], seeds=2)
     run(study, tmp_path)
     final = {file.parent.name: file.read_bytes() for file in (tmp_path / "tensorboard").rglob(EVENT_FILE)}
     assert any(len(state) < len(final) for state in during) and len(final) == len(arms)

@@ -248,7 +248,7 @@ def as_an_earlier_version(folder: Path) -> None:
 
 def test_folder_of_earlier_version_keeps_its_bins(tmp_path: Path) -> None:
     arms = {name: small_study.base.replace(activation=name, epochs=1) for name in ("tanh", "relu")}
-    study = replace(small_study.study, seeds=2, figures=(), experiments=small_study.study.experiments[:1])
+    study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
     study = replace(study, experiments=(replace(study.experiments[0], arms=arms),))
     old = MeasureConfig(200, 50, linear_bins=False)
     execute.execute(study, tmp_path, old, Callback(), {"command": "test", "preset": "default"})
