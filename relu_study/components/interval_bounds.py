@@ -148,7 +148,8 @@ def through(activation: Activation, interval: Interval, hparams: Mapping[str, Ar
         error = 16 * jnp.finfo(lo.dtype).eps * (1 + _largest(interval) + _largest(Interval(least, most)).reshape(-1, *lo.shape))
         slack = jnp.where(exact, 0, error).reshape(least.shape)
         least, most = jnp.maximum(least - slack, activation.values[0]), jnp.minimum(most + slack, activation.values[1])
-    finite = jnp.tile(finite, activation.fanout)
+    # Where phi overflows, its ends are infinite or NaN (inf - inf): no information.
+    finite = jnp.tile(finite, activation.fanout) & jnp.isfinite(least) & jnp.isfinite(most)
     return Interval(jnp.where(finite, least, -inf), jnp.where(finite, most, inf))
 
 
