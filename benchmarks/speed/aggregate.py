@@ -24,6 +24,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import timing
 
 from relu_study import Experiment, RunSpec, Study, grid
@@ -106,8 +107,7 @@ def _until(happened: Callable[[], bool]) -> None:
 
 def _family(process: int) -> list[int]:
     """A process and all that it started, and those in turn."""
-    children = Path(f"/proc/{process}/task").glob("*/children")
-    return [process, *(further for path in children for child in path.read_text().split() for further in _family(int(child)))]
+    return [process, *(child.pid for child in psutil.Process(process).children(recursive=True))]
 
 
 def _peak(process: int) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import psutil
 
 from relu_study.runner.memory import resident
 
@@ -50,7 +51,8 @@ class Sampler:
                 return
 
     def _look(self) -> Sample:
-        counted = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        process = psutil.Process()
+        counted = process.num_fds(), process.num_threads()
         return Sample(time.monotonic() - self._began, resident() / 2**20, *counted, self._done())
 
 

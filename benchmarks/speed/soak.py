@@ -8,7 +8,7 @@ come first: by that alone the last fifth is a little faster, by 1 % where runs t
 
 Goals, all after the first minute: memory ranges over at most 5 %; no more descriptors nor threads at the end than at the
 beginning; as many runs a second in the last fifth as in the first, within 10 %. Ends with status 1 where one is missed.
-Writes results/speed/soak.csv and .md, and a picture. Linux only: it reads /proc.
+Writes results/speed/soak.csv and .md, and a picture.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def soaked(study: Study, seconds: float) -> list[Sample]:
     done = Done()
     with tempfile.TemporaryDirectory() as scratch, Sampler(lambda: done.runs, seconds) as sampler:
         job = prepare(study, Path(scratch) / "soak", MeasureConfig())
-        execute.train_tiles(job, Path(scratch) / "soak", done, keep_params=False, about=ABOUT)
+        execute.train_tiles(job, Path(scratch) / "soak", done, keep_params=False, command_info=ABOUT)
     return sampler.samples
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
@@ -27,7 +27,6 @@ MIB = 1 << 20
 PROCESS_BYTES = 40 * MIB  # per device: the programs that initialise a tile
 COMPILER_BYTES, LAYER_BYTES = 100 * MIB, 15 * MIB  # compiling the programs of a cohort: constant part, and per layer
 CACHE_READ_RATIO = 0.4  # memory to read a program from JAX's cache / memory to compile it
-BASE = 480 * MIB  # the interpreter with all imports, if the system does not report it
 RUN_BYTES = 30 << 10  # a run with its CSV rows and file contents while the report is written
 REPORT_BYTES = 10  # copies of each number of a run in the report
 
@@ -44,7 +43,7 @@ class MemoryEstimate(NamedTuple):
         text = f"peak memory about {self.host / MIB:,.0f} MiB"
         if self.limit is not None:
             text += f", and about {self.device / MIB:,.0f} of {self.limit / MIB:,.0f} MiB on each device"
-        if free is not None and needed > free:
+        if needed > free:
             text += f" (only {free / MIB:,.0f} MiB are free: runs that do not fit continue in narrower tiles or are skipped)"
         return text
 
@@ -202,7 +201,7 @@ class _CacheHitCounter:
 
 
 class _RssMonitor:
-    """Peak growth of this process in bytes within the context; 0 if the system does not report it."""
+    """Peak growth of this process in bytes within the context."""
 
     def __enter__(self) -> _RssMonitor:
         self.base = self.peak = resident()
@@ -233,17 +232,11 @@ def _limit() -> int | None:
 
 def resident() -> int:
     """Resident memory of this process in bytes."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return BASE
+    return int(psutil.Process().memory_info().rss)
 
 
-def available() -> int | None:
-    """Bytes that this process can reach, from free memory and the container's limit; None if unknown."""
-    info, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if not info.exists():
-        return None
-    free = next(int(line.split()[1]) << 10 for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+def available() -> int:
+    """Bytes that this process can reach, from free memory and the container's limit."""
+    free, limit = resident() + psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
     most = limit.read_text().strip() if limit.exists() else ""
-    return min(resident() + free, int(most)) if most.isdecimal() else resident() + free
+    return min(free, int(most)) if most.isdecimal() else free

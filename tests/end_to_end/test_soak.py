@@ -15,7 +15,7 @@ import pytest
 from paths import ROOT
 
 SPEED = ROOT / "benchmarks" / "speed"
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the soak reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows counts handles, not descriptors")
 
 
 @pytest.fixture(scope="module")
