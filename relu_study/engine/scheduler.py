@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -24,7 +25,7 @@ from relu_study.engine.plan import Plan, Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.stats.streaming_moments import Sums
 
-T = TypeVar("T", Tile, Block)
+T = TypeVar("T", bound=Tile | Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
 TRIM_INTERVAL = 10.0  # seconds between calls of malloc_trim, which takes some milliseconds
@@ -50,127 +51,109 @@ class Finished(NamedTuple, Generic[T, N]):
     compiling: float  # compile time in seconds
 
 
-def trained(
-    planned: Plan, probing: MeasureConfig, keep_params: bool = False, fallback: Fallback | None = None
-) -> Generator[Finished[Tile, Arrays], None, None]:
-    """Train every tile of a plan. Yields tiles with their numbers in the order of completion."""
+@dataclass(frozen=True)
+class Work(Generic[T, N]):
+    """The tiles or blocks of a plan, and the functions that compute their numbers."""
 
-    def start(tile: Tile, device: Any, should_continue: Callable[[], bool]) -> Any:
+    tiles: Sequence[T]
+    cost: Callable[[T], float]  # relative
+    start: Callable[[T, jax.Device, Callable[[], bool]], Any]  # queues a tile on a device; None if the last argument is False
+    collect: Callable[[Any], N]  # waits for the numbers of a queued tile
+    required_programs: Callable[[T], set[tuple[Any, ...]]]  # the keys of the programs of a tile
+    evict: Callable[[tuple[Any, ...]], None]  # frees a program by its key
+
+
+def training(plan: Plan, probing: MeasureConfig, keep_params: bool = False) -> Work[Tile, Arrays]:
+    """The training of every tile of a plan."""
+
+    def start(tile: Tile, device: jax.Device, should_continue: Callable[[], bool]) -> train_tile.QueuedTile | None:
         return train_tile.start_tile(
             list(tile.runs), tile.width, device, probing, num_datasets=tile.num_datasets, should_continue=should_continue
         )
 
-    def collect(pending: train_tile.QueuedTile) -> Arrays:
-        return train_tile.fetch(pending, keep_params)
-
-    with entry_errors():
-        yield from finished(
-            planned.tiles,
-            planned.cost,
-            start,
-            collect,
-            lambda tile: compilation.required_programs(tile.runs, probing),
-            compilation.evict,
-            fallback,
-        )
+    return Work(
+        plan.tiles,
+        plan.cost,
+        start,
+        lambda pending: train_tile.fetch(pending, keep_params),
+        lambda tile: compilation.required_programs(tile.runs, probing),
+        compilation.evict,
+    )
 
 
-def drawn(planned: DrawPlan, fallback: Fallback | None = None) -> Generator[Finished[Block, Sums], None, None]:
-    """Draw every block of a plan. Yields blocks with their sums in the order of completion."""
-    with entry_errors():
-        yield from finished(
-            planned.tiles,
-            planned.cost,
-            draw_block.draw_block,
-            lambda sums: sums,
-            draw_block.required_programs,
-            draw_block.evict,
-            fallback,
-        )
+def drawing(plan: DrawPlan) -> Work[Block, Sums]:
+    """The drawing of every block of a plan."""
+    start, programs = draw_block.draw_block, draw_block.required_programs
+    return Work(plan.tiles, plan.cost, start, lambda sums: sums, programs, draw_block.evict)
 
 
-def finished(
-    planned: Sequence[T],
-    cost: Callable[[T], float],
-    start: Callable[[T, Any, Callable[[], bool]], Any],
-    collect: Callable[[Any], N],
-    required_programs: Callable[[T], set[tuple[Any, ...]]],
-    evict: Callable[[tuple[Any, ...]], None],
-    fallback: Fallback | None = None,
-) -> Iterator[Finished[T, N]]:
+def finished(work: Work[T, N], fallback: Fallback | None = None) -> Generator[Finished[T, N], None, None]:
     """Run every tile. Yields tiles with their numbers in the order of completion.
 
-    The numbers of a tile are `collect(start(tile, device, should_continue))`. One thread per device queues tiles
+    The numbers of a tile are `work.collect(work.start(tile, device, should_continue))`. One thread per device queues tiles
     asynchronously, each before the previous one has finished.
-    By `cost`, each cohort is assigned to a device. The same plan then finds most programs in JAX's cache, whose keys
+    By `work.cost`, each cohort is assigned to a device. The same plan then finds most programs in JAX's cache, whose keys
     include the device.
     A program is evicted after the last tile that requires it, so memory does not grow with the number of cohorts or
     datasets.
     If a tile does not fit in memory, `fallback` retiles its whole cohort. If it cannot, the tile is retried after all
     others, with no other tile in memory.
     """
-    scheduler = _Scheduler(planned, cost, start, collect, required_programs, evict, fallback)
-    threads = [threading.Thread(target=scheduler.work, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
+    scheduler = _Scheduler(work, fallback)
+    threads = [threading.Thread(target=scheduler.run_on, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
     for thread in threads:
         thread.start()
-    try:
-        yield from scheduler.finished()
-        yield from scheduler.retry_serially(jax.devices()[0])
-    except KeyboardInterrupt:
-        scheduler.stop()
-        for thread in threads:
-            thread.join()
-        yield from scheduler.already_finished()
-        raise
-    finally:
-        scheduler.stop()
-        for thread in threads:
-            thread.join()
+    with entry_errors():
+        try:
+            yield from scheduler.finished()
+            yield from scheduler.retry_serially(jax.devices()[0])
+        except KeyboardInterrupt:
+            scheduler.stop()
+            for thread in threads:
+                thread.join()
+            yield from scheduler.already_finished()
+            raise
+        finally:
+            scheduler.stop()
+            for thread in threads:
+                thread.join()
 
 
-class _Pending(NamedTuple):
+@dataclass(frozen=True)
+class _Pending(Generic[T]):
     """A queued tile, or the reason (`why`) why it does not fit."""
 
-    tile: Any
+    tile: T
     pending: Any
     device: int
     compiling: float = 0.0
     why: str = ""
 
 
-class _Scheduler:
+class _Scheduler(Generic[T, N]):
     """The unfinished tiles, shared by the device threads that start them and the caller that collects them."""
 
-    def __init__(
-        self,
-        planned: Sequence[Any],
-        cost: Any,
-        start: Any,
-        collect: Any,
-        required_programs: Any,
-        evict: Any,
-        fallback: Fallback | None,
-    ) -> None:
-        self.todo, self.start, self.collect, self.fallback = list(planned), start, collect, fallback
-        self.required_programs, self.evict, self.last_trim = required_programs, evict, time.monotonic()
-        self.remaining = Counter(key for tile in planned for key in required_programs(tile))
-        self.unfinished: dict[str, list[Any]] = {}  # cohort -> its unfinished tiles
-        for tile in planned:
+    def __init__(self, work: Work[T, N], fallback: Fallback | None) -> None:
+        self.work, self.fallback, self.last_trim = work, fallback, time.monotonic()
+        self.todo: list[T] = list(work.tiles)
+        self.remaining = Counter(key for tile in work.tiles for key in work.required_programs(tile))
+        self.unfinished: dict[str, list[T]] = {}  # cohort -> its unfinished tiles
+        for tile in work.tiles:
             self.unfinished.setdefault(tile.cohort, []).append(tile)
-        self.assigned = assign_devices(planned, cost, len(jax.devices()))
+        self.assigned = assign_devices(work.tiles, work.cost, len(jax.devices()))
         self.started: set[str] = set()
         self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no device takes their tiles
         self.in_flight = 0  # tiles started and not yet collected
         self.changed, self.stopped = threading.Condition(), False
-        self.done: queue.Queue[_Pending | BaseException] = queue.Queue()
+        self.done: queue.Queue[_Pending[T] | BaseException] = queue.Queue()
 
-    def work(self, number: int, device: Any) -> None:
+    def run_on(self, number: int, device: jax.Device) -> None:
         """Queue tiles on a device until none is unfinished."""
         compiled: set[str] = set()
         while (tile := self._next_tile(number, compiled)) is not None:
             try:
                 before = thread_compile_seconds()
-                pending = self.start(tile, device, lambda: not self.stopped)
+                pending = self.work.start(tile, device, lambda: not self.stopped)
                 if pending is not None:
                     self.done.put(_Pending(tile, pending, number, thread_compile_seconds() - before))
             except BaseException as error:
@@ -183,7 +166,7 @@ class _Scheduler:
                         self.oom_cohorts.add(tile.cohort)
                 self.done.put(_Pending(tile, None, number, why=why))
 
-    def _next_tile(self, number: int, compiled: set[str]) -> Any:
+    def _next_tile(self, number: int, compiled: set[str]) -> T | None:
         # Each cohort compiles once per device. Preference: a cohort this device has compiled, an unstarted one assigned to it,
         # any unstarted one, any.
         with self.changed:
@@ -203,7 +186,7 @@ class _Scheduler:
                 self.changed.wait()  # a tile in flight may still be retiled
         return None
 
-    def finished(self) -> Iterator[Finished[Any, Any]]:
+    def finished(self) -> Iterator[Finished[T, N]]:
         """Yield tiles in the order of completion, until only those of `oom_cohorts` are unfinished."""
         while self.in_flight or self.unfinished.keys() - self.oom_cohorts:
             item = self.done.get()
@@ -213,23 +196,23 @@ class _Scheduler:
                 self.in_flight -= 1
             if not self._current(item.tile):
                 continue  # its cohort has been retiled since
-            numbers, why = self._catch_oom(functools.partial(self.collect, item.pending)) if not item.why else (None, item.why)
+            numbers, why = self._numbers(item)
             if why:
                 self._retile(item.tile, why)
             else:
                 yield Finished(item.tile, numbers, item.device, item.compiling)
                 self._finish(item.tile)
 
-    def already_finished(self) -> Iterator[Finished[Any, Any]]:
+    def already_finished(self) -> Iterator[Finished[T, N]]:
         """Yield the tiles that were finished when the caller was interrupted."""
         while not self.done.empty():
             item = self.done.get()
-            if isinstance(item, _Pending) and not item.why and self._current(item.tile):
-                numbers, why = self._catch_oom(functools.partial(self.collect, item.pending))
+            if isinstance(item, _Pending) and self._current(item.tile):
+                numbers, why = self._numbers(item)
                 if not why:
                     yield Finished(item.tile, numbers, item.device, item.compiling)
 
-    def retry_serially(self, device: Any) -> Iterator[Finished[Any, Any]]:
+    def retry_serially(self, device: jax.Device) -> Iterator[Finished[T, N]]:
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""
         for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
             for tile in list(self.unfinished[cohort]):
@@ -248,7 +231,10 @@ class _Scheduler:
             self.stopped = True
             self.changed.notify_all()
 
-    def _catch_oom(self, collect: Callable[[], Any]) -> tuple[Any, str]:
+    def _numbers(self, item: _Pending[T]) -> tuple[Any, str]:
+        return (None, item.why) if item.why else self._catch_oom(lambda: self.work.collect(item.pending))
+
+    def _catch_oom(self, collect: Callable[[], N]) -> tuple[Any, str]:
         """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
         try:
             return collect(), ""
@@ -257,21 +243,22 @@ class _Scheduler:
                 raise
             return None, why
 
-    def _run_serially(self, tile: Any, device: Any) -> Any:
-        return self.collect(self.start(tile, device, lambda: True))
+    def _run_serially(self, tile: T, device: jax.Device) -> N:
+        return self.work.collect(self.work.start(tile, device, lambda: True))
 
-    def _current(self, tile: Any) -> bool:
+    def _current(self, tile: T) -> bool:
         return any(tile is one for one in self.unfinished.get(tile.cohort, ()))
 
-    def _retile(self, tile: Any, why: str) -> None:
+    def _retile(self, tile: T, why: str) -> None:
         assert self.fallback is not None
         with self.changed:
             self.oom_cohorts.add(tile.cohort)
         self._release_programs(self.unfinished[tile.cohort], immediately=True)
         gc.collect()
         _malloc_trim()
-        narrow = self.fallback.retile(self.unfinished[tile.cohort], why)
-        self.remaining.update(key for other in narrow or self.unfinished[tile.cohort] for key in self.required_programs(other))
+        narrow: Sequence[T] | None = self.fallback.retile(self.unfinished[tile.cohort], why)
+        remaining = narrow or self.unfinished[tile.cohort]
+        self.remaining.update(key for other in remaining for key in self.work.required_programs(other))
         with self.changed:
             self.todo = [other for other in self.todo if other.cohort != tile.cohort]
             if narrow is not None:
@@ -280,7 +267,7 @@ class _Scheduler:
                 self.oom_cohorts.discard(tile.cohort)
             self.changed.notify_all()
 
-    def _finish(self, tile: Any) -> None:
+    def _finish(self, tile: T) -> None:
         with self.changed:
             self.unfinished[tile.cohort] = [other for other in self.unfinished[tile.cohort] if other is not tile]
             if not self.unfinished[tile.cohort]:
@@ -290,17 +277,17 @@ class _Scheduler:
             _malloc_trim()
             self.last_trim = time.monotonic()
 
-    def _release_programs(self, tiles: Sequence[Any], immediately: bool = False) -> bool:
+    def _release_programs(self, tiles: Sequence[T], immediately: bool = False) -> bool:
         """Evict the programs that no later tile requires, or all of these tiles if `immediately`; whether any was evicted."""
-        keys = Counter(key for tile in tiles for key in self.required_programs(tile))
+        keys = Counter(key for tile in tiles for key in self.work.required_programs(tile))
         self.remaining.subtract(keys)
         unused = [key for key in keys if immediately or not self.remaining[key]]
         for key in unused:
-            self.evict(key)
+            self.work.evict(key)
         return bool(unused)
 
 
-def costs(planned: Sequence[Any], cost: Callable[[Any], float]) -> dict[str, float]:
+def costs(planned: Sequence[T], cost: Callable[[T], float]) -> dict[str, float]:
     """The total cost of the tiles of each cohort."""
     totals: dict[str, float] = {}
     for tile in planned:
@@ -308,7 +295,7 @@ def costs(planned: Sequence[Any], cost: Callable[[Any], float]) -> dict[str, flo
     return totals
 
 
-def assign_devices(planned: Sequence[Any], cost: Callable[[Any], float], devices: int) -> dict[str, int]:
+def assign_devices(planned: Sequence[T], cost: Callable[[T], float], devices: int) -> dict[str, int]:
     """The device number of each cohort: the total `cost` per device is equal to within one cohort."""
     assigned: dict[str, int] = {}
     loads = [0.0] * devices

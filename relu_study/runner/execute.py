@@ -102,7 +102,7 @@ def train_tiles(
     """
     stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
     live = None if job.shard else Live(folder, manifest, per_seed)
-    fallback = HalvingFallback(job, folder, callback)
+    work, fallback = scheduler.training(job.plan, job.probing, keep_params), HalvingFallback(job, folder, callback)
     callback.on_start(job.plan, job.stored)
 
     def close() -> None:
@@ -118,7 +118,7 @@ def train_tiles(
         if live is not None:
             live.write()
 
-    with _closed(close), contextlib.closing(scheduler.trained(job.plan, job.probing, keep_params, fallback)) as finished:
+    with _closed(close), contextlib.closing(scheduler.finished(work, fallback)) as finished:
         for tile, numbers, device, compiling in finished:
             check_exists(folder)
             path = tile_files.write_tile(folder, tile_record(tile, numbers, job))
@@ -140,7 +140,7 @@ def draw_blocks(job: DrawJob, folder: Path, callback: Callback, command_info: Ma
         check_exists(folder)
         amend_manifest(folder, stopwatch.spent())
 
-    with _closed(close), contextlib.closing(scheduler.drawn(job.plan, fallback)) as finished:
+    with _closed(close), contextlib.closing(scheduler.finished(scheduler.drawing(job.plan), fallback)) as finished:
         for block, sums, device, compiling in finished:
             check_exists(folder)
             provenance = {**job.provenance, "cohort": block.cohort, "width": block.width}

@@ -30,7 +30,8 @@ def cost(tile: Tile) -> float:
 
 
 def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[scheduler.Finished[Any, Any]]:
-    return list(scheduler.finished(tiles, cost, start, lambda made: made, lambda tile: set(), lambda key: None, fallback))
+    work = scheduler.Work(tiles, cost, start, lambda made: made, lambda tile: set(), lambda key: None)
+    return list(scheduler.finished(work, fallback))
 
 
 @given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
