@@ -88,7 +88,7 @@ def carried_out(case: Case) -> dict[str, Any]:
         folder = Path(scratch) / "all"
         began = time.perf_counter()
         job = prepare(case.study(seeds), folder, probing)
-        execute.train_tiles(job, folder, callback, keep_params=False, command_info=ABOUT)
+        execute.run_tiles(job, folder, callback, command_info=ABOUT)
         trained = time.perf_counter()
         report(folder)
         if (compiling := manifest.read_manifest(folder)["timing"]["compile_s"]) > 0.1 * (trained - began):

@@ -91,7 +91,7 @@ def soaked(study: Study, seconds: float) -> list[Sample]:
     done = Done()
     with tempfile.TemporaryDirectory() as scratch, Sampler(lambda: done.runs, seconds) as sampler:
         job = prepare(study, Path(scratch) / "soak", MeasureConfig())
-        execute.train_tiles(job, Path(scratch) / "soak", done, keep_params=False, command_info=ABOUT)
+        execute.run_tiles(job, Path(scratch) / "soak", done, command_info=ABOUT)
     return sampler.samples
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,7 @@ from relu_study.errors import UserError
 from relu_study.study.loading import find_study, load_study
 
 if TYPE_CHECKING:
+    from relu_study.engine.state import MeasureConfig
     from relu_study.study.draw_study import DrawStudy
     from relu_study.study.shard import Shard
     from relu_study.study.study import Study
@@ -45,15 +46,11 @@ class SizeOptions:
         arg(metavar="N", help="Draw studies only: maximum draws of each cell.", help_behavior_hint="(default: the preset's)"),
     ] = None
 
+    def measure_config(self) -> MeasureConfig:
+        """The settings of measurements. Imports JAX."""
+        from relu_study.engine.state import MeasureConfig
 
-def describe_stored(study: Study | DrawStudy, folder: Path) -> str:
-    """The number of stored runs or draws in a results folder, in words."""
-    from relu_study.storage import block_files, tile_files
-    from relu_study.study.draw_study import DrawStudy
-
-    if isinstance(study, DrawStudy):
-        return f"{sum(count for _, _, count in block_files.stored_blocks(folder, [])):,} draws"
-    return f"{len(tile_files.stored_runs(folder, []))} finished runs"
+        return MeasureConfig(self.probe_examples, None if self.val_examples == "all" else int(self.val_examples))
 
 
 def parse_shard(text: str | None) -> Shard | None:
@@ -87,41 +84,32 @@ def existing_folder(folder: str) -> Path:
     return path
 
 
-def resolve_study(study: str, size: SizeOptions, out: str | None) -> tuple[Study | DrawStudy, Path, Any]:
-    """Load a study at its size: the study, its results folder and its MeasureConfig (None for a draw study).
+def resolve_study(study: str, size: SizeOptions, out: str | None) -> tuple[Study | DrawStudy, Path]:
+    """Load a study at its size: the study and its results folder.
 
     Raises UserError if an option is not valid or does not apply to the kind of the study.
     """
-    from relu_study.study.draw_study import DrawStudy
+    from relu_study.runner.kinds import kind_of
 
-    path, validation = find_study(study), None if size.val_examples == "all" else size.val_examples
-    _check_sizes(size, validation)
+    path = find_study(study)
+    _check_sizes(size)
     loaded = load_study(path)
-    folder = Path(out or f"results/{loaded.name}").expanduser()
-    if isinstance(loaded, DrawStudy):
-        for option in ("seeds", "epochs", "probe_examples"):
-            if getattr(size, option) is not None:
-                name = option.replace("_", "-")
-                raise UserError(f"{loaded.name} is a draw study: --{name} does not apply. Use --max-draws to set its size.")
-        return loaded.with_preset(size.preset, size.max_draws), folder, None
-    if size.max_draws is not None:
-        raise UserError(f"{loaded.name} trains networks: --max-draws does not apply. Use --seeds to set its size.")
-    sized = loaded.with_preset(size.preset, seeds=size.seeds, epochs=size.epochs)
-    from relu_study.engine.state import MeasureConfig
-
-    examples = sized.probe_examples if size.probe_examples is None else size.probe_examples
-    return sized, folder, MeasureConfig(examples, int(validation) if validation else None)
+    kind = kind_of(loaded)
+    for option in ("seeds", "epochs", "probe_examples", "max_draws"):
+        if option not in kind.size_options and getattr(size, option) is not None:
+            usual = _spelled(kind.size_options[0])
+            raise UserError(f"{loaded.name} {kind.action}: {_spelled(option)} does not apply. Use {usual} to set its size.")
+    return kind.with_size(loaded, size.preset, vars(size)), Path(out or f"results/{loaded.name}").expanduser()
 
 
-def _check_sizes(size: SizeOptions, validation: str | None) -> None:
-    counts = {
-        "seeds": size.seeds,
-        "probe-examples": size.probe_examples,
-        "val-examples": validation,
-        "max-draws": size.max_draws,
-    }
+def _spelled(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _check_sizes(size: SizeOptions) -> None:
+    counts = {name: getattr(size, name) for name in ("seeds", "probe_examples", "val_examples", "max_draws")}
     for name, value in counts.items():
-        if value is not None and not (str(value).isdecimal() and int(value) >= 1):
-            raise UserError(f"--{name} must be a whole number of at least 1, not {value}")
+        if value not in (None, "all") and not (str(value).isdecimal() and int(value) >= 1):
+            raise UserError(f"{_spelled(name)} must be a whole number of at least 1, not {value}")
     if size.epochs is not None and not 0 <= size.epochs < float("inf"):
         raise UserError(f"--epochs must be at least 0, not {size.epochs:g}")

@@ -17,7 +17,6 @@ from relu_study.cli.arguments import (
     Folder,
     SizeOptions,
     StudyName,
-    describe_stored,
     existing_folder,
     parse_shard,
     resolve_study,
@@ -64,30 +63,21 @@ def show_plan(
         out: Results folder. Stored runs are not planned again, and their time gives the speed of this machine.
     """
     part = parse_shard(shard)
-    declared, folder, measure_config = resolve_study(study, size, out)
-    from relu_study.cli.progress import print_draws, print_plan
-    from relu_study.runner.memory import predict_memory, predict_memory_draws
+    declared, folder = resolve_study(study, size, out)
+    from relu_study.cli.progress import print_plan
     from relu_study.runner.prepare import prepare
-    from relu_study.runner.prepare_draws import prepare_draws
     from relu_study.runner.run import use_devices
     from relu_study.storage.resume import doubts
-    from relu_study.study.draw_study import DrawStudy
 
     use_devices()
+    job = prepare(declared, folder, size.measure_config(), shard=part)
     title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
-    if isinstance(declared, DrawStudy):
-        draw_job = prepare_draws(declared, folder, shard=part)
-        print_draws(draw_job.plan, draw_job.stored, title, "" if no_memory else f"{predict_memory_draws(draw_job)}; ")
-        damaged, sources = draw_job.folder_state.damaged, draw_job.provenance["own"]
-    else:
-        job = prepare(declared, folder, measure_config, shard=part)
-        print_plan(job.plan, job.stored, title, job.folder_state.timing, "" if no_memory else f"{predict_memory(job)}; ")
-        damaged, sources = job.folder_state.damaged, job.provenance["own"]
-        for note in job.declaration.get("notes", []):
-            print(f"note: {note}")
-    for line in doubts(sources, folder):
+    print_plan(job, title, "" if no_memory else f"{job.kind.memory(job)}; ")
+    for note in job.declaration.get("notes", []):
+        print(f"note: {note}")
+    for line in doubts(job.provenance["own"], folder):
         print(line)
-    for error in damaged:
+    for error in job.folder_state.damaged:
         print(f"{error.path} is damaged ({error.reason}). A run moves it into damaged/ and computes its contents again.")
 
 
@@ -116,65 +106,57 @@ def run(
     part = parse_shard(shard)
     if part and only is not None:
         raise UserError("--shard selects a part of a study and --only RUN_ID one run. Use one of them.")
-    declared, folder, measure_config = resolve_study(study, size, out)
-    from relu_study.study.draw_study import DrawStudy
-
+    declared, folder = resolve_study(study, size, out)
     _check_options(declared, only, widths_from, all_epochs, per_seed)
     if only is not None:
-        assert not isinstance(declared, DrawStudy)
         from relu_study.runner.single_run import run_single
+        from relu_study.study.study import Study
 
+        assert isinstance(declared, Study)
         sweep = Path(existing_folder(widths_from) if widths_from else f"results/{declared.name}")
-        print(run_single(declared, only, sweep, folder if out else None, measure_config))
+        print(run_single(declared, only, sweep, folder if out else None, size.measure_config()))
         return 0
-    return _run_study(declared, folder, measure_config, size.preset, part, all_epochs=all_epochs, per_seed=per_seed)
+    return _run_study(declared, folder, size, part, all_epochs, per_seed)
 
 
 def _check_options(
     declared: Study | DrawStudy, only: str | None, widths_from: str | None, all_epochs: bool, per_seed: bool
 ) -> None:
-    from relu_study.study.draw_study import DrawStudy
+    from relu_study.runner.kinds import DRAWING, kind_of
 
     if widths_from is not None and only is None:
         raise UserError("--widths-from requires --only RUN_ID. It names the sweep that sets the tile width of that run.")
     if per_seed and only is not None:
         raise UserError("--per-seed does not apply to --only RUN_ID, which writes no TensorBoard. Use one of them.")
-    if isinstance(declared, DrawStudy) and (only is not None or per_seed or all_epochs):
+    if kind_of(declared) is DRAWING and (only is not None or per_seed or all_epochs):
         raise UserError(f"{declared.name} is a draw study: --only, --per-seed and --all-epochs do not apply. Omit them.")
 
 
 def _run_study(
-    declared: Study | DrawStudy,
-    folder: Path,
-    measure_config: Any,
-    preset: str,
-    part: Shard | None,
-    all_epochs: bool,
-    per_seed: bool,
+    declared: Study | DrawStudy, folder: Path, size: SizeOptions, part: Shard | None, all_epochs: bool, per_seed: bool
 ) -> int:
     """Run a study with a progress bar, then print its summary; the exit status."""
     from relu_study.cli.progress import Progress
     from relu_study.cli.summary import summary
-    from relu_study.runner import execute
+    from relu_study.runner.execute import execute
+    from relu_study.runner.kinds import kind_of
     from relu_study.runner.run import use_devices
-    from relu_study.study.draw_study import DrawStudy
+
+    def stored() -> str:
+        kind = kind_of(declared)
+        return f"{kind.count(kind.stored(folder, [])):,} {kind.stored_noun} are kept in {folder}"
 
     command = as_typed(["relu-study", *sys.argv[1:]])
     with Progress() as progress:
         try:
             use_devices()
-            info = {"command": command, "preset": preset}
-            if isinstance(declared, DrawStudy):
-                execute.execute_draws(declared, folder, progress, info, part)
-            else:
-                execute.execute(
-                    declared, folder, measure_config, progress, info, all_epochs=all_epochs, per_seed=per_seed, shard=part
-                )
+            info = {"command": command, "preset": size.preset}
+            execute(declared, folder, size.measure_config(), progress, info, all_epochs=all_epochs, per_seed=per_seed, shard=part)
         except KeyboardInterrupt as stop:
-            progress.on_message(f"interrupted: {describe_stored(declared, folder)} are kept in {folder}; resume with: {command}")
+            progress.on_message(f"interrupted: {stored()}; resume with: {command}")
             return _status(stop)
         except WriteError as error:
-            raise UserError(f"{error}: {command}; {describe_stored(declared, folder)} are kept in {folder}") from error
+            raise UserError(f"{error}: {command}; {stored()}") from error
     if part:
         whole = shlex.join(["relu-study", *strip_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")

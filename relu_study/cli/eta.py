@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,19 +94,3 @@ class EtaEstimator:
 def _rate(totals: Sequence[Sequence[float]]) -> float:
     seconds, cost = (sum(column) for column in zip(*totals, strict=True))
     return seconds / cost if cost else 0.0
-
-
-def eta_from_manifest(plan: Plan, timing: Mapping[str, float]) -> float | None:
-    """Seconds to train the missing runs of a folder at the speed of its stored runs; None without such a speed.
-
-    `timing` is the entry of the manifest: `wall_s`, and `compile_s` summed over devices.
-    """
-    stored_cost = sum(cohort.stored_cost for cohort in plan.cohorts)
-    training = plan.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)
-    if not stored_cost or training <= 0:
-        return None
-    started = [cohort for cohort in plan.cohorts if cohort.stored_cost]
-    unstarted = [cohort for cohort in plan.cohorts if not cohort.stored_cost and cohort.tiles]
-    layers = sum(cohort.work.layers for cohort in started)
-    compiling = timing["compile_s"] * sum(cohort.work.layers for cohort in unstarted) / layers
-    return (training / stored_cost * sum(plan.cost(tile) for tile in plan.tiles) + compiling) / plan.devices

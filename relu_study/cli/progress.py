@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from relu_study.cli.eta import EtaEstimator, eta_from_manifest
+from relu_study.cli.eta import EtaEstimator
+from relu_study.runner.callback import Callback
 
 if TYPE_CHECKING:
     from relu_study.engine.draw_plan import Block, DrawPlan
     from relu_study.engine.plan import Plan, Tile
-from relu_study.runner.callback import Callback
+    from relu_study.runner.prepare import Job
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 BAR_INTERVAL = 1.0  # seconds between updates of the note
@@ -86,53 +86,13 @@ class Progress(Callback):
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def print_draws(plan: DrawPlan, stored: int, title: str, memory: str = "") -> None:
-    """Print the plan of a draw study: a table with one row per statistic, and the totals with `memory` inserted."""
+def print_plan(job: Job[Any, Any], title: str, memory: str = "") -> None:
+    """Print the plan of a study: a table, and the totals with `memory` inserted."""
+    header, *rows = job.plan.table()
     table = Table(title=title, title_justify="left")
-    for column in ("statistic", "cells", "draws", "blocks"):
-        table.add_column(column, justify="left" if column == "statistic" else "right")
-    for name in dict.fromkeys(block.statistic for block in plan.tiles):
-        blocks = [block for block in plan.tiles if block.statistic == name]
-        table.add_row(name, f"{len({b.cohort for b in blocks}):,}", f"{sum(b.count for b in blocks):,}", f"{len(blocks):,}")
+    for column in header:
+        table.add_column(column, justify="left" if column in ("cohort", "program", "statistic") else "right")
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    cells = len({block.cohort for block in plan.tiles})
-    print(
-        f"{sum(block.count for block in plan.tiles):,} draws to compute ({stored:,} stored) in {cells:,} "
-        f"cells and {len(plan.tiles):,} blocks on {plan.devices} {plan.platform} device(s); one compilation per cell; "
-        f"{memory}time: unknown until the first blocks are done"
-    )
-
-
-def print_plan(plan: Plan, stored: int, title: str, timing: Mapping[str, float] = MappingProxyType({}), memory: str = "") -> None:
-    """Print the plan of a study: a table with one row per cohort, and the totals with `memory` inserted.
-
-    `timing` is the entry of the folder's manifest. It gives the speed of the stored runs, which sets the estimated time.
-    """
-    table = Table(title=title, title_justify="left")
-    for column in ("cohort", "program", "runs", "width", "tiles", "steps per run", "MiB per tile"):
-        table.add_column(column, justify="left" if column in ("cohort", "program") else "right")
-    for cohort in plan.cohorts:
-        steps = sorted({tile.steps for tile in cohort.tiles}) or [cohort.work.steps]
-        mib = cohort.bytes() / 2**20
-        span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-        counts = f"{cohort.runs:,}", str(cohort.width), f"{len(cohort.tiles):,}"
-        table.add_row(cohort.name, cohort.work.title, *counts, span, f"{mib:.0f}")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    eta, estimate = eta_from_manifest(plan, timing), plan.seconds()
-    if eta is not None:
-        duration = f"about {eta:,.0f} s at the speed of the stored runs"
-    elif estimate is not None:
-        duration = f"about {estimate:,.0f} s of training"
-    else:
-        duration = "time: unknown on this device until its first tiles are done"
-    runs = sum(c.runs for c in plan.cohorts)
-    print(
-        f"{_counted(runs, 'run')} to train ({stored:,} stored) in {_counted(len(plan.cohorts), 'cohort')} and "
-        f"{_counted(len(plan.tiles), 'tile')} on {_counted(plan.devices, f'{plan.platform} device')}; "
-        f"about {_counted(plan.compilations(), 'compilation')}; "
-        f"about {plan.bytes() / 2**20:,.0f} MiB of tiles in flight; {memory}{duration}"
-    )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    print(job.plan.totals(job.stored, job.folder_state.timing, memory))

@@ -7,15 +7,12 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relu_study.errors import UserError
+from relu_study.runner.kinds import kind_of
 from relu_study.storage.manifest import seeds_of
-from relu_study.study.draw_study import DrawStudy
 from relu_study.study.loading import load_study, studies
-
-if TYPE_CHECKING:
-    from relu_study.study.study import Study
 
 HEADER = ("STUDY", "SIZE", "MINUTES", "QUESTION")
 
@@ -41,23 +38,15 @@ def _size_and_minutes(path: Path) -> tuple[str, str]:
         study = load_study(path)
     except UserError:  # `run` reports the problem
         return "", ""
-    size, work = _size(study)
+    kind = kind_of(study)
+    size, work = kind.amount(study)
     minutes = ""
     for folder in (Path("results"), path.resolve().parents[1] / "results"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             manifest = json.loads((folder / study.name / "manifest.json").read_bytes())
             minutes = f"{manifest['timing']['wall_s'] / 60 * work / _stored_work(manifest):.1f}"
             break
-    return f"{size:,} {'draws' if isinstance(study, DrawStudy) else 'runs'}", minutes
-
-
-def _size(study: Study | DrawStudy) -> tuple[int, float]:
-    """Runs and their epochs, or draws twice."""
-    if isinstance(study, DrawStudy):
-        draws = sum(experiment.draws * len(experiment.cells) for experiment in study.experiments)
-        return draws, draws
-    runs = study.runs()
-    return len(runs), sum(run.epochs for run in runs)
+    return f"{size:,} {kind.noun}", minutes
 
 
 def _stored_work(manifest: Mapping[str, Any]) -> float:

@@ -62,6 +62,11 @@ class Tile:
         """Number of runs."""
         return len(self.runs)
 
+    @property
+    def ids(self) -> list[str]:
+        """The run_ids."""
+        return [run.run_id for run in self.runs]
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -130,6 +135,63 @@ class Plan:
         if self.platform != "cpu":
             return None
         return sum(seconds(t, c.work) for c in self.cohorts for t in c.tiles) / self.devices
+
+    def seconds_at(self, timing: Mapping[str, float]) -> float | None:
+        """Seconds to train the missing runs of a folder at the speed of its stored runs; None without such a speed.
+
+        `timing` is the entry of the manifest: `wall_s`, and `compile_s` summed over devices.
+        """
+        stored_cost = sum(cohort.stored_cost for cohort in self.cohorts)
+        training = self.devices * timing.get("wall_s", 0.0) - timing.get("compile_s", 0.0)
+        if not stored_cost or training <= 0:
+            return None
+        started = [cohort for cohort in self.cohorts if cohort.stored_cost]
+        unstarted = [cohort for cohort in self.cohorts if not cohort.stored_cost and cohort.tiles]
+        layers = sum(cohort.work.layers for cohort in started)
+        compiling = timing["compile_s"] * sum(cohort.work.layers for cohort in unstarted) / layers
+        return (training / stored_cost * sum(self.cost(tile) for tile in self.tiles) + compiling) / self.devices
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows of text, one per cohort, below a header."""
+        rows: list[tuple[str, ...]] = [("cohort", "program", "runs", "width", "tiles", "steps per run", "MiB per tile")]
+        for cohort in self.cohorts:
+            steps = sorted({tile.steps for tile in cohort.tiles}) or [cohort.work.steps]
+            span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
+            counts = f"{cohort.runs:,}", str(cohort.width), f"{len(cohort.tiles):,}"
+            rows.append((cohort.name, cohort.work.title, *counts, span, f"{cohort.bytes() / 2**20:.0f}"))
+        return rows
+
+    def totals(self, stored: int, timing: Mapping[str, float], memory: str = "") -> str:
+        """The totals in words, with `memory` inserted. `timing` is the entry of the folder's manifest."""
+        at_this_speed, estimate = self.seconds_at(timing), self.seconds()
+        if at_this_speed is not None:
+            duration = f"about {at_this_speed:,.0f} s at the speed of the stored runs"
+        elif estimate is not None:
+            duration = f"about {estimate:,.0f} s of training"
+        else:
+            duration = "time: unknown on this device until its first tiles are done"
+        return (
+            f"{_counted(sum(c.runs for c in self.cohorts), 'run')} to train ({stored:,} stored) in "
+            f"{_counted(len(self.cohorts), 'cohort')} and {_counted(len(self.tiles), 'tile')} on "
+            f"{_counted(self.devices, f'{self.platform} device')}; about {_counted(self.compilations(), 'compilation')}; "
+            f"about {self.bytes() / 2**20:,.0f} MiB of tiles in flight; {memory}{duration}"
+        )
+
+    def halve(self, tiles: Sequence[Tile]) -> list[Tile] | None:
+        """The same runs in tiles of half the width; None if the width is the minimum of the platform."""
+        wide = tiles[0].width // 2
+        if wide < WIDTH_LIMITS.get(self.platform, WIDTH_LIMITS["cpu"]).least:
+            return None
+        steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
+        return make_tiles(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
+
+    def describe(self, tile: Tile) -> str:
+        """The cohort of a tile, in words."""
+        return f"cohort {tile.cohort} ({self.work[tile.cohort].title})"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def seconds(tile: Tile, work: RunCost) -> float:
@@ -231,15 +293,6 @@ def make_tiles(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[
             for part, num_datasets in zip(parts, dataset_counts(parts, wide), strict=True)
         ]
     return tiles
-
-
-def halve_width(tiles: Sequence[Tile], platform: str) -> list[Tile] | None:
-    """The same runs in tiles of half the width; None if the width is the minimum of the platform."""
-    wide = tiles[0].width // 2
-    if wide < WIDTH_LIMITS.get(platform, WIDTH_LIMITS["cpu"]).least:
-        return None
-    steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
-    return make_tiles(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
 
 
 def dataset_counts(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:

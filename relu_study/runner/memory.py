@@ -15,12 +15,13 @@ import psutil
 
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
-from relu_study.engine.draw_plan import Block
-from relu_study.engine.plan import Cohort, Tile
+from relu_study.engine.draw_plan import Block, DrawPlan
+from relu_study.engine.plan import Cohort, Plan, Tile
 from relu_study.engine.state import MeasureConfig, State
 from relu_study.runner.prepare import Job
-from relu_study.runner.prepare_draws import DrawJob
+from relu_study.study.draw_study import DrawStudy
 from relu_study.study.run_spec import TRACED_FIELDS
+from relu_study.study.study import Study
 
 MIB = 1 << 20
 # Measured on Linux with jax 0.10.2 (results/speed/foretold.md).
@@ -56,7 +57,7 @@ class Size(NamedTuple):
     temporary: int
 
 
-def predict_memory(job: Job) -> MemoryEstimate:
+def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
     """Peak memory of training the missing runs of a job and of its report.
 
     Compiles the programs of the largest cohort, by tile and compiler memory, for its assigned device.
@@ -97,14 +98,14 @@ def _compiler(cohort: Cohort) -> int:
     return COMPILER_BYTES + LAYER_BYTES * cohort.work.layers
 
 
-def _reported(job: Job) -> int:
+def _reported(job: Job[Study, Plan]) -> int:
     """Bytes of the report of all runs, stored or not; a shard writes no report."""
     runs = [] if job.shard else job.study.runs()
     measurements = sum(len(train_tile.epochs_measured(run.epochs, job.probing.every)) for run in runs)
     return len(runs) * RUN_BYTES + REPORT_BYTES * 4 * len(job.declaration["columns"]) * measurements
 
 
-def predict_memory_draws(job: DrawJob) -> MemoryEstimate:
+def predict_memory_draws(job: Job[DrawStudy, DrawPlan]) -> MemoryEstimate:
     """Peak memory of computing the missing draws of a job. Compiles the program of the costliest cell."""
     base, limit = resident(), _limit()
     if not job.plan.tiles:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from relu_study.engine import draw_plan, plan
 from relu_study.engine.draw_plan import Block
 from relu_study.engine.plan import Tile
 from relu_study.errors import UserError
 from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import Job
-from relu_study.runner.prepare_draws import DrawJob
-from relu_study.storage import block_files, manifest, tile_files
+from relu_study.storage import manifest
 
 
 class HalvingFallback:
@@ -23,34 +21,32 @@ class HalvingFallback:
     A shard never changes a width, because all shards share it.
     """
 
-    def __init__(self, job: Job | DrawJob, folder: Path, callback: Callback) -> None:
+    def __init__(self, job: Job[Any, Any], folder: Path, callback: Callback) -> None:
         self.job, self.folder, self.callback = job, folder, callback
         self.widths = dict(job.widths)
         self.oom_ids: list[str] = []  # runs and cells that do not fit
         self.blocked: list[str] = []  # errors of the cohorts whose width is fixed
 
-    def retile(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
+    def retile(self, tiles: Sequence[Tile | Block], why: str) -> Sequence[Any] | None:
         """The same runs in tiles of half the width; None if the width is fixed or minimal."""
         first = tiles[0]
-        if self.job.shard or _stored(self.folder, first.cohort):
-            return None
-        narrow = draw_plan.halve_block(tiles) if isinstance(first, Block) else plan.halve_width(tiles, self.job.plan.platform)
-        if narrow is None:
+        if self.job.shard or self._is_stored(first.cohort) or (narrow := self.job.plan.halve(tiles)) is None:
             return None
         self.widths[first.cohort] = narrow[0].width
         self._record()
         self.callback.on_retile(tiles, narrow)
         self.callback.on_message(
-            f"{self._named(first)} does not fit in memory at width {first.width:,} ({why}): it continues at {narrow[0].width:,}"
+            f"{self.job.plan.describe(first)} does not fit in memory at width {first.width:,} ({why}): "
+            f"it continues at {narrow[0].width:,}"
         )
         return narrow
 
-    def give_up(self, tiles: Sequence[Any], why: str) -> None:
+    def give_up(self, tiles: Sequence[Tile | Block], why: str) -> None:
         """Mark the runs of a cohort `oom`, or block the cohort if its width is fixed. A later run chooses the width again."""
         first = tiles[0]
-        if stored := _stored(self.folder, first.cohort) or self.job.shard:
+        if stored := self._is_stored(first.cohort) or self.job.shard:
             self.blocked.append(
-                f"{self._named(first)} does not fit in memory at its width of {first.width:,} ({why}), and "
+                f"{self.job.plan.describe(first)} does not fit in memory at its width of {first.width:,} ({why}), and "
                 + (
                     "tiles of that width are stored. Free memory or use another device and run the study again, or use a new "
                     "folder with --out to choose a narrower width"
@@ -61,12 +57,12 @@ class HalvingFallback:
                 + f". The stored results in {self.folder} are kept"
             )
             return
-        ids = [first.cohort] if isinstance(first, Block) else [run.run_id for tile in tiles for run in tile.runs]
-        self.oom_ids = sorted({*self.oom_ids, *ids})
+        self.oom_ids = sorted({*self.oom_ids, *(name for tile in tiles for name in tile.ids)})
         self.widths.pop(first.cohort, None)
         self._record()
         self.callback.on_message(
-            f"{self._named(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): its runs are skipped"
+            f"{self.job.plan.describe(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): "
+            "its runs are skipped"
         )
 
     def raise_if_blocked(self) -> None:
@@ -79,15 +75,6 @@ class HalvingFallback:
             self.folder, {}, widths=dict(sorted(self.widths.items())), **({"oom": self.oom_ids} if self.oom_ids else {})
         )
 
-    def _named(self, tile: Tile | Block) -> str:
-        if isinstance(tile, Block):
-            return f"cell {tile.cohort} ({tile.statistic} {', '.join(f'{name}={value}' for name, value in tile.cell)})"
-        assert isinstance(self.job, Job)
-        return f"cohort {tile.cohort} ({next(c.work.title for c in self.job.plan.cohorts if c.name == tile.cohort)})"
-
-
-def _stored(folder: Path, cohort: str) -> bool:
-    """Whether a tile or block of a cohort is stored. Reads the files, because another process may have written some."""
-    provenances = [provenance for _, provenance in tile_files.stored_runs(folder, []).values()]
-    provenances += block_files.stored_blocks(folder, []).values()
-    return any(provenance.get("cohort") == cohort for provenance in provenances)
+    def _is_stored(self, cohort: str) -> bool:
+        """Whether a tile of a cohort is stored. Reads the files, because another process may have written some."""
+        return any(provenance.get("cohort") == cohort for provenance in self.job.kind.stored(self.folder, []).values())

@@ -1,28 +1,25 @@
-"""Preparation of a draw study: validate it, build its declaration, plan the blocks that are not stored yet."""
+"""Validation, declaration and plan of a draw study."""
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relu_study.components.entry_errors import entry_errors
 from relu_study.components.registry import activations, initializers, statistics
 from relu_study.engine import check_functions, draw_block
 from relu_study.engine.draw_plan import Block, DrawPlan
-from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import shard_tiles
 from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
-from relu_study.runner.prepare import has_raw_files
-from relu_study.runner.provenance import host, sources, with_digest
-from relu_study.storage import block_files
-from relu_study.storage.resume import FolderState, read_folder_state
+from relu_study.runner.prepare import Planned, Request
+from relu_study.runner.provenance import host, sources
+from relu_study.storage.resume import FolderState
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.study.draw_study import Draws, DrawStudy, blocks_of, cell_id
 from relu_study.study.shard import Shard
@@ -31,30 +28,8 @@ Cell = dict[str, Any]
 Requested = list[tuple[Draws, str, Cell]]  # experiment, label, cell
 
 
-@dataclass(frozen=True)
-class DrawJob:
-    """A draw study at its size, with everything that its numbers depend on."""
-
-    study: DrawStudy
-    provenance: dict[str, Any]
-    widths: dict[str, int]
-    plan: DrawPlan
-    stored: int  # draws
-    declaration: dict[str, Any]
-    folder_state: FolderState
-    shard: Shard | None = None
-
-
-@entry_errors()
-@pinned()
-def prepare_draws(
-    study: DrawStudy, folder: Path | None, hint: str = "name another folder with --out", shard: Shard | None = None
-) -> DrawJob:
-    """Check every cell of a draw study and plan the blocks that are not stored in `folder`. Compiles nothing.
-
-    With a `shard`, only its own part is planned and counted.
-    Raises UserError, with `hint` as the advice, if the folder cannot be continued.
-    """
+def request_draws(study: DrawStudy) -> Request[DrawPlan]:
+    """Check every cell of a draw study. Compiles nothing."""
     requested = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
     ]
@@ -64,27 +39,25 @@ def prepare_draws(
     declaration = build_draw_declaration(study, requested)
     cell_report.check(declaration)
     provenance = {**host(), "own": sources(_entries(requested))}
-    identified = [(experiment.draws, cell_id(experiment.statistic, cell)) for experiment, _, cell in requested]
-    whole = {(name, first, count) for draws, name in identified for first, count in blocks_of(draws)}
-    provenance = with_digest(provenance) if has_raw_files(folder) else provenance
-    state = read_folder_state(study.name, folder, provenance, block_files.stored_blocks, whole, hint)
+    ids = {(cell["cell_id"], *block) for cell in declaration["cells"] for block in blocks_of(cell["draws"])}
+    return Request(declaration, provenance, ids, functools.partial(_plan, requested))
+
+
+def _plan(requested: Requested, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:
     widths, platform = dict(state.widths), jax.devices()[0].platform
     blocks: dict[tuple[str, int, int], Block] = {}
-    for (experiment, _, cell), (draws, name) in zip(requested, identified, strict=True):
-        cost = statistics[experiment.statistic].cost(cell)
+    for experiment, _, cell in requested:
+        name, cost = cell_id(experiment.statistic, cell), statistics[experiment.statistic].cost(cell)
         width = widths.setdefault(name, draw_block.width(cost, platform))
-        for first, count in blocks_of(draws):
+        for first, count in blocks_of(experiment.draws):
             factors = tuple(sorted(cell.items()))
             blocks[name, first, count] = Block(name, width, experiment.statistic, factors, first, count, cost)
-    part = (
-        list(blocks.values())
-        if shard is None
-        else shard_tiles([(b, b.cohort, draw_block.seconds(b)) for b in blocks.values()], shard)
-    )
+    part = list(blocks.values())
+    if shard is not None:
+        part = shard_tiles([(block, block.cohort, draw_block.seconds(block)) for block in part], shard)
     todo = [block for block in part if (block.cohort, block.first, block.count) not in state.stored]
     plan = DrawPlan(sorted(todo, key=lambda block: -block.cost), len(jax.devices()), platform)
-    stored = sum(block.count for block in part) - sum(block.count for block in todo)
-    return DrawJob(study, provenance, widths, plan, stored, declaration, state, shard)
+    return plan, widths, sum(block.count for block in part) - sum(block.count for block in todo)
 
 
 def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +16,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.cell_report import load_cells
 from relu_study.runner.callback import Callback
-from relu_study.runner.execute import execute, execute_draws
+from relu_study.runner.execute import execute
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import configurations
 from relu_study.storage.frames import Results, load
@@ -63,6 +64,13 @@ def run(
 def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
 
 
+def run(study: Study, out: str | Path | None = None, *, shard: None = None, **settings: Unpack[RunSettings]) -> Results: ...
+
+
+@overload
+def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Unpack[RunSettings]) -> None: ...
+
+
 def run(  # type: ignore[misc]  # `settings` are the arguments below
     study: Study,
     out: str | Path | None = None,
@@ -100,13 +108,10 @@ def run(  # type: ignore[misc]  # `settings` are the arguments below
     Raises:
         UserError: The study, the folder or an argument is not valid.
     """
-    use_devices()
-    sized, part = study.with_preset(preset, seeds=seeds, epochs=epochs), _shard(shard, out)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(numpy_defaults())
-        folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command_info = {"command": "relu_study.run", "preset": preset or "default"}
-        probing = MeasureConfig(sized.probe_examples if probe_examples is None else probe_examples, val_examples)
+    sized, probing = study.with_preset(preset, seeds=seeds, epochs=epochs), MeasureConfig(probe_examples, val_examples)
+    command_info = {"command": "relu_study.run", "preset": preset or "default"}
+    part = _shard(shard, out)
+    with _results_folder(out) as folder:
         execute(sized, folder, probing, callback or Callback(), command_info, keep_params, all_epochs, per_seed, part)
         if part:
             return None
@@ -116,6 +121,14 @@ def run(  # type: ignore[misc]  # `settings` are the arguments below
             if missing := set(results.runs.run_id) - set(results.params):
                 raise UserError(f"{folder} holds {len(missing)} runs without stored parameters. Use another folder with out=.")
         return results
+
+
+@contextlib.contextmanager
+def _results_folder(out: str | Path | None) -> Iterator[Path]:
+    """The results folder, a temporary one if `out` is None, with JAX and NumPy configured."""
+    use_devices()
+    with contextlib.nullcontext(out) if out else tempfile.TemporaryDirectory() as folder, numpy_defaults():
+        yield Path(folder).expanduser()
 
 
 def _shard(shard: tuple[int, int] | None, out: str | Path | None) -> Shard | None:
@@ -167,11 +180,8 @@ def run_draws(  # type: ignore[misc]  # as in `run`
     Raises:
         UserError: The study, the folder or an argument is not valid.
     """
-    use_devices()
+    command_info = {"command": "relu_study.run_draws", "preset": preset or "default"}
     part = _shard(shard, out)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(numpy_defaults())
-        folder = Path(out).expanduser() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command_info = {"command": "relu_study.run_draws", "preset": preset or "default"}
-        execute_draws(study.with_preset(preset, draws), folder, callback or Callback(), command_info, part)
+    with _results_folder(out) as folder:
+        execute(study.with_preset(preset, draws), folder, MeasureConfig(), callback or Callback(), command_info, shard=part)
         return None if part else load_cells(folder)

@@ -13,11 +13,10 @@ from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError, nearest
-from relu_study.runner.execute import tile_record
 from relu_study.runner.prepare import manifest_of, prepare
 from relu_study.runner.provenance import with_digest
 from relu_study.runner.run import use_devices
-from relu_study.storage import configurations, locks, tile_files
+from relu_study.storage import configurations, locks
 from relu_study.storage.atomic_write import check_writable, write_atomically
 from relu_study.storage.frames import runs_csv
 from relu_study.storage.manifest import write_manifest
@@ -53,7 +52,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(locks.writer_lock(folder))
         write_manifest(folder, manifest)
-        tile_files.write_tile(folder, tile_record(tile, numbers, job))
+        job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
         header, *rows = runs_csv(configurations.collect(folder), manifest).splitlines()
         row = next(row for row in rows if row.startswith(run_id))
         write_atomically(folder / "runs.csv", f"{header}\n{row}\n".encode())

@@ -12,7 +12,7 @@ import pytest
 from tiers import tiered
 
 from relu_study.cli import progress
-from relu_study.cli.eta import EtaEstimator, eta_from_manifest
+from relu_study.cli.eta import EtaEstimator
 from relu_study.cli.progress import Progress
 from relu_study.engine import plan as planning
 from relu_study.engine.plan import Plan, RunCost
@@ -136,7 +136,7 @@ def test_narrower_tiles_replace_planned_tiles() -> None:
     for i, tile in enumerate(first, 1):
         forecast.stored(tile, 10.0 * i, 0, 0.0)
     whole = forecast.seconds(90.0)
-    cut = planning.halve_width([last], "cpu")
+    cut = plan.halve([last])
     assert cut is not None and [tile.width for tile in cut] == [2, 2]
     forecast.retile([last], cut)
     assert forecast.seconds(90.0) == pytest.approx(whole, rel=0.1)
@@ -170,6 +170,6 @@ def test_manifest_time_gives_the_time_of_missing_runs() -> None:
         return planning.plan(runs, work, {"1": 4, "2": 4}, 2, "gpu", missing=missing)
 
     third = plan_of(lambda run: run.depth == 2 or run.seed >= 20)
-    assert eta_from_manifest(third, {"wall_s": 55.0, "compile_s": 10.0}) == pytest.approx((3 * 100 + 10) / 2, rel=0.02)
-    assert eta_from_manifest(plan_of(lambda run: False), {"wall_s": 55.0, "compile_s": 10.0}) == 0
-    assert eta_from_manifest(plan_of(lambda run: True), {}) is None
+    assert third.seconds_at({"wall_s": 55.0, "compile_s": 10.0}) == pytest.approx((3 * 100 + 10) / 2, rel=0.02)
+    assert plan_of(lambda run: False).seconds_at({"wall_s": 55.0, "compile_s": 10.0}) == 0
+    assert plan_of(lambda run: True).seconds_at({}) is None

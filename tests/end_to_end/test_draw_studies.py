@@ -17,11 +17,12 @@ from relu_study.components import random_streams
 from relu_study.components.registry import statistics
 from relu_study.engine import draw_block
 from relu_study.engine.draw_plan import Block
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute
 from relu_study.runner.callback import Callback
-from relu_study.runner.prepare_draws import prepare_draws
+from relu_study.runner.prepare import prepare
 from relu_study.storage import block_files
 from relu_study.study.claims import CellClaim
 from relu_study.study.draw_study import BLOCK, Draws, blocks_of, cell_id, grid_cells
@@ -52,7 +53,7 @@ class Counted(Callback):
 
 def draw(folder: Path, declared=study, preset: str = "default", draws: int | None = None) -> Counted:
     callback = Counted()
-    execute.execute_draws(declared.with_preset(preset, draws), folder, callback, {"command": "test", "preset": preset})
+    execute.execute(declared.with_preset(preset, draws), folder, MeasureConfig(), callback, {"command": "test", "preset": preset})
     return callback
 
 
@@ -164,7 +165,7 @@ def test_changed_statistic_is_refused(finished, tmp_path):
     place, made, sums = block_files.read_block(path)
     block_files.write_block(tmp_path / "coins", place, sums, {**made, "own": {"statistic coin": "other"}})
     with pytest.raises(UserError, match=r"statistic coin has changed.*cannot be combined"):
-        prepare_draws(study, tmp_path / "coins")
+        prepare(study, tmp_path / "coins")
     made = {**made, "engine": 0}
     block_files.write_block(tmp_path / "coins", place, sums, made)
     with pytest.raises(UserError, match=rf"{path.name} has a different provenance .*engine: 0 there"):
@@ -245,7 +246,7 @@ WRONG = [
 def declared(*experiments: Draws, **changes) -> None:
     if experiments:
         changes |= {"claims": (), "tables": (), "figures": (), "experiments": list(experiments)}
-    prepare_draws(replace(study, **changes), None)
+    prepare(replace(study, **changes), None)
 
 
 @pytest.mark.parametrize("make, said", WRONG, ids=[said[:40] for _, said in WRONG])

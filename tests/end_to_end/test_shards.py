@@ -28,7 +28,6 @@ from relu_study.runner import prepare as preparation
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import prepare
-from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.runner.run import run_draws
 from relu_study.storage import locks, tile_files
 from relu_study.storage.manifest import amend_manifest, read_manifest
@@ -88,8 +87,8 @@ def test_every_run_is_in_one_shard_for_any_stored_runs(of: int, monkeypatch: pyt
 
 @pytest.mark.parametrize("of", [1, 2, 3, 20])
 def test_every_block_is_in_one_shard(of: int) -> None:
-    whole = prepare_draws(small_draw_study.study, None)
-    found = [prepare_draws(small_draw_study.study, None, shard=Shard(number, of)) for number in range(1, of + 1)]
+    whole = prepare(small_draw_study.study, None)
+    found = [prepare(small_draw_study.study, None, shard=Shard(number, of)) for number in range(1, of + 1)]
     blocks = [(b.cohort, b.first, b.count) for j in found for b in j.plan.tiles]
     assert sorted(blocks) == sorted((b.cohort, b.first, b.count) for b in whole.plan.tiles) and len(set(blocks)) == len(blocks)
     assert all(j.widths == whole.widths for j in found)
@@ -100,10 +99,7 @@ def test_every_block_is_in_one_shard(of: int) -> None:
 
 def carried_out(declared: Any, folder: Path, shard: Shard | None = None) -> Said:
     callback, about = Said(), {"command": f"test {shard}", "preset": "default"}
-    if isinstance(declared, type(study)):
-        execute.execute(declared, folder, MeasureConfig(), callback, about, shard=shard)
-    else:
-        execute.execute_draws(declared, folder, callback, about, shard)
+    execute.execute(declared, folder, MeasureConfig(), callback, about, shard=shard)
     return callback
 
 

@@ -13,6 +13,7 @@ import pytest
 from damaged_folders import ABOUT, DRAWS, Heard, refuses
 
 from relu_study import load, load_cells, table
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute
@@ -127,5 +128,5 @@ def test_file_names_stay_in_the_folder(own: Path, tmp_path: Path, name: str) -> 
             use(folder)
     with pytest.raises(UserError, match="cannot be a file name"):
         draw_of = replace(DRAWS, tables=[replace(DRAWS.tables[0], name=name)])
-        execute.execute_draws(draw_of, tmp_path / "new", Heard(), ABOUT)
+        execute.execute(draw_of, tmp_path / "new", MeasureConfig(), Heard(), ABOUT)
     assert not (tmp_path / "new").exists()

@@ -24,7 +24,7 @@ from relu_study.engine import scheduler
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.report.tensorboard.event_files import EVENT_FILE
-from relu_study.runner import execute, run
+from relu_study.runner import run
 from relu_study.runner.callback import Callback
 from relu_study.storage import atomic_write, block_files, configurations, resume, tile_files
 from relu_study.storage.manifest import read_manifest, write_manifest
@@ -126,7 +126,7 @@ def test_failed_tile_write_stops_the_study_and_it_resumes(name: str, whole: Path
 def test_first_error_is_reported_when_later_writes_fail(tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute.tile_files, "write_tile", lambda *_: refuse(patch, "create", errno.ENOSPC) or 1 / 0)
+        patch.setattr(tile_files, "write_tile", lambda *_: refuse(patch, "create", errno.ENOSPC) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(study, folder)
         with pytest.raises(atomic_write.WriteError, match=r"manifest\.json: No space left"):

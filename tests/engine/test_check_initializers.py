@@ -19,7 +19,6 @@ from relu_study.components.registry import initializers
 from relu_study.engine import check_functions, check_tasks, cohorts
 from relu_study.errors import UserError
 from relu_study.runner.prepare import prepare
-from relu_study.runner.prepare_draws import prepare_draws
 from relu_study.study.draw_study import Draws, DrawStudy
 from relu_study.study.study import Experiment
 
@@ -146,15 +145,15 @@ def test_draw_studies_check_their_entries() -> None:
 
     activation("mine")(jax.nn.softmax)
     initializer("mine")(shaped(1, 0, (4,), "f"))
-    prepare_draws(study(), None)
+    prepare(study(), None)
     with pytest.raises(UserError, match="activation 'mine' mixes units"):
-        prepare_draws(study(activation="mine"), None)
+        prepare(study(activation="mine"), None)
     with pytest.raises(UserError, match=r"initializer 'mine' returns a kernel of shape \("):
-        prepare_draws(study(initializer="mine"), None)
+        prepare(study(initializer="mine"), None)
     initializers._entries.pop("mine")
     initializer("mine")(of_a_fixed_key)
     with pytest.raises(UserError, match="initializer 'mine' gives every seed the same kernel"):
-        prepare_draws(study(initializer="mine"), None)
+        prepare(study(initializer="mine"), None)
 
 
 def test_each_entry_is_checked_once_per_study(monkeypatch: pytest.MonkeyPatch) -> None:

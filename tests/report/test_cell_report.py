@@ -19,6 +19,7 @@ from small_draw_study import study
 from tiers import tiered
 
 from relu_study import load, load_cells, run_draws
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report import cell_report
 from relu_study.report.figures import cell_figures
@@ -33,7 +34,7 @@ from relu_study.storage import schema
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "coins"
-    execute.execute_draws(study.with_preset(draws=3000), out, Callback(), {"command": "test", "preset": "default"})
+    execute.execute(study.with_preset(draws=3000), out, MeasureConfig(), Callback(), {"command": "test", "preset": "default"})
     return out
 
 

@@ -23,7 +23,7 @@ from relu_study.components import registry
 from relu_study.engine import cohorts, compilation, scheduler, train_tile
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
-from relu_study.runner import callback, execute, memory, prepare_draws
+from relu_study.runner import callback, execute, memory
 from relu_study.runner.prepare import Job, prepare
 from relu_study.study import shard
 
@@ -95,7 +95,7 @@ def test_predicted_memory_of_a_study() -> None:
     assert re.match(r"peak memory about [\d,]+ MiB$", str(found)), found
     assert "only 100 MiB are free" in str(memory.MemoryEstimate(200 << 20, 300 << 20, 100 << 20))
     assert "300 of 400 MiB on each device" in str(memory.MemoryEstimate(200 << 20, 300 << 20, 400 << 20))
-    drawn = memory.predict_memory_draws(prepare_draws.prepare_draws(coins, None))
+    drawn = memory.predict_memory_draws(prepare(coins, None))
     assert drawn.host > memory.resident() * 0.9 and drawn.device > 0
 
 
@@ -143,7 +143,7 @@ class Grew(NamedTuple):
 def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """MiB foretold of a study beyond those that lie there, where a tile takes 100 MiB and compiling its programs 10."""
 
-    def foretell(job: Job, found: bool = True, grown: int = 10) -> int:
+    def foretell(job: Job[Any, Any], found: bool = True, grown: int = 10) -> int:
         grew, mib = Grew(grown * memory.MIB, found), memory.MIB
         monkeypatch.setattr(memory, "_RssMonitor", lambda: grew)
         monkeypatch.setattr(memory, "_CacheHitCounter", lambda: grew)

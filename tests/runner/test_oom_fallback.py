@@ -25,7 +25,7 @@ from relu_study.engine import cohorts, compilation, plan, scheduler, train_tile
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
-from relu_study.runner import prepare, prepare_draws
+from relu_study.runner import prepare
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
 from relu_study.runner.run import run_draws
@@ -249,9 +249,7 @@ def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def coins_blocks(folder: Path) -> list[Any]:
-    return sorted(
-        prepare_draws.prepare_draws(coins.with_preset(draws=100), folder / "none").plan.tiles, key=lambda block: block.cohort
-    )
+    return sorted(prepare.prepare(coins.with_preset(draws=100), folder / "none").plan.tiles, key=lambda block: block.cohort)
 
 
 @pytest.mark.parametrize(

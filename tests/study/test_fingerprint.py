@@ -26,7 +26,7 @@ from relu_study.engine import cohorts
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
-from relu_study.runner.prepare import _measure_config
+from relu_study.runner.prepare_runs import _measure_config
 from relu_study.runner.provenance import host, provenance, with_digest
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences

@@ -13,6 +13,7 @@ from small_study import study as small
 
 from relu_study import compare, figure, load, table
 from relu_study.engine.plan import Tile
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner import execute
@@ -46,7 +47,7 @@ def train(folder: Path) -> Heard:
 
 
 def draw(folder: Path) -> Heard:
-    execute.execute_draws(DRAWS, folder, heard := Heard(), ABOUT)
+    execute.execute(DRAWS, folder, MeasureConfig(), heard := Heard(), ABOUT)
     return heard
 
 

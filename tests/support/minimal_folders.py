@@ -11,8 +11,7 @@ from known_results import planted_manifest
 from small_draw_study import study as coins
 
 from relu_study.report.report import report
-from relu_study.runner.prepare import manifest_of
-from relu_study.runner.prepare_draws import prepare_draws
+from relu_study.runner.prepare import manifest_of, prepare
 from relu_study.stats.histogram_bins import BINS
 from relu_study.stats.streaming_moments import Sums, accumulate
 from relu_study.storage import block_files, tile_files
@@ -77,7 +76,7 @@ def _tile(runs: list[RunSpec], made: str) -> tile_files.Tile:
 
 def drawn(folder: Path) -> Path:
     """Write a folder of coin throws, one block per cell, and all derived files."""
-    job = prepare_draws(DRAWS, None)
+    job = prepare(DRAWS, None)
     write_manifest(folder, {**manifest_of(job, {"command": "test", "preset": "default"}), "timing": {}})
     for number, block in enumerate(job.plan.tiles):
         bits = np.random.default_rng(number).random((block.count, 3)) < dict(block.cell)["p"]

@@ -19,7 +19,7 @@ from relu_study.engine import train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
-from relu_study.runner.prepare import declared_metrics
+from relu_study.runner.prepare_runs import declared_metrics
 from relu_study.study.run_spec import RunSpec
 
 DIGITS = RunSpec(task="digits", rows=1797, batch_size=128, width=16, epochs=2, initializer="he_normal")

@@ -1,0 +1,122 @@
+"""Validation, declaration and plan of a training study."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from relu_study.components.metrics import revivals
+from relu_study.components.metrics.metric import declared
+from relu_study.components.registry import tasks
+from relu_study.components.tasks.task import METRICS
+from relu_study.engine import cohorts
+from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
+from relu_study.engine.state import MeasureConfig
+from relu_study.errors import nearest
+from relu_study.report.report import check
+from relu_study.runner.prepare import Planned, Request
+from relu_study.runner.provenance import provenance
+from relu_study.stats import histogram_bins
+from relu_study.storage import tile_files
+from relu_study.storage.resume import FolderState
+from relu_study.study.run_spec import FIELDS, RunSpec
+from relu_study.study.shard import Shard
+from relu_study.study.study import REPORT_EPOCHS, Study
+
+
+def request_runs(study: Study, folder: Path | None, probing: MeasureConfig) -> Request[Plan]:
+    """Check every run of a study. Compiles nothing."""
+    runs, probing = study.runs(), _measure_config(study, probing)
+    checked: dict[Any, Any] = {}
+    for spec in dict.fromkeys(run.replace(seed=0) for run in runs):
+        cohorts.check(spec, probing, checked)
+    declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
+    if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
+        declaration["notes"] = notes
+    check(declaration)
+    if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
+        probing = probing._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
+    ids, derived = {run.run_id for run in runs}, {*METRICS, *revivals.declared()}
+    return Request(declaration, provenance(probing, runs), ids, functools.partial(_plan, runs, probing), probing, derived)
+
+
+def _plan(runs: list[RunSpec], probing: MeasureConfig, state: FolderState, shard: Shard | None) -> Planned[Plan]:
+    work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
+    requested = {run.run_id for run in runs}
+    if shard is not None:
+        # Ignore stored runs and widths, so that every shard computes the same partition no matter when it starts.
+        whole = [(tile, c.name, seconds(tile, c.work)) for c in plan(runs, work, {}, *machine).cohorts for tile in c.tiles]
+        requested = {run.run_id for tile in shard_tiles(whole, shard) for run in tile.runs}
+    missing = requested - set(state.stored)
+    planned = plan(
+        runs,
+        work,
+        state.widths,
+        *machine,
+        missing=lambda run: run.run_id in missing,
+        stored=lambda run: run.run_id in state.stored,
+        starts=_cached(cohorts.init_programs),
+    )
+    widths = {**state.widths, **{c.name: c.width for c in planned.cohorts}}
+    return planned, widths, len(requested) - len(missing)
+
+
+def _measure_config(study: Study, probing: MeasureConfig) -> MeasureConfig:
+    """The MeasureConfig with the study's metrics, measurement interval and, if it has none itself, probe set."""
+    examples = study.probe_examples if probing.examples is None else probing.examples
+    probing = probing._replace(every=study.every, examples=examples)
+    if not study.metrics:
+        return probing
+    registered = declared()
+    for name in study.metrics:
+        if name not in registered:
+            raise nearest(name, registered, f"metric of study {study.name}")
+    names = tuple(name for name in registered if name in {*study.metrics, "dead_fraction"})
+    return probing._replace(metrics=names, histograms=False)
+
+
+def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
+    cache: dict[Any, Any] = {}
+
+    def call(spec: RunSpec) -> Any:
+        key = cohorts.program_fields(spec), spec.epochs
+        if key not in cache:
+            cache[key] = function(spec)
+        return cache[key]
+
+    return call
+
+
+def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The metric/site columns of `runs.csv`, in the order of the metrics; independent of the stored runs."""
+    names = ["all", *sorted({site for run in runs for site in sites(run)}, key=lambda site: int(site.rpartition("_")[2]))]
+    return [f"{name}/{site}" for name, info in metrics.items() for site in (names if info["sites"] else names[:1])]
+
+
+def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The manifest entries of all metrics of these runs: the `requested` metrics (None: all) and those of the tasks."""
+    of_tasks = {
+        name: METRICS[name] for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics
+    }
+    of_metrics = {name: info for name, info in declared().items() if requested is None or name in requested}
+    revived = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_metrics}
+    entries = {**of_metrics, **revived, **{name: metric.declared() for name, metric in of_tasks.items()}}
+    return dict(sorted(entries.items()))
+
+
+def build_declaration(
+    study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The complete declaration of a study as plain data, the only input of its report."""
+    declaration = study.declaration()
+    specs = [entry["spec"] for entry in declaration["configurations"]]
+    declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
+    declaration["metrics"] = metrics
+    declaration["report_epochs"] = list(REPORT_EPOCHS)
+    declaration["columns"] = _columns(study.runs(), sites, metrics)
+    return json.loads(json.dumps(declaration, default=list))
