@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import TypedDict, Unpack, overload
 
 import jax
 import pandas as pd
@@ -42,28 +42,21 @@ def use_devices() -> None:
 # ------------------------------------------------------------------------------------------ run
 
 
-@overload
-def run(
-    study: Study,
-    out: str | Path | None = None,
-    *,
-    preset: str | None = None,
-    seeds: int | None = None,
-    epochs: float | None = None,
-    probe_examples: int | None = None,
-    val_examples: int | None = 8192,
-    keep_params: bool = False,
-    all_epochs: bool = False,
-    per_seed: bool = False,
-    callback: Callback | None = None,
-    shard: None = None,
-) -> Results: ...
+class RunSettings(TypedDict, total=False):
+    """The settings of `run`, described there."""
+
+    preset: str | None
+    seeds: int | None
+    epochs: float | None
+    probe_examples: int | None
+    val_examples: int | None
+    keep_params: bool
+    all_epochs: bool
+    per_seed: bool
+    callback: Callback | None
 
 
 @overload
-def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
-
-
 def run(study: Study, out: str | Path | None = None, *, shard: None = None, **settings: Unpack[RunSettings]) -> Results: ...
 
 
@@ -71,7 +64,7 @@ def run(study: Study, out: str | Path | None = None, *, shard: None = None, **se
 def run(study: Study, out: str | Path, *, shard: tuple[int, int], **settings: Unpack[RunSettings]) -> None: ...
 
 
-def run(  # type: ignore[misc]  # `settings` are the arguments below
+def run(
     study: Study,
     out: str | Path | None = None,
     *,
@@ -139,23 +132,25 @@ def _shard(shard: tuple[int, int] | None, out: str | Path | None) -> Shard | Non
     return shard_of(*shard)
 
 
+class DrawSettings(TypedDict, total=False):
+    """The settings of `run_draws`, described there."""
+
+    preset: str | None
+    draws: int | None
+    callback: Callback | None
+
+
 @overload
 def run_draws(
-    study: DrawStudy,
-    out: str | Path | None = None,
-    *,
-    preset: str | None = None,
-    draws: int | None = None,
-    callback: Callback | None = None,
-    shard: None = None,
+    study: DrawStudy, out: str | Path | None = None, *, shard: None = None, **settings: Unpack[DrawSettings]
 ) -> pd.DataFrame: ...
 
 
 @overload
-def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Any) -> None: ...
+def run_draws(study: DrawStudy, out: str | Path, *, shard: tuple[int, int], **settings: Unpack[DrawSettings]) -> None: ...
 
 
-def run_draws(  # type: ignore[misc]  # as in `run`
+def run_draws(
     study: DrawStudy,
     out: str | Path | None = None,
     *,
