@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from relu_study.storage.csv_files import csv_text
+
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$"}
@@ -38,6 +40,11 @@ class RenderedTable:
     bold: set[tuple[int, int]]
     left: int
     note: str
+
+
+def table_files(name: str, frame: pd.DataFrame, shown: RenderedTable) -> dict[str, str]:
+    """Return the texts of a table's files, by suffix: the frame as CSV, and the rendered table as Markdown and LaTeX."""
+    return {"csv": csv_text(frame), "md": markdown_table(shown), "tex": latex_table(shown, f"tab:{name}")}
 
 
 def format_mean_ci(mean: float, half: float) -> str:

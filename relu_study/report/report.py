@@ -55,7 +55,7 @@ def check(declaration: dict[str, Any]) -> None:
         if metric not in declaration["metrics"]:
             raise nearest(metric, declaration["metrics"], f"metric of {where}")
         if site != "last":
-            columns.check_site(metric, site, declaration["columns"], f"in {where}")
+            columns.check_site(metric, site, declaration["columns"], f" of {where}")
     check_sections(declaration)
 
 

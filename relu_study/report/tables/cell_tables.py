@@ -12,8 +12,7 @@ import pandas as pd
 
 from relu_study.errors import UserError, nearest
 from relu_study.report.conditions import OPERATORS
-from relu_study.report.markup import RenderedTable, format_mean_ci, latex_table, markdown_table
-from relu_study.storage.csv_files import csv_text
+from relu_study.report.markup import RenderedTable, format_mean_ci, table_files
 
 MOST = 200  # rows in Markdown and LaTeX; the CSV file has all
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
@@ -56,11 +55,7 @@ def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str
             sum(1 for name in kept if not pd.api.types.is_numeric_dtype(kept[name])),
             note,
         )
-        tables[table["name"]] = {
-            "csv": csv_text(whole),
-            "md": markdown_table(shown),
-            "tex": latex_table(shown, f"tab:{table['name']}"),
-        }
+        tables[table["name"]] = table_files(table["name"], whole, shown)
     return tables
 
 

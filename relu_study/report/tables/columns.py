@@ -1,34 +1,64 @@
-"""Columns of a declared table: their epochs, sites and values in summary.csv."""
+"""Columns of a table: their metrics, sites and epochs, and the lookup of their entries."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relu_study.errors import UserError, nearest
+from relu_study.report.labels import words
 from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+
+Key = tuple[Any, ...]  # values of factors
 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of a table, at one site and epoch (None: each arm's last)."""
+    """One metric of a table, at one site and epoch (None: each arm's last). `key`: the values of a pivot's column factors."""
 
     name: str
     metric: str
     site: str
     epoch: float | None
     direction: str
+    header: str
+    key: Key = ()
 
 
 Lookup = Callable[[str, Column], Entry]
 
 
-def check_site(metric: str, site: str, columns: Sequence[str], where: str) -> None:
+def parse_column(name: str, declaration: Mapping[str, Any], site: str, epoch: float | None, of: str = "") -> Column:
+    """Return the column of "metric" or "metric/site" (default: `site`). `of` names the table in errors.
+
+    Raises:
+        UserError: the study has no such metric, or the metric has no such site.
+    """
+    metrics = declaration["metrics"]
+    metric, _, own = name.partition("/")
+    site = own or site
+    if metric not in metrics:
+        raise nearest(metric, metrics, f"metric{of}")
+    if site != "all" and not metrics[metric]["sites"]:
+        raise UserError(f"{metric}{of} is measured for the whole network only, not for {site}. Leave out the site.")
+    check_site(metric, site, declaration["columns"], of)
+    header = words(metric) + ("" if site == "all" else f", {site}")
+    return Column(name, metric, site, epoch, metrics[metric]["direction"], header)
+
+
+def arm_entries(table: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (target, arm) -> the configuration of a table's experiments, in declared order."""
+    entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
+    return {(entry["spec"]["target"], entry["arm"]): entry for entry in entries}
+
+
+def check_site(metric: str, site: str, columns: Sequence[str], of: str) -> None:
     """Raise UserError (with the nearest name) for a site without a column of `metric`."""
     if f"{metric}/{site}" not in columns:
         sites = [name.partition("/")[2] for name in columns if name.startswith(f"{metric}/")]
-        raise nearest(site, sites, f"site {where}, for {metric}:")
+        raise nearest(site, sites, f"site of {metric}{of}")
 
 
 def epoch_of(text: str | float, where: str) -> float | None:
@@ -38,6 +68,11 @@ def epoch_of(text: str | float, where: str) -> float | None:
     if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
         raise UserError(f"{where}: the epoch must be 'last' or a number, not {text!r}.")
     return float(text)
+
+
+def in_runs(runs: RunLookup) -> Lookup:
+    """Return the lookup of entries in a frame of runs."""
+    return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
 
 
 def in_summary(summary: SummaryLookup, runs: RunLookup) -> Lookup:

@@ -14,9 +14,9 @@ import pandas as pd
 from relu_study.errors import UserError, nearest
 from relu_study.report.factors import factor, format_value
 from relu_study.report.labels import words
-from relu_study.report.markup import RenderedTable, latex_table, markdown_table
+from relu_study.report.markup import RenderedTable, table_files
+from relu_study.report.tables.columns import arm_entries
 from relu_study.stats import intervals
-from relu_study.storage.csv_files import csv_text
 from relu_study.storage.frames import BINARY_METRICS
 from relu_study.storage.tile_identity import STORED
 
@@ -57,8 +57,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
     frame = pd.DataFrame(columns)
     last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
     frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
-    rendered = _rendered(table, frame, int((stored["status"] == "nonfinite").sum()))
-    return {"csv": csv_text(frame), "md": markdown_table(rendered), "tex": latex_table(rendered, f"tab:{table['name']}")}
+    return table_files(table["name"], frame, _rendered(table, frame, int((stored["status"] == "nonfinite").sum())))
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
@@ -72,13 +71,10 @@ def _split(name: str, where: str) -> tuple[str, float | None]:
 
 def _entries(table: Declared, declaration: Declared) -> list[Declared]:
     """Return the configurations of the rows, each once, targets outermost, in declared order."""
-    entries = {
-        (entry["spec"]["target"], entry["arm"]): entry
-        for entry in declaration["configurations"]
-        if entry["experiment"] in table["experiments"] and (not table["arms"] or entry["arm"] in table["arms"])
-    }
+    entries = arm_entries(table, declaration)
+    kept = [entry for (_, arm), entry in entries.items() if not table["arms"] or arm in table["arms"]]
     targets = [target["name"] for target in declaration["targets"]]
-    return sorted(entries.values(), key=lambda entry: targets.index(entry["spec"]["target"]))
+    return sorted(kept, key=lambda entry: targets.index(entry["spec"]["target"]))
 
 
 def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,20 +16,11 @@ from relu_study.report import conditions as selection
 from relu_study.report import factors
 from relu_study.report.conditions import Condition, parse
 from relu_study.report.factors import format_value
-from relu_study.report.labels import is_share, words
-from relu_study.report.markup import RenderedTable, latex_table, markdown_table
-from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
-from relu_study.report.tables.entries import (
-    Entry,
-    Group,
-    Mark,
-    RunLookup,
-    SummaryLookup,
-    format_entry,
-    format_seed_count,
-    notes,
-    rank_entries,
-)
+from relu_study.report.labels import words
+from relu_study.report.markup import latex_table, markdown_table
+from relu_study.report.tables.columns import Column, Key, Lookup, epoch_of, in_runs, in_summary, parse_column
+from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, mark_entries, render
 from relu_study.stats import hypothesis_tests
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import collect
@@ -43,8 +33,6 @@ from relu_study.study.outputs import FACTORS
 
 FORMATS = ("markdown", "latex", "csv")
 AGAINST = {"n": "pairs", "ci_lo": "difference_lo", "ci_hi": "difference_hi"}  # next to an entry's n and interval
-Key = tuple[Any, ...]  # values of factors
-Place = tuple[Key, Key, Column]
 
 
 @dataclass(frozen=True)
@@ -60,16 +48,12 @@ class TableRequest:
 
 @dataclass(frozen=True)
 class Grid:
-    """Entries of a table by row and column. `fixed`: factors that vary in the study but are fixed in this table."""
+    """A table with its request. `fixed`: factors that vary in the study but are fixed in this table."""
 
     request: TableRequest
-    rows: list[Key]
-    cols: list[Key]
-    configs: Mapping[tuple[Key, Key], str]
-    cells: Mapping[Place, Entry]
+    layout: TableLayout
+    config_ids: Mapping[tuple[Key, Key], str]  # of a row and a column
     fixed: Mapping[str, Any]
-    probe_examples: list[int]
-    baseline: int | None
 
 
 @numpy_defaults()
@@ -100,12 +84,10 @@ def table(
     grid = _grid(folder, manifest, request, baseline)
     if format == "csv":
         return csv_text(_csv_frame(grid))
-    rendered = _rendered(grid)
-    return (
-        markdown_table(rendered)
-        if format == "markdown"
-        else latex_table(rendered, f"tab:{'-'.join(c.metric for c in request.columns)}")
-    )
+    rendered = render(grid.layout, _note_texts(grid))
+    if format == "markdown":
+        return markdown_table(rendered)
+    return latex_table(rendered, f"tab:{'-'.join(c.metric for c in request.columns)}")
 
 
 @numpy_defaults()
@@ -129,10 +111,10 @@ def compare(
     if len(request.columns) > 1:
         raise UserError("a comparison takes one metric. Leave out the others.")
     grid = _grid(folder, manifest, request, baseline, targets=False)
-    values = [cell.values for cell in grid.cells.values() if cell.values is not None]
+    values = [entry.values for entry in grid.layout.entries if entry.values is not None]
     if not values:
         raise UserError(f"epoch {request.epoch:g} needs {folder / 'raw'} to compare run by run. Leave the epoch out.")
-    labels, better = [_label(row) for row in grid.rows], request.columns[0].direction
+    labels, better = [_label(row.key) for row in grid.layout.rows], request.columns[0].direction
     return pd.DataFrame(hypothesis_tests.compare(labels, np.stack(values, axis=1), better, baseline))
 
 
@@ -160,14 +142,9 @@ def _checked(
         raise UserError(f"{twice[0]} occurs twice among the rows and columns. Leave one out.")
     if not rows or not metrics:
         raise UserError("a table needs at least one factor as rows and one metric. For example: rows arm, metric val_loss.")
-    at, columns = epoch_of(epoch, "a table"), []
-    for name in dict.fromkeys(metrics):
-        metric, _, own = name.partition("/")
-        if metric not in declaration["metrics"]:
-            raise nearest(metric, declaration["metrics"], "metric")
-        check_site(metric, own or site, declaration["columns"], "of the network")
-        columns.append(Column(name, metric, own or site, at, declaration["metrics"][metric]["direction"]))
-    return TableRequest(rows, cols, tuple(columns), at, where)
+    at = epoch_of(epoch, "a table")
+    columns = tuple(parse_column(name, declaration, site, at) for name in dict.fromkeys(metrics))
+    return TableRequest(rows, cols, columns, at, where)
 
 
 def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baseline: str | None, targets: bool = True) -> Grid:
@@ -183,23 +160,24 @@ def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baselin
     config_ids = {(_key(entry, request.rows), _key(entry, request.cols)): entry["config_id"] for entry in entries}
     # Keep rows without entries, which are informative; drop such columns, which only take space.
     cols = [col for col in cols if any((row, col) in config_ids for row in rows)]
-    last, frame = _frames(folder, manifest, request.epoch)
-    kept = selection.runs(conditions, last, declaration)
-    look = (
-        _of_runs(frame, kept, request.epoch)
-        if frame is not None
-        else _of_summary(folder, last, conditions, request, seeds_of(declaration))
-    )
-    cells = {
-        (row, col, column): look(config_ids.get((row, col), ""), column)
-        for row, col, column in itertools.product(rows, cols, request.columns)
-    }
-    if not any(cell.n for cell in cells.values()):
+    last, look, kept = _lookup(folder, manifest, request, conditions)
+    columns = tuple(_under(col, column, request) for col in cols for column in request.columns)
+    found = {row: tuple(look(config_ids.get((row, column.key), ""), column) for column in columns) for row in rows}
+    if not any(entry.n for entries_of_row in found.values() for entry in entries_of_row):
         raise UserError(
             f"no run of {folder} meets {' and '.join(request.where)}. Leave a condition out, or choose another value."
         )
-    sizes = sorted({int(n) for n in last.loc[kept & last["config_id"].isin(config_ids.values()), "probe_examples"].dropna()})
-    return Grid(request, rows, cols, config_ids, cells, fixed, sizes, _baseline(baseline, rows, request.rows))
+    base = _baseline(baseline, rows, request.rows)
+    sizes = {int(n) for n in last.loc[kept & last["config_id"].isin(config_ids.values()), "probe_examples"].dropna()}
+    table_rows = tuple(Row(row, found[row], is_baseline=row == base) for row in rows)
+    layout = TableLayout(_caption(request), request.rows, len(request.rows) - 1, table_rows, columns, sizes)
+    return Grid(request, layout, config_ids, fixed)
+
+
+def _under(col: Key, column: Column, request: TableRequest) -> Column:
+    """Return a metric's column under the values of the column factors."""
+    named = len(request.columns) > 1 or not request.cols
+    return replace(column, key=col, header=", ".join(filter(None, [_label(col), column.header if named else ""])))
 
 
 def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
@@ -213,22 +191,29 @@ def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Ke
     return sorted(keys, key=lambda key: [order.index(value) for order, value in zip(orders, key, strict=True)])
 
 
-def _baseline(label: str | None, rows: Sequence[Key], names: Sequence[str]) -> int | None:
+def _baseline(label: str | None, rows: Sequence[Key], names: Sequence[str]) -> Key | None:
     if label is None:
         return None
     labels = [_label(row) for row in rows]
     if label not in labels:
         raise nearest(label, labels, f"baseline among the rows ({', '.join(names)})")
-    return labels.index(label)
+    return rows[labels.index(label)]
 
 
 def _label(key: Key) -> str:
     return ", ".join(format_value(value) for value in key)
 
 
-def _of_runs(frame: pd.DataFrame, kept: np.ndarray, epoch: float | None) -> Lookup:
-    runs = RunLookup(frame, kept, epoch)
-    return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
+def _lookup(
+    folder: Path, manifest: dict[str, Any], request: TableRequest, conditions: Sequence[Condition]
+) -> tuple[pd.DataFrame, Lookup, np.ndarray]:
+    """Return the runs at their last epoch, the lookup of entries, and whether each run meets the conditions."""
+    declaration = manifest["declaration"]
+    last, frame = _frames(folder, manifest, request.epoch)
+    kept = selection.runs(conditions, last, declaration)
+    if frame is not None:
+        return last, in_runs(RunLookup(frame, kept, request.epoch)), kept
+    return last, _of_summary(folder, last, conditions, request, seeds_of(declaration)), kept
 
 
 def _of_summary(
@@ -262,89 +247,55 @@ def _check_epoch(folder: Path, epoch: float | None, available: Sequence[float], 
         raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
 
 
-def _marked(grid: Grid) -> dict[Place, Mark]:
-    columns = list(itertools.product(grid.cols, grid.request.columns))
-    groups = [
-        Group(column.direction, [grid.cells[row, col, column] for row in grid.rows], grid.baseline) for col, column in columns
-    ]
-    return {
-        (row, col, column): mark
-        for (col, column), found in zip(columns, rank_entries(groups), strict=True)
-        for row, mark in zip(grid.rows, found, strict=True)
-    }
-
-
-def _rendered(grid: Grid) -> RenderedTable:
-    request, marked = grid.request, _marked(grid)
-    columns = list(itertools.product(grid.cols, request.columns))
-    left, body, bold = len(request.rows), [], set()
-    for k, row in enumerate(grid.rows):
-        heads = [format_value(value) for value in row]
-        heads[-1] += "†" if k == grid.baseline else ""
-        body.append(heads + [format_entry(grid.cells[row, col, c], c.metric, marked[row, col, c]) for col, c in columns])
-        bold |= {(k, left + i) for i, (col, c) in enumerate(columns) if marked[row, col, c].best}
-    named = len(request.columns) > 1 or not request.cols
-    headers = [", ".join(filter(None, [_label(col), _title(c) if named else ""])) for col, c in columns]
-    return RenderedTable(
-        _caption(request), [*map(words, request.rows), *headers], body, bold, left, _note(grid, list(marked.values()))
+def _note_texts(grid: Grid) -> NoteTexts:
+    request, columns = grid.request, grid.request.columns
+    ends = {end: [c.header for c in columns if c.direction == end] for end in ("lower", "higher")}
+    fixed_texts = [f"{words(name)} {format_value(value)}" for name, value in grid.fixed.items()]
+    no_values = all(entry.values is None for entry in grid.layout.entries)
+    return NoteTexts(
+        seeds="",
+        epoch="After the last epoch." if request.epoch is None else f"After epoch {request.epoch:g}.",
+        directions=tuple(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
+        untested="Nothing is compared: the runs at this epoch are not here." if no_values else "",
+        end=(
+            f"Held fixed: {', '.join(fixed_texts)}." if fixed_texts else "",
+            f"Runs with {' and '.join(request.where)}." if request.where else "",
+        ),
     )
 
 
-def _title(column: Column) -> str:
-    return words(column.metric) + ("" if column.site == "all" else f", {column.site}")
-
-
 def _caption(request: TableRequest) -> str:
-    named = "; ".join(map(_title, request.columns))
+    named = "; ".join(column.header for column in request.columns)
     return f"{named[0].upper()}{named[1:]} by {' and '.join(map(words, (*request.rows, *request.cols)))}."
-
-
-def _note(grid: Grid, marked: Sequence[Mark]) -> str:
-    request, cells = grid.request, list(grid.cells.values())
-    metrics = [column.metric for column in request.columns]
-    ends = {end: [_title(c) for c in request.columns if c.direction == end] for end in ("lower", "higher")}
-    fixed_texts = [f"{words(name)} {format_value(value)}" for name, value in grid.fixed.items()]
-    how, *rest = notes(marked, cells, metrics, f"over n = {format_seed_count(cells)}", "column")
-    sizes = ", ".join(f"{size:,}" for size in grid.probe_examples)
-    texts = [
-        how,
-        "After the last epoch." if request.epoch is None else f"After epoch {request.epoch:g}.",
-        *(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
-        f"Fractions on N = {sizes} probe examples." if sizes and any(map(is_share, metrics)) else "",
-        *rest,
-        "Nothing is compared: the runs at this epoch are not here." if all(cell.values is None for cell in cells) else "",
-        "†: the baseline." if grid.baseline is not None else "",
-        f"Held fixed: {', '.join(fixed_texts)}." if fixed_texts else "",
-        f"Runs with {' and '.join(request.where)}." if request.where else "",
-    ]
-    return " ".join(filter(None, texts))
 
 
 def _csv_frame(grid: Grid) -> pd.DataFrame:
     """Return one line per entry: factors, numbers, marks and the comparison with the baseline."""
     # No marks against the baseline: the comparison columns contain the same tests.
-    request, marked, against = grid.request, _marked(replace(grid, baseline=None)), _against_baseline(grid)
+    request, layout = grid.request, grid.layout
+    marks, against = mark_entries(layout, with_baseline=False), _against_baseline(layout)
     lines = []
-    for row, col, column in itertools.product(grid.rows, grid.cols, request.columns):
-        cell, mark = grid.cells[row, col, column], marked[row, col, column]
-        line: dict[str, Any] = dict(zip((*request.rows, *request.cols), (*row, *col), strict=True))
-        line |= {"metric": column.metric, "site": column.site, "epoch": "last" if request.epoch is None else request.epoch}
-        line |= {"config_id": grid.configs.get((row, col), ""), "n": cell.n, "n_finite": cell.n_finite}
-        line |= {"mean": cell.mean, "ci_lo": cell.lo, "ci_hi": cell.hi, "best": mark.best, "near": mark.tied}
-        lines.append(line | against.get((row, col, column), {}))
+    for k, row in enumerate(layout.rows):
+        for i, (column, entry) in enumerate(zip(layout.columns, row.entries, strict=True)):
+            line: dict[str, Any] = dict(zip((*request.rows, *request.cols), (*row.key, *column.key), strict=True))
+            line |= {"metric": column.metric, "site": column.site, "epoch": "last" if column.epoch is None else column.epoch}
+            line |= {"config_id": grid.config_ids.get((row.key, column.key), ""), "n": entry.n, "n_finite": entry.n_finite}
+            line |= {"mean": entry.mean, "ci_lo": entry.lo, "ci_hi": entry.hi}
+            line |= {"best": marks[k, i].best, "near": marks[k, i].tied}
+            lines.append(line | against.get((k, i), {}))
     return pd.DataFrame(lines)
 
 
-def _against_baseline(grid: Grid) -> dict[Place, dict[str, Any]]:
+def _against_baseline(layout: TableLayout) -> dict[tuple[int, int], dict[str, Any]]:
     """Return each entry's comparison with the baseline of its column, with p corrected over the whole table."""
-    if grid.baseline is None:
+    base = layout.baseline
+    if base is None:
         return {}
-    base = grid.rows[grid.baseline]
-    comparisons: dict[Place, dict[str, Any]] = {}
-    for (row, col, column), cell in grid.cells.items():
-        reference = grid.cells[base, col, column].values
-        if row != base and cell.values is not None and reference is not None:
-            comparison = hypothesis_tests.compared(cell.values - reference, column.direction)
-            comparisons[row, col, column] = {AGAINST.get(name, name): value for name, value in comparison.items()}
+    comparisons: dict[tuple[int, int], dict[str, Any]] = {}
+    for k, row in enumerate(layout.rows):
+        for i, (column, entry, other) in enumerate(zip(layout.columns, row.entries, base.entries, strict=True)):
+            if row is not base and entry.values is not None and other.values is not None:
+                comparison = hypothesis_tests.compared(entry.values - other.values, column.direction)
+                comparisons[k, i] = {AGAINST.get(name, name): value for name, value in comparison.items()}
     hypothesis_tests.correct(list(comparisons.values()), hypothesis_tests.holm)
     return comparisons

@@ -6,48 +6,39 @@ Entries are means over runs with 95 % intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.factors import format_value as shown_value
-from relu_study.report.labels import is_share, words
-from relu_study.report.markup import RenderedTable, latex_table, markdown_table
+from relu_study.report.labels import words
+from relu_study.report.markup import table_files
 from relu_study.report.tables import event_counts
-from relu_study.report.tables.columns import Column, Lookup, check_site, epoch_of, in_summary
-from relu_study.report.tables.entries import (
-    Entry,
-    Group,
-    Mark,
-    RunLookup,
-    SummaryLookup,
-    format_entry,
-    format_seed_count,
-    notes,
-    rank_entries,
-)
+from relu_study.report.tables.columns import Column, arm_entries, epoch_of, in_runs, in_summary, parse_column
+from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, render
 from relu_study.stats import hypothesis_tests
-from relu_study.storage.csv_files import csv_text
 from relu_study.storage.manifest import seeds_of
 from relu_study.study.run_spec import FIELDS
+
+Declared = Mapping[str, Any]  # a `study.Table`, or the declaration
+TableRow = tuple[str, str, str, Any]  # target, arm, config_id, tuned value
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: an arm on a target, its N, its entries, and the chosen value of a tuned field."""
+    """An arm on a target, its entries, and the chosen value of a tuned field."""
 
     target: str
     arm: str
     config_id: str
-    probe_examples: int | None
-    cells: tuple[Entry, ...]
-    tuned: Any = ""
+    tuned: Any
+    entries: tuple[Entry, ...]
 
 
-def check(declaration: dict[str, Any]) -> None:
+def check(declaration: Declared) -> None:
     """Raise UserError for a table with unknown metrics, epochs or arms. Needs no results."""
     labels = {entry["arm"] for entry in declaration["configurations"]}
     for table in declaration["tables"]:
@@ -58,9 +49,7 @@ def check(declaration: dict[str, Any]) -> None:
         if "events" in table:
             event_counts.check(table, declaration["metrics"])
             continue
-        columns = _columns(table, declaration["metrics"])
-        for column in columns:
-            check_site(column.metric, column.site, declaration["columns"], where)
+        columns = _columns(table, declaration)
         if table["tune"] and table["tune"] not in FIELDS:
             raise nearest(table["tune"], FIELDS, f"tuned field {where}")
         if table["tune"] and any(column.epoch is not None for column in columns):
@@ -73,177 +62,111 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
     `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on its target, by the
     metric's direction and among arms with only finite runs. `entries.rank_entries` documents the other marks.
     """
-    declaration, rendered = manifest["declaration"], {}
+    declaration = manifest["declaration"]
     check(declaration)
-    plain = [table for table in declaration["tables"] if "events" not in table]
-    metrics_used = {column.metric for table in plain for column in _columns(table, declaration["metrics"])}
+    columns = {table["name"]: _columns(table, declaration) for table in declaration["tables"] if "events" not in table}
+    metrics_used = {column.metric for of_table in columns.values() for column in of_table}
     lookup = SummaryLookup(summary, metrics_used, seeds_of(declaration))
     # Committed tables of folders without a list of measured metrics keep their bytes.
     reasons = "measured" in manifest["provenance"]
-    look, probed = in_summary(lookup, RunLookup(runs, reasons=reasons)), lookup.probe_examples
+    look = in_summary(lookup, RunLookup(runs, reasons=reasons))
+    odd = in_runs(RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons))  # even seeds choose the tuned value
+    rendered = {}
     for table in declaration["tables"]:
         if "events" in table:
-            if texts := event_counts.counted(table, declaration, runs, summary):
-                rendered[table["name"]] = texts
-            continue
-        columns = _columns(table, declaration["metrics"])
-        lines = [
-            Line(
-                target,
-                arm,
-                config_id,
-                probed.get(config_id),
-                tuple(cell(config_id, column) for column in columns),
-                tuned,
-            )
-            for target, arm, config_id, tuned, cell in (
-                _tuned(table, declaration, runs, reasons)
-                if table["tune"]
-                else ((*row, "", look) for row in _rows(table, declaration))
-            )
-        ]
-        if lines:
-            rendered[table["name"]] = {
-                "csv": csv_text(_csv_frame(table, columns, lines)),
-                "md": markdown_table(shown := _rendered(table, columns, lines)),
-                "tex": latex_table(shown, f"tab:{table['name']}"),
-            }
+            files = event_counts.counted(table, declaration, runs, summary)
+        else:
+            rows = _tuned(table, declaration, runs) if table["tune"] else _rows(table, declaration)
+            own = columns[table["name"]]
+            lines = [Line(*row, tuple((odd if table["tune"] else look)(row[2], column) for column in own)) for row in rows]
+            files = _files(table, own, lines, lookup.probe_examples)
+        if files:
+            rendered[table["name"]] = files
     return rendered
 
 
-# ------------------------------------------------------------------------------- rows, columns, cells
-
-
-def _columns(table: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[Column]:
+def _columns(table: Declared, declaration: Declared) -> tuple[Column, ...]:
+    of = f" of table {table['name']}"
     columns: dict[tuple[str, str, float | None], Column] = {}
     for name in table["metrics"]:
-        rest, _, at = name.partition("@")
-        metric, _, site = rest.partition("/")
-        if metric not in metrics:
-            raise nearest(metric, metrics, f"metric of table {table['name']}")
-        if site not in ("", "all") and not metrics[metric]["sites"]:
-            raise UserError(f"{name} of table {table['name']}: {metric} is measured for the whole network only, not for {site}")
-        epoch = epoch_of(at or table["epoch"], f"{name} of table {table['name']}")
-        columns.setdefault(
-            (metric, site or "all", epoch), Column(name, metric, site or "all", epoch, metrics[metric]["direction"])
-        )
-    return list(columns.values())
+        text, _, at = name.partition("@")
+        column = parse_column(text, declaration, "all", epoch_of(at or table["epoch"], f"{name}{of}"), of)
+        header = f"{column.header}, epoch {column.epoch:g}" if at and column.epoch is not None else column.header
+        columns.setdefault((column.metric, column.site, column.epoch), replace(column, name=name, header=header))
+    return tuple(columns.values())
 
 
-def _rows(table: dict[str, Any], declaration: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the (target, arm, config_id) rows of a table, targets outermost, in declared order."""
-    entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
-    config_ids = {(entry["spec"]["target"], entry["arm"]): entry["config_id"] for entry in entries}
-    targets, arms = (
-        dict.fromkeys(target for target, _ in config_ids),
-        table["arms"] or dict.fromkeys(arm for _, arm in config_ids),
-    )
-    return [(target, arm, config_ids[target, arm]) for target in targets for arm in arms if (target, arm) in config_ids]
+# ------------------------------------------------------------------------------------------------- rows
 
 
-def _tuned(
-    table: dict[str, Any], declaration: dict[str, Any], runs: pd.DataFrame, reasons: bool
-) -> Iterable[tuple[str, str, str, Any, Lookup]]:
-    """Return one row for the arms that differ only in the tuned field: the best value on even seeds, evaluated on odd seeds."""
+def _rows(table: Declared, declaration: Declared) -> list[TableRow]:
+    """Return the rows of a table, targets outermost, in declared order."""
+    entries = arm_entries(table, declaration)
+    targets, arms = dict.fromkeys(target for target, _ in entries), table["arms"] or dict.fromkeys(arm for _, arm in entries)
+    places = [(target, arm) for target in targets for arm in arms if (target, arm) in entries]
+    return [(target, arm, entries[target, arm]["config_id"], "") for target, arm in places]
+
+
+def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[TableRow]:
+    """Return one row for the arms that differ only in the tuned field, with the best value on even seeds."""
     specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
     groups: dict[tuple[str, str], dict[str, str]] = {}
-    for target, arm, config_id in _rows(table, declaration):
+    for target, arm, config_id, _ in _rows(table, declaration):
         rest = str({**specs[config_id], table["tune"]: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
-    unseen = RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons)
+    rows = []
     for (target, _), arms in groups.items():
         tried = list(arms)
         parts = [by_config[config_id] for config_id in tried]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = tried[max(best, 0)]
-        tuned = specs[chosen][table["tune"]] if best >= 0 else ""
-        yield target, arms[chosen], chosen, tuned, lambda config_id, column: unseen.cell(config_id, column.metric, column.site)
+        rows.append((target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else ""))
+    return rows
 
 
 # ------------------------------------------------------------------------------ rendering
 
 
-def _csv_frame(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> pd.DataFrame:
+def _files(
+    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], probe_examples: Mapping[str, int]
+) -> dict[str, str]:
+    if not lines:
+        return {}
+    shown = render(_layout(table, columns, lines, probe_examples), _note_texts(table, columns))
+    return table_files(table["name"], _csv_frame(table, columns, lines, probe_examples), shown)
+
+
+def _layout(
+    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], probe_examples: Mapping[str, int]
+) -> TableLayout:
+    several = len({line.target for line in lines}) > 1
+    heads = (*(["target"] if several else []), "arm", *([table["tune"]] if table["tune"] else []))
+    rows = []
+    for line in lines:
+        key = (*([line.target] if several else []), line.arm, *([line.tuned] if table["tune"] else []))
+        rows.append(Row(key, line.entries, line.target, line.arm == table["baseline"]))
+    sizes = {probe_examples[line.config_id] for line in lines if line.config_id in probe_examples}
+    return TableLayout(table["caption"], heads, heads.index("arm"), tuple(rows), columns, sizes)
+
+
+def _csv_frame(
+    table: Declared, columns: Sequence[Column], lines: Sequence[Line], probe_examples: Mapping[str, int]
+) -> pd.DataFrame:
     frame = pd.DataFrame({name: [getattr(line, name) for line in lines] for name in ("target", "arm", "config_id")})
     if table["tune"]:
         frame[table["tune"]] = [line.tuned for line in lines]
-    frame["n"] = [max((cell.n for cell in line.cells), default=0) for line in lines]
-    frame["probe_examples"] = pd.array([line.probe_examples for line in lines], "Int64")
+    frame["n"] = [max((entry.n for entry in line.entries), default=0) for line in lines]
+    frame["probe_examples"] = pd.array([probe_examples.get(line.config_id) for line in lines], "Int64")
     for i, column in enumerate(columns):
         for name, part in (("mean", "mean"), ("ci_lo", "lo"), ("ci_hi", "hi"), ("n_finite", "n_finite")):
-            frame[f"{column.name} {name}"] = [getattr(line.cells[i], part) for line in lines]
+            frame[f"{column.name} {name}"] = [getattr(line.entries[i], part) for line in lines]
     return frame
 
 
-def _rendered(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> RenderedTable:
-    several = len({line.target for line in lines}) > 1
-    marked = _marked(table, columns, lines)
-    heads = [
-        [
-            *([line.target] if several else []),
-            line.arm + ("†" if line.arm == table["baseline"] else ""),
-            *([shown_value(line.tuned)] if table["tune"] else []),
-        ]
-        for line in lines
-    ]
-    cells = [
-        [
-            format_entry(cell, column.metric, marked[k, i])
-            for i, (cell, column) in enumerate(zip(line.cells, columns, strict=True))
-        ]
-        for k, line in enumerate(lines)
-    ]
-    return RenderedTable(
-        caption=table["caption"],
-        headers=[
-            *(["target"] if several else []),
-            "arm",
-            *([words(table["tune"])] if table["tune"] else []),
-            *map(_header, columns),
-        ],
-        rows=[head + row for head, row in zip(heads, cells, strict=True)],
-        bold={(k, len(heads[0]) + i) for (k, i), mark in marked.items() if mark.best},
-        left=len(heads[0]),
-        note=_note(table, columns, lines, list(marked.values())),
-    )
-
-
-def _marked(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line]) -> dict[tuple[int, int], Mark]:
-    """Return (row, column) -> mark. Entries of one column and target are compared with each other."""
-    places, groups = [], []
-    for target in dict.fromkeys(line.target for line in lines):
-        rows = [k for k, line in enumerate(lines) if line.target == target]
-        base = next((i for i, k in enumerate(rows) if lines[k].arm == table["baseline"]), None)
-        for i, column in enumerate(columns):
-            places.append([(k, i) for k in rows])
-            groups.append(Group(column.direction, [lines[k].cells[i] for k in rows], base))
-    marks = rank_entries(groups)
-    return {place: mark for at, said in zip(places, marks, strict=True) for place, mark in zip(at, said, strict=True)}
-
-
-def _header(column: Column) -> str:
-    epoch = f"epoch {column.epoch:g}" if "@" in column.name and column.epoch is not None else ""
-    return ", ".join(filter(None, [words(column.metric), "" if column.site == "all" else column.site, epoch]))
-
-
-def _note(table: dict[str, Any], columns: Sequence[Column], lines: Sequence[Line], marked: Sequence[Mark]) -> str:
-    """Return the note below the table, including N."""
-    cells = [cell for line in lines for cell in line.cells]
-    metrics = {column.metric for column in columns}
-    over = f"over n = {format_seed_count(cells)}"
-    if table["tune"]:
-        over += f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones"
-    when = f"After epoch {table['epoch']:g}" if table["epoch"] != "last" else "After the last epoch"
-    sizes = sorted({line.probe_examples for line in lines if line.probe_examples is not None})
-    shares = any(map(is_share, metrics))
-    how, *rest = notes(marked, cells, metrics, over, "column" + (" on its target" if len({x.target for x in lines}) > 1 else ""))
-    texts = [
-        how,
-        f"{when}, unless a column names another." if any("@" in column.name for column in columns) else f"{when}.",
-        f"Fractions on N = {', '.join(f'{n:,}' for n in sizes)} probe examples." if shares and sizes else "",
-        *rest,
-        "Columns at an epoch of their own are not tested." if rest and any(c.epoch is not None for c in columns) else "",
-        "†: the baseline." if table["baseline"] in {line.arm for line in lines} else "",
-    ]
-    return " ".join(filter(None, texts))
+def _note_texts(table: Declared, columns: Sequence[Column]) -> NoteTexts:
+    tuned = f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones" if table["tune"] else ""
+    when = "After the last epoch" if table["epoch"] == "last" else f"After epoch {table['epoch']:g}"
+    others = ", unless a column names another" if any("@" in column.name for column in columns) else ""
+    untested = "Columns at an epoch of their own are not tested." if any(c.epoch is not None for c in columns) else ""
+    return NoteTexts(tuned, f"{when}{others}.", untested=untested)

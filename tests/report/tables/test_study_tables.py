@@ -166,7 +166,10 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
     ("change", "message"),
     [
         ({"metrics": ["val_los"]}, r"unknown metric of table initialisers 'val_los'; did you mean val_loss"),
-        ({"metrics": ["val_loss/site_1"]}, "val_loss is measured for the whole network only, not for site_1"),
+        (
+            {"metrics": ["val_loss/site_1"]},
+            "initialisers is measured for the whole network only, not for site_1",
+        ),
         ({"metrics": ["val_loss@soon"]}, "the epoch must be 'last' or a number, not 'soon'"),
         ({"epoch": "min"}, "the epoch must be 'last' or a number, not 'min'"),
         ({"arms": ["he_norm"]}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
