@@ -52,7 +52,6 @@ class Grid:
 
     request: TableRequest
     layout: TableLayout
-    config_ids: Mapping[tuple[Key, Key], str]  # of a row and a column
     fixed: Mapping[str, Any]
 
 
@@ -162,16 +161,18 @@ def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baselin
     cols = [col for col in cols if any((row, col) in config_ids for row in rows)]
     last, look, kept = _lookup(folder, manifest, request, conditions)
     columns = tuple(_under(col, column, request) for col in cols for column in request.columns)
-    found = {row: tuple(look(config_ids.get((row, column.key), ""), column) for column in columns) for row in rows}
-    if not any(entry.n for entries_of_row in found.values() for entry in entries_of_row):
+    base = _baseline(baseline, rows, request.rows)
+    table_rows = []
+    for row in rows:
+        ids = tuple(config_ids.get((row, column.key), "") for column in columns)
+        table_rows.append(Row(row, ids, tuple(map(look, ids, columns)), is_baseline=row == base))
+    if not any(entry.n for row in table_rows for entry in row.entries):
         raise UserError(
             f"no run of {folder} meets {' and '.join(request.where)}. Leave a condition out, or choose another value."
         )
-    base = _baseline(baseline, rows, request.rows)
     sizes = {int(n) for n in last.loc[kept & last["config_id"].isin(config_ids.values()), "probe_examples"].dropna()}
-    table_rows = tuple(Row(row, found[row], is_baseline=row == base) for row in rows)
-    layout = TableLayout(_caption(request), request.rows, len(request.rows) - 1, table_rows, columns, sizes)
-    return Grid(request, layout, config_ids, fixed)
+    layout = TableLayout(_caption(request), request.rows, len(request.rows) - 1, tuple(table_rows), columns, sizes)
+    return Grid(request, layout, fixed)
 
 
 def _under(col: Key, column: Column, request: TableRequest) -> Column:
@@ -276,10 +277,10 @@ def _csv_frame(grid: Grid) -> pd.DataFrame:
     marks, against = mark_entries(layout, with_baseline=False), _against_baseline(layout)
     lines = []
     for k, row in enumerate(layout.rows):
-        for i, (column, entry) in enumerate(zip(layout.columns, row.entries, strict=True)):
+        for i, (column, config_id, entry) in enumerate(zip(layout.columns, row.config_ids, row.entries, strict=True)):
             line: dict[str, Any] = dict(zip((*request.rows, *request.cols), (*row.key, *column.key), strict=True))
             line |= {"metric": column.metric, "site": column.site, "epoch": "last" if column.epoch is None else column.epoch}
-            line |= {"config_id": grid.config_ids.get((row.key, column.key), ""), "n": entry.n, "n_finite": entry.n_finite}
+            line |= {"config_id": config_id, "n": entry.n, "n_finite": entry.n_finite}
             line |= {"mean": entry.mean, "ci_lo": entry.lo, "ci_hi": entry.hi}
             line |= {"best": marks[k, i].best, "near": marks[k, i].tied}
             lines.append(line | against.get((k, i), {}))

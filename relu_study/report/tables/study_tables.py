@@ -7,8 +7,8 @@ Entries are means over runs with 95 % intervals.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,26 +16,23 @@ from relu_study.errors import UserError, nearest
 from relu_study.report.labels import words
 from relu_study.report.markup import table_files
 from relu_study.report.tables import event_counts
-from relu_study.report.tables.columns import Column, arm_entries, epoch_of, in_runs, in_summary, parse_column
-from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+from relu_study.report.tables.columns import Column, Lookup, arm_entries, epoch_of, in_runs, in_summary, parse_column
+from relu_study.report.tables.entries import RunLookup, SummaryLookup
 from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, render
 from relu_study.stats import hypothesis_tests
 from relu_study.storage.manifest import seeds_of
 from relu_study.study.run_spec import FIELDS
 
 Declared = Mapping[str, Any]  # a `study.Table`, or the declaration
-TableRow = tuple[str, str, str, Any]  # target, arm, config_id, tuned value
 
 
-@dataclass(frozen=True)
-class Line:
-    """An arm on a target, its entries, and the chosen value of a tuned field."""
+class Line(NamedTuple):
+    """An arm on a target, with the chosen value of a tuned field."""
 
     target: str
     arm: str
     config_id: str
-    tuned: Any
-    entries: tuple[Entry, ...]
+    tuned: Any = ""
 
 
 def check(declaration: Declared) -> None:
@@ -50,6 +47,8 @@ def check(declaration: Declared) -> None:
             event_counts.check(table, declaration["metrics"])
             continue
         columns = _columns(table, declaration)
+        if not columns:
+            raise UserError(f"table {table['name']} names no metrics. Name some, e.g. metrics=('val_loss',)")
         if table["tune"] and table["tune"] not in FIELDS:
             raise nearest(table["tune"], FIELDS, f"tuned field {where}")
         if table["tune"] and any(column.epoch is not None for column in columns):
@@ -76,10 +75,9 @@ def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) 
         if "events" in table:
             files = event_counts.counted(table, declaration, runs, summary)
         else:
-            rows = _tuned(table, declaration, runs) if table["tune"] else _rows(table, declaration)
-            own = columns[table["name"]]
-            lines = [Line(*row, tuple((odd if table["tune"] else look)(row[2], column) for column in own)) for row in rows]
-            files = _files(table, own, lines, lookup.probe_examples)
+            lines = _tuned(table, declaration, runs) if table["tune"] else _lines(table, declaration)
+            layout = _layout(table, columns[table["name"]], lines, odd if table["tune"] else look, lookup.probe_examples)
+            files = _files(table, layout, lookup.probe_examples)
         if files:
             rendered[table["name"]] = files
     return rendered
@@ -99,74 +97,72 @@ def _columns(table: Declared, declaration: Declared) -> tuple[Column, ...]:
 # ------------------------------------------------------------------------------------------------- rows
 
 
-def _rows(table: Declared, declaration: Declared) -> list[TableRow]:
+def _lines(table: Declared, declaration: Declared) -> list[Line]:
     """Return the rows of a table, targets outermost, in declared order."""
     entries = arm_entries(table, declaration)
     targets, arms = dict.fromkeys(target for target, _ in entries), table["arms"] or dict.fromkeys(arm for _, arm in entries)
     places = [(target, arm) for target in targets for arm in arms if (target, arm) in entries]
-    return [(target, arm, entries[target, arm]["config_id"], "") for target, arm in places]
+    return [Line(target, arm, entries[target, arm]["config_id"]) for target, arm in places]
 
 
-def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[TableRow]:
+def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[Line]:
     """Return one row for the arms that differ only in the tuned field, with the best value on even seeds."""
     specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
     groups: dict[tuple[str, str], dict[str, str]] = {}
-    for target, arm, config_id, _ in _rows(table, declaration):
+    for target, arm, config_id, _ in _lines(table, declaration):
         rest = str({**specs[config_id], table["tune"]: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
-    rows = []
+    lines = []
     for (target, _), arms in groups.items():
         tried = list(arms)
         parts = [by_config[config_id] for config_id in tried]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = tried[max(best, 0)]
-        rows.append((target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else ""))
-    return rows
+        lines.append(Line(target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else ""))
+    return lines
 
 
-# ------------------------------------------------------------------------------ rendering
-
-
-def _files(
-    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], probe_examples: Mapping[str, int]
-) -> dict[str, str]:
-    if not lines:
-        return {}
-    shown = render(_layout(table, columns, lines, probe_examples), _note_texts(table, columns))
-    return table_files(table["name"], _csv_frame(table, columns, lines, probe_examples), shown)
+# --------------------------------------------------------------------------------------------- rendering
 
 
 def _layout(
-    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], probe_examples: Mapping[str, int]
+    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], look: Lookup, probe_examples: Mapping[str, int]
 ) -> TableLayout:
-    several = len({line.target for line in lines}) > 1
-    heads = (*(["target"] if several else []), "arm", *([table["tune"]] if table["tune"] else []))
+    several, tunes = len({line.target for line in lines}) > 1, bool(table["tune"])
+    heads = (*["target"] * several, "arm", *[table["tune"]] * tunes)
     rows = []
     for line in lines:
-        key = (*([line.target] if several else []), line.arm, *([line.tuned] if table["tune"] else []))
-        rows.append(Row(key, line.entries, line.target, line.arm == table["baseline"]))
+        key = (*[line.target] * several, line.arm, *[line.tuned] * tunes)
+        entries = tuple(look(line.config_id, column) for column in columns)
+        rows.append(Row(key, (line.config_id,) * len(columns), entries, line.target, line.arm == table["baseline"]))
     sizes = {probe_examples[line.config_id] for line in lines if line.config_id in probe_examples}
     return TableLayout(table["caption"], heads, heads.index("arm"), tuple(rows), columns, sizes)
 
 
-def _csv_frame(
-    table: Declared, columns: Sequence[Column], lines: Sequence[Line], probe_examples: Mapping[str, int]
-) -> pd.DataFrame:
-    frame = pd.DataFrame({name: [getattr(line, name) for line in lines] for name in ("target", "arm", "config_id")})
+def _files(table: Declared, layout: TableLayout, probe_examples: Mapping[str, int]) -> dict[str, str]:
+    if not layout.rows:
+        return {}
+    return table_files(table["name"], _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout)))
+
+
+def _csv_frame(table: Declared, layout: TableLayout, probe_examples: Mapping[str, int]) -> pd.DataFrame:
+    rows, config_ids = layout.rows, [row.config_ids[0] for row in layout.rows]
+    frame = pd.DataFrame({"target": [row.group for row in rows], "arm": [row.key[layout.label] for row in rows]})
+    frame["config_id"] = config_ids
     if table["tune"]:
-        frame[table["tune"]] = [line.tuned for line in lines]
-    frame["n"] = [max((entry.n for entry in line.entries), default=0) for line in lines]
-    frame["probe_examples"] = pd.array([probe_examples.get(line.config_id) for line in lines], "Int64")
-    for i, column in enumerate(columns):
+        frame[table["tune"]] = [row.key[-1] for row in rows]
+    frame["n"] = [max(entry.n for entry in row.entries) for row in rows]
+    frame["probe_examples"] = pd.array([probe_examples.get(config_id) for config_id in config_ids], "Int64")
+    for i, column in enumerate(layout.columns):
         for name, part in (("mean", "mean"), ("ci_lo", "lo"), ("ci_hi", "hi"), ("n_finite", "n_finite")):
-            frame[f"{column.name} {name}"] = [getattr(line.entries[i], part) for line in lines]
+            frame[f"{column.name} {name}"] = [getattr(row.entries[i], part) for row in rows]
     return frame
 
 
-def _note_texts(table: Declared, columns: Sequence[Column]) -> NoteTexts:
+def _note_texts(table: Declared, layout: TableLayout) -> NoteTexts:
     tuned = f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones" if table["tune"] else ""
     when = "After the last epoch" if table["epoch"] == "last" else f"After epoch {table['epoch']:g}"
-    others = ", unless a column names another" if any("@" in column.name for column in columns) else ""
-    untested = "Columns at an epoch of their own are not tested." if any(c.epoch is not None for c in columns) else ""
+    others = ", unless a column names another" if any("@" in column.name for column in layout.columns) else ""
+    untested = "Columns at an epoch of their own are not tested." if any(c.epoch is not None for c in layout.columns) else ""
     return NoteTexts(tuned, f"{when}{others}.", untested=untested)

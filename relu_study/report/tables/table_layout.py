@@ -16,9 +16,10 @@ Marks = Mapping[tuple[int, int], Mark]  # (row, column) -> mark
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the values of its heads and one entry per column. Rows of one `group` are compared."""
+    """One row of a table: the values of its heads, and one configuration and entry per column. Rows of a `group` are compared."""
 
     key: Key
+    config_ids: tuple[str, ...]
     entries: tuple[Entry, ...]
     group: str = ""
     is_baseline: bool = False
