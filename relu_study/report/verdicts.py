@@ -279,7 +279,7 @@ def _short(value: str | float) -> str:
 
 def _when(epoch: str | float) -> str:
     words = {"last": " at the last epoch", "min": " at its least", "max": " at its greatest"}
-    return words[epoch] if isinstance(epoch, str) else f" at epoch {epoch:g}"
+    return words[str(epoch)] if epoch in words else f" at epoch {float(epoch):g}"
 
 
 def _contrast(claim: Row) -> str:

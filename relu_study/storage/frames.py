@@ -5,7 +5,6 @@ They are built from the arrays of whole configurations, without appending rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from relu_study.storage.manifest import seeds_of
 from relu_study.storage.schema import COLUMNS, read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED, number_type
+from relu_study.study.epochs import epoch_number
 from relu_study.study.run_spec import RunSpec
 
 BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 per run: a Wilson interval, not a t interval
@@ -124,7 +124,7 @@ def report_epochs(declaration: dict[str, Any]) -> set[float]:
         metrics = [m for event in table["events"].values() for m in event] if "events" in table else table["metrics"]
         named += [table.get("epoch"), *(metric.partition("@")[2] for metric in metrics)]
     named += [figure["epoch"] for figure in declaration["figures"] if figure["kind"] == "map"]
-    return {float(epoch) for epoch in named if epoch is not None and re.fullmatch(r"\d+(\.\d*)?", str(epoch))}
+    return {number for epoch in named if (number := epoch_number(epoch)) is not None}
 
 
 def summary_frame(

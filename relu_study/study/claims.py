@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from relu_study.errors import UserError, nearest
+from relu_study.study.epochs import parse_epoch
 
 DIRECTIONS = ("less", "greater", "equivalent")
 EPOCHS = ("last", "min", "max")  # or a number
@@ -72,20 +71,10 @@ class Claim:
         if self.direction not in DIRECTIONS:
             raise nearest(self.direction, DIRECTIONS, f"direction of claim {self.claim}")
         for epoch in (self.epoch, self.against_epoch):
-            if isinstance(epoch, str) and epoch not in EPOCHS:
-                raise nearest(epoch, EPOCHS, f"epoch of claim {self.claim}")
+            if epoch is not None:
+                parse_epoch(epoch, f"claim {self.claim}", EPOCHS)
         if self.direction == "equivalent" and self.margin <= 0:
             raise UserError(f"claim {self.claim}: an equivalence needs a margin above 0, not {self.margin:g}")
-
-
-def check_epoch(epoch: Any, figure: str) -> None:
-    """Raise UserError unless the epoch is `last` or a finite number of at least 0."""
-    try:
-        valid = epoch == "last" or 0 <= float(epoch) < math.inf
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise UserError(f"figure {figure}: the epoch must be 'last' or a number of at least 0, not {epoch!r}")
 
 
 @dataclass(frozen=True)

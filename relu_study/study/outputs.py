@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from relu_study.errors import UserError, nearest
-from relu_study.study.claims import check_epoch
+from relu_study.study.epochs import parse_epoch
 from relu_study.study.run_spec import FIELDS
 
 KINDS = ("map", "lines")
@@ -116,7 +116,7 @@ class Figure:
             raise UserError(f"figure {self.name} has {self.rows} as rows and as cols. Name two factors")
         epochs = self.epoch if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
         for epoch in epochs:
-            check_epoch(epoch, self.name)
+            parse_epoch(epoch, f"figure {self.name}")
         if self.kind not in ("depth", "map") and tuple(epochs) != ("last",):
             raise UserError(f"figure {self.name} is of kind {self.kind}, which shows every epoch. Leave out epoch")
         if len(epochs) != 1 and self.kind == "map":

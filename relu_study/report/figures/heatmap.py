@@ -37,6 +37,7 @@ from relu_study.report.figures.inputs import DeclaredRun, Draw, expand_metrics, 
 from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
 from relu_study.report.tables.entries import Entry, SummaryLookup
 from relu_study.storage.manifest import seeds_of
+from relu_study.study.epochs import epoch_number
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
 CELL, SCALE, LETTER = 0.56, 1.1, 0.07  # inches: a number in a cell, the scale of colours with its label, a letter
@@ -200,7 +201,7 @@ def arrange_map(
     values = {way: factors.sorted_values(keys[way]) for way in keys}
     names, groups = expand_metrics(figure, declaration), []
     known = SummaryLookup(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
-    epoch = None if figure["epoch"] == "last" else float(figure["epoch"])
+    epoch = epoch_number(figure["epoch"])
     shown = {entry["config_id"] for entry in entries}
     sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}
     targets = targets_of(entries, declaration) if by_target else [""]

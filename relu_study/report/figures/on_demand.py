@@ -24,6 +24,7 @@ from relu_study.storage.csv_files import read_csv, read_runs
 from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame, survival_frame
 from relu_study.storage.schema import read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
+from relu_study.study.epochs import epoch_number
 from relu_study.study.outputs import FIGURE_KINDS, Figure
 
 FORMATS = ("png", "svg", "pdf")
@@ -91,15 +92,9 @@ def _several(words: Any) -> tuple[Any, ...]:
 
 def _epochs(epoch: Any) -> Any:
     """Return one epoch unchanged and several as a tuple, with numeric text as numbers."""
-    epochs = tuple(_epoch(one) for one in _several(epoch)) or ("last",)
+    numbers = [(one, epoch_number(one)) for one in _several(epoch)]
+    epochs = tuple(one if number is None else number for one, number in numbers) or ("last",)
     return epochs[0] if len(epochs) == 1 else epochs
-
-
-def _epoch(one: Any) -> Any:
-    try:
-        return float(one)
-    except ValueError:
-        return one
 
 
 def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:

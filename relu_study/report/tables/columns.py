@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,15 +58,6 @@ def check_site(metric: str, site: str, columns: Sequence[str], of: str) -> None:
     if f"{metric}/{site}" not in columns:
         sites = [name.partition("/")[2] for name in columns if name.startswith(f"{metric}/")]
         raise nearest(site, sites, f"site of {metric}{of}")
-
-
-def epoch_of(text: str | float, where: str) -> float | None:
-    """Return None for "last" and the number of an epoch. Raises UserError for anything else."""
-    if text == "last":
-        return None
-    if not re.fullmatch(r"\d+(\.\d*)?", str(text)):
-        raise UserError(f"{where}: the epoch must be 'last' or a number, not {text!r}.")
-    return float(text)
 
 
 def in_runs(runs: RunLookup) -> Lookup:

@@ -19,6 +19,7 @@ from relu_study.report.tables.columns import arm_entries
 from relu_study.stats import intervals
 from relu_study.storage.frames import BINARY_METRICS
 from relu_study.storage.tile_identity import STORED
+from relu_study.study.epochs import parse_epoch
 
 Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration's configurations
 
@@ -63,10 +64,7 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
 def _split(name: str, where: str) -> tuple[str, float | None]:
     """Return a metric and its epoch (None: the last)."""
     metric, _, epoch = name.partition("@")
-    try:
-        return metric.removesuffix("/all"), None if epoch in ("", "last") else float(epoch)
-    except ValueError:
-        raise UserError(f"{name} in {where}: the epoch must be 'last' or a number, not {epoch!r}") from None
+    return metric.removesuffix("/all"), parse_epoch(epoch or "last", f"{name} in {where}")
 
 
 def _entries(table: Declared, declaration: Declared) -> list[Declared]:

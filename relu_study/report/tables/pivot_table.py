@@ -18,7 +18,7 @@ from relu_study.report.conditions import Condition, parse
 from relu_study.report.factors import format_value
 from relu_study.report.labels import words
 from relu_study.report.markup import latex_table, markdown_table
-from relu_study.report.tables.columns import Column, Key, Lookup, epoch_of, in_runs, in_summary, parse_column
+from relu_study.report.tables.columns import Column, Key, Lookup, in_runs, in_summary, parse_column
 from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
 from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, mark_entries, render
 from relu_study.stats import hypothesis_tests
@@ -29,6 +29,7 @@ from relu_study.storage.frames import runs_frame
 from relu_study.storage.manifest import seeds_of
 from relu_study.storage.schema import read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
+from relu_study.study.epochs import parse_epoch
 from relu_study.study.outputs import FACTORS
 
 FORMATS = ("markdown", "latex", "csv")
@@ -141,7 +142,7 @@ def _checked(
         raise UserError(f"{twice[0]} occurs twice among the rows and columns. Leave one out.")
     if not rows or not metrics:
         raise UserError("a table needs at least one factor as rows and one metric. For example: rows arm, metric val_loss.")
-    at = epoch_of(epoch, "a table")
+    at = parse_epoch(epoch, "a table")
     columns = tuple(parse_column(name, declaration, site, at) for name in dict.fromkeys(metrics))
     return TableRequest(rows, cols, columns, at, where)
 

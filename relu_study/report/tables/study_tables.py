@@ -16,11 +16,12 @@ from relu_study.errors import UserError, nearest
 from relu_study.report.labels import words
 from relu_study.report.markup import table_files
 from relu_study.report.tables import event_counts
-from relu_study.report.tables.columns import Column, Lookup, arm_entries, epoch_of, in_runs, in_summary, parse_column
+from relu_study.report.tables.columns import Column, Lookup, arm_entries, in_runs, in_summary, parse_column
 from relu_study.report.tables.entries import RunLookup, SummaryLookup
 from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, render
 from relu_study.stats import hypothesis_tests
 from relu_study.storage.manifest import seeds_of
+from relu_study.study.epochs import epoch_number, parse_epoch
 from relu_study.study.run_spec import FIELDS
 
 Declared = Mapping[str, Any]  # a `study.Table`, or the declaration
@@ -88,7 +89,7 @@ def _columns(table: Declared, declaration: Declared) -> tuple[Column, ...]:
     columns: dict[tuple[str, str, float | None], Column] = {}
     for name in table["metrics"]:
         text, _, at = name.partition("@")
-        column = parse_column(text, declaration, "all", epoch_of(at or table["epoch"], f"{name}{of}"), of)
+        column = parse_column(text, declaration, "all", parse_epoch(at or table["epoch"], f"{name}{of}"), of)
         header = f"{column.header}, epoch {column.epoch:g}" if at and column.epoch is not None else column.header
         columns.setdefault((column.metric, column.site, column.epoch), replace(column, name=name, header=header))
     return tuple(columns.values())
@@ -162,7 +163,8 @@ def _csv_frame(table: Declared, layout: TableLayout, probe_examples: Mapping[str
 
 def _note_texts(table: Declared, layout: TableLayout) -> NoteTexts:
     tuned = f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones" if table["tune"] else ""
-    when = "After the last epoch" if table["epoch"] == "last" else f"After epoch {table['epoch']:g}"
+    epoch = epoch_number(table["epoch"])
+    when = "After the last epoch" if epoch is None else f"After epoch {epoch:g}"
     others = ", unless a column names another" if any("@" in column.name for column in layout.columns) else ""
     untested = "Columns at an epoch of their own are not tested." if any(c.epoch is not None for c in layout.columns) else ""
     return NoteTexts(tuned, f"{when}{others}.", untested=untested)

@@ -201,7 +201,7 @@ def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> No
         ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
         ({"rows": "depth"}, "is no map and has no rows"),
         ({"epoch": 5}, "shows every epoch. Leave out epoch"),
-        ({"kind": "depth", "epoch": (0, "lst")}, "the epoch must be 'last' or a number of at least 0, not 'lst'"),
+        ({"kind": "depth", "epoch": (0, "lst")}, "has the epoch 'lst'. Use 'last' or a number of at least 0"),
         ({"kind": "depth", "epoch": float("nan")}, "not nan"),
         ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
     ],

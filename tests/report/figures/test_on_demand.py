@@ -159,7 +159,7 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
         ({"kind": "map", "metrics": "val_loss", "rows": "activation"}, "figure map needs a factor as cols"),
         ({"kind": "map", "metrics": "val_loss", "rows": "seed", "cols": "depth"}, "unknown factor as rows of figure map 'seed'"),
         ({"kind": "map", "metrics": "val_loss", "rows": "depth", "cols": "width", "experiments": "tuned"}, "equally common"),
-        ({"kind": "depth", "epoch": "lats"}, "the epoch must be 'last' or a number of at least 0, not 'lats'"),
+        ({"kind": "depth", "epoch": "lats"}, "has the epoch 'lats'. Use 'last' or a number of at least 0"),
         ({"kind": "depth", "epoch": 4}, "no value of grad_norm at epoch 4; measured were epochs 0, 1, 2, 3, 5"),
         ({"kind": "forest", "claims": "P9"}, "unknown name among the claims of 'forest' 'P9'"),
         ({"kind": "forest", "arms": "tanh"}, "a forest shows claims and takes no arms. Use claims (P1, P2, P3)"),

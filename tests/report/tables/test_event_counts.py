@@ -134,7 +134,7 @@ def test_without_stored_runs_there_is_no_share() -> None:
         (["dead_fraction"], "unknown metric .* 'dead_fraction'"),
         (["trained"], "unknown metric .* 'trained'"),  # it is 0 or 1, but not a metric of this study
         (["collapsed@0", "constant@0"], "has several metrics, and their runs are known at the last epoch only. Leave out @0"),
-        (["collapsed@soon"], "the epoch must be 'last' or a number, not 'soon'"),
+        (["collapsed@soon"], "has the epoch 'soon'. Use 'last' or a number"),
     ],
 )
 def test_uncountable_events_are_refused(names: list[str], message: str) -> None:

@@ -155,7 +155,7 @@ def test_compare_pairs_by_seed(folder: Path) -> None:
         ({"metric": "val_los"}, r"unknown metric 'val_los'; did you mean val_loss"),
         ({"metric": "dead_fraction", "site": "site_7"}, r"unknown site of dead_fraction 'site_7'; did you mean site_"),
         ({"site": "site_7"}, r"val_loss is measured for the whole network only, not for site_7"),
-        ({"epoch": "soon"}, r"the epoch must be 'last' or a number, not 'soon'"),
+        ({"epoch": "soon"}, r"a table has the epoch 'soon'. Use 'last' or a number"),
         ({"baseline": "rel"}, r"unknown baseline among the rows \(activation\) 'rel'; did you mean relu"),
         ({"format": "tex"}, r"unknown format 'tex'; did you mean latex"),
         ({"where": "activation=gelu"}, r"unknown value of activation 'gelu'"),
