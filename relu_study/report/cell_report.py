@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from relu_study.errors import UserError, nearest
+from relu_study.report.conditions import select
 from relu_study.report.figures import canvas
 from relu_study.report.figures.cell_figures import arranged
 from relu_study.report.html import html
 from relu_study.report.page import draw_page
-from relu_study.report.tables.cell_tables import cell_tables, select
+from relu_study.report.tables.cell_tables import cell_tables
 from relu_study.report.verdicts import assign_verdicts, empty_row
 from relu_study.stats.hypothesis_tests import counted_test, normal_test
 from relu_study.stats.numpy_defaults import numpy_defaults
@@ -91,10 +92,7 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
         UserError: the file is missing.
         CorruptFileError: it is truncated, lacks a column or a row, or its checksum does not match.
     """
-    dtypes = {name: "str" for name in (*OF_CELLS[:4], "number")}
-    dtypes |= {
-        f: "str" for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])
-    }
+    dtypes = dict.fromkeys(_text_columns(declaration), "str")
     hint = f"restore it, or rebuild it with 'relu-study report {path.parent}'"
     if not path.is_file():
         raise UserError(f"{path} is missing. {sentence(f'{hint}, which needs {path.parent}/raw')}")
@@ -114,6 +112,11 @@ def read_cells(path: Path, declaration: Mapping[str, Any]) -> pd.DataFrame:
         raise CorruptFileError(path, "is corrupt", error, hint) from None
     check_sum(path, content)
     return frame
+
+
+def _text_columns(declaration: Mapping[str, Any]) -> list[str]:
+    texts = [f for f in declaration["factors"] if any(isinstance(c["factors"].get(f), str) for c in declaration["cells"])]
+    return [*OF_CELLS[:4], "number", *texts]
 
 
 def _check_rows(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> None:
@@ -200,8 +203,10 @@ def check(declaration: Mapping[str, Any]) -> None:
         for name in filter(None, (figure["rows"], figure["cols"], figure["by"], figure["column"])):
             if name not in columns:
                 raise nearest(name, columns, f"column of figure {figure['name']}")
+    texts = _text_columns(declaration)
+    no_rows = pd.DataFrame({name: pd.Series(dtype="str" if name in texts else "float64") for name in columns})
     for item in (*declaration["tables"], *declaration["figures"]):
-        select(pd.DataFrame({name: pd.Series(dtype=object) for name in columns}), [*item["where"], *item.get("shown", ())])
+        select(no_rows, [*item["where"], *item.get("shown", ())])
     for claim in declaration["claims"]:
         along = _about(claim, declaration)["along"]
         labels = {c["label"]: c for c in declaration["cells"] if c["experiment"] == claim["experiment"]}

@@ -1,4 +1,4 @@
-"""Conditions on factors and metrics that select runs, in the syntax of `--where`."""
+"""Conditions that select runs or cells, in the syntax of `--where`: NAME=VALUE with = != < <= > or >=."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+EQUALITIES = ("=", "!=")
 _CONDITION = re.compile(r"\s*([\w/]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -57,45 +58,49 @@ def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Conditio
 
 
 def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
-    parts = _CONDITION.fullmatch(text)
-    if parts is None or not parts[3]:
-        raise UserError(
-            f"cannot read the condition {text!r}. Write NAME=VALUE with = != < <= > or >=, e.g. activation=relu,selu."
-        )
-    name, compared = parts[1], parts[2]
-    values = [value.strip() for value in parts[3].split(",")]
+    name, compared, values = _split(text)
     metric, _, site = name.partition("/")
     if metric in declaration["metrics"]:
         column = f"{metric}/{site or 'all'}"
         if column not in declaration["columns"]:
             raise nearest(column, declaration["columns"], "column")
-        wanted: tuple[Any, ...] = tuple(_as_number(value, text) for value in values)
-        is_metric, name = True, column
-    elif name in (*FIELDS, *LABELS, *OF_A_RUN):
-        wanted, is_metric = tuple(_values(name, values, declaration, text, compared)), False
-    else:
+        return Condition(column, compared, tuple(_as_number(value, text) for value in values), True)
+    if name not in (*FIELDS, *LABELS, *OF_A_RUN):
         raise nearest(name, [*FIELDS, *LABELS, *OF_A_RUN, *declaration["metrics"]], "factor or metric")
-    if len(wanted) > 1 and compared not in ("=", "!="):
+    return Condition(name, compared, tuple(_values(name, compared, values, declaration, text)), False)
+
+
+def _split(text: str) -> tuple[str, str, list[str]]:
+    """Return the name, the operator and the values of a condition."""
+    parts = _CONDITION.fullmatch(text)
+    if parts is None or not parts[3]:
+        raise UserError(f"cannot read the condition {text!r}. Write NAME=VALUE with = != < <= > or >=, e.g. depth=2,3.")
+    values = [value.strip() for value in parts[3].split(",")]
+    if len(values) > 1 and parts[2] not in EQUALITIES:
         raise UserError(f"the condition {text!r} compares with several values. Only = and != take a list.")
-    return Condition(name, compared, wanted, is_metric)
+    return parts[1], parts[2], values
 
 
-def _values(name: str, values: Sequence[str], declaration: Mapping[str, Any], text: str, compared: str) -> list[Any]:
+def _values(name: str, compared: str, values: Sequence[str], declaration: Mapping[str, Any], text: str) -> Sequence[Any]:
     if name == "seed":
         return [_as_number(value, text) for value in values]
     if name == "status":
         known: list[Any] = ["ok", "nonfinite", "oom", "interrupted"]
     else:
         known = list(dict.fromkeys(factor(entry, name) for entry in declaration["configurations"]))
-    if not isinstance(known[0], str):
-        numbers = [_as_number(value, text) for value in values]
-        for number in numbers if compared in ("=", "!=") else ():
-            if number not in known:
-                raise nearest(f"{number:g}", [f"{value:g}" for value in known], f"value of {name}")
-        return numbers
-    if compared not in ("=", "!="):
+    if isinstance(known[0], str):
+        _refuse_order(name, compared, text)
+        return _labels(values, known, name)
+    numbers = [_as_number(value, text) for value in values]
+    for number in numbers if compared in EQUALITIES else ():
+        if number not in known:
+            raise nearest(f"{number:g}", [f"{value:g}" for value in known], f"value of {name}")
+    return numbers
+
+
+def _refuse_order(name: str, compared: str, text: str) -> None:
+    if compared not in EQUALITIES:
         raise UserError(f"the condition {text!r} orders {name}, whose values are names. Use = or !=.")
-    return _labels(values, known, name)
 
 
 def _labels(parts: Sequence[str], known: Sequence[str], name: str) -> list[str]:
@@ -145,3 +150,22 @@ def _meets(value: Any, condition: Condition) -> Any:
         return compare(value, condition.values[0])
     is_listed = np.isin(value, condition.values) if isinstance(value, np.ndarray) else value in condition.values
     return is_listed if condition.compared == "=" else np.logical_not(is_listed)
+
+
+def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of cells.csv that meet every condition on its columns: `width=2,3`, `layers<=10`, `number=born_dead`.
+
+    Raises:
+        UserError: a condition is malformed, or its column or value does not fit.
+    """
+    for text in where:
+        name, compared, values = _split(text)
+        if name not in frame:
+            raise nearest(name, frame.columns, "column of cells.csv")
+        wanted: Sequence[Any] = values
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            wanted = [_as_number(value, text) for value in values]
+        else:
+            _refuse_order(name, compared, text)
+        frame = frame[_meets(frame[name].to_numpy(), Condition(name, compared, tuple(wanted), False))]
+    return frame

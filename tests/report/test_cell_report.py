@@ -22,10 +22,11 @@ from relu_study import load, load_cells, run_draws
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report import cell_report
+from relu_study.report.conditions import select
 from relu_study.report.figures import cell_figures
 from relu_study.report.figures.canvas import DIVERGING
 from relu_study.report.report import report
-from relu_study.report.tables.cell_tables import cell_tables, select
+from relu_study.report.tables.cell_tables import cell_tables
 from relu_study.runner import execute
 from relu_study.runner.callback import Callback
 from relu_study.storage import schema
@@ -112,10 +113,26 @@ def test_last_place_below_a_level_is_interpolated():
     assert np.isnan(_last_below(layers, dead + 0.5, 0.4))
 
 
-@pytest.mark.parametrize("where, said", [(("thro=1",), "did you mean throw"), (("throw 1",), "cannot read the condition")])
+@pytest.mark.parametrize(
+    "where, said",
+    [
+        (("thro=1",), "unknown column of cells.csv 'thro'; did you mean throw"),
+        (("throw 1",), "cannot read the condition"),
+        (("throw=one",), "the condition 'throw=one' compares with 'one', which is not a number"),
+        (("throw>1,2",), "Only = and != take a list"),
+        (("kind<plain",), "orders kind, whose values are names"),
+    ],
+)
 def test_invalid_condition_is_refused(cells, where, said):
     with pytest.raises(UserError, match=said):
         select(cells, where)
+
+
+def test_conditions_take_lists_and_empty_values_equal_nothing():
+    frame = pd.DataFrame({"kind": ["a", "b", None, "c"], "width": [1.0, 2.0, np.nan, 3.0]}, index=list("pqrs"))
+    expected = {"kind=a,b": "pq", "kind!=a,b": "rs", "kind=a": "p", "kind!=a": "qrs"}
+    expected |= {"width=1,2": "pq", "width!=1,2": "rs", "width>=2": "qs", "width!=1": "qrs"}
+    assert {text: "".join(select(frame, [text]).index) for text in expected} == expected
 
 
 def test_figures_show_the_estimates(folder, cells):

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from relu_study.errors import UserError, nearest
-from relu_study.report.conditions import OPERATORS
+from relu_study.report.conditions import select
 from relu_study.report.markup import RenderedTable, format_mean_ci, table_files
 
 MOST = 200  # rows in Markdown and LaTeX; the CSV file has all
-_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
-
-
-def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
-    """Return the rows that meet every condition: `width=2,3`, `layers<=10`, `number=born_dead`.
-
-    Raises:
-        UserError: a condition is malformed or its column unknown.
-    """
-    for text in where:
-        parts = _CONDITION.fullmatch(text)
-        if parts is None or not parts[3]:
-            raise UserError(f"cannot read the condition {text!r}. Write COLUMN=VALUE with = != < <= > or >=, e.g. layers=10.")
-        name, compared, values = parts[1], OPERATORS[parts[2]], [value.strip() for value in parts[3].split(",")]
-        if name not in frame:
-            raise nearest(name, frame.columns, "column of cells.csv")
-        number = pd.api.types.is_numeric_dtype(frame[name])
-        operands = [float(value) if number else value for value in values]
-        is_met = [compared(frame[name], value) for value in operands]
-        frame = frame[np.logical_and.reduce(is_met) if parts[2] == "!=" else np.logical_or.reduce(is_met)]
-    return frame
 
 
 def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, dict[str, str]]:
