@@ -96,13 +96,14 @@ def empty_row(claim: Row) -> Row:
 
 def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     unit = float(target["variance"]) if claim["relative"] else 1.0
-    claim, margin = claim | {"against": _scaled(claim["against"], unit)}, float(claim["margin"]) * unit
+    margin, against = float(claim["margin"]) * unit, claim["against"]
+    claim = claim | {"against": against if isinstance(against, str) else float(against) * unit}
     row = empty_row(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
     row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
     if claim["over"] is not None:
         row["site"] = f"{claim['site']} over {claim['over']}"
     try:
-        numbers, against, note = _paired(claim, target, configurations)
+        numbers, others, note = _paired(claim, target, configurations)
     except NotTestable as why:
         return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
     if len(numbers) < max(claim["least_seeds"], 1):
@@ -112,13 +113,9 @@ def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
     if _is_share(claim):
         result = share_test(numbers, float(claim["against"]), claim["direction"], margin)
     else:
-        result = paired_test(numbers - against, claim["direction"], margin)
+        result = paired_test(numbers - others, claim["direction"], margin)
     row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi", "n")}
     return row | {"p": min(result["p"], result["p_refute"]), "reason": note}
-
-
-def _scaled(against: str | float, unit: float) -> str | float:
-    return against if isinstance(against, str) else float(against) * unit
 
 
 def _judge(row: Row, tested: int) -> tuple[str, str]:

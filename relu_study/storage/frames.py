@@ -17,7 +17,7 @@ from relu_study.errors import UserError
 from relu_study.stats import intervals, survival
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, csv_text, read_csv, read_runs
+from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, read_csv, read_runs
 from relu_study.storage.manifest import seeds_of
 from relu_study.storage.schema import COLUMNS, read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
@@ -231,11 +231,6 @@ def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]
                 values={name: stored[name].to_numpy()[:, None] for name in columns},
             )
     return configurations
-
-
-def runs_csv(configurations: dict[str, Configuration], manifest: dict[str, Any]) -> str:
-    """Return the text of runs.csv."""
-    return csv_text(runs_frame(configurations, manifest))
 
 
 def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from known_results import BASE, PROBE_EXAMPLES, noise, planted_arms, planted_fol
 from relu_study.errors import UserError
 from relu_study.storage.configurations import collect
 from relu_study.storage.csv_files import csv_text, read_csv
-from relu_study.storage.frames import frames, load, report_epochs, runs_csv, summary_frame
+from relu_study.storage.frames import frames, load, report_epochs, runs_frame, summary_frame
 from relu_study.storage.manifest import read_manifest
 from relu_study.study.run_spec import FIELDS, RunSpec
 
@@ -113,11 +113,11 @@ def test_missing_runs_are_interrupted(tmp_path: Path) -> None:
 
 
 def test_row_does_not_depend_on_other_stored_runs(folder: Path, manifest: dict, tmp_path: Path) -> None:
-    full = runs_csv(collect(folder, manifest), manifest).splitlines()
+    full = csv_text(runs_frame(collect(folder, manifest), manifest)).splitlines()
     alone = planted_study().runs()[37]
     others = tuple(spec.run_id for spec in planted_study().runs() if spec != alone)
     planted_folder(tmp_path, left_out=others)
-    row = next(line for line in runs_csv(collect(tmp_path), manifest).splitlines() if line.startswith(alone.run_id))
+    row = next(line for line in csv_text(runs_frame(collect(tmp_path), manifest)).splitlines() if line.startswith(alone.run_id))
     assert row in full and ",ok," in row
 
 

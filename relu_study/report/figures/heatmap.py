@@ -33,7 +33,7 @@ from relu_study.report.figures.canvas import (
     panel_grid,
     plain,
 )
-from relu_study.report.figures.inputs import DeclaredRun, Draw, expand_metrics, select_arms, targets_of, title
+from relu_study.report.figures.inputs import DeclaredRun, Draw, expand_metrics, nine_digits, select_arms, targets_of, title
 from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
 from relu_study.report.tables.entries import Entry, SummaryLookup
 from relu_study.storage.manifest import seeds_of
@@ -268,7 +268,7 @@ def _cells_of(cells: Mapping[tuple[int, int], Entry], shape: tuple[int, int]) ->
     for (i, j), cell in cells.items():
         known[i, j] = True
         # Nine digits, as in the CSVs, so figures from memory and from files are equal.
-        values[i, j], counts[i][j] = float(f"{cell.mean:.9g}"), cell.count.replace(" (", "\n(").replace(", ", ",\n")
+        values[i, j], counts[i][j] = nine_digits(cell.mean), cell.count.replace(" (", "\n(").replace(", ", ",\n")
     return Heatmap(values, known, counts)
 
 

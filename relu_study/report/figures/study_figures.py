@@ -9,14 +9,10 @@ from typing import Any
 
 from relu_study.errors import nearest
 from relu_study.report.figures import canvas, depth, forest, heatmap, histograms, inputs
-from relu_study.report.figures.curves import Band, arrange_curves
+from relu_study.report.figures.curves import arrange_curves
 from relu_study.report.figures.forest import arrange_effects
 from relu_study.report.figures.inputs import FigureData, not_run_counts
 from relu_study.storage.atomic_write import write_atomically
-from relu_study.storage.configurations import Configuration
-from relu_study.storage.frames import summary_frame, survival_frame
-
-Bands = Mapping[tuple[str, str], Band]  # (config_id, "metric/site" or "survival/site")
 
 
 def check(declaration: Mapping[str, Any]) -> None:
@@ -31,20 +27,12 @@ def check(declaration: Mapping[str, Any]) -> None:
             heatmap.kept(figure, declaration)
 
 
-def draw(
-    manifest: dict[str, Any], configurations: dict[str, Configuration], verdicts: list[dict[str, Any]], folder: Path
-) -> list[Path]:
-    """Draw each declared figure from the stored runs, to `folder`/figures/NAME.png and NAME.svg.
-
-    A figure without data (its experiments were left out, or its claims have no row) is not drawn.
-    Returns the written paths in declared order.
-    """
-    summary = summary_frame(configurations, manifest, epochs=None)
-    return draw_from(manifest, FigureData(summary, survival_frame(configurations), verdicts, configurations), folder)
-
-
 def draw_from(manifest: dict[str, Any], numbers: FigureData, folder: Path) -> list[Path]:
-    """Draw the declared figures from loaded data. The CSVs give the same bytes if they suffice."""
+    """Draw each declared figure to `folder`/figures/NAME.png and NAME.svg, and return the written paths in declared order.
+
+    A figure without data (its experiments were left out, or its claims have no row) is not drawn. The CSVs give the same bytes
+    if they suffice.
+    """
     paths = []
     for figure in manifest["declaration"]["figures"]:
         if (picture := build_figure(figure, manifest["declaration"], numbers)) is None:
