@@ -23,6 +23,10 @@ from relu_study.storage.configurations import Configuration
 from relu_study.storage.manifest import seeds_of
 
 CLAIMED = "#E3E3E3"
+ROW_GAP, TEXT_LINE, X_AXIS, TITLES = 0.08, 0.14, 0.5, 0.25  # inches
+LABEL_WIDTH = 40  # characters
+COUNT_SHARE = 0.12  # of a panel's width, per column: space for "n=31/32"
+MARGIN = 0.06  # of the x range, on each side
 VERDICTS: dict[str, dict[str, Any]] = {
     "confirmed": {"marker": "o", "color": "#009E73"},
     "refuted": {"marker": "X", "color": "#D55E00"},
@@ -49,42 +53,71 @@ class Effect:
     count: str = ""  # "n=31/32" unless all seeds are compared
 
 
+@dataclass(frozen=True)
+class Block:
+    """The lines of the panels with one x axis: their labels, and their effects by column."""
+
+    name: str
+    labels: Sequence[str]
+    lines: Sequence[Mapping[str, Effect]]
+
+    @property
+    def heights(self) -> list[float]:
+        """The height of each line in inches."""
+        return [ROW_GAP + TEXT_LINE * (label.count("\n") + 1) for label in self.labels]
+
+    @property
+    def middles(self) -> list[float]:
+        """The middle of each line, in inches from the top."""
+        return (np.cumsum(self.heights) - np.array(self.heights) / 2).tolist()
+
+
 def forest(effects: Sequence[Effect], note: str = "") -> Figure:
     """Draw effects with their intervals, one panel per block and column. Claimed ranges are shaded.
 
     Effects with equal labels share a line across columns. A second one in the same panel has a separate line.
     """
-    columns, blocks = list(dict.fromkeys(e.column for e in effects)), list(dict.fromkeys(e.block for e in effects))
-    lines: dict[str, dict[tuple[str, int], dict[str, Effect]]] = {block: {} for block in blocks}
-    for e in effects:
-        turn = sum(e.column in held for (label, _), held in lines[e.block].items() if label == e.label)
-        lines[e.block].setdefault((e.label, turn), {})[e.column] = e
-    labels = {block: [textwrap.fill(label, 40) for label, _ in lines[block]] for block in blocks}
-    counted = any(e.count and np.isfinite(e.effect) for e in effects)
-    # In inches: 0.14 per line of text, plus spacing per row.
-    heights = {block: [0.08 + 0.14 * (label.count("\n") + 1) for label in labels[block]] for block in blocks}
+    columns = list(dict.fromkeys(e.column for e in effects))
+    blocks = [_block_of(name, effects) for name in dict.fromkeys(e.block for e in effects)]
+    has_counts = any(e.count and np.isfinite(e.effect) for e in effects)
     picture = new_figure(len(columns))
-    ratios = [sum(heights[block]) for block in blocks]
+    ratios = [sum(block.heights) for block in blocks]
     axes = picture.subplots(len(blocks), len(columns), squeeze=False, height_ratios=ratios)
-    for i, block in enumerate(blocks):
-        middles = (np.cumsum(heights[block]) - np.array(heights[block]) / 2).tolist()
-        for j, column in enumerate(columns):
-            shown = [held.get(column) for held in lines[block].values()]
-            _forest_panel(axes[i, j], shown, middles, heights[block], room=0.12 * len(columns) if counted else 0.0)
-            axes[i, j].xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 3, steps=ROUND))
-        axes[i, 0].set_yticks(middles, labels[block])
-        for ax in axes[i] if len(columns) == 2 else [axes[i, len(columns) // 2]]:
-            ax.set_xlabel(block)
+    for block, row in zip(blocks, axes, strict=True):
+        for ax, column in zip(row, columns, strict=True):
+            shown = [line.get(column) for line in block.lines]
+            _forest_panel(ax, shown, block.middles, block.heights, room=COUNT_SHARE * len(columns) if has_counts else 0.0)
+            ax.xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 3, steps=ROUND))
+        row[0].set_yticks(block.middles, block.labels)
+        for ax in row if len(columns) == 2 else [row[len(columns) // 2]]:
+            ax.set_xlabel(block.name)
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name)
-    drawn = {e.verdict for e in effects if np.isfinite(e.effect)}
-    handles: list[Any] = [Line2D([], [], label=v, **VERDICTS[v]) for v in VERDICTS if v in drawn]
-    patch = [Patch(color=CLAIMED, label="range that was claimed")] if drawn else []
-    title = "effect with its 95 % interval (90 % for equivalence)" if drawn else ""
-    title += "; n: the seeds compared, where not all" if counted else ""
-    legend = legend_below(picture, [*handles, *patch], title, note) if drawn or note else 0.0
-    picture.set_size_inches(picture.get_figwidth(), sum(ratios) + 0.5 * len(blocks) + 0.25 + legend)
+    legend = _legend(picture, effects, has_counts, note)
+    picture.set_size_inches(picture.get_figwidth(), sum(ratios) + X_AXIS * len(blocks) + TITLES + legend)
     return picture
+
+
+def _block_of(name: str, effects: Sequence[Effect]) -> Block:
+    lines: dict[tuple[str, int], dict[str, Effect]] = {}
+    for e in effects:
+        if e.block == name:
+            turn = sum(e.column in line for (label, _), line in lines.items() if label == e.label)
+            lines.setdefault((e.label, turn), {})[e.column] = e
+    return Block(name, [textwrap.fill(label, LABEL_WIDTH) for label, _ in lines], list(lines.values()))
+
+
+def _legend(picture: Figure, effects: Sequence[Effect], has_counts: bool, note: str) -> float:
+    """Draw the legend of the verdicts with the note. Returns its height in inches."""
+    verdicts = {e.verdict for e in effects if np.isfinite(e.effect)}
+    if not verdicts and not note:
+        return 0.0
+    handles: list[Any] = [Line2D([], [], label=v, **VERDICTS[v]) for v in VERDICTS if v in verdicts]
+    patch = [Patch(color=CLAIMED, label="range that was claimed")] if verdicts else []
+    title = "effect with its 95 % interval (90 % for equivalence)" if verdicts else ""
+    return legend_below(
+        picture, [*handles, *patch], title + ("; n: the seeds compared, where not all" if has_counts else ""), note
+    )
 
 
 def _forest_panel(
@@ -116,10 +149,10 @@ def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
     edges = finite(np.array([0.0, e.lo, e.hi, *points]) for e in effects)
     spread = np.ptp(points) or 1.0
     left, right = max(edges.min(), points.min() - spread), min(edges.max(), points.max() + spread)
-    return left - 0.06 * (right - left), right + 0.06 * (right - left)
+    return left - MARGIN * (right - left), right + MARGIN * (right - left)
 
 
-# ---------------------------------------------------------------------------------------- forests
+# ---------------------------------------------------------------------------------------- effects
 
 
 def arrange_effects(
@@ -131,7 +164,7 @@ def arrange_effects(
     return [
         Effect(
             block=_block(row, declaration["metrics"]),
-            label=f"{row['claim']}  {_asked(row)}" if several else _asked(row),
+            label=f"{row['claim']}  {_contrast(row)}" if several else _contrast(row),
             column=inputs.title(row["target"], declaration),
             effect=nine_digits(row["effect"]),
             lo=nine_digits(row["ci_lo"]),
@@ -173,8 +206,8 @@ def _block(row: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> str
     return f"difference in {words(row['metric'])}" + unit(row["metric"], metrics.get(row["metric"], {}))
 
 
-def _asked(row: Mapping[str, Any]) -> str:
-    """The contrast with its site and epoch, where they are not the usual ones and not said already."""
+def _contrast(row: Mapping[str, Any]) -> str:
+    """Return the contrast with its site and epoch, unless they are the default ones or in its text."""
     epoch = str(row["epoch"])
     when = {"last": "", "min": "least over the epochs", "max": "greatest over the epochs"}.get(
         epoch, f"epoch\N{NO-BREAK SPACE}{epoch}"
