@@ -40,7 +40,19 @@ from relu_study.storage.manifest import seeds_of
 from relu_study.study.epochs import epoch_number
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
-CELL, SCALE, LETTER = 0.56, 1.1, 0.07  # inches: a number in a cell, the scale of colours with its label, a letter
+
+# Widths in inches.
+CELL, LETTER = 0.56, 0.07  # a number in a cell, a letter
+SCALE = 1.1  # the scale of colours with its label
+Y_LABEL, NAME_GAP, PANEL_GAP, TEXT_MARGIN = 0.5, 0.1, 0.15, 0.05
+
+# Heights in inches.
+CELL_HEIGHT, COUNTED_HEIGHT = 0.3, 0.4  # a cell without and with a count
+TEXT_LINE, TEXT_PADDING = 0.13, 0.1  # text in a cell
+NAME_LINE, NAME_HEIGHT = 0.14, 0.2  # the name of a row: each further line, and the first one
+LEAST_PANEL, X_LABEL, COLUMN_NAMES, TITLES = 1.4, 0.3, 0.15, 0.25
+
+NAME_WIDTH = 24  # characters
 Factor = tuple[str, Sequence[str]]  # name with unit, and values
 
 
@@ -71,25 +83,37 @@ class Heatmaps:
     between: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class MapsLayout:
+    """Sizes in inches: `foot` of the column names, `room` for panels in a row of 7 inches, `wide` and `tall` of a panel.
+
+    `across` panels are in a row. `is_upright`: whether column names are rotated.
+    """
+
+    foot: float
+    room: float
+    wide: float
+    tall: float
+    across: int
+    is_upright: bool
+
+    def size(self, num_rows: int, legend: float) -> tuple[float, float]:
+        """Return the width and height of the figure."""
+        height = num_rows * self.tall + (self.foot if self.is_upright else COLUMN_NAMES) + TITLES + legend
+        return max(WIDTH, WIDTH - self.room + self.across * self.wide), height
+
+
 def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols: Factor, note: str = "") -> Figure:
     """Draw a map per column and group. The figure is as wide as its cells need, and at least 7 inches."""
-    down, along = ([textwrap.fill(value, 24) for value in values] for values in (rows[1], cols[1]))
-    side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
-    one = all(group.shared for group in groups)  # one colour scale for all maps, or one next to each
-    room = WIDTH - side - 0.5 - (SCALE if one else 0)
-    upright = foot > CELL - 0.1 and len(along) * (foot + 0.1) > WIDTH - side - 0.5 - SCALE  # long names would overlap
-    counts = {text for group in groups for board in group.cells.values() for texts in board.counts for text in texts if text}
-    reasons = [text.split("\n") for text in counts if "(" in text]
-    least = max([CELL, *(LETTER * len(part) + 0.05 for text in reasons for part in text)])
-    wide = len(along) * (least if upright else max(least, foot + 0.1)) + 0.15 + (0 if one else SCALE)
-    across = max(1, min(len(columns), int(room / wide)))
-    panels = panel_grid(columns, [{} for _ in groups], across)
+    down, along = ([textwrap.fill(value, NAME_WIDTH) for value in values] for values in (rows[1], cols[1]))
+    layout = _layout(groups, len(columns), down, along)
+    panels = panel_grid(columns, [{} for _ in groups], layout.across)
     marks: dict[str, dict[str, Any]] = {}
     for group, line in zip(groups, panels, strict=True):
         marks |= _group(group, line, columns, (len(down), len(along)))
         for panel in line:
             panel.ax.set_yticks(range(len(down)), down)
-            panel.ax.set_xticks(range(len(along)), along, rotation=90 if upright else 0)
+            panel.ax.set_xticks(range(len(along)), along, rotation=90 if layout.is_upright else 0)
             panel.ax.tick_params(length=0)
             panel.ax.set_ylabel(rows[0] if panel.first else "")
             panel.ax.set_xlabel(cols[0] if panel.last else "")
@@ -97,11 +121,25 @@ def maps(groups: Sequence[Heatmaps], columns: Sequence[str], rows: Factor, cols:
     assert isinstance(picture, Figure)
     handles = [Patch(label=name, **look) for name, look in marks.items()]
     legend = legend_below(picture, handles, "", note) if handles or note else 0.0
-    room_for = max([0.4 if counts else 0.3, *(0.13 * (len(text) + 1) + 0.1 for text in reasons)])
-    tall = max(1.4, sum(max(room_for, 0.14 * name.count("\n") + 0.2) for name in down)) + 0.3
-    height = sum(num_rows(line) for line in panels) * tall + (foot if upright else 0.15) + 0.25 + legend
-    picture.set_size_inches(max(WIDTH, WIDTH - room + across * wide), height)
+    picture.set_size_inches(*layout.size(sum(num_rows(line) for line in panels), legend))
     return picture
+
+
+def _layout(groups: Sequence[Heatmaps], num_columns: int, down: Sequence[str], along: Sequence[str]) -> MapsLayout:
+    side, foot = (LETTER * max(len(line) for value in names for line in value.split("\n")) for names in (down, along))
+    one_scale = all(group.shared for group in groups)  # for all maps, or one next to each
+    room = WIDTH - side - Y_LABEL - (SCALE if one_scale else 0)
+    would_overlap = len(along) * (foot + NAME_GAP) > WIDTH - side - Y_LABEL - SCALE
+    is_upright = foot > CELL - NAME_GAP and would_overlap
+    counts = {text for group in groups for board in group.cells.values() for texts in board.counts for text in texts if text}
+    reasons = [text.split("\n") for text in counts if "(" in text]
+    cell = max([CELL, *(LETTER * len(part) + TEXT_MARGIN for text in reasons for part in text)])
+    wide = len(along) * (cell if is_upright else max(cell, foot + NAME_GAP)) + PANEL_GAP + (0 if one_scale else SCALE)
+    lines = [TEXT_LINE * (len(text) + 1) + TEXT_PADDING for text in reasons]
+    cell_height = max([COUNTED_HEIGHT if counts else CELL_HEIGHT, *lines])
+    heights = sum(max(cell_height, NAME_LINE * name.count("\n") + NAME_HEIGHT) for name in down)
+    across = max(1, min(num_columns, int(room / wide)))
+    return MapsLayout(foot, room, wide, max(LEAST_PANEL, heights) + X_LABEL, across, is_upright)
 
 
 def _group(group: Heatmaps, line: Sequence[Panel], columns: Sequence[str], shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
@@ -146,7 +184,7 @@ def _norm(values: np.ndarray, log: bool, between: Sequence[float] | None = None)
 
 
 def _board(ax: Axes, board: Heatmap | None, norm: Normalize, shape: tuple[int, int]) -> dict[str, dict[str, Any]]:
-    """Draw one map; returns the looks of cells without a number that it has, by what they mean."""
+    """Draw one map. Returns the patterns of its cells without a number, by meaning."""
     marks: dict[str, dict[str, Any]] = {}
     ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
     for spine in ax.spines.values():
