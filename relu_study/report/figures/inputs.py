@@ -81,9 +81,7 @@ def _expanded(metric_name: str, figure: Mapping[str, Any], declared: Sequence[st
     every = figure["kind"] == "depth"
     if (site == "*" or every) and not with_site:
         have = dict.fromkeys(name.partition("/")[0] for name in declared if not name.endswith("/all"))
-        raise UserError(
-            f"{metric_name} {where}: {metric} is measured for the whole network only; at each site there are {', '.join(have)}"
-        )
+        raise UserError(f"{metric} {where} is measured for the whole network only. Metrics with sites are {', '.join(have)}.")
     if every and site not in ("", "*"):
         raise UserError(f"{metric_name} {where}: kind depth shows every site of a metric. Write {metric} without a site.")
     if site == "*" or every:

@@ -69,13 +69,14 @@ def figure(
     conditions = parse(_several(where), declaration)
     some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [request]}
     if not (entries := select_arms(request, some)):
-        raise UserError(f"no configuration is left to draw: {_filter(request, where)}")
+        raise UserError(f"no configuration is left to draw{_filter(request, where)}. Leave a condition out.")
     check(some)
     ids = {entry["config_id"] for entry in entries}
     numbers = _numbers(folder, manifest, some, request, conditions, ids, where)
     picture = build_figure(request, some, numbers, f"where {', '.join(_several(where))}" if where else "")
     if picture is None:
-        raise UserError(f"there is nothing to draw: {_empty(request, numbers)}; {_filter(request, where)}")
+        reason = f"{_empty(request, numbers)}{_filter(request, where)}"
+        raise UserError(f"there is nothing to draw: {reason}. Choose other metrics, arms, epochs or conditions.")
     rendered = canvas.render(picture, list(dict.fromkeys(path.suffix[1:] for path in paths)))
     for path in paths:
         make_dirs(path.parent)
@@ -152,7 +153,7 @@ def _files(out: Sequence[str | Path]) -> list[Path]:
 def _filter(request: Mapping[str, Any], where: Words) -> str:
     parts = [f"{word} {', '.join(request[word])}" for word in ("experiments", "arms", "claims") if request[word]]
     parts += [f"where {', '.join(_several(where))}"] if where else []
-    return f"asked for were {'; '.join(parts)}" if parts else "asked for were all"
+    return f" (requested: {'; '.join(parts)})" if parts else ""
 
 
 # ------------------------------------------------------------------------------ inputs
@@ -178,7 +179,7 @@ def _numbers(
         frame = frame[frame["config_id"].isin(ids)]
         frame = frame[selection.runs(conditions, frame, manifest["declaration"])]
         if not len(frame):
-            raise UserError(f"no run is left to draw: {_filter(asked, where)}")
+            raise UserError(f"no run is left to draw{_filter(asked, where)}. Leave a condition out.")
         runs = set(frame["run_id"])
     if raw:
         stored = collect(folder, manifest, only=ids, histograms=kind == "histograms", runs=runs)
@@ -241,7 +242,7 @@ def _empty(request: Mapping[str, Any], numbers: FigureData) -> str:
     epochs = pd.unique(np.sort(numbers.summary["epoch"]))
     if request["kind"] in ("depth", "map") and not _at_the_end(request):
         when = ", ".join(f"{epoch:g}" for epoch in _several(request["epoch"]) if epoch != "last")
-        return f"no value of {what} at epoch {when}; measured were epochs {', '.join(f'{epoch:g}' for epoch in epochs)}"
+        return f"no value of {what} at epoch {when}, only at {', '.join(f'{epoch:g}' for epoch in epochs)}"
     if len(numbers.summary) and not numbers.summary["n_finite"].any():
         return "none of the runs is finite"
     return f"no value of {what} in {len(numbers.summary['config_id'].unique()) or len(numbers.configurations)} configurations"

@@ -227,7 +227,7 @@ def _of_summary(
             f"at epoch {request.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is missing. Leave it out."
         )
     summary = read_csv(folder / "summary.csv")
-    _check_epoch(folder, request.epoch, summary["epoch"].unique().tolist(), f"; those between need {folder / 'raw'}")
+    _check_epoch(folder, request.epoch, summary["epoch"].unique().tolist(), f" (those between need {folder / 'raw'})")
     look = in_summary(SummaryLookup(summary, {column.metric for column in request.columns}, seeds), RunLookup(last))
     nothing = Entry(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
     return lambda config_id, column: look(config_id, column) if config_id else nothing
@@ -246,7 +246,7 @@ def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tupl
 def _check_epoch(folder: Path, epoch: float | None, available: Sequence[float], hint: str = "") -> None:
     if epoch not in (available := sorted(set(available))):
         few = ", ".join(f"{e:g}" for e in available) if len(available) < 12 else f"{available[0]:g} to {available[-1]:g}"
-        raise UserError(f"{folder} has no numbers of epoch {epoch:g}; it has those of epochs {few}{hint}")
+        raise UserError(f"{folder} has no epoch {epoch:g}. It has the epochs {few}{hint}.")
 
 
 def _note_texts(grid: Grid) -> NoteTexts:

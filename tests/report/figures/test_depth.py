@@ -113,7 +113,7 @@ def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (("val_loss",), "val_loss is measured for the whole network only; at each site there are grad_norm"),
+        (("val_loss",), "is measured for the whole network only. Metrics with sites are grad_norm"),
         (("grad_norm/site_1",), "kind depth shows every site of a metric. Write grad_norm without a site"),
         (("grad_nrm",), "unknown metric of figure f 'grad_nrm'; did you mean grad_norm"),
     ],

@@ -160,21 +160,21 @@ def test_a_forest_takes_claims_and_a_target(folder: Path, seen: list[Any], tmp_p
         ({"kind": "map", "metrics": "val_loss", "rows": "seed", "cols": "depth"}, "unknown factor as rows of figure map 'seed'"),
         ({"kind": "map", "metrics": "val_loss", "rows": "depth", "cols": "width", "experiments": "tuned"}, "equally common"),
         ({"kind": "depth", "epoch": "lats"}, "has the epoch 'lats'. Use 'last' or a number of at least 0"),
-        ({"kind": "depth", "epoch": 4}, "no value of grad_norm at epoch 4; measured were epochs 0, 1, 2, 3, 5"),
+        ({"kind": "depth", "epoch": 4}, "no value of grad_norm at epoch 4, only at 0, 1, 2, 3, 5"),
         ({"kind": "forest", "claims": "P9"}, "unknown name among the claims of 'forest' 'P9'"),
         ({"kind": "forest", "arms": "tanh"}, "a forest shows claims and takes no arms. Use claims (P1, P2, P3)"),
         ({"kind": "forest", "where": "seed<2"}, "a forest shows verdicts on all runs, so seed cannot restrict it. Use target"),
         (
             {"kind": "curves", "metrics": "val_loss", "arms": "tanh", "where": "activation=relu"},
-            "no configuration is left to draw: asked for were arms tanh; where activation=relu",
+            "no configuration is left to draw (requested: arms tanh; where activation=relu). Leave a condition out",
         ),
         (
             {"kind": "curves", "metrics": "val_loss", "where": ("val_loss<-1", "arm=tanh")},
-            "no run is left to draw: asked for were where val_loss<-1, arm=tanh",
+            "no run is left to draw (requested: where val_loss<-1, arm=tanh). Leave a condition out",
         ),
         (
             {"kind": "curves", "metrics": "saturated_fraction", "arms": "baseline"},
-            "there is nothing to draw: no value of saturated_fraction in 2 configurations; asked for were arms baseline",
+            "there is nothing to draw: no value of saturated_fraction in 2 configurations (requested: arms baseline). Choose",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def test_chosen_epoch_needs_the_tiles(folder: Path, clone: Path) -> None:
     with pytest.raises(UserError, match=r"to compare run by run"):
         compare(clone, "arm", epoch=1, where="target=wave")
     for where in (folder, clone):
-        with pytest.raises(UserError, match=r"has no numbers of epoch 3; it has those of epochs 0, 1, 2, 5"):
+        with pytest.raises(UserError, match=r"has no epoch 3. It has the epochs 0, 1, 2, 5"):
             table(where, "arm", epoch=3, where="target=wave")
 
 
