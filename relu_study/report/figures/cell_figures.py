@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +20,7 @@ from relu_study.report.figures.canvas import (
     DASHES,
     FAINT,
     ROUND,
+    Panel,
     finite,
     legend_below,
     log_scale,
@@ -28,6 +30,9 @@ from relu_study.report.figures.canvas import (
 )
 from relu_study.report.labels import factor, stacked, words
 
+PANEL_HEIGHT, TITLES = 2.2, 0.4  # inches
+THIN = 0.8  # points: the lines of bounds and theory
+THEORY: dict[str, Any] = {"linestyle": ":", "marker": "x", "markersize": 3}
 INTERVALS = (("q25", "q75"), ("ci_lo", "ci_hi"))  # the inner half of the draws if stored, else the interval of the mean
 
 
@@ -83,41 +88,49 @@ def _lines(figure: Mapping[str, Any], groups: Mapping[str, pd.DataFrame], label:
     kinds = sorted_values(list(every[figure["rows"]])) if figure["rows"] else [""]
     looks = {kind: {"color": COLOURS[i % 7], "linestyle": DASHES[i // 7 % 4]} for i, kind in enumerate(kinds)}
     (panels,) = panel_grid(list(groups), [{}], min(len(groups), 3))
-    theory = False
+    has_theory = False
     for panel, rows in zip(panels, groups.values(), strict=True):
         for kind in kinds:
             line = (rows[rows[figure["rows"]] == kind] if figure["rows"] else rows).sort_values(figure["cols"])
             line = line[line[figure["column"]].notna()]
-            if line.empty:
-                continue
-            x = line[figure["cols"]].to_numpy(float)
-            low, high = next((pair for pair in INTERVALS if line[pair[0]].notna().any()), INTERVALS[-1])
-            middle = "median" if low == "q25" else figure["column"]
-            panel.ax.plot(x, line[middle], marker="." if len(x) < 12 else "", **looks[kind])
-            panel.ax.fill_between(x, line[low], line[high], color=looks[kind]["color"], alpha=0.15, linewidth=0)
-            for bound in ("lower", "upper") if figure["bounds"] else ():
-                panel.ax.plot(x, line[bound], color=looks[kind]["color"], linestyle="--", linewidth=0.8)
-            if line["theory"].notna().any():
-                theory = True
-                panel.ax.plot(
-                    x, line["theory"], color=looks[kind]["color"], linestyle=":", marker="x", markersize=3, linewidth=0.8
-                )
-        if figure["log_cols"]:
-            panel.ax.set_xscale("log")
-            panel.ax.set_xticks(*log_ticks(float(every[figure["cols"]].min()), float(every[figure["cols"]].max())))
-            panel.ax.set_xticks([], minor=True)
-        elif (every[figure["cols"]] % 1 == 0).all():
-            panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
-        panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
-        if figure["log"]:
-            log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))
+            if not line.empty:
+                has_theory |= _line(panel.ax, figure, line, looks[kind])
+        _axes(panel, figure, rows, every[figure["cols"]])
         panel.ax.tick_params(labelleft=panel.first or len(groups) > 1, labelbottom=True)
         if panel.first:
             panel.ax.set_ylabel(label)
     picture = panels[0].ax.figure
     assert isinstance(picture, Figure)
     handles = [Line2D([], [], label=_named(figure["rows"], kind), **looks[kind]) for kind in kinds if figure["rows"]]
-    handles += [Line2D([], [], color=FAINT, linestyle=":", marker="x", markersize=3, label="theory")] if theory else []
+    handles += [Line2D([], [], color=FAINT, **THEORY, label="theory")] if has_theory else []
     legend = legend_below(picture, handles, "") if handles else 0.0
-    picture.set_size_inches(picture.get_figwidth(), 2.2 * num_rows(panels) + 0.4 + legend)
+    picture.set_size_inches(picture.get_figwidth(), PANEL_HEIGHT * num_rows(panels) + TITLES + legend)
     return picture
+
+
+def _line(ax: Axes, figure: Mapping[str, Any], line: pd.DataFrame, look: Mapping[str, Any]) -> bool:
+    """Draw one line with its band, bounds and theory. Returns whether it has theory."""
+    x, colour = line[figure["cols"]].to_numpy(float), look["color"]
+    low, high = next((pair for pair in INTERVALS if line[pair[0]].notna().any()), INTERVALS[-1])
+    middle = "median" if low == "q25" else figure["column"]
+    ax.plot(x, line[middle], marker="." if len(x) < 12 else "", **look)
+    ax.fill_between(x, line[low], line[high], color=colour, alpha=0.15, linewidth=0)
+    for bound in ("lower", "upper") if figure["bounds"] else ():
+        ax.plot(x, line[bound], color=colour, linestyle="--", linewidth=THIN)
+    has_theory = bool(line["theory"].notna().any())
+    if has_theory:
+        ax.plot(x, line["theory"], color=colour, **THEORY, linewidth=THIN)
+    return has_theory
+
+
+def _axes(panel: Panel, figure: Mapping[str, Any], rows: pd.DataFrame, x: pd.Series) -> None:
+    """Set the scales of a panel. `x` are the values of all panels."""
+    if figure["log_cols"]:
+        panel.ax.set_xscale("log")
+        panel.ax.set_xticks(*log_ticks(float(x.min()), float(x.max())))
+        panel.ax.set_xticks([], minor=True)
+    elif (x % 1 == 0).all():
+        panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    panel.ax.set_xlabel(factor(figure["cols"]) if panel.last else "")
+    if figure["log"]:
+        log_scale(panel.ax, finite([rows[figure["column"]].to_numpy(float)]))
