@@ -177,7 +177,7 @@ def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
     [
         (("val_los",), "unknown metric of figure f 'val_los'; did you mean val_loss"),
         (("dead_fraction/site_3",), "unknown site of dead_fraction of figure f 'site_3'; did you mean site_"),
-        (("val_loss/*",), "val_loss is measured for the whole network only"),
+        (("val_loss/*",), "val_loss of figure f is measured for the whole network only"),
     ],
 )
 def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> None:
