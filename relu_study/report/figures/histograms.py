@@ -20,7 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from relu_study.report.figures.canvas import FAINT, HATCHED, ROUND, SEQUENTIAL, legend_below, num_rows, panel_grid, plain, runs
+from relu_study.report.figures.canvas import (
+    FAINT,
+    HATCHED,
+    ROUND,
+    SEQUENTIAL,
+    Panel,
+    legend_below,
+    num_rows,
+    panel_grid,
+    plain,
+    runs,
+)
 from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, layout, title
 from relu_study.report.labels import HISTOGRAMS, count, stacked
 from relu_study.stats.histogram_bins import BINS_PER_SIDE, MIN_EXPONENT, Range
@@ -31,6 +42,8 @@ BINS_ARE = {
     True: "the bins next to 0 hold all that is smaller than 6e-8",
     False: "bounded outputs: 64 equal bins over the whole range",
 }
+ONE_SIGN, BOTH_SIGNS = 1.3, 1.8  # inches: the height of a panel
+ROW_GAP, BELOW = 0.25, 0.9  # inches: between panels, and below all for the scale of colours
 FAINTEST = 1e-4  # share of an epoch's values that has the palest colour; rarer values have it too
 
 
@@ -57,34 +70,48 @@ class ValueHistograms:
 def histograms(groups: Sequence[ValueHistograms], arms: Sequence[str], note: str = "") -> Figure:
     """Draw a heat map per arm and group: epochs across, sizes of values up, exact zero as a separate strip."""
     panels = panel_grid(arms, [{arm: cell.count for arm, cell in group.cells.items()} for group in groups])
-    norm, empty, heights = LogNorm(FAINTEST, 1), False, []
+    norm, has_empty, heights = LogNorm(FAINTEST, 1), False, []
     for group, line in zip(groups, panels, strict=True):
-        alike = [c for other in groups if other.metric == group.metric for c in other.cells.values()]
-        scales = {
-            span: LinearScale(*span) if span else Scale.of([c.shares for c in alike if c.span is None]) for span in spans(alike)
-        }
-        shown: Scale | LinearScale | None = None  # on the axis of the last panel
-        for panel, arm in zip(line, arms, strict=True):
-            if (cell := group.cells.get(arm)) is None:
-                panel.ax.text(0.5, 0.5, "no values", transform=panel.ax.transAxes, ha="center", va="center", color=FAINT)
-                scale = shown or next(iter(scales.values()))
-            else:
-                scale = scales[cell.span]
-                empty |= _spread(panel.ax, cell, scale, norm)
-            _values_axis(panel.ax, scale, panel.first or scale != shown)
-            shown = scale
-            panel.ax.set_xlabel("epoch" if panel.last else "")
-        line[0].ax.set_ylabel(group.label)
-        heights += [1.3 if all(s.below == 0 or s.above == 0 for s in scales.values()) else 1.8] * num_rows(line)
+        scales = _scales([c for other in groups if other.metric == group.metric for c in other.cells.values()])
+        has_empty |= _group(group, line, arms, scales, norm)
+        one_sign = all(s.below == 0 or s.above == 0 for s in scales.values())
+        heights += [ONE_SIGN if one_sign else BOTH_SIGNS] * num_rows(line)
     picture = line[0].ax.figure
     assert isinstance(picture, Figure)
     picture.axes[0].get_gridspec().set_height_ratios(heights)  # type: ignore[union-attr]
     if len({tuple(cell.epochs) for group in groups for cell in group.cells.values()}) > 1:
         for ax in picture.axes:
             ax.tick_params(labelbottom=True)
-    counts = {cell.runs for group in groups for cell in group.cells.values()}
-    handles = [Patch(label="no finite run", **HATCHED)] if empty else []
+    handles = [Patch(label="no finite run", **HATCHED)] if has_empty else []
     legend = legend_below(picture, handles, "", note) if handles or note else 0.0
+    _colour_bar(picture, groups, norm)
+    picture.set_size_inches(picture.get_figwidth(), sum(heights) + ROW_GAP * len(heights) + BELOW + legend)
+    return picture
+
+
+def _group(
+    group: ValueHistograms, line: Sequence[Panel], arms: Sequence[str], scales: Mapping[Range | None, AnyScale], norm: Normalize
+) -> bool:
+    """Draw the panels of a group. Returns whether one has an epoch without counts."""
+    has_empty = False
+    shown: AnyScale | None = None  # on the axis of the last panel
+    for panel, arm in zip(line, arms, strict=True):
+        if (cell := group.cells.get(arm)) is None:
+            panel.ax.text(0.5, 0.5, "no values", transform=panel.ax.transAxes, ha="center", va="center", color=FAINT)
+            scale = shown or next(iter(scales.values()))
+        else:
+            scale = scales[cell.span]
+            has_empty |= _spread(panel.ax, cell, scale, norm)
+        _values_axis(panel.ax, scale, panel.first or scale != shown)
+        shown = scale
+        panel.ax.set_xlabel("epoch" if panel.last else "")
+    line[0].ax.set_ylabel(group.label)
+    return has_empty
+
+
+def _colour_bar(picture: Figure, groups: Sequence[ValueHistograms], norm: Normalize) -> None:
+    """Draw the scale of shares below the panels, with the meaning of the bins."""
+    counts = {cell.runs for group in groups for cell in group.cells.values()}
     bar = picture.colorbar(
         ScalarMappable(norm, SEQUENTIAL), ax=picture.axes, location="bottom", aspect=40, shrink=0.6, pad=0.02, extend="min"
     )
@@ -94,8 +121,12 @@ def histograms(groups: Sequence[ValueHistograms], arms: Sequence[str], note: str
         + ";\n".join(words for powers, words in BINS_ARE.items() if powers in kinds)
     )
     _percent(bar.ax)
-    picture.set_size_inches(picture.get_figwidth(), sum(heights) + 0.25 * len(heights) + 0.9 + legend)
-    return picture
+
+
+def _scales(cells: Sequence[ValueHistogram]) -> dict[Range | None, AnyScale]:
+    """Return the scale of each range. Cells with powers of two share one scale."""
+    shares = [cell.shares for cell in cells if cell.span is None]
+    return {span: LinearScale(*span) if span else Scale.of(shares) for span in spans(cells)}
 
 
 def spans(cells: Iterable[ValueHistogram]) -> list[Range | None]:
@@ -197,7 +228,10 @@ class LinearScale:
         return [value for value in round_values if abs(value) > nearest and self.low - nearest <= value <= self.high + nearest]
 
 
-def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: Normalize) -> bool:
+AnyScale = Scale | LinearScale
+
+
+def _spread(ax: Axes, cell: ValueHistogram, scale: AnyScale, norm: Normalize) -> bool:
     """Draw one panel. Returns whether an epoch has no counts."""
     epochs, shares = cell.epochs, np.ma.masked_equal(np.nan_to_num(cell.shares), 0)
     middles = (epochs[1:] + epochs[:-1]) / 2
@@ -228,12 +262,12 @@ def _spread(ax: Axes, cell: ValueHistogram, scale: Scale | LinearScale, norm: No
     return len(counted) < len(epochs)
 
 
-def _span(scale: Scale | LinearScale) -> tuple[float, float]:
+def _span(scale: AnyScale) -> tuple[float, float]:
     bottom = -scale.inner - scale.below if scale.below else -scale.strip
     return bottom, scale.inner + scale.above if scale.above else scale.strip
 
 
-def _values_axis(ax: Axes, scale: Scale | LinearScale, labelled: bool) -> None:
+def _values_axis(ax: Axes, scale: AnyScale, labelled: bool) -> None:
     bottom, top = _span(scale)
     ax.set_ylim(bottom, top)
     ticks = [value for value in scale.ticks() if bottom - 1e-6 <= scale.at(value) <= top + 1e-6]
