@@ -163,17 +163,20 @@ def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baselin
     last, look, kept = _lookup(folder, manifest, request, conditions)
     columns = tuple(_under(col, column, request) for col in cols for column in request.columns)
     base = _baseline(baseline, rows, request.rows)
-    table_rows = []
-    for row in rows:
-        ids = tuple(config_ids.get((row, column.key), "") for column in columns)
-        table_rows.append(Row(row, ids, tuple(map(look, ids, columns)), is_baseline=row == base))
+    table_rows = tuple(_row(row, columns, config_ids, look, row == base) for row in rows)
     if not any(entry.n for row in table_rows for entry in row.entries):
         raise UserError(
             f"no run of {folder} meets {' and '.join(request.where)}. Leave a condition out, or choose another value."
         )
     sizes = {int(n) for n in last.loc[kept & last["config_id"].isin(config_ids.values()), "probe_examples"].dropna()}
-    layout = TableLayout(_caption(request), request.rows, len(request.rows) - 1, tuple(table_rows), columns, sizes)
-    return Grid(request, layout, fixed)
+    return Grid(request, TableLayout(_caption(request), request.rows, len(request.rows) - 1, table_rows, columns, sizes), fixed)
+
+
+def _row(
+    key: Key, columns: tuple[Column, ...], config_ids: Mapping[tuple[Key, Key], str], look: Lookup, is_baseline: bool
+) -> Row:
+    ids = tuple(config_ids.get((key, column.key), "") for column in columns)
+    return Row(key, ids, tuple(map(look, ids, columns)), is_baseline=is_baseline)
 
 
 def _under(col: Key, column: Column, request: TableRequest) -> Column:
