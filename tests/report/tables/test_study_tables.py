@@ -170,6 +170,7 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
             {"metrics": ["val_loss/site_1"]},
             "initialisers is measured for the whole network only, not for site_1",
         ),
+        ({"metrics": []}, "table initialisers names no metrics. Name some, e.g. metrics="),
         ({"metrics": ["val_loss@soon"]}, "val_loss@soon of table initialisers has the epoch 'soon'. Use 'last' or a number"),
         ({"epoch": "min"}, "has the epoch 'min'. Use 'last' or a number"),
         ({"arms": ["he_norm"]}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
