@@ -114,13 +114,17 @@ class Figure:
                 raise nearest(name, FACTORS, f"factor as {axis} of figure {self.name}")
         if self.rows is not None and self.rows == self.cols:
             raise UserError(f"figure {self.name} has {self.rows} as rows and as cols. Name two factors")
-        epochs = self.epoch if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
-        for epoch in epochs:
+        for epoch in self.epochs:
             parse_epoch(epoch, f"figure {self.name}")
-        if self.kind not in ("depth", "map") and tuple(epochs) != ("last",):
+        if self.kind not in ("depth", "map") and self.epochs != ("last",):
             raise UserError(f"figure {self.name} is of kind {self.kind}, which shows every epoch. Leave out epoch")
-        if len(epochs) != 1 and self.kind == "map":
-            raise UserError(f"figure {self.name} is a map and shows one epoch, not {len(epochs)}. Name one")
+        if len(self.epochs) != 1 and self.kind == "map":
+            raise UserError(f"figure {self.name} is a map and shows one epoch, not {len(self.epochs)}. Name one")
+
+    @property
+    def epochs(self) -> tuple[str | float, ...]:
+        """The epochs shown by a figure of kind `depth` or `map`."""
+        return tuple(self.epoch) if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
 
 
 @dataclass(frozen=True)
