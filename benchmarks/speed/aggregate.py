@@ -31,13 +31,14 @@ from relu_study import Experiment, RunSpec, Study, grid
 from relu_study.report.tensorboard.event_files import write_events
 from relu_study.storage import tile_files
 from relu_study.storage.configurations import collect
+from relu_study.storage.declaration import StudyManifest, parse_manifest
 
 SEEDS, METRICS, STEPS = 20, 10, 100
 WIDTH = 16  # runs of a tile: those of several configurations
 BOARD = "import sys; sys.modules['tensorflow'] = None; from tensorboard.main import run_main; run_main()"
 
 
-def planted(folder: Path, configurations: int) -> dict[str, Any]:
+def planted(folder: Path, configurations: int) -> StudyManifest:
     """Tiles of random numbers for a study with this many learning rates; its manifest."""
     rates = (0.001 * (1 + np.arange(configurations))).tolist()
     study = Study("planted", "Planted", "How fast?", [Experiment("main", grid(RunSpec(), learning_rate=rates))], seeds=SEEDS)
@@ -46,6 +47,7 @@ def planted(folder: Path, configurations: int) -> dict[str, Any]:
         "factors": ["learning_rate"],
         "metrics": {name: {"sites": False} for name in names},
         "columns": [f"{name}/all" for name in names],
+        "report_epochs": [],
     }
     draws, runs = np.random.default_rng(0), sorted(study.runs(), key=lambda run: run.seed)
     for tile in (runs[i : i + WIDTH] for i in range(0, len(runs), WIDTH)):
@@ -60,7 +62,7 @@ def planted(folder: Path, configurations: int) -> dict[str, Any]:
         }
         series = {f"metric:{name}/all": draws.normal(size=(len(tile), STEPS)).astype(np.float32) for name in names}
         tile_files.write_tile(folder, made | series)
-    return {"declaration": declaration}
+    return parse_manifest({"study": study.name, "provenance": {}, "widths": {}, "declaration": declaration})
 
 
 def written(configurations: int, per_seed: bool) -> dict[str, float]:

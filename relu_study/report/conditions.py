@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from relu_study.errors import UserError, nearest
 from relu_study.report.factors import LABELS, factor
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration
 from relu_study.study.run_spec import FIELDS
 
 OF_A_RUN = ("seed", "status")
@@ -45,7 +46,7 @@ class Condition:
         return not self.metric and self.name not in OF_A_RUN
 
 
-def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Condition]:
+def parse(where: Sequence[str], declaration: Declaration) -> list[Condition]:
     """Parse conditions: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
 
     Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted), and metrics of the
@@ -57,16 +58,16 @@ def parse(where: Sequence[str], declaration: Mapping[str, Any]) -> list[Conditio
     return [_parsed(text, declaration) for text in where]
 
 
-def _parsed(text: str, declaration: Mapping[str, Any]) -> Condition:
+def _parsed(text: str, declaration: Declaration) -> Condition:
     name, compared, values = _split(text)
     metric, _, site = name.partition("/")
-    if metric in declaration["metrics"]:
+    if metric in declaration.metrics:
         column = f"{metric}/{site or 'all'}"
-        if column not in declaration["columns"]:
-            raise nearest(column, declaration["columns"], "column")
+        if column not in declaration.columns:
+            raise nearest(column, declaration.columns, "column")
         return Condition(column, compared, tuple(_as_number(value, text) for value in values), True)
     if name not in (*FIELDS, *LABELS, *OF_A_RUN):
-        raise nearest(name, [*FIELDS, *LABELS, *OF_A_RUN, *declaration["metrics"]], "factor or metric")
+        raise nearest(name, [*FIELDS, *LABELS, *OF_A_RUN, *declaration.metrics], "factor or metric")
     return Condition(name, compared, tuple(_values(name, compared, values, declaration, text)), False)
 
 
@@ -81,13 +82,13 @@ def _split(text: str) -> tuple[str, str, list[str]]:
     return parts[1], parts[2], values
 
 
-def _values(name: str, compared: str, values: Sequence[str], declaration: Mapping[str, Any], text: str) -> Sequence[Any]:
+def _values(name: str, compared: str, values: Sequence[str], declaration: Declaration, text: str) -> Sequence[Any]:
     if name == "seed":
         return [_as_number(value, text) for value in values]
     if name == "status":
         known: list[Any] = ["ok", "nonfinite", "oom", "interrupted"]
     else:
-        known = list(dict.fromkeys(factor(entry, name) for entry in declaration["configurations"]))
+        known = list(dict.fromkeys(factor(entry, name) for entry in declaration.configurations))
     if isinstance(known[0], str):
         _refuse_order(name, compared, text)
         return _labels(values, known, name)
@@ -126,15 +127,15 @@ def _as_number(value: str, text: str) -> float:
     return number
 
 
-def configurations(conditions: Sequence[Condition], declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
+def configurations(conditions: Sequence[Condition], declaration: Declaration) -> list[DeclaredConfiguration]:
     """Return the declared configurations (one entry per experiment, arm and target) that meet all conditions on them."""
     relevant = [condition for condition in conditions if condition.of_configurations]
-    return [e for e in declaration["configurations"] if all(_meets(factor(e, c.name), c) for c in relevant)]
+    return [e for e in declaration.configurations if all(_meets(factor(e, c.name), c) for c in relevant)]
 
 
-def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Mapping[str, Any]) -> Bool[np.ndarray, " R"]:
+def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Declaration) -> Bool[np.ndarray, " R"]:
     """Return whether each row of runs.csv meets every condition. An empty or nonfinite metric meets none."""
-    configs = {entry["config_id"] for entry in configurations(conditions, declaration)}
+    configs = {entry.config_id for entry in configurations(conditions, declaration)}
     kept = frame["config_id"].isin(configs).to_numpy(bool, copy=True)
     for condition in conditions:
         if not condition.of_configurations:

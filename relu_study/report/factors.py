@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from relu_study.errors import UserError
+from relu_study.storage.declaration import DeclaredConfiguration
 from relu_study.study.run_spec import FIELDS
 
 LABELS = ("experiment", "arm")  # names of a configuration in the study; it may have several
 
 
-def hold_fixed(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def hold_fixed(
+    entries: Sequence[DeclaredConfiguration], free: Collection[str]
+) -> tuple[list[DeclaredConfiguration], dict[str, Any]]:
     """Return the configurations that differ only in the `free` factors, and the fixed value of each other varying factor.
 
     A factor is fixed at its most common value among the distinct configurations. If `arm` is free, only factors that vary within
@@ -21,12 +24,12 @@ def hold_fixed(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tupl
     Raises:
         UserError: two values are equally common.
     """
-    specs = {entry["config_id"]: entry["spec"] for entry in entries}
+    specs = {entry.config_id: entry.spec for entry in entries}
     varied = [name for name in FIELDS if name != "seed" and len({spec[name] for spec in specs.values()}) > 1]
     if "arm" in free:
-        by_arm: dict[str, list[dict[str, Any]]] = {}
+        by_arm: dict[str, list[Mapping[str, Any]]] = {}
         for entry in entries:
-            by_arm.setdefault(entry["arm"], []).append(entry["spec"])
+            by_arm.setdefault(entry.arm, []).append(entry.spec)
         varied = [name for name in varied if any(len({spec[name] for spec in arm}) > 1 for arm in by_arm.values())]
     fixed: dict[str, Any] = {}
     for name in varied:
@@ -41,12 +44,12 @@ def hold_fixed(entries: Sequence[dict[str, Any]], free: Collection[str]) -> tupl
                 f"or put {name} among the rows or columns."
             )
         fixed[name] = first
-    return [entry for entry in entries if all(entry["spec"][name] == value for name, value in fixed.items())], fixed
+    return [entry for entry in entries if all(entry.spec[name] == value for name, value in fixed.items())], fixed
 
 
-def factor(entry: Mapping[str, Any], name: str) -> Any:
+def factor(entry: DeclaredConfiguration, name: str) -> Any:
     """Return the value of a factor or label of a declared configuration."""
-    return entry[name] if name in LABELS else entry["spec"][name]
+    return getattr(entry, name) if name in LABELS else entry.spec[name]
 
 
 def sorted_values(values: Sequence[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Collection
 from typing import Any
 
+from relu_study.storage.declaration import MetricInfo
 from relu_study.storage.frames import BINARY_METRICS
 
 ALONG = 25  # characters per line along the height of a panel
@@ -28,9 +29,9 @@ def is_share(metric: str) -> bool:
     return metric.endswith("_fraction") or metric in BINARY_METRICS
 
 
-def unit(metric: str, about: dict[str, Any], before: str = " ") -> str:
+def unit(metric: str, about: MetricInfo, before: str = " ") -> str:
     """Return the unit in parentheses, unless the metric's name contains it (as for a loss)."""
-    of = "share of runs" if metric in BINARY_METRICS else about.get("unit")
+    of = "share of runs" if metric in BINARY_METRICS else about.unit
     return f"{before}({of})" if of and of not in metric else ""
 
 

@@ -9,36 +9,39 @@ from typing import Any
 
 import pandas as pd
 
+from relu_study.report.figures.inputs import select_arms
 from relu_study.report.markup import markdown_grid, markdown_text
+from relu_study.storage.declaration import CellDeclaration, CellManifest, Declaration, StudyManifest, output_names
+from relu_study.study.outputs import CellFigure, Figure, Section
 
 
 def page(
-    folder: Path, manifest: dict[str, Any], runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
+    folder: Path, manifest: StudyManifest, runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
 ) -> str:
     """Return the text of report.md: the study's prose, and each section with its tables, figures, verdicts and answer.
 
     Only tables and figures in `folder` are shown. A survival figure is followed by the counts of its units.
     Every number comes from the files or the manifest.
     """
-    declaration = manifest["declaration"]
+    declaration = manifest.declaration
 
-    def below(figure: dict[str, Any]) -> str:
-        return _lives(figure, declaration, units) if figure["kind"] == "survival" else ""
+    def below(figure: Figure) -> str:
+        return _lives(figure, declaration, units) if figure.kind == "survival" else ""
 
     return _composed(folder, declaration, verdicts, _size(declaration, runs), below, _closing(manifest, runs))
 
 
-def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
+def draw_page(folder: Path, manifest: CellManifest, cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
     """Return the text of report.md of a draw study."""
-    declaration = manifest["declaration"]
-    draws = {(c["cell_id"], c["draws"]) for c in declaration["cells"]}
+    declaration = manifest.declaration
+    draws = {(c.cell_id, c.draws) for c in declaration.cells}
     stored = int(cells.drop_duplicates(["experiment", "cell_id"])["draws"].sum())
     size = (
         f"{len({name for name, _ in draws}):,} cells, {sum(count for _, count in draws):,} draws and nothing trained"
         f"{'' if stored else ': none is stored'}; {len(cells):,} rows in [cells.csv](cells.csv)."
     )
-    details = [("command", f"`{manifest['command']}`"), ("preset", manifest["preset"])]
-    details += [(name, _flat(value)) for name, value in manifest["provenance"].items() if value != {}]
+    details = [("command", f"`{manifest.command}`"), ("preset", manifest.preset)]
+    details += [(name, _flat(value)) for name, value in manifest.provenance.items() if value != {}]
     closing = [
         "## How this page was made",
         "\n".join(f"- {name}: {text}" for name, text in details),
@@ -51,42 +54,41 @@ def draw_page(folder: Path, manifest: dict[str, Any], cells: pd.DataFrame, verdi
 
 def _composed(
     folder: Path,
-    declaration: dict[str, Any],
+    declaration: Declaration | CellDeclaration,
     verdicts: Sequence[dict[str, Any]],
     size: str,
-    below: Callable[[dict[str, Any]], str],
+    below: Callable[[Any], str],
     closing: str,
 ) -> str:
-    notes = [f"Note: {markdown_text(note)}." for note in declaration.get("notes", [])]
-    blocks = [f"# {declaration['title']}", inspect.cleandoc(declaration["text"]), size, *notes, _in_short(verdicts)]
-    by_name = {figure["name"]: figure for figure in declaration["figures"]}
+    notes = [f"Note: {markdown_text(note)}." for note in declaration.notes]
+    blocks = [f"# {declaration.title}", inspect.cleandoc(declaration.text), size, *notes, _in_short(verdicts)]
+    by_name = {figure.name: figure for figure in declaration.figures}
     for section in _sections(declaration):
-        blocks += [f"## {section['title']}", inspect.cleandoc(section["text"])]
-        blocks += [_table(folder, name) for name in section["tables"]]
-        for figure in (by_name[name] for name in section["figures"]):
+        blocks += [f"## {section.title}", inspect.cleandoc(section.text)]
+        blocks += [_table(folder, name) for name in section.tables]
+        for figure in (by_name[name] for name in section.figures):
             blocks += [_picture(folder, figure), below(figure)]
-        blocks += [_answer(claim, verdicts, declaration) for claim in section["claims"]]
+        blocks += [_answer(claim, verdicts, declaration) for claim in section.claims]
     return "\n\n".join(filter(None, [*blocks, closing])) + "\n"
 
 
-def _sections(declaration: dict[str, Any]) -> list[dict[str, Any]]:
+def _sections(declaration: Declaration | CellDeclaration) -> list[Section]:
     """Return the declared sections, and one more for items in none of them."""
-    sections = declaration["sections"]
-    every = {kind: [item["name"] for item in declaration[kind]] for kind in ("tables", "figures")}
-    every["claims"] = list(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
-    left = {kind: [n for n in names if not any(n in s[kind] for s in sections)] for kind, names in every.items()}
-    rest = {"title": "Further results" if sections else "Results", "text": "", **left}
+    sections = declaration.sections
+    every = output_names(declaration) | {"claims": list(dict.fromkeys(claim.claim for claim in declaration.claims))}
+    left = {kind: tuple(n for n in names if not any(n in getattr(s, kind) for s in sections)) for kind, names in every.items()}
+    rest = Section("Further results" if sections else "Results", "", **left)
     return [*sections, *([rest] if any(left.values()) else [])]
 
 
-def _size(declaration: dict[str, Any], runs: pd.DataFrame) -> str:
+def _size(declaration: Declaration, runs: pd.DataFrame) -> str:
     counts = runs["status"].value_counts()
     status = ", ".join(f"{counts[s]:,} {s}" for s in ("ok", "nonfinite", "oom", "interrupted") if s in counts)
     targets = ", ".join(dict.fromkeys(runs["target"]))
     several = "s" if runs["target"].nunique() > 1 else ""
     return (
         f"{_counted(len(runs), 'run')} of {_counted(runs['config_id'].nunique(), 'configuration')} with "
-        f"{_counted(declaration['seeds'], 'seed')} each, "
+        f"{_counted(declaration.seeds, 'seed')} each, "
         f"on the target{several} {markdown_text(targets)}: {status}. {_lost_losses(runs)}{_probed(runs)}"
     )
 
@@ -118,27 +120,24 @@ def _table(folder: Path, name: str) -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else _absent(f"The table {name}")
 
 
-def _picture(folder: Path, figure: dict[str, Any]) -> str:
-    if not (folder / "figures" / f"{figure['name']}.png").is_file():
-        return _absent(f"The figure {figure['name']}")
-    text = markdown_text(figure["caption"])
-    return f"![{text}](figures/{figure['name']}.png)\n\n*{text}*"
+def _picture(folder: Path, figure: Figure | CellFigure) -> str:
+    if not (folder / "figures" / f"{figure.name}.png").is_file():
+        return _absent(f"The figure {figure.name}")
+    text = markdown_text(figure.caption)
+    return f"![{text}](figures/{figure.name}.png)\n\n*{text}*"
 
 
-def _lives(figure: dict[str, Any], declaration: dict[str, Any], units: pd.DataFrame) -> str:
+def _lives(figure: Figure, declaration: Declaration, units: pd.DataFrame) -> str:
     """Return the counts in units.csv for the arms of a figure."""
     by_config = {str(config_id): rows for config_id, rows in units.groupby("config_id", sort=False)}
     cells: dict[tuple[str, str, str], list[str]] = {}
-    for entry in declaration["configurations"]:
-        if entry["experiment"] in (figure["experiments"] or [entry["experiment"]]) and entry["arm"] in (
-            figure["arms"] or [entry["arm"]]
-        ):
-            for row in by_config.get(entry["config_id"], units[:0]).to_dict("records"):
-                counts = [f"{row[name]:,}" for name in ("units", "born_dead", "died", "revived")]
-                certified = "-" if pd.isna(row["certified_revived"]) else f"{row['certified_revived']:,}"
-                interval = "" if pd.isna(row["ci_lo"]) else f" [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
-                share = "-" if pd.isna(row["dead_at_end_fraction"]) else f"{row['dead_at_end_fraction']:.3g}{interval}"
-                cells[entry["arm"], entry["spec"]["target"], row["site"]] = [*counts, certified, f"{row['dead_at_end']:,}", share]
+    for entry in select_arms(figure, declaration):
+        for row in by_config.get(entry.config_id, units[:0]).to_dict("records"):
+            counts = [f"{row[name]:,}" for name in ("units", "born_dead", "died", "revived")]
+            certified = "-" if pd.isna(row["certified_revived"]) else f"{row['certified_revived']:,}"
+            interval = "" if pd.isna(row["ci_lo"]) else f" [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]"
+            share = "-" if pd.isna(row["dead_at_end_fraction"]) else f"{row['dead_at_end_fraction']:.3g}{interval}"
+            cells[entry.arm, entry.target, row["site"]] = [*counts, certified, f"{row['dead_at_end']:,}", share]
     headers = ["arm", "target", "site", "units", "born dead", "died", "revived", "revived (certified)", "dead at end", "share"]
     grid = markdown_grid(headers, [[*map(markdown_text, key), *row] for key, row in cells.items()], 3)
     return f"{grid}\n\nUnits of all runs; of those at the end the share [95 % interval over runs]." if cells else ""
@@ -148,7 +147,7 @@ def _absent(what: str) -> str:
     return f"*{what} is not here: nothing that it shows is part of the study at this size.*"
 
 
-def _answer(claim: str, verdicts: Sequence[dict[str, Any]], declaration: dict[str, Any]) -> str:
+def _answer(claim: str, verdicts: Sequence[dict[str, Any]], declaration: Declaration | CellDeclaration) -> str:
     rows = [row for row in verdicts if row["claim"] == claim]
     if not rows:
         return ""
@@ -157,7 +156,7 @@ def _answer(claim: str, verdicts: Sequence[dict[str, Any]], declaration: dict[st
     headers = ["contrast", *(["target"] if several else []), "number", "effect [interval]", "claimed", "n", "verdict"]
     cells = [[row["contrast"], *([row["target"]] if several else []), _number(row), *_effect(row)] for row in parts]
     grid = markdown_grid(headers, [[markdown_text(text) for text in row] for row in cells], 3 if several else 2)
-    whys = dict.fromkeys(c["why"] for c in declaration["claims"] if c["claim"] == claim and c["why"])
+    whys = dict.fromkeys(c.why for c in declaration.claims if c.claim == claim and c.why)
     return "\n\n".join(
         [
             grid,
@@ -183,13 +182,13 @@ def _effect(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['effect']:.3g} [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]", claimed, f"{row['n']:.0f}", row["verdict"]]
 
 
-def _closing(manifest: dict[str, Any], runs: pd.DataFrame) -> str:
+def _closing(manifest: StudyManifest, runs: pd.DataFrame) -> str:
     details = [
-        ("command", f"`{manifest['command']}`"),
-        ("preset", manifest["preset"]),
-        ("seeds", f"{manifest['declaration']['seeds']}"),
+        ("command", f"`{manifest.command}`"),
+        ("preset", manifest.preset),
+        ("seeds", f"{manifest.declaration.seeds}"),
     ]
-    provenance = {name: value for name, value in manifest["provenance"].items() if name != "probe_examples" and value != {}}
+    provenance = {name: value for name, value in manifest.provenance.items() if name != "probe_examples" and value != {}}
     details += [(name.replace("_", " "), _flat(value)) for name, value in provenance.items()]
     lines = [f"- {name}: {text}" for name, text in details]
     files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))

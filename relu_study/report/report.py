@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from relu_study.storage.atomic_write import check_exists, wrap_os_errors, write_
 from relu_study.storage.checksums import SUMS, sentence, sums_of
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import csv_text, read_csv, read_runs
+from relu_study.storage.declaration import Declaration, StudyManifest, check_sections, is_of_draws, output_names, read_declared
 from relu_study.storage.frames import (
     at_epochs,
     configurations_from_runs_csv,
@@ -35,27 +37,26 @@ from relu_study.storage.frames import (
     survival_frame,
 )
 from relu_study.storage.manifest import read_manifest
-from relu_study.storage.schema import COLUMNS, check_names, check_sections, is_of_draws, read_whole_manifest
+from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import OOM_HINT, tile_paths
 from relu_study.storage.tile_identity import STORED
+from relu_study.study.claims import Target
+from relu_study.study.outputs import Figure
 
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # CSVs behind the tables, figures and page
 
 
-def check(declaration: dict[str, Any]) -> None:
+def check(declaration: Declaration) -> None:
     """Raise UserError for a table, figure, claim or section with an unknown name. Needs no results."""
     study_tables.check(declaration)
     study_figures.check(declaration)
-    check_names(declaration)
-    series = [
-        (c["metric"], site, f"claim {c['claim']}") for c in declaration["claims"] for site in (c["site"], c["over"]) if site
-    ]
+    series = [(c.metric, site, f"claim {c.claim}") for c in declaration.claims for site in (c.site, c.over) if site]
     for metric, site, where in series:
-        if metric not in declaration["metrics"]:
-            raise nearest(metric, declaration["metrics"], f"metric of {where}")
+        if metric not in declaration.metrics:
+            raise nearest(metric, declaration.metrics, f"metric of {where}")
         if site != "last":
-            columns.check_site(metric, site, declaration["columns"], f" of {where}")
+            columns.check_site(metric, site, declaration.columns, f" of {where}")
     check_sections(declaration)
 
 
@@ -95,11 +96,11 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     if is_of_draws(read_manifest(folder)):
         messages, of_draws = report_draws(folder)
         return messages + _drop_stale(folder, of_draws)
-    manifest = read_whole_manifest(folder)
-    check(manifest["declaration"])
+    manifest = read_declared(folder)
+    check(manifest.declaration)
     if per_seed:
-        check_per_seed(manifest["declaration"])
-    raw, messages = bool(tile_paths(folder) or manifest.get("oom")), []
+        check_per_seed(sum(manifest.declaration.seeds_of.values()))
+    raw, messages = bool(tile_paths(folder) or manifest.oom), []
     if raw:
         whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, messages)
     else:
@@ -109,11 +110,11 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     if not raw:
         whole = csvs.get("summary", summary_frame({}, manifest))
         configurations = configurations_from_runs_csv(csvs["runs"]) if "runs" in csvs else {}
-    figures = manifest["declaration"]["figures"] if raw else _drawable(folder, manifest, csvs, messages)
-    drawable = {**manifest, "declaration": {**manifest["declaration"], "figures": figures}}
+    figures = manifest.declaration.figures if raw else _drawable(folder, manifest, csvs, messages)
+    drawable = replace(manifest, declaration=replace(manifest.declaration, figures=tuple(figures)))
     inputs = FigureData(whole, csvs.get("survival", survival_frame({})), _rows(csvs), configurations)
     drawn = draw_from(drawable, inputs, folder)
-    declared = {kind: {item["name"] for item in manifest["declaration"][kind]} for kind in SUFFIXES}
+    declared = {kind: set(names) for kind, names in output_names(manifest.declaration).items()}
     kept = {"tables": declared["tables"] if tables is None else set(tables)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
     messages += _drop_stale(folder, kept)
@@ -121,7 +122,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
         check_exists(folder)
         text = page(folder, manifest, csvs["runs"], csvs["units"], _rows(csvs))
         write_atomically(folder / "report.md", text.encode())
-        write_atomically(folder / "report.html", html(text, manifest["declaration"]["title"], folder).encode())
+        write_atomically(folder / "report.html", html(text, manifest.declaration.title, folder).encode())
     else:
         messages.append(
             f"{folder / 'report.md'} stays unchanged: it needs runs.csv, units.csv and verdicts.csv. So does report.html."
@@ -130,20 +131,20 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
 
 
 def _derive(
-    folder: Path, manifest: dict[str, Any], all_epochs: bool, per_seed: bool, shown: Collection[str], messages: list[str]
+    folder: Path, manifest: StudyManifest, all_epochs: bool, per_seed: bool, shown: Collection[str], messages: list[str]
 ) -> tuple[pd.DataFrame, dict[str, Configuration]]:
     """Write the CSVs, verdicts.csv and tensorboard/ from raw/. Returns the summary at every epoch, and the configurations."""
-    declared = {entry["config_id"] for entry in manifest["declaration"]["configurations"]}
-    drawn = any(figure["kind"] == "histograms" for figure in manifest["declaration"]["figures"])
+    declared = manifest.declaration.specs.keys()
+    drawn = any(figure.kind == "histograms" for figure in manifest.declaration.figures)
     configurations = collect(folder, manifest, histograms=drawn or not declared <= set(shown))
     csvs = frames(configurations, manifest, all_epochs=True)
     messages += _missing(folder, csvs["runs"])
     whole = csvs["summary"]
     if not all_epochs:
-        csvs["summary"] = at_epochs(whole, report_epochs(manifest["declaration"]))
-    arms, targets = _arms_and_targets(manifest["declaration"], configurations)
+        csvs["summary"] = at_epochs(whole, report_epochs(manifest.declaration))
+    arms, targets = _arms_and_targets(manifest.declaration, configurations)
     csvs["verdicts"] = pd.DataFrame(
-        evaluate_claims(manifest["declaration"]["claims"], arms, targets), columns=list(COLUMNS["verdicts"])
+        evaluate_claims(manifest.declaration.claims, arms, targets), columns=list(COLUMNS["verdicts"])
     )
     check_exists(folder)
     for name, frame in csvs.items():
@@ -176,24 +177,24 @@ def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
 
 
 def _arms_and_targets(
-    declaration: dict[str, Any], configurations: dict[str, Configuration]
-) -> tuple[dict[tuple[str, str], Configuration], list[dict[str, Any]]]:
+    declaration: Declaration, configurations: dict[str, Configuration]
+) -> tuple[dict[tuple[str, str], Configuration], list[Target]]:
     """Return the stored runs by (arm, target), and the targets of this preset.
 
     Without declared targets there is one target for all arms, with the name that they share or an empty name.
     """
-    present = dict.fromkeys(entry["spec"]["target"] for entry in declaration["configurations"])
-    targets = [target for target in declaration["targets"] if target["name"] in present]
+    present = dict.fromkeys(entry.target for entry in declaration.configurations)
+    targets = [target for target in declaration.targets if target.name in present]
     shared = "" if len(present) > 1 else next(iter(present), "")
     arms = {
-        (entry["arm"], entry["spec"]["target"] if targets else shared): configurations[entry["config_id"]]
-        for entry in declaration["configurations"]
-        if entry["config_id"] in configurations
+        (entry.arm, entry.target if targets else shared): configurations[entry.config_id]
+        for entry in declaration.configurations
+        if entry.config_id in configurations
     }
-    return arms, targets or [{"name": shared, "variance": 1.0, "floor": 0.0}]
+    return arms, targets or [Target(shared)]
 
 
-def _read(folder: Path, manifest: dict[str, Any], messages: list[str]) -> dict[str, pd.DataFrame]:
+def _read(folder: Path, manifest: StudyManifest, messages: list[str]) -> dict[str, pd.DataFrame]:
     """Read the existing CSVs from disk, so that files derived from them are the same in a clone."""
     csvs, missing = {}, []
     for name in NEEDED:
@@ -214,7 +215,7 @@ def _rows(csvs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def _write_tables(
-    folder: Path, manifest: dict[str, Any], csvs: dict[str, pd.DataFrame], messages: list[str]
+    folder: Path, manifest: StudyManifest, csvs: dict[str, pd.DataFrame], messages: list[str]
 ) -> dict[str, dict[str, str]] | None:
     if "runs" not in csvs or "summary" not in csvs:
         messages.append(f"{folder / 'tables'} stays unchanged: it needs runs.csv and summary.csv.")
@@ -226,11 +227,11 @@ def _write_tables(
     return tables
 
 
-def _drawable(folder: Path, manifest: dict[str, Any], csvs: dict[str, pd.DataFrame], messages: list[str]) -> list[dict[str, Any]]:
+def _drawable(folder: Path, manifest: StudyManifest, csvs: dict[str, pd.DataFrame], messages: list[str]) -> list[Figure]:
     """Return the figures that the committed CSVs suffice for. Add a line on the missing input of each other one."""
-    needs = {figure["name"]: missing_input(figure, csvs, folder) for figure in manifest["declaration"]["figures"]}
+    needs = {figure.name: missing_input(figure, csvs, folder) for figure in manifest.declaration.figures}
     messages += [f"{folder / 'figures' / name} stays unchanged: it needs {need}." for name, need in needs.items() if need]
-    return [figure for figure in manifest["declaration"]["figures"] if not needs[figure["name"]]]
+    return [figure for figure in manifest.declaration.figures if not needs[figure.name]]
 
 
 def _drop_stale(folder: Path, kept: dict[str, set[str]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from relu_study.stats.sign_flips import EXACT
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_identity import LOSSES
-from relu_study.study.claims import DIRECTIONS
+from relu_study.study.claims import DIRECTIONS, Claim, Target
 
 TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
 SIGNIFICANT = 0.05
@@ -49,10 +50,10 @@ def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
     return "confirmed" if inside else "refuted" if outside else "inconclusive"
 
 
-def evaluate_claims(claims: Sequence[Row], configurations: Configurations, targets: Sequence[Row]) -> list[Row]:
+def evaluate_claims(claims: Sequence[Claim], configurations: Configurations, targets: Sequence[Target]) -> list[Row]:
     """Return the rows of `verdicts.csv`: each claim on each of its targets (default: all), then one `overall` row per claim id.
 
-    `claims` and `targets` are plain data of the declaration; `configurations` contains the stored runs by (arm, target).
+    `configurations` contains the stored runs by (arm, target).
     `Claim` documents the number of a run. Runs are paired by seed, without pairs that have a nonfinite number. A row that
     the stored runs cannot test is "not testable", with a `reason`.
 
@@ -64,15 +65,15 @@ def evaluate_claims(claims: Sequence[Row], configurations: Configurations, targe
 
     Source: Shaffer 1980, Annals of Statistics 8, 1342-1347 (Holm's procedure with a direction for each rejection).
     """
-    ids = dict.fromkeys(claim["claim"] for claim in claims)
-    every_target = [target["name"] for target in targets]
+    ids = dict.fromkeys(claim.claim for claim in claims)
+    every_target = [target.name for target in targets]
     rows = [
         _measure(claim, target, configurations)
         for name in ids
         for claim in claims
-        if claim["claim"] == name
+        if claim.claim == name
         for target in targets
-        if target["name"] in (claim["targets"] or every_target)
+        if target.name in (claim.targets or every_target)
     ]
     return assign_verdicts(rows) if targets else []
 
@@ -88,32 +89,33 @@ def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
     return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
 
 
-def empty_row(claim: Row) -> Row:
+def empty_row(claim: str, statement: str) -> Row:
     """Return a row of verdicts.csv with only the claim filled in."""
     row: Row = {name: "" if name in TEXTS else math.nan for name in COLUMNS["verdicts"]}
-    return row | {name: claim[name] for name in ("claim", "statement")}
+    return row | {"claim": claim, "statement": statement}
 
 
-def _measure(claim: Row, target: Row, configurations: Configurations) -> Row:
-    unit = float(target["variance"]) if claim["relative"] else 1.0
-    margin, against = float(claim["margin"]) * unit, claim["against"]
-    claim = claim | {"against": against if isinstance(against, str) else float(against) * unit}
-    row = empty_row(claim) | {name: claim[name] for name in ("metric", "site", "direction")}
-    row |= {"target": target["name"], "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim["epoch"])}
-    if claim["over"] is not None:
-        row["site"] = f"{claim['site']} over {claim['over']}"
+def _measure(claim: Claim, target: Target, configurations: Configurations) -> Row:
+    unit = target.variance if claim.relative else 1.0
+    constant = claim.against if isinstance(claim.against, str) else claim.against * unit
+    claim, margin = replace(claim, against=constant), claim.margin * unit
+    row = empty_row(claim.claim, claim.statement)
+    row |= {"metric": claim.metric, "site": claim.site, "direction": claim.direction}
+    row |= {"target": target.name, "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim.epoch)}
+    if claim.over is not None:
+        row["site"] = f"{claim.site} over {claim.over}"
     try:
         numbers, others, note = _paired(claim, target, configurations)
     except NotTestable as why:
         return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
-    if len(numbers) < max(claim["least_seeds"], 1):
-        need = f"the seeds left to compare are {len(numbers)} and {max(claim['least_seeds'], 1)} are needed"
+    if len(numbers) < max(claim.least_seeds, 1):
+        need = f"the seeds left to compare are {len(numbers)} and {max(claim.least_seeds, 1)} are needed"
         reason = "; ".join(filter(None, (f"not testable because {need}", note)))
         return row | {"n": len(numbers), "verdict": "not testable", "reason": reason}
     if _is_share(claim):
-        result = share_test(numbers, float(claim["against"]), claim["direction"], margin)
+        result = share_test(numbers, float(claim.against), claim.direction, margin)
     else:
-        result = paired_test(numbers - others, claim["direction"], margin)
+        result = paired_test(numbers - others, claim.direction, margin)
     row |= {name: result[name] for name in ("effect", "ci_lo", "ci_hi", "n")}
     return row | {"p": min(result["p"], result["p_refute"]), "reason": note}
 
@@ -153,24 +155,24 @@ def _with_overall(rows: list[Row]) -> list[Row]:
         overall = "confirmed" if set(testable) == {"confirmed"} else "inconclusive"
     order = ("confirmed", "refuted", "inconclusive", "not testable")
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in order if v in verdicts)
-    last = empty_row(rows[0]) | {"contrast": "overall", "verdict": overall}
+    last = empty_row(rows[0]["claim"], rows[0]["statement"]) | {"contrast": "overall", "verdict": overall}
     return [*rows, last | {"reason": f"of {len(rows)} rows {counts}"}]
 
 
 def _paired(
-    claim: Row, target: Row, configurations: Configurations
+    claim: Claim, target: Target, configurations: Configurations
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], str]:
     """Return the numbers of the arm and of its comparison, paired by seed, and a note on omitted pairs."""
-    labels, against = _labels(claim), claim["against"]
-    arm = _mean_by_seed(claim, labels, claim["epoch"], target, configurations)
-    if claim["off_floor"] is not None:
-        _refuse_at_floor(claim, target, configurations)
+    labels, against = _labels(claim), claim.against
+    arm = _mean_by_seed(claim, labels, claim.epoch, target, configurations)
+    if claim.off_floor is not None:
+        _refuse_at_floor(claim, claim.off_floor, target, configurations)
     if isinstance(against, str):
-        epoch = claim["epoch"] if claim["against_epoch"] is None else claim["against_epoch"]
+        epoch = claim.epoch if claim.against_epoch is None else claim.against_epoch
         other = _mean_by_seed(claim, [against], epoch, target, configurations)
-        if claim["against_dead_site"]:
-            other = {seed: other[seed] for seed in _seeds_with_dead_site(configurations[against, target["name"]])}
-    elif claim["against_dead_site"]:
+        if claim.against_dead_site:
+            other = {seed: other[seed] for seed in _seeds_with_dead_site(configurations[against, target.name])}
+    elif claim.against_dead_site:
         raise NotTestable("a constant has no dead site")
     else:
         other = dict.fromkeys(arm, float(against))
@@ -182,40 +184,40 @@ def _paired(
 
 
 def _mean_by_seed(
-    claim: Row, labels: Sequence[str], epoch: str | float, target: Row, configurations: Configurations
+    claim: Claim, labels: Sequence[str], epoch: str | float, target: Target, configurations: Configurations
 ) -> dict[int, float]:
     """Return seed -> mean over these arms, for the seeds common to all; NaN if one number is nonfinite."""
     columns = []
     for label in labels:
-        stored = configurations.get((label, target["name"]))
+        stored = configurations.get((label, target.name))
         if stored is None or len(stored.seeds) == 0:
-            raise NotTestable(f"arm {label!r} has no stored runs on target {target['name']!r}")
-        numbers = _numbers(claim, label, stored, epoch, float(target["floor"]))
+            raise NotTestable(f"arm {label!r} has no stored runs on target {target.name!r}")
+        numbers = _numbers(claim, label, stored, epoch, target.floor)
         columns.append(dict(zip(stored.seeds.tolist(), numbers.tolist(), strict=True)))
     common = set(columns[0]).intersection(*columns[1:])
     return {seed: math.fsum(column[seed] for column in columns) / len(columns) for seed in sorted(common)}
 
 
-def _numbers(claim: Row, label: str, stored: Configuration, epoch: str | float, floor: float) -> Float[np.ndarray, " n"]:
+def _numbers(claim: Claim, label: str, stored: Configuration, epoch: str | float, floor: float) -> Float[np.ndarray, " n"]:
     """Return the number of each stored run of an arm, NaN if nonfinite or empty."""
-    series = _series(claim["metric"], claim["site"], label, stored)
-    if claim["over"] is not None:
+    series = _series(claim.metric, claim.site, label, stored)
+    if claim.over is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            series = series / _series(claim["metric"], claim["over"], label, stored)
+            series = series / _series(claim.metric, claim.over, label, stored)
     if epoch in ("min", "max"):
-        least, most = (np.minimum, np.maximum) if claim["metric"] in LOSSES else (np.fmin, np.fmax)
+        least, most = (np.minimum, np.maximum) if claim.metric in LOSSES else (np.fmin, np.fmax)
         reduce = least.reduce if epoch == "min" else most.reduce
         # An extreme over all epochs is undefined for a run that went nonfinite.
         numbers = np.where(np.isnan(np.asarray(stored.first_bad_epoch, np.float64)), reduce(series, axis=1), np.nan)
     else:
         numbers = series[:, _epoch_index(epoch, label, stored)]
-    numbers = np.where(np.isfinite(numbers), numbers - (floor if claim["excess"] else 0.0), np.nan)
+    numbers = np.where(np.isfinite(numbers), numbers - (floor if claim.excess else 0.0), np.nan)
     if not np.isfinite(numbers).any():
-        over = "" if claim["over"] is None else f" over {claim['over']}"
-        raise NotTestable(f"{claim['metric']}/{claim['site']}{over} of {label!r} is empty or nonfinite in every run")
-    if claim["equals"] is not None:  # as stored, in single precision unless the tiles are in double
+        over = "" if claim.over is None else f" over {claim.over}"
+        raise NotTestable(f"{claim.metric}/{claim.site}{over} of {label!r} is empty or nonfinite in every run")
+    if claim.equals is not None:  # as stored, in single precision unless the tiles are in double
         stored_as = np.result_type(*stored.values.values())
-        numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim["equals"])
+        numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim.equals)
     return numbers
 
 
@@ -246,26 +248,26 @@ def _seeds_with_dead_site(stored: Configuration) -> list[int]:
     return stored.seeds[(np.array(last) == 1).any(axis=0)].tolist()
 
 
-def _refuse_at_floor(claim: Row, target: Row, configurations: Configurations) -> None:
-    epoch = "last" if claim["epoch"] in ("min", "max") else claim["epoch"]
-    loss = claim | {"metric": "val_loss", "site": "all", "over": None, "equals": None, "excess": True}
+def _refuse_at_floor(claim: Claim, off_floor: float, target: Target, configurations: Configurations) -> None:
+    epoch = "last" if claim.epoch in ("min", "max") else claim.epoch
+    loss = replace(claim, metric="val_loss", site="all", over=None, equals=None, excess=True)
     above = np.nanmean(list(_mean_by_seed(loss, _labels(claim), epoch, target, configurations).values()))
-    if not above >= claim["off_floor"] * target["variance"]:
-        share = f"{100 * claim['off_floor']:.3g} % of the target's variance"
+    if not above >= off_floor * target.variance:
+        share = f"{100 * off_floor:.3g} % of the target's variance"
         raise NotTestable(f"the mean loss of {_named(claim)} is {above:.3g} above the floor, less than {share}")
 
 
-def _is_share(claim: Row) -> bool:
+def _is_share(claim: Claim) -> bool:
     """Whether the row compares a share of runs with a constant."""
-    event = claim["equals"] is not None or (claim["metric"] in EVENTS and claim["over"] is None and not claim["excess"])
-    return event and len(_labels(claim)) == 1 and not isinstance(claim["against"], str)
+    event = claim.equals is not None or (claim.metric in EVENTS and claim.over is None and not claim.excess)
+    return event and len(_labels(claim)) == 1 and not isinstance(claim.against, str)
 
 
-def _labels(claim: Row) -> list[str]:
-    return [claim["arm"]] if isinstance(claim["arm"], str) else list(claim["arm"])
+def _labels(claim: Claim) -> list[str]:
+    return [claim.arm] if isinstance(claim.arm, str) else list(claim.arm)
 
 
-def _named(claim: Row) -> str:
+def _named(claim: Claim) -> str:
     labels = _labels(claim)
     return labels[0] if len(labels) == 1 else f"the mean of {', '.join(labels[:-1])} and {labels[-1]}"
 
@@ -279,15 +281,15 @@ def _when(epoch: str | float) -> str:
     return words[str(epoch)] if epoch in words else f" at epoch {float(epoch):g}"
 
 
-def _contrast(claim: Row) -> str:
-    two = claim["against_epoch"] is not None and isinstance(claim["against"], str)
+def _contrast(claim: Claim) -> str:
+    against_epoch = claim.against_epoch if isinstance(claim.against, str) else None
     parts = [
-        "" if claim["equals"] is None else f"share of runs at {claim['equals']:g}, ",
+        "" if claim.equals is None else f"share of runs at {claim.equals:g}, ",
         _named(claim),
-        _when(claim["epoch"]) if two else "",
-        f" vs {_short(claim['against'])}",
-        _when(claim["against_epoch"]) if two else "",
-        " with a dead site" if claim["against_dead_site"] else "",
-        ", above the floor" if claim["excess"] else "",
+        "" if against_epoch is None else _when(claim.epoch),
+        f" vs {_short(claim.against)}",
+        "" if against_epoch is None else _when(against_epoch),
+        " with a dead site" if claim.against_dead_site else "",
+        ", above the floor" if claim.excess else "",
     ]
     return "".join(parts)

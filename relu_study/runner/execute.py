@@ -51,7 +51,7 @@ def execute(
         job = prepare(study, folder, probing, shard=shard)
         job = replace(job, provenance=with_digest(job.provenance))
         if per_seed:
-            check_per_seed(job.declaration)
+            check_per_seed(len(job.ids))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
         shown = run_tiles(job, folder, callback, command_info, keep_params, per_seed)

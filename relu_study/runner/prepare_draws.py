@@ -19,6 +19,7 @@ from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
 from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import host, sources
+from relu_study.storage.declaration import parse_cell_declaration
 from relu_study.storage.resume import FolderState
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.study.draw_study import Draws, DrawStudy, blocks_of, cell_id
@@ -37,7 +38,7 @@ def request_draws(study: DrawStudy) -> Request[DrawPlan]:
     for _, _, cell in requested:
         check_functions.check_drawn(cell, checked)
     declaration = build_draw_declaration(study, requested)
-    cell_report.check(declaration)
+    cell_report.check(parse_cell_declaration(declaration))
     provenance = {**host(), "own": sources(_entries(requested))}
     ids = {(cell["cell_id"], *block) for cell in declaration["cells"] for block in blocks_of(cell["draws"])}
     return Request(declaration, provenance, ids, functools.partial(_plan, requested))

@@ -23,6 +23,7 @@ from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import provenance
 from relu_study.stats import histogram_bins
 from relu_study.storage import tile_files
+from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.resume import FolderState
 from relu_study.study.run_spec import FIELDS, RunSpec
 from relu_study.study.shard import Shard
@@ -38,7 +39,7 @@ def request_runs(study: Study, folder: Path | None, probing: MeasureConfig) -> R
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
     if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
         declaration["notes"] = notes
-    check(declaration)
+    check(parse_declaration(declaration))
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
         probing = probing._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
     ids, derived = {run.run_id for run in runs}, {*METRICS, *revivals.declared()}

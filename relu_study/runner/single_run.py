@@ -19,6 +19,7 @@ from relu_study.runner.run import use_devices
 from relu_study.storage import configurations, locks
 from relu_study.storage.atomic_write import check_writable, write_atomically
 from relu_study.storage.csv_files import csv_text
+from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import runs_frame
 from relu_study.storage.manifest import write_manifest
 from relu_study.study.study import Study
@@ -54,7 +55,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         stack.enter_context(locks.writer_lock(folder))
         write_manifest(folder, manifest)
         job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
-        header, *rows = csv_text(runs_frame(configurations.collect(folder), manifest)).splitlines()
+        header, *rows = csv_text(runs_frame(configurations.collect(folder), read_declared(folder))).splitlines()
         row = next(row for row in rows if row.startswith(run_id))
         write_atomically(folder / "runs.csv", f"{header}\n{row}\n".encode())
         return row

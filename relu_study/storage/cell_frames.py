@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from relu_study.stats import intervals
 from relu_study.stats.streaming_moments import BINS, Sums, merge, quantiles
 from relu_study.storage.block_files import Place, block_paths, read_block
 from relu_study.storage.checksums import CorruptFileError
+from relu_study.storage.declaration import CellDeclaration, CellManifest, DeclaredCell, Theory
 from relu_study.storage.provenance import check_provenance
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.storage.tile_files import RERUN_HINT
@@ -24,7 +25,7 @@ from relu_study.study.draw_study import blocks_of
 LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
-def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, int], tuple[int, Sums]]:
+def collect_sums(folder: Path, manifest: CellManifest) -> dict[tuple[str, int], tuple[int, Sums]]:
     """Return (number of stored draws, their merged sums) for each (cell_id, declared draws).
 
     Blocks are merged in the order of their draws, so the sums have the same bits each time.
@@ -39,11 +40,11 @@ def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, i
         check_provenance(path, provenance, place[0], manifest)
         paths[place] = path
     collected: dict[tuple[str, int], tuple[int, Sums]] = {}
-    declaration = manifest["declaration"]
-    for name, cell in {(cell["cell_id"], cell["draws"]): cell for cell in declaration["cells"]}.items():
+    declaration = manifest.declaration
+    for name, cell in {(cell.cell_id, cell.draws): cell for cell in declaration.cells}.items():
         sums: Sums = {}
         stored = 0
-        for first, count in blocks_of(cell["draws"]):
+        for first, count in blocks_of(cell.draws):
             if (path_of_block := paths.get((name[0], first, count))) is not None:
                 part = read_block(path_of_block)[2]
                 _check_sums(path_of_block, part, cell, declaration)
@@ -53,19 +54,19 @@ def collect_sums(folder: Path, manifest: Mapping[str, Any]) -> dict[tuple[str, i
     return collected
 
 
-def _check_sums(path: Path, sums: Sums, cell: Mapping[str, Any], declaration: Mapping[str, Any]) -> None:
+def _check_sums(path: Path, sums: Sums, cell: DeclaredCell, declaration: CellDeclaration) -> None:
     """Raise CorruptFileError if a block lacks a sum of its cell, or a sum has another length than its factor."""
-    for name, number in declaration["numbers"][cell["statistic"]].items():
-        size = (len(cell["along"][number["along"]]),) if number["along"] else ()
+    for name, number in declaration.numbers[cell.statistic].items():
+        size = (cell.size(number),) if number.along else ()
         shapes = {**dict.fromkeys((f"n:{name}", f"sum:{name}", f"m2:{name}"), size), f"bins:{name}": (*size, BINS)}
         for key, shape in shapes.items():
-            if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number["spread"]:
+            if sums[key].shape != shape if key in sums else not key.startswith("bins:") or number.spread:
                 raise CorruptFileError(
-                    path, "is not a readable block", f"its {key} does not fit the cell {cell['label']}", RERUN_HINT
+                    path, "is not a readable block", f"its {key} does not fit the cell {cell.label}", RERUN_HINT
                 )
 
 
-def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
+def cells_frame(folder: Path, manifest: CellManifest) -> pd.DataFrame:
     """Return the rows of cells.csv: one row for each cell, number, and value of the number's factor.
 
     `draws` counts the stored draws, `n` those with a defined number, and `estimate` is the mean over these n. Its 95 % interval
@@ -73,29 +74,26 @@ def cells_frame(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     the theory. For a share, se is the standard error under the theory. With se = 0, z is 0 for equal values and infinite
     otherwise.
     """
-    declaration, sums = manifest["declaration"], collect_sums(folder, manifest)
-    parts = [part for cell in declaration["cells"] for part in _rows(cell, declaration, *sums[cell["cell_id"], cell["draws"]])]
-    order = [*CELL_COLUMNS[:4], *declaration["factors"], *CELL_COLUMNS[4:]]
+    declaration, sums = manifest.declaration, collect_sums(folder, manifest)
+    parts = [part for cell in declaration.cells for part in _rows(cell, declaration, *sums[cell.cell_id, cell.draws])]
+    order = [*CELL_COLUMNS[:4], *declaration.factors, *CELL_COLUMNS[4:]]
     frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True).reindex(columns=order)
     return _with_z(_joined(frame, declaration), declaration)
 
 
-def _rows(cell: Mapping[str, Any], declaration: Mapping[str, Any], stored: int, sums: Sums) -> Iterator[dict[str, Any]]:
-    head = {"experiment": cell["experiment"], "cell": cell["label"], "statistic": cell["statistic"], "cell_id": cell["cell_id"]}
-    for name, number in declaration["numbers"][cell["statistic"]].items():
-        along = {number["along"]: cell["along"][number["along"]]} if number["along"] else {}
-        size = len(next(iter(along.values()), [0]))
-        unknown = np.full(size, np.nan)
+def _rows(cell: DeclaredCell, declaration: CellDeclaration, stored: int, sums: Sums) -> Iterator[dict[str, Any]]:
+    head = {"experiment": cell.experiment, "cell": cell.label, "statistic": cell.statistic, "cell_id": cell.cell_id}
+    for name, number in declaration.numbers[cell.statistic].items():
+        along, size = {number.along: cell.along[number.along]} if number.along else {}, cell.size(number)
         n = np.broadcast_to(sums.get(f"n:{name}", 0), size).astype(np.int64)
-        values = {"number": [name] * size, "draws": [stored] * size, "n": n, **_estimated(name, number["share"], n, sums)}
-        if number["spread"] and f"bins:{name}" in sums:
-            levels = quantiles(sums[f"bins:{name}"], number["spread"], list(LEVELS.values())).reshape(size, len(LEVELS))
+        values = {"number": [name] * size, "draws": [stored] * size, "n": n, **_estimated(name, number.share, n, sums)}
+        if number.spread and f"bins:{name}" in sums:
+            levels = quantiles(sums[f"bins:{name}"], number.spread, list(LEVELS.values())).reshape(size, len(LEVELS))
             values |= dict(zip(LEVELS, levels.T, strict=True))
-        theory = cell["theory"].get(name, {})
-        for column, key in (("theory", "value"), ("theory_se", "error"), ("lower", "lower"), ("upper", "upper")):
-            value = np.array(theory.get(key, math.nan), np.float64)
-            values[column] = np.broadcast_to(value, size) if theory else unknown
-        yield {**head, **{k: [v] * size for k, v in cell["factors"].items() if k not in along}, **along, **values}
+        theory = cell.theory.get(name, Theory())
+        for column, value in zip(("theory", "theory_se", "lower", "upper"), vars(theory).values(), strict=True):
+            values[column] = np.broadcast_to(np.array(value, np.float64), size)
+        yield {**head, **{k: [v] * size for k, v in cell.factors.items() if k not in along}, **along, **values}
 
 
 def _estimated(name: str, share: bool, n: np.ndarray, sums: Sums) -> dict[str, Float[np.ndarray, " size"]]:
@@ -108,13 +106,13 @@ def _estimated(name: str, share: bool, n: np.ndarray, sums: Sums) -> dict[str, F
     return {"estimate": mean, "ci_lo": lo, "ci_hi": hi, "std": std}
 
 
-def _joined(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+def _joined(frame: pd.DataFrame, declaration: CellDeclaration) -> pd.DataFrame:
     """Fill the theory of each experiment that takes the estimates of another experiment as its theory."""
-    for experiment in declaration["experiments"]:
-        if not experiment["theory"]:
+    for experiment in declaration.experiments:
+        if not experiment.theory:
             continue
-        rows, other = frame["experiment"] == experiment["name"], frame[frame["experiment"] == experiment["theory"]]
-        both = [f for f in declaration["factors"] if other[f].notna().any() and frame.loc[rows, f].notna().any()]
+        rows, other = frame["experiment"] == experiment.name, frame[frame["experiment"] == experiment.theory]
+        both = [f for f in declaration.factors if other[f].notna().any() and frame.loc[rows, f].notna().any()]
         keys = ["number", *both]
         estimates = other.drop_duplicates(keys).set_index(keys)[["estimate", "std", "n"]]
         theory = estimates.reindex(pd.MultiIndex.from_frame(frame.loc[rows, keys]))
@@ -123,8 +121,8 @@ def _joined(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame
     return frame
 
 
-def _with_z(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
-    share = np.array([declaration["numbers"][s][n]["share"] for s, n in zip(frame["statistic"], frame["number"], strict=True)])
+def _with_z(frame: pd.DataFrame, declaration: CellDeclaration) -> pd.DataFrame:
+    share = np.array([declaration.numbers[s][n].share for s, n in zip(frame["statistic"], frame["number"], strict=True)])
     theory, error, n = (frame[name].to_numpy(np.float64) for name in ("theory", "theory_se", "n"))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         variance = np.where(share, np.clip(theory * (1 - theory), 0, None), frame["std"].to_numpy(np.float64) ** 2) / n

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 
 from relu_study.storage.checksums import strict_json
-from relu_study.storage.manifest import read_manifest, seeds_of
+from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.provenance import check_provenance
 from relu_study.storage.tile_files import HISTOGRAM, Tile, disagreement, identified, reading, tile_arrays, tile_paths
 from relu_study.storage.tile_identity import check_alike
-from relu_study.study.run_spec import RunSpec
 
 
 def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -49,7 +48,7 @@ class Configuration:
     """
 
     config_id: str
-    spec: dict[str, Any]  # every RunSpec field but the seed
+    spec: Mapping[str, Any]  # every RunSpec field but the seed
     num_requested: int
     run_ids: list[str]
     seeds: np.ndarray
@@ -70,7 +69,7 @@ class Configuration:
 
 def collect(
     folder: Path,
-    manifest: dict[str, Any] | None = None,
+    manifest: StudyManifest | None = None,
     only: Collection[str] | None = None,
     histograms: bool = False,
     paths: Iterable[Path] | None = None,
@@ -92,16 +91,11 @@ def collect(
         CorruptFileError: a tile differs from the stored one, or two tiles disagree on a run.
         UserError: the provenance of a tile differs from the manifest.
     """
-    manifest = manifest or read_manifest(folder)
+    manifest = manifest or read_declared(folder)
     requested: dict[str, tuple[str, int]] = {}  # run_id -> config_id, seed
-    specs: dict[str, dict[str, Any]] = {}
-    for entry in manifest["declaration"]["configurations"]:
-        if only is None or entry["config_id"] in only:
-            specs[entry["config_id"]] = entry["spec"]
-    seeds = seeds_of(manifest["declaration"])
-    for config_id, spec in specs.items():
-        for seed in range(seeds[config_id]):
-            run_id = RunSpec(**spec, seed=seed).run_id
+    specs = {name: spec for name, spec in manifest.declaration.specs.items() if only is None or name in only}
+    for config_id in specs:
+        for seed, run_id in enumerate(manifest.declaration.run_ids(config_id)):
             if runs is None or run_id in runs:
                 requested[run_id] = (config_id, seed)
     num_requested = Counter(config_id for config_id, _ in requested.values())
@@ -162,7 +156,11 @@ def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] 
 
 
 def _configuration(
-    config_id: str, spec: dict[str, Any], num_requested: int, rows: list[tuple[int, Tile, int]], histograms: dict[str, np.ndarray]
+    config_id: str,
+    spec: Mapping[str, Any],
+    num_requested: int,
+    rows: list[tuple[int, Tile, int]],
+    histograms: dict[str, np.ndarray],
 ) -> Configuration:
     rows.sort(key=lambda r: r[0])
     first = rows[0][1]

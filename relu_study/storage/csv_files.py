@@ -14,7 +14,7 @@ import pandas as pd
 
 from relu_study.errors import UserError
 from relu_study.storage.checksums import UNREADABLE, CorruptFileError, check_sum
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import StudyManifest
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_identity import number_type
 from relu_study.study.run_spec import FIELDS, RunSpec
@@ -36,16 +36,15 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.assign(**exact).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
-def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
+def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
     """Read runs.csv.
 
     Raises:
         UserError: its runs or metrics differ from the declared ones.
         CorruptFileError: it is corrupt, or its checksum does not match.
     """
-    path, declaration = folder / "runs.csv", manifest["declaration"]
-    frame, content = _parsed(path, numbers=number_type(manifest["provenance"]))
-    seeds = seeds_of(declaration)
+    path, seeds = folder / "runs.csv", manifest.declaration.seeds_of
+    frame, content = _parsed(path, numbers=number_type(manifest.provenance))
     num_declared = sum(seeds.values())
     is_declared = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
     if len(frame) != num_declared or not is_declared.all() or frame.duplicated(["config_id", "seed"]).any():
@@ -53,7 +52,7 @@ def read_runs(folder: Path, manifest: dict[str, Any]) -> pd.DataFrame:
             f"{path} has {int(is_declared.sum()):,} of the {num_declared:,} runs declared in manifest.json: it is truncated or "
             f"out of date. Restore it, or rebuild it with 'relu-study report {folder}'."
         )
-    _require_columns(frame.columns, declaration["columns"], path)
+    _require_columns(frame.columns, manifest.declaration.columns, path)
     check_sum(path, content)
     return frame
 

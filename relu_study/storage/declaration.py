@@ -20,7 +20,7 @@ from relu_study.storage.checksums import one_line
 from relu_study.storage.manifest import read_manifest
 from relu_study.study.claims import CellClaim, Claim, Target
 from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
-from relu_study.study.run_spec import RunSpec
+from relu_study.study.run_spec import FIELDS, RunSpec
 
 MAX_RUNS, MAX_DRAWS = 10**7, 2**32  # limits of a study and of a cell: a larger declaration would exhaust memory
 Values = float | tuple[float | None, ...] | None  # of a scalar, or of a quantity along a factor
@@ -94,6 +94,10 @@ class Declaration(_WithoutTables):
         """config_id -> its RunSpec fields without the seed."""
         return {entry.config_id: entry.spec for entry in self.configurations}
 
+    def run_ids(self, config_id: str) -> list[str]:
+        """Return the run_ids of a configuration, in seed order."""
+        return [RunSpec(**self.specs[config_id], seed=seed).run_id for seed in range(self.seeds_of[config_id])]
+
 
 @dataclass(frozen=True)
 class DeclaredExperiment:
@@ -132,7 +136,7 @@ class DeclaredCell:
     label: str
     statistic: str
     cell_id: str
-    factors: Mapping[str, str | int | float | None]
+    factors: Mapping[str, str | bool | int | float | None]
     draws: Annotated[int, Meta(ge=1, le=MAX_DRAWS)]
     along: Mapping[str, tuple[int | float, ...]]
     theory: Mapping[str, Theory]
@@ -298,8 +302,7 @@ def _convert(value: Any, kind: Any, path: str = "$") -> Any:
 
 def _completed(entry: DeclaredConfiguration, seeds: int, i: int) -> DeclaredConfiguration:
     """Add the defaults that earlier versions lack to one configuration, and check its id."""
-    defaults = RunSpec().as_dict()
-    if unknown := [name for name in entry.spec if name not in defaults]:
+    if unknown := [name for name in entry.spec if name not in FIELDS]:
         raise UserError(f"unknown field `{unknown[0]}` at `$.configurations[{i}].spec`, which this version does not know")
     spec = RunSpec(**entry.spec)
     if entry.config_id != spec.config_id:

@@ -5,7 +5,8 @@ They are built from the arrays of whole configurations, without appending rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from relu_study.stats import intervals, survival
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, read_csv, read_runs
-from relu_study.storage.manifest import seeds_of
-from relu_study.storage.schema import COLUMNS, read_whole_manifest
+from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
+from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED, number_type
 from relu_study.study.epochs import epoch_number
-from relu_study.study.run_spec import RunSpec
+from relu_study.study.outputs import Table
 
 BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 per run: a Wilson interval, not a t interval
 
@@ -63,42 +64,40 @@ def load(folder: str | Path) -> Results:
         UserError: manifest.json, runs.csv or summary.csv is missing or corrupt.
     """
     folder = Path(folder).expanduser()
-    manifest = read_whole_manifest(folder)
+    manifest = read_declared(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
     return Results(folder, read_runs(folder, manifest), read_csv(folder / "summary.csv"), stored)
 
 
 def frames(
-    configurations: dict[str, Configuration], manifest: dict[str, Any], all_epochs: bool = False
+    configurations: dict[str, Configuration], manifest: StudyManifest, all_epochs: bool = False
 ) -> dict[str, pd.DataFrame]:
     """Return the frames of runs.csv, experiments.csv, summary.csv, units.csv and survival.csv, by name."""
-    declared = manifest["declaration"]["configurations"]
-    pairs = dict.fromkeys((entry["experiment"], entry["config_id"]) for entry in declared)
+    pairs = dict.fromkeys((entry.experiment, entry.config_id) for entry in manifest.declaration.configurations)
     return {
         "runs": runs_frame(configurations, manifest),
         "experiments": pd.DataFrame(list(pairs), columns=["experiment", "config_id"]),
-        "summary": summary_frame(configurations, manifest, None if all_epochs else report_epochs(manifest["declaration"])),
+        "summary": summary_frame(configurations, manifest, None if all_epochs else report_epochs(manifest.declaration)),
         "units": units_frame(configurations),
         "survival": survival_frame(configurations),
     }
 
 
-def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any], epoch: float | None = None) -> pd.DataFrame:
+def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest, epoch: float | None = None) -> pd.DataFrame:
     """Return one row per declared run, seeds innermost, with its metrics at `epoch` (None: its last).
 
     The status of a missing run is `oom` if the manifest lists it so, else `interrupted`.
     """
-    seeds = seeds_of(manifest["declaration"])
-    specs = {entry["config_id"]: entry["spec"] for entry in manifest["declaration"]["configurations"]}
-    stored = _ordered({name for c in configurations.values() for name in c.values}, manifest["declaration"]["metrics"])
-    names = list(dict.fromkeys([*manifest["declaration"]["columns"], *stored]))
+    seeds, specs = manifest.declaration.seeds_of, manifest.declaration.specs
+    stored = _ordered({name for c in configurations.values() for name in c.values}, manifest.declaration.metrics)
+    names = list(dict.fromkeys([*manifest.declaration.columns, *stored]))
     column = {name: i for i, name in enumerate(names)}
     runs = [(config_id, seed) for config_id in specs for seed in range(seeds[config_id])]
     first = dict(zip(specs, np.cumsum([0, *(seeds[config_id] for config_id in specs)]).tolist(), strict=False))
     status = np.full(len(runs), "interrupted", dtype=object)
-    oom_runs = set(manifest.get("oom", ()))
+    oom_runs = set(manifest.oom)
     bad_epoch, num_probe = np.full((2, len(runs)), np.nan)
-    numbers = np.full((len(runs), len(names)), np.nan, number_type(manifest["provenance"]))
+    numbers = np.full((len(runs), len(names)), np.nan, number_type(manifest.provenance))
     for config_id in specs:
         if (c := configurations.get(config_id)) is None:
             continue
@@ -108,33 +107,35 @@ def runs_frame(configurations: dict[str, Configuration], manifest: dict[str, Any
         for name, values in c.values.items() if is_epoch.any() else ():
             numbers[rows, column[name]] = values[:, is_epoch.argmax()]
     fields = _spec_columns(specs, [config_id for config_id, _ in runs]).assign(seed=[seed for _, seed in runs])
-    fields.insert(0, "run_id", [RunSpec(**specs[config_id], seed=seed).run_id for config_id, seed in runs])
+    fields.insert(0, "run_id", [run_id for config_id in specs for run_id in manifest.declaration.run_ids(config_id)])
     status[(status == "interrupted") & fields["run_id"].isin(oom_runs).to_numpy()] = "oom"
     fields = fields.assign(status=status, first_bad_epoch=bad_epoch, probe_examples=pd.array(num_probe, "Int64"))
     metrics = pd.DataFrame(numbers, columns=names)
     return pd.concat([fields, metrics], axis=1)
 
 
-def report_epochs(declaration: dict[str, Any]) -> set[float]:
+def report_epochs(declaration: Declaration) -> set[float]:
     """Return the epochs in summary.csv besides each last one: the study's, and those of claims, tables and maps."""
-    named = list(declaration["report_epochs"])
-    for claim in declaration["claims"]:
-        named += [claim["epoch"], claim["against_epoch"]]
-    for table in declaration["tables"]:
-        metrics = [m for event in table["events"].values() for m in event] if "events" in table else table["metrics"]
-        named += [table.get("epoch"), *(metric.partition("@")[2] for metric in metrics)]
-    named += [figure["epoch"] for figure in declaration["figures"] if figure["kind"] == "map"]
+    named: list[Any] = [*declaration.report_epochs]
+    for claim in declaration.claims:
+        named += [claim.epoch, claim.against_epoch]
+    for table in declaration.tables:
+        if isinstance(table, Table):
+            named.append(table.epoch)
+        metrics = table.metrics if isinstance(table, Table) else itertools.chain(*table.events.values())
+        named += [metric.partition("@")[2] for metric in metrics]
+    named += [epoch for figure in declaration.figures if figure.kind == "map" for epoch in figure.epochs]
     return {number for epoch in named if (number := epoch_number(epoch)) is not None}
 
 
 def summary_frame(
-    configurations: dict[str, Configuration], manifest: dict[str, Any], epochs: set[float] | None = None
+    configurations: dict[str, Configuration], manifest: StudyManifest, epochs: set[float] | None = None
 ) -> pd.DataFrame:
     """Return one row per configuration, metric, site and epoch: the mean over runs, its 95 % interval, and their spread.
 
     n counts the requested runs, n_finite those with a value. `epochs` selects epochs besides the last (None: all).
     """
-    parts = [_summarised(c, manifest["declaration"]["metrics"]) for c in configurations.values()]
+    parts = [_summarised(c, manifest.declaration.metrics) for c in configurations.values()]
     specs = {config_id: c.spec for config_id, c in configurations.items()}
     sizes = [len(part["n"]) for part in parts]
     cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *intervals.MOMENTS])
@@ -253,7 +254,7 @@ def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarra
     return {name: np.broadcast_to(cell, shape).ravel() for name, cell in cells.items()}
 
 
-def _spec_columns(specs: dict[str, dict[str, Any]], config_ids: Iterable[str]) -> pd.DataFrame:
+def _spec_columns(specs: Mapping[str, Mapping[str, Any]], config_ids: Iterable[str]) -> pd.DataFrame:
     """Return config_id and every RunSpec field but the seed, one row per entry of `config_ids`."""
     frame = pd.DataFrame([{"config_id": c, **spec} for c, spec in specs.items()], columns=["config_id", *CONFIG_FIELDS])
     frame = frame.astype({name: DTYPES[name] for name in CONFIG_FIELDS})

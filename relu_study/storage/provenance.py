@@ -9,6 +9,7 @@ from typing import Any
 from relu_study.errors import UserError
 from relu_study.stats.histogram_bins import POWERS
 from relu_study.storage.checksums import one_line
+from relu_study.storage.declaration import CellManifest, StudyManifest
 
 
 def is_provenance(value: Any) -> bool:
@@ -70,10 +71,10 @@ def changed(stored: Any, current: Any) -> str | None:
     return ", ".join(inner[:6]) + (f" and {len(inner) - 6} more" if len(inner) > 6 else "") or "its declaration"
 
 
-def check_provenance(path: Path, provenance: Mapping[str, Any], cohort: str, manifest: Mapping[str, Any]) -> None:
+def check_provenance(path: Path, provenance: Mapping[str, Any], cohort: str, manifest: StudyManifest | CellManifest) -> None:
     """Raise UserError if the provenance or the tile width of a raw file differs from the manifest's."""
-    differing = differences(manifest["provenance"], provenance)
-    width = manifest["widths"].get(cohort, provenance.get("width"))
+    differing = differences(manifest.provenance, provenance)
+    width = manifest.widths.get(cohort, provenance.get("width"))
     differing += [f"width: {provenance.get('width')} there, {width} here"] if provenance.get("width") != width else []
     if differing:
         raise UserError(

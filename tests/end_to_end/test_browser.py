@@ -28,7 +28,7 @@ from tensorboard_server import Board
 
 from relu_study.report.tensorboard.event_files import write_events
 from relu_study.report.tensorboard.plugins import HEADLINE
-from relu_study.storage import configurations, manifest
+from relu_study.storage import configurations, declaration
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = (
@@ -119,7 +119,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     place, logs = tmp_path_factory.mktemp("browser"), Path("results") / "article" / "tensorboard"
     folder = Path(os.environ.get("RESULTS") or planted_folder(place / "planted"))
     if "RESULTS" not in os.environ:
-        write_events(manifest.read_manifest(folder), configurations.collect(folder, histograms=True), folder)
+        write_events(declaration.read_declared(folder), configurations.collect(folder, histograms=True), folder)
     shutil.copytree(folder / "tensorboard", place / logs)
     names = {path.name for path in (place / logs).iterdir()}
     with Board(logs, place) as found:

@@ -15,6 +15,7 @@ from relu_study import UserError, compare, figure, load, table
 from relu_study.report.report import report
 from relu_study.report.tensorboard.event_files import run_names
 from relu_study.storage.configurations import collect
+from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import summary_frame
 from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.storage.tile_files import read_tile, tile_paths, write_tile
@@ -171,8 +172,8 @@ def test_commands_resume_and_retrain_in_double_precision(tmp_path: Path, how: st
     (row,) = (line for line in (whole / "runs.csv").read_text().splitlines() if line.startswith(chosen))
     assert row in said.splitlines() and row in (one / "runs.csv").read_text() and "| relu |" in said
     assert np.array_equal(doubles_of(one)[chosen], stored[chosen], equal_nan=True)
-    manifest = read_manifest(whole)
-    assert manifest["provenance"]["precision"] == "float64"
+    manifest = read_declared(whole)
+    assert manifest.provenance["precision"] == "float64"
     summary = summary_frame(collect(whole, manifest), manifest)
     for config_id, name in run_names(manifest).items():
         series = read_events(whole / "tensorboard" / name)

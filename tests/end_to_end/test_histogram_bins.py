@@ -20,6 +20,7 @@ from relu_study.report.tensorboard import live
 from relu_study.report.tensorboard.event_files import EVENT_FILE, write_events
 from relu_study.stats.histogram_bins import BINS, LINEAR, POWERS, linear_edges
 from relu_study.storage import configurations, tile_files
+from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import load
 from relu_study.storage.manifest import read_manifest, write_manifest
 
@@ -129,5 +130,5 @@ def test_tensorboard_shows_linear_bins_during_a_sweep_as_after_it(tmp_path: Path
         assert edges - {0.0} <= inner and len(inner - edges) <= 2, "the only further borders are those of the bucket of zero"
     assert collected["relu"].bins == {}
     before = dict(final)
-    write_events(read_manifest(tmp_path), configurations.collect(tmp_path, histograms=True), tmp_path)
+    write_events(read_declared(tmp_path), configurations.collect(tmp_path, histograms=True), tmp_path)
     assert {file.parent.name: file.read_bytes() for file in (tmp_path / "tensorboard").rglob(EVENT_FILE)} == before

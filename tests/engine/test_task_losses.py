@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from relu_study.engine import cohorts, train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.runner.prepare import prepare
-from relu_study.storage import schema
+from relu_study.storage.declaration import parse_declaration
 
 pytestmark = pytest.mark.usefixtures("restored_registries")
 
@@ -85,8 +86,8 @@ def test_equal_rows_of_two_keys_give_one_note_unless_declared() -> None:
     (note,) = prepare(study_of(MINE), None, FEW).declaration["notes"]
     assert re.search(r"task 'mine' gives two different keys the same rows.*fixed=True", note)
     declaration = read_back(prepare(study_of(MINE), None, FEW).declaration)
-    assert declaration["notes"] == [note]
-    with pytest.raises(Exception, match="invalid notes"):
+    assert declaration["notes"] == (note,)
+    with pytest.raises(Exception, match=r"expected `str`, got `int` at `\$\.notes\[0\]`"):
         read_back({**declaration, "notes": [3]})
     add_task(lambda key, phase: rows, fixed=True)
     assert "notes" not in prepare(study_of(MINE), None, FEW).declaration
@@ -94,7 +95,7 @@ def test_equal_rows_of_two_keys_give_one_note_unless_declared() -> None:
 
 
 def read_back(declaration: dict[str, Any]) -> dict[str, Any]:
-    return schema._whole(declaration)
+    return asdict(parse_declaration(declaration))
 
 
 PLANTED = """

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ from relu_study.report.report import report
 from relu_study.report.tables.cell_tables import cell_tables
 from relu_study.runner import execute
 from relu_study.runner.callback import Callback
-from relu_study.storage import schema
+from relu_study.storage.declaration import read_declared_cells
+from relu_study.study.outputs import CellFigure
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +138,14 @@ def test_conditions_take_lists_and_empty_values_equal_nothing():
 def test_figures_show_the_estimates(folder, cells):
     for name in ("board", "lines"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
-    nothing = {"experiments": ("again",), "number": "height", "cols": "throw", "column": "estimate", "by": "", "rows": ""}
+    nothing = CellFigure("nothing", "", "lines", ("again",), cols="throw", number="height")
     assert cell_figures.arranged(nothing, cells, {}) is None
 
 
 def drawn(folder, cells, name, **changes):
-    declaration = json.loads((folder / "manifest.json").read_text())["declaration"]
+    declaration = read_declared_cells(folder).declaration
     one = replace(next(figure for figure in study.figures if figure.name == name), **changes)
-    return cell_figures.arranged(asdict(one), cells, declaration["numbers"])()
+    return cell_figures.arranged(one, cells, declaration.numbers)()
 
 
 def test_lines_are_labelled_and_may_have_a_logarithmic_axis(folder, cells):
@@ -169,8 +169,8 @@ def test_a_map_between_two_numbers_has_one_hue_on_either_side_of_zero(folder, ce
 
 
 def test_a_table_may_be_sorted(folder, cells):
-    table = {**asdict(study.tables[0]), "sort": "estimate", "shown": ()}
-    (made,) = cell_tables({"tables": [table]}, cells).values()
+    table = replace(study.tables[0], sort="estimate", shown=())
+    (made,) = cell_tables(replace(read_declared_cells(folder).declaration, tables=(table,)), cells).values()
     measured = pd.read_csv(io.StringIO(made["csv"]))["measured"]
     assert measured.dropna().is_monotonic_increasing and len(measured) > 4
 
@@ -206,7 +206,7 @@ def test_truncated_cells_csv_is_named(folder, tmp_path):
     path = tmp_path / "cells.csv"
     path.write_bytes((folder / "cells.csv").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"cells.csv is corrupt \(its last line is truncated\)"):
-        cell_report.read_cells(path, schema.read_cells_manifest(folder)["declaration"])
+        cell_report.read_cells(path, read_declared_cells(folder).declaration)
 
 
 TOLD = [

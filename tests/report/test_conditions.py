@@ -10,17 +10,17 @@ from known_results import planted_folder
 from relu_study.errors import UserError
 from relu_study.report import conditions, factors
 from relu_study.storage.configurations import collect
+from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.frames import runs_frame
-from relu_study.storage.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return read_manifest(planted_folder(tmp_path_factory.getbasetemp() / "selection"))
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> StudyManifest:
+    return read_declared(planted_folder(tmp_path_factory.getbasetemp() / "selection"))
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> pd.DataFrame:
+def frame(tmp_path_factory: pytest.TempPathFactory, manifest: StudyManifest) -> pd.DataFrame:
     return runs_frame(collect(tmp_path_factory.getbasetemp() / "selection", manifest), manifest)
 
 
@@ -41,19 +41,19 @@ def frame(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> pd.DataFr
         (["val_loss!=7"], lambda f: f["val_loss/all"].notna()),  # the nonfinite run meets no condition on a metric
     ],
 )
-def test_conditions_keep_named_runs(where: list[str], expected, manifest: dict, frame: pd.DataFrame) -> None:
-    declaration = manifest["declaration"]
+def test_conditions_keep_named_runs(where: list[str], expected, manifest: StudyManifest, frame: pd.DataFrame) -> None:
+    declaration = manifest.declaration
     found = conditions.runs(conditions.parse(where, declaration), frame, declaration)
     np.testing.assert_array_equal(found, expected(frame).to_numpy() if where else expected(frame))
     assert found.any()
 
 
-def test_labels_with_commas_select_arms_and_experiments(manifest: dict, frame: pd.DataFrame) -> None:
-    declaration = manifest["declaration"]
+def test_labels_with_commas_select_arms_and_experiments(manifest: StudyManifest, frame: pd.DataFrame) -> None:
+    declaration = manifest.declaration
 
     def arms(*where: str) -> set[str]:
         kept = conditions.configurations(conditions.parse(where, declaration), declaration)
-        return {entry["arm"] for entry in kept}
+        return {entry.arm for entry in kept}
 
     assert arms("arm=relu, rate=0.01") == {"relu, rate=0.01"}
     assert arms("arm=stuck,relu,rate=0.01, shallow") == {"stuck", "relu, rate=0.01", "shallow"}
@@ -77,23 +77,23 @@ def test_labels_with_commas_select_arms_and_experiments(manifest: dict, frame: p
         ("status=fine", r"unknown value of status 'fine'"),
     ],
 )
-def test_meaningless_condition_is_refused_by_name(where: str, message: str, manifest: dict) -> None:
+def test_meaningless_condition_is_refused_by_name(where: str, message: str, manifest: StudyManifest) -> None:
     with pytest.raises(UserError, match=message):
-        conditions.parse([where], manifest["declaration"])
+        conditions.parse([where], manifest.declaration)
 
 
-def test_other_varying_factors_are_fixed_at_the_most_common_value(manifest: dict) -> None:
-    declaration = manifest["declaration"]
-    kept, held = factors.hold_fixed(declaration["configurations"], ("activation", "target"))
+def test_other_varying_factors_are_fixed_at_the_most_common_value(manifest: StudyManifest) -> None:
+    declaration = manifest.declaration
+    kept, held = factors.hold_fixed(declaration.configurations, ("activation", "target"))
     assert held == {"depth": 2, "initializer": "normal_005", "learning_rate": 0.001, "bias_shift": 0.0}
-    assert {entry["spec"]["activation"] for entry in kept} == {"relu", "leaky_relu", "tanh"}
-    # Only factors that vary within an arm are fixed.
-    kept, held = factors.hold_fixed(declaration["configurations"], ("arm", "target"))
-    assert held == {} and len(kept) == len(declaration["configurations"])
+    assert {entry.spec["activation"] for entry in kept} == {"relu", "leaky_relu", "tanh"}
+    # An arm is what it is: only what varies within it is held.
+    kept, held = factors.hold_fixed(declaration.configurations, ("arm", "target"))
+    assert held == {} and len(kept) == len(declaration.configurations)
 
 
-def test_tie_of_most_common_values_is_refused(manifest: dict) -> None:
-    declaration = manifest["declaration"]
+def test_tie_of_most_common_values_is_refused(manifest: StudyManifest) -> None:
+    declaration = manifest.declaration
     tuned = conditions.configurations(conditions.parse(["experiment=tuned"], declaration), declaration)
     message = r"learning_rate varies too, and 0.001, 0.01 are equally common. Choose one with --where learning_rate=0.001"
     with pytest.raises(UserError, match=message):

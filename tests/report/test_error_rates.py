@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 
 import jaxtyping
 import numpy as np
 import pytest
 from tiers import tiered
-from verdict_cases import SEEDS, WAVE, claims, loss_claim, stored
+from verdict_cases import SEEDS, WAVE, loss_claim, stored
 
 from relu_study.report.verdicts import evaluate_claims, verdict
 from relu_study.stats.hypothesis_tests import paired_test, share_test
@@ -37,7 +37,7 @@ def study(rng: np.random.Generator, effects: list[float], claim: Claim, noise: s
         return runs
 
     arms = {("base", "wave"): arm(0.0)} | {(f"a{i}", "wave"): arm(effect) for i, effect in enumerate(effects)}
-    asked = [asdict(claim) | {"arm": f"a{i}"} for i in range(len(effects))]
+    asked = [replace(claim, arm=f"a{i}") for i in range(len(effects))]
     return [row["verdict"] for row in evaluate_claims(asked, arms, [WAVE])[:-1]]
 
 
@@ -103,7 +103,7 @@ def test_shares_of_runs_on_the_edge_are_rarely_decided(rate: float, against: flo
     for _ in range(300):
         arms = {(f"a{i}", "wave"): stored({"collapsed/all": (rng.random(SEEDS) < rate).astype(float)}) for i in range(4)}
         asked = [loss_claim(f"a{i}", against, direction, margin, metric="collapsed") for i in range(4)]
-        wrong.append({row["verdict"] for row in evaluate_claims(claims(*asked), arms, [WAVE])[:-1]} != {"inconclusive"})
+        wrong.append({row["verdict"] for row in evaluate_claims(asked, arms, [WAVE])[:-1]} != {"inconclusive"})
     at_most_one_study_in_twenty(wrong)
 
 

@@ -20,6 +20,7 @@ from relu_study.errors import UserError
 from relu_study.report.report import check, report
 from relu_study.report.verdicts import TEXTS
 from relu_study.storage.csv_files import read_csv
+from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.storage.schema import COLUMNS
 
@@ -329,10 +330,10 @@ def test_files_of_an_earlier_declaration_are_removed(bare: Path) -> None:
 )
 def test_declaration_with_unknown_names_is_refused(reported: Path, change: Callable[[dict], object], message: str) -> None:
     declaration = read_manifest(reported)["declaration"]
-    check(declaration)
+    check(parse_declaration(declaration))
     change(declaration)
     with pytest.raises(UserError, match=message):
-        check(declaration)
+        check(parse_declaration(declaration))
 
 
 def test_numbers_of_the_files_agree_with_each_other(reported: Path) -> None:

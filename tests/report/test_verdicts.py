@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from verdict_cases import COIN, NAN, NOISE, SEEDS, WAVE, ask, claims, loss_claim, losses, stored
+from verdict_cases import COIN, NAN, NOISE, SEEDS, WAVE, ask, loss_claim, losses, stored
 
 from relu_study.errors import UserError
 from relu_study.report.verdicts import evaluate_claims, verdict
@@ -250,16 +250,16 @@ def test_few_seeds_are_inconclusive_with_the_number_needed() -> None:
 
 def test_no_claims_and_no_targets() -> None:
     assert evaluate_claims([], {}, [WAVE]) == []
-    assert evaluate_claims(claims(loss_claim()), {}, []) == []
+    assert evaluate_claims([loss_claim()], {}, []) == []
 
 
 # a study of several rows
 
 
 def test_claim_applies_to_its_targets_or_all() -> None:
-    arms = {(name, target["name"]): losses(level) for name, level in (("arm", 1.5), ("base", 1.0)) for target in (WAVE, COIN)}
+    arms = {(name, target.name): losses(level) for name, level in (("arm", 1.5), ("base", 1.0)) for target in (WAVE, COIN)}
     asked = [("A", ("wave",)), ("A", ("coin_flip",)), ("B", ())]
-    rows = evaluate_claims(claims(*(loss_claim(claim=name, targets=on) for name, on in asked)), arms, [WAVE, COIN])
+    rows = evaluate_claims([loss_claim(claim=name, targets=on) for name, on in asked], arms, [WAVE, COIN])
     found = [(row["claim"], row["target"]) for row in rows if row["contrast"] != "overall"]
     assert found == [("A", "wave"), ("A", "coin_flip"), ("B", "wave"), ("B", "coin_flip")]
 
@@ -268,13 +268,13 @@ def test_overall_rows_follow_their_claim_and_holm_counts_testable_rows() -> None
     arms = {"arm": losses(1.5), "base": losses(1.0), "same": losses(1.0 + 1e-4)}
     configurations = {(name, target): arm for name, arm in arms.items() for target in ("wave", "coin_flip")}
     del configurations["same", "coin_flip"]
-    declared = claims(
+    declared = [
         loss_claim(claim="A"),
         loss_claim(claim="B", direction="equivalent"),
         loss_claim(claim="A", arm="same", direction="equivalent"),
         loss_claim(claim="D", arm="same", margin=0.0),
         loss_claim(claim="E", metric="accuracy"),
-    )
+    ]
     rows = evaluate_claims(declared, configurations, [WAVE, COIN])
     told = [(row["claim"], row["contrast"], row["target"], row["verdict"]) for row in rows]
     assert told == [
@@ -306,7 +306,7 @@ def test_one_inconclusive_row_leaves_the_whole_claim_open() -> None:
         ("base", "wave"): losses(1.0),
         ("vague", "wave"): stored({"val_loss/all": 1 + 40 * NOISE}),
     }
-    rows = evaluate_claims(claims(loss_claim(), loss_claim(arm="vague", direction="less")), arms, [WAVE])
+    rows = evaluate_claims([loss_claim(), loss_claim(arm="vague", direction="less")], arms, [WAVE])
     assert [row["verdict"] for row in rows] == ["confirmed", "inconclusive", "inconclusive"]
 
 
@@ -317,9 +317,9 @@ def test_correction_over_many_rows_prevents_confirmation() -> None:
         ("base", "wave"): stored({"val_loss/all": np.ones(SEEDS)}),
     }
     vague = {(f"v{i}", "wave"): stored({"val_loss/all": 1 + rng.normal(size=SEEDS)}) for i in range(30)}
-    alone = evaluate_claims(claims(loss_claim(margin=0.0)), arms, [WAVE])[0]
+    alone = evaluate_claims([loss_claim(margin=0.0)], arms, [WAVE])[0]
     among = evaluate_claims(
-        claims(loss_claim(margin=0.0), *(loss_claim(arm=name, margin=0.0) for name, _ in vague)), arms | vague, [WAVE]
+        [loss_claim(margin=0.0), *(loss_claim(arm=name, margin=0.0) for name, _ in vague)], arms | vague, [WAVE]
     )[0]
     assert alone["verdict"] == "confirmed" and among["verdict"] == "inconclusive"
     assert among["p"] == alone["p"] and among["ci_lo"] > 0 and "but the corrected p" in among["reason"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from known_results import BASE, PROBE_EXAMPLES, noise, planted_arms, planted_fol
 from relu_study.errors import UserError
 from relu_study.storage.configurations import collect
 from relu_study.storage.csv_files import csv_text, read_csv
+from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.frames import frames, load, report_epochs, runs_frame, summary_frame
-from relu_study.storage.manifest import read_manifest
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 SEEDS = 8
@@ -33,12 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def manifest(folder: Path) -> dict:
-    return read_manifest(folder)
+def manifest(folder: Path) -> StudyManifest:
+    return read_declared(folder)
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, manifest: dict) -> dict[str, pd.DataFrame]:
+def found(folder: Path, manifest: StudyManifest) -> dict[str, pd.DataFrame]:
     return frames(collect(folder, manifest), manifest)
 
 
@@ -63,11 +64,11 @@ def cell(summary: pd.DataFrame, arm: str, target: str, metric: str, site: str, e
 # --------------------------------------------------------------------------------------------- runs
 
 
-def test_runs_frame_has_each_requested_run_once(found: dict[str, pd.DataFrame], manifest: dict) -> None:
+def test_runs_frame_has_each_requested_run_once(found: dict[str, pd.DataFrame], manifest: StudyManifest) -> None:
     runs = found["runs"]
     spec_fields = [f for f in FIELDS if f != "seed"]
     fixed = ["run_id", "config_id", *spec_fields, "seed", "status", "first_bad_epoch", "probe_examples"]
-    assert list(runs.columns) == [*fixed, *manifest["declaration"]["columns"]]
+    assert list(runs.columns) == [*fixed, *manifest.declaration.columns]
     assert runs["run_id"].tolist() == [spec.run_id for spec in planted_study().runs()]
     assert runs["run_id"].is_unique and len(runs) == 20 * SEEDS
     row = runs[(runs["config_id"] == IDS["leaky_relu", "coin_flip"]) & (runs["seed"] == 5)].iloc[0]
@@ -96,7 +97,7 @@ def test_missing_runs_are_interrupted(tmp_path: Path) -> None:
         arms["tanh", "wave"].replace(seed=s) for s in range(SEEDS)
     ]
     planted_folder(tmp_path, left_out=tuple(spec.run_id for spec in lost))
-    manifest = read_manifest(tmp_path)
+    manifest = read_declared(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     gone = frame["runs"][frame["runs"]["status"] == "interrupted"]
     assert sorted(gone["run_id"]) == sorted(spec.run_id for spec in lost)
@@ -112,7 +113,7 @@ def test_missing_runs_are_interrupted(tmp_path: Path) -> None:
     assert IDS["tanh", "wave"] not in set(frame["summary"]["config_id"]) | set(frame["units"]["config_id"])
 
 
-def test_row_does_not_depend_on_other_stored_runs(folder: Path, manifest: dict, tmp_path: Path) -> None:
+def test_row_does_not_depend_on_other_stored_runs(folder: Path, manifest: StudyManifest, tmp_path: Path) -> None:
     full = csv_text(runs_frame(collect(folder, manifest), manifest)).splitlines()
     alone = planted_study().runs()[37]
     others = tuple(spec.run_id for spec in planted_study().runs() if spec != alone)
@@ -167,7 +168,7 @@ def test_undefined_values_are_empty_not_zero(found: dict[str, pd.DataFrame]) -> 
         assert row["n_finite"] == 0 and math.isnan(row["mean"]) and math.isnan(row["ci_lo"])
 
 
-def test_summary_is_the_grouped_mean_of_the_curves(folder: Path, manifest: dict) -> None:
+def test_summary_is_the_grouped_mean_of_the_curves(folder: Path, manifest: StudyManifest) -> None:
     configurations = collect(folder, manifest)
     whole = summary_frame(configurations, manifest)
     rows = [
@@ -189,12 +190,13 @@ def test_summary_is_the_grouped_mean_of_the_curves(folder: Path, manifest: dict)
 
 def test_summary_keeps_declared_and_last_epochs(tmp_path: Path) -> None:
     planted_folder(tmp_path, seeds=2, epochs=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12.5))
-    manifest = read_manifest(tmp_path)
-    declaration = manifest["declaration"]
-    declaration["claims"][0] |= {"epoch": 3, "against_epoch": 7}
-    declaration["claims"][2] |= {"epoch": "min"}
-    declaration["tables"][0] |= {"epoch": 9, "metrics": ["val_loss", "dead_fraction/site_1@11"]}
-    assert report_epochs(declaration) == {0, 1, 2, 5, 10, 3, 7, 9, 11}
+    manifest = read_declared(tmp_path)
+    first, second, third, *claims = manifest.declaration.claims
+    claims = [replace(first, epoch=3, against_epoch=7), second, replace(third, epoch="min"), *claims]
+    first, *tables = manifest.declaration.tables
+    tables = [replace(first, epoch=9, metrics=("val_loss", "dead_fraction/site_1@11")), *tables]
+    manifest = replace(manifest, declaration=replace(manifest.declaration, claims=tuple(claims), tables=tuple(tables)))
+    assert report_epochs(manifest.declaration) == {0, 1, 2, 5, 10, 3, 7, 9, 11}
     configurations = collect(tmp_path, manifest)
     kept = frames(configurations, manifest)["summary"]
     for _, part in kept.groupby(["config_id", "metric", "site"]):
@@ -229,7 +231,7 @@ def test_unit_counts_match_a_hand_count(found: dict[str, pd.DataFrame]) -> None:
     assert (IDS["shallow", "wave"], "site_2") not in units.index
 
 
-def test_certified_revivals_have_a_separate_count(folder: Path, manifest: dict) -> None:
+def test_certified_revivals_have_a_separate_count(folder: Path, manifest: StudyManifest) -> None:
     configurations = collect(folder, manifest)
     one = configurations[IDS["baseline", "wave"]]
     one.certified_dead["site_1"][3, 2:, 1] = False  # one unit of one run is certified dead no longer

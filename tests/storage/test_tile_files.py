@@ -13,6 +13,7 @@ import pytest
 
 from relu_study.errors import UserError
 from relu_study.storage import configurations, tile_files
+from relu_study.storage.declaration import parse_manifest
 from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
 from relu_study.study.run_spec import RunSpec
 
@@ -39,8 +40,10 @@ def tile(*runs: RunSpec, loss: float = 0.0) -> tile_files.Tile:
 
 
 def manifest(*specs: RunSpec, seeds: int = 3) -> dict[str, Any]:
-    plain = [{"config_id": s.config_id, "spec": {k: v for k, v in s.as_dict().items() if k != "seed"}} for s in specs]
-    declaration = {"configurations": plain, "seeds": seeds}
+    specs_of = {s.config_id: {k: v for k, v in s.as_dict().items() if k != "seed"} for s in specs}
+    plain = [{"experiment": "a", "arm": "b", "config_id": name, "spec": spec} for name, spec in specs_of.items()]
+    empty = {key: [] for key in ("targets", "claims", "tables", "figures", "sections", "columns", "factors", "report_epochs")}
+    declaration = {**empty, "title": "", "text": "", "metrics": {}, "configurations": plain, "seeds": seeds}
     return {"format": FORMAT, "study": "small", "provenance": {}, "widths": {}, "declaration": declaration}
 
 
@@ -138,7 +141,7 @@ def test_collect_with_missing_runs(tmp_path: Path) -> None:
     tile_files.write_tile(tmp_path, tile(RELU.replace(seed=3), RELU.replace(seed=2), TANH.replace(seed=1)))
     tile_files.write_tile(tmp_path, tile(RELU.replace(seed=7), RELU))
     specs = [TANH, RELU.replace(activation="sigmoid"), RELU]
-    found = configurations.collect(tmp_path, manifest(*specs, seeds=4))
+    found = configurations.collect(tmp_path, parse_manifest(manifest(*specs, seeds=4)))
     assert list(found) == [TANH.config_id, RELU.config_id], "in declared order"
     relu, tanh = found[RELU.config_id], found[TANH.config_id]
     assert relu.seeds.tolist() == [0, 2, 3] and relu.num_requested == 4, "in seed order, as no tile has them"
@@ -154,5 +157,5 @@ def test_collect_with_missing_runs(tmp_path: Path) -> None:
 def test_run_in_two_tiles_counts_once(tmp_path: Path) -> None:
     tile_files.write_tile(tmp_path, tile(RELU, RELU.replace(seed=1)))
     tile_files.write_tile(tmp_path, tile(RELU))
-    found = configurations.collect(tmp_path, manifest(RELU))[RELU.config_id]
+    found = configurations.collect(tmp_path, parse_manifest(manifest(RELU)))[RELU.config_id]
     assert found.seeds.tolist() == [0, 1] and found.values["val_loss/all"].shape == (2, 2)

@@ -12,6 +12,7 @@ from relu_study.report.figures import curves, depth, forest, heatmap, histograms
 from relu_study.report.figures.curves import Band, Row
 from relu_study.report.figures.forest import Effect
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE
+from relu_study.storage.declaration import MetricInfo
 
 WAVE, COIN = "target: wave", "target: coin_flip"
 LONG = "where activation=relu,selu, learning_rate>=0.001, dead_fraction/site_1<0.5, seed=0,1,2,3,4,5,6,7,8,9,10,11"
@@ -33,7 +34,7 @@ def crowded() -> list[Callable[[], Picture]]:
     ]
     rows.append(Row("post mean", [rows[2].cells[0], {}, rows[2].cells[0]]))
     shares = [{arm: replace(band(1, False), probe_examples=140_000) for arm in arms[:2]}]
-    about = {"unit": "fraction", "low": 0, "high": 1}
+    about = MetricInfo(unit="fraction", low=0, high=1)
     shown = ["dead_fraction", "certified_dead_fraction", "revived_fraction", "certified_revived_fraction"]
     many = [curves._row(f"{name}/all", shares, False, {name: about}) for name in shown]
     columns = [WAVE, "target: sum", COIN]

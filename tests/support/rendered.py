@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from relu_study.report.figures.curves import Band
 from relu_study.report.figures.inputs import FigureData
 from relu_study.storage import frames
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.manifest import read_manifest
+from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.study.outputs import Figure
 
-Folder = tuple[dict[str, Any], dict[str, Configuration], list[dict[str, Any]]]
+Folder = tuple[StudyManifest, dict[str, Configuration], list[dict[str, Any]]]
 
 
 @cache
@@ -33,11 +34,11 @@ def planted() -> Folder:
     """Return the manifest of the known results, the stored runs with histograms, and the rows of verdicts."""
     with tempfile.TemporaryDirectory() as temporary:
         path = planted_folder(Path(temporary))
-        manifest = read_manifest(path)
+        manifest = read_declared(path)
         configurations = collect(path, manifest, histograms=True)
-    pairs = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
+    pairs = {(e.arm, e.target): e.config_id for e in manifest.declaration.configurations}
     stored = {pair: configurations[config_id] for pair, config_id in pairs.items()}
-    rows = verdicts.evaluate_claims(manifest["declaration"]["claims"], stored, manifest["declaration"]["targets"])
+    rows = verdicts.evaluate_claims(manifest.declaration.claims, stored, manifest.declaration.targets)
     return manifest, configurations, rows
 
 
@@ -52,15 +53,15 @@ def numbers() -> FigureData:
 
 def config_ids() -> dict[tuple[str, str], str]:
     """Return (arm, target) -> config_id of the known results."""
-    return {(e["arm"], e["spec"]["target"]): e["config_id"] for e in planted()[0]["declaration"]["configurations"]}
+    return {(e.arm, e.target): e.config_id for e in planted()[0].declaration.configurations}
 
 
 def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: Any) -> list[Picture]:
     """Return the declared figures of the known results by name, or other ones declared on them, if they have values."""
-    declaration = planted()[0]["declaration"]
-    own = {figure["name"]: figure for figure in declaration["figures"]}
-    chosen = [own[figure] if isinstance(figure, str) else vars(figure) for figure in declared]
-    made = [study_figures.build_figure(figure, declaration | changes, of or numbers()) for figure in chosen]
+    declaration = planted()[0].declaration
+    own = {figure.name: figure for figure in declaration.figures}
+    chosen = [own[figure] if isinstance(figure, str) else figure for figure in declared]
+    made = [study_figures.build_figure(figure, replace(declaration, **changes), of or numbers()) for figure in chosen]
     return [drawn(draw) for draw in made if draw is not None]
 
 

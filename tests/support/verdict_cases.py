@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,11 +9,11 @@ import numpy as np
 from relu_study.report.verdicts import evaluate_claims
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.schema import COLUMNS
-from relu_study.study.claims import Claim
+from relu_study.study.claims import Claim, Target
 
 NAN = float("nan")
-WAVE = {"name": "wave", "variance": 1.0, "floor": 0.0}
-COIN = {"name": "coin_flip", "variance": 0.25, "floor": 0.25}
+WAVE = Target("wave", variance=1.0, floor=0.0)
+COIN = Target("coin_flip", variance=0.25, floor=0.25)
 SEEDS = 16
 NOISE = np.linspace(-0.01, 0.01, SEEDS)  # symmetric, mean 0
 
@@ -43,20 +41,15 @@ def stored(
     )
 
 
-def claims(*declared: Claim) -> list[dict[str, Any]]:
-    """Return the claims as read from a manifest, with tuples turned into lists."""
-    return json.loads(json.dumps([asdict(claim) for claim in declared]))
-
-
 def loss_claim(arm: Any = "arm", against: Any = "base", direction: str = "greater", margin: float = 0.1, **options: Any) -> Claim:
     return Claim(
         options.pop("claim", "C"), "it is so", options.pop("metric", "val_loss"), arm, against, direction, margin, **options
     )
 
 
-def ask(claim: Claim, target: dict[str, Any] = WAVE, **arms: Configuration) -> dict[str, Any]:
+def ask(claim: Claim, target: Target = WAVE, **arms: Configuration) -> dict[str, Any]:
     """Return the one row of one claim."""
-    rows = evaluate_claims(claims(claim), {(name, target["name"]): arm for name, arm in arms.items()}, [target])
+    rows = evaluate_claims([claim], {(name, target.name): arm for name, arm in arms.items()}, [target])
     assert len(rows) == 2 and rows[1]["contrast"] == "overall"
     assert all(tuple(row) == COLUMNS["verdicts"] for row in rows)
     return rows[0]

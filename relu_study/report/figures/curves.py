@@ -20,7 +20,9 @@ from relu_study.report.figures import canvas, inputs
 from relu_study.report.figures.canvas import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, log_scale, new_figure, runs
 from relu_study.report.figures.inputs import FigureData, nine_digits, not_run_counts
 from relu_study.report.labels import at_site, count, is_share, probe_set, stacked, unit
+from relu_study.storage.declaration import Declaration, MetricInfo
 from relu_study.storage.tile_identity import LOSSES
+from relu_study.study import outputs
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,12 @@ def _share_limits(axes: Sequence[Axes], row: Row) -> None:
 
 
 def arrange_curves(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: FigureData, note: str
+    figure: outputs.Figure, declaration: Declaration, numbers: FigureData, note: str
 ) -> Callable[[], canvas.Figure] | None:
     """Return the function that draws curves or survival, or None where there is no value."""
     arms, columns = inputs.layout(figure, declaration)
     shown = {config_id for ids in columns.values() for config_id in ids.values()}
-    survival = figure["kind"] == "survival"
+    survival = figure.kind == "survival"
     if survival:
         bands = _survival_bands(numbers, shown)
         names = sorted({name for _, name in bands}, key=lambda name: (len(name), name))
@@ -150,7 +152,7 @@ def arrange_curves(
         found = [{arm: bands[ids[arm], name] for arm in arms if (ids.get(arm), name) in bands} for ids in columns.values()]
         cells = [{arm: band for arm, band in cell.items() if np.isfinite(band.mean).any()} for cell in found]
         if any(cells):
-            rows.append(_row(name, cells, figure["log"], declaration["metrics"]))
+            rows.append(_row(name, cells, figure.log, declaration.metrics))
         else:
             empty.append(at_site(*name.split("/")))
     if not rows:
@@ -203,12 +205,12 @@ def _band(rows: pd.DataFrame, columns: Sequence[str], runs: str, counts: Mapping
     return Band(rows["epoch"].to_numpy(float), mean, lo, hi, int(rows[runs].max()), int(first["probe_examples"]), n)
 
 
-def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: Mapping[str, dict[str, Any]]) -> Row:
+def _row(name: str, cells: list[dict[str, Band]], log: bool, metrics: Mapping[str, MetricInfo]) -> Row:
     metric, site = name.split("/")
     n = stacked(probe_set({band.probe_examples for cell in cells for band in cell.values()}))
     if metric == "survival":
         return Row(f"units not yet dead, {site}\n(share of those born alive)\n{n}", cells, low=0, high=1, steps=True)
-    about = metrics.get(metric, {})
+    about = metrics.get(metric, MetricInfo())
     label = stacked(at_site(metric, site)) + unit(metric, about, "\n")
     share = is_share(metric)
-    return Row(f"{label}\n{n}" if share else label, cells, log and not share, about.get("low"), about.get("high"))
+    return Row(f"{label}\n{n}" if share else label, cells, log and not share, about.low, about.high)

@@ -19,7 +19,8 @@ from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below,
 from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, layout, title
 from relu_study.report.labels import at_epoch, count, is_share, probe_set, stacked, unit, words
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import Declaration, MetricInfo
+from relu_study.study import outputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHADES = ("#B5D3E7", "#5FA3CF")  # between the outer quantiles and between the inner ones
@@ -98,19 +99,19 @@ def _scale(ax: Axes, group: QuantileFans, values: np.ndarray) -> None:
 
 
 def arrange_depth(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration], note: str
+    figure: outputs.Figure, declaration: Declaration, stored: Mapping[str, Configuration], note: str
 ) -> Draw | None:
     """Return the function that draws fans over the sites, or None if no run has a value at the epochs."""
     arms, columns = layout(figure, declaration)
-    groups, seeds = [], seeds_of(declaration)
+    groups, seeds = [], declaration.seeds_of
     sites: dict[str, list[str]] = {}
     for name in expand_metrics(figure, declaration):
         sites.setdefault(name.partition("/")[0], []).append(name)
     for metric, names in sites.items():
-        about = declaration["metrics"].get(metric, {})
-        is_size = about.get("low") == 0 and about.get("high") is None  # a norm spans orders of magnitude
+        about = declaration.metrics.get(metric, MetricInfo())
+        is_size = about.low == 0 and about.high is None  # a norm spans orders of magnitude
         for target, ids in columns.items():
-            for epoch in figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]:
+            for epoch in figure.epochs:
                 cells = {arm: _fan(stored.get(ids[arm]), seeds[ids[arm]], names, epoch) for arm in arms if arm in ids}
                 found = {arm: fan for arm, fan in cells.items() if fan is not None}
                 where = ", ".join(filter(None, [title(target, declaration), at_epoch(epoch)]))
@@ -118,8 +119,8 @@ def arrange_depth(
                 sizes = {stored[ids[arm]].probe_examples for arm in found if ids[arm] in stored}
                 if is_share(metric) and sizes:
                     label += f"\n{stacked(probe_set(sizes))}"
-                log = (is_size or figure["log"]) and not is_share(metric)
-                scale = metric if about.get("high") is not None else f"{metric} on {target}"  # norms differ between targets
+                log = (is_size or figure.log) and not is_share(metric)
+                scale = metric if about.high is not None else f"{metric} on {target}"  # norms differ between targets
                 groups.append(QuantileFans(label, scale, found, log))
     if not any(np.isfinite(fan.quantiles).any() for group in groups for fan in group.cells.values()):
         return None

@@ -20,7 +20,8 @@ from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below,
 from relu_study.report.figures.inputs import nine_digits
 from relu_study.report.labels import count, unit, words
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import Declaration, MetricInfo
+from relu_study.study.claims import Claim
 
 CLAIMED = "#E3E3E3"
 ROW_GAP, TEXT_LINE, X_AXIS, TITLES = 0.08, 0.14, 0.5, 0.25  # inches
@@ -156,14 +157,14 @@ def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
 
 
 def arrange_effects(
-    rows: Sequence[Mapping[str, Any]], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]
+    rows: Sequence[Mapping[str, Any]], declaration: Declaration, stored: Mapping[str, Configuration]
 ) -> list[Effect]:
     """Return the effects of a forest from rows of verdicts.csv."""
     rows = [row for row in rows if row["contrast"] != "overall"]
     several = len({row["claim"] for row in rows}) > 1
     return [
         Effect(
-            block=_block(row, declaration["metrics"]),
+            block=_block(row, declaration.metrics),
             label=f"{row['claim']}  {_contrast(row)}" if several else _contrast(row),
             column=inputs.title(row["target"], declaration),
             effect=nine_digits(row["effect"]),
@@ -177,33 +178,32 @@ def arrange_effects(
     ]
 
 
-def _pairs(row: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration]) -> str:
+def _pairs(row: Mapping[str, Any], declaration: Declaration, stored: Mapping[str, Configuration]) -> str:
     """Return the number of compared seeds if it is below the possible one: the seeds of the arm with the fewest.
 
     A seed counts as not run if an arm lacks its run, and as nonfinite without `stored`. The contrast names the arms.
     """
-    seeds = seeds_of(declaration)
-    of = {(entry["arm"], entry["spec"]["target"]): entry["config_id"] for entry in declaration["configurations"]}
-    arms_of_claims = [_arms(claim) for claim in declaration["claims"] if claim["claim"] == row["claim"]]
+    of = {(entry.arm, entry.target): entry.config_id for entry in declaration.configurations}
+    arms_of_claims = [_arms(claim) for claim in declaration.claims if claim.claim == row["claim"]]
     named = [
         arms for arms in arms_of_claims if all(arm in row["contrast"] for arm in arms)
     ]  # of "relu" and "relu, wide" the longer one
     arms = max(named, key=lambda arms: sum(map(len, arms)), default=[])
     ids = [of[arm, row["target"]] for arm in arms if (arm, row["target"]) in of]
-    requested, n = min((seeds[config_id] for config_id in ids), default=declaration["seeds"]), int(row["n"])
+    requested, n = min((declaration.seeds_of[config_id] for config_id in ids), default=declaration.seeds), int(row["n"])
     run = set(range(requested)).intersection(*(stored[i].seeds.tolist() if i in stored else () for i in ids))
     return count(n, requested, min(requested - len(run), requested - n) if stored else 0)
 
 
-def _arms(claim: Mapping[str, Any]) -> list[str]:
-    sides = [claim["arm"], claim["against"]]
+def _arms(claim: Claim) -> list[str]:
+    sides = [claim.arm, claim.against]
     return [arm for side in sides if not isinstance(side, float | int) for arm in ([side] if isinstance(side, str) else side)]
 
 
-def _block(row: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> str:
+def _block(row: Mapping[str, Any], metrics: Mapping[str, MetricInfo]) -> str:
     if " over " in row["site"]:  # a ratio of two sites has no unit
         return f"difference in {words(row['metric'])}, {row['site']}"
-    return f"difference in {words(row['metric'])}" + unit(row["metric"], metrics.get(row["metric"], {}))
+    return f"difference in {words(row['metric'])}" + unit(row["metric"], metrics.get(row["metric"], MetricInfo()))
 
 
 def _contrast(row: Mapping[str, Any]) -> str:

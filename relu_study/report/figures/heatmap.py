@@ -33,10 +33,11 @@ from relu_study.report.figures.canvas import (
     panel_grid,
     plain,
 )
-from relu_study.report.figures.inputs import DeclaredRun, Draw, expand_metrics, nine_digits, select_arms, targets_of, title
+from relu_study.report.figures.inputs import Draw, expand_metrics, nine_digits, select_arms, targets_of, title
 from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
 from relu_study.report.tables.entries import Entry, SummaryLookup
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration, MetricInfo
+from relu_study.study import outputs
 from relu_study.study.epochs import epoch_number
 
 ABSENT: dict[str, Any] = {"facecolor": "#ECECEC", "edgecolor": "#ECECEC", "linewidth": 0}
@@ -225,7 +226,7 @@ def _ink(value: float, norm: Normalize) -> str:
 
 
 def arrange_map(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], summary: pd.DataFrame, not_run: Mapping[str, int], note: str
+    figure: outputs.Figure, declaration: Declaration, summary: pd.DataFrame, not_run: Mapping[str, int], note: str
 ) -> Draw | None:
     """Return the function that draws maps over two factors, one per target, or None if no cell has a value.
 
@@ -233,14 +234,14 @@ def arrange_map(
     swept field, arms that differ only in it are merged under their common label. `not_run` counts missing runs per configuration.
     """
     entries, held = kept(figure, declaration)
-    rows, cols = figure["rows"], figure["cols"]
+    rows, cols = figure.rows or "", figure.cols or ""
     by_target = "target" not in (rows, cols)
     keys = {way: _keys(way, other, entries) for way, other in ((rows, cols), (cols, rows))}
     values = {way: factors.sorted_values(keys[way]) for way in keys}
     names, groups = expand_metrics(figure, declaration), []
-    known = SummaryLookup(summary, {name.partition("/")[0] for name in names}, seeds_of(declaration))
-    epoch = epoch_number(figure["epoch"])
-    shown = {entry["config_id"] for entry in entries}
+    known = SummaryLookup(summary, {name.partition("/")[0] for name in names}, declaration.seeds_of)
+    epoch = epoch_number(figure.epochs[0])
+    shown = {entry.config_id for entry in entries}
     sizes = {int(size) for config_id, size in known.probe_examples.items() if config_id in shown}
     targets = targets_of(entries, declaration) if by_target else [""]
     for name in names:
@@ -249,20 +250,20 @@ def arrange_map(
         for target in targets:
             cells = {
                 (values[rows].index(keys[rows][i]), values[cols].index(keys[cols][i])): _lost(
-                    known.cell(entry["config_id"], metric, site, epoch), entry["config_id"], not_run
+                    known.cell(entry.config_id, metric, site, epoch), entry.config_id, not_run
                 )
                 for i, entry in enumerate(entries)
-                if not by_target or entry["spec"]["target"] == target
+                if not by_target or entry.target == target
             }
             boards[title(target, declaration) if by_target else ""] = _cells_of(cells, (len(values[rows]), len(values[cols])))
-        log = figure["log"] and not is_share(metric)
-        shared = declaration["metrics"].get(metric, {}).get("high") is not None  # losses differ between targets
+        log = figure.log and not is_share(metric)
+        shared = declaration.metrics.get(metric, MetricInfo()).high is not None  # losses differ between targets
         groups.append(Heatmaps(_board_label(name, figure, declaration, sizes), boards, log, shared))
     groups = [group for group in groups if any(np.isfinite(board.values).any() for board in group.cells.values())]
     if not groups:
         return None
-    at = ", ".join(f"{words(name)} {factors.format_value(value)}" for name, value in held.items())
-    notes = "\n".join(filter(None, [note, f"held: {at}" if at else ""]))
+    fixed = ", ".join(f"{words(name)} {factors.format_value(value)}" for name, value in held.items())
+    notes = "\n".join(filter(None, [note, f"held: {fixed}" if fixed else ""]))
     axes = [(factor(way), [factors.format_value(value) for value in values[way]]) for way in (rows, cols)]
     return partial(maps, groups, list(groups[0].cells), axes[0], axes[1], notes)
 
@@ -272,22 +273,22 @@ def _lost(cell: Entry, config_id: str, not_run: Mapping[str, int]) -> Entry:
     return replace(cell, not_run=not_run.get(config_id, cell.n)) if not_run else cell
 
 
-def kept(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[DeclaredRun], dict[str, Any]]:
+def kept(figure: outputs.Figure, declaration: Declaration) -> tuple[list[DeclaredConfiguration], dict[str, Any]]:
     """Return the configurations of a map and its fixed factors with their values. Raises UserError for a tie."""
     try:
-        return factors.hold_fixed(select_arms(figure, declaration), {figure["rows"], figure["cols"], "target"})
+        return factors.hold_fixed(select_arms(figure, declaration), {figure.rows or "", figure.cols or "", "target"})
     except UserError as error:
-        raise UserError(f"figure {figure['name']}: {error}" if figure["name"] else f"{error}") from None
+        raise UserError(f"figure {figure.name}: {error}" if figure.name else f"{error}") from None
 
 
-def _keys(way: str, other: str, entries: Sequence[DeclaredRun]) -> list[Any]:
+def _keys(way: str, other: str, entries: Sequence[DeclaredConfiguration]) -> list[Any]:
     """Return the value of a factor for each entry."""
     if way != "arm" or other == "experiment":
         return [factors.factor(entry, way) for entry in entries]
     alike: dict[str, list[str]] = {}
-    rest = [str({**entry["spec"], other: None, "target": None}) for entry in entries]
+    rest = [str({**entry.spec, other: None, "target": None}) for entry in entries]
     for text, entry in zip(rest, entries, strict=True):
-        alike.setdefault(text, []).append(entry["arm"])
+        alike.setdefault(text, []).append(entry.arm)
     names = {text: _shared(list(dict.fromkeys(arms))) for text, arms in alike.items()}
     twice = {name for name in names.values() if list(names.values()).count(name) > 1}
     return [alike[text][0] if names[text] in twice else names[text] for text in rest]
@@ -310,10 +311,10 @@ def _cells_of(cells: Mapping[tuple[int, int], Entry], shape: tuple[int, int]) ->
     return Heatmap(values, known, counts)
 
 
-def _board_label(name: str, figure: Mapping[str, Any], declaration: Mapping[str, Any], sizes: set[int]) -> str:
+def _board_label(name: str, figure: outputs.Figure, declaration: Declaration, sizes: set[int]) -> str:
     metric, site = name.split("/")
-    about = declaration["metrics"].get(metric, {})
+    about = declaration.metrics.get(metric, MetricInfo())
     n = [probe_set(sizes)] if is_share(metric) and sizes else []
-    end = WHICH_END[about.get("direction", "none")]
-    texts = [at_site(metric, site) + unit(metric, about), at_epoch(figure["epoch"]), end, *n]
+    end = WHICH_END[about.direction]
+    texts = [at_site(metric, site) + unit(metric, about), at_epoch(figure.epochs[0]), end, *n]
     return "\n".join(texts)

@@ -36,6 +36,8 @@ from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, 
 from relu_study.report.labels import HISTOGRAMS, count, stacked
 from relu_study.stats.histogram_bins import BINS_PER_SIDE, MIN_EXPONENT, Range
 from relu_study.storage.configurations import Configuration
+from relu_study.storage.declaration import Declaration
+from relu_study.study import outputs
 
 PLATE: dict[str, Any] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # keeps text legible on any background
 BINS_ARE = {
@@ -288,7 +290,7 @@ def _percent(ax: Axes) -> None:
 
 
 def arrange_histograms(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], stored: Mapping[str, Configuration], note: str
+    figure: outputs.Figure, declaration: Declaration, stored: Mapping[str, Configuration], note: str
 ) -> Draw | None:
     """Return the function that draws heat maps over the epochs, or None without counts."""
     arms, columns = layout(figure, declaration)

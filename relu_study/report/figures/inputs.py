@@ -14,6 +14,8 @@ from matplotlib.figure import Figure as Picture
 from relu_study.errors import UserError, nearest
 from relu_study.stats.histogram_bins import KINDS
 from relu_study.storage.configurations import Configuration
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration
+from relu_study.study.outputs import Figure
 
 NEEDED = {  # CSV files needed by each kind; histograms are only in raw/
     "curves": ("summary", "survival"),
@@ -25,60 +27,58 @@ NEEDED = {  # CSV files needed by each kind; histograms are only in raw/
 }
 
 Draw = Callable[[], Picture]
-DeclaredRun = dict[str, Any]  # an entry of the declaration's configurations
 
 
 # ------------------------------------------------------------------------------ arguments
 
 
-def select_arms(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[DeclaredRun]:
+def select_arms(figure: Figure, declaration: Declaration) -> list[DeclaredConfiguration]:
     """Return the configurations that a figure shows, in declared order."""
     return [
         entry
-        for entry in declaration["configurations"]
-        if (not figure["experiments"] or entry["experiment"] in figure["experiments"])
-        and (not figure["arms"] or entry["arm"] in figure["arms"])
+        for entry in declaration.configurations
+        if (not figure.experiments or entry.experiment in figure.experiments) and (not figure.arms or entry.arm in figure.arms)
     ]
 
 
-def layout(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, str]]]:
+def layout(figure: Figure, declaration: Declaration) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Return the arms of a figure, and target -> arm -> config_id, in declared order."""
     entries = select_arms(figure, declaration)
     columns: dict[str, dict[str, str]] = {target: {} for target in targets_of(entries, declaration)}
     for entry in entries:
-        columns[entry["spec"]["target"]][entry["arm"]] = entry["config_id"]
-    present = dict.fromkeys(entry["arm"] for entry in entries)
-    return [arm for arm in dict.fromkeys(figure["arms"] or present) if arm in present], columns
+        columns[entry.target][entry.arm] = entry.config_id
+    present = dict.fromkeys(entry.arm for entry in entries)
+    return [arm for arm in dict.fromkeys(figure.arms or present) if arm in present], columns
 
 
-def title(target: str, declaration: Mapping[str, Any]) -> str:
+def title(target: str, declaration: Declaration) -> str:
     """Return the title above the panels of a target, empty if the study declares no targets."""
-    return f"target: {target}" if declaration["targets"] else ""
+    return f"target: {target}" if declaration.targets else ""
 
 
-def targets_of(entries: Sequence[DeclaredRun], declaration: Mapping[str, Any]) -> list[str]:
+def targets_of(entries: Sequence[DeclaredConfiguration], declaration: Declaration) -> list[str]:
     """Return the targets of some configurations, in declared order."""
-    present = {entry["spec"]["target"] for entry in entries}
-    return [t["name"] for t in declaration["targets"] if t["name"] in present] or sorted(present)
+    present = {entry.target for entry in entries}
+    return [t.name for t in declaration.targets if t.name in present] or sorted(present)
 
 
-def expand_metrics(figure: Mapping[str, Any], declaration: Mapping[str, Any]) -> list[str]:
+def expand_metrics(figure: Figure, declaration: Declaration) -> list[str]:
     """Return the "metric/site" names of a figure's metrics ("metric/*": every site). Raises UserError for unknown ones."""
-    declared = declaration["columns"]
-    if figure["kind"] == "histograms":
+    declared: Sequence[str] = declaration.columns
+    if figure.kind == "histograms":
         sites = dict.fromkeys(name.partition("/")[2] for name in declared if not name.endswith("/all"))
         declared = [f"{kind}/{site}" for kind in KINDS for site in sites]
-    return list(dict.fromkeys(name for asked in figure["metrics"] for name in _expanded(asked, figure, declared)))
+    return list(dict.fromkeys(name for asked in figure.metrics for name in _expanded(asked, figure, declared)))
 
 
-def _expanded(metric_name: str, figure: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
+def _expanded(metric_name: str, figure: Figure, declared: Sequence[str]) -> list[str]:
     metric, _, site = metric_name.partition("/")
-    where = f"of figure {figure['name']}" if figure["name"] else "of the figure"
+    where = f"of figure {figure.name}" if figure.name else "of the figure"
     of_metric = [name for name in declared if name.startswith(f"{metric}/")]
     if not of_metric:
         raise nearest(metric, {name.partition("/")[0] for name in declared}, f"metric {where}")
     with_site = [name for name in of_metric if not name.endswith("/all")]
-    every = figure["kind"] == "depth"
+    every = figure.kind == "depth"
     if (site == "*" or every) and not with_site:
         have = dict.fromkeys(name.partition("/")[0] for name in declared if not name.endswith("/all"))
         raise UserError(f"{metric} {where} is measured for the whole network only. Metrics with sites are {', '.join(have)}.")
@@ -110,22 +110,22 @@ class FigureData:
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
 
 
-def missing_input(figure: Mapping[str, Any], csvs: Mapping[str, pd.DataFrame], folder: Path) -> str:
+def missing_input(figure: Figure, csvs: Mapping[str, pd.DataFrame], folder: Path) -> str:
     """Return the input that a figure lacks besides the CSV files `found`, or an empty value. A clone has no raw/."""
     raw = folder / "raw"
-    missing = [f"{name}.csv" for name in NEEDED[figure["kind"]] if name not in csvs]
+    missing = [f"{name}.csv" for name in NEEDED[figure.kind] if name not in csvs]
     if missing:
         return missing[0]
-    if figure["kind"] == "histograms":
+    if figure.kind == "histograms":
         return f"{raw} (no CSV file holds histograms)"
-    if figure["kind"] == "curves":
+    if figure.kind == "curves":
         at = [set(zip(csvs[name]["config_id"], csvs[name]["epoch"], strict=True)) for name in NEEDED["curves"]]
         return "" if at[0] >= at[1] else f"{raw} (summary.csv has the report epochs only)"
-    if figure["kind"] == "depth":
-        epochs = figure["epoch"] if isinstance(figure["epoch"], (list, tuple)) else [figure["epoch"]]
-        return "" if all(epoch == "last" for epoch in epochs) else f"{raw} (runs.csv has the last epoch only)"
-    if figure["kind"] == "map" and figure["epoch"] != "last" and float(figure["epoch"]) not in set(csvs["summary"]["epoch"]):
-        return f"{raw} (summary.csv has no epoch {float(figure['epoch']):g})"
+    if figure.kind == "depth":
+        return "" if all(epoch == "last" for epoch in figure.epochs) else f"{raw} (runs.csv has the last epoch only)"
+    (epoch,) = figure.epochs
+    if figure.kind == "map" and epoch != "last" and float(epoch) not in set(csvs["summary"]["epoch"]):
+        return f"{raw} (summary.csv has no epoch {float(epoch):g})"
     return ""
 
 

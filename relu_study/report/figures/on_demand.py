@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.atomic_write import make_dirs, write_atomically
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import read_csv, read_runs
+from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
 from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame, survival_frame
-from relu_study.storage.schema import read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
 from relu_study.study.epochs import epoch_number
 from relu_study.study.outputs import FIGURE_KINDS, Figure
@@ -60,18 +60,18 @@ def figure(
         UserError: a name is unknown, an input is missing, or nothing is left to draw.
     """
     folder = Path(folder).expanduser()
-    manifest = read_whole_manifest(folder)
-    declaration = manifest["declaration"]
+    manifest = read_declared(folder)
+    declaration = manifest.declaration
     given: dict[str, Any] = {"metrics": _several(metrics), "experiments": _several(experiments), "arms": _several(arms)}
     given |= {"claims": _several(claims), "rows": rows, "cols": cols, "epoch": _epochs(epoch), "log": log}
     request = _declared(name, kind, given, declaration) if name is not None else _of_kind(kind, given, declaration)
-    paths = _files(_several(out) or (f"{request['name']}.png",))
+    paths = _files(_several(out) or (f"{request.name}.png",))
     conditions = parse(_several(where), declaration)
-    some = {**declaration, "configurations": configurations(conditions, declaration), "figures": [request]}
+    some = replace(declaration, configurations=tuple(configurations(conditions, declaration)), figures=(request,))
     if not (entries := select_arms(request, some)):
         raise UserError(f"no configuration is left to draw{_filter(request, where)}. Leave a condition out.")
     check(some)
-    ids = {entry["config_id"] for entry in entries}
+    ids = {entry.config_id for entry in entries}
     numbers = _numbers(folder, manifest, some, request, conditions, ids, where)
     picture = build_figure(request, some, numbers, f"where {', '.join(_several(where))}" if where else "")
     if picture is None:
@@ -98,8 +98,8 @@ def _epochs(epoch: Any) -> Any:
     return epochs[0] if len(epochs) == 1 else epochs
 
 
-def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
-    declared = {figure["name"]: figure for figure in declaration["figures"]}
+def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration: Declaration) -> Figure:
+    declared = {figure.name: figure for figure in declaration.figures}
     if name not in declared:
         raise nearest(name, declared, "figure of this study")
     usual = {field.name: field.default for field in fields(Figure)}
@@ -109,8 +109,8 @@ def _declared(name: str, kind: str | None, given: Mapping[str, Any], declaration
     return declared[name]
 
 
-def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
-    names = ", ".join(figure["name"] for figure in declaration["figures"])
+def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Declaration) -> Figure:
+    names = ", ".join(figure.name for figure in declaration.figures)
     if kind is None:
         also = f", or the name of a declared one ({names})" if names else ""
         raise UserError(f"no figure is named. Give a kind ({', '.join(FIGURE_KINDS)}){also}")
@@ -118,7 +118,7 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
         raise nearest(kind, FIGURE_KINDS, "kind of figure")
     singular = {"experiments": "experiment", "arms": "arm"}
     for word, label in singular.items():
-        names_of = dict.fromkeys(entry[label] for entry in declaration["configurations"])
+        names_of = dict.fromkeys(getattr(entry, label) for entry in declaration.configurations)
         for value in given[word]:
             if value not in names_of:
                 raise nearest(value, names_of, label)
@@ -130,14 +130,14 @@ def _of_kind(kind: str | None, given: Mapping[str, Any], declaration: Mapping[st
         for word in ("metrics", *singular):
             if given[word]:
                 raise UserError(f"a forest shows claims and takes no {word}. Use claims ({_claims(declaration)}).")
-        given["claims"] = given["claims"] or tuple(dict.fromkeys(claim["claim"] for claim in declaration["claims"]))
+        given["claims"] = given["claims"] or tuple(dict.fromkeys(claim.claim for claim in declaration.claims))
         if not given["claims"]:
             raise UserError("this study has no claims, and so no forest. Choose another kind.")
-    return dict(vars(Figure(kind, "", kind, **given)))
+    return Figure(kind, "", kind, **given)
 
 
-def _claims(declaration: Mapping[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(claim["claim"] for claim in declaration["claims"])) or "there are none"
+def _claims(declaration: Declaration) -> str:
+    return ", ".join(dict.fromkeys(claim.claim for claim in declaration.claims)) or "there are none"
 
 
 def _files(out: Sequence[str | Path]) -> list[Path]:
@@ -150,8 +150,9 @@ def _files(out: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _filter(request: Mapping[str, Any], where: Words) -> str:
-    parts = [f"{word} {', '.join(request[word])}" for word in ("experiments", "arms", "claims") if request[word]]
+def _filter(request: Figure, where: Words) -> str:
+    chosen = {"experiments": request.experiments, "arms": request.arms, "claims": request.claims}
+    parts = [f"{word} {', '.join(names)}" for word, names in chosen.items() if names]
     parts += [f"where {', '.join(_several(where))}"] if where else []
     return f" (requested: {'; '.join(parts)})" if parts else ""
 
@@ -161,15 +162,15 @@ def _filter(request: Mapping[str, Any], where: Words) -> str:
 
 def _numbers(
     folder: Path,
-    whole: dict[str, Any],
-    some: dict[str, Any],
-    asked: Mapping[str, Any],
+    whole: StudyManifest,
+    some: Declaration,
+    asked: Figure,
     conditions: Sequence[Condition],
     ids: set[str],
     where: Words,
 ) -> FigureData:
-    manifest = {**whole, "declaration": some}
-    kind, of_runs = asked["kind"], [c for c in conditions if not c.of_configurations]
+    manifest = replace(whole, declaration=some)
+    kind, of_runs = asked.kind, [c for c in conditions if not c.of_configurations]
     if kind == "forest":
         return _verdicts(folder, whole, manifest, conditions)
     raw = bool(tile_paths(folder))
@@ -177,7 +178,7 @@ def _numbers(
     if of_runs:
         frame = runs_frame(collect(folder, manifest, only=ids), manifest) if raw else read_runs(folder, whole)
         frame = frame[frame["config_id"].isin(ids)]
-        frame = frame[selection.runs(conditions, frame, manifest["declaration"])]
+        frame = frame[selection.runs(conditions, frame, manifest.declaration)]
         if not len(frame):
             raise UserError(f"no run is left to draw{_filter(asked, where)}. Leave a condition out.")
         runs = set(frame["run_id"])
@@ -191,22 +192,20 @@ def _numbers(
     return _from_files(folder, whole, some, asked, ids)
 
 
-def _at_the_end(request: Mapping[str, Any]) -> bool:
-    return all(epoch == "last" for epoch in _several(request["epoch"]))
+def _at_the_end(request: Figure) -> bool:
+    return all(epoch == "last" for epoch in request.epochs)
 
 
-def _of_runs(stored: dict[str, Configuration], manifest: dict[str, Any], survival: bool = False) -> FigureData:
+def _of_runs(stored: dict[str, Configuration], manifest: StudyManifest, survival: bool = False) -> FigureData:
     if not stored:
         raise UserError("none of the requested runs is stored yet. Run the study to its end.")
     lives = survival_frame(stored if survival else {})
     return FigureData(summary_frame(stored, manifest, None), lives, (), stored)
 
 
-def _from_files(
-    folder: Path, whole: dict[str, Any], some: dict[str, Any], asked: Mapping[str, Any], ids: Collection[str]
-) -> FigureData:
-    manifest = {**whole, "declaration": some}
-    needed = dict.fromkeys(NEEDED[asked["kind"]])
+def _from_files(folder: Path, whole: StudyManifest, some: Declaration, asked: Figure, ids: Collection[str]) -> FigureData:
+    manifest = replace(whole, declaration=some)
+    needed = dict.fromkeys(NEEDED[asked.kind])
     if (folder / "runs.csv").is_file():  # separates missing runs from nonfinite ones
         needed["runs"] = None
     read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
@@ -222,26 +221,26 @@ def _from_files(
     )
 
 
-def _verdicts(folder: Path, whole: dict[str, Any], manifest: dict[str, Any], conditions: Sequence[Condition]) -> FigureData:
+def _verdicts(folder: Path, whole: StudyManifest, manifest: StudyManifest, conditions: Sequence[Condition]) -> FigureData:
     for condition in conditions:
         if condition.name != "target":
             raise UserError(f"a forest shows verdicts on all runs, so {condition.name} cannot restrict it. Use target.")
     rows = read_csv(folder / "verdicts.csv", TEXTS)
-    targets = {entry["spec"]["target"] for entry in manifest["declaration"]["configurations"]}
+    targets = {entry.target for entry in manifest.declaration.configurations}
     rows = rows[rows["target"].isin(targets) | (rows["target"] == "")]
     stored = configurations_from_runs_csv(read_runs(folder, whole)) if (folder / "runs.csv").is_file() else {}
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
     return FigureData(summary_frame({}, manifest), survival_frame({}), records, stored)
 
 
-def _empty(request: Mapping[str, Any], numbers: FigureData) -> str:
+def _empty(request: Figure, numbers: FigureData) -> str:
     """Return the reason why nothing can be drawn."""
-    if request["kind"] == "forest":
-        return f"verdicts.csv has no row of {', '.join(request['claims'])}"
-    what = ", ".join(request["metrics"]) or "unit"
+    if request.kind == "forest":
+        return f"verdicts.csv has no row of {', '.join(request.claims)}"
+    what = ", ".join(request.metrics) or "unit"
     epochs = pd.unique(np.sort(numbers.summary["epoch"]))
-    if request["kind"] in ("depth", "map") and not _at_the_end(request):
-        when = ", ".join(f"{epoch:g}" for epoch in _several(request["epoch"]) if epoch != "last")
+    if request.kind in ("depth", "map") and not _at_the_end(request):
+        when = ", ".join(f"{epoch:g}" for epoch in request.epochs if epoch != "last")
         return f"no value of {what} at epoch {when}, only at {', '.join(f'{epoch:g}' for epoch in epochs)}"
     if len(numbers.summary) and not numbers.summary["n_finite"].any():
         return "none of the runs is finite"

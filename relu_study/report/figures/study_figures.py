@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from relu_study.errors import nearest
 from relu_study.report.figures import canvas, depth, forest, heatmap, histograms, inputs
@@ -13,47 +12,49 @@ from relu_study.report.figures.curves import arrange_curves
 from relu_study.report.figures.forest import arrange_effects
 from relu_study.report.figures.inputs import FigureData, not_run_counts
 from relu_study.storage.atomic_write import write_atomically
+from relu_study.storage.declaration import Declaration, StudyManifest
+from relu_study.study.outputs import Figure
 
 
-def check(declaration: Mapping[str, Any]) -> None:
+def check(declaration: Declaration) -> None:
     """Raise UserError for a figure with unknown metrics, claims or factors. Needs no results."""
-    claims = {claim["claim"] for claim in declaration["claims"]}
-    for figure in declaration["figures"]:
+    claims = {claim.claim for claim in declaration.claims}
+    for figure in declaration.figures:
         inputs.expand_metrics(figure, declaration)
-        for claim in figure["claims"]:
+        for claim in figure.claims:
             if claim not in claims:
-                raise nearest(claim, claims, f"name among the claims of {figure['name']!r}")
-        if figure["kind"] == "map":
+                raise nearest(claim, claims, f"name among the claims of {figure.name!r}")
+        if figure.kind == "map":
             heatmap.kept(figure, declaration)
 
 
-def draw_from(manifest: dict[str, Any], numbers: FigureData, folder: Path) -> list[Path]:
+def draw_from(manifest: StudyManifest, numbers: FigureData, folder: Path) -> list[Path]:
     """Draw each declared figure to `folder`/figures/NAME.png and NAME.svg, and return the written paths in declared order.
 
     A figure without data (its experiments were left out, or its claims have no row) is not drawn. The CSVs give the same bytes
     if they suffice.
     """
     paths = []
-    for figure in manifest["declaration"]["figures"]:
-        if (picture := build_figure(figure, manifest["declaration"], numbers)) is None:
+    for figure in manifest.declaration.figures:
+        if (picture := build_figure(figure, manifest.declaration, numbers)) is None:
             continue
         for kind, content in canvas.render(picture).items():
-            paths.append(folder / "figures" / f"{figure['name']}.{kind}")
+            paths.append(folder / "figures" / f"{figure.name}.{kind}")
             write_atomically(paths[-1], content)
     return paths
 
 
 def build_figure(
-    figure: Mapping[str, Any], declaration: Mapping[str, Any], numbers: FigureData, note: str = ""
+    figure: Figure, declaration: Declaration, numbers: FigureData, note: str = ""
 ) -> Callable[[], canvas.Figure] | None:
     """Return the function that draws a figure with `note` below it, or None without values."""
-    if figure["kind"] == "forest":
-        claim_rows = [row for row in numbers.verdicts if row["claim"] in figure["claims"]]
+    if figure.kind == "forest":
+        claim_rows = [row for row in numbers.verdicts if row["claim"] in figure.claims]
         effects = arrange_effects(claim_rows, declaration, numbers.configurations)
         return partial(forest.forest, effects, note) if effects else None
-    if figure["kind"] == "map":
+    if figure.kind == "map":
         return heatmap.arrange_map(figure, declaration, numbers.summary, not_run_counts(numbers), note)
-    if figure["kind"] in ("depth", "histograms"):
-        arrange = depth.arrange_depth if figure["kind"] == "depth" else histograms.arrange_histograms
+    if figure.kind in ("depth", "histograms"):
+        arrange = depth.arrange_depth if figure.kind == "depth" else histograms.arrange_histograms
         return arrange(figure, declaration, numbers.configurations, note)
     return arrange_curves(figure, declaration, numbers, note)

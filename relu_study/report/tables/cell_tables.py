@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,46 +10,48 @@ import pandas as pd
 
 from relu_study.report.conditions import select
 from relu_study.report.markup import RenderedTable, format_mean_ci, table_files
+from relu_study.storage.declaration import CellDeclaration
+from relu_study.study.outputs import CellTable
 
 MOST = 200  # rows in Markdown and LaTeX; the CSV file has all
 
 
-def cell_tables(declaration: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, dict[str, str]]:
+def cell_tables(declaration: CellDeclaration, frame: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return name -> {"csv", "md", "tex"} of every declared table, from the frame of cells.csv."""
     tables = {}
-    for table in declaration["tables"]:
-        rows = select(frame[frame["experiment"].isin(table["experiments"])], table["where"])
-        rows = rows.sort_values(table["sort"], kind="stable", na_position="first") if table["sort"] else rows
-        whole = _levels(rows, table) if table["levels"] else _renamed(rows, table)
-        kept = whole if table["levels"] else _renamed(select(rows, table["shown"]), table)
+    for table in declaration.tables:
+        rows = select(frame[frame["experiment"].isin(table.experiments)], table.where)
+        rows = rows.sort_values(table.sort, kind="stable", na_position="first") if table.sort else rows
+        whole = _levels(rows, table) if table.levels else _renamed(rows, table)
+        kept = whole if table.levels else _renamed(select(rows, table.shown), table)
         note = f"The CSV file has all {len(whole):,} rows." if len(whole) > min(len(kept), MOST) else ""
         shown = RenderedTable(
-            table["caption"],
+            table.caption,
             list(kept.columns),
             [[_text(value) for value in row] for row in kept.head(MOST).itertuples(index=False)],
             set(),
             sum(1 for name in kept if not pd.api.types.is_numeric_dtype(kept[name])),
             note,
         )
-        tables[table["name"]] = table_files(table["name"], whole, shown)
+        tables[table.name] = table_files(table.name, whole, shown)
     return tables
 
 
-def _renamed(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame({header: rows[column] for header, column in table["columns"].items()}).reset_index(drop=True)
+def _renamed(rows: pd.DataFrame, table: CellTable) -> pd.DataFrame:
+    return pd.DataFrame({header: rows[column] for header, column in table.columns.items()}).reset_index(drop=True)
 
 
-def _levels(rows: pd.DataFrame, table: Mapping[str, Any]) -> pd.DataFrame:
+def _levels(rows: pd.DataFrame, table: CellTable) -> pd.DataFrame:
     lines = []
     for _, cell in rows.groupby(["experiment", "cell_id"], sort=False):
-        cell = cell.sort_values(table["along"])
+        cell = cell.sort_values(table.along)
         line: dict[str, Any] = {}
-        for header, column in table["columns"].items():
+        for header, column in table.columns.items():
             if cell[column].dtype == object or cell[column].nunique() == 1:
                 line[header] = cell[column].iloc[0]
                 continue
-            for level in table["levels"]:
-                line[f"{header} at {100 * level:g} %"] = _last_below(cell[table["along"]], cell[column], level)
+            for level in table.levels:
+                line[f"{header} at {100 * level:g} %"] = _last_below(cell[table.along], cell[column], level)
         lines.append(line)
     return pd.DataFrame(lines)
 

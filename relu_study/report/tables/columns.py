@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from relu_study.errors import UserError, nearest
 from relu_study.report.labels import words
 from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration
+from relu_study.study.outputs import EventTable, Table
 
 Key = tuple[Any, ...]  # values of factors
 
@@ -29,28 +31,28 @@ class Column:
 Lookup = Callable[[str, Column], Entry]
 
 
-def parse_column(name: str, declaration: Mapping[str, Any], site: str, epoch: float | None, of: str = "") -> Column:
+def parse_column(name: str, declaration: Declaration, site: str, epoch: float | None, of: str = "") -> Column:
     """Return the column of "metric" or "metric/site" (default: `site`). `of` names the table in errors.
 
     Raises:
         UserError: the study has no such metric, or the metric has no such site.
     """
-    metrics = declaration["metrics"]
+    metrics = declaration.metrics
     metric, _, own = name.partition("/")
     site = own or site
     if metric not in metrics:
         raise nearest(metric, metrics, f"metric{of}")
-    if site != "all" and not metrics[metric]["sites"]:
+    if site != "all" and not metrics[metric].sites:
         raise UserError(f"{metric}{of} is measured for the whole network only, not for {site}. Leave out the site.")
-    check_site(metric, site, declaration["columns"], of)
+    check_site(metric, site, declaration.columns, of)
     header = words(metric) + ("" if site == "all" else f", {site}")
-    return Column(name, metric, site, epoch, metrics[metric]["direction"], header)
+    return Column(name, metric, site, epoch, metrics[metric].direction, header)
 
 
-def arm_entries(table: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+def arm_entries(table: Table | EventTable, declaration: Declaration) -> dict[tuple[str, str], DeclaredConfiguration]:
     """Return (target, arm) -> the configuration of a table's experiments, in declared order."""
-    entries = [entry for entry in declaration["configurations"] if entry["experiment"] in table["experiments"]]
-    return {(entry["spec"]["target"], entry["arm"]): entry for entry in entries}
+    entries = [entry for entry in declaration.configurations if entry.experiment in table.experiments]
+    return {(entry.target, entry.arm): entry for entry in entries}
 
 
 def check_site(metric: str, site: str, columns: Sequence[str], of: str) -> None:

@@ -17,18 +17,20 @@ from relu_study.report.labels import words
 from relu_study.report.markup import RenderedTable, table_files
 from relu_study.report.tables.columns import arm_entries
 from relu_study.stats import intervals
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration
 from relu_study.storage.frames import BINARY_METRICS
 from relu_study.storage.tile_identity import STORED
 from relu_study.study.epochs import parse_epoch
+from relu_study.study.outputs import EventTable
 
 Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration's configurations
 
 
-def check(table: Declared, metrics: Collection[str]) -> None:
+def check(table: EventTable, metrics: Collection[str]) -> None:
     """Raise UserError for an event that cannot be counted. Needs no results."""
     binary = [name for name in BINARY_METRICS if name in metrics]
-    for event, names in table["events"].items():
-        where = f"event {event} of table {table['name']}"
+    for event, names in table.events.items():
+        where = f"event {event} of table {table.name}"
         for metric, epoch in (_split(name, where) for name in names):
             if metric not in binary:
                 raise nearest(metric, binary, f"metric (0 or 1 a run) in {where}")
@@ -38,7 +40,7 @@ def check(table: Declared, metrics: Collection[str]) -> None:
                 )
 
 
-def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
+def counted(table: EventTable, declaration: Declaration, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
     """Return the table as "csv", "md" and "tex", or nothing if the preset has none of its arms.
 
     A count at an epoch without measurements is empty.
@@ -46,19 +48,19 @@ def counted(table: Declared, declaration: Declared, runs: pd.DataFrame, summary:
     entries = _entries(table, declaration)
     if not entries:
         return {}
-    ids = {entry["config_id"] for entry in entries}
+    ids = {entry.config_id for entry in entries}
     stored = runs[runs["status"].isin(STORED) & runs["config_id"].isin(ids)]
     count = _counter(stored, summary[summary["metric"].isin(BINARY_METRICS) & summary["config_id"].isin(ids)])
-    columns: dict[str, Any] = {header: [_key(entry, key) for entry in entries] for header, key in table["keys"].items()}
+    columns: dict[str, Any] = {header: [_key(entry, key) for entry in entries] for header, key in table.keys.items()}
     sizes = stored["config_id"].value_counts()
-    columns["n"] = [int(sizes.get(entry["config_id"], 0)) for entry in entries]
-    for event, names in table["events"].items():
+    columns["n"] = [int(sizes.get(entry.config_id, 0)) for entry in entries]
+    for event, names in table.events.items():
         events = [_split(name, event) for name in names]
-        columns[event] = pd.array([count(entry["config_id"], events) for entry in entries], "Int64")
+        columns[event] = pd.array([count(entry.config_id, events) for entry in entries], "Int64")
     frame = pd.DataFrame(columns)
     last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
     frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
-    return table_files(table["name"], frame, _rendered(table, frame, int((stored["status"] == "nonfinite").sum())))
+    return table_files(table.name, frame, _rendered(table, frame, int((stored["status"] == "nonfinite").sum())))
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
@@ -67,18 +69,18 @@ def _split(name: str, where: str) -> tuple[str, float | None]:
     return metric.removesuffix("/all"), parse_epoch(epoch or "last", f"{name} in {where}")
 
 
-def _entries(table: Declared, declaration: Declared) -> list[Declared]:
+def _entries(table: EventTable, declaration: Declaration) -> list[DeclaredConfiguration]:
     """Return the configurations of the rows, each once, targets outermost, in declared order."""
     entries = arm_entries(table, declaration)
-    kept = [entry for (_, arm), entry in entries.items() if not table["arms"] or arm in table["arms"]]
-    targets = [target["name"] for target in declaration["targets"]]
-    return sorted(kept, key=lambda entry: targets.index(entry["spec"]["target"]))
+    kept = [entry for (_, arm), entry in entries.items() if not table.arms or arm in table.arms]
+    targets = [target.name for target in declaration.targets]
+    return sorted(kept, key=lambda entry: targets.index(entry.target))
 
 
-def _key(entry: Declared, key: str | Mapping[str, str]) -> Any:
+def _key(entry: DeclaredConfiguration, key: str | Mapping[str, str]) -> Any:
     if isinstance(key, str):
         return factor(entry, key)
-    return key.get(f"{entry['arm']}@{entry['spec']['target']}", key.get(entry["arm"], entry["arm"]))
+    return key.get(f"{entry.arm}@{entry.target}", key.get(entry.arm, entry.arm))
 
 
 def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequence[tuple[str, float | None]]], int | None]:
@@ -97,8 +99,8 @@ def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequ
     return count
 
 
-def _rendered(table: Declared, frame: pd.DataFrame, nonfinite: int) -> RenderedTable:
-    keys, events = list(table["keys"]), list(table["events"])
+def _rendered(table: EventTable, frame: pd.DataFrame, nonfinite: int) -> RenderedTable:
+    keys, events = list(table.keys), list(table.events)
     rows = []
     for line in frame.to_dict("records"):
         numbers = ["-" if pd.isna(line[name]) else f"{line[name]:,}" for name in ("n", *events)]
@@ -110,4 +112,4 @@ def _rendered(table: Declared, frame: pd.DataFrame, nonfinite: int) -> RenderedT
         f"{nonfinite:,} of the runs went nonfinite, and nothing is counted of what came after." if nonfinite else "",
     ]
     headers = [*map(words, (*keys, "n", *events)), "share"]
-    return RenderedTable(table["caption"], headers, rows, set(), len(keys), " ".join(filter(None, texts)))
+    return RenderedTable(table.caption, headers, rows, set(), len(keys), " ".join(filter(None, texts)))

@@ -25,9 +25,8 @@ from relu_study.stats import hypothesis_tests
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import collect
 from relu_study.storage.csv_files import csv_text, read_csv, read_runs
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration, StudyManifest, read_declared
 from relu_study.storage.frames import runs_frame
-from relu_study.storage.manifest import seeds_of
-from relu_study.storage.schema import read_whole_manifest
 from relu_study.storage.tile_files import tile_paths
 from relu_study.study.epochs import parse_epoch
 from relu_study.study.outputs import FACTORS
@@ -77,10 +76,10 @@ def table(
     and a table without rows raise UserError. `entries.rank_entries` documents the marks.
     """
     folder = Path(folder).expanduser()
-    manifest = read_whole_manifest(folder)
+    manifest = read_declared(folder)
     if format not in FORMATS:
         raise nearest(format, FORMATS, "format")
-    request = _checked(manifest["declaration"], _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
+    request = _checked(manifest.declaration, _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
     grid = _grid(folder, manifest, request, baseline)
     if format == "csv":
         return csv_text(_csv_frame(grid))
@@ -106,8 +105,8 @@ def compare(
     `hypothesis_tests.compare`), corrected by Holm with a baseline, and by Benjamini and Hochberg without.
     """
     folder = Path(folder).expanduser()
-    manifest = read_whole_manifest(folder)
-    request = _checked(manifest["declaration"], _names(by), (), _names(metric), site, epoch, _names(where))
+    manifest = read_declared(folder)
+    request = _checked(manifest.declaration, _names(by), (), _names(metric), site, epoch, _names(where))
     if len(request.columns) > 1:
         raise UserError("a comparison takes one metric. Leave out the others.")
     grid = _grid(folder, manifest, request, baseline, targets=False)
@@ -123,7 +122,7 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked(
-    declaration: Mapping[str, Any],
+    declaration: Declaration,
     rows: tuple[str, ...],
     cols: tuple[str, ...],
     metrics: tuple[str, ...],
@@ -147,17 +146,17 @@ def _checked(
     return TableRequest(rows, cols, columns, at, where)
 
 
-def _grid(folder: Path, manifest: dict[str, Any], request: TableRequest, baseline: str | None, targets: bool = True) -> Grid:
-    declaration = manifest["declaration"]
+def _grid(folder: Path, manifest: StudyManifest, request: TableRequest, baseline: str | None, targets: bool = True) -> Grid:
+    declaration = manifest.declaration
     conditions = parse(request.where, declaration)
     selected = selection.configurations(conditions, declaration)
     if not selected:
         raise UserError(f"no configuration of {folder} meets {' and '.join(request.where)}. Leave a condition out.")
-    if targets and not request.cols and "target" not in request.rows and len({entry["spec"]["target"] for entry in selected}) > 1:
+    if targets and not request.cols and "target" not in request.rows and len({entry.target for entry in selected}) > 1:
         request = replace(request, cols=("target",))
     entries, fixed = factors.hold_fixed(selected, (*request.rows, *request.cols))
     rows, cols = (_keys(selected, names) for names in (request.rows, request.cols))
-    config_ids = {(_key(entry, request.rows), _key(entry, request.cols)): entry["config_id"] for entry in entries}
+    config_ids = {(_key(entry, request.rows), _key(entry, request.cols)): entry.config_id for entry in entries}
     # Keep rows without entries, which are informative; drop such columns, which only take space.
     cols = [col for col in cols if any((row, col) in config_ids for row in rows)]
     last, look, kept = _lookup(folder, manifest, request, conditions)
@@ -185,11 +184,11 @@ def _under(col: Key, column: Column, request: TableRequest) -> Column:
     return replace(column, key=col, header=", ".join(filter(None, [_label(col), column.header if named else ""])))
 
 
-def _key(entry: Mapping[str, Any], names: Sequence[str]) -> Key:
+def _key(entry: DeclaredConfiguration, names: Sequence[str]) -> Key:
     return tuple(factors.factor(entry, name) for name in names)
 
 
-def _keys(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Key]:
+def _keys(entries: Sequence[DeclaredConfiguration], names: Sequence[str]) -> list[Key]:
     """Return the distinct values, numbers in rising order and names as declared."""
     keys = dict.fromkeys(_key(entry, names) for entry in entries)
     orders = [factors.sorted_values([key[i] for key in keys]) for i in range(len(names))]
@@ -210,15 +209,15 @@ def _label(key: Key) -> str:
 
 
 def _lookup(
-    folder: Path, manifest: dict[str, Any], request: TableRequest, conditions: Sequence[Condition]
+    folder: Path, manifest: StudyManifest, request: TableRequest, conditions: Sequence[Condition]
 ) -> tuple[pd.DataFrame, Lookup, np.ndarray]:
     """Return the runs at their last epoch, the lookup of entries, and whether each run meets the conditions."""
-    declaration = manifest["declaration"]
+    declaration = manifest.declaration
     last, frame = _frames(folder, manifest, request.epoch)
     kept = selection.runs(conditions, last, declaration)
     if frame is not None:
         return last, in_runs(RunLookup(frame, kept, request.epoch)), kept
-    return last, _of_summary(folder, last, conditions, request, seeds_of(declaration)), kept
+    return last, _of_summary(folder, last, conditions, request, declaration.seeds_of), kept
 
 
 def _of_summary(
@@ -236,7 +235,7 @@ def _of_summary(
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 
 
-def _frames(folder: Path, manifest: dict[str, Any], epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def _frames(folder: Path, manifest: StudyManifest, epoch: float | None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return one row per run, with the metrics of its last epoch (runs.csv) and of an epoch (raw/; None without raw/)."""
     if epoch is None or not tile_paths(folder):
         last = read_runs(folder, manifest)

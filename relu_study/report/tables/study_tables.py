@@ -20,11 +20,10 @@ from relu_study.report.tables.columns import Column, Lookup, arm_entries, in_run
 from relu_study.report.tables.entries import RunLookup, SummaryLookup
 from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, render
 from relu_study.stats import hypothesis_tests
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import Declaration, StudyManifest
 from relu_study.study.epochs import epoch_number, parse_epoch
+from relu_study.study.outputs import EventTable, Table
 from relu_study.study.run_spec import FIELDS
-
-Declared = Mapping[str, Any]  # a `study.Table`, or the declaration
 
 
 class Line(NamedTuple):
@@ -36,60 +35,59 @@ class Line(NamedTuple):
     tuned: Any = ""
 
 
-def check(declaration: Declared) -> None:
+def check(declaration: Declaration) -> None:
     """Raise UserError for a table with unknown metrics, epochs or arms. Needs no results."""
-    labels = {entry["arm"] for entry in declaration["configurations"]}
-    for table in declaration["tables"]:
-        where = f"of table {table['name']}"
-        for label in [*table["arms"], *([table["baseline"]] if table.get("baseline") else [])]:
-            if label not in labels and not declaration["skip"]:  # the arm may be left out in this preset
+    labels = {entry.arm for entry in declaration.configurations}
+    for table in declaration.tables:
+        where = f"of table {table.name}"
+        for label in [*table.arms, *([table.baseline] if isinstance(table, Table) and table.baseline else [])]:
+            if label not in labels and not declaration.skip:  # the arm may be left out in this preset
                 raise nearest(label, labels, f"arm {where}")
-        if "events" in table:
-            event_counts.check(table, declaration["metrics"])
+        if isinstance(table, EventTable):
+            event_counts.check(table, declaration.metrics)
             continue
         columns = _columns(table, declaration)
         if not columns:
-            raise UserError(f"table {table['name']} names no metrics. Name some, e.g. metrics=('val_loss',)")
-        if table["tune"] and table["tune"] not in FIELDS:
-            raise nearest(table["tune"], FIELDS, f"tuned field {where}")
-        if table["tune"] and any(column.epoch is not None for column in columns):
-            raise UserError(f"table {table['name']} tunes {table['tune']} and so reports the last epoch. Leave out epoch and @.")
+            raise UserError(f"table {table.name} names no metrics. Name some, e.g. metrics=('val_loss',)")
+        if table.tune and table.tune not in FIELDS:
+            raise nearest(table.tune, FIELDS, f"tuned field {where}")
+        if table.tune and any(column.epoch is not None for column in columns):
+            raise UserError(f"table {table.name} tunes {table.tune} and so reports the last epoch. Leave out epoch and @.")
 
 
-def tables(manifest: dict[str, Any], runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
+def tables(manifest: StudyManifest, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return name -> {"csv", "md", "tex"} of every declared table that has an arm in this preset.
 
     `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on its target, by the
     metric's direction and among arms with only finite runs. `entries.rank_entries` documents the other marks.
     """
-    declaration = manifest["declaration"]
-    check(declaration)
-    columns = {table["name"]: _columns(table, declaration) for table in declaration["tables"] if "events" not in table}
+    declaration = manifest.declaration
+    columns = {table.name: _columns(table, declaration) for table in declaration.tables if isinstance(table, Table)}
     metrics_used = {column.metric for of_table in columns.values() for column in of_table}
-    lookup = SummaryLookup(summary, metrics_used, seeds_of(declaration))
+    lookup = SummaryLookup(summary, metrics_used, declaration.seeds_of)
     # Committed tables of folders without a list of measured metrics keep their bytes.
-    reasons = "measured" in manifest["provenance"]
+    reasons = "measured" in manifest.provenance
     look = in_summary(lookup, RunLookup(runs, reasons=reasons))
     odd = in_runs(RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons))  # even seeds choose the tuned value
     rendered = {}
-    for table in declaration["tables"]:
-        if "events" in table:
+    for table in declaration.tables:
+        if isinstance(table, EventTable):
             files = event_counts.counted(table, declaration, runs, summary)
         else:
-            lines = _tuned(table, declaration, runs) if table["tune"] else _lines(table, declaration)
-            layout = _layout(table, columns[table["name"]], lines, odd if table["tune"] else look, lookup.probe_examples)
+            lines = _tuned(table, table.tune, declaration, runs) if table.tune else _lines(table, declaration)
+            layout = _layout(table, columns[table.name], lines, odd if table.tune else look, lookup.probe_examples)
             files = _files(table, layout, lookup.probe_examples)
         if files:
-            rendered[table["name"]] = files
+            rendered[table.name] = files
     return rendered
 
 
-def _columns(table: Declared, declaration: Declared) -> tuple[Column, ...]:
-    of = f" of table {table['name']}"
+def _columns(table: Table, declaration: Declaration) -> tuple[Column, ...]:
+    of = f" of table {table.name}"
     columns: dict[tuple[str, str, float | None], Column] = {}
-    for name in table["metrics"]:
+    for name in table.metrics:
         text, _, at = name.partition("@")
-        column = parse_column(text, declaration, "all", parse_epoch(at or table["epoch"], f"{name}{of}"), of)
+        column = parse_column(text, declaration, "all", parse_epoch(at or table.epoch, f"{name}{of}"), of)
         header = f"{column.header}, epoch {column.epoch:g}" if at and column.epoch is not None else column.header
         columns.setdefault((column.metric, column.site, column.epoch), replace(column, name=name, header=header))
     return tuple(columns.values())
@@ -98,20 +96,19 @@ def _columns(table: Declared, declaration: Declared) -> tuple[Column, ...]:
 # ------------------------------------------------------------------------------------------------- rows
 
 
-def _lines(table: Declared, declaration: Declared) -> list[Line]:
+def _lines(table: Table, declaration: Declaration) -> list[Line]:
     """Return the rows of a table, targets outermost, in declared order."""
     entries = arm_entries(table, declaration)
-    targets, arms = dict.fromkeys(target for target, _ in entries), table["arms"] or dict.fromkeys(arm for _, arm in entries)
+    targets, arms = dict.fromkeys(target for target, _ in entries), table.arms or dict.fromkeys(arm for _, arm in entries)
     places = [(target, arm) for target in targets for arm in arms if (target, arm) in entries]
-    return [Line(target, arm, entries[target, arm]["config_id"]) for target, arm in places]
+    return [Line(target, arm, entries[target, arm].config_id) for target, arm in places]
 
 
-def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[Line]:
+def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFrame) -> list[Line]:
     """Return one row for the arms that differ only in the tuned field, with the best value on even seeds."""
-    specs = {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for target, arm, config_id, _ in _lines(table, declaration):
-        rest = str({**specs[config_id], table["tune"]: None})
+        rest = str({**declaration.specs[config_id], field: None})
         groups.setdefault((target, rest), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
     lines = []
@@ -120,7 +117,7 @@ def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[L
         parts = [by_config[config_id] for config_id in tried]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = tried[max(best, 0)]
-        lines.append(Line(target, arms[chosen], chosen, specs[chosen][table["tune"]] if best >= 0 else ""))
+        lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen][field] if best >= 0 else ""))
     return lines
 
 
@@ -128,31 +125,31 @@ def _tuned(table: Declared, declaration: Declared, runs: pd.DataFrame) -> list[L
 
 
 def _layout(
-    table: Declared, columns: tuple[Column, ...], lines: Sequence[Line], look: Lookup, probe_examples: Mapping[str, int]
+    table: Table, columns: tuple[Column, ...], lines: Sequence[Line], look: Lookup, probe_examples: Mapping[str, int]
 ) -> TableLayout:
-    several, tunes = len({line.target for line in lines}) > 1, bool(table["tune"])
-    heads = (*["target"] * several, "arm", *[table["tune"]] * tunes)
+    several, tunes = len({line.target for line in lines}) > 1, bool(table.tune)
+    heads = (*["target"] * several, "arm", *[table.tune or ""] * tunes)
     rows = []
     for line in lines:
         key = (*[line.target] * several, line.arm, *[line.tuned] * tunes)
         entries = tuple(look(line.config_id, column) for column in columns)
-        rows.append(Row(key, (line.config_id,) * len(columns), entries, line.target, line.arm == table["baseline"]))
+        rows.append(Row(key, (line.config_id,) * len(columns), entries, line.target, line.arm == table.baseline))
     sizes = {probe_examples[line.config_id] for line in lines if line.config_id in probe_examples}
-    return TableLayout(table["caption"], heads, heads.index("arm"), tuple(rows), columns, sizes)
+    return TableLayout(table.caption, heads, heads.index("arm"), tuple(rows), columns, sizes)
 
 
-def _files(table: Declared, layout: TableLayout, probe_examples: Mapping[str, int]) -> dict[str, str]:
+def _files(table: Table, layout: TableLayout, probe_examples: Mapping[str, int]) -> dict[str, str]:
     if not layout.rows:
         return {}
-    return table_files(table["name"], _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout)))
+    return table_files(table.name, _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout)))
 
 
-def _csv_frame(table: Declared, layout: TableLayout, probe_examples: Mapping[str, int]) -> pd.DataFrame:
+def _csv_frame(table: Table, layout: TableLayout, probe_examples: Mapping[str, int]) -> pd.DataFrame:
     rows, config_ids = layout.rows, [row.config_ids[0] for row in layout.rows]
     frame = pd.DataFrame({"target": [row.group for row in rows], "arm": [row.key[layout.label] for row in rows]})
     frame["config_id"] = config_ids
-    if table["tune"]:
-        frame[table["tune"]] = [row.key[-1] for row in rows]
+    if table.tune:
+        frame[table.tune] = [row.key[-1] for row in rows]
     frame["n"] = [max(entry.n for entry in row.entries) for row in rows]
     frame["probe_examples"] = pd.array([probe_examples.get(config_id) for config_id in config_ids], "Int64")
     for i, column in enumerate(layout.columns):
@@ -161,9 +158,9 @@ def _csv_frame(table: Declared, layout: TableLayout, probe_examples: Mapping[str
     return frame
 
 
-def _note_texts(table: Declared, layout: TableLayout) -> NoteTexts:
-    tuned = f", the odd ones; {words(table['tune'])} chosen by validation loss on the even ones" if table["tune"] else ""
-    epoch = epoch_number(table["epoch"])
+def _note_texts(table: Table, layout: TableLayout) -> NoteTexts:
+    tuned = f", the odd ones; {words(table.tune)} chosen by validation loss on the even ones" if table.tune else ""
+    epoch = epoch_number(table.epoch)
     when = "After the last epoch" if epoch is None else f"After epoch {epoch:g}"
     others = ", unless a column names another" if any("@" in column.name for column in layout.columns) else ""
     untested = "Columns at an epoch of their own are not tested." if any(c.epoch is not None for c in layout.columns) else ""

@@ -16,7 +16,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +27,8 @@ from relu_study.errors import UserError
 from relu_study.report.tensorboard import plugins
 from relu_study.storage.atomic_write import temporary_file, wrap_os_errors
 from relu_study.storage.configurations import Configuration
+from relu_study.storage.declaration import StudyManifest
 from relu_study.storage.frames import summary_frame
-from relu_study.storage.manifest import seeds_of
 from relu_study.storage.tile_identity import LOSSES
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
@@ -40,9 +39,7 @@ _HALF_WRITTEN = "half-written"  # without "tfevents" in it TensorBoard does not 
 _SEED = re.compile(r"seed-\d+")
 
 
-def write_events(
-    manifest: dict[str, Any], configurations: dict[str, Configuration], folder: Path, per_seed: bool = False
-) -> None:
+def write_events(manifest: StudyManifest, configurations: dict[str, Configuration], folder: Path, per_seed: bool = False) -> None:
     """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
 
     The values are those in `summary.csv`, at every epoch. The step is the epoch, rounded up (a run of 12.5 epochs ends at step
@@ -59,9 +56,9 @@ def write_events(
     Raises:
         UserError: `per_seed` and more than 500 runs.
     """
-    declaration = manifest["declaration"]
+    declaration = manifest.declaration
     if per_seed:
-        check_per_seed(declaration)
+        check_per_seed(sum(declaration.seeds_of.values()))
     root = folder / "tensorboard"
     names = run_names(manifest)
     points = _points(summary_frame(configurations, manifest, epochs=None))
@@ -71,15 +68,14 @@ def write_events(
         _drop_undeclared(root, set(names.values()))
         for config_id, configuration in configurations.items():
             name, rows = names[config_id], shown.get(config_id, points[:0])
-            session = list(plugins.session(configuration, declaration["factors"], name))
-            first = [plugins.layout(_banded(rows), declaration["metrics"]), *session]
+            session = list(plugins.session(configuration, declaration.factors, name))
+            first = [plugins.layout(_banded(rows), declaration.metrics), *session]
             _write_run(root / name, _events(first, _aggregated(rows), plugins.histograms(configuration)))
             _write_seeds(root / name, configuration if per_seed else None, session)
 
 
-def check_per_seed(declaration: Mapping[str, Any]) -> None:
+def check_per_seed(runs: int) -> None:
     """Raise UserError for a study with more single-seed runs than TensorBoard shows well."""
-    runs = sum(seeds_of(declaration).values())
     if runs > MOST_SINGLE_SEEDS:
         raise UserError(
             f"--per-seed would add {runs:,} single-seed runs, and the limit is {MOST_SINGLE_SEEDS}: above it TensorBoard selects "
@@ -91,7 +87,7 @@ def check_per_seed(declaration: Mapping[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------- names
 
 
-def run_names(manifest: dict[str, Any]) -> dict[str, str]:
+def run_names(manifest: StudyManifest) -> dict[str, str]:
     """Return config_id -> the name of its TensorBoard run: `arm@target`, unique and valid as a folder name.
 
     Arms with the same configuration share a run, joined by `~`. Without declared targets the name is the arm. Names that would
@@ -99,9 +95,9 @@ def run_names(manifest: dict[str, Any]) -> dict[str, str]:
     """
     arms: dict[str, dict[str, None]] = {}
     targets: dict[str, str] = {}
-    for entry in manifest["declaration"]["configurations"]:
-        arms.setdefault(entry["config_id"], {})[entry["arm"]] = None
-        targets[entry["config_id"]] = f"@{entry['spec']['target']}" if manifest["declaration"]["targets"] else ""
+    for entry in manifest.declaration.configurations:
+        arms.setdefault(entry.config_id, {})[entry.arm] = None
+        targets[entry.config_id] = f"@{entry.target}" if manifest.declaration.targets else ""
     plain = {config_id: _safe("~".join(labels) + targets[config_id]) for config_id, labels in arms.items()}
     short = {config_id: name.encode()[:LONGEST_NAME].decode(errors="ignore") for config_id, name in plain.items()}
     uses = Counter(name.casefold() for name in short.values())

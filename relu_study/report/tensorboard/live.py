@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from relu_study.report.tensorboard.event_files import write_events
 from relu_study.storage.atomic_write import wrap_os_errors
 from relu_study.storage.configurations import collect
-from relu_study.storage.manifest import seeds_of
+from relu_study.storage.declaration import parse_manifest
 from relu_study.storage.tile_files import read_tile, tile_paths
-from relu_study.study.run_spec import RunSpec
 
 FREE_SECONDS = 2.0  # writing time that needs no share of the sweep
 MAX_TIME_SHARE = 0.03  # of the time since the sweep began, for writing beyond FREE_SECONDS
@@ -28,17 +28,16 @@ class Live:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], per_seed: bool = False) -> None:
         # Widths may change until a cohort's first tile is stored, so they are not checked here: storing a tile checks them.
-        self.folder, self.manifest, self.per_seed = folder, {**manifest, "widths": {}}, per_seed
+        self.folder, self.manifest, self.per_seed = folder, replace(parse_manifest(manifest), widths={}), per_seed
         self.shown: set[str] = set()
         self._began, self._spent, self._last = time.monotonic(), 0.0, 0.0
         self._ready: list[str] = []
         self._missing: dict[str, set[str]] = {}  # config_id -> its missing run_ids
         self._tile_paths: dict[str, set[Path]] = {}  # config_id -> the tiles of its runs
         self._config_of_run: dict[str, str] = {}  # run_id -> config_id
-        declaration = manifest["declaration"]
-        seeds = seeds_of(declaration)
-        for config_id, spec in {entry["config_id"]: entry["spec"] for entry in declaration["configurations"]}.items():
-            runs = {RunSpec(**spec, seed=seed).run_id for seed in range(seeds[config_id])}
+        declaration = self.manifest.declaration
+        for config_id in declaration.specs:
+            runs = set(declaration.run_ids(config_id))
             self._missing[config_id], self._tile_paths[config_id] = runs, set()
             self._config_of_run |= dict.fromkeys(runs, config_id)
         with wrap_os_errors(folder / "tensorboard"):

@@ -6,7 +6,6 @@ TensorBoard merges the layouts of all runs, so charts appear while only some con
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -17,6 +16,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, KINDS, MIN_EXPONENT, Range, edges, linear_edges
 from relu_study.storage.configurations import Configuration
+from relu_study.storage.declaration import MetricInfo
 
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
 KEPT_HISTOGRAMS = 100  # per tag: of more, TensorBoard drops some at random
@@ -24,7 +24,7 @@ _ZERO = BINS // 2  # the bin that counts exact zeros
 _LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # tags required by TensorBoard
 
 
-def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) -> Summary.Value:
+def layout(series: Collection[str], metrics: Mapping[str, MetricInfo]) -> Summary.Value:
     """Return the Custom Scalars tab: a margin chart for each of `series` (metric/site names with a mean and an interval).
 
     The first category, `headline`, is of whole networks. A closed category for each of the declared `metrics` follows.
@@ -32,7 +32,7 @@ def layout(series: Collection[str], metrics: Mapping[str, Mapping[str, Any]]) ->
     tab = layout_pb2.Layout()
     headline = [f"{metric}/all" for metric in HEADLINE if f"{metric}/all" in series]
     _category(tab, "headline", {name: name.removesuffix("/all") for name in headline}, closed=False)
-    for metric in (metric for metric, about in metrics.items() if about["sites"] or metric not in HEADLINE):
+    for metric in (metric for metric, about in metrics.items() if about.sites or metric not in HEADLINE):
         # A metric without charts in this run keeps an empty category: TensorBoard loses charts that later runs
         # add to a category missing in the first run.
         _category(tab, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)

@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +15,8 @@ import pytest
 from dense_figures import crowded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_results import planted_manifest, planted_study
 from matplotlib.text import Text
-from rendered import drawn, flat, line_of, looks, pictures, planted
+from rendered import drawn, flat, line_of, looks, numbers, pictures, planted
 from tiers import tiered
 
 from relu_study.report.figures import canvas, study_figures
@@ -30,17 +30,16 @@ from relu_study.study.outputs import Figure
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files of the planted figures, drawn by a reader with settings of their own."""
-    manifest, configurations, rows = planted()
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
-        paths = study_figures.draw(manifest, configurations, rows, tmp_path_factory.mktemp("written"))
+        paths = study_figures.draw_from(planted()[0], numbers(), tmp_path_factory.mktemp("written"))
         assert matplotlib.rcParams["font.size"] == 20
     return paths
 
 
 def test_axis_labels_have_units_unless_the_name_has_them() -> None:
-    known = planted()[0]["declaration"]["metrics"]
+    known = planted()[0].declaration.metrics
     units = {"val_loss": "loss", "grad_norm": "L2 norm", "dead_fraction": "fraction"}
-    metrics = {name: about | {"unit": units.get(name, "")} for name, about in known.items()}
+    metrics = {name: replace(about, unit=units.get(name, "")) for name, about in known.items()}
     declared = Figure("f", "", "curves", ("shapes",), metrics=tuple(units)), Figure("g", "", "forest", claims=("P1", "P3"))
     made = pictures(*declared, metrics=metrics)
     assert [ax.get_ylabel() for ax in made[0].axes[::2]] == [
@@ -178,10 +177,10 @@ def test_dollar_signs_in_labels_are_text() -> None:
 
 def test_a_study_without_metrics_or_verdicts_draws_nothing(tmp_path: Path) -> None:
     manifest, _, _ = planted()
-    assert study_figures.draw(manifest, {}, [], tmp_path) == []
-    bare = planted_manifest(planted_study())
-    bare["declaration"]["figures"] = []
-    assert study_figures.draw(bare, {}, [], tmp_path) == []
+    nothing = FigureData(frames.summary_frame({}, manifest), frames.survival_frame({}), [], {})
+    assert study_figures.draw_from(manifest, nothing, tmp_path) == []
+    bare = replace(manifest, declaration=replace(manifest.declaration, figures=()))
+    assert study_figures.draw_from(bare, nothing, tmp_path) == []
 
 
 def test_drawing_needs_neither_jax_nor_a_display() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dense_figures import COIN, WAVE
 from matplotlib.colors import to_hex
-from rendered import config_ids, labels, line_of, pictures, planted, said
+from rendered import config_ids, labels, line_of, numbers, pictures, planted, said
 from scipy import stats as scipy_stats
 
 from relu_study.errors import UserError
@@ -26,9 +26,8 @@ from relu_study.study.outputs import Figure
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files of the planted figures, drawn by a reader with settings of their own."""
-    manifest, configurations, rows = planted()
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
-        paths = study_figures.draw(manifest, configurations, rows, tmp_path_factory.mktemp("written"))
+        paths = study_figures.draw_from(planted()[0], numbers(), tmp_path_factory.mktemp("written"))
         assert matplotlib.rcParams["font.size"] == 20
     return paths
 
@@ -52,7 +51,7 @@ def test_curves_show_the_mean_and_the_t_interval_of_each_arm_on_each_target() ->
     assert [ax.get_title() for ax in picture.axes] == [WAVE, COIN, "", ""]
     assert labels(picture) == ["baseline", "he_normal (target: wave, n=7/8)", "lecun_normal"]
     assert [ax.get_xlabel() for ax in picture.axes] == ["", "", "epoch", "epoch"]
-    ids = {(e["arm"], e["spec"]["target"]): e["config_id"] for e in manifest["declaration"]["configurations"]}
+    ids = {(e.arm, e.target): e.config_id for e in manifest.declaration.configurations}
     panels = itertools.product(("dead_fraction/all", "val_loss/all"), ("wave", "coin_flip"))
     for panel, (name, target) in enumerate(panels):
         for arm in ("baseline", "he_normal", "lecun_normal"):
@@ -183,7 +182,7 @@ def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
 def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> None:
     declared = Figure("f", "", "curves", metrics=metrics)
     with pytest.raises(UserError, match=re.escape(message)):
-        study_figures.check(planted()[0]["declaration"] | {"figures": [vars(declared)]})
+        study_figures.check(replace(planted()[0].declaration, figures=(declared,)))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> No
         ({"rows": "depth"}, "is no map and has no rows"),
         ({"epoch": 5}, "shows every epoch. Leave out epoch"),
         ({"kind": "depth", "epoch": (0, "lst")}, "has the epoch 'lst'. Use 'last' or a number of at least 0"),
-        ({"kind": "depth", "epoch": float("nan")}, "not nan"),
+        ({"kind": "depth", "epoch": float("nan")}, "has the epoch nan"),
         ({"kind": "map", "rows": "depth", "cols": "width", "epoch": (0, "last")}, "shows one epoch, not 2"),
     ],
 )
@@ -212,8 +211,8 @@ def test_invalid_figure_is_refused_at_declaration(change: dict[str, Any], messag
 
 
 def test_arm_missing_on_a_target_leaves_a_labelled_panel() -> None:
-    declared = planted()[0]["declaration"]["configurations"]
-    kept = [e for e in declared if e["arm"] != "tanh" or e["spec"]["target"] == "wave"]
+    declared = planted()[0].declaration.configurations
+    kept = tuple(e for e in declared if e.arm != "tanh" or e.target == "wave")
     picture = pictures(Figure("f", "", "curves", ("activations",), metrics=("saturated_fraction",)), configurations=kept)[0]
     assert [[t.get_text() for t in ax.texts] for ax in picture.axes] == [[], ["no values"]]
 
@@ -226,5 +225,5 @@ def test_arms_keep_the_figure_order_and_targets_the_declared_order() -> None:
     assert picture.axes[0].get_ylabel() == "grad norm, site_2"
     every = pictures(Figure("f", "", "curves", metrics=("val_loss",)))[0]
     assert len(labels(every)) == 11
-    nameless = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)), targets=[])[0]
+    nameless = pictures(Figure("f", "", "curves", ("shapes",), metrics=("val_loss",)), targets=())[0]
     assert {ax.get_title() for ax in nameless.axes} == {""}

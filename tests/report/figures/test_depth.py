@@ -104,9 +104,7 @@ def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
         numbers().summary, numbers().survival, (), frames.configurations_from_runs_csv(frames.runs_frame(stored, manifest))
     )
     last = replace(DEPTH, epoch="last", metrics=("grad_norm", "dead_fraction"))
-    files = [
-        study_figures.canvas.render(study_figures.build_figure(vars(last), manifest["declaration"], n)) for n in (of, numbers())
-    ]
+    files = [study_figures.canvas.render(study_figures.build_figure(last, manifest.declaration, n)) for n in (of, numbers())]
     assert files[0] == files[1]
 
 
@@ -120,4 +118,4 @@ def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
 )
 def test_a_metric_without_sites_is_refused(metrics: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        study_figures.check(planted()[0]["declaration"] | {"figures": [vars(replace(DEPTH, metrics=metrics))]})
+        study_figures.check(replace(planted()[0].declaration, figures=(replace(DEPTH, metrics=metrics),)))

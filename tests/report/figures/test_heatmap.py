@@ -149,7 +149,7 @@ def test_runs_without_histograms_make_no_picture() -> None:
 )
 def test_unknown_histogram_is_refused(metrics: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        study_figures.check(planted()[0]["declaration"] | {"figures": [vars(replace(SPREADS, metrics=metrics))]})
+        study_figures.check(replace(planted()[0].declaration, figures=(replace(SPREADS, metrics=metrics),)))
 
 
 # ------------------------------------------------------------------------ over two factors
@@ -224,7 +224,7 @@ def test_the_target_can_be_a_factor() -> None:
 def test_factor_without_a_most_common_value_is_refused() -> None:
     tied = replace(MAP, experiments=("tuned",), rows="initializer", cols="depth")
     with pytest.raises(UserError, match=r"figure m: .*equally common. Choose one with --where"):
-        study_figures.check(planted()[0]["declaration"] | {"figures": [vars(tied)]})
+        study_figures.check(replace(planted()[0].declaration, figures=(tied,)))
 
 
 @pytest.mark.slow
@@ -234,14 +234,14 @@ def test_the_last_epoch_is_the_same_from_runs_csv_and_report_epochs_suffice() ->
     few = frames.at_epochs(numbers().summary, {1})
     for declared, summary in ((MAP, last), (MAP, few), (replace(MAP, epoch=1), few)):
         of = FigureData(summary, numbers().survival)
-        files = [canvas.render(study_figures.build_figure(vars(declared), manifest["declaration"], n)) for n in (of, numbers())]
+        files = [canvas.render(study_figures.build_figure(declared, manifest.declaration, n)) for n in (of, numbers())]
         assert files[0] == files[1]
 
 
 def test_the_epoch_of_a_map_is_kept_in_summary_csv() -> None:
-    declaration = planted()[0]["declaration"]
+    declaration = planted()[0].declaration
     assert 4.0 not in frames.report_epochs(declaration)
-    assert 4.0 in frames.report_epochs(declaration | {"figures": [vars(replace(MAP, epoch=4))]})
+    assert 4.0 in frames.report_epochs(replace(declaration, figures=(replace(MAP, epoch=4),)))
 
 
 def test_on_a_logarithmic_scale_the_marks_are_written_out_and_a_narrow_one_is_linear() -> None:

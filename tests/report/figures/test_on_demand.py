@@ -202,9 +202,9 @@ def test_bad_folders_are_one_line_errors(folder: Path, tmp_path: Path) -> None:
     write_manifest(tmp_path, {**manifest, "format": 99})
     with pytest.raises(UserError, match="has format 99, and this relu-study reads formats"):
         figure(tmp_path, "depth")
-    write_manifest(tmp_path, {**manifest, "declaration": {"configurations": []}})
+    write_manifest(tmp_path, {**manifest, "declaration": {"title": "t"}})
     for refused in (lambda: figure(tmp_path, "depth"), lambda: report(tmp_path)):
-        with pytest.raises(UserError, match=r"manifest.json declares no targets: it is corrupt or of another"):
+        with pytest.raises(UserError, match=r"missing required field `\w+` at `\$`\): it is corrupt or of another"):
             refused()
     write_manifest(tmp_path, manifest)  # half-written: nothing is trained yet
     with pytest.raises(UserError, match=r"runs.csv is missing. Rebuild it with 'relu-study report"):

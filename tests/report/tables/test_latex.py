@@ -14,8 +14,8 @@ from relu_study.report.report import report
 from relu_study.report.tables.pivot_table import table
 from relu_study.report.tables.study_tables import tables
 from relu_study.storage.configurations import collect
+from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import frames
-from relu_study.storage.manifest import read_manifest
 
 EVERY = "".join(chr(c) for c in range(32, 127))  # every printable character of ASCII in one name
 
@@ -25,7 +25,7 @@ EVERY = "".join(chr(c) for c in range(32, 127))  # every printable character of 
 def test_every_table_compiles_without_warnings(tmp_path: Path) -> None:
     planted_folder(tmp_path / "planted")
     report(tmp_path / "planted")
-    manifest = read_manifest(tmp_path / "planted")
+    manifest = read_declared(tmp_path / "planted")
     found = frames(collect(tmp_path / "planted", manifest), manifest)
     texts = [made["tex"] for made in tables(manifest, found["runs"], found["summary"]).values()]
     asked = {"metric": ["val_loss", "collapsed"], "baseline": "stuck", "where": ["target=wave"], "format": "latex"}

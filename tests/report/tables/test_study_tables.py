@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from relu_study.errors import UserError
 from relu_study.report.markup import RenderedTable, format_mean_ci, latex_table, latex_text, markdown_table, markdown_text
 from relu_study.report.tables.study_tables import check, tables
 from relu_study.storage.configurations import collect
+from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.frames import frames
-from relu_study.storage.manifest import read_manifest
 
 SEEDS = 8
 T = scipy.stats.t.ppf(0.975, SEEDS - 1) / math.sqrt(SEEDS)
@@ -26,18 +26,23 @@ IDS = {key: spec.config_id for key, spec in planted_arms(planted_study()).items(
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return read_manifest(planted_folder(tmp_path_factory.getbasetemp() / "tables"))
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> StudyManifest:
+    return read_declared(planted_folder(tmp_path_factory.getbasetemp() / "tables"))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> dict[str, pd.DataFrame]:
+def found(tmp_path_factory: pytest.TempPathFactory, manifest: StudyManifest) -> dict[str, pd.DataFrame]:
     return frames(collect(tmp_path_factory.getbasetemp() / "tables", manifest), manifest)
 
 
 @pytest.fixture(scope="module")
-def made(manifest: dict, found: dict[str, pd.DataFrame]) -> dict[str, dict[str, str]]:
+def made(manifest: StudyManifest, found: dict[str, pd.DataFrame]) -> dict[str, dict[str, str]]:
     return tables(manifest, found["runs"], found["summary"])
+
+
+def changed(manifest: StudyManifest, **changes: object) -> StudyManifest:
+    """Return a manifest with changed entries of its declaration."""
+    return replace(manifest, declaration=replace(manifest.declaration, **changes))
 
 
 def row_of(markdown: str, *head: str) -> list[str]:
@@ -65,15 +70,11 @@ def test_nonfinite_runs_are_shown_and_their_arm_is_never_the_best(made: dict[str
     assert coin[2].startswith("**")
 
 
-def test_best_arm_without_nonfinite_runs_is_bold(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
-    changed = json.loads(json.dumps(manifest))
-    table = changed["declaration"]["tables"][1] | {
-        "arms": ["he_normal", "stuck", "baseline"],
-        "metrics": ["dead_fraction/site_2"],
-    }
-    changed["declaration"]["tables"] = [table]
-    text = tables(changed, found["runs"], found["summary"])["shapes"]["md"]
-    arms = {target: [arm for arm in table["arms"] if "**" in row_of(text, target, arm)[0]] for target in ("wave", "coin_flip")}
+def test_best_arm_without_nonfinite_runs_is_bold(manifest: StudyManifest, found: dict[str, pd.DataFrame]) -> None:
+    declared = manifest.declaration.tables[1]
+    table = replace(declared, arms=("he_normal", "stuck", "baseline"), metrics=("dead_fraction/site_2",))
+    text = tables(changed(manifest, tables=(table,)), found["runs"], found["summary"])["shapes"]["md"]
+    arms = {target: [arm for arm in table.arms if "**" in row_of(text, target, arm)[0]] for target in ("wave", "coin_flip")}
     assert arms == {"wave": ["baseline"], "coin_flip": ["he_normal"]}  # of he_normal on wave one run is nonfinite
 
 
@@ -89,10 +90,9 @@ def test_best_follows_the_direction_of_the_metric(made: dict[str, dict[str, str]
     assert order == ["shallow", "stuck", "baseline"]  # as Table.arms says
 
 
-def test_no_direction_and_all_equal_mean_no_bold(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
-    changed = json.loads(json.dumps(manifest))
-    changed["declaration"]["tables"] = [changed["declaration"]["tables"][0] | {"metrics": ["weight_norm", "constant"]}]
-    text = tables(changed, found["runs"], found["summary"])["initialisers"]["md"]
+def test_no_direction_and_all_equal_mean_no_bold(manifest: StudyManifest, found: dict[str, pd.DataFrame]) -> None:
+    table = replace(manifest.declaration.tables[0], metrics=("weight_norm", "constant"))
+    text = tables(changed(manifest, tables=(table,)), found["runs"], found["summary"])["initialisers"]["md"]
     assert "**" not in text.split("\n", 1)[1] and "Bold" not in text
 
 
@@ -125,7 +125,7 @@ def test_a_tuned_table_chooses_on_even_seeds_and_reports_the_odd_ones(made: dict
 def test_missing_runs_are_counted_in_the_cell(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["baseline", "wave"]
     planted_folder(tmp_path, left_out=tuple(lost.replace(seed=s).run_id for s in (0, 6)))
-    manifest = read_manifest(tmp_path)
+    manifest = read_declared(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     made = tables(manifest, frame["runs"], frame["summary"])["initialisers"]["md"]
     half = scipy.stats.t.ppf(0.975, 5) * scipy.stats.sem([noise(s, SEEDS) for s in (1, 2, 3, 4, 5, 7)])
@@ -133,9 +133,9 @@ def test_missing_runs_are_counted_in_the_cell(tmp_path: Path) -> None:
 
 
 def test_empty_cells_name_their_reason_and_those_of_older_folders_keep_their_bytes(
-    manifest: dict, found: dict[str, pd.DataFrame]
+    manifest: StudyManifest, found: dict[str, pd.DataFrame]
 ) -> None:
-    newer = manifest | {"provenance": manifest["provenance"] | {"measured": []}}
+    newer = replace(manifest, provenance={**manifest.provenance, "measured": []})
     old, new = (tables(m, found["runs"], found["summary"])["shapes"]["md"] for m in (manifest, newer))
     assert row_of(old, "wave", "shallow")[-1] == "-" and row_of(new, "wave", "shallow")[-1] == "- (no site_2)"
     assert new.replace("- (no site_2)", "-") == old
@@ -144,7 +144,7 @@ def test_empty_cells_name_their_reason_and_those_of_older_folders_keep_their_byt
 def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
     lost = planted_arms(planted_study())["shallow", "wave"]
     planted_folder(tmp_path, left_out=tuple(lost.replace(seed=s).run_id for s in range(SEEDS)))
-    manifest = read_manifest(tmp_path)
+    manifest = read_declared(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     text = tables(manifest, frame["runs"], frame["summary"])["shapes"]["md"]
     assert row_of(text, "wave", "shallow") == ["- n=0/8 (8 not run)"] * 3
@@ -154,7 +154,7 @@ def test_an_arm_without_any_stored_run_keeps_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> None:
     planted_folder(tmp_path, seeds=seeds)
-    manifest = read_manifest(tmp_path)
+    manifest = read_declared(tmp_path)
     frame = frames(collect(tmp_path, manifest), manifest)
     made = tables(manifest, frame["runs"], frame["summary"])
     value = row_of(made["initialisers"]["md"], "wave", "lecun_normal")[0]
@@ -165,34 +165,30 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": ["val_los"]}, r"unknown metric of table initialisers 'val_los'; did you mean val_loss"),
+        ({"metrics": ("val_los",)}, r"unknown metric of table initialisers 'val_los'; did you mean val_loss"),
         (
-            {"metrics": ["val_loss/site_1"]},
+            {"metrics": ("val_loss/site_1",)},
             "initialisers is measured for the whole network only, not for site_1",
         ),
-        ({"metrics": []}, "table initialisers names no metrics. Name some, e.g. metrics="),
-        ({"metrics": ["val_loss@soon"]}, "val_loss@soon of table initialisers has the epoch 'soon'. Use 'last' or a number"),
+        ({"metrics": ()}, "table initialisers names no metrics. Name some, e.g. metrics="),
+        ({"metrics": ("val_loss@soon",)}, "val_loss@soon of table initialisers has the epoch 'soon'. Use 'last' or a number"),
         ({"epoch": "min"}, "has the epoch 'min'. Use 'last' or a number"),
-        ({"arms": ["he_norm"]}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
+        ({"arms": ("he_norm",)}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
         ({"baseline": "bseline"}, "did you mean baseline"),
         ({"tune": "learning_rat"}, "did you mean learning_rate"),
         ({"tune": "learning_rate"}, "tunes learning_rate and so reports the last epoch"),
     ],
 )
-def test_invalid_table_is_refused_by_name(manifest: dict, change: dict, message: str) -> None:
-    declaration = json.loads(json.dumps(manifest["declaration"]))
-    check(declaration)
-    declaration["tables"][0] |= change
+def test_invalid_table_is_refused_by_name(manifest: StudyManifest, change: dict, message: str) -> None:
+    check(manifest.declaration)
+    first, *others = manifest.declaration.tables
     with pytest.raises(UserError, match=message):
-        check(declaration)
+        check(changed(manifest, tables=(replace(first, **change), *others)).declaration)
 
 
-def test_arm_left_out_by_a_preset_is_no_error(manifest: dict, found: dict[str, pd.DataFrame]) -> None:
-    changed = json.loads(json.dumps(manifest))
-    changed["declaration"]["skip"] = ["shapes"]
-    entries = changed["declaration"]["configurations"]
-    changed["declaration"]["configurations"] = [e for e in entries if e["experiment"] not in ("shapes", "tuned")]
-    made = tables(changed, found["runs"], found["summary"])
+def test_arm_left_out_by_a_preset_is_no_error(manifest: StudyManifest, found: dict[str, pd.DataFrame]) -> None:
+    entries = tuple(e for e in manifest.declaration.configurations if e.experiment not in ("shapes", "tuned"))
+    made = tables(changed(manifest, skip=("shapes",), configurations=entries), found["runs"], found["summary"])
     assert sorted(made) == ["initialisers", "shapes"]  # of shapes the baseline is left, of tuned nothing
     assert "shallow" not in made["shapes"]["md"]
 

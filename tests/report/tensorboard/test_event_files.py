@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from relu_study.report.tensorboard import event_files
 from relu_study.report.tensorboard.event_files import EVENT_FILE, run_names, write_events
 from relu_study.storage import frames
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.manifest import read_manifest
+from relu_study.storage.declaration import DeclaredConfiguration, StudyManifest, parse_manifest, read_declared
+from relu_study.study.claims import Target
 
 
 def interval(name: str, values: np.ndarray) -> tuple[float, float, float] | None:
@@ -68,7 +70,7 @@ def same(found: Series, wanted: Series) -> None:
 
 
 def written(path: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Configuration]]:
-    manifest = read_manifest(planted_folder(path, **options))
+    manifest = read_declared(planted_folder(path, **options))
     configurations = collect(path, manifest)
     write_events(manifest, configurations, path)
     return manifest, configurations
@@ -119,7 +121,7 @@ def test_values_are_those_of_the_summary(folder: Any) -> None:
 
 
 def test_buckets_of_a_bounded_output_resolve_large_values(tmp_path: Path) -> None:
-    manifest = planted_manifest(planted_study())
+    manifest = parse_manifest(planted_manifest(planted_study()))
     path = planted_folder(tmp_path)
     config_id, found = next((k, c) for k, c in collect(path, manifest).items() if c.spec["activation"] == "tanh")
     values = np.array([0.6] * 5 + [0.99] * 7 + [-1.0, 1.0, 0.0, 0.0, 0.0])
@@ -174,7 +176,7 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
 
 
 def test_unknown_values_of_nonfinite_runs_are_nan(tmp_path: Path) -> None:
-    manifest = read_manifest(planted_folder(tmp_path, seeds=3))
+    manifest = read_declared(planted_folder(tmp_path, seeds=3))
     configurations = collect(tmp_path, manifest)
     for configuration in configurations.values():
         configuration.values["val_loss/all"][1:, 2] = np.nan  # one run left
@@ -189,7 +191,7 @@ def test_unknown_values_of_nonfinite_runs_are_nan(tmp_path: Path) -> None:
 
 
 def test_last_point_equals_the_summary_if_every_run_is_nonfinite(tmp_path: Path) -> None:
-    manifest = read_manifest(planted_folder(tmp_path, seeds=3))
+    manifest = read_declared(planted_folder(tmp_path, seeds=3))
     configurations = collect(tmp_path, manifest)
     for configuration in configurations.values():
         for values in configuration.values.values():
@@ -253,11 +255,11 @@ def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Pa
     (root / "stuck@wave" / ".half-written-1").write_text("left behind by a killed process")
     (root / "readme").write_text("")
     gone = ("tanh", "stuck", "shallow")
-    kept = [e for e in manifest["declaration"]["configurations"] if e["arm"] not in gone]
+    kept = tuple(e for e in manifest.declaration.configurations if e.arm not in gone)
     lost = next(iter(configurations))  # declared, but its runs are no longer stored
     before = contents(tmp_path)
-    fewer = {e["config_id"]: configurations[e["config_id"]] for e in kept if e["config_id"] != lost}
-    write_events(manifest | {"declaration": manifest["declaration"] | {"configurations": kept}}, fewer, tmp_path)
+    fewer = {e.config_id: configurations[e.config_id] for e in kept if e.config_id != lost}
+    write_events(with_entries(manifest, kept), fewer, tmp_path)
     after = contents(tmp_path)
     removed = {f"tensorboard/{arm}@{target}" for arm in gone for target in ("wave", "coin_flip")} - {"tensorboard/tanh@wave"}
     assert {str(Path(name).parent) for name in before.keys() - after.keys()} == removed
@@ -266,28 +268,26 @@ def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Pa
 
 def test_a_relabelled_arm_is_shown_once(tmp_path: Path) -> None:
     manifest, configurations = written(tmp_path, seeds=2)
-    for entry in manifest["declaration"]["configurations"]:
-        entry["arm"] = entry["arm"].replace("baseline", "start")
-    write_events(manifest, configurations, tmp_path)
+    renamed = [replace(e, arm=e.arm.replace("baseline", "start")) for e in manifest.declaration.configurations]
+    write_events(with_entries(manifest, renamed), configurations, tmp_path)
     runs = {p.name for p in (tmp_path / "tensorboard").iterdir()}
     assert "start@wave" in runs and "baseline@wave" not in runs
     assert len(runs) == len(configurations)
 
 
 def test_names_are_the_arm_and_the_target() -> None:
-    names = set(run_names(planted_manifest(planted_study())).values())
+    names = set(run_names(parse_manifest(planted_manifest(planted_study()))).values())
     assert {"baseline@wave", "baseline@coin_flip", "selu,rate=0.01@wave"} <= names
     assert "he_normal~relu,rate=0.001@wave" in names  # two labels of one configuration
-    bare = planted_manifest(planted_study())
-    bare["declaration"]["targets"] = []
-    entries = [e for e in bare["declaration"]["configurations"] if e["spec"]["target"] == "wave"]
-    bare["declaration"]["configurations"] = entries
-    assert "baseline" in run_names(bare).values()
+    planted = parse_manifest(planted_manifest(planted_study()))
+    entries = [e for e in planted.declaration.configurations if e.target == "wave"]
+    assert "baseline" in run_names(with_entries(planted, entries, targets=())).values()
 
 
 def named(labels: list[str], target: str = "wave") -> list[str]:
-    entries = [{"config_id": f"{i:012x}", "arm": label, "spec": {"target": target}} for i, label in enumerate(labels)]
-    return list(run_names({"declaration": {"targets": [{"name": target}], "configurations": entries}}).values())
+    entries = [DeclaredConfiguration("main", label, f"{i:012x}", {"target": target}, 1) for i, label in enumerate(labels)]
+    planted = parse_manifest(planted_manifest(planted_study()))
+    return list(run_names(with_entries(planted, entries, targets=(Target(target),))).values())
 
 
 def test_names_that_would_coincide_end_in_their_id() -> None:
@@ -308,7 +308,7 @@ def test_any_label_gives_a_distinct_folder(labels: list[str], target: str) -> No
 
 @pytest.mark.slow
 def test_150_000_scalars_take_about_a_second(tmp_path: Path) -> None:
-    manifest = read_manifest(planted_folder(tmp_path, seeds=2, epochs=tuple(range(100))))
+    manifest = read_declared(planted_folder(tmp_path, seeds=2, epochs=tuple(range(100))))
     configurations = collect(tmp_path, manifest)
     for configuration in configurations.values():
         values = next(iter(configuration.values.values()))
@@ -316,3 +316,8 @@ def test_150_000_scalars_take_about_a_second(tmp_path: Path) -> None:
     start = time.process_time()
     write_events(manifest, configurations, tmp_path)
     assert time.process_time() - start < 1.5
+
+
+def with_entries(manifest: StudyManifest, entries: Iterable[DeclaredConfiguration], **changes: Any) -> StudyManifest:
+    """Return a manifest with other configurations."""
+    return replace(manifest, declaration=replace(manifest.declaration, configurations=tuple(entries), **changes))

@@ -22,6 +22,7 @@ from relu_study.report.tensorboard.live import Live
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
 from relu_study.storage import configurations, tile_files
+from relu_study.storage.declaration import parse_manifest, read_declared
 from relu_study.storage.manifest import read_manifest
 
 
@@ -55,9 +56,9 @@ def put(tile: Path, folder: Path) -> tuple[Path, list[str]]:
 
 def complete(folder: Path, manifest: dict[str, Any]) -> set[str]:
     """The names of the configurations whose three runs are all stored."""
-    return {
-        run_names(manifest)[config_id] for config_id, c in configurations.collect(folder, manifest).items() if len(c.run_ids) == 3
-    }
+    parsed = parse_manifest(manifest)
+    stored = configurations.collect(folder, parsed)
+    return {run_names(parsed)[config_id] for config_id, c in stored.items() if len(c.run_ids) == 3}
 
 
 @pytest.mark.usefixtures("freely")
@@ -72,7 +73,8 @@ def test_file_exists_once_the_last_run_is_stored(sweep: Any) -> None:
         numbers.append(len(shown))
     assert numbers[-1] == 20 and len(set(numbers)) > 5 and len(watched.shown) == 20
     during = files(folder)
-    write_events(manifest, configurations.collect(folder, manifest, histograms=True), folder)
+    whole = parse_manifest(manifest)
+    write_events(whole, configurations.collect(folder, whole, histograms=True), folder)
     assert files(folder) == during, "the same bytes as when all is written at once"
 
 
@@ -148,7 +150,7 @@ class Looks(Callback):
     def on_tile_end(self, tile: Tile, *_: Any) -> None:
         for runs in self.missing.values():
             runs -= {run.run_id for run in tile.runs}
-        names = run_names(read_manifest(self.folder))
+        names = run_names(read_declared(self.folder))
         shown = {path.parent.name for path in (self.folder / "tensorboard").rglob(EVENT_FILE)}
         assert shown == {names[config_id] for config_id, left in self.missing.items() if not left}
         self.seen.append(len(shown))
@@ -181,7 +183,7 @@ def test_interrupted_sweep_shows_complete_configurations_only(tmp_path: Path) ->
         runner.run(FOUR, tmp_path / "four", callback=callback)
     half = files(tmp_path / "four")
     stored = configurations.collect(tmp_path / "four")
-    names = run_names(read_manifest(tmp_path / "four"))
+    names = run_names(read_declared(tmp_path / "four"))
     assert {Path(name).parent.name for name in half} == {names[c] for c, found in stored.items() if len(found.run_ids) == 16}
     assert 0 < len(half) < 4
     runner.run(FOUR, tmp_path / "four")

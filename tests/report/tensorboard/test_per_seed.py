@@ -13,12 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from relu_study.errors import UserError
 from relu_study.report.tensorboard.event_files import EVENT_FILE, MOST_SINGLE_SEEDS, check_per_seed, run_names, write_events
 from relu_study.storage.configurations import Configuration, collect
+from relu_study.storage.declaration import parse_manifest, read_declared
 from relu_study.storage.manifest import read_manifest
 
 
 def written(path: Path, per_seed: bool, seeds: int = 3) -> dict[str, Configuration]:
     """The planted folder's runs by their names in TensorBoard."""
-    manifest = read_manifest(planted_folder(path, seeds=seeds))
+    manifest = read_declared(planted_folder(path, seeds=seeds))
     configurations = collect(path, manifest)
     write_events(manifest, configurations, path, per_seed)
     return {run_names(manifest)[config_id]: c for config_id, c in configurations.items()}
@@ -81,21 +82,15 @@ def test_an_undeclared_configuration_goes_with_its_seeds(tmp_path: Path) -> None
     manifest = read_manifest(tmp_path)
     entries = manifest["declaration"]["configurations"]
     manifest["declaration"]["configurations"] = [entry for entry in entries if entry["arm"] != "tanh"]
-    write_events(manifest, {}, tmp_path, per_seed=True)
+    write_events(parse_manifest(manifest), {}, tmp_path, per_seed=True)
     left = {p.name for p in (tmp_path / "tensorboard").iterdir()}
     assert "baseline@wave" in left and not {"tanh@wave", "tanh@coin_flip"} & left
 
 
-def declaration(configurations: int, seeds: int) -> dict[str, Any]:
-    # An arm that is in two experiments is one configuration.
-    ids = [*range(configurations), 0]
-    return {"configurations": [{"config_id": f"{i:012x}"} for i in ids], "seeds": seeds}
-
-
 def test_more_than_500_are_refused_with_the_reason() -> None:
-    check_per_seed(declaration(25, 20))
+    check_per_seed(500)
     with pytest.raises(UserError) as refused:
-        check_per_seed(declaration(167, 3))
+        check_per_seed(501)
     said = str(refused.value)
     assert "501" in said and f"{MOST_SINGLE_SEEDS}" in said and "selects no run" in said and "Leave --per-seed out" in said
 
@@ -106,7 +101,7 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
         entry["seeds"] = 26
     assert len({entry["config_id"] for entry in manifest["declaration"]["configurations"]}) == len(planted_study(1).runs()) == 20
     with pytest.raises(UserError, match="520"):
-        write_events(manifest, collect(tmp_path), tmp_path, per_seed=True)
+        write_events(parse_manifest(manifest), collect(tmp_path), tmp_path, per_seed=True)
     assert not (tmp_path / "tensorboard").exists()
 
 

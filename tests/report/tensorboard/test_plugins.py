@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from known_results import planted_folder, planted_metrics
+from known_results import planted_folder, planted_manifest, planted_study
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import metadata as hparams_metadata
@@ -19,8 +19,10 @@ from relu_study.report.tensorboard import plugins
 from relu_study.stats.histogram_bins import BINS, edges
 from relu_study.storage import configurations
 from relu_study.storage.configurations import Configuration
+from relu_study.storage.declaration import parse_manifest
 
 ZERO = BINS // 2
+METRICS = parse_manifest(planted_manifest(planted_study())).declaration.metrics
 
 
 def merged(*layouts: Any) -> dict[str, list[str]]:
@@ -34,7 +36,7 @@ def merged(*layouts: Any) -> dict[str, list[str]]:
 
 def test_the_headline_comes_first_and_every_site_has_its_chart() -> None:
     series = ["train_loss/all", "val_loss/all", "accuracy/all", "grad_norm/all", "grad_norm/site_1"]
-    charts = merged(plugins.layout(series, planted_metrics()))
+    charts = merged(plugins.layout(series, METRICS))
     assert next(iter(charts)) == "headline" and charts["headline"] == ["val_loss", "train_loss", "grad_norm"]
     assert charts["grad_norm"] == ["grad_norm/all", "grad_norm/site_1"] and charts["accuracy"] == ["accuracy/all"]
     assert "val_loss" not in charts, "it has no site: the headline shows it already"
@@ -43,7 +45,7 @@ def test_the_headline_comes_first_and_every_site_has_its_chart() -> None:
 def test_nothing_is_lost_when_the_layouts_of_runs_are_merged() -> None:
     """TensorBoard forgets charts that come late to a category which the first run did not have."""
     runs = [["val_loss/all"], ["saturated_fraction/all"], ["saturated_fraction/all", "saturated_fraction/site_1"]]
-    charts = merged(*(plugins.layout(series, planted_metrics()) for series in runs))
+    charts = merged(*(plugins.layout(series, METRICS) for series in runs))
     assert set(charts["saturated_fraction"]) == {"saturated_fraction/all", "saturated_fraction/site_1"}
     assert charts["headline"] == ["val_loss"]
 

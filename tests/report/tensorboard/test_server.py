@@ -22,15 +22,15 @@ from relu_study.report.tensorboard.plugins import HEADLINE
 from relu_study.stats.histogram_bins import BINS
 from relu_study.storage.configurations import collect
 from relu_study.storage.csv_files import csv_text
+from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import summary_frame
-from relu_study.storage.manifest import read_manifest
 from relu_study.study.run_spec import FIELDS
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = planted_folder(tmp_path_factory.mktemp("results"))
-    manifest, configurations = read_manifest(path), collect(path, histograms=True)
+    manifest, configurations = read_declared(path), collect(path, histograms=True)
     write_events(manifest, configurations, path)
     (path / "summary.csv").write_text(csv_text(summary_frame(configurations, manifest)))
     return path
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def names(folder: Path) -> dict[str, str]:
-    return run_names(read_manifest(folder))
+    return run_names(read_declared(folder))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_histograms_have_the_zero_bin(board: Board, folder: Path, names: dict[st
 
 
 def test_hparams_list_every_varied_factor(board: Board, folder: Path) -> None:
-    factors = read_manifest(folder)["declaration"]["factors"]
+    factors = read_declared(folder).declaration.factors
     infos = {info["name"]: info for info in board.post("plugin/hparams/experiment", {"experimentName": ""})["hparamInfos"]}
     assert set(infos) == set(factors) and all(info["differs"] for info in infos.values())
     kinds = {name: info["type"] for name, info in infos.items()}
