@@ -79,15 +79,15 @@ def carried_out(case: Case) -> dict[str, Any]:
     compilation.evict = lambda key: (
         None
     )  # a study's end lets go of its programs; the one that is timed is to find those before it
-    probing, callback, seeds = MeasureConfig(), Callback(), case.runs // len(RATES)
+    measure_config, callback, seeds = MeasureConfig(), Callback(), case.runs // len(RATES)
     took = dict.fromkeys(COLUMNS, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         # Short trainings of the same programs: a tile a device, with as many sets of rows as later.
         few = case._replace(epochs=1).study(min(seeds, 32 * case.devices // len(RATES)))
-        execute.execute(few, Path(scratch) / "few", probing, callback, ABOUT)
+        execute.execute(few, Path(scratch) / "few", measure_config, callback, ABOUT)
         folder = Path(scratch) / "all"
         began = time.perf_counter()
-        job = prepare(case.study(seeds), folder, probing)
+        job = prepare(case.study(seeds), folder, measure_config)
         execute.run_tiles(job, folder, callback, command_info=ABOUT)
         trained = time.perf_counter()
         report(folder)

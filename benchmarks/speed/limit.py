@@ -85,13 +85,13 @@ def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., An
 
 def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     """For each part a function that measures the seconds a step of a tile takes up to it, on every device at once."""
-    signature, probing = tasks[base.task](base).signature, MeasureConfig()
+    signature, measure_config = tasks[base.task](base).signature, MeasureConfig()
     per_epoch = steps_per_epoch(signature.train_rows, base.batch_size)
     rounds = max(per_epoch // BLOCK, 1)
     tiles = [[base.replace(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
-    program, begun, measured = compilation.tile_programs(base, probing), {}, {}
+    program, begun, measured = compilation.tile_programs(base, measure_config), {}, {}
     for tile, device in zip(tiles, jax.devices(), strict=True):
-        state, data, *rest = train_tile.init_tile(tile, device, probing)
+        state, data, *rest = train_tile.init_tile(tile, device, measure_config)
         block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
         at = jax.device_put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
         begun[device] = (state, data, *rest, block, at)
@@ -115,7 +115,9 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     measured["step"] = lambda: timing.on_all(advance) / per_epoch
     measured["probes"] = lambda: timing.on_all(measure) / per_epoch
     longer, shorter = base.replace(epochs=3), base.replace(epochs=1)
-    measured["epoch"] = lambda: (timing.busy(longer, width, probing) - timing.busy(shorter, width, probing)) / (2 * per_epoch)
+    measured["epoch"] = lambda: (
+        (timing.busy(longer, width, measure_config) - timing.busy(shorter, width, measure_config)) / (2 * per_epoch)
+    )
     return measured
 
 

@@ -44,14 +44,14 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
         (state, data, seeds, hparams, *_), at = begun[device]
         return compilation.tile_programs(base).advance(state, data.train, seeds, hparams, *at)
 
-    def measuring(probing: MeasureConfig) -> Callable[[Any], Any]:
+    def measuring(measure_config: MeasureConfig) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
             (state, data, _, hparams, box, _), _ = begun[device]
-            return compilation.tile_programs(base, probing).measure(state, state.params, data, hparams, box)
+            return compilation.tile_programs(base, measure_config).measure(state, state.params, data, hparams, box)
 
         return measure
 
-    works = {"training": train, **{name: measuring(probing) for name, probing in kinds.items()}}
+    works = {"training": train, **{name: measuring(measure_config) for name, measure_config in kinds.items()}}
     return {name: lambda work=work: timing.on_all(work) for name, work in works.items()}
 
 

@@ -78,10 +78,10 @@ def measured_length(minutes: float) -> int:
 
 def tile_seconds(width: int, every: int) -> float:
     """Seconds of a tile on every device at once, compiled before: its runs share their rows, as those of the sweep do."""
-    spec, probing = BASE.replace(epochs=MEASURED * every), MeasureConfig(every=every)
+    spec, measure_config = BASE.replace(epochs=MEASURED * every), MeasureConfig(measure_every=every)
 
     def one(device: jax.Device) -> Any:
-        return train_tile.train_tile([spec.replace(seed=device.id)] * width, width, device, probing, num_datasets=1)
+        return train_tile.train_tile([spec.replace(seed=device.id)] * width, width, device, measure_config, num_datasets=1)
 
     return min(timing.interleaved({every: lambda: timing.in_threads(one)}, 2)[every])
 

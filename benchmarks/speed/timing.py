@@ -47,10 +47,10 @@ NETS = {
 }
 
 
-def busy(spec: RunSpec, width: int, probing: MeasureConfig = MeasureConfig(), probe: bool = True) -> float:
+def busy(spec: RunSpec, width: int, measure_config: MeasureConfig = MeasureConfig(), probe: bool = True) -> float:
     """Seconds for one tile on every device at once, seeds counting through."""
     runs = {device: [spec.replace(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
-    return in_threads(lambda device: train_tile.train_tile(runs[device], width, device, probing, probe=probe))
+    return in_threads(lambda device: train_tile.train_tile(runs[device], width, device, measure_config, probe=probe))
 
 
 def in_threads(work: Callable[[Any], Any]) -> float:

@@ -23,7 +23,7 @@ OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passe
 COMPILED = 4  # constant part of the compile time, in layers
 
 
-def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = None) -> None:
+def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | None = None) -> None:
     """Raise UserError if a spec cannot be trained. Compiles nothing.
 
     `seen` caches the checks of the user's entries, with their notes, across specs.
@@ -38,7 +38,7 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
         (tasks, spec.task),
     ):
         registry[name]
-    for name, count in (("probe_examples", probing.examples), ("val_examples", probing.val_examples)):
+    for name, count in (("probe_examples", measure_config.probe_examples), ("val_examples", measure_config.val_examples)):
         if count is not None and not (isinstance(count, int) and count >= 1):
             raise UserError(f"{name} must be a whole number of at least 1, not {count!r}")
     if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
@@ -58,9 +58,9 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
         )
     if spec.batch_size > signature.train_rows:
         raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows. Make it smaller.")
-    if probing.examples is not None and probing.examples > signature.train_rows:
+    if measure_config.probe_examples is not None and measure_config.probe_examples > signature.train_rows:
         raise UserError(
-            f"a probe set of {probing.examples} examples is larger than the {signature.train_rows} training rows. "
+            f"a probe set of {measure_config.probe_examples} examples is larger than the {signature.train_rows} training rows. "
             f"Request at most that many."
         )
     if not ours(networks[spec.network]):
@@ -68,7 +68,7 @@ def check(spec: RunSpec, probing: MeasureConfig, seen: dict[Any, Any] | None = N
     check_functions.check_entries(spec, signature, task.box is not None, seen)
 
 
-def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
+def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> RunCost:
     """The cost of a run, from shapes only. Compiles nothing."""
     task = tasks[spec.task](spec)
     step, signature = cohort(spec, task.signature)
@@ -97,11 +97,11 @@ def cost_of(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> RunCost:
         flops=6 * spec.batch_size * weights,
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
-        data=4 * (signature.train_rows + probing.validation(signature)) * columns,
+        data=4 * (signature.train_rows + measure_config.validation(signature)) * columns,
         state=16 * weights,
         layers=len(widths) + COMPILED,
-        num_measurements=len(range(0, math.ceil(spec.epochs), probing.every)) + 1 if spec.epochs else 1,
-        measured_rows=probing.probe_set(signature) + probing.validation(signature),
+        num_measurements=len(range(0, math.ceil(spec.epochs), measure_config.measure_every)) + 1 if spec.epochs else 1,
+        measured_rows=measure_config.probe_set(signature) + measure_config.validation(signature),
         sites=len(units),
     )
 

@@ -82,9 +82,9 @@ class ProgramCache:
 
 
 @ProgramCache
-def programs(step_spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Programs:
+def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
     """The programs of a cohort. `measure` maps over the runs sequentially, so that each run stays in the CPU cache."""
-    measure_one, n = make_measure(step_spec, signature, probing, boxed), probing.probe_set(signature)
+    measure_one, n = make_measure(step_spec, signature, measure_config, boxed), measure_config.probe_set(signature)
 
     def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
         probe = data._replace(train=data.train[:, :n])
@@ -111,9 +111,9 @@ def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]
 
 
 @ProgramCache
-def sample_program(spec: RunSpec, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
+def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
     """Data of one phase of a task: seeds of W runs -> their datasets."""
-    sample_one = make_sample(tasks[spec.task](spec), phase, probing)
+    sample_one = make_sample(tasks[spec.task](spec), phase, measure_config)
 
     def sample(seeds: UInt32[Array, " W"]) -> Data:
         # lax.map is sequential: rows that are sampled but not kept are freed before the next run samples its own
@@ -137,20 +137,20 @@ def clear() -> None:
         cache.clear()
 
 
-def tile_programs(spec: RunSpec, probing: MeasureConfig = MeasureConfig()) -> Programs:
+def tile_programs(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> Programs:
     """The programs that train and measure a tile of runs like `spec`."""
-    return programs(*_programs_key(spec, probing))
+    return programs(*_programs_key(spec, measure_config))
 
 
-def _programs_key(spec: RunSpec, probing: MeasureConfig) -> tuple[Any, ...]:
+def _programs_key(spec: RunSpec, measure_config: MeasureConfig) -> tuple[Any, ...]:
     task = tasks[spec.task](spec)
-    return *cohort(spec, task.signature), probing, task.box is not None
+    return *cohort(spec, task.signature), measure_config, task.box is not None
 
 
-def required_programs(runs: Iterable[RunSpec], probing: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
+def required_programs(runs: Iterable[RunSpec], measure_config: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
     """The keys of the programs that these runs require, for `evict`."""
     distinct = {program_fields(spec): spec for spec in runs}.values()
-    return {key for spec in distinct for key in (("programs", *_programs_key(spec, probing)), *init_programs(spec))}
+    return {key for spec in distinct for key in (("programs", *_programs_key(spec, measure_config)), *init_programs(spec))}
 
 
 def evict(key: tuple[Any, ...]) -> None:

@@ -28,7 +28,7 @@ class MeasureProgram(NamedTuple):
     has_user_entries: bool  # whether the network or an activation is a user's
     loss: Callable[..., Array]
     signature: Signature
-    probing: MeasureConfig
+    measure_config: MeasureConfig
 
 
 class ProbePass(NamedTuple):
@@ -40,7 +40,9 @@ class ProbePass(NamedTuple):
     grads: Any
 
 
-def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, boxed: bool) -> Callable[..., dict[str, Array]]:
+def make_measure(
+    spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool
+) -> Callable[..., dict[str, Array]]:
     """Build `measure(state, previous, data, hparams, box)`: every metric, unit mask and histogram of one run.
 
     The network is in evaluation mode. `previous` holds the parameters one epoch earlier.
@@ -49,8 +51,8 @@ def make_measure(spec: RunSpec, signature: Signature, probing: MeasureConfig, bo
     graph, bounded, _ = components_of(spec, signature)
     entries = networks[spec.network], activations[spec.activation], activations[spec.output]
     has_user_entries = not all(map(ours, entries))
-    program = MeasureProgram(graph, boxed and bounded, has_user_entries, LOSSES[signature.loss], signature, probing)
-    d_in, n = signature.d_in, probing.probe_set(signature)
+    program = MeasureProgram(graph, boxed and bounded, has_user_entries, LOSSES[signature.loss], signature, measure_config)
+    d_in, n = signature.d_in, measure_config.probe_set(signature)
 
     def measure(state: State, previous: Any, data: Data, hparams: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         x, y = data.train[:n, :d_in], data.train[:n, d_in:]
@@ -138,12 +140,12 @@ def site_views(
 
 def measurements(program: MeasureProgram, snapshot: Snapshot, y: Float[Array, "N O"]) -> dict[str, Array]:
     """The arrays that a run stores at one measurement, by name: metrics, histograms, packed unit masks and `finite`."""
-    probing = program.probing
-    metrics, masks = metric.measure(snapshot, probing.metrics)
+    measure_config = program.measure_config
+    metrics, masks = metric.measure(snapshot, measure_config.metrics)
     of_task = {f"{name}/all": METRICS[name].function(snapshot.prediction, y) for name in program.signature.metrics}
     finite = _all_finite(snapshot)
     packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
-    counts = histograms.counts(snapshot, probing.linear_bins) if probing.histograms else {}
+    counts = histograms.counts(snapshot, measure_config.linear_bins) if measure_config.histograms else {}
     unsound = certified.unsound(snapshot) if program.has_user_entries and program.bounded else {}
     return {
         **{f"unsound:{name}": count for name, count in unsound.items()},

@@ -63,12 +63,12 @@ class Work(Generic[T, N]):
     evict: Callable[[tuple[Any, ...]], None]  # frees a program by its key
 
 
-def training(plan: Plan, probing: MeasureConfig, keep_params: bool = False) -> Work[Tile, Arrays]:
+def training(plan: Plan, measure_config: MeasureConfig, keep_params: bool = False) -> Work[Tile, Arrays]:
     """The training of every tile of a plan."""
 
     def start(tile: Tile, device: jax.Device, should_continue: Callable[[], bool]) -> train_tile.QueuedTile | None:
         return train_tile.start_tile(
-            list(tile.runs), tile.width, device, probing, num_datasets=tile.num_datasets, should_continue=should_continue
+            list(tile.runs), tile.width, device, measure_config, num_datasets=tile.num_datasets, should_continue=should_continue
         )
 
     return Work(
@@ -76,7 +76,7 @@ def training(plan: Plan, probing: MeasureConfig, keep_params: bool = False) -> W
         plan.cost,
         start,
         lambda pending: train_tile.fetch(pending, keep_params),
-        lambda tile: compilation.required_programs(tile.runs, probing),
+        lambda tile: compilation.required_programs(tile.runs, measure_config),
         compilation.evict,
     )
 

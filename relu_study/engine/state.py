@@ -45,16 +45,16 @@ class Data(NamedTuple):
 class MeasureConfig(NamedTuple):
     """How a run is measured. Only requested quantities are computed. The default is all of them."""
 
-    examples: int | None = None  # None: DEFAULT_EXAMPLES, or all if fewer
+    probe_examples: int | None = None  # None: DEFAULT_EXAMPLES, or all if fewer
     val_examples: int | None = 8192  # maximum of validation examples; None: all
     histograms: bool = True
     metrics: tuple[str, ...] | None = None  # None: every registered one
-    every: int = 1  # epochs between measurements; the last epoch is always measured
+    measure_every: int = 1  # epochs between measurements; the last epoch is always measured
     linear_bins: bool = True  # for outputs of bounded activations; False: powers of two
 
     def probe_set(self, signature: Signature) -> int:
         """N: the first N training examples are the probe set."""
-        return min(self.examples or DEFAULT_EXAMPLES, signature.train_rows)
+        return min(self.probe_examples or DEFAULT_EXAMPLES, signature.train_rows)
 
     def validation(self, signature: Signature) -> int:
         """Number of validation examples that `val_loss` reads (the first ones)."""

@@ -37,9 +37,9 @@ def steps_per_epoch(train_rows: int, batch_size: int) -> int:
     return -(-train_rows // batch_size)
 
 
-def ranges(spec: RunSpec, signature: Signature, probing: MeasureConfig) -> dict[str, histogram_bins.Range]:
+def ranges(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -> dict[str, histogram_bins.Range]:
     """The ranges of the linear histograms by name ("post:site_1"), for the sites with bounded activations."""
-    if not (probing.histograms and probing.linear_bins):
+    if not (measure_config.histograms and measure_config.linear_bins):
         return {}
     spans = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
     return {f"post:site_{i}": span for i, span in enumerate(spans, 1) if span is not None}
@@ -281,9 +281,9 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     return init
 
 
-def make_sample(task: Task, phase: int, probing: MeasureConfig) -> Callable[..., Data]:
+def make_sample(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
     """Build `sample(seed)`: the data of one run, with only the validation examples that `val_loss` reads."""
-    n, keep = task.signature.train_rows, probing.validation(task.signature)
+    n, keep = task.signature.train_rows, measure_config.validation(task.signature)
 
     def sample(seed: UInt32[Array, ""]) -> Data:
         x, y = task.sample(random_streams.stream(seed, "data", phase), phase)

@@ -89,14 +89,14 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
     return [*readers, *[readers[0]] * (num_datasets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
 
 
-def draw(readers: list[RunSpec], phase: int, device: Any, probing: MeasureConfig) -> Data:
+def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: MeasureConfig) -> Data:
     """The data of one phase of the task, one dataset per reader."""
     seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
-    return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, probing)(seeds))
+    return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, measure_config)(seeds))
 
 
 def init_tile(
-    specs: list[RunSpec], device: Any, probing: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
+    specs: list[RunSpec], device: Any, measure_config: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
 ) -> TileState:
     """Queue the initial state of runs of one cohort on a device: data, weights, optimiser state."""
     signature = tasks[specs[0].task](specs[0]).signature
@@ -109,8 +109,8 @@ def init_tile(
             for name in TRACED_FIELDS
         }
     box = jax.device_put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
-    data = draw(readers, 0, device, probing)
-    probe_inputs = data.train[:, : probing.probe_set(signature), : signature.d_in]
+    data = draw(readers, 0, device, measure_config)
+    probe_inputs = data.train[:, : measure_config.probe_set(signature), : signature.d_in]
     if source is not None:
         source = jax.device_put(source, device)
         probe_inputs = probe_inputs[source]
@@ -120,7 +120,7 @@ def init_tile(
 
     weights = _init_per_key(specs, cohorts.start_spec, init)
     # Most optimiser states depend on no input, so their program leaves them uncommitted.
-    optimizer_state = compilation.tile_programs(specs[0], probing).init_optimizer(weights.params, hparams, seeds)
+    optimizer_state = compilation.tile_programs(specs[0], measure_config).init_optimizer(weights.params, hparams, seeds)
     state = jax.device_put(State(weights.params, weights.stats, optimizer_state), device)
     return TileState(state, data, seeds, hparams, box, source)
 
@@ -129,7 +129,7 @@ def start_tile(
     runs: list[RunSpec],
     width: int,
     device: Any,
-    probing: MeasureConfig = MeasureConfig(),
+    measure_config: MeasureConfig = MeasureConfig(),
     probe: bool = True,
     chunk: int | None = None,
     num_datasets: int | None = None,
@@ -147,9 +147,9 @@ def start_tile(
     task = tasks[specs[0].task](specs[0])
     total, num_epochs = specs[0].epochs, math.ceil(specs[0].epochs)
     per_epoch = steps_per_epoch(task.signature.train_rows, specs[0].batch_size)
-    program = compilation.tile_programs(specs[0], probing)
+    program = compilation.tile_programs(specs[0], measure_config)
     readers, _ = datasets_of(specs, num_datasets)
-    state, data, seeds, hparams, box, source = init_tile(specs, device, probing, num_datasets)
+    state, data, seeds, hparams, box, source = init_tile(specs, device, measure_config, num_datasets)
     phase, drawn = 0, _extremes(readers, data)
     measured = [program.measure(state, state.params, data, hparams, box, source)]
     for epoch in range(1, num_epochs + 1):
@@ -157,26 +157,26 @@ def start_tile(
             return None
         now = min((epoch - 1) * task.phases // num_epochs, task.phases - 1)
         if now != phase:
-            data, phase = draw(readers, now, device, probing), now
+            data, phase = draw(readers, now, device, measure_config), now
             drawn += _extremes(readers, data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
             state = program.advance(state, data.train, seeds, hparams, *at, source)
-        if (probe and epoch % probing.every == 0) or epoch == num_epochs:
+        if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
             measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
-    epochs = epochs_measured(total, probing.every)
+    epochs = epochs_measured(total, measure_config.measure_every)
     return QueuedTile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
         site_units(*cohorts.cohort(specs[0], task.signature)),
-        ranges(*cohorts.cohort(specs[0], task.signature), probing),
+        ranges(*cohorts.cohort(specs[0], task.signature), measure_config),
         measured,
         state.params,
-        probing.probe_set(task.signature),
+        measure_config.probe_set(task.signature),
         drawn,
     )
 
@@ -316,13 +316,13 @@ def _final_params(pending: QueuedTile) -> dict[str, np.ndarray]:
 
 
 def train_tile(
-    runs: list[RunSpec], width: int, device: Any = None, probing: MeasureConfig = MeasureConfig(), **options: Any
+    runs: list[RunSpec], width: int, device: Any = None, measure_config: MeasureConfig = MeasureConfig(), **options: Any
 ) -> dict[str, np.ndarray]:
     """Train up to `width` runs of one cohort and length together.
 
     Returns arrays by name, runs first and epochs second. `options` are those of `start_tile`, and `keep_params`.
     """
     keep_params = options.pop("keep_params", False)
-    pending = start_tile(runs, width, device or jax.devices()[0], probing, **options)
+    pending = start_tile(runs, width, device or jax.devices()[0], measure_config, **options)
     assert pending is not None
     return fetch(pending, keep_params)

@@ -33,7 +33,7 @@ from relu_study.study.study import Study
 def execute(
     study: Study | DrawStudy,
     folder: Path,
-    probing: MeasureConfig,
+    measure_config: MeasureConfig,
     callback: Callback,
     command_info: Mapping[str, Any],
     keep_params: bool = False,
@@ -48,7 +48,7 @@ def execute(
     Raises UserError before training if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
     with locks.writer_lock(folder, shard):
-        job = prepare(study, folder, probing, shard=shard)
+        job = prepare(study, folder, measure_config, shard=shard)
         job = replace(job, provenance=with_digest(job.provenance))
         if per_seed:
             check_per_seed(len(job.ids))

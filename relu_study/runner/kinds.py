@@ -48,7 +48,7 @@ class Kind(Protocol[S, P, T]):
     def amount(self, study: S) -> tuple[int, float]:
         """The number of results, and the work that their time is proportional to."""
 
-    def request(self, study: S, folder: Path | None, probing: MeasureConfig) -> Request[P]:
+    def request(self, study: S, folder: Path | None, measure_config: MeasureConfig) -> Request[P]:
         """Check and declare every run or cell."""
 
     def memory(self, job: Job[S, P]) -> MemoryEstimate:
@@ -88,10 +88,10 @@ class Training(Kind[Study, Plan, Tile]):
         runs = study.runs()
         return len(runs), sum(run.epochs for run in runs)
 
-    def request(self, study: Study, folder: Path | None, probing: MeasureConfig) -> Request[Plan]:
+    def request(self, study: Study, folder: Path | None, measure_config: MeasureConfig) -> Request[Plan]:
         from relu_study.runner.prepare_runs import request_runs
 
-        return request_runs(study, folder, probing)
+        return request_runs(study, folder, measure_config)
 
     def memory(self, job: Job[Study, Plan]) -> MemoryEstimate:
         from relu_study.runner.memory import predict_memory
@@ -101,7 +101,7 @@ class Training(Kind[Study, Plan, Tile]):
     def work(self, job: Job[Study, Plan], keep_params: bool) -> Work[Tile, Arrays]:
         from relu_study.engine import scheduler
 
-        return scheduler.training(job.plan, job.probing, keep_params)
+        return scheduler.training(job.plan, job.measure_config, keep_params)
 
     def save(self, folder: Path, tile: Tile, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
         header = {
@@ -141,7 +141,7 @@ class Drawing(Kind[DrawStudy, DrawPlan, Block]):
         draws = sum(experiment.draws * len(experiment.cells) for experiment in study.experiments)
         return draws, draws
 
-    def request(self, study: DrawStudy, folder: Path | None, probing: MeasureConfig) -> Request[DrawPlan]:
+    def request(self, study: DrawStudy, folder: Path | None, measure_config: MeasureConfig) -> Request[DrawPlan]:
         from relu_study.runner.prepare_draws import request_draws
 
         return request_draws(study)

@@ -83,7 +83,7 @@ def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
     device = scheduler.assign_devices(planned, job.plan.cost, job.plan.devices)[largest.name]
     with _CacheHitCounter() as cache, _RssMonitor() as grown:
         tile = max(largest.tiles, key=lambda tile: tile.num_datasets)
-        one = of_tile(tile, job.probing, jax.devices()[device], only=devices == len(planned))
+        one = of_tile(tile, job.measure_config, jax.devices()[device], only=devices == len(planned))
     # This device will read the program just compiled from the cache. If every program was a cache hit, the other devices
     # are assumed to have theirs in the cache too.
     compiling = (grown.bytes or _compiler(largest)) * (concurrent(_compiler) - (0 if cache.all_found else 1 - CACHE_READ_RATIO))
@@ -101,7 +101,7 @@ def _compiler(cohort: Cohort) -> int:
 def _reported(job: Job[Study, Plan]) -> int:
     """Bytes of the report of all runs, stored or not; a shard writes no report."""
     runs = [] if job.shard else job.study.runs()
-    measurements = sum(len(train_tile.epochs_measured(run.epochs, job.probing.every)) for run in runs)
+    measurements = sum(len(train_tile.epochs_measured(run.epochs, job.measure_config.measure_every)) for run in runs)
     return len(runs) * RUN_BYTES + REPORT_BYTES * 4 * len(job.declaration["columns"]) * measurements
 
 
@@ -117,14 +117,14 @@ def predict_memory_draws(job: Job[DrawStudy, DrawPlan]) -> MemoryEstimate:
     return MemoryEstimate(base + devices * ((grown.bytes or COMPILER_BYTES) + shared), one, limit)
 
 
-def of_tile(tile: Tile, probing: MeasureConfig, device: Any = None, only: bool = False) -> int:
+def of_tile(tile: Tile, measure_config: MeasureConfig, device: Any = None, only: bool = False) -> int:
     """Peak bytes of a tile on its device, from XLA's `memory_analysis` of `advance` and `measure`.
 
     Includes the states and measurements in flight.
     Includes the data of the next tile, which is sampled during the last epochs, unless the tile is the `only` one of its device.
     """
-    sizes, rows, state = compiled(tile, probing, device)
-    measured = sizes["measure"].output * len(train_tile.epochs_measured(tile.runs[0].epochs, probing.every))
+    sizes, rows, state = compiled(tile, measure_config, device)
+    measured = sizes["measure"].output * len(train_tile.epochs_measured(tile.runs[0].epochs, measure_config.measure_every))
     return max(sum(size) for size in sizes.values()) + (0 if only else rows) + train_tile.IN_FLIGHT * state + measured
 
 
@@ -135,7 +135,7 @@ def of_block(block: Block) -> int:
     return sum(size) + draw_block.IN_FLIGHT * size.output
 
 
-def compiled(tile: Tile, probing: MeasureConfig, device: Any = None) -> tuple[dict[str, Size], int, int]:
+def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> tuple[dict[str, Size], int, int]:
     """Compile the programs of a tile from shapes only, for one `device` (default: the first).
 
     Returns the sizes by program, the bytes of the data and the bytes of the state.
@@ -149,18 +149,20 @@ def compiled(tile: Tile, probing: MeasureConfig, device: Any = None) -> tuple[di
     def output(program: Any, *arguments: Any) -> Any:
         return _shaped(program.jitted.eval_shape(*arguments), device)
 
-    seeds, knobs, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in TRACED_FIELDS}, shape(wide, 2)
-    data = output(compilation.sample_program(cohorts.data_spec(spec), 0, probing), shape(tile.num_datasets, kind=np.uint32))
-    inputs = shape(wide, probing.probe_set(signature), signature.d_in)
+    seeds, hparams, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in TRACED_FIELDS}, shape(wide, 2)
+    data = output(
+        compilation.sample_program(cohorts.data_spec(spec), 0, measure_config), shape(tile.num_datasets, kind=np.uint32)
+    )
+    inputs = shape(wide, measure_config.probe_set(signature), signature.d_in)
     init = compilation.init_program(cohorts.start_spec(spec), signature.d_in, signature.d_out)
-    weights = output(init, seeds, knobs, inputs)
-    programs = compilation.tile_programs(spec, probing)
-    state = State(weights.params, weights.stats, output(programs.init_optimizer, weights.params, knobs, seeds))
+    weights = output(init, seeds, hparams, inputs)
+    programs = compilation.tile_programs(spec, measure_config)
+    state = State(weights.params, weights.stats, output(programs.init_optimizer, weights.params, hparams, seeds))
     source = None if tile.num_datasets == wide else shape(wide, kind=np.int32)
     at = [shape(kind=np.int32)] * 3
     sizes = {
-        "advance": _size(programs.advance, state, data.train, seeds, knobs, *at, source),
-        "measure": _size(programs.measure, state, state.params, data, knobs, box, source),
+        "advance": _size(programs.advance, state, data.train, seeds, hparams, *at, source),
+        "measure": _size(programs.measure, state, state.params, data, hparams, box, source),
     }
     return sizes, _bytes(data), _bytes(state)
 

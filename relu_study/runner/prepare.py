@@ -39,7 +39,7 @@ class Request(Generic[P]):
     provenance: dict[str, Any]  # without the digest
     ids: Collection[Any]  # all runs or blocks
     plan: Callable[[FolderState, Shard | None], Planned[P]]
-    probing: MeasureConfig = MeasureConfig()
+    measure_config: MeasureConfig = MeasureConfig()
     derived: Collection[str] = ()  # declared metrics that are not measured under their own name
 
 
@@ -49,7 +49,7 @@ class Job(Generic[S, P]):
 
     study: S
     kind: Kind[S, P, Any]
-    probing: MeasureConfig  # unused by a draw study
+    measure_config: MeasureConfig  # unused by a draw study
     provenance: dict[str, Any]
     widths: dict[str, int]
     plan: P
@@ -69,7 +69,7 @@ class Job(Generic[S, P]):
 def prepare(
     study: S,
     folder: Path | None,
-    probing: MeasureConfig = MeasureConfig(),
+    measure_config: MeasureConfig = MeasureConfig(),
     hint: str = "name another folder with --out",
     shard: Shard | None = None,
 ) -> Job[S, Any]:
@@ -79,12 +79,14 @@ def prepare(
     Raises UserError, with `hint` as the advice, if the folder cannot be continued.
     """
     kind = kind_of(study)
-    request = kind.request(study, folder, probing)
+    request = kind.request(study, folder, measure_config)
     has_raw_files = folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
     provenance = with_digest(request.provenance) if has_raw_files else request.provenance
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
-    return Job(study, kind, request.probing, provenance, widths, plan, stored, request.declaration, request.ids, state, shard)
+    return Job(
+        study, kind, request.measure_config, provenance, widths, plan, stored, request.declaration, request.ids, state, shard
+    )
 
 
 def manifest_of(job: Job[Any, Any], command_info: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,24 +30,31 @@ from relu_study.study.shard import Shard
 from relu_study.study.study import REPORT_EPOCHS, Study
 
 
-def request_runs(study: Study, folder: Path | None, probing: MeasureConfig) -> Request[Plan]:
+def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfig) -> Request[Plan]:
     """Check every run of a study. Compiles nothing."""
-    runs, probing = study.runs(), _measure_config(study, probing)
+    runs, measure_config = study.runs(), _measure_config(study, measure_config)
     checked: dict[Any, Any] = {}
     for spec in dict.fromkeys(run.replace(seed=0) for run in runs):
-        cohorts.check(spec, probing, checked)
-    declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, probing.metrics))
+        cohorts.check(spec, measure_config, checked)
+    declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, measure_config.metrics))
     if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
         declaration["notes"] = notes
     check(parse_declaration(declaration))
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
-        probing = probing._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
+        measure_config = measure_config._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
     ids, derived = {run.run_id for run in runs}, {*METRICS, *revivals.declared()}
-    return Request(declaration, provenance(probing, runs), ids, functools.partial(_plan, runs, probing), probing, derived)
+    return Request(
+        declaration,
+        provenance(measure_config, runs),
+        ids,
+        functools.partial(_plan, runs, measure_config),
+        measure_config,
+        derived,
+    )
 
 
-def _plan(runs: list[RunSpec], probing: MeasureConfig, state: FolderState, shard: Shard | None) -> Planned[Plan]:
-    work, machine = _cached(lambda run: cohorts.cost_of(run, probing)), (len(jax.devices()), jax.devices()[0].platform)
+def _plan(runs: list[RunSpec], measure_config: MeasureConfig, state: FolderState, shard: Shard | None) -> Planned[Plan]:
+    work, machine = _cached(lambda run: cohorts.cost_of(run, measure_config)), (len(jax.devices()), jax.devices()[0].platform)
     requested = {run.run_id for run in runs}
     if shard is not None:
         # Ignore stored runs and widths, so that every shard computes the same partition no matter when it starts.
@@ -67,18 +74,18 @@ def _plan(runs: list[RunSpec], probing: MeasureConfig, state: FolderState, shard
     return planned, widths, len(requested) - len(missing)
 
 
-def _measure_config(study: Study, probing: MeasureConfig) -> MeasureConfig:
+def _measure_config(study: Study, measure_config: MeasureConfig) -> MeasureConfig:
     """The MeasureConfig with the study's metrics, measurement interval and, if it has none itself, probe set."""
-    examples = study.probe_examples if probing.examples is None else probing.examples
-    probing = probing._replace(every=study.every, examples=examples)
+    examples = study.probe_examples if measure_config.probe_examples is None else measure_config.probe_examples
+    measure_config = measure_config._replace(measure_every=study.every, probe_examples=examples)
     if not study.metrics:
-        return probing
+        return measure_config
     registered = declared()
     for name in study.metrics:
         if name not in registered:
             raise nearest(name, registered, f"metric of study {study.name}")
     names = tuple(name for name in registered if name in {*study.metrics, "dead_fraction"})
-    return probing._replace(metrics=names, histograms=False)
+    return measure_config._replace(metrics=names, histograms=False)
 
 
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:

@@ -20,7 +20,7 @@ from relu_study.study.fingerprint import essence, fingerprint, source_hash
 from relu_study.study.run_spec import RunSpec
 
 
-def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
+def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
     """Everything that the numbers of these runs depend on besides RunSpecs and tile widths, without the digest."""
     runs = list({run.replace(seed=0): None for run in runs})
     kinds = (
@@ -34,19 +34,19 @@ def provenance(probing: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str
     entries = {
         f"{kind} {name}": registry[name] for kind, field, registry in kinds for name in {getattr(run, field) for run in runs}
     }
-    measured = [name for name in declared() if probing.metrics is None or name in probing.metrics]
+    measured = [name for name in declared() if measure_config.metrics is None or name in measure_config.metrics]
     entries |= {f"metric {name}": registered[name] for name in measured}
     of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
     entries |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}
     return {
         **host(),
-        "probe_examples": probing.examples or DEFAULT_EXAMPLES,
-        "val_examples": probing.val_examples,
-        "measured_every": probing.every,
-        "histogram_bins": histogram_bins.LINEAR if probing.linear_bins else histogram_bins.POWERS,
-        "metrics": None if probing.metrics is None else ", ".join(probing.metrics),
+        "probe_examples": measure_config.probe_examples or DEFAULT_EXAMPLES,
+        "val_examples": measure_config.val_examples,
+        "measured_every": measure_config.measure_every,
+        "histogram_bins": histogram_bins.LINEAR if measure_config.linear_bins else histogram_bins.POWERS,
+        "metrics": None if measure_config.metrics is None else ", ".join(measure_config.metrics),
         "measured": measured,
-        "histograms": probing.histograms,
+        "histograms": measure_config.histograms,
         "own": sources(entries),
     }
 

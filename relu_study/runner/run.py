@@ -101,11 +101,11 @@ def run(
     Raises:
         UserError: The study, the folder or an argument is not valid.
     """
-    sized, probing = study.with_preset(preset, seeds=seeds, epochs=epochs), MeasureConfig(probe_examples, val_examples)
+    sized, measure_config = study.with_preset(preset, seeds=seeds, epochs=epochs), MeasureConfig(probe_examples, val_examples)
     command_info = {"command": "relu_study.run", "preset": preset or "default"}
     part = _shard(shard, out)
     with _results_folder(out) as folder:
-        execute(sized, folder, probing, callback or Callback(), command_info, keep_params, all_epochs, per_seed, part)
+        execute(sized, folder, measure_config, callback or Callback(), command_info, keep_params, all_epochs, per_seed, part)
         if part:
             return None
         results = load(folder)

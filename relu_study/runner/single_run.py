@@ -26,7 +26,7 @@ from relu_study.study.study import Study
 
 
 @pinned()
-def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, probing: MeasureConfig) -> str:
+def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, measure_config: MeasureConfig) -> str:
     """Train one run at the tile width of its cohort in the folder `sweep`; returns its row of `runs.csv`.
 
     With `out`, write the manifest, the tile and the row into this new folder.
@@ -39,7 +39,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
     if run_id not in runs:
         unknown = nearest(run_id, runs, f"run of study {study.name} at this size")
         raise UserError(f"{unknown} (--preset, --seeds and --epochs determine the runs)")
-    job = prepare(study, sweep, probing, hint="name the folder of its sweep with --widths-from")
+    job = prepare(study, sweep, measure_config, hint="name the folder of its sweep with --widths-from")
     job = replace(job, provenance=with_digest(job.provenance))
     if out is not None:
         check_writable(out)
@@ -47,7 +47,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
     name = cohorts.cost_of(spec).cohort
     tile = Tile(name, job.widths[name], (spec,), 0, num_datasets=1)
     with entry_errors():
-        numbers = train_tile.train_tile([spec], tile.width, probing=job.probing, num_datasets=tile.num_datasets)
+        numbers = train_tile.train_tile([spec], tile.width, measure_config=job.measure_config, num_datasets=tile.num_datasets)
     command_info = {"command": f"relu-study run {study.name} --only {run_id}", "preset": "only"}
     manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
     with contextlib.ExitStack() as stack:

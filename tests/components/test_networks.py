@@ -88,7 +88,7 @@ def test_no_input_of_the_box_leaves_the_bounds() -> None:
 @pytest.mark.slow
 def test_it_trains_and_its_units_are_certified() -> None:
     few = MeasureConfig(200, 100, histograms=False, metrics=("train_loss", "dead_fraction", "certified_dead_fraction"))
-    tile = train_tile.train_tile([SPEC.replace(seed=seed, initializer="he_normal") for seed in range(2)], 2, probing=few)
+    tile = train_tile.train_tile([SPEC.replace(seed=seed, initializer="he_normal") for seed in range(2)], 2, measure_config=few)
     loss = tile["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all()
     certified, dead = tile["metric:certified_dead_fraction/all"], tile["metric:dead_fraction/all"]

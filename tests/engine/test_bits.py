@@ -47,12 +47,12 @@ def base(request: pytest.FixtureRequest) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def whole(base: RunSpec) -> dict[str, np.ndarray]:
-    return train_tile.train_tile(runs(4, base), 4, probing=PROBE, keep_params=True)
+    return train_tile.train_tile(runs(4, base), 4, measure_config=PROBE, keep_params=True)
 
 
 def test_other_runs_and_order_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     mixed = [base.replace(seed=9), base.replace(seed=2), base.replace(seed=0, learning_rate=0.5), base.replace(seed=1)]
-    tile = train_tile.train_tile(mixed, 4, probing=PROBE, keep_params=True)
+    tile = train_tile.train_tile(mixed, 4, measure_config=PROBE, keep_params=True)
     same(whole, tile, [2, 1], [1, 3])
 
 
@@ -62,16 +62,16 @@ def test_runs_with_other_init_or_data_change_no_bit(base: RunSpec, whole: dict[s
         base.replace(seed=3),
         base.replace(seed=3, target="sum", inputs="centred"),
     ]
-    tile = train_tile.train_tile([*mixed, base.replace(seed=0)], 4, probing=PROBE, keep_params=True)
+    tile = train_tile.train_tile([*mixed, base.replace(seed=0)], 4, measure_config=PROBE, keep_params=True)
     same(whole, tile, [3, 0], [1, 3])
-    alone = train_tile.train_tile([mixed[0]], 4, probing=PROBE, keep_params=True)
+    alone = train_tile.train_tile([mixed[0]], 4, measure_config=PROBE, keep_params=True)
     same(alone, tile, [0], [0])
     assert not np.array_equal(tile["metric:train_loss/all"][0], tile["metric:train_loss/all"][1])
 
 
 def test_nonfinite_run_changes_no_bit_of_others(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     bad = base.replace(seed=1, learning_rate=1e30)
-    tile = train_tile.train_tile([base.replace(seed=0), bad, base.replace(seed=3)], 4, probing=PROBE, keep_params=True)
+    tile = train_tile.train_tile([base.replace(seed=0), bad, base.replace(seed=3)], 4, measure_config=PROBE, keep_params=True)
     same(whole, tile, [0, 3], [0, 2])
     assert tile["status"].tolist() == ["ok", "nonfinite", "ok"]
     assert tile["first_bad_epoch"][1] == 1 and np.isnan(tile["metric:train_loss/all"][1, 1:]).all()
@@ -80,7 +80,7 @@ def test_nonfinite_run_changes_no_bit_of_others(whole: dict[str, np.ndarray], ba
 
 def test_single_run_in_a_padded_tile(whole: dict[str, np.ndarray], base: RunSpec) -> None:
     for seed in range(4):
-        same(whole, train_tile.train_tile([base.replace(seed=seed)], 4, probing=PROBE, keep_params=True), [seed], [0])
+        same(whole, train_tile.train_tile([base.replace(seed=seed)], 4, measure_config=PROBE, keep_params=True), [seed], [0])
 
 
 def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
@@ -91,7 +91,7 @@ def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 5, 13])
 def test_chunk_length(whole: dict[str, np.ndarray], base: RunSpec, chunk: int) -> None:
-    same(whole, train_tile.train_tile(runs(4, base), 4, probing=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
+    same(whole, train_tile.train_tile(runs(4, base), 4, measure_config=PROBE, chunk=chunk, keep_params=True), [0, 3], [0, 3])
 
 
 @pytest.mark.slow
@@ -104,10 +104,15 @@ def test_shared_datasets(base: RunSpec, num_datasets: int) -> None:
     ]  # no run reads the fourth
     tile = [arm.replace(seed=seed, target=target) for seed, target in keys for arm in arms[: 8 // len(keys)]][1:]
     each = list(range(len(tile)))
-    probing = PROBE if num_datasets == 1 else FEW
-    alone = train_tile.train_tile(tile, 8, probing=probing, keep_params=True)
+    measure_config = PROBE if num_datasets == 1 else FEW
+    alone = train_tile.train_tile(tile, 8, measure_config=measure_config, keep_params=True)
     assert len({row.tobytes() for row in alone["metric:val_loss/all"]}) == len(tile)
-    same(alone, train_tile.train_tile(tile, 8, probing=probing, keep_params=True, num_datasets=num_datasets), each, each)
+    same(
+        alone,
+        train_tile.train_tile(tile, 8, measure_config=measure_config, keep_params=True, num_datasets=num_datasets),
+        each,
+        each,
+    )
 
 
 @pytest.mark.slow
@@ -115,7 +120,7 @@ def test_shared_datasets(base: RunSpec, num_datasets: int) -> None:
 def test_shared_datasets_at_article_size(depth: int, wide: int) -> None:
     tile = [RunSpec(rows=3000, depth=depth, epochs=1, seed=i % 4, gain=1 + i // 4, initializer="he_normal") for i in range(wide)]
     alone, together, few = (
-        train_tile.train_tile(tile, wide, probing=FEW, keep_params=True, num_datasets=n) for n in (None, 4, 8)
+        train_tile.train_tile(tile, wide, measure_config=FEW, keep_params=True, num_datasets=n) for n in (None, 4, 8)
     )
     same(alone, together, list(range(wide)), list(range(wide)))
     same(alone, few, list(range(wide)), list(range(wide)))
@@ -126,9 +131,11 @@ def test_shared_datasets_with_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
     tasks.add("moving", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
     tile = [SMALL.replace(task="moving", seed=seed, gain=gain) for seed in (0, 1) for gain in (1, 2)]
-    alone, together = (train_tile.train_tile(tile, 4, probing=FEW, num_datasets=num_datasets) for num_datasets in (None, 2))
+    alone, together = (
+        train_tile.train_tile(tile, 4, measure_config=FEW, num_datasets=num_datasets) for num_datasets in (None, 2)
+    )
     same(alone, together, [0, 1, 2, 3], [0, 1, 2, 3])
-    fixed = train_tile.train_tile([run.replace(task="negative_box") for run in tile], 4, probing=FEW)
+    fixed = train_tile.train_tile([run.replace(task="negative_box") for run in tile], 4, measure_config=FEW)
     losses = [numbers["metric:val_loss/all"] for numbers in (alone, fixed)]
     assert np.array_equal(losses[0][:, 1], losses[1][:, 1]) and not np.array_equal(losses[0][:, 2], losses[1][:, 2])
 
@@ -149,7 +156,7 @@ def test_batch_major_and_feature_major_agree(monkeypatch: pytest.MonkeyPatch) ->
     ):
         spec = SMALL.replace(epochs=1, **changes)
         columns, rows = (
-            train_tile.train_tile(runs(2, one), 2, probing=FEW)
+            train_tile.train_tile(runs(2, one), 2, measure_config=FEW)
             for one in (spec, spec.replace(network={"mlp": "rows", "skip": "skip_rows"}[spec.network]))
         )
         for name in ("val_loss/all", "grad_norm/site_1", "post_mean/site_2", "update_norm/all"):
@@ -159,12 +166,12 @@ def test_batch_major_and_feature_major_agree(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_measurement_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> None:
-    unwatched = train_tile.train_tile(runs(4, base), 4, probing=PROBE, probe=False, keep_params=True)
+    unwatched = train_tile.train_tile(runs(4, base), 4, measure_config=PROBE, probe=False, keep_params=True)
     assert unwatched["epoch"].tolist() == [0, 3]
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == unwatched[name].tobytes(), name
-    watched_less = train_tile.train_tile(runs(4, base), 4, probing=MeasureConfig(50, 20), keep_params=True)
+    watched_less = train_tile.train_tile(runs(4, base), 4, measure_config=MeasureConfig(50, 20), keep_params=True)
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == watched_less[name].tobytes(), name
@@ -174,7 +181,7 @@ def test_measurement_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> N
 def test_measurement_interval_changes_no_bit() -> None:
     base = SMALL.replace(epochs=6.5)
     always, often = (
-        train_tile.train_tile(runs(2, base), 2, probing=FEW._replace(every=every), keep_params=True) for every in (1, 3)
+        train_tile.train_tile(runs(2, base), 2, measure_config=FEW._replace(measure_every=every), keep_params=True) for every in (1, 3)
     )
     kept = [0, 3, 6, 7]
     assert often["epoch"].tolist() == [0, 3, 6, 6.5] == always["epoch"][kept].tolist()
@@ -195,7 +202,7 @@ def test_training_changes_the_parameters(whole: dict[str, np.ndarray]) -> None:
 
 def test_unrequested_metrics_are_absent_and_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
     asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
-    tile = train_tile.train_tile(runs(4, base), 4, probing=asked, keep_params=True)
+    tile = train_tile.train_tile(runs(4, base), 4, measure_config=asked, keep_params=True)
     metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}
     left = {name for name in whole if not name.startswith(("metric:", "histogram:", "dead:", "certified_dead:"))}
     assert set(tile) == metrics | left

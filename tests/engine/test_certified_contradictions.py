@@ -29,7 +29,7 @@ def test_certified_but_not_dead_units_stop_the_run() -> None:
     activation("mine", flat=((-inf, 0.0),))(lambda z: jnp.where(z > 0, z, 0.2 * z))
     spec = RunSpec(rows=60, width=6, batch_size=8, epochs=1, initializer="he_normal", activation="mine", bias_shift=-9.0)
     with pytest.raises(UserError) as error:
-        train_tile.train_tile([spec], 2, probing=FEW)
+        train_tile.train_tile([spec], 2, measure_config=FEW)
     line = str(error.value)
     assert re.search(rf"run {spec.run_id} \(seed 0\): 6 units of site_1 are certified dead and 0 are dead at epoch 0", line)
     assert "'negative_box'" in line and "'mine'" in line
@@ -56,7 +56,7 @@ def test_certified_but_not_always_on_units_stop_the_run() -> None:
     add_task(sampled(), box=(0.0, 1.0))
     spec = MINE.replace(initializer="wide", depth=2, activation="mine", epochs=0)
     with pytest.raises(UserError) as error:
-        train_tile.train_tile([spec], 2, probing=ON)
+        train_tile.train_tile([spec], 2, measure_config=ON)
     line = str(error.value)
     wanted = r"6 units of site_2 are certified always on and 3 are always on at epoch 0, and 3 of the certified ones are not"
     assert re.search(rf"run {spec.run_id} \(seed 0\): {wanted} always on", line), line
@@ -86,8 +86,8 @@ def test_network_with_incomplete_intervals_is_found() -> None:
     add_task(sampled(), box=(0.0, 1.0))
     spec = MINE.replace(network="own", initializer="ones", epochs=0)
     with pytest.raises(UserError, match=r"5 units of site_1 are certified always on and 4 are always on at epoch 0, and 1 of"):
-        train_tile.train_tile([spec], 2, probing=ON)
-    assert train_tile.train_tile([spec.replace(network="mlp")], 2, probing=ON)["status"].tolist() == ["ok"]
+        train_tile.train_tile([spec], 2, measure_config=ON)
+    assert train_tile.train_tile([spec.replace(network="mlp")], 2, measure_config=ON)["status"].tolist() == ["ok"]
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -101,12 +101,12 @@ def test_wrong_box_shows_in_certified_always_on_units(wrong: bool, monkeypatch: 
     add_task(lambda key, phase: tuple(part * (1 - 2 * wrong) for part in sampled()(key, phase)), box=(0.0, 1.0))
     spec = MINE.replace(initializer="ones", epochs=0)
     if not wrong:
-        tile = train_tile.train_tile([spec], 2, probing=ON)
+        tile = train_tile.train_tile([spec], 2, measure_config=ON)
         assert tile["metric:certified_always_on_fraction/site_1"].tolist() == [[1.0]]
         assert not any(name.startswith("unsound") for name in tile)
         return
     with pytest.raises(UserError, match=r"6 units of site_1 are certified always on and 0 are always on .*box of task 'mine'"):
-        train_tile.train_tile([spec], 2, probing=ON)
+        train_tile.train_tile([spec], 2, measure_config=ON)
 
 
 @pytest.mark.slow

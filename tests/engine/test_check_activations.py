@@ -65,7 +65,7 @@ def test_functions_of_jax_are_activations(function: Any) -> None:
     np.testing.assert_array_equal(phi(z, {}), function(z))
     if function not in (jax.nn.celu, jnp.sin):  # two suffice for the engine
         return
-    tile = train_tile.train_tile([SPEC.replace(activation="mine")], 2, probing=FEW)
+    tile = train_tile.train_tile([SPEC.replace(activation="mine")], 2, measure_config=FEW)
     assert tile["status"].tolist() == ["ok"]
 
 
@@ -122,6 +122,6 @@ def test_kink_with_a_nonzero_slope_is_not_certified() -> None:
         return jnp.ones((layer.fan_in, layer.fan_out)), jnp.full(layer.fan_out, 0.0 if layer.index else -1.0)
 
     initializer("off", needs_inputs=False)(off)
-    tile = train_tile.train_tile([spec.replace(initializer="off")], 2, probing=FEW)
+    tile = train_tile.train_tile([spec.replace(initializer="off")], 2, measure_config=FEW)
     assert tile["metric:certified_dead_fraction/site_1"].tolist() == tile["metric:dead_fraction/site_1"].tolist() == [[1.0]]
     assert tile["metric:certified_dead_fraction/site_2"].tolist() == tile["metric:dead_fraction/site_2"].tolist() == [[0.0]]

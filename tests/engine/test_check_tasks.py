@@ -192,9 +192,9 @@ def test_inputs_outside_the_box_in_a_later_seed_stop_the_run() -> None:
 
     add_task(sample, box=(0.0, 1.0))
     cohorts.check(MINE, FEW)
-    assert train_tile.train_tile([MINE.replace(seed=s) for s in (0, 1)], 2, probing=FEW)["status"].tolist() == ["ok", "ok"]
+    assert train_tile.train_tile([MINE.replace(seed=s) for s in (0, 1)], 2, measure_config=FEW)["status"].tolist() == ["ok", "ok"]
     with pytest.raises(UserError, match=r"task 'mine': drawn inputs are in \[.*, [56].*\], outside its box \(0.0, 1.0\)"):
-        train_tile.train_tile([MINE.replace(seed=s) for s in (2, 3)], 2, probing=FEW)
+        train_tile.train_tile([MINE.replace(seed=s) for s in (2, 3)], 2, measure_config=FEW)
 
 
 def test_each_run_of_a_tile_is_checked_against_its_box() -> None:
@@ -209,9 +209,9 @@ def test_each_run_of_a_tile_is_checked_against_its_box() -> None:
 
     tasks.add("mine", boxed)
     right = [MINE.replace(target=target, seed=seed) for target in ("default", "far") for seed in (0, 1)]
-    assert set(train_tile.train_tile(right, 4, probing=FEW)["status"]) == {"ok"}
+    assert set(train_tile.train_tile(right, 4, measure_config=FEW)["status"]) == {"ok"}
     with pytest.raises(UserError, match=r"drawn inputs are in \[9\.\S+, 9\.\S+\], outside its box \(0\.0, 1\.0\)"):
-        train_tile.train_tile([*right, MINE.replace(target="wrong")], 8, probing=FEW)
+        train_tile.train_tile([*right, MINE.replace(target="wrong")], 8, measure_config=FEW)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,13 @@ def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyP
         return state
 
     spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, hparams, seeds: ())
-    monkeypatch.setattr(compilation, "tile_programs", lambda spec, probing: spy)
-    assert train_tile.train_tile([spec], 2, probing=MeasureConfig(every=50))["epoch"].tolist() == [0, 50, 100, 5_000 / 47]
+    monkeypatch.setattr(compilation, "tile_programs", lambda spec, measure_config: spy)
+    assert train_tile.train_tile([spec], 2, measure_config=MeasureConfig(measure_every=50))["epoch"].tolist() == [
+        0,
+        50,
+        100,
+        5_000 / 47,
+    ]
     assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
 
 
@@ -127,7 +132,7 @@ def test_second_start_has_no_cache_miss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "probing", "word"),
+    ("changes", "measure_config", "word"),
     [
         ({"activation": "rleu"}, PROBE, "relu"),
         ({"initializer": "he_norml"}, PROBE, "he_normal"),
@@ -139,9 +144,9 @@ def test_second_start_has_no_cache_miss(tmp_path: Path) -> None:
         ({}, MeasureConfig(421), "420 training rows"),
     ],
 )
-def test_invalid_specs_raise_before_compilation(changes: dict, probing: MeasureConfig, word: str) -> None:
+def test_invalid_specs_raise_before_compilation(changes: dict, measure_config: MeasureConfig, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        check(SMALL.replace(**changes), probing)
+        check(SMALL.replace(**changes), measure_config)
 
 
 def test_revivals_count_once_per_unit() -> None:
@@ -168,7 +173,7 @@ def test_tasks_with_different_boxes_share_no_tile(monkeypatch: pytest.MonkeyPatc
     tasks.add("unboxed", unboxed)
     assert cost_of(SMALL.replace(task="boxed")).cohort == cost_of(SMALL).cohort
     assert cost_of(SMALL.replace(task="unboxed")).cohort != cost_of(SMALL).cohort
-    tile = train_tile.train_tile([SMALL.replace(task="unboxed", epochs=0)], 2, probing=PROBE)
+    tile = train_tile.train_tile([SMALL.replace(task="unboxed", epochs=0)], 2, measure_config=PROBE)
     assert np.isnan(tile["metric:certified_dead_fraction/all"]).all()
 
 
@@ -179,5 +184,5 @@ def test_redefined_entry_is_recompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         code = f"from relu_study import activation\n@activation('sloped')\ndef sloped(pre):\n    return {slope} * pre"
         exec(code, {"__name__": "notebook"})
         spec = SMALL.replace(activation="sloped", epochs=0)
-        losses.append(train_tile.train_tile([spec], 2, probing=LOSS)["metric:train_loss/all"][0, 0])
+        losses.append(train_tile.train_tile([spec], 2, measure_config=LOSS)["metric:train_loss/all"][0, 0])
     assert losses[0] != losses[1]

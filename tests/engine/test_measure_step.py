@@ -62,7 +62,7 @@ Arrays = dict[str, np.ndarray]
 @cache
 def trained(name: str, epochs: float) -> Arrays:
     runs = [spec.replace(epochs=epochs) for spec in RUNS[name]]
-    return train_tile.train_tile(runs, len(runs), probing=MeasureConfig(PROBE, VAL), keep_params=True)
+    return train_tile.train_tile(runs, len(runs), measure_config=MeasureConfig(PROBE, VAL), keep_params=True)
 
 
 def unpacked(tile: Arrays) -> Arrays:
@@ -276,7 +276,7 @@ SEEDS = 100
 def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     """100 networks of 1,024 units, and their first kernels: (run, input, unit)."""
     runs = [WIDE.replace(initializer=initializer, seed=seed) for seed in range(SEEDS)]
-    tile = train_tile.train_tile(runs, SEEDS, probing=MeasureConfig(50, 10), keep_params=True)
+    tile = train_tile.train_tile(runs, SEEDS, measure_config=MeasureConfig(50, 10), keep_params=True)
     assert not tile["param:hidden.0.dense.bias"].any()
     return tile, tile["param:hidden.0.dense.kernel"]
 

@@ -69,7 +69,7 @@ def test_one_logit_learns_two_classes(vector: bool) -> None:
     add_task(sampled(y=y), Signature(40, 20, 4, 1, "bce", ("accuracy", "trained")))
     spec = MINE.replace(epochs=60, learning_rate=0.03)
     cohorts.check(spec, FEW)
-    tile = train_tile.train_tile([spec], 2, probing=FEW._replace(every=60))
+    tile = train_tile.train_tile([spec], 2, measure_config=FEW._replace(measure_every=60))
     assert tile["metric:accuracy/all"][0, -1] > 0.9 and tile["metric:trained/all"][0, -1] == 1
     assert set(METRICS) >= {"accuracy", "trained"}
 

@@ -264,7 +264,7 @@ def tile_params(tile: Tile, run: Any) -> dict[str, np.ndarray]:
 
 
 def trained(runs: list[RunSpec], **changes: Any) -> dict[str, np.ndarray]:
-    return train_tile.train_tile([run.replace(**changes) for run in runs], 2, probing=FEW, keep_params=True)
+    return train_tile.train_tile([run.replace(**changes) for run in runs], 2, measure_config=FEW, keep_params=True)
 
 
 @pytest.fixture(scope="module")

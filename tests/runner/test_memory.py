@@ -61,15 +61,15 @@ def cached(tmp_path: Path) -> Iterator[Callable[[], set[str]]]:
     reset_cache()
 
 
-def forget(tile: Tile, probing: MeasureConfig) -> None:
-    for key in compilation.required_programs(tile.runs, probing):
+def forget(tile: Tile, measure_config: MeasureConfig) -> None:
+    for key in compilation.required_programs(tile.runs, measure_config):
         compilation.evict(key)
 
 
-def train(tile: Tile, device: int, probing: MeasureConfig) -> None:
+def train(tile: Tile, device: int, measure_config: MeasureConfig) -> None:
     """With programs that this process has not compiled yet."""
-    forget(tile, probing)
-    train_tile.train_tile(list(tile.runs), tile.width, jax.devices()[device], probing, num_datasets=tile.num_datasets)
+    forget(tile, measure_config)
+    train_tile.train_tile(list(tile.runs), tile.width, jax.devices()[device], measure_config, num_datasets=tile.num_datasets)
 
 
 @pytest.mark.slow
@@ -113,15 +113,15 @@ def test_plan_compiles_the_programs_of_the_run(cached: Callable[[], set[str]], t
     deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
     assert homes[deep.name] == 1
     for tile in deep.tiles:
-        forget(tile, job.probing)
+        forget(tile, job.measure_config)
     memory.predict_memory(job)
     before = cached()
     assert {name.partition("-")[0] for name in before} == {"jit_advance", "jit_measure"}
     for tile in deep.tiles:
-        train(tile, homes[deep.name], job.probing)
+        train(tile, homes[deep.name], job.measure_config)
     assert cached() == before
     for tile in deep.tiles:
-        forget(tile, job.probing)
+        forget(tile, job.measure_config)
     execute.execute(both, tmp_path / "both", FEW, callback.Callback(), {"command": "", "preset": "default"})
     assert len({name for name in cached() - before if name.startswith("jit_advance")}) <= 1, "the other cohort's"
 

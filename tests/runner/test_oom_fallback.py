@@ -127,7 +127,7 @@ def test_bits_match_the_width_in_the_manifest(tmp_path: Path, small_memory: Any)
     small_memory(lambda cohort, width: cohort == TANH and width > 2)
     runs = runner.run(eight, tmp_path).runs.set_index("run_id")
     spec = base.replace(activation="tanh", seed=3)
-    alone = train_tile.train_tile([spec], 2, probing=prepare.prepare(eight, None, MeasureConfig()).probing)
+    alone = train_tile.train_tile([spec], 2, measure_config=prepare.prepare(eight, None, MeasureConfig()).measure_config)
     assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
@@ -233,7 +233,6 @@ def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.Monkey
             raise jax.errors.JaxRuntimeError(FULL)
         return draw(statistic, cell, wide)
 
-    limited.kept = draw.kept  # type: ignore[attr-defined]
     monkeypatch.setattr(scheduler.draw_block, "draw_program", limited)
     told = Told()
     cells = run_draws(coins, tmp_path / "coins", draws=100, callback=told)

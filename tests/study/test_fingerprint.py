@@ -197,8 +197,8 @@ def test_committed_manifests_are_read_and_can_be_continued(path: Path):
     there, study = manifest["provenance"], load_study(find_study(manifest["study"]))
     if isinstance(study, Study):
         sized = study.with_preset(manifest["preset"], seeds=1)
-        probing = _measure_config(sized, MeasureConfig(there["probe_examples"], there["val_examples"], linear_bins=False))
-        made = with_digest(provenance(probing, sized.runs()))
+        measure_config = _measure_config(sized, MeasureConfig(there["probe_examples"], there["val_examples"], linear_bins=False))
+        made = with_digest(provenance(measure_config, sized.runs()))
     else:
         made = with_digest({**host(), "own": {}})
     assert made["own"] == {}

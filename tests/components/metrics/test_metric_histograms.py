@@ -69,7 +69,7 @@ def test_edges_and_zeros() -> None:
 def test_tile_has_histograms_of_every_finite_run_and_epoch() -> None:
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=2, initializer="he_normal")
     runs = [base, base.replace(seed=1, learning_rate=1e30)]
-    tile = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, metrics=("val_loss",)))
+    tile = train_tile.train_tile(runs, 2, measure_config=MeasureConfig(200, 50, metrics=("val_loss",)))
     counts = {name.removeprefix("histogram:"): value for name, value in tile.items() if name.startswith("histogram:")}
     assert set(counts) == {f"{kind}:site_{i}" for kind in ("pre", "post", "gradient") for i in (1, 2)}
     assert all(value.shape == (2, 3, BINS) for value in counts.values())
@@ -87,8 +87,8 @@ def test_tile_has_histograms_of_every_finite_run_and_epoch() -> None:
 @pytest.mark.slow
 def test_omitting_histograms_changes_no_other_number(tmp_path) -> None:
     runs = [RunSpec(rows=600, batch_size=50, width=8, epochs=2)]
-    plain = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50, histograms=False))
-    full = train_tile.train_tile(runs, 2, probing=MeasureConfig(200, 50))
+    plain = train_tile.train_tile(runs, 2, measure_config=MeasureConfig(200, 50, histograms=False))
+    full = train_tile.train_tile(runs, 2, measure_config=MeasureConfig(200, 50))
     assert {name for name in full if name not in plain} == {f"histogram:{kind}:site_1" for kind in ("pre", "post", "gradient")}
     assert all(plain[name].tobytes() == full[name].tobytes() for name in plain)
     names = {
@@ -103,7 +103,7 @@ def test_omitting_histograms_changes_no_other_number(tmp_path) -> None:
 
 def test_histograms_count_at_most_2048_examples() -> None:
     run = RunSpec(rows=6000, batch_size=500, width=8, epochs=0)
-    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(metrics=("val_loss",)))
+    tile = train_tile.train_tile([run], 2, measure_config=MeasureConfig(metrics=("val_loss",)))
     assert tile["probe_examples"] > histograms.EXAMPLES
     assert tile["histogram:pre:site_1"].sum() == histograms.EXAMPLES * 8
 
@@ -169,7 +169,9 @@ def test_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
     runs = [base, base.replace(seed=1)]
     measured = MeasureConfig(200, 50) if name == "tanh" else MeasureConfig(200, 50, metrics=("val_loss", "post_mean"))
-    tile, powers = (train_tile.train_tile(runs, 2, probing=measured._replace(linear_bins=linear)) for linear in (True, False))
+    tile, powers = (
+        train_tile.train_tile(runs, 2, measure_config=measured._replace(linear_bins=linear)) for linear in (True, False)
+    )
     assert tile.keys() - powers.keys() == {"bins:post:site_1", "bins:post:site_2"}
     for site in ("site_1", "site_2"):
         found = tile[f"bins:post:{site}"]
@@ -190,7 +192,7 @@ def test_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None
 def test_linear_counts_ignore_neighbours_and_padding() -> None:
     base = RunSpec(rows=600, batch_size=50, width=8, epochs=1, activation="tanh")
     first, second, pair = (
-        train_tile.train_tile(r, 2, probing=MeasureConfig(200, 50))
+        train_tile.train_tile(r, 2, measure_config=MeasureConfig(200, 50))
         for r in ([base], [base.replace(seed=1)], [base, base.replace(seed=1)])
     )
     for i, one in enumerate((first, second)):
@@ -199,9 +201,9 @@ def test_linear_counts_ignore_neighbours_and_padding() -> None:
 
 def test_output_activation_is_a_site_with_a_range() -> None:
     run = RunSpec(rows=600, batch_size=50, width=8, epochs=0, output="sigmoid")
-    tile = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50, metrics=("val_loss",)))
+    tile = train_tile.train_tile([run], 2, measure_config=MeasureConfig(200, 50, metrics=("val_loss",)))
     assert {key: value.tolist() for key, value in tile.items() if key.startswith("bins:")} == {"bins:post:site_2": [0, 1]}
-    few = train_tile.train_tile([run], 2, probing=MeasureConfig(200, 50, histograms=False, metrics=("val_loss",)))
+    few = train_tile.train_tile([run], 2, measure_config=MeasureConfig(200, 50, histograms=False, metrics=("val_loss",)))
     assert not any(key.startswith("bins:") for key in few)
 
 

@@ -117,7 +117,7 @@ def test_accuracy_and_trained() -> None:
 def test_run_is_measured_as_a_classifier() -> None:
     """What the tile says of the last epoch is what its last weights say of its rows, in NumPy."""
     few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "constant"))
-    tile = train_tile.train_tile([DIGITS.replace(epochs=5, learning_rate=0.01)], 2, probing=few, keep_params=True)
+    tile = train_tile.train_tile([DIGITS.replace(epochs=5, learning_rate=0.01)], 2, measure_config=few, keep_params=True)
     x, y = (part[0].astype(np.float64) for part in drawn())
     weights = {name: value[0].astype(np.float64) for name, value in tile.items() if name.startswith("param:")}
     hidden = np.maximum(x @ weights["param:hidden.0.dense.kernel"] + weights["param:hidden.0.dense.bias"], 0)
