@@ -233,6 +233,7 @@ def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.Monkey
             raise jax.errors.JaxRuntimeError(FULL)
         return draw(statistic, cell, wide)
 
+    limited.evict = draw.evict  # type: ignore[attr-defined]
     monkeypatch.setattr(scheduler.draw_block, "draw_program", limited)
     told = Told()
     cells = run_draws(coins, tmp_path / "coins", draws=100, callback=told)
