@@ -96,7 +96,7 @@ def quarantine(folder: Path, path: Path) -> Path:
 # ----------------------------------------------------------------------------------------- raw files
 
 
-def with_checksum(archive: bytes) -> bytes:
+def with_archive_checksum(archive: bytes) -> bytes:
     """Return a zip archive with the SHA-256 of its bytes as its comment. `np.load` still reads it."""
     assert archive.endswith(_EMPTY)
     return archive[:-2] + _LENGTH + hashlib.sha256(archive).hexdigest().encode()
@@ -166,7 +166,7 @@ def strict_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def with_archive_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain data with its checksum as the last entry. Raises ValueError for nonfinite numbers."""
     plain = json.loads(json.dumps(entries, allow_nan=False))
     return {**plain, "checksum": _checksum(plain)}

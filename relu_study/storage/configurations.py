@@ -23,7 +23,7 @@ import numpy as np
 from relu_study.storage.checksums import strict_json
 from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.provenance import check_provenance
-from relu_study.storage.tile_files import HISTOGRAM, Tile, disagreement, identified, reading, tile_arrays, tile_paths
+from relu_study.storage.tile_files import HISTOGRAM, TileArrays, disagreement, identified, reading, tile_arrays, tile_paths
 from relu_study.storage.tile_identity import check_alike
 
 
@@ -113,10 +113,10 @@ def collect(
 class _StoredRows:
     """The stored runs of one configuration: (seed, tile, row in the tile) of each, and their summed histograms."""
 
-    rows: list[tuple[int, Tile, int]] = field(default_factory=list)
+    rows: list[tuple[int, TileArrays, int]] = field(default_factory=list)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, seed: int, tile: Tile, row: int, counts: dict[str, np.ndarray]) -> None:
+    def add(self, seed: int, tile: TileArrays, row: int, counts: dict[str, np.ndarray]) -> None:
         """Add one run of a tile. Raises ValueError if its tile does not fit the others'."""
         self.rows.append((seed, tile, row))
         check_alike(self.rows[0][1], tile)
@@ -125,7 +125,7 @@ class _StoredRows:
 
 
 def _stored_rows(
-    tiles: Iterable[tuple[Path, Tile]], requested: Mapping[str, tuple[str, int]], manifest: Any
+    tiles: Iterable[tuple[Path, TileArrays]], requested: Mapping[str, tuple[str, int]], manifest: Any
 ) -> dict[str, _StoredRows]:
     """Return the requested runs of the tiles by config_id, each run once. `requested` maps run_id to (config_id, seed)."""
     stored: dict[str, _StoredRows] = {}
@@ -145,7 +145,9 @@ def _stored_rows(
     return stored
 
 
-def _tiles(paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None) -> Iterator[tuple[Path, Tile]]:
+def _tiles(
+    paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None
+) -> Iterator[tuple[Path, TileArrays]]:
     for path in paths:
         with reading(path):
             raw = identified(path)
@@ -159,7 +161,7 @@ def _configuration(
     config_id: str,
     spec: Mapping[str, Any],
     num_requested: int,
-    rows: list[tuple[int, Tile, int]],
+    rows: list[tuple[int, TileArrays, int]],
     histograms: dict[str, np.ndarray],
 ) -> Configuration:
     rows.sort(key=lambda r: r[0])

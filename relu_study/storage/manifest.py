@@ -14,7 +14,7 @@ from relu_study.storage.checksums import (
     CorruptFileError,
     refuse_escaping_links,
     strict_json,
-    with_archive_checksum,
+    with_checksum,
     without_checksum,
 )
 
@@ -25,7 +25,7 @@ KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("wi
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json` with its checksum, keys in the given order, and create its folder. All numbers must be finite."""
     try:
-        entries = with_archive_checksum(manifest)
+        entries = with_checksum(manifest)
     except ValueError as error:
         raise UserError(
             f"study {manifest['study']} declares a value that JSON cannot represent ({error}). Declare finite plain data."

@@ -12,18 +12,18 @@ import numpy as np
 
 from relu_study.stats.histogram_bins import POWERS
 from relu_study.storage.atomic_write import make_dirs, write_atomically
-from relu_study.storage.checksums import UNREADABLE, CheckedNpz, CorruptFileError, strict_json, with_checksum
+from relu_study.storage.checksums import UNREADABLE, CheckedNpz, CorruptFileError, strict_json, with_archive_checksum
 from relu_study.storage.tile_identity import check_arrays, check_identity, same_run, tile_name
 
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
 OOM_HINT = "free memory or use a larger device, then run the study again to retry them"
 RERUN_HINT = "move it away and run the study again"
-Tile = dict[str, np.ndarray]
+TileArrays = dict[str, np.ndarray]
 Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance
 
 
-def write_tile(folder: Path, tile: Tile) -> Path:
+def write_tile(folder: Path, tile: TileArrays) -> Path:
     """Store one tile under `folder`/raw, in a file named after its runs. Returns the path."""
     path = folder / "raw" / tile_name(tile["run_id"])
     write_arrays(path, tile)
@@ -35,10 +35,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     make_dirs(path.parent)
-    write_atomically(path, with_checksum(content.getvalue()))
+    write_atomically(path, with_archive_checksum(content.getvalue()))
 
 
-def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
+def read_tile(path: Path, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> TileArrays:
     """Read and check one stored tile.
 
     Args:
@@ -72,7 +72,7 @@ def identified(path: Path) -> CheckedNpz:
     return raw
 
 
-def tile_arrays(raw: CheckedNpz, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> Tile:
+def tile_arrays(raw: CheckedNpz, names: Collection[str] | None = None, leave_out: str | tuple[str, ...] = ()) -> TileArrays:
     """Return the arrays of a tile file, with their shapes checked."""
     tile = {name: raw[name] for name in names or raw if not name.startswith(leave_out)}
     check_arrays(tile, len(raw["run_id"]), raw["epoch"])
@@ -122,7 +122,7 @@ def disagreement(run: str, *paths: Path) -> list[CorruptFileError]:
     ]
 
 
-def _row(tile: Tile, run: str) -> int:
+def _row(tile: TileArrays, run: str) -> int:
     return tile["run_id"].tolist().index(run)
 
 

@@ -62,9 +62,9 @@ class Trap:
 
 
 def sealed(path: Path, archive: bytes) -> None:
-    from relu_study.storage.checksums import with_checksum as with_checksum
+    from relu_study.storage.checksums import with_archive_checksum as with_archive_checksum
 
-    path.write_bytes(with_checksum(archive))
+    path.write_bytes(with_archive_checksum(archive))
 
 
 def test_pickled_objects_are_not_executed(own: Path, tmp_path: Path) -> None:

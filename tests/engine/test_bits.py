@@ -180,9 +180,8 @@ def test_measurement_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> N
 @pytest.mark.slow
 def test_measurement_interval_changes_no_bit() -> None:
     base = SMALL.replace(epochs=6.5)
-    always, often = (
-        train_tile.train_tile(runs(2, base), 2, measure_config=FEW._replace(measure_every=every), keep_params=True) for every in (1, 3)
-    )
+    configs = (FEW._replace(measure_every=every) for every in (1, 3))
+    always, often = (train_tile.train_tile(runs(2, base), 2, measure_config=config, keep_params=True) for config in configs)
     kept = [0, 3, 6, 7]
     assert often["epoch"].tolist() == [0, 3, 6, 6.5] == always["epoch"][kept].tolist()
     for name in often:

@@ -22,7 +22,7 @@ TANH = RELU.replace(activation="tanh")
 DEAD = np.array([[[True, False, True], [False, True, True]]])  # one run, two epochs, three units
 
 
-def tile(*runs: RunSpec, loss: float = 0.0) -> tile_files.Tile:
+def tile(*runs: RunSpec, loss: float = 0.0) -> tile_files.TileArrays:
     """A stored tile of two epochs: the loss of a run is its seed plus `loss`, and at the end ten more."""
     seeds = np.array([run.seed for run in runs], np.float32)
     return {

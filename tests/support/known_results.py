@@ -20,7 +20,7 @@ import numpy as np
 
 from relu_study.stats.histogram_bins import BINS, KINDS
 from relu_study.storage.manifest import FORMAT, write_manifest
-from relu_study.storage.tile_files import Tile, write_tile
+from relu_study.storage.tile_files import TileArrays, write_tile
 from relu_study.study.claims import Claim, Target
 from relu_study.study.outputs import Figure, Section, Table
 from relu_study.study.run_spec import RunSpec
@@ -208,11 +208,11 @@ def certified_flags(arm: str, target: str, seed: int, site: str, epochs: int) ->
 
 def planted_run(
     arm: str, arm_number: int, target: str, seed: int, study: Study, epochs: tuple[float, ...], sites: list[str]
-) -> Tile:
+) -> TileArrays:
     """Return one run's series: `metric:NAME/SITE` (E,), `dead:SITE` (E, U)."""
     when, targets = np.array(epochs), [t.name for t in study.targets]
     shift = arm_number / 4 + targets.index(target) / 2 - when / 64 + noise(seed, study.seeds)
-    series: Tile = {}
+    series: TileArrays = {}
     for number, site in enumerate(["all", *sites]):
         for name, base in (BASE | SPREAD).items():
             if site == "all" or "loss" not in name:
@@ -254,7 +254,7 @@ def planted_folder(path: Path, seeds: int = 8, epochs: tuple[float, ...] = (0, 1
     study = planted_study(seeds, epochs)
     manifest = planted_manifest(study)
     write_manifest(path, manifest)
-    pending: dict[tuple[int, bool], list[tuple[RunSpec, Tile]]] = {}
+    pending: dict[tuple[int, bool], list[tuple[RunSpec, TileArrays]]] = {}
     first_label = {spec: key for key, spec in reversed(planted_arms(study).items())}
     for spec, (arm, target) in sorted(first_label.items(), key=lambda item: item[0].config_id):
         sites = [f"site_{k + 1}" for k in range(spec.depth)]
@@ -275,10 +275,10 @@ def planted_arms(study: Study) -> dict[tuple[str, str], RunSpec]:
     return {(arm, spec.target): spec for _, arm, spec in study.configurations()}
 
 
-def _tile(runs: list[tuple[RunSpec, Tile]], epochs: tuple[float, ...], provenance: dict[str, Any]) -> Tile:
+def _tile(runs: list[tuple[RunSpec, TileArrays]], epochs: tuple[float, ...], provenance: dict[str, Any]) -> TileArrays:
     bad = [bool(np.isnan(series["metric:train_loss/all"]).any()) for _, series in runs]
     third = epochs[2] if len(epochs) > 2 else np.nan
-    tile: Tile = {
+    tile: TileArrays = {
         "run_id": np.array([spec.run_id for spec, _ in runs]),
         "spec": np.array([json.dumps(spec.changed()) for spec, _ in runs]),
         "status": np.array(["nonfinite" if b else "ok" for b in bad]),

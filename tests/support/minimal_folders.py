@@ -52,7 +52,7 @@ def trained(folder: Path, study: Study = STUDY) -> Path:
     return folder
 
 
-def _tile(runs: list[RunSpec], made: str) -> tile_files.Tile:
+def _tile(runs: list[RunSpec], made: str) -> tile_files.TileArrays:
     n, e = len(runs), len(EPOCHS)
     seeds = np.array([run.seed for run in runs], np.float32)
     dead = np.zeros((n, e, 3), bool)
