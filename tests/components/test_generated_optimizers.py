@@ -53,6 +53,7 @@ def moved(optimizer: Optimizer, rate: float, seed: int, constant: bool) -> dict[
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), both)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(RATED)), st.sampled_from(sorted(WRAPPERS)), st.sampled_from([0.01, 0.2]))
 def test_generated_optimiser_equals_optax(base: str, wrapper: str, rate: float):
@@ -70,6 +71,7 @@ def test_generated_optimiser_equals_optax(base: str, wrapper: str, rate: float):
         np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(sorted(RATED)), st.sampled_from(["typed", "number", "named raw", "unnamed raw", "closed over"]))
 def test_generated_noise_differs_by_seed_or_is_refused(base: str, fault: str):
@@ -148,6 +150,7 @@ def test_generated_chain_equals_optax(names: list[str], last: str, rate: float, 
 CHAIN_FAULTS = ("fixed key", "fixed key in jit", "numpy", "no decay", "shape", "grows", "raises", "nothing")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(chains, st.sampled_from(sorted(RATES)), st.sampled_from(CHAIN_FAULTS), st.booleans(), st.data())
 def test_generated_chain_with_a_fault_is_refused(names: list[str], last: str, fault: str, proper: bool, data: Any):

@@ -77,6 +77,7 @@ def test_positional_only_parameters_receive_the_numbers() -> None:
         assert entry.takes_key == ("key" in numbers), function.__name__
 
 
+@pytest.mark.slow
 def test_positional_only_parameters_train_as_named_ones() -> None:
     def by_position(lr, wd=0.0, /):
         return optax.adamw(lr, weight_decay=wd)
@@ -85,6 +86,7 @@ def test_positional_only_parameters_train_as_named_ones() -> None:
     assert same(found["named"], found["placed"])
 
 
+@pytest.mark.slow
 def test_sharpness_aware_minimisation_trains_in_both_modes() -> None:
     def sam(opaque: bool) -> Callable[..., Any]:
         return lambda lr, wd: optax.contrib.sam(optax.sgd(lr), optax.sgd(0.05), opaque_mode=opaque)

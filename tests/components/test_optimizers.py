@@ -53,6 +53,7 @@ def test_schedule_of_a_constant_rate_compiles_once_per_rate():
     assert len({cohorts.cohort(spec.replace(optimizer="by_hand"), signature) for spec in rates}) == 1
 
 
+@pytest.mark.slow
 def test_noise_differs_by_seed_and_repeats():
     noise = [optax.set_to_zero(), optax.add_noise(1.0, 0.0, key=0), optax.scale(-0.1)]
     found = trained(
@@ -81,6 +82,7 @@ def test_key_equal_for_all_seeds_is_refused():
     assert "`key`" in refused(lambda lr, wd: noise_of_a_step(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_masked_accumulating_and_loss_based_optimisers_train():
     found = trained(
         {

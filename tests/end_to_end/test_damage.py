@@ -28,7 +28,7 @@ from relu_study.storage.resume import read_folder_state
 
 DAMAGES, FORGERIES = 400, 100
 COSTLY = ("report", "figure")  # a fifth as often as quick readers
-TIERS = [1, pytest.param(20, marks=pytest.mark.slow)]
+TIERS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
 HOSTILE = (
     *("", "../../x", "/etc/passwd", "\0", "\ud800", "=1+1", "nan", "x" * 300, "\n\n", "$(touch x)", "\x1b[2J"),
     *(float("nan"), float("inf"), -1, 0, 1.5, 2**63, -(2**70), 10**400, 1e308, True, None),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from small_study import arms, base
 from small_study import study as small
+from tiers import tiered
 
 from relu_study.engine.plan import Tile
 from relu_study.errors import UserError
@@ -69,8 +70,9 @@ def lines(folder: Path) -> dict[str, list[str]]:
     return {name: (folder / f"{name}.csv").read_text().splitlines() for name in KEYS}
 
 
-@pytest.mark.parametrize("spec", ADDED.values(), ids=ADDED)
-def test_new_arm_keeps_existing_bytes(spec: RunSpec, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", tiered(ADDED, "in a cohort that is there"))
+def test_new_arm_keeps_existing_bytes(case: str, finished: Path, tmp_path: Path) -> None:
+    spec = ADDED[case]
     folder, callback = shutil.copytree(finished, tmp_path / "small"), Counted()
     before, widths = lines(folder), json.loads((folder / "manifest.json").read_text())["widths"]
     runner.run(extended(spec), folder, callback=callback)

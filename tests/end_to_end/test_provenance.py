@@ -144,7 +144,7 @@ def test_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------ by the command
 
 
-@KINDS
+@pytest.mark.parametrize("drawn", [pytest.param(False, marks=pytest.mark.slow), True], ids=["trained", "drawn"])
 def test_command_names_changed_entry_and_next_step(drawn: bool, tmp_path: Path, here: Any) -> None:
     path = written(tmp_path / "study", drawn)
     size = ["--max-draws", "20"] if drawn else ["--seeds", "1"]

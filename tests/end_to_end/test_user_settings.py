@@ -112,6 +112,7 @@ if "study" not in __name__:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["python", pytest.param("command", marks=pytest.mark.slow)])
 def test_library_warnings_are_not_shown(tmp_path: Path, how: str) -> None:
     (tmp_path / "own.py").write_text(WARNED.replace('"study" not in __name__', str(how == "python")))

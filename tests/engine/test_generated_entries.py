@@ -138,6 +138,7 @@ def check() -> None:
     check_functions.check_activation("mine", HPARAMS, certified=True)
 
 
+@pytest.mark.slow
 @given(shape=piecewise | smooth, low=quarters, width=st.sampled_from([0.0, 0.25, 1.5, 8.0]))
 @settings(max_examples=20)
 def test_generated_activation_matches_its_declaration(shape: Shape, low: float, width: float) -> None:
@@ -172,6 +173,7 @@ FUNCTION_FAULTS: dict[str, tuple[Callable[[Shape], Callable[[Any], Any]], str]] 
 }
 
 
+@pytest.mark.slow
 @given(shape=piecewise | smooth, fault=st.sampled_from(sorted(FUNCTION_FAULTS)))
 @settings(max_examples=25)
 def test_generated_function_with_a_fault_is_refused(shape: Shape, fault: str) -> None:
@@ -187,6 +189,7 @@ def test_each_fault_of_a_function_is_refused(fault: str) -> None:
     refused(check, words)
 
 
+@pytest.mark.slow
 @given(shape=piecewise, fault=st.sampled_from(["flat", "identity", "high", "low", "turning_points"]), pick=st.integers(0, 3))
 @settings(max_examples=25)
 def test_a_generated_wrong_piece_is_refused(shape: Pieces, fault: str, pick: int) -> None:
@@ -267,6 +270,7 @@ TASK_FAULTS: dict[str, tuple[Callable[[Drawn], Callable[[Any, int], Any]], str]]
 }
 
 
+@pytest.mark.slow
 @given(task=drawn_tasks)
 @settings(max_examples=8)
 def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
@@ -279,6 +283,7 @@ def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
         np.testing.assert_array_equal(np.vstack(data), whole)
 
 
+@pytest.mark.slow
 @given(task=drawn_tasks, fault=st.sampled_from(sorted(TASK_FAULTS)))
 @settings(max_examples=25)
 def test_generated_task_with_a_fault_is_refused(task: Drawn, fault: str) -> None:

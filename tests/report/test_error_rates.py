@@ -73,6 +73,7 @@ def test_one_row_on_the_edge_is_wrong_in_either_direction_one_time_in_twenty() -
     assert sum(wrong) > 0.03 * len(wrong)  # and is not merely silent
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_strong_other_rows_do_not_loosen_the_rule() -> None:
     rng = np.random.default_rng(3)
@@ -107,6 +108,7 @@ def test_shares_of_runs_on_the_edge_are_rarely_decided(rate: float, against: flo
     at_most_one_study_in_twenty(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_true_effects_beyond_the_margin_are_confirmed_and_their_opposites_refuted() -> None:
     rng = np.random.default_rng(6)
@@ -118,6 +120,7 @@ def test_true_effects_beyond_the_margin_are_confirmed_and_their_opposites_refute
         assert set(study(rng, [-x for x in effects], loss_claim(margin=0.05, direction="less"))) == {"confirmed"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_effects_of_zero_are_confirmed_as_equivalent_with_enough_seeds_and_open_with_few() -> None:
     rng = np.random.default_rng(7)

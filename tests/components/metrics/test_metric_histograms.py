@@ -18,6 +18,7 @@ import small_study
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tiers import tiered
 
 from relu_study.components.activations import activation
 from relu_study.components.metrics import histograms
@@ -163,7 +164,7 @@ def own() -> Iterator[None]:
     del activations._entries["_own"]
 
 
-@pytest.mark.parametrize("name", [*BOUNDED, "_own"])
+@pytest.mark.parametrize("name", tiered([*BOUNDED, "_own"], "sigmoid"))
 def test_tile_has_linear_counts_of_every_bounded_activation(name: str, own: None) -> None:
     span = np.array(bounded(activations[name].values))
     base = RunSpec(rows=600, batch_size=50, depth=2, width=8, epochs=1, activation=name, initializer="he_normal")
@@ -248,6 +249,7 @@ def as_an_earlier_version(folder: Path) -> None:
         tile_files.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
 
 
+@pytest.mark.slow
 def test_folder_of_earlier_version_keeps_its_bins(tmp_path: Path) -> None:
     arms = {name: small_study.base.replace(activation=name, epochs=1) for name in ("tanh", "relu")}
     study = replace(small_study.study, metrics=(), seeds=2, figures=(), experiments=small_study.study.experiments[:1])
