@@ -1,4 +1,4 @@
-"""Command-line arguments: the study at its size, the shard and the results folder. Does not import JAX."""
+"""Command-line arguments: study, size, shard and results folder. Importing this module does not import JAX."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Folder = Annotated[Positional[str], arg(metavar="DIR", help="Results folder.")]
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """The options of `run` and `plan` that set the size of a study."""
+    """Options of `run` and `plan` for the size of a study and of its measurements."""
 
-    preset: Annotated[str, arg(metavar="NAME", help='Size of the study, for example "full".')] = "default"
+    preset: Annotated[str, arg(metavar="NAME", help='Preset of the study, for example "full".')] = "default"
     seeds: Annotated[
         int | None, arg(metavar="N", help="Seeds of each configuration.", help_behavior_hint="(default: the preset's)")
     ] = None
@@ -40,21 +40,21 @@ class SizeOptions:
         int | None,
         arg(metavar="N", help="Training examples in the probe set.", help_behavior_hint="(default: 8192, or all if fewer)"),
     ] = None
-    val_examples: Annotated[str, arg(metavar="N|all", help="Validation examples that val_loss reads.")] = "8192"
+    val_examples: Annotated[str, arg(metavar="N|all", help="Validation examples for val_loss.")] = "8192"
     max_draws: Annotated[
         int | None,
         arg(metavar="N", help="Draw studies only: maximum draws of each cell.", help_behavior_hint="(default: the preset's)"),
     ] = None
 
     def measure_config(self) -> MeasureConfig:
-        """The settings of measurements. Imports JAX."""
+        """Return the settings of measurements. Imports JAX."""
         from relu_study.engine.state import MeasureConfig
 
         return MeasureConfig(self.probe_examples, None if self.val_examples == "all" else int(self.val_examples))
 
 
 def parse_shard(text: str | None) -> Shard | None:
-    """Parse the value I/N of `--shard`. Raises UserError if it is not a valid shard."""
+    """Return the shard of the value I/N of `--shard`. Raises UserError for an invalid value."""
     from relu_study.study.shard import shard_of
 
     if text is None:
@@ -65,14 +65,19 @@ def parse_shard(text: str | None) -> Shard | None:
     return shard_of(int(index), int(count))
 
 
-def strip_shard(words: list[str]) -> list[str]:
-    """The words of a command without its --shard."""
-    others = [word for word in words if not word.startswith("--shard=")]
-    return [word for i, word in enumerate(others) if "--shard" not in others[max(i - 1, 0) : i + 1]]
+def strip_shard(arguments: list[str]) -> list[str]:
+    """Return the arguments of a command without `--shard I/N` and `--shard=I/N`."""
+    kept, is_value = [], False
+    for argument in arguments:
+        is_option = argument == "--shard"
+        if not (is_option or is_value or argument.startswith("--shard=")):
+            kept.append(argument)
+        is_value = is_option
+    return kept
 
 
 def existing_folder(folder: str) -> Path:
-    """The path of an existing results folder. Raises UserError with the nearest names if there is none."""
+    """Return the path of an existing results folder. Raises UserError with similar names if it does not exist."""
     path = Path(folder).expanduser()
     if path.is_file():
         raise UserError(f"{folder} is a file. Give the results folder that contains it, {path.parent}.")
@@ -85,9 +90,9 @@ def existing_folder(folder: str) -> Path:
 
 
 def resolve_study(study: str, size: SizeOptions, out: str | None) -> tuple[Study | DrawStudy, Path]:
-    """Load a study at its size: the study and its results folder.
+    """Load a study, apply its size options, and return it with the path of its results folder.
 
-    Raises UserError if an option is not valid or does not apply to the kind of the study.
+    Raises UserError if an option is invalid or does not apply to this kind of study.
     """
     from relu_study.runner.kinds import kind_of
 
@@ -97,19 +102,22 @@ def resolve_study(study: str, size: SizeOptions, out: str | None) -> tuple[Study
     kind = kind_of(loaded)
     for option in ("seeds", "epochs", "probe_examples", "max_draws"):
         if option not in kind.size_options and getattr(size, option) is not None:
-            usual = _spelled(kind.size_options[0])
-            raise UserError(f"{loaded.name} {kind.action}: {_spelled(option)} does not apply. Use {usual} to set its size.")
+            valid_option = _flag(kind.size_options[0])
+            raise UserError(f"{loaded.name} {kind.action}: {_flag(option)} does not apply. Use {valid_option} to set its size.")
     return kind.with_size(loaded, size.preset, vars(size)), Path(out or f"results/{loaded.name}").expanduser()
 
 
-def _spelled(option: str) -> str:
+def _flag(option: str) -> str:
+    """Return the command-line option of a field of SizeOptions."""
     return f"--{option.replace('_', '-')}"
 
 
 def _check_sizes(size: SizeOptions) -> None:
+    """Raise UserError for a size option outside its range."""
     counts = {name: getattr(size, name) for name in ("seeds", "probe_examples", "val_examples", "max_draws")}
     for name, value in counts.items():
         if value not in (None, "all") and not (str(value).isdecimal() and int(value) >= 1):
-            raise UserError(f"{_spelled(name)} must be a whole number of at least 1, not {value}")
+            or_all = " or all" if name == "val_examples" else ""
+            raise UserError(f"{_flag(name)} is {value}. Give a whole number of at least 1{or_all}.")
     if size.epochs is not None and not 0 <= size.epochs < float("inf"):
-        raise UserError(f"--epochs must be at least 0, not {size.epochs:g}")
+        raise UserError(f"--epochs is {size.epochs:g}. Give a finite number of at least 0.")

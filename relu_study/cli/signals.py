@@ -1,4 +1,4 @@
-"""Signal handling: SIGTERM (for example at a job's time limit) stops the command cleanly, exactly like Ctrl-C."""
+"""Signal handling: SIGTERM, for example at a job's time limit, stops a command like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(KeyboardInterrupt):
-    """A signal to stop the command; its exit `status` is 128 + the number of the signal."""
+    """Interrupt raised by a signal. `status` is the exit status: 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -22,15 +22,18 @@ class StopSignal(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Raise StopSignal at the first signal and exit immediately at the second. Ignored signals stay ignored (nohup)."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise StopSignal at the first signal, and exit at the second. Ignored signals stay ignored, as under nohup.
+
+    Other threads than the main thread change no handler.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers only in the main thread
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
 
     def exit_now(number: int, _: FrameType | None) -> None:
-        os._exit(128 + number)
+        os._exit(128 + number)  # the cleanup after the first signal may be blocked
 
     def stop(number: int, _: FrameType | None) -> None:
         for other in handled:
@@ -43,4 +46,4 @@ def handle_signals() -> Iterator[None]:
         yield
     finally:
         for number in handled:
-            signal.signal(number, before[number])
+            signal.signal(number, previous[number])

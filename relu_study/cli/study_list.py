@@ -18,7 +18,7 @@ HEADER = ("STUDY", "SIZE", "MINUTES", "QUESTION")
 
 
 def study_lines() -> list[str]:
-    """One line per study, and the source of the minutes."""
+    """Return the lines of the table: a header, one line per study, and a note on the minutes."""
     rows, measured = [HEADER], False
     for name, path in studies().items():
         size, minutes = _size_and_minutes(path)
@@ -26,14 +26,16 @@ def study_lines() -> list[str]:
         question = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
         rows.append((name, size, minutes or "-", question))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
+    lines = [
+        f"{name:<{widths[0]}}  {size:>{widths[1]}}  {minutes:>{widths[2]}}  {question}" for name, size, minutes, question in rows
+    ]
     if measured:
-        lines.append("MINUTES scale the time in results/STUDY/manifest.json to the default SIZE; another machine may differ.")
+        lines.append("MINUTES scale the time in results/STUDY/manifest.json to the default SIZE. Another machine may differ.")
     return lines
 
 
 def _size_and_minutes(path: Path) -> tuple[str, str]:
-    """The size of a study's default preset, and its estimated minutes; empty if unknown."""
+    """Return the size and the estimated minutes of a study's default preset. Each is empty if unknown."""
     try:
         study = load_study(path)
     except UserError:  # `run` reports the problem
@@ -42,6 +44,7 @@ def _size_and_minutes(path: Path) -> tuple[str, str]:
     size, work = kind.amount(study)
     minutes = ""
     for folder in (Path("results"), path.resolve().parents[1] / "results"):
+        # A missing or damaged manifest gives no estimate: `list` never fails.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             manifest = json.loads((folder / study.name / "manifest.json").read_bytes())
             minutes = f"{manifest['timing']['wall_s'] / 60 * work / _stored_work(manifest):.1f}"
@@ -50,7 +53,7 @@ def _size_and_minutes(path: Path) -> tuple[str, str]:
 
 
 def _stored_work(manifest: Mapping[str, Any]) -> float:
-    """The epochs of all runs, or the draws, whose time the manifest records."""
+    """Return the work of the manifest's recorded time: the epochs of all runs that are not interrupted, or the draws."""
     declaration, counts = manifest["declaration"], manifest["counts"]
     if "cells" in declaration:
         return sum(cell["draws"] for cell in declaration["cells"])

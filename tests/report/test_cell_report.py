@@ -212,7 +212,7 @@ def test_truncated_cells_csv_is_named(folder, tmp_path):
 TOLD = [
     (["run", "STUDY", "--seeds", "3"], "--seeds does not apply. Use --max-draws to set its size."),
     (["plan", "STUDY", "--epochs", "3"], "--epochs does not apply"),
-    (["run", "STUDY", "--max-draws", "0"], "--max-draws must be a whole number of at least 1"),
+    (["run", "STUDY", "--max-draws", "0"], "--max-draws is 0. Give a whole number of at least 1."),
     (["run", "STUDY", "--only", "abc"], "--only, --per-seed and --all-epochs do not apply"),
     (["run", "article", "--max-draws", "3"], "--max-draws does not apply. Use --seeds to set its size."),
 ]
