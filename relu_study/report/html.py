@@ -1,4 +1,4 @@
-"""The report page as one self-contained HTML file."""
+"""Self-contained HTML page of the report."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LARGEST = 400_000  # bytes: a larger SVG is replaced by its PNG
-
-
-# ------------------------------------------------------------------------------------------- HTML
+LARGEST = 400_000  # bytes of an embedded SVG; its PNG replaces a larger one
 
 
 def html(text: str, title: str, folder: Path) -> str:
-    """Return report.md as one HTML file with embedded images, readable without a network.
+    """Return the Markdown `text` of a report as an HTML page with embedded images, readable without a network connection.
 
-    HTML in the text is escaped. Links to files stay relative to `folder`. An image outside `folder` becomes a link.
+    HTML in the text is escaped. Links stay relative to `folder`. A missing image or an image outside `folder` becomes a link.
     """
     reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     tokens = reader.parse(text)
     for token in tokens:
         for part in token.children or ():
             if part.type == "image":
-                _inline(part, folder)
+                _embed(part, folder)
     body = reader.renderer.render(tokens, reader.options, {})
+    # Wide tables scroll inside a block that the keyboard can reach.
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
     return _HTML.format(title=escape(title), style=_STYLE, body=body)
 
 
-def _inline(image: Token, folder: Path) -> None:
-    """Embed the image file: as SVG, or as the named file if the SVG is too large."""
+def _embed(image: Token, folder: Path) -> None:
+    """Replace the address of an image by the content of its file.
+
+    The file is the SVG of the same name, or the named file if that SVG is missing or too large. Without a valid file, the
+    image becomes a link.
+    """
     name = str(image.attrGet("src"))
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():

@@ -1,7 +1,7 @@
 """Declared tables of a study: CSV, Markdown and LaTeX (booktabs).
 
-They are built from runs.csv and summary.csv only, so a clone rebuilds the same bytes. Rows are the arms of each target.
-Entries are means over runs with 95 % intervals.
+Tables read runs.csv and summary.csv only, so a clone of the repository rebuilds the same bytes. Rows are the arms of each
+target. Entries are means over runs with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from relu_study.study.run_spec import FIELDS
 
 
 class Line(NamedTuple):
-    """An arm on a target, with the chosen value of a tuned field."""
+    """A row of a table: an arm on a target, with the chosen value of the tuned field."""
 
     target: str
     arm: str
@@ -36,46 +36,49 @@ class Line(NamedTuple):
 
 
 def check(declaration: Declaration) -> None:
-    """Raise UserError for a table with unknown metrics, epochs or arms. Needs no results."""
+    """Raise UserError for a table with unknown metrics, epochs, arms or tuned fields. Needs no results."""
     labels = {entry.arm for entry in declaration.configurations}
     for table in declaration.tables:
         where = f"of table {table.name}"
         for label in [*table.arms, *([table.baseline] if isinstance(table, Table) and table.baseline else [])]:
-            if label not in labels and not declaration.skip:  # the arm may be left out in this preset
+            if label not in labels and not declaration.skip:  # a preset that skips experiments may lack the arm
                 raise nearest(label, labels, f"arm {where}")
         if isinstance(table, EventTable):
             event_counts.check(table, declaration.metrics)
             continue
         columns = _columns(table, declaration)
         if not columns:
-            raise UserError(f"table {table.name} names no metrics. Name some, e.g. metrics=('val_loss',)")
+            raise UserError(f"table {table.name} names no metrics. Name some, e.g. metrics=('val_loss',).")
         if table.tune and table.tune not in FIELDS:
             raise nearest(table.tune, FIELDS, f"tuned field {where}")
         if table.tune and any(column.epoch is not None for column in columns):
-            raise UserError(f"table {table.name} tunes {table.tune} and so reports the last epoch. Leave out epoch and @.")
+            raise UserError(
+                f"table {table.name} tunes {table.tune} and so reports the last epoch. Omit `epoch`, and @ in metrics."
+            )
 
 
 def tables(manifest: StudyManifest, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return name -> {"csv", "md", "tex"} of every declared table that has an arm in this preset.
 
-    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on its target, by the
-    metric's direction and among arms with only finite runs. `entries.rank_entries` documents the other marks.
+    `runs` and `summary` are the frames of runs.csv and summary.csv. Bold marks the best mean of a column on each target, by the
+    metric's direction. Arms with a nonfinite run are not marked. `entries.rank_entries` documents the other marks.
     """
     declaration = manifest.declaration
     columns = {table.name: _columns(table, declaration) for table in declaration.tables if isinstance(table, Table)}
     metrics_used = {column.metric for of_table in columns.values() for column in of_table}
     lookup = SummaryLookup(summary, metrics_used, declaration.seeds_of)
-    # Committed tables of folders without a list of measured metrics keep their bytes.
+    # Folders without a list of measured metrics show no reasons, so their committed tables keep their bytes.
     reasons = "measured" in manifest.provenance
-    look = in_summary(lookup, RunLookup(runs, reasons=reasons))
-    odd = in_runs(RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons))  # even seeds choose the tuned value
+    all_seeds = in_summary(lookup, RunLookup(runs, reasons=reasons))
+    # Tuned tables report odd seeds only, because even seeds choose the tuned value.
+    odd_seeds = in_runs(RunLookup(runs, (runs["seed"] % 2 == 1).to_numpy(), reasons=reasons))
     rendered = {}
     for table in declaration.tables:
         if isinstance(table, EventTable):
             files = event_counts.counted(table, declaration, runs, summary)
         else:
             lines = _tuned(table, table.tune, declaration, runs) if table.tune else _lines(table, declaration)
-            layout = _layout(table, columns[table.name], lines, odd if table.tune else look, lookup.probe_examples)
+            layout = _layout(table, columns[table.name], lines, odd_seeds if table.tune else all_seeds, lookup.probe_examples)
             files = _files(table, layout, lookup.probe_examples)
         if files:
             rendered[table.name] = files
@@ -83,12 +86,13 @@ def tables(manifest: StudyManifest, runs: pd.DataFrame, summary: pd.DataFrame) -
 
 
 def _columns(table: Table, declaration: Declaration) -> tuple[Column, ...]:
-    of = f" of table {table.name}"
+    """Return the columns of a table's metrics "metric/site@epoch", without repetitions."""
+    of_table = f" of table {table.name}"
     columns: dict[tuple[str, str, float | None], Column] = {}
     for name in table.metrics:
-        text, _, at = name.partition("@")
-        column = parse_column(text, declaration, "all", parse_epoch(at or table.epoch, f"{name}{of}"), of)
-        header = f"{column.header}, epoch {column.epoch:g}" if at and column.epoch is not None else column.header
+        text, _, own_epoch = name.partition("@")
+        column = parse_column(text, declaration, "all", parse_epoch(own_epoch or table.epoch, f"{name}{of_table}"), of_table)
+        header = f"{column.header}, epoch {column.epoch:g}" if own_epoch and column.epoch is not None else column.header
         columns.setdefault((column.metric, column.site, column.epoch), replace(column, name=name, header=header))
     return tuple(columns.values())
 
@@ -97,26 +101,30 @@ def _columns(table: Table, declaration: Declaration) -> tuple[Column, ...]:
 
 
 def _lines(table: Table, declaration: Declaration) -> list[Line]:
-    """Return the rows of a table, targets outermost, in declared order."""
+    """Return the rows of a table in declared order, by target and then by arm."""
     entries = arm_entries(table, declaration)
-    targets, arms = dict.fromkeys(target for target, _ in entries), table.arms or dict.fromkeys(arm for _, arm in entries)
-    places = [(target, arm) for target in targets for arm in arms if (target, arm) in entries]
-    return [Line(target, arm, entries[target, arm].config_id) for target, arm in places]
+    targets = dict.fromkeys(target for target, _ in entries)
+    arms = table.arms or dict.fromkeys(arm for _, arm in entries)
+    pairs = [(target, arm) for target in targets for arm in arms if (target, arm) in entries]
+    return [Line(target, arm, entries[target, arm].config_id) for target, arm in pairs]
 
 
 def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFrame) -> list[Line]:
-    """Return one row for the arms that differ only in the tuned field, with the best value on even seeds."""
+    """Return one row for each group of arms that differ only in the tuned field.
+
+    The row shows the arm with the best validation loss on even seeds. Its value is empty if no even seed has a finite run.
+    """
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for target, arm, config_id, _ in _lines(table, declaration):
-        rest = str({**declaration.specs[config_id], field: None})
-        groups.setdefault((target, rest), {}).setdefault(config_id, arm)
+        untuned = str({**declaration.specs[config_id], field: None})
+        groups.setdefault((target, untuned), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
     lines = []
     for (target, _), arms in groups.items():
-        tried = list(arms)
-        parts = [by_config[config_id] for config_id in tried]
+        config_ids = list(arms)
+        parts = [by_config[config_id] for config_id in config_ids]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
-        chosen = tried[max(best, 0)]
+        chosen = config_ids[max(best, 0)]
         lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen][field] if best >= 0 else ""))
     return lines
 
@@ -127,11 +135,15 @@ def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFram
 def _layout(
     table: Table, columns: tuple[Column, ...], lines: Sequence[Line], look: Lookup, probe_examples: Mapping[str, int]
 ) -> TableLayout:
-    several, tunes = len({line.target for line in lines}) > 1, bool(table.tune)
-    heads = (*["target"] * several, "arm", *[table.tune or ""] * tunes)
-    rows = []
+    """Return the rendered rows of a table. A single target has no column."""
+    has_target = len({line.target for line in lines}) > 1
+
+    def key_of(target: str, arm: str, tuned: Any) -> tuple[Any, ...]:
+        return (*((target,) if has_target else ()), arm, *((tuned,) if table.tune else ()))
+
+    heads, rows = key_of("target", "arm", table.tune), []
     for line in lines:
-        key = (*[line.target] * several, line.arm, *[line.tuned] * tunes)
+        key = key_of(line.target, line.arm, line.tuned)
         entries = tuple(look(line.config_id, column) for column in columns)
         rows.append(Row(key, (line.config_id,) * len(columns), entries, line.target, line.arm == table.baseline))
     sizes = {probe_examples[line.config_id] for line in lines if line.config_id in probe_examples}
@@ -139,12 +151,14 @@ def _layout(
 
 
 def _files(table: Table, layout: TableLayout, probe_examples: Mapping[str, int]) -> dict[str, str]:
+    """Return the texts of a table by format; empty without rows."""
     if not layout.rows:
         return {}
     return table_files(table.name, _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout)))
 
 
 def _csv_frame(table: Table, layout: TableLayout, probe_examples: Mapping[str, int]) -> pd.DataFrame:
+    """Return the frame of a table's CSV file: a row per arm and target, four columns per metric."""
     rows, config_ids = layout.rows, [row.config_ids[0] for row in layout.rows]
     frame = pd.DataFrame({"target": [row.group for row in rows], "arm": [row.key[layout.label] for row in rows]})
     frame["config_id"] = config_ids
@@ -159,6 +173,7 @@ def _csv_frame(table: Table, layout: TableLayout, probe_examples: Mapping[str, i
 
 
 def _note_texts(table: Table, layout: TableLayout) -> NoteTexts:
+    """Return the texts of a table's note: tuning, epochs and untested columns."""
     tuned = f", the odd ones; {words(table.tune)} chosen by validation loss on the even ones" if table.tune else ""
     epoch = epoch_number(table.epoch)
     when = "After the last epoch" if epoch is None else f"After epoch {epoch:g}"
