@@ -222,7 +222,7 @@ WRONG = [
     (lambda: study.with_preset("fill"), "unknown preset 'fill'; did you mean full"),
     (lambda: declared(Draws("several", "cain", grid_cells(p=0.5), 5)), "unknown statistic 'cain'; did you mean"),
     (lambda: declared(Draws("several", "coin", grid_cells(q=0.5), 5)), "cell 'all' of several: unknown factor 'q'"),
-    (lambda: declared(Draws("several", "coin", grid_cells(p="fair"), 5)), "p must be a number, not 'fair'"),
+    (lambda: declared(Draws("several", "coin", grid_cells(p="fair"), 5)), "factor p is 'fair'. Give a number."),
     (lambda: declared(Draws("several", "coin", grid_cells(p=1.5), 5)), r"p must lie in \[0, 1\], not 1.5"),
     (
         lambda: declared(tables=[CellTable("t", "", ("several",), {"p": "q05x"})]),

@@ -1,4 +1,4 @@
-"""SELU's moment map: mean and variance of each layer, the fixed point (0, 1) and its stability."""
+"""Mean and variance of every layer of a SELU network, and the stability of their fixed point (0, 1)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from relu_study.components.untrained.statistic import Cell, Quantity, Theory, st
 from relu_study.errors import UserError
 
 SCALE, ALPHA = 1.0507009873554805, 1.6732632423543772
-Moments = tuple[float, float, float]  # mean, variance, and the derivative of the second moment by the input's
+Moments = tuple[float, float, float]  # mean, variance, d(second moment) / d(second moment of the inputs)
 
 
 def moment_map(q: float) -> Moments:
-    """Return the mean and variance of selu(z), z ~ N(0, q), and the derivative of its second moment by q, in closed form.
+    """Return the mean and variance of selu(z), z ~ N(0, q), and the derivative of its second moment with respect to q.
 
-    E exp(k z) [z < 0] = exp(k^2 q / 2) Phi(-k sqrt q) =: e_k; by the heat equation d/dq E f(z) = E f''(z) / 2.
+    All three have a closed form in e_k := E exp(k z) [z < 0] = exp(k^2 q / 2) Phi(-k sqrt q).
+    The heat equation d/dq E f(z) = E f''(z) / 2 gives the derivative.
     """
     e1, e2 = (np.exp(k**2 * q / 2) * special.ndtr(-k * q**0.5) for k in (1, 2))
     density = (2 * np.pi * q) ** -0.5
@@ -33,24 +34,30 @@ def moment_map(q: float) -> Moments:
 
 
 def _layers(cell: Cell) -> np.ndarray:
+    """Return the indices of the layers, from 1."""
     return np.arange(1, cell["depth"] + 1)
 
 
 def _theory(cell: Cell) -> Mapping[str, Theory]:
-    def step(before: Moments, _: int) -> Moments:
-        mean, variance, slope = moment_map(before[1] + before[0] ** 2)
-        return mean, variance, slope * before[2]
+    """Return the iterates of the moment map, with the derivative by the chain rule."""
 
-    moments = list(accumulate(range(cell["depth"]), step, initial=(0.0, cell["variance"], 1.0)))[1:]
-    mean, variance, slope = np.array(moments).round(12).T  # the error is below 1e-12: a fixed point stays exactly fixed
+    def next_layer(previous: Moments, _: int) -> Moments:
+        previous_mean, previous_variance, previous_slope = previous
+        mean, variance, slope = moment_map(previous_variance + previous_mean**2)
+        return mean, variance, slope * previous_slope
+
+    moments = list(accumulate(range(cell["depth"]), next_layer, initial=(0.0, cell["variance"], 1.0)))[1:]
+    # The error is below 1e-12, so rounding keeps a fixed point exactly fixed.
+    mean, variance, slope = np.array(moments).round(12).T
     return {"mean": Theory(mean), "variance": Theory(variance), "slope": Theory(slope)}
 
 
 def _check(cell: Cell) -> None:
+    """Raise UserError for an invalid factor."""
     require_int(2, width=cell["width"])
     require_int(depth=cell["depth"])
     if not cell["variance"] > 0:
-        raise UserError(f"the variance of the inputs' coordinates must be above 0, not {cell['variance']!r}")
+        raise UserError(f"factor variance is {cell['variance']!r}. Give a variance of the inputs above 0.")
 
 
 @statistic(
@@ -76,15 +83,15 @@ def selu_moments(cell: Cell, key: Key[Array, ""]) -> Mapping[str, Array]:
     """
     width, depth = cell["width"], cell["depth"]
 
-    def step(h: Float[Array, "1 U"], place: Int[Array, ""]) -> tuple[Float[Array, "1 U"], Float[Array, " 2"]]:
-        kernel, bias = weights("lecun_normal", key, place, h, width, depth)
+    def layer(h: Float[Array, "1 U"], index: Int[Array, ""]) -> tuple[Float[Array, "1 U"], Float[Array, " 2"]]:
+        kernel, bias = weights("lecun_normal", key, index, h, width, depth)
         h = jax.nn.selu(jnp.dot(h, kernel, precision=jax.lax.Precision.HIGHEST) + bias)
         return h, jnp.stack([jnp.mean(h), jnp.mean(h**2)])
 
-    def through(variance: Float[Array, ""]) -> Float[Array, "L 2"]:
-        return jax.lax.scan(step, jnp.full((1, width), jnp.sqrt(variance)), jnp.arange(depth))[1]
+    def layer_moments(variance: Float[Array, ""]) -> Float[Array, "L 2"]:
+        return jax.lax.scan(layer, jnp.full((1, width), jnp.sqrt(variance)), jnp.arange(depth))[1]
 
-    moments, slopes = jax.jvp(through, (jnp.asarray(cell["variance"], float),), (jnp.ones((), float),))
-    # Unbiased for independent units: deviations from the sample mean are smaller.
+    moments, slopes = jax.jvp(layer_moments, (jnp.asarray(cell["variance"], float),), (jnp.ones((), float),))
+    # The factor makes the variance unbiased for independent units: deviations from the sample mean are too small.
     variance = (moments[:, 1] - moments[:, 0] ** 2) * width / (width - 1)
     return {"mean": moments[:, 0], "variance": variance, "slope": slopes[:, 1]}

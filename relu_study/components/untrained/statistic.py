@@ -1,4 +1,6 @@
-"""Statistics by name: random quantities of untrained networks, with their theory.
+"""Registered statistics: random quantities of untrained networks, with their theory.
+
+A statistic is one function of a cell and a key:
 
     @statistic("coin", factors={"p": 0.5}, numbers={"heads": Quantity("share of draws that show heads", share=True)},
                theory=lambda cell: {"heads": Theory(cell["p"])})
@@ -6,8 +8,8 @@
         '''One throw.'''
         return {"heads": jax.random.bernoulli(key, cell["p"])}
 
-`draw(cell, key)` is a pure function of one draw. The engine maps it over many keys and stores only sums. `cell` maps every
-factor to a number or a name, a constant of the compiled program. A quantity that is NaN in a draw is undefined there and
+The function is pure and returns the quantities of one draw. The engine maps it over many keys and stores only sums. `cell` maps
+every factor to a number or a name. These values are constants of the compiled program. NaN marks an undefined quantity, which
 does not count.
 """
 
@@ -34,10 +36,11 @@ class Quantity:
 
     Args:
       text: description in reports.
-      share: the value is 0 or 1 in each draw; its mean has a Wilson interval.
-      along: the factor of a vector's entries.
-      spread: range (low, high) of the stored distribution, for quantiles with a resolution of 1/2,048 of the range. Values
-        outside count at the nearest end.
+      unit: unit in reports.
+      share: whether the value is 0 or 1 in each draw. Its mean then has a Wilson interval.
+      along: the factor that differs between the entries of a vector. Empty for a scalar.
+      spread: range (low, high) of the stored distribution. Quantiles have a resolution of 1/2,048 of the range. Values outside
+        count at the nearest end.
     """
 
     text: str
@@ -49,9 +52,9 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Theory:
-    """The theoretical mean of a quantity, as a scalar or along its factor; NaN where no theorem applies.
+    """The theoretical mean of a quantity: a scalar, or a vector along its factor. NaN marks values without a theorem.
 
-    `error` is the standard error of a `value` that is itself estimated. `lower` and `upper` are proven bounds.
+    `error` is the standard error of an estimated `value`. `lower` and `upper` are proven bounds.
     """
 
     value: ArrayLike = np.nan
@@ -62,16 +65,16 @@ class Theory:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A registered statistic: the pure function of one draw, with its quantities, factors and theory.
+    """A registered statistic: a pure function of one draw, with its quantities, factors and theory.
 
     Args:
-      draw: `draw(cell, key)` -> quantity -> value.
-      numbers: the quantities.
-      factors: every factor with its default.
-      along: `along(cell)` -> factor of a vector -> its values.
-      theory: `theory(cell)` -> the theory of some quantities, in NumPy.
+      draw: `draw(cell, key)` returns quantity -> value.
+      numbers: the quantities by name.
+      factors: the default of every factor.
+      along: `along(cell)` returns factor -> its values, for the factors of vectors.
+      theory: `theory(cell)` returns quantity -> its theory, for some quantities, in NumPy.
       check: `check(cell)` raises UserError for an invalid cell, before anything compiles.
-      cost: `cost(cell)` -> approximate number of operations of a draw.
+      cost: `cost(cell)` returns the approximate number of operations of a draw.
     """
 
     draw: Draw
@@ -83,21 +86,22 @@ class Statistic:
     cost: Callable[[Cell], float] = field(default=lambda cell: 1e4)
 
     def cell(self, **values: Any) -> dict[str, Any]:
-        """Return a cell with `values`, and the defaults of all other factors. Raises UserError for an invalid cell."""
+        """Return the cell of `values` and the defaults of all other factors. Raises UserError for an invalid cell."""
         for name, value in values.items():
             if name not in self.factors:
                 raise nearest(name, self.factors, "factor")
-            if isinstance(self.factors[name], str) != isinstance(value, str):
-                raise UserError(f"{name} must be a {'name' if isinstance(self.factors[name], str) else 'number'}, not {value!r}")
-        whole = {**self.factors, **values}
-        self.check(whole)
-        return whole
+            is_name = isinstance(self.factors[name], str)
+            if is_name != isinstance(value, str):
+                raise UserError(f"factor {name} is {value!r}. Give a {'name' if is_name else 'number'}.")
+        cell = {**self.factors, **values}
+        self.check(cell)
+        return cell
 
 
 def statistic(
     name: str, numbers: Mapping[str, Quantity], factors: Mapping[str, Any] | None = None, **functions: Any
 ) -> Callable[[Draw], Draw]:
-    """Return a decorator that registers a draw; `functions` are `along`, `theory`, `check` and `cost` of its `Statistic`."""
+    """Return a decorator that registers a draw. `functions` are `along`, `theory`, `check` and `cost` of its `Statistic`."""
 
     def decorate(draw: Draw) -> Draw:
         statistics.add(name, Statistic(draw, numbers, factors or {}, **functions))
