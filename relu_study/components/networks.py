@@ -1,7 +1,7 @@
-"""Networks by name: `build(spec, d_in, d_out, rngs) -> nnx.Module` with `Site` modules as nonlinearities.
+"""Registered networks: `build(spec, d_in, d_out, rngs) -> nnx.Module`, with `Site` modules as nonlinearities.
 
-A network of only sums and the modules of `layers.py` declares `bounded = True`. Its units can then be certified, and it
-trains on `FeatureMajorBatch`, which is faster. Any other network takes arrays B x D.
+A network that consists of sums and the modules of `layers.py` declares `bounded = True`. Its units can then be certified dead.
+It trains on `FeatureMajorBatch`, which is faster. Any other network takes arrays B x D.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Block(nnx.Module):
 
 @network("mlp")
 class MLP(nnx.Module):
-    """A multilayer perceptron: `depth` hidden blocks of `width` units, then a dense output.
+    """A multilayer perceptron: `depth` hidden blocks of `width` units, then a dense output layer.
 
-    An `output` activation other than linear makes the output a site too.
+    If `output` is not linear, the output layer is a site too.
     """
 
     bounded = True
-    skips = False
+    skips = False  # whether every hidden block after the first adds its input
 
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         d_hidden = spec.width * activations[spec.activation].fanout
@@ -70,7 +70,7 @@ class Skip(MLP):
     def __init__(self, spec: RunSpec, d_in: int, d_out: int, rngs: nnx.Rngs):
         if activations[spec.activation].fanout > 1:
             raise UserError(
-                f"network 'skip' adds a block's output to its input, and activation {spec.activation!r} has several outputs "
-                f"per unit. Choose an activation with one output, or network='mlp'"
+                f"network 'skip' adds a block's output to its input, but activation {spec.activation!r} has several outputs "
+                f"per unit. Choose an activation with one output, or network='mlp'."
             )
         super().__init__(spec, d_in, d_out, rngs)

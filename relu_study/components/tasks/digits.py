@@ -1,6 +1,6 @@
 """Handwritten digits: 1,797 images of 8 x 8 pixels in ten classes.
 
-Source: Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI repository, its test set, as in scikit-learn.
+Source: Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI repository, test set, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ TARGETS = ("default", "digit")
 
 @functools.cache
 def images() -> tuple[Float[np.ndarray, "1797 64"], Float[np.ndarray, "1797 10"]]:
-    """Return every image, pixels in [0, 1], and its one-hot class."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # slow to import
+    """Return all images, with pixels in [0, 1], and their one-hot classes."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # imported here because it is slow
 
-    x, label = load_digits(return_X_y=True)
-    return x / 16, np.eye(CLASSES)[label]
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels / 16, np.eye(CLASSES)[labels]
 
 
 @task("digits")
 def digits(spec: RunSpec) -> Task:
-    """Classification of digits; the seed draws the split, 80 % for training. Centred inputs subtract 1/2.
+    """Classification of digits. The seed draws the split, with 80 % of the images for training.
 
-    `rows` is at most 1797. With fewer rows, the seed also draws the images.
+    Centred inputs subtract 1/2. `rows` is at most 1797. With fewer rows, the seed also draws the images.
 
     Raises:
       UserError: for an unknown target or too many rows.
@@ -41,7 +41,7 @@ def digits(spec: RunSpec) -> Task:
     if spec.target not in TARGETS:
         raise nearest(spec.target, TARGETS, f"target of task {spec.task}")
     if spec.rows > IMAGES:
-        raise UserError(f"task digits has {IMAGES} images, not rows={spec.rows}. Set rows={IMAGES}, or fewer")
+        raise UserError(f"task digits has {IMAGES} images, not rows={spec.rows}. Set rows={IMAGES}, or fewer.")
     train, shift = spec.rows * 4 // 5, 0.5 if spec.inputs == "centred" else 0.0
 
     def sample(key: Key[Array, ""], phase: Int[Array, ""] | int) -> tuple[Float[Array, "n 64"], Float[Array, "n 10"]]:
