@@ -1,4 +1,4 @@
-"""Checks of a user's networks against their contract, before anything compiles."""
+"""Checks of a user's networks: type, output shape, weights and sites. They run before anything compiles."""
 
 from __future__ import annotations
 
@@ -20,34 +20,30 @@ from relu_study.engine.train_step import make_init
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
-# ---------------------------------------------------------------------------------------- networks
+CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
 
 
 def check_network(spec: RunSpec, signature: Signature) -> None:
-    """Raise UserError if a network has weights that no seed draws, no Site, or outputs of a wrong shape."""
+    """Raise UserError if a network has no Site, wrong output shapes, or weights that the run's seed does not draw."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     _check_kind(what, networks[spec.network])
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
-    used, modules = _forward_modules(spec, signature, x, (2, signature.d_out))
+    applied, kinds = _forward_modules(spec, signature, x, (2, signature.d_out))
     if not random_keys.repeats(lambda x: _module(spec, signature)(x, _context()), x):  # type: ignore[operator]
         raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
-    _check_weights(spec, signature, model, used)
-    sites = [i for i, kind in enumerate(modules) if kind is Site]
-    if not sites:
+    _check_weights(spec, signature, model, applied)
+    if Site not in kinds:
         raise UserError(f"{what} has no Site, so none of its units is measured. Apply its nonlinearities with relu_study's Site.")
-    if Dense not in modules[: sites[0]]:
+    if Dense not in kinds[: kinds.index(Site)]:
         raise UserError(f"{what} applies a Site before any Dense. Put a Dense before its first Site.")
     if getattr(model, "bounded", False):
         _check_bounded(spec, signature)
 
 
-CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
-
-
 def _check_kind(what: str, entry: Any) -> None:
-    """Raise UserError if an entry builds no network: an instance, a Linen module, or no function."""
+    """Raise UserError if an entry is a Linen module, a network instance, or not callable."""
     build = "Register a class or a function build(spec, d_in, d_out, rngs)."
     if _is_linen(entry):
         name = getattr(entry, "__name__", type(entry).__name__)
@@ -55,21 +51,22 @@ def _check_kind(what: str, entry: Any) -> None:
     if isinstance(entry, nnx.Module):
         raise UserError(f"{what} is an instance of {type(entry).__name__}. {build}")
     if not callable(entry):
-        raise UserError(f"{what} is {type(entry).__name__}, no function. {build}")
+        raise UserError(f"{what} is {type(entry).__name__}, not a function. {build}")
 
 
 def _is_linen(value: Any) -> bool:
-    """Whether a value is a class or an instance of Linen, Flax's earlier interface."""
+    """Return whether a value is a class or an instance of Linen, Flax's earlier interface."""
     kind = value if isinstance(value, type) else type(value)
     return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
 
 
 def _takes_context(model: Any) -> bool:
+    """Return whether a model can be called with an input and a context."""
     if not callable(model):
         return False
     try:
         inspect.signature(model).bind(None, None)
-    except ValueError:
+    except ValueError:  # the callable has no signature, so only the call itself can tell
         return True
     except TypeError:
         return False
@@ -77,6 +74,7 @@ def _takes_context(model: Any) -> bool:
 
 
 def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
+    """Build a network. Raises UserError if the result is not an nnx.Module that takes an input and a context."""
     model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
     what = f"network {spec.network!r}"
     if _is_linen(model):
@@ -90,21 +88,27 @@ def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
     return model
 
 
-def _context(**more: Any) -> Context:
-    return Context({name: jnp.zeros(()) for name in TRACED_FIELDS}, **more)
+def _context() -> Context:
+    """Return a context with traced fields of zero, for calls that compute only shapes."""
+    return Context({name: jnp.zeros(()) for name in TRACED_FIELDS})
 
 
 def _forward_modules(spec: RunSpec, signature: Signature, x: Any, shape: tuple[int, ...]) -> tuple[set[Any], list[type]]:
-    """The paths of the Dense modules that a forward pass applies, and the kinds of modules in its log."""
-    used: set[Any] = set()
+    """Return the paths of all Dense modules that a forward pass applies, and the kinds of applied modules in call order.
+
+    A kind is Dense or Site. Raises UserError if the output does not have `shape`, or is not a float.
+    """
+    applied: set[Any] = set()
     kinds: list[type] = []
 
     def forward(x: Any) -> Any:
         model, ctx = _module(spec, signature), _context()
         out = model(x, ctx)  # type: ignore[operator]
         paths = {id(module): path for path, module in nnx.iter_modules(model)}
-        used.update(paths[id(entry[0])] for entry in ctx.activations_log if isinstance(entry[0], Dense) and id(entry[0]) in paths)
-        kinds.extend(Dense if isinstance(entry[0], Dense) else Site for entry in ctx.activations_log)
+        for module, *_ in ctx.activations_log:
+            kinds.append(Dense if isinstance(module, Dense) else Site)
+            if isinstance(module, Dense) and id(module) in paths:  # the call may build modules that are no part of the model
+                applied.add(paths[id(module)])
         return out
 
     with calling(f"network {spec.network!r}"):
@@ -115,42 +119,57 @@ def _forward_modules(spec: RunSpec, signature: Signature, x: Any, shape: tuple[i
             f"network {spec.network!r} returns {returned} for {shape[0]} examples. "
             f"Return floats of shape {shape}: (examples, d_out)."
         )
-    return used, kinds
+    return applied, kinds
 
 
-def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, used: set[Any]) -> None:
-    """Check that every weight is drawn by the run's seed (in a Dense), or is one constant in every run."""
-    what, owners = f"network {spec.network!r}", [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense | Norm)]
+def _check_weights(spec: RunSpec, signature: Signature, model: nnx.Module, applied: set[Any]) -> None:
+    """Raise UserError unless the run's seed draws every weight (in a Dense), or the weight is one constant in every run.
+
+    `applied` has the paths of all applied Dense modules.
+    """
+    what = f"network {spec.network!r}"
     for path, variable in nnx.state(model).flat_state():
         if not isinstance(variable, nnx.Param | nnx.BatchStat):
             raise UserError(
                 f"{what} keeps a {type(variable).__name__} in {_dotted(path)}, which runs do not train. Use relu_study's Dense, "
                 "Norm, Dropout and Site."
             )
-    bare = [
+    _check_constants(spec, signature, model)
+    dense = [path for path, module in nnx.iter_modules(model) if isinstance(module, Dense)]
+    unused = [path for path in dense if path not in applied]
+    if unused:
+        raise UserError(f"{what} never applies its Dense {_dotted(unused[0])}, so its weights stay 0. Apply it or remove it.")
+    _check_kernels(spec, signature, [(*path, "kernel") for path in dense])
+
+
+def _check_constants(spec: RunSpec, signature: Signature, model: nnx.Module) -> None:
+    """Raise UserError unless each parameter outside Dense and Norm is one repeated constant, equal for two seeds.
+
+    A parameter with two axes longer than 1 is a kernel, and is refused.
+    """
+    what, owners = f"network {spec.network!r}", [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense | Norm)]
+    outside = [
         path
         for path, _ in nnx.state(model, nnx.Param).flat_state()
         if not any(path[: len(owner)] == tuple(owner) for owner in owners)
     ]
-    if bare:
-        with calling(what):
-            one, two = (dict(nnx.state(_module(spec, signature, seed), nnx.Param).flat_state()) for seed in (0, 1))
-        for path in bare:
-            a, b = (np.asarray(values[path][...]) for values in (one, two))
-            kernel = sum(axis > 1 for axis in a.shape) > 1
-            if kernel or not np.array_equal(a, b, equal_nan=True) or (a.size and (a != a.flat[0]).any()):
-                raise UserError(
-                    f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
-                    "the same ones. Use relu_study's Dense, whose weights the initializer draws."
-                )
-    unused = [p for p, m in nnx.iter_modules(model) if isinstance(m, Dense) and p not in used]
-    if unused:
-        raise UserError(f"{what} never applies its Dense {_dotted(unused[0])}, so its weights stay 0. Apply it or leave it out.")
-    _check_kernels(spec, signature, [(*path, "kernel") for path, module in nnx.iter_modules(model) if isinstance(module, Dense)])
+    if not outside:
+        return
+    with calling(what):
+        one, two = (dict(nnx.state(_module(spec, signature, seed), nnx.Param).flat_state()) for seed in (0, 1))
+    for path in outside:
+        a, b = (np.asarray(values[path][...]) for values in (one, two))
+        is_kernel = sum(axis > 1 for axis in a.shape) > 1
+        is_constant = np.array_equal(a, b, equal_nan=True) and not (a.size and (a != a.flat[0]).any())
+        if is_kernel or not is_constant:
+            raise UserError(
+                f"{what}: the weights {_dotted(path)} are not drawn by the run's seed, so all seeds would begin with "
+                "the same ones. Use relu_study's Dense, whose weights the initializer draws."
+            )
 
 
 def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> None:
-    """Check that every kernel of a Dense differs between two seeds. `check_initializer` checks the initialiser."""
+    """Raise UserError if a kernel of a Dense is equal for two seeds. `check_initializer` checks the initialiser itself."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
     init = make_init(spec.replace(initializer="he_normal"), signature.d_in, signature.d_out)
     hparams = {field: jnp.asarray(getattr(RunSpec(), field), dtype) for field in TRACED_FIELDS}
@@ -160,27 +179,28 @@ def _check_kernels(spec: RunSpec, signature: Signature, kernels: list[Any]) -> N
     for path in kernels:
         if path in one and np.array_equal(one[path][...], two[path][...], equal_nan=True):
             raise UserError(
-                f"{what}: the weights {_dotted(path)} are the same for two seeds. Apply Dense as it is, and do not "
-                "assign its kernel."
+                f"{what}: the weights {_dotted(path)} are the same for two seeds. Call its Dense, and do not assign the kernel."
             )
 
 
 def _dotted(path: Any) -> str:
+    """Return the path of a variable in messages."""
     return ".".join(map(str, path)) or "itself"
 
 
 def _check_bounded(spec: RunSpec, signature: Signature) -> None:
+    """Raise UserError if a network that is declared bounded does not map both special inputs to their own types."""
     what, dtype = f"network {spec.network!r} is declared bounded but", jnp.result_type(float)
-    low = jnp.zeros(signature.d_in, dtype)
+    bound = jnp.zeros(signature.d_in, dtype)
+    kinds: list[type] = []
 
     def forward(x: Any) -> bool:
-        columns = _module(spec, signature)(FeatureMajorBatch(x.T), _context())  # type: ignore[operator]
-        interval = _module(spec, signature)(Interval(low, low), _context())  # type: ignore[operator]
-        kinds.extend((type(columns), type(interval)))
-        return True
+        batch = _module(spec, signature)(FeatureMajorBatch(x.T), _context())  # type: ignore[operator]
+        interval = _module(spec, signature)(Interval(bound, bound), _context())  # type: ignore[operator]
+        kinds.extend((type(batch), type(interval)))
+        return True  # `eval_shape` accepts no Interval as an output
 
-    kinds: list[type] = []
     with calling(f"{what} on a FeatureMajorBatch or an Interval"):
         jax.eval_shape(forward, jax.ShapeDtypeStruct((2, signature.d_in), dtype))
     if kinds != [FeatureMajorBatch, Interval]:
-        raise UserError(f"{what} does not return a FeatureMajorBatch and an Interval for them. Leave `bounded` out.")
+        raise UserError(f"{what} does not return a FeatureMajorBatch and an Interval for these inputs. Omit `bounded`.")

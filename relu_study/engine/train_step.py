@@ -1,8 +1,8 @@
-"""The programs `sample`, `init` and `advance`, as pure functions of arrays.
+"""Training programs of a cohort: `sample`, `init` and `advance`, as pure functions of arrays.
 
-`sample` draws the data of a run, `init` its initial weights. `advance` trains all runs of a tile over steps of an epoch.
-The engine maps `sample` and `init` over runs and compiles all three.
-Nothing here prints, calls back, or reads a clock or a file.
+`sample` draws the data of a run, and `init` its initial weights. `advance` trains all runs of a tile over steps of an epoch.
+The engine maps `sample` and `init` over runs, and compiles all three. No program prints, calls back, or reads a clock or a
+file.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from relu_study.errors import UserError
 from relu_study.stats import histogram_bins
 from relu_study.study.run_spec import RunSpec
 
-BLOCK = 32  # steps whose examples are shuffled and gathered together
+BLOCK = 32  # maximum number of steps whose examples are shuffled and gathered together
 
 
 def steps_per_epoch(train_rows: int, batch_size: int) -> int:
-    """Steps per epoch: floor(n / B) full batches, and one batch of the n mod B remaining examples."""
+    """Return the steps per epoch: floor(n / B) full batches, and one batch of the n mod B remaining examples."""
     return -(-train_rows // batch_size)
 
 
 def ranges(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -> dict[str, histogram_bins.Range]:
-    """The ranges of the linear histograms by name ("post:site_1"), for the sites with bounded activations."""
+    """Return the ranges of linear histograms by name ("post:site_1"). Only bounded activations have one."""
     if not (measure_config.histograms and measure_config.linear_bins):
         return {}
     spans = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
@@ -46,17 +46,19 @@ def ranges(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -
 
 
 def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
-    """Learning rate and weight decay as program constants, if the optimiser does not accept traced values; else empty."""
+    """Return learning rate and weight decay as constants of the program. Empty if the optimiser accepts traced values."""
     if ours(optimizers[spec.optimizer]):
         return {}
-    step, rates = RunSpec(**dict(spec.marked("program"))), (spec.learning_rate, spec.weight_decay)
-    traced = _traced(optimizers[spec.optimizer], step, signature.d_in, signature.d_out, *rates)
-    return {} if traced else dict(zip(("learning_rate", "weight_decay"), rates, strict=True))
+    # Only the fields of the program enter the cache, so specs that differ in other fields share one check.
+    program = RunSpec(**dict(spec.marked("program")))
+    rates = {"learning_rate": spec.learning_rate, "weight_decay": spec.weight_decay}
+    accepts_traced = _accepts_traced(optimizers[spec.optimizer], program, signature.d_in, signature.d_out, *rates.values())
+    return {} if accepts_traced else rates
 
 
 @functools.cache
-def _traced(optimizer: Optimizer, step: RunSpec, d_in: int, d_out: int, *rates: float) -> bool:
-    return check_optimizer(optimizer, components_of(step, Signature(1, 1, d_in, d_out))[2], *rates)
+def _accepts_traced(optimizer: Optimizer, program: RunSpec, d_in: int, d_out: int, *rates: float) -> bool:
+    return check_optimizer(optimizer, components_of(program, Signature(1, 1, d_in, d_out))[2], *rates)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -67,14 +69,14 @@ class StepConfig:
     """The constants of a cohort's training program."""
 
     network: str
-    graph: Any
+    graph: Any  # the network without its arrays
     feature_major: bool  # whether the network takes a FeatureMajorBatch
     optimizer: Optimizer
-    rates: Mapping[str, float]  # compiled into the program
+    rates: Mapping[str, float]  # learning rate and weight decay, if they are compiled into the program
     loss: Callable[..., Array]
     d_in: int
-    rows: int
-    batch: int
+    rows: int  # training examples, n
+    batch: int  # examples of a full batch, B
 
     @property
     def full(self) -> int:
@@ -88,15 +90,15 @@ class StepConfig:
 
     @property
     def block(self) -> int:
-        """Number of full batches that are gathered together."""
+        """Number of full batches per block. The examples of a block are gathered together."""
         return min(BLOCK, self.full)
 
 
 class EpochInputs(NamedTuple):
-    """The arrays that the steps of an epoch read, for W runs and S datasets."""
+    """The inputs of an epoch's steps, for W runs and S datasets."""
 
     train: Float[Array, "S n DO"]
-    order: UInt32[Array, "S 12"]  # keys of the shuffled order
+    order: UInt32[Array, "S 12"]  # keys of the shuffled order of examples
     dropout: Key[Array, " W"]  # keys of the dropout streams
     seed: UInt32[Array, " W"]
     hparams: Mapping[str, Float[Array, " W"]]
@@ -110,7 +112,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
     The steps belong to one epoch; epochs count from 1. Steps 0..floor(n / B)-1 take full batches. If B does not divide n,
     the last step of an epoch takes the n mod B remaining examples, in a separate step body.
     Run i reads dataset source[i] of the S datasets in `train`. Runs of the same data and seed visit the same examples in
-    the same order, so these are fetched once. Without `source`, each run has its own dataset.
+    the same order, so each batch is gathered once for all of them. Without `source`, each run has its own dataset.
     """
     config = step_config(spec, signature)
     full, block = config.full, config.block
@@ -130,7 +132,8 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
         def one_block(j: Int[Array, ""], state: State) -> State:
             return run_block(config, inputs, j, state, start, stop)
 
-        state = jax.lax.fori_loop(start // block, (jnp.minimum(stop, full) + block - 1) // block, one_block, state)
+        stop_block = (jnp.minimum(stop, full) + block - 1) // block
+        state = jax.lax.fori_loop(start // block, stop_block, one_block, state)
         if config.rest == 0:
             return state
         remainder = functools.partial(run_remainder, config, inputs)
@@ -140,7 +143,7 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
 
 
 def step_config(spec: RunSpec, signature: Signature) -> StepConfig:
-    """The constants of the training program of a spec."""
+    """Return the constants of the training program of a spec."""
     graph, feature_major, _ = components_of(spec, signature)
     return StepConfig(
         network=spec.network,
@@ -162,8 +165,8 @@ def epoch_inputs(
     epoch: Int[Array, ""],
     source: Int[Array, " W"] | None,
 ) -> EpochInputs:
-    """The arrays of an epoch, with the keys of its shuffled order and of its dropout."""
-    # All readers of a dataset have the same seed, so the order of writes does not matter. Unused datasets get seed 0.
+    """Return the inputs of an epoch, with the keys of its shuffled order and of its dropout."""
+    # All runs of a dataset have the same seed, so the order of the writes does not matter. Unused datasets get seed 0.
     dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
     order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
     dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
@@ -173,31 +176,31 @@ def epoch_inputs(
 def run_block(
     config: StepConfig, inputs: EpochInputs, j: Int[Array, ""], state: State, start: Int[Array, ""], stop: Int[Array, ""]
 ) -> State:
-    """Train over the steps of block j that are in start..stop-1. The examples of the block are gathered together."""
+    """Train over the steps of block j within start..stop-1. The examples of the block are gathered together."""
     block = config.block
     xy = gather(config, inputs, j * block * config.batch, block, config.batch)
 
-    def one(k: Int[Array, ""], state: State) -> State:
+    def one_step(k: Int[Array, ""], state: State) -> State:
         return step(config, inputs, state, jax.lax.dynamic_index_in_dim(xy, k, axis=1, keepdims=False), j * block + k)
 
-    first, last = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, config.full) - j * block, block)
-    return jax.lax.fori_loop(first, last, one, state)
+    first, end = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, config.full) - j * block, block)
+    return jax.lax.fori_loop(first, end, one_step, state)
 
 
 def run_remainder(config: StepConfig, inputs: EpochInputs, state: State) -> State:
-    """Train over the last step of an epoch, whose batch is not full."""
+    """Train over the last step of an epoch, with the n mod B remaining examples."""
     xy = gather(config, inputs, jnp.asarray(config.full * config.batch), 1, config.rest)[:, 0]
     return step(config, inputs, state, xy, jnp.asarray(config.full))
 
 
 def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
-    """The examples of `steps` batches of `size` from position `first` of the shuffled order, for each dataset."""
+    """Return the K = `steps` batches of b = `size` examples from position `first` of the shuffled order, for each dataset."""
     rows = config.rows
-    # Positions beyond the last block are gathered but never used.
-    inside = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
+    # The last block may exceed the dataset. Its clipped positions are gathered, but no step uses them.
+    positions = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
 
     def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
-        index = random_streams.shuffled(key, inside, rows).astype(jnp.int32)
+        index = random_streams.shuffled(key, positions, rows).astype(jnp.int32)
         xy = dataset.at[index].get(mode="promise_in_bounds")
         return xy.reshape(steps, size, -1).swapaxes(1, 2)
 
@@ -205,7 +208,7 @@ def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps
 
 
 def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
-    """Train W runs over step k of an epoch, on one batch of each dataset."""
+    """Train W runs over step k of an epoch, on one batch of each dataset. Step numbers are unique over all epochs."""
     number = (inputs.epoch - 1) * (config.full + (config.rest > 0)) + k
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.dropout)
     batches = xy if inputs.source is None else xy.at[inputs.source].get(mode="promise_in_bounds")
@@ -215,7 +218,7 @@ def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Float[Array,
 def update(
     config: StepConfig, state: State, xy: Float[Array, "DO b"], key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]
 ) -> State:
-    """Update one run on one batch: gradient of the loss, then a step of the optimiser."""
+    """Update one run on one batch: compute the gradient of the loss, then take a step of the optimiser."""
 
     def loss(params: Any) -> tuple[Array, Any]:
         return batch_loss(config, params, state.stats, xy, Context(hparams, train=True, key=key))
@@ -236,14 +239,15 @@ def update(
 
 
 def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Float[Array, "DO b"], ctx: Context) -> tuple[Array, Any]:
-    """The loss of a batch, and the updated batch statistics."""
+    """Return the loss of a batch and the updated batch statistics."""
     model, d_in = nnx.merge(config.graph, params, stats, copy=True), config.d_in
     output = model(FeatureMajorBatch(xy[:d_in]) if config.feature_major else xy[:d_in].T, ctx)
     if config.feature_major and not isinstance(output, FeatureMajorBatch):
         raise UserError(
             f"network {config.network!r} is declared bounded but does not return a FeatureMajorBatch. Omit `bounded`."
         )
-    return config.loss(output.values.T if config.feature_major else output, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
+    outputs = output.values.T if config.feature_major else output
+    return config.loss(outputs, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
 
 
 # ----------------------------------------------------------------------------------- initial state
@@ -252,29 +256,30 @@ def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Float[Array, "DO
 def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     """Build `init(seed, hparams, x)`: the initial weights of one run, from the inputs `x` of its probe set.
 
-    One forward pass of the probe set initialises each Dense when it is called, so an initialiser sees its actual inputs.
+    One forward pass of the probe set initialises each Dense before its call, so an initialiser receives the layer's actual
+    inputs. `gain` and `bias_shift` change all layers except the last.
     """
-    scheme, of_output = initializers[spec.initializer], initializers["glorot_uniform"]
+    scheme, output_scheme = initializers[spec.initializer], initializers["glorot_uniform"]
 
     def init(seed: UInt32[Array, ""], hparams: TracedNumbers, x: Float[Array, "N D"]) -> Weights:
         model = build(spec, d_in, d_out)
         depth = sum(isinstance(module, Dense) for _, module in nnx.iter_modules(model))
-        done: list[Dense] = []
+        initialised: list[Dense] = []
 
-        def prepare(dense: Dense, inputs: Float[Array, "N D"]) -> None:
+        def initialise(dense: Dense, inputs: Float[Array, "N D"]) -> None:
             fan_in, fan_out = dense.kernel.shape
-            layer = Layer(len(done), depth, fan_in, fan_out, last=len(done) == depth - 1)
-            done.append(dense)
+            layer = Layer(len(initialised), depth, fan_in, fan_out, last=len(initialised) == depth - 1)
+            initialised.append(dense)
             key = random_streams.stream(seed, "init", layer.index)
-            if layer.last and not scheme.output:
-                kernel, bias = of_output(key, layer, inputs)
+            if layer.last and not scheme.output:  # the scheme is for hidden layers only
+                kernel, bias = output_scheme(key, layer, inputs)
             else:
                 kernel, bias = scheme(key, layer, inputs)
             if not layer.last:
                 kernel, bias = kernel * hparams["gain"], bias + hparams["bias_shift"]
             dense.kernel[...], dense.bias[...] = kernel, bias
 
-        model(x, Context(hparams, init_hook=prepare))
+        model(x, Context(hparams, init_hook=initialise))
         _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return Weights(params, stats)
 
@@ -282,12 +287,12 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
 
 
 def make_sample(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
-    """Build `sample(seed)`: the data of one run, with only the validation examples that `val_loss` reads."""
-    n, keep = task.signature.train_rows, measure_config.validation(task.signature)
+    """Build `sample(seed)`: the data of one run, with the first validation examples only, for `val_loss`."""
+    n, val_rows = task.signature.train_rows, measure_config.validation(task.signature)
 
     def sample(seed: UInt32[Array, ""]) -> Data:
         x, y = task.sample(random_streams.stream(seed, "data", phase), phase)
         xy = jnp.concatenate([jnp.asarray(x, jnp.result_type(float)), targets(task.signature, y)], axis=1)
-        return Data(xy[:n], xy[n : n + keep])
+        return Data(xy[:n], xy[n : n + val_rows])
 
     return sample

@@ -92,7 +92,7 @@ def test_faulty_network_is_refused(fault: str, words: list[str]) -> None:
     refused(SPEC.replace(network="own"), "network 'own'", *words)
 
 
-@pytest.mark.parametrize("fault", ["none", "constant", "constant row", "assigned"])  # `prepare` draws over an assigned kernel
+@pytest.mark.parametrize("fault", ["none", "constant", "constant row", "assigned"])  # `initialise` overwrites an assigned kernel
 def test_network_of_dense_layers_and_constants_is_accepted(fault: str) -> None:
     networks.add("own", functools.partial(Own, fault))
     cohorts.check(SPEC.replace(network="own"), FEW)

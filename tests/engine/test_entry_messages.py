@@ -70,7 +70,7 @@ NETWORKS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "linen class": (Flaxen, ("Linen module Flaxen", "nnx.Module")),
     "linen instance": (Flaxen(), ("Linen module Flaxen", "nnx.Module")),
     "linen returned": (lambda spec, d_in, d_out, rngs: Flaxen(), ("returns the Linen module Flaxen",)),
-    "number": (3, ("is int, no function",)),
+    "number": (3, ("is int, not a function",)),
 }
 
 
