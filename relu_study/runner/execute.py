@@ -1,4 +1,4 @@
-"""Execution of a study: compute the missing tiles, store them, derive the results."""
+"""Execution of a study: computation and storage of the missing tiles, then the derived results."""
 
 from __future__ import annotations
 
@@ -41,11 +41,18 @@ def execute(
     per_seed: bool = False,
     shard: Shard | None = None,
 ) -> None:
-    """Compute the missing runs or draws of a sized study in `folder` and derive the results.
+    """Compute the missing runs or draws of a sized study in `folder`, and derive the results.
 
-    `command_info` enters the manifest. `per_seed` adds a TensorBoard run for each seed.
-    A `shard` computes only its own part and derives nothing.
-    Raises UserError before training if `per_seed` gives more than 500 runs, or if another process writes the folder.
+    A shard computes only its own part and derives nothing.
+
+    Args:
+      command_info: entries of the manifest.
+      keep_params: store the trained parameters.
+      all_epochs: write every epoch to summary.csv.
+      per_seed: add a TensorBoard run for each seed.
+
+    Raises:
+      UserError: before training, if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
     with locks.writer_lock(folder, shard):
         job = prepare(study, folder, measure_config, shard=shard)
@@ -54,12 +61,13 @@ def execute(
             check_per_seed(len(job.ids))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
-        shown = run_tiles(job, folder, callback, command_info, keep_params, per_seed)
-        for line in [_part_done(job, folder)] if shard else derive(folder, all_epochs, per_seed, shown):
+        written = run_tiles(job, folder, callback, command_info, keep_params, per_seed)
+        for line in [_shard_summary(job, folder)] if shard else derive(folder, all_epochs, per_seed, written):
             callback.on_message(line)
 
 
-def _part_done(job: Job[Any, Any], folder: Path) -> str:
+def _shard_summary(job: Job[Any, Any], folder: Path) -> str:
+    """Return the last line of a shard: its number of runs or draws, and the folder's number."""
     size = job.stored + sum(tile.size for tile in job.plan.tiles)
     requested, stored = job.kind.count(job.ids), job.kind.count(set(job.ids) & job.kind.stored(folder).keys())
     return f"shard {job.shard} is done, {size:,} {job.kind.noun}; {folder} holds {stored:,} of {requested:,}"
@@ -73,35 +81,36 @@ def run_tiles(
     keep_params: bool = False,
     per_seed: bool = False,
 ) -> set[str]:
-    """Compute every tile of a job and store each as soon as it is finished.
+    """Compute the missing tiles of a job, and store each as soon as it is finished.
 
-    Configurations appear in TensorBoard as soon as they are complete. Returns the configurations written there.
+    Configurations appear in TensorBoard as soon as they are complete. Return the configurations in TensorBoard. A shard writes no
+    TensorBoard files.
     """
     stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
-    live = None if job.shard else job.kind.live(folder, manifest, per_seed)
+    tensorboard = None if job.shard else job.kind.live(folder, manifest, per_seed)
     work, fallback = job.kind.work(job, keep_params), HalvingFallback(job, folder, callback)
     callback.on_start(job.plan, job.stored)
 
     def close() -> None:
         check_exists(folder)
         amend_manifest(folder, stopwatch.spent(), **job.kind.counts(folder, job.ids, len(fallback.oom_ids)))
-        if live is not None:
-            live.write()
+        if tensorboard is not None:
+            tensorboard.write()
 
-    with _closed(close), contextlib.closing(scheduler.finished(work, fallback)) as finished:
+    with _always_closed(close), contextlib.closing(scheduler.finished(work, fallback)) as finished:
         for tile, numbers, device, compiling in finished:
             check_exists(folder)
             path = job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
-            if live is not None:
-                live.tile(path, tile.ids)
+            if tensorboard is not None:
+                tensorboard.tile(path, tile.ids)
             callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
         fallback.raise_if_blocked()
-    return set() if live is None else live.shown
+    return set() if tensorboard is None else tensorboard.shown
 
 
 @contextlib.contextmanager
-def _closed(close: Callable[[], None]) -> Iterator[None]:
-    """Call `close` at the end, also after an error. An error in `close` never hides the first error."""
+def _always_closed(close: Callable[[], None]) -> Iterator[None]:
+    """Call `close` at the end, even after an error. An error in `close` never hides an earlier error."""
     try:
         yield
     except BaseException:
@@ -112,6 +121,6 @@ def _closed(close: Callable[[], None]) -> Iterator[None]:
 
 
 def _dead_fraction(numbers: Mapping[str, np.ndarray]) -> float:
-    """The mean dead fraction of a tile at its last epoch; NaN for draws."""
+    """Return the mean dead fraction of a tile at its last epoch. NaN for draws."""
     dead = numbers.get("metric:dead_fraction/all")
     return math.nan if dead is None or not np.isfinite(dead[:, -1]).any() else float(np.nanmean(dead[:, -1]))

@@ -1,4 +1,4 @@
-"""Preparation of a study: validate it, build its declaration, plan the tiles that are not stored yet."""
+"""Preparation of a study: validation, declaration, plan of the missing tiles, and manifest."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from relu_study.study.study import Study
 
 S = TypeVar("S", bound=Study | DrawStudy)
 P = TypeVar("P", bound=Plan | DrawPlan)
-Planned = tuple[P, dict[str, int], int]  # missing tiles, tile width of each cohort, number of stored runs or draws
+Planned = tuple[P, dict[str, int], int]  # plan of the missing tiles, tile width of each cohort, number of stored runs or draws
 
 
 @dataclass(frozen=True)
 class Request(Generic[P]):
-    """A validated study: its declaration and provenance, and its plan once the stored files are known."""
+    """A validated study: its declaration, its provenance, and a function that plans the missing tiles."""
 
     declaration: dict[str, Any]
     provenance: dict[str, Any]  # without the digest
     ids: Collection[Any]  # all runs or blocks
-    plan: Callable[[FolderState, Shard | None], Planned[P]]
+    plan: Callable[[FolderState, Shard | None], Planned[P]]  # needs the stored files
     measure_config: MeasureConfig = MeasureConfig()
-    derived: Collection[str] = ()  # declared metrics that are not measured under their own name
+    derived: Collection[str] = ()  # declared metrics outside the metric registry: task metrics and revivals
 
 
 @dataclass(frozen=True)
 class Job(Generic[S, P]):
-    """A study at its size, with everything that its numbers depend on."""
+    """A sized study with its plan, its stored files, and the provenance of its numbers."""
 
     study: S
     kind: Kind[S, P, Any]
-    measure_config: MeasureConfig  # unused by a draw study
+    measure_config: MeasureConfig  # draw studies ignore it
     provenance: dict[str, Any]
-    widths: dict[str, int]
-    plan: P
-    stored: int  # runs or draws
+    widths: dict[str, int]  # of the tiles of each cohort
+    plan: P  # of the missing tiles
+    stored: int  # number of stored runs or draws
     declaration: dict[str, Any]
-    ids: Collection[Any]  # all runs or blocks of the study, also those of other shards
+    ids: Collection[Any]  # all runs or blocks of the study, including other shards
     folder_state: FolderState
     shard: Shard | None = None
 
     def tile_provenance(self, tile: Tile | Block) -> dict[str, Any]:
-        """The provenance of a tile: that of the job, with the cohort and its width."""
+        """Return the provenance of a tile: the job's provenance with the cohort and its width."""
         return {**self.provenance, "cohort": tile.cohort, "width": tile.width}
 
 
@@ -73,14 +73,16 @@ def prepare(
     hint: str = "name another folder with --out",
     shard: Shard | None = None,
 ) -> Job[S, Any]:
-    """Check every run or cell of a study and plan the tiles that are not stored in `folder`. Compiles and writes nothing.
+    """Check every run or cell of a study, and plan the tiles that are missing in `folder`.
 
-    With a `shard`, only its own part is planned and counted.
-    Raises UserError, with `hint` as the advice, if the folder cannot be continued.
+    Compiles no program of the study, and writes nothing. A `shard` plans and counts only its own part.
+    Raises UserError if a run or cell is invalid, or if the folder cannot be continued. `hint` is the suggested action for the
+    folder.
     """
     kind = kind_of(study)
     request = kind.request(study, folder, measure_config)
     has_raw_files = folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
+    # Only stored files need the digest, which trains a tiny network.
     provenance = with_digest(request.provenance) if has_raw_files else request.provenance
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
@@ -90,13 +92,13 @@ def prepare(
 
 
 def manifest_of(job: Job[Any, Any], command_info: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a job: its declaration and everything that its numbers depend on."""
-    text = json.dumps(job.declaration, sort_keys=True)
+    """Return the manifest of a job: declaration, provenance, tile widths and device."""
+    declaration_text = json.dumps(job.declaration, sort_keys=True)
     return {
         "format": FORMAT,
         "study": job.study.name,
         **command_info,
-        **{name: job.declaration[name] for name in ("seeds",) if name in job.declaration},
+        **({"seeds": job.declaration["seeds"]} if "seeds" in job.declaration else {}),
         "provenance": job.provenance,
         "widths": dict(sorted(job.widths.items())),
         "device": {
@@ -105,14 +107,15 @@ def manifest_of(job: Job[Any, Any], command_info: Mapping[str, Any]) -> dict[str
             "devices": job.plan.devices,
             **processor(),
         },
-        "declaration_hash": hashlib.sha256(text.encode()).hexdigest()[:12],
+        "declaration_hash": hashlib.sha256(declaration_text.encode()).hexdigest()[:12],
         "declaration": job.declaration,
     }
 
 
 def begin(job: Job[Any, Any], folder: Path, on_message: Callable[[str], None], command_info: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a job, with the time of earlier sessions.
+    """Write and return the manifest of a job, with the recorded time of earlier sessions.
 
+    Corrupt files and derived files without raw files are moved first. `on_message` receives a line for each.
     Raises UserError if another shard writes the folder with a different declaration, provenance or widths.
     """
     manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
@@ -121,15 +124,15 @@ def begin(job: Job[Any, Any], folder: Path, on_message: Callable[[str], None], c
     with locks.manifest_mutex(folder):
         move_damaged(folder, job.folder_state.damaged, on_message)
         archive_derived(folder, on_message)
-        others = locks.other_writers(folder, job.shard)
-        if (job.folder_state.stored or others) and (folder / "manifest.json").exists():
+        other_writers = locks.other_writers(folder, job.shard)
+        if (job.folder_state.stored or other_writers) and (folder / "manifest.json").exists():
             existing = read_manifest(folder)
             manifest["timing"] = existing["timing"]
-            for name in ("declaration_hash", "provenance", "widths") if others else ():
+            for name in ("declaration_hash", "provenance", "widths") if other_writers else ():
                 if existing[name] != manifest[name]:
                     raise UserError(
-                        f"{folder} is being written by {others[0]} with a different {name}. Wait for it, or start "
-                        "all shards from one study at one size with one version."
+                        f"{folder} is being written by {other_writers[0]} with a different {name}. Wait until it ends, or "
+                        "start all shards with the same study, size and version."
                     )
         write_manifest(folder, manifest)
     return manifest

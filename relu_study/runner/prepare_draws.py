@@ -26,15 +26,15 @@ from relu_study.study.draw_study import Draws, DrawStudy, blocks_of, cell_id
 from relu_study.study.shard import Shard
 
 Cell = dict[str, Any]
-Requested = list[tuple[Draws, str, Cell]]  # experiment, label, cell
+RequestedCells = list[tuple[Draws, str, Cell]]  # experiment, label, cell
 
 
 def request_draws(study: DrawStudy) -> Request[DrawPlan]:
-    """Check every cell of a draw study. Compiles nothing."""
+    """Check every cell of a draw study and return its request. Compiles nothing."""
     requested = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
     ]
-    checked: dict[Any, Any] = {}
+    checked: dict[Any, Any] = {}  # cells share the checks of their entries
     for _, _, cell in requested:
         check_functions.check_drawn(cell, checked)
     declaration = build_draw_declaration(study, requested)
@@ -44,71 +44,91 @@ def request_draws(study: DrawStudy) -> Request[DrawPlan]:
     return Request(declaration, provenance, ids, functools.partial(_plan, requested))
 
 
-def _plan(requested: Requested, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:
+def _plan(requested: RequestedCells, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:
+    """Return the plan of the missing blocks of a shard, the widths of all cohorts, and the number of stored draws."""
     widths, platform = dict(state.widths), jax.devices()[0].platform
+    blocks = _blocks(requested, widths, platform)
+    if shard is not None:
+        blocks = shard_tiles([(block, block.cohort, draw_block.seconds(block)) for block in blocks], shard)
+    missing = [block for block in blocks if (block.cohort, block.first, block.count) not in state.stored]
+    # The most expensive blocks come first, so no device waits for one at the end.
+    plan = DrawPlan(sorted(missing, key=lambda block: -block.cost), len(jax.devices()), platform)
+    return plan, widths, sum(block.count for block in blocks) - sum(block.count for block in missing)
+
+
+def _blocks(requested: RequestedCells, widths: dict[str, int], platform: str) -> list[Block]:
+    """Return the blocks of all cells, each block once. Adds the widths of new cohorts to `widths`."""
     blocks: dict[tuple[str, int, int], Block] = {}
     for experiment, _, cell in requested:
-        name, cost = cell_id(experiment.statistic, cell), statistics[experiment.statistic].cost(cell)
-        width = widths.setdefault(name, draw_block.width(cost, platform))
+        cohort, cost = cell_id(experiment.statistic, cell), statistics[experiment.statistic].cost(cell)
+        width = widths.setdefault(cohort, draw_block.width(cost, platform))
+        factors = tuple(sorted(cell.items()))
         for first, count in blocks_of(experiment.draws):
-            factors = tuple(sorted(cell.items()))
-            blocks[name, first, count] = Block(name, width, experiment.statistic, factors, first, count, cost)
-    part = list(blocks.values())
-    if shard is not None:
-        part = shard_tiles([(block, block.cohort, draw_block.seconds(block)) for block in part], shard)
-    todo = [block for block in part if (block.cohort, block.first, block.count) not in state.stored]
-    plan = DrawPlan(sorted(todo, key=lambda block: -block.cost), len(jax.devices()), platform)
-    return plan, widths, sum(block.count for block in part) - sum(block.count for block in todo)
+            blocks[cohort, first, count] = Block(cohort, width, experiment.statistic, factors, first, count, cost)
+    return list(blocks.values())
 
 
 def _cell(study: DrawStudy, experiment: Draws, label: str) -> Cell:
+    """Return the cell of a label. Raises UserError with study, cell and experiment if it is invalid."""
     try:
         cell = statistics[experiment.statistic].cell(**experiment.cells[label])
     except UserError as error:
         raise UserError(f"study {study.name}, cell {label!r} of {experiment.name}: {error}") from None
     if taken := set(cell) & set(CELL_COLUMNS):
-        raise UserError(f"statistic {experiment.statistic!r} has a factor {min(taken)!r}, a column of cells.csv; rename it")
+        raise UserError(f"factor {min(taken)!r} of statistic {experiment.statistic!r} is a column of cells.csv. Rename it.")
     return cell
 
 
-def _entries(requested: Requested) -> dict[str, Any]:
-    """All registered entries that these cells name."""
+def _entries(requested: RequestedCells) -> dict[str, Any]:
+    """Return the registered entries that these cells name: statistics, activations and initialisers."""
     entries = {f"statistic {experiment.statistic}": statistics[experiment.statistic] for experiment, _, _ in requested}
-    for value in {value for _, _, cell in requested for value in cell.values() if isinstance(value, str)}:
-        entries |= {f"{registry.kind} {value}": registry[value] for registry in (activations, initializers) if value in registry}
+    names = {value for _, _, cell in requested for value in cell.values() if isinstance(value, str)}
+    for registry in (activations, initializers):
+        entries |= {f"{registry.kind} {name}": registry[name] for name in names if name in registry}
     return entries
 
 
-def build_draw_declaration(study: DrawStudy, requested: Requested) -> dict[str, Any]:
-    """The complete declaration of a draw study as plain data, with the theory of every cell; the only input of its report."""
+def build_draw_declaration(study: DrawStudy, requested: RequestedCells) -> dict[str, Any]:
+    """Return the complete declaration of a draw study as plain data, with the theory of every cell.
+
+    With the stored sums, it is the only input of the report.
+    """
     declaration = study.declaration()
-    declaration["cells"], declaration["factors"] = [], []
-    for experiment, label, cell in requested:
-        name, entry = cell_id(experiment.statistic, cell), statistics[experiment.statistic]
-        draw_block.check(experiment.statistic, cell)
-        along = {factor: [_plain(v) for v in values] for factor, values in entry.along(cell).items()}
-        theory = {number: {k: _listed(v) for k, v in asdict(t).items()} for number, t in entry.theory(cell).items()}
-        if unknown := set(theory) - set(entry.numbers):
-            raise nearest(min(unknown), entry.numbers, f"number in the theory of {experiment.statistic}")
-        declaration["cells"].append(
-            {
-                **{"experiment": experiment.name, "label": label, "statistic": experiment.statistic, "cell_id": name},
-                **{"factors": cell, "draws": experiment.draws, "along": along, "theory": theory},
-            }
-        )
-        declaration["factors"] += [factor for factor in (*cell, *along) if factor not in declaration["factors"]]
+    declaration["cells"] = [_cell_declaration(experiment, label, cell) for experiment, label, cell in requested]
+    factors = dict.fromkeys(factor for entry in declaration["cells"] for factor in (*entry["factors"], *entry["along"]))
+    declaration["factors"] = list(factors)
     names = dict.fromkeys(experiment.statistic for experiment, _, _ in requested)
     declaration["numbers"] = {name: {k: asdict(number) for k, number in statistics[name].numbers.items()} for name in names}
-    return json.loads(json.dumps(declaration, default=list))
+    return json.loads(json.dumps(declaration, default=list))  # JSON turns tuples and ranges into lists
 
 
-def _plain(value: Any) -> Any:
+def _cell_declaration(experiment: Draws, label: str, cell: Cell) -> dict[str, Any]:
+    """Return the declaration of a cell. Raises UserError if its draw or its theory is invalid."""
+    statistic = statistics[experiment.statistic]
+    draw_block.check(experiment.statistic, cell)
+    theory = {number: {k: _json_number(v) for k, v in asdict(t).items()} for number, t in statistic.theory(cell).items()}
+    if unknown := set(theory) - set(statistic.numbers):
+        raise nearest(min(unknown), statistic.numbers, f"number in the theory of {experiment.statistic}")
+    return {
+        "experiment": experiment.name,
+        "label": label,
+        "statistic": experiment.statistic,
+        "cell_id": cell_id(experiment.statistic, cell),
+        "factors": cell,
+        "draws": experiment.draws,
+        "along": {factor: [_python_number(v) for v in values] for factor, values in statistic.along(cell).items()},
+        "theory": theory,
+    }
+
+
+def _python_number(value: Any) -> Any:
+    """Return a NumPy scalar as a number of Python. Other values stay."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _listed(values: ArrayLike) -> Any:
-    """A number or list of numbers for JSON, rounded to twelve digits; NaN is None."""
+def _json_number(values: ArrayLike) -> Any:
+    """Return a number or an array as JSON, rounded to twelve significant digits. NaN becomes None."""
     array = np.asarray(values, np.float64)
     if array.ndim:
-        return [_listed(value) for value in array]
+        return [_json_number(value) for value in array]
     return None if np.isnan(array) else float(f"{float(array):.12g}")
