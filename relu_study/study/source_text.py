@@ -1,4 +1,7 @@
-"""Source text of functions without comments, layout and documentation; their code objects where no source exists."""
+"""Source text of functions without comments, layout and docstrings. Functions without a source give their bytecode.
+
+Fingerprints hash these texts, so a change of comments, layout or docstrings changes no fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,38 @@ from types import CodeType
 from typing import Any
 
 Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_parsed: dict[tuple[str, str], tuple[set[CodeType], list[Node]] | None] = {}
+ParsedFile = tuple[set[CodeType], list[Node]]  # all code objects and all functions of a file
+_parsed: dict[tuple[str, str], ParsedFile | None] = {}  # (file name, text) -> its content; None without valid source
+# Instructions without a place inside the function's body.
+_PROLOGUE = ("RESUME", "COPY_FREE_VARS", "MAKE_CELL")
 
 
 def definition(code: CodeType) -> tuple[Any, ...]:
-    """The source text of a code object, or its instructions and constants, as nested tuples of plain values.
+    """Return ("source", text) of a code object, or ("code", *fields) without a source.
 
-    The text counts only where its compilation gives this code object: a file may have changed since it was loaded.
+    The text counts only if its compilation gives this code object, because a file may have changed since it was loaded.
     """
     node = _node(code)
     if node is None:
-        return ("code", *plain(code))
-    text = ast.unparse(_stripped(node))
-    return ("source", text)
+        return ("code", *_bytecode(code))
+    return ("source", ast.unparse(_stripped(node)))
 
 
-def plain(code: CodeType) -> tuple[Any, ...]:
-    """A code object without file names, line numbers and documentation."""
-    constants = tuple(plain(value) if isinstance(value, CodeType) else value for value in code.co_consts)
-    if constants and isinstance(constants[0], str) and not _loads_first(code):
-        constants = (None, *constants[1:])  # the documentation
+def _bytecode(code: CodeType) -> tuple[Any, ...]:
+    """Return the fields of a code object without file names, line numbers and docstrings."""
+    constants = tuple(_bytecode(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    if constants and isinstance(constants[0], str) and not _loads_first_constant(code):
+        constants = (None, *constants[1:])  # a first constant that no instruction loads is the docstring
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return (code.co_name, code.co_code, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, constants, *names)
 
 
-def _loads_first(code: CodeType) -> bool:
-    return any(step.opcode in dis.hasconst and step.arg == 0 for step in dis.get_instructions(code))
+def _loads_first_constant(code: CodeType) -> bool:
+    return any(instruction.opcode in dis.hasconst and instruction.arg == 0 for instruction in dis.get_instructions(code))
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:
-    """A code object and all that are defined inside it."""
+    """Yield a code object and all code objects inside it, such as inner functions."""
     yield code
     for value in code.co_consts:
         if isinstance(value, CodeType):
@@ -49,33 +54,41 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def chains(code: CodeType) -> list[tuple[str, ...]]:
-    """The globals that a code object reads, each with the attributes that are read off it at once."""
-    found: dict[tuple[str, ...], None] = {}
+    """Return the globals that a code object reads, each with its chain of attributes: `np.random.normal` gives three names."""
+    read: dict[tuple[str, ...], None] = {}
     chain: tuple[str, ...] = ()
-    for step in dis.get_instructions(code):
-        if chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            chain = (*chain, step.argval)
+    for instruction in dis.get_instructions(code):
+        if chain and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain = (*chain, instruction.argval)
             continue
         if chain:
-            found[chain] = None
-        chain = (step.argval,) if "GLOBAL" in step.opname or step.opname == "LOAD_NAME" else ()
-    return list(found)
+            read[chain] = None
+        reads_global = "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME"
+        chain = (instruction.argval,) if reads_global else ()
+    return list(read)
 
 
 def _node(code: CodeType) -> Node | None:
-    known = _file(code.co_filename)
-    if known is None or code not in known[0]:
+    """Return the syntax tree of a code object. None if its file is missing or does not compile to this code object."""
+    parsed = _parse_file(code.co_filename)
+    if parsed is None or code not in parsed[0]:
         return None
-    found = [n for n in known[1] if _first_line(n) == code.co_firstlineno and getattr(n, "name", "<lambda>") == code.co_name]
-    if len(found) < 2:
-        return found[0] if found else None
-    spans = [i.positions for i in dis.get_instructions(code) if i.opname not in ("RESUME", "COPY_FREE_VARS", "MAKE_CELL")]
-    places = [p for p in spans if p is not None and p.lineno is not None and p.col_offset is not None]
-    inside = [n for n in found if places and all(_within(n, p) for p in places)]
-    return min(inside, key=_size) if inside else None
+    candidates = [
+        node
+        for node in parsed[1]
+        if _first_line(node) == code.co_firstlineno and getattr(node, "name", "<lambda>") == code.co_name
+    ]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    # Several lambdas begin in this line. The positions of the instructions identify one.
+    spans = [step.positions for step in dis.get_instructions(code) if step.opname not in _PROLOGUE]
+    places = [place for place in spans if place is not None and place.lineno is not None and place.col_offset is not None]
+    containing = [node for node in candidates if places and all(_contains(node, place) for place in places)]
+    return min(containing, key=_size) if containing else None
 
 
-def _file(name: str) -> tuple[set[CodeType], list[Node]] | None:
+def _parse_file(name: str) -> ParsedFile | None:
+    """Return the code objects and functions of a file with its current text. None without valid source."""
     linecache.checkcache(name)
     text = "".join(linecache.getlines(name))
     if (name, text) not in _parsed:
@@ -90,33 +103,41 @@ def _file(name: str) -> tuple[set[CodeType], list[Node]] | None:
 
 
 def _first_line(node: Node) -> int:
+    """Return the line of a function, or of its first decorator, as in `co_firstlineno`."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
 
 
 def _body(node: Node) -> tuple[ast.AST, ast.AST]:
+    """Return the first and the last part of a function's body."""
     return (node.body, node.body) if isinstance(node, ast.Lambda) else (node.body[0], node.body[-1])
 
 
-def _within(node: Node, place: Any) -> bool:
+def _contains(node: Node, place: Any) -> bool:
+    """Return whether the body of a function contains the position of an instruction."""
     first, last = _body(node)
     start, end = (first.lineno, first.col_offset), (last.end_lineno, last.end_col_offset)  # type: ignore[attr-defined]
     return start <= (place.lineno, place.col_offset) and (place.end_lineno, place.end_col_offset) <= end
 
 
 def _size(node: Node) -> tuple[int, int]:
+    """Return the lines and columns of a function's body."""
     first, last = _body(node)
     return (last.end_lineno - first.lineno, last.end_col_offset - first.col_offset)  # type: ignore[attr-defined]
 
 
 def _stripped(node: Node) -> ast.AST:
-    """A copy without documentation and the decorators of the outermost function: a wrapper is read as an object."""
+    """Return a copy without docstrings, and without decorators of the outermost function.
+
+    A decorator's result is an object with a fingerprint, so the decorator's text does not count.
+    """
     copy = ast.parse(ast.unparse(node), mode="exec").body[0]
     if isinstance(copy, (ast.FunctionDef, ast.AsyncFunctionDef)):
         copy.decorator_list = []
-    return _undocumented(copy)
+    return _without_docstrings(copy)
 
 
-def _undocumented(tree: ast.AST) -> ast.AST:
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    """Remove all docstrings of a tree in place, and return the tree."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
     for part in ast.walk(tree):
         if isinstance(part, kinds) and ast.get_docstring(part) is not None:
@@ -125,16 +146,16 @@ def _undocumented(tree: ast.AST) -> ast.AST:
 
 
 def module_text(file: str) -> tuple[str, CodeType | None]:
-    """The text of a Python file, free of comments, layout and documentation, and its code.
+    """Return the text of a Python file without comments, layout and docstrings, and its code object.
 
-    Any other file gives its content and no code.
+    Any other file gives its content and None.
     """
     content = Path(file).read_bytes()
     try:
         tree = ast.parse(content)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python shows them when it loads the module
+            warnings.simplefilter("ignore")  # Python shows warnings when it loads the module
             code = compile(tree, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return repr(content), None
-    return ast.unparse(_undocumented(tree)), code
+    return ast.unparse(_without_docstrings(tree)), code
