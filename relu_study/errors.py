@@ -1,15 +1,15 @@
-"""User errors: one printable line with the offender and the nearest valid names."""
+"""Errors for users: one printable line that names the problem, the most similar valid names, and the action."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-MAX_NAMES = 40  # listed in one error
+MAX_NAMES = 40  # maximum of listed names per error
 
 
 class UserError(Exception):
-    """A request that cannot be carried out. The message names the offender, the nearest valid names and the action.
+    """An invalid request. The message names the invalid value, the most similar valid names, and the action.
 
     `str(error)` is always one printable line.
     """
@@ -19,14 +19,19 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return the text as one line, with unprintable characters escaped."""
+    """Return the text with unprintable characters escaped, so line breaks too."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, names: Iterable[str], kind: str) -> UserError:
-    """Return the error for an unknown `name` of a `kind`, with up to three similar valid names."""
+    """Return the error for an unknown `name` of a `kind`, with up to three similar `names`, or else all of them."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    few = [*names[:MAX_NAMES], *([f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else [])]
-    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(few) or 'none'}"
-    return UserError(f"unknown {kind} {name!r}; {hint}")
+    if close:
+        action = f"Did you mean {', '.join(close)}?"
+    elif names:
+        rest = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+        action = f"Choose one of {', '.join([*names[:MAX_NAMES], *rest])}."
+    else:
+        action = "There is none."
+    return UserError(f"unknown {kind} {name!r}. {action}")

@@ -116,7 +116,7 @@ def test_last_place_below_a_level_is_interpolated():
 @pytest.mark.parametrize(
     "where, said",
     [
-        (("thro=1",), "unknown column of cells.csv 'thro'; did you mean throw"),
+        (("thro=1",), "unknown column of cells.csv 'thro'. Did you mean throw"),
         (("throw 1",), "cannot read the condition"),
         (("throw=one",), "the condition 'throw=one' compares with 'one', which is not a number"),
         (("throw>1,2",), "Only = and != take a list"),

@@ -318,10 +318,10 @@ def test_files_of_an_earlier_declaration_are_removed(bare: Path) -> None:
     [
         (
             lambda d: d["sections"][0].update(tables=["initialiser"]),
-            "tables of 'Does the start matter.' 'initialiser'; did you mean init",
+            "tables of 'Does the start matter.' 'initialiser'. Did you mean init",
         ),
-        (lambda d: d["sections"][1].update(claims=["P4"]), "claims of 'Does the shape matter.' 'P4'; did you mean P"),
-        (lambda d: d["sections"][0].update(figures=["claim"]), "did you mean claims"),
+        (lambda d: d["sections"][1].update(claims=["P4"]), "claims of 'Does the shape matter.' 'P4'. Did you mean P"),
+        (lambda d: d["sections"][0].update(figures=["claim"]), "Did you mean claims"),
         (lambda d: d["figures"][2].update(claims=["C1"]), "claims of 'claims' 'C1'"),
         (lambda d: d["tables"][0].update(name="../escape"), "'../escape' of tables cannot be a file name"),
         (lambda d: d["tables"][0].update(name="shapes"), "tables: 'shapes' is declared twice"),

@@ -209,7 +209,7 @@ def test_study_sets_metrics_and_interval(tmp_path: Path) -> None:
     for changes, word in (({"every": 1}, "measured_every: 2 there, 1 here"), ({"metrics": ()}, "metrics: .* there, None here")):
         with pytest.raises(UserError, match=f"different provenance.*{word}"):
             runner.run(replace(few, **changes), tmp_path)
-    with pytest.raises(UserError, match="unknown metric of study small 'constent'; did you mean constant"):
+    with pytest.raises(UserError, match=r"unknown metric of study small 'constent'. Did you mean constant"):
         runner.run(replace(few, metrics=("constent",)), tmp_path)
 
 

@@ -59,7 +59,7 @@ def test_parsed_entries_are_typed_and_the_json_stays() -> None:
         (lambda d: d["metrics"]["val_loss"].update(sites=1), "expected `bool`, got `int` at `$.metrics[...].sites`"),
         (lambda d: d.update(seeds=10**9) or [e.pop("seeds") for e in d["configurations"]], "runs are more than 10,000,000"),
         (lambda d: d["configurations"][2].update(config_id="0"), "the spec at `$.configurations[2]` has another id than 0"),
-        (lambda d: d["figures"][0].update(kind="maps"), "did you mean map?"),
+        (lambda d: d["figures"][0].update(kind="maps"), "Did you mean map?"),
     ],
 )
 def test_invalid_entry_is_named_by_its_path(change: Callable[[dict[str, Any]], object], path: str) -> None:

@@ -96,9 +96,9 @@ def test_marks_and_defaults() -> None:
         ({"dropout": "dropout", "dropout_rate": 1}, r"dropout_rate must be in \[0, 1\), not 1"),
         ({"dropout": "dropout", "dropout_rate": -0.1}, r"dropout_rate must be in \[0, 1\), not -0.1"),
         ({"dropout_rate": 0.5}, "without a dropout kind"),
-        ({"norm": "batchnorm"}, "did you mean batch_norm"),
+        ({"norm": "batchnorm"}, "Did you mean batch_norm"),
         ({"dropout": "alpha"}, "alpha_dropout"),
-        ({"inputs": "centered"}, "did you mean centred"),
+        ({"inputs": "centered"}, "Did you mean centred"),
     ],
 )
 def test_nonsense_is_refused(words: dict[str, Any], hint: str) -> None:
@@ -114,5 +114,5 @@ def test_limits_of_each_field_are_valid() -> None:
 
 
 def test_unknown_field_is_refused_by_its_nearest_name() -> None:
-    with pytest.raises(UserError, match="unknown RunSpec field 'optimiser'; did you mean optimizer"):
+    with pytest.raises(UserError, match=r"unknown RunSpec field 'optimiser'. Did you mean optimizer"):
         RunSpec().replace(optimiser="sgd")

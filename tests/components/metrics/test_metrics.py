@@ -122,7 +122,7 @@ def test_new_metric_is_one_function_and_misspelling_is_refused():
     for words, message in (
         (dict(per="layer", unit="1"), "per of metric _new 'layer'"),
         (dict(per="unit", unit="1", direction="up"), "direction of metric _new 'up'"),
-        (dict(per="unit", unit="1", requires=("slop",)), "required field of metric _new 'slop'; did you mean slope"),
+        (dict(per="unit", unit="1", requires=("slop",)), "required field of metric _new 'slop'. Did you mean slope"),
     ):
         with pytest.raises(UserError, match=message):
             new_metric("_new", **words)

@@ -68,7 +68,7 @@ def test_centred_inputs_and_fewer_rows() -> None:
 def test_unsupported_choice_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"1797 images, not rows=200000. Set rows=1797"):
         tasks["digits"](RunSpec(task="digits"))
-    with pytest.raises(UserError, match=r"unknown target of task digits 'parity'; known: default, digit"):
+    with pytest.raises(UserError, match=r"unknown target of task digits 'parity'. Choose one of default, digit"):
         tasks["digits"](DIGITS.replace(target="parity"))
 
 

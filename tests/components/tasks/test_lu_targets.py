@@ -85,7 +85,7 @@ def x_of(seed: int) -> np.ndarray:
 
 
 def test_unsupported_choice_is_refused_with_a_hint() -> None:
-    with pytest.raises(UserError, match=r"unknown target of task lu_targets 'two_dims'; did you mean two_dim"):
+    with pytest.raises(UserError, match=r"unknown target of task lu_targets 'two_dims'. Did you mean two_dim"):
         tasks["lu_targets"](lu("two_dims"))
     with pytest.raises(UserError, match=r"already have mean 0. Leave inputs='raw'"):
         tasks["lu_targets"](lu("abs", inputs="centred"))

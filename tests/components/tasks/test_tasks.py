@@ -95,5 +95,5 @@ def test_no_validation_row_is_a_training_row() -> None:
 
 
 def test_unknown_target_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="unknown target of task negative_box 'wavy'; did you mean wave"):
+    with pytest.raises(UserError, match=r"unknown target of task negative_box 'wavy'. Did you mean wave"):
         tasks["negative_box"](RunSpec(target="wavy"))

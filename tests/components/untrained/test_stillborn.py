@@ -149,7 +149,7 @@ def test_bounds_exist_where_a_theorem_applies():
 @pytest.mark.parametrize(
     "factors, said",
     [
-        ({"scheme": "he_norml"}, "unknown scheme 'he_norml'; did you mean he_normal"),
+        ({"scheme": "he_norml"}, "unknown scheme 'he_norml'. Did you mean he_normal"),
         ({"domain": "square"}, "unknown domain 'square'"),
         ({"domain": "plane"}, "the domain 'plane' has d_in = 2, not 1"),
         ({"domain": "plane", "d_in": 2, "scheme": "rai"}, "the plane needs zero biases"),

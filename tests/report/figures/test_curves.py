@@ -174,8 +174,8 @@ def test_an_arm_without_a_stored_run_is_named_as_not_run() -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (("val_los",), "unknown metric of figure f 'val_los'; did you mean val_loss"),
-        (("dead_fraction/site_3",), "unknown site of dead_fraction of figure f 'site_3'; did you mean site_"),
+        (("val_los",), "unknown metric of figure f 'val_los'. Did you mean val_loss"),
+        (("dead_fraction/site_3",), "unknown site of dead_fraction of figure f 'site_3'. Did you mean site_"),
         (("val_loss/*",), "val_loss of figure f is measured for the whole network only"),
     ],
 )
@@ -188,14 +188,14 @@ def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "curve"}, "unknown kind of figure f 'curve'; did you mean curves"),
+        ({"kind": "curve"}, "unknown kind of figure f 'curve'. Did you mean curves"),
         ({"metrics": ()}, "names no metrics"),
         ({"kind": "forest"}, "names no claims"),
         ({"kind": "map"}, "needs a factor as rows"),
         ({"kind": "map", "rows": "activation"}, "needs a factor as cols"),
         (
             {"kind": "map", "rows": "activaton", "cols": "depth"},
-            "unknown factor as rows of figure f 'activaton'; did you mean",
+            "unknown factor as rows of figure f 'activaton'. Did you mean",
         ),
         ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
         ({"rows": "depth"}, "is no map and has no rows"),

@@ -113,7 +113,7 @@ def test_the_last_epoch_is_the_same_from_runs_csv() -> None:
     [
         (("val_loss",), "is measured for the whole network only. Metrics with sites are grad_norm"),
         (("grad_norm/site_1",), "kind depth shows every site of a metric. Write grad_norm without a site"),
-        (("grad_nrm",), "unknown metric of figure f 'grad_nrm'; did you mean grad_norm"),
+        (("grad_nrm",), "unknown metric of figure f 'grad_nrm'. Did you mean grad_norm"),
     ],
 )
 def test_a_metric_without_sites_is_refused(metrics: tuple[str, ...], message: str) -> None:

@@ -142,8 +142,8 @@ def test_runs_without_histograms_make_no_picture() -> None:
     ("metrics", "message"),
     [
         (("val_loss",), "unknown metric of figure f 'val_loss'"),
-        (("pst/site_1",), "unknown metric of figure f 'pst'; did you mean post"),
-        (("post/site_4",), "unknown site of post of figure f 'site_4'; did you mean site_"),
+        (("pst/site_1",), "unknown metric of figure f 'pst'. Did you mean post"),
+        (("post/site_4",), "unknown site of post of figure f 'site_4'. Did you mean site_"),
         (("post",), "unknown site of post of figure f 'all'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_without_stored_runs_there_is_no_share() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("colapsed",), r"unknown metric \(0 or 1 a run\) in event ended of table ends 'colapsed'; did you mean collapsed"),
+        (("colapsed",), r"unknown metric \(0 or 1 a run\) in event ended of table ends 'colapsed'. Did you mean collapsed"),
         (("dead_fraction",), "unknown metric .* 'dead_fraction'"),
         (("trained",), "unknown metric .* 'trained'"),  # it is 0 or 1, but not a metric of this study
         (

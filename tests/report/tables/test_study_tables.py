@@ -165,7 +165,7 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": ("val_los",)}, r"unknown metric of table initialisers 'val_los'; did you mean val_loss"),
+        ({"metrics": ("val_los",)}, r"unknown metric of table initialisers 'val_los'. Did you mean val_loss"),
         (
             {"metrics": ("val_loss/site_1",)},
             "initialisers is measured for the whole network only, not for site_1",
@@ -173,9 +173,9 @@ def test_one_seed_gives_means_without_intervals(tmp_path: Path, seeds: int) -> N
         ({"metrics": ()}, "table initialisers names no metrics. Name some, e.g. metrics="),
         ({"metrics": ("val_loss@soon",)}, "val_loss@soon of table initialisers has the epoch 'soon'. Use 'last' or a number"),
         ({"epoch": "min"}, "has the epoch 'min'. Use 'last' or a number"),
-        ({"arms": ("he_norm",)}, "unknown arm of table initialisers 'he_norm'; did you mean he_normal"),
-        ({"baseline": "bseline"}, "did you mean baseline"),
-        ({"tune": "learning_rat"}, "did you mean learning_rate"),
+        ({"arms": ("he_norm",)}, "unknown arm of table initialisers 'he_norm'. Did you mean he_normal"),
+        ({"baseline": "bseline"}, "Did you mean baseline"),
+        ({"tune": "learning_rat"}, "Did you mean learning_rate"),
         ({"tune": "learning_rate"}, "tunes learning_rate and so reports the last epoch"),
     ],
 )
