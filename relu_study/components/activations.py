@@ -31,20 +31,20 @@ Piece = tuple[float, float]
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise nonlinearity phi and its declared shape.
+    """An elementwise nonlinearity phi and its declared pieces.
 
-    Pieces are closed intervals of pre. Their property also holds at their ends, in floating point: a kink that ends a flat
-    piece has slope 0.
+    Pieces are closed intervals of pre. The property of a piece also holds at its ends, in floating point. For example, a kink
+    at the end of a flat piece has slope 0.
     """
 
     name: str
     function: Callable[..., Array]  # phi(pre, **hparams); further parameters are traced RunSpec fields or have defaults
-    flat: tuple[Piece, ...] = ()  # where phi' = 0
-    identity: Piece | None = None  # where phi(z) = z
+    flat: tuple[Piece, ...] = ()  # pieces with phi' = 0
+    identity: Piece | None = None  # the piece with phi(z) = z
     turning_points: tuple[float, ...] = ()  # local extrema outside flat pieces; empty: phi is monotone
     values: Piece = (-inf, inf)  # contains every computed value of phi
-    smooth: bool = False  # curved: units can saturate; only units of a piecewise linear phi can be always on
-    fanout: int = 1  # post is the concatenation of this many blocks of U
+    smooth: bool = False  # True: phi is curved, and units can saturate. False: it is piecewise linear, and units can be always on
+    fanout: int = 1  # coordinates of post per unit, in this many blocks of U coordinates
 
     @property
     def hparams(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class Activation:
         return self.function(pre, **{name: hparams[name] for name in self.hparams})
 
     def slope(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
-        """Return abs(phi'(pre)) of each unit, the maximum over its `fanout` coordinates."""
+        """Return abs(phi'(pre)) of each unit. With `fanout` coordinates, it is their maximum."""
         _, tangent = jax.jvp(lambda z: self(z, hparams), (pre,), (jnp.ones_like(pre),))
         slope = jnp.abs(tangent)
         if self.fanout == 1:
@@ -69,7 +69,7 @@ class Activation:
         return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, hparams))
 
     def end_slopes(self, hparams: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
-        """Return abs(phi') at the finite ends of the flat pieces. It is 1/2 at a kink of jnp.maximum."""
+        """Return abs(phi') at the finite ends of the flat pieces. It is 1/2, not 0, at a kink of jnp.maximum."""
         ends = {end for piece in self.flat for end in piece if isfinite(end)}
         return {end: self.slope(jnp.full((1, 1), end), hparams)[0, 0] for end in sorted(ends)}
 
@@ -78,13 +78,31 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the named parameters after the first, with their defaults."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin has no signature
+    except (TypeError, ValueError):  # some builtins have no signature
         return {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p.default for p in parameters[1:] if p.kind not in variadic}
 
 
+def _check_function(name: str, function: Any) -> None:
+    if not callable(function):
+        raise UserError(f"activation {name!r} must be a function phi(pre), but is {function!r}. Decorate a function.")
+    for parameter, default in _parameters(function).items():
+        if parameter not in TRACED_FIELDS and default is inspect.Parameter.empty:
+            raise nearest(parameter, TRACED_FIELDS, f"parameter of activation {name}")
+
+
+def _check_pieces(name: str, flat: Any, identity: Any, values: Any) -> None:
+    arguments = {"flat": flat, "identity": identity, "values": values}
+    pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
+    for argument, intervals in pieces.items():
+        if not isinstance(intervals, tuple | list) or not all(map(_is_piece, intervals)):
+            form = "a tuple of pairs, flat=((low, high),)," if argument == "flat" else f"a pair, {argument}=(low, high),"
+            raise UserError(f"activation {name!r} has {argument}={arguments[argument]!r}. Give {form} with low <= high.")
+
+
 def _is_piece(piece: Any) -> bool:
+    """Whether an object is a pair of numbers in ascending order."""
     numbers = isinstance(piece, tuple | list) and len(piece) == 2 and all(isinstance(end, int | float) for end in piece)
     return numbers and piece[0] <= piece[1]
 
@@ -92,7 +110,7 @@ def _is_piece(piece: Any) -> bool:
 def activation(
     name: str,
     *,
-    flat: Any = (),  # the arguments have the meaning of the fields of `Activation`
+    flat: Any = (),  # `Activation` documents these arguments as its fields
     identity: Any = None,
     turning_points: Any = (),
     values: Any = (-inf, inf),
@@ -101,28 +119,19 @@ def activation(
 ) -> Callable[[Any], Activation]:
     """Register `phi(pre, **hparams)` as an `Activation`.
 
-    The decorated object may be a function, a partial, a callable object or a jitted function. A parameter after the first
-    that is no traced RunSpec field keeps its default.
+    The decorated object may be a function, a partial, a callable object or a jitted function. Parameters after the first
+    receive the traced RunSpec fields of their names. Other parameters keep their defaults.
 
     Raises:
-      UserError: for an object that is not callable, a piece that is no interval, an invalid `fanout`, or a parameter that
-        is no traced field and has no default.
+      UserError: for an object that is not callable, a piece that is not an interval, an invalid `fanout`, or a parameter that
+        is not a traced field and has no default.
     """
 
     def register(function: Any) -> Activation:
-        if not callable(function):
-            raise UserError(f"activation {name!r} must be a function phi(pre), not {function!r}")
-        arguments = {"flat": flat, "identity": identity, "values": values}
-        pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
-        for argument, intervals in pieces.items():
-            if not isinstance(intervals, tuple | list) or not all(map(_is_piece, intervals)):
-                form = "a tuple of pairs, flat=((low, high),)" if argument == "flat" else f"a pair, {argument}=(low, high)"
-                raise UserError(f"activation {name!r}: {argument} must be {form} with low <= high, not {arguments[argument]!r}")
+        _check_function(name, function)
+        _check_pieces(name, flat, identity, values)
         if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
-            raise UserError(f"activation {name!r}: fanout must be a whole number of at least 1, not {fanout!r}")
-        for parameter, default in _parameters(function).items():
-            if parameter not in TRACED_FIELDS and default is inspect.Parameter.empty:
-                raise nearest(parameter, TRACED_FIELDS, f"parameter of activation {name}")
+            raise UserError(f"activation {name!r} has fanout={fanout!r}. Give a whole number of at least 1.")
         entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
         activations.add(name, entry)
         return entry
@@ -169,7 +178,7 @@ def hard_tanh(pre: Array) -> Array:
 
 @activation("crelu", values=(0.0, inf), fanout=2)
 def crelu(pre: Array) -> Array:
-    """[max(0, z), max(0, -z)]: two coordinates per unit, one of them active. It is flat only at z = 0 and has no flat piece.
+    """[max(0, z), max(0, -z)]: two coordinates per unit, one of them active. It has no flat piece: only z = 0 is flat.
 
     Source: Shang, Sohn, Almeida & Lee 2016, arXiv 1603.05201, section 2.
     """

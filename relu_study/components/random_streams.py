@@ -11,9 +11,8 @@ from jax.extend.random import define_prng_impl
 from jaxtyping import Array, Int, Key, UInt32
 
 ROUNDS = 12
-FEW = 64  # up to here rounds do not mix: rows are sorted by random words
-MANY = 4096  # above this, half of the rounds mix equally well
-
+FEW = 64  # up to this many rows, the rounds do not mix well, so rows are ranked by random words
+MANY = 4096  # above this many rows, half of the rounds mix equally well
 
 Word = int | Int[Array, ""] | UInt32[Array, ""]
 
@@ -24,19 +23,20 @@ def stream(seed: Word, *path: str | Word) -> Key[Array, ""]:
     Each part of the path is one `fold_in`: a name by its CRC-32, a number unchanged. A stream therefore does not depend on
     the number or the order of other streams.
     """
-    key = jax.random.key(seed, impl="threefry2x32")  # independent of the process's default
+    key = jax.random.key(seed, impl="threefry2x32")  # explicit: JAX's default generator can be configured
     for part in path:
         key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
     return key
 
 
-def _keyed(key: UInt32[Array, "2"]) -> Key[Array, ""]:
+def _threefry_key(key: UInt32[Array, "2"]) -> Key[Array, ""]:
     return jax.random.wrap_key_data(key, impl="threefry2x32")
 
 
 def _hashed_bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]) -> Array:
-    place = jnp.arange(math.prod(shape) * max(bit_width // 32, 1), dtype=jnp.uint32)
-    bits = _hash(_hash(_hash(place ^ key[0]) + key[1]) ^ key[0])
+    """Return random bits from a keyed hash of the element index. 64-bit elements take two words each."""
+    index = jnp.arange(math.prod(shape) * max(bit_width // 32, 1), dtype=jnp.uint32)
+    bits = _hash(_hash(_hash(index ^ key[0]) + key[1]) ^ key[0])
     if bit_width == 64:
         high, low = jnp.split(bits.astype(jnp.uint64), 2)
         return (high << 32 | low).reshape(shape)
@@ -46,8 +46,8 @@ def _hashed_bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]
 HASHED = define_prng_impl(
     key_shape=(2,),
     seed=lambda seed: jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
-    split=lambda key, shape: jax.random.key_data(jax.random.split(_keyed(key), shape)),
-    fold_in=lambda key, word: jax.random.key_data(jax.random.fold_in(_keyed(key), word)),
+    split=lambda key, shape: jax.random.key_data(jax.random.split(_threefry_key(key), shape)),
+    fold_in=lambda key, word: jax.random.key_data(jax.random.fold_in(_threefry_key(key), word)),
     random_bits=_hashed_bits,
     name="hashed",
     tag="hsh",
@@ -57,19 +57,19 @@ HASHED = define_prng_impl(
 def draw_key(cell_id: str, index: Word) -> Key[Array, ""]:
     """Return the key of one draw of a cell. Every draw of every cell has a separate stream. `cell_id` is hexadecimal.
 
-    `jax.random` takes the bits of this key from a keyed hash of the array position. On a CPU the hash is seven times as fast
+    `jax.random` takes the bits of this key from a keyed hash of the element index. On a CPU the hash is seven times as fast
     as Threefry, which would take longer than the rest of a draw. `split` and `fold_in` use Threefry.
 
-    Source: the hash is Wellons' `lowbias32` (2018), three rounds with a word of the key between.
+    Source: Wellons' hash `lowbias32` (2018), three times, each time after mixing in a word of the key.
     """
-    with jax.ensure_compile_time_eval():  # the cell's key is a constant: keep its two hashes out of the program
+    with jax.ensure_compile_time_eval():  # the cell's key is a constant, so its hashes need not be in the program
         cell = stream(int(cell_id[:8], 16), "draw")
     key = jax.random.fold_in(cell, index)
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=HASHED)
 
 
 def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UInt32[Array, "12"]:
-    """Return the key words of one epoch's row order."""
+    """Return the random words that key one epoch's row order, one per round."""
     return jax.random.bits(stream(seed, "order", epoch), (ROUNDS,), jnp.uint32)
 
 
@@ -78,11 +78,12 @@ def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int
 
     A position is q b + r on an a x b grid with the smallest excess over `rows`. A round adds a keyed hash of one coordinate
     to the other, modulo its range, which is invertible. A position mapped beyond the last row is mapped again until it is a
-    row (cycle walking). Unlike a sort, this computes any part of the order separately, in constant memory. After 2k rounds
-    two positions keep their distance with probability 1 / rows + a^-k; few rows therefore need more rounds.
+    row (cycle walking). Unlike a sort, this computes any part of the order separately, in constant memory.
+
+    After 2k rounds two positions keep their distance with probability 1 / rows + a^-k. Few rows therefore need more rounds.
 
     Args:
-      key: words of `order_key`.
+      key: the words of `order_key`.
       position: positions below `rows`, of any shape.
       rows: number of rows, at most 2**30.
 
@@ -102,7 +103,7 @@ def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int
         return q * b + r
 
     index = permute(position)
-    if a * b == rows:
+    if a * b == rows:  # the grid has no position beyond the last row
         return index
     return jax.lax.while_loop(
         lambda i: jnp.any(i >= rows),
@@ -115,38 +116,42 @@ def words(key: Key[Array, ""], shape: tuple[int, ...], columns: bool = False) ->
     """Return distinct random words, one per element of an array: the keyed element index, hashed twice.
 
     This is much less arithmetic than `jax.random.bits`: Threefry would cost a small network more than its training. The
-    array has at most 2**32 elements. With `columns`, the result has the words of the transposed array.
+    array has at most 2**32 elements. With `columns`, indices run down the columns of a matrix instead of along its rows.
 
-    Source: the hash is Wellons' `lowbias32` (2018).
+    Source: Wellons' hash `lowbias32` (2018).
     """
     first, second = jax.random.key_data(key)
     if columns:
-        place = shape[0] * jnp.arange(shape[1], dtype=jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
+        index = shape[0] * jnp.arange(shape[1], dtype=jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
     else:
-        place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    return _hash(_hash(place ^ first) + second)
+        index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    return _hash(_hash(index ^ first) + second)
 
 
 def _ranked(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
+    """Return the rank of each position's random word among the words of all rows: a permutation by sorting."""
     words = jnp.arange(rows, dtype=jnp.uint32)
     for word in key:
-        words = _hash(words ^ word)  # injective: all words differ
+        words = _hash(words ^ word)  # invertible, so all words differ and no ranks are tied
     return jnp.sum(words < words[position][..., None], axis=-1, dtype=jnp.uint32)
 
 
 def _grid(rows: int) -> tuple[int, int]:
+    """Return the height a and width b of the nearly square grid with the fewest positions; of equal ones, the highest."""
     root = math.isqrt(rows - 1) + 1
-    heights = range(root // 2, root + 1)
-    return min(((a, -(-rows // a)) for a in heights), key=lambda ab: (ab[0] * ab[1], -ab[0]))
+    grids = [(a, -(-rows // a)) for a in range(root // 2, root + 1)]  # each width is the smallest for its height
+    return min(grids, key=lambda grid: (math.prod(grid), -grid[0]))
 
 
 def _add(value: UInt32[Array, " *n"], word: UInt32[Array, " *n"], modulus: int) -> UInt32[Array, " *n"]:
-    # Scale the high 16 bits to the range, at most 2**16, without a division.
+    """Return value + a random number from `word`, modulo a modulus of at most 2**16. `value` is below the modulus."""
+    # Scale the high 16 bits of the word to the range: this needs no division.
     total = value + ((word >> 16) * jnp.uint32(modulus) >> 16)
     return jnp.where(total >= modulus, total - jnp.uint32(modulus), total)
 
 
 def _hash(word: UInt32[Array, " *n"]) -> UInt32[Array, " *n"]:
+    """Return Wellons' `lowbias32` of each word, a bijection of 32-bit integers."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
     word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
     return word ^ (word >> 16)

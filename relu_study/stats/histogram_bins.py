@@ -14,8 +14,8 @@ from jaxtyping import Float
 MIN_EXPONENT, MAX_EXPONENT = -24, 7  # exponents k of the innermost and outermost bins [2^k, 2^(k+1)) on either side of zero
 BINS_PER_SIDE = MAX_EXPONENT - MIN_EXPONENT + 1
 BINS = 2 * BINS_PER_SIDE + 1
-KINDS = ("pre", "post", "gradient")  # what is counted at each site
-LINEAR, POWERS = "linear where bounded", "powers of two"  # provenance: the scales of a study's histograms
+KINDS = ("pre", "post", "gradient")  # the histograms of each site
+LINEAR, POWERS = "linear where bounded", "powers of two"  # the scales of a study's histograms, as in its provenance
 
 Range = tuple[float, float]
 

@@ -16,42 +16,44 @@ from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, MIN_EXPONENT, Range, bounded, linear_edges
 
 BLOCK = 4096  # values counted at a time: they fit in a core's L1 cache
-EXAMPLES = 2048  # of the probe set; more would cost a small network more than all other metrics together
+EXAMPLES = 2048  # first examples of the probe set; more would cost a small network more than all other metrics together
 
 
 def bin_of(values: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    """Return the bin of each value, from its exponent bits: 0 <= bin < 65, in the order of the values.
+    """Return the bin of each value on the scale of powers of two: 0 <= bin < 65. Larger values have larger bins.
 
-    Bin 32 holds only exact zero. Bin 33 + k + 24 holds [2^k, 2^(k+1)) for k = -24..7; bin 31 - k - 24 holds the negatives.
+    Bin 32 counts only exact zeros. For k = -24..7, bin 57 + k counts [2^k, 2^(k+1)) and bin 7 - k counts its negatives.
     Magnitudes below 2^-24 are in the innermost bin of their sign, magnitudes from 2^8 on in the outermost.
     """
     info = jnp.finfo(values.dtype)
     bits = jax.lax.bitcast_convert_type(values, f"int{info.bits}")
     exponent = ((bits >> info.nmant) & (2 * info.maxexp - 1)) - (info.maxexp - 1)
     size = jnp.clip(exponent - MIN_EXPONENT, 0, BINS_PER_SIDE - 1).astype(jnp.int32)
-    # Compare bits: 0.0 equals subnormals on a processor that flushes them.
+    # Compare bits: as floats, subnormals equal 0.0 on a processor that flushes them.
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
     return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(bits < 0, BINS_PER_SIDE - 1 - size, BINS_PER_SIDE + 1 + size))
 
 
-def _rising(bits: Any) -> Any:
-    """Return integers in the order of the floats with these bits, with -0.0 just below 0.0."""
+def _sort_keys(bits: Any) -> Any:
+    """Return integers that sort like the floats with these bits, with -0.0 just below 0.0."""
     return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & np.iinfo(bits.dtype).max)
 
 
-def _borders(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
-    """Return the smallest float of `dtype` at or above each inner edge of the linear bins, as `_rising` integers."""
+def _edge_keys(low: float, high: float, dtype: Any) -> Int[np.ndarray, "63"]:
+    """Return the sort key of the smallest float of `dtype` at or above each inner edge of the linear bins."""
     inner = linear_edges(low, high)[1:-1]
     with np.errstate(over="ignore"):  # an edge too large for the precision is infinite
         floats = inner.astype(dtype)
-    floats = np.where(floats < inner, np.nextafter(floats, np.array(np.inf, dtype)), floats).astype(dtype) + np.array(0, dtype)
-    return _rising(floats.view(f"int{np.finfo(dtype).bits}"))
+    floats = np.where(floats < inner, np.nextafter(floats, np.array(np.inf, dtype)), floats).astype(dtype)
+    floats += np.array(0, dtype)  # -0.0 becomes 0.0, so both have one key
+    return _sort_keys(floats.view(f"int{np.finfo(dtype).bits}"))
 
 
 def _is_coarse(low: float, high: float, dtype: Any) -> bool:
-    """Whether the linear bins over [low, high] are much wider than the rounding errors of `dtype` there."""
+    """Whether linear bins over [low, high] are much wider than rounding errors in `dtype`, without a risk of overflow."""
     info, step = np.finfo(dtype), (high - low) / (2 * BINS_PER_SIDE)
-    return step > 64 * max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny)) and high - low < float(info.max) / 4
+    rounding = max(float(info.eps) * max(abs(low), abs(high)), float(info.tiny))
+    return step > 64 * rounding and high - low < float(info.max) / 4
 
 
 def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Array, "*n"]:
@@ -61,17 +63,17 @@ def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Ar
     """
     bits = jax.lax.bitcast_convert_type(values, f"int{jnp.finfo(values.dtype).bits}")
     # Integer comparisons are exact, also for subnormals.
-    borders, keys = _borders(low, high, values.dtype), _rising(bits)
-    if _is_coarse(low, high, values.dtype):
-        ends = np.concatenate([[np.iinfo(keys.dtype).min], borders, [np.iinfo(keys.dtype).max]])
+    edges, keys = _edge_keys(low, high, values.dtype), _sort_keys(bits)
+    if _is_coarse(low, high, values.dtype):  # arithmetic instead of a search; fine bins would be off by more than one
+        ends = np.concatenate([[np.iinfo(keys.dtype).min], edges, [np.iinfo(keys.dtype).max]])
         scale = np.array(2 * BINS_PER_SIDE / (high - low), values.dtype)
-        near = jnp.clip(
+        nearest = jnp.clip(
             (values - np.array(low, values.dtype)) * scale + np.array(0.5, values.dtype), 0, 2 * BINS_PER_SIDE
         ).astype(jnp.int32)
-        # `near` is the nearest edge up to rounding; the exact comparison decides the side.
-        index = near - (keys < jnp.asarray(ends, keys.dtype).at[near].get(mode="clip"))
+        # `nearest` is the nearest edge up to rounding. The exact comparison decides the side.
+        index = nearest - (keys < jnp.asarray(ends, keys.dtype).at[nearest].get(mode="clip"))
     else:
-        index = jnp.searchsorted(jnp.asarray(borders), keys, side="right", method="scan_unrolled")
+        index = jnp.searchsorted(jnp.asarray(edges), keys, side="right", method="scan_unrolled")
     index = index.astype(jnp.int32)
     is_zero = (bits & jnp.iinfo(bits.dtype).max) == 0
     return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(index < BINS_PER_SIDE, index, index + 1))
@@ -89,7 +91,7 @@ def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Arr
         bins = jnp.where(jnp.isnan(floats), BINS, valid_bins)
         return counted.at[bins].add(1, mode="promise_in_bounds"), None
 
-    # In blocks: otherwise XLA fuses the bins with the computation of the values, in a loop that it cannot vectorise.
+    # Scan over blocks: otherwise XLA fuses the bins with the computation of the values, in a loop that it cannot vectorise.
     counted, _ = jax.lax.scan(add, jnp.zeros(BINS + 1, jnp.int32), blocks)
     return counted[:BINS]
 
@@ -97,7 +99,7 @@ def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Arr
 def counts(snapshot: Snapshot, linear: bool = True) -> dict[str, Int[Array, "65"]]:
     """Return the histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
 
-    Pre and post are counted over units and the first 2,048 probe examples. The gradient belongs to the probe-set loss, over
+    Pre and post are counted over units and the first 2,048 probe examples. The gradient of the probe-set loss is counted over
     the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
     """
     histograms = {}

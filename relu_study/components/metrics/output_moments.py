@@ -13,27 +13,28 @@ def moments(values: Float[Array, "..."], axis: int | None = None) -> tuple[Float
     """Return the mean and the variance (divided by n) along an axis, or of all values.
 
     mean' = mean + mean(x - mean), variance = mean((x - mean)^2) - mean(x - mean)^2. The second pass removes the rounding
-    error of the first, which exceeds a small variance if the values are far from 0.
+    error of the first. If the values are far from 0, that error exceeds a small variance.
 
     Source: Chan, Golub & LeVeque 1983, The American Statistician 37(3), the corrected two-pass algorithm (1.7).
     """
-    first = jnp.mean(values, axis, keepdims=True)
-    deviations = values - first
+    estimate = jnp.mean(values, axis, keepdims=True)
+    deviations = values - estimate
     correction = jnp.mean(deviations, axis)
     variance = jnp.mean(jnp.square(deviations), axis) - jnp.square(correction)
-    return jnp.squeeze(first, axis) + correction, jnp.maximum(variance, 0)
+    return jnp.squeeze(estimate, axis) + correction, jnp.maximum(variance, 0)  # rounding may make the variance negative
 
 
 def pooled(snapshot: Snapshot) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Return the mean and variance of post per site, and for `all` sites pooled."""
+    """Return the mean and variance of post at each site, and over all sites pooled as `all`."""
     sites = {name: moments(site.post) for name, site in snapshot.named().items()}
     if not sites:
         return {}
     counts = jnp.array([site.post.size for site in snapshot.sites], jnp.result_type(float))
-    share = counts / counts.sum()
+    shares = counts / counts.sum()
     means, variances = (jnp.stack(column) for column in zip(*sites.values(), strict=True))
-    mean = jnp.sum(share * means)
-    return {"all": (mean, jnp.sum(share * (variances + jnp.square(means - mean)))), **sites}
+    mean = jnp.sum(shares * means)
+    variance = jnp.sum(shares * (variances + jnp.square(means - mean)))  # within the sites plus between them
+    return {"all": (mean, variance), **sites}
 
 
 @metric(

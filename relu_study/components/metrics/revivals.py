@@ -11,30 +11,34 @@ KINDS = {"dead": "revived_fraction", "certified_dead": "certified_revived_fracti
 
 
 def revived(dead: Bool[np.ndarray, "R E U"]) -> Float[np.ndarray, "R E"]:
-    """Return the share of units that have revived by each epoch: dead at some epoch, alive at a later one. Counted once."""
+    """Return the share of units that have revived by each epoch: dead at some epoch and alive at a later one.
+
+    A unit counts once.
+    """
     was_dead = np.logical_or.accumulate(dead, axis=1)
-    return np.logical_or.accumulate(was_dead & ~dead, axis=1).mean(axis=2)
+    has_revived = np.logical_or.accumulate(was_dead & ~dead, axis=1)
+    return has_revived.mean(axis=2)
 
 
 def fractions(
     masks: dict[str, Bool[np.ndarray, "R E U"]], sites: list[str], dtype: type[np.floating[Any]] = np.float32
 ) -> dict[str, Float[np.ndarray, "R E"]]:
-    """Return `revived_fraction` and `certified_revived_fraction` of every site and `all`, from masks named "dead:site_1".
+    """Return `revived_fraction` and `certified_revived_fraction` of every site, and over all sites as `all`.
 
-    A metric without stored masks is NaN.
+    `masks` has keys such as "dead:site_1". A fraction without masks is NaN.
     """
-    shape = next(iter(masks.values())).shape[:2]
+    unknown = np.full(next(iter(masks.values())).shape[:2], np.nan)
     values = {}
     for kind, metric in KINDS.items():
         dead = {site: masks[f"{kind}:{site}"] for site in sites if f"{kind}:{site}" in masks}
         for site in sites:
-            values[f"{metric}/{site}"] = revived(dead[site]) if site in dead else np.full(shape, np.nan)
-        values[f"{metric}/all"] = revived(np.concatenate(list(dead.values()), axis=2)) if dead else np.full(shape, np.nan)
+            values[f"{metric}/{site}"] = revived(dead[site]) if site in dead else unknown
+        values[f"{metric}/all"] = revived(np.concatenate(list(dead.values()), axis=2)) if dead else unknown
     return {name: values[name].astype(dtype) for name in sorted(values)}
 
 
 def declared() -> dict[str, dict[str, Any]]:
-    """Return both metrics as plain data for the manifest."""
+    """Return the declarations of both metrics for the manifest."""
     about = {"unit": "fraction", "direction": "none", "low": 0, "high": 1, "sites": True, "source": "ours"}
     text = "The share of units that have been alive again by this epoch after having been {}, each counted once."
     return {metric: {**about, "text": text.format(kind.replace("_", " "))} for kind, metric in KINDS.items()}

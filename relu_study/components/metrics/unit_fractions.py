@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Int
 from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView
 
-NEARLY = 100  # nearly dead: active on fewer than 1 in 100 examples
-SATURATED = 0.01  # of the maximal slope
-TAU = 0.025  # dormant: share of the layer's average
+NEARLY = 100  # a nearly dead unit is active on fewer than 1 in 100 examples
+SATURATED = 0.01  # slopes of a saturated unit, as a share of the maximal slope
+TAU = 0.025  # mean abs(post) of a dormant unit, as a share of its layer's average
 
 fraction = functools.partial(metric, per="unit", unit="fraction", low=0, high=1)
 
@@ -29,7 +29,8 @@ def dead(site: SiteView) -> Bool[Array, "U"]:
 @fraction("nearly_dead_fraction", requires=("slope",), source="ours; dead with a tolerance of 1 % of the examples")
 def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
     """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
-    return (_active_examples(site) > 0) & (NEARLY * _active_examples(site) < site.slope.shape[0])
+    active = _active_examples(site)
+    return (active > 0) & (NEARLY * active < site.slope.shape[0])
 
 
 @fraction("always_on_fraction", direction="none", requires=("pre",), source="ours; the counterpart of dead on the linear side")
@@ -57,7 +58,8 @@ def saturated(site: SiteView) -> Bool[Array, "U"] | None:
 @fraction("dormant_fraction", requires=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
 def dormant(site: SiteView) -> Bool[Array, "U"]:
     """Mean abs(post) at most tau = 0.025 of its layer's average; every unit where the layer is all zero."""
-    score = jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1).mean(axis=0)
+    coordinates = jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1)
+    score = coordinates.mean(axis=0)  # a unit of crelu has two coordinates
     return score <= TAU * jnp.mean(score)
 
 
@@ -69,5 +71,5 @@ def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
 
 
 def _active_examples(site: SiteView) -> Int[Array, "U"]:
-    """Return the number of examples with a nonzero slope, shared by dead and nearly dead."""
+    """Return the number of probe examples on which each unit has a nonzero slope."""
     return jnp.sum(site.slope != 0, axis=0)
