@@ -17,7 +17,7 @@ from relu_study.stats.intervals import t_interval, wilson
 from relu_study.stats.sign_flips import ROUNDING, sign_flip
 from relu_study.study.claims import DIRECTIONS
 
-ENDS = ("lower", "higher", "none")  # the better direction of a metric
+BETTER = ("lower", "higher", "none")  # the better values of a metric
 
 
 def paired_test(difference: Float[np.ndarray, " n"], direction: str, margin: float) -> dict[str, float]:
@@ -36,10 +36,10 @@ def paired_test(difference: Float[np.ndarray, " n"], direction: str, margin: flo
         `equivalent`.
       p_refute: p of the opposite claim against the same bounds.
 
-    The test assumes differences that are symmetric about their mean. n runs cannot exclude an event rarer than 1 in n, and
-    a long tail on one side makes p too small. Use `share_test` for shares of runs against a constant.
+    The test assumes differences that are symmetric about their mean. A long tail on one side makes p too small. n runs cannot
+    exclude an event rarer than 1 in n. Use `share_test` for shares of runs against a constant.
 
-    Source: Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680 (TOST); p by sign flips where his is by t.
+    Source: Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680 (TOST); his p is by t, ours by sign flips.
     """
     difference = np.asarray(difference, np.float64)
     difference = difference[np.isfinite(difference)]
@@ -58,7 +58,7 @@ def share_test(hits: Float[np.ndarray, " n"], against: float, direction: str, ma
     """Test the share of n 0/1 runs, minus a constant, against a margin.
 
     Returns the keys of `paired_test`, with Wilson's interval and exact binomial p. For example, 0 of 16 runs do not prove
-    that fewer than 1 in 20 collapse (p 0.44), but 16 equal differences would have p 2^-16 by sign flips.
+    that fewer than 1 in 20 collapse (p 0.44). Sign flips of 16 equal differences would give p 2^-16.
     """
     hits = np.asarray(hits, np.float64)
     hits = hits[np.isfinite(hits)]
@@ -73,7 +73,10 @@ def counted_test(k: int, n: int, against: float, direction: str, margin: float) 
 
 
 def normal_test(effect: float, error: float, n: int, direction: str, margin: float) -> dict[str, float]:
-    """Test a normally distributed effect, the mean of many draws with a standard error, against a margin, as `paired_test`."""
+    """Test a normally distributed effect with a standard error `error` against a margin. Returns the keys of `paired_test`.
+
+    The mean of n draws is such an effect if n is large.
+    """
     half = float(special.ndtri(0.5 + _level(direction) / 2)) * error
 
     def tails(bound: float) -> tuple[float, float]:
@@ -84,22 +87,25 @@ def normal_test(effect: float, error: float, n: int, direction: str, margin: flo
 
 
 def _binomial(k: int, n: int, share: float) -> tuple[float, float]:
+    """Return the exact p values of a true share above `share` and of one below it, from k hits in n runs."""
     if n == 0:
         return 1.0, 1.0
-    if not 0 <= share <= 1:  # impossible share: one of the two is certain
+    if not 0 <= share <= 1:  # every true share is on the same side of an impossible one
         return (0.0, 1.0) if share < 0 else (1.0, 0.0)
     above, below = (float(scipy_stats.binomtest(k, n, share, alternative=side).pvalue) for side in ("greater", "less"))
     return above, below
 
 
 def _level(direction: str) -> float:
+    """Return the level of the interval that decides a claim: two one-sided tests at 5 % leave 90 %."""
     return 0.90 if direction == "equivalent" else 0.95
 
 
 def _both_p(direction: str, margin: float, tails: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
+    """Return the p of a claim and the p of its opposite. `tails` gives the p of an effect above a bound and of one below it."""
     if direction == "equivalent":
-        (over, under_top), (above_bottom, below) = tails(margin), tails(-margin)
-        return max(under_top, above_bottom), min(over, below)
+        (above_top, below_top), (above_bottom, below_bottom) = tails(margin), tails(-margin)
+        return max(below_top, above_bottom), min(above_top, below_bottom)
     if direction not in DIRECTIONS:
         raise nearest(direction, DIRECTIONS, "direction")
     above, below = tails(margin if direction == "greater" else -margin)
@@ -113,7 +119,7 @@ def _result(effect: float, lo: float, hi: float, n: int, p: float, p_refute: flo
 def holm(p: Sequence[float] | Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     """Return Holm-corrected p values of m tests. With probability 0.95 no true null has a corrected p below 0.05.
 
-    The i-th smallest p is multiplied by m - i + 1, made nondecreasing, and clipped to 1. p in [0, 1].
+    The i-th smallest p is multiplied by m - i + 1. Then the p values are made nondecreasing and clipped to 1.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
@@ -125,18 +131,20 @@ def holm(p: Sequence[float] | Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"
 
 
 def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """Return p values of m tests, corrected for the false discovery rate: at most 5 % of those below 0.05 are true nulls.
+    """Return p values of m tests, corrected for the false discovery rate.
 
-    Source: Benjamini & Hochberg 1995, Journal of the Royal Statistical Society B 57, 289-300; also under positive dependence.
+    On average, at most 5 % of the corrected p values below 0.05 belong to true nulls, also under positive dependence.
+
+    Source: Benjamini & Hochberg 1995, Journal of the Royal Statistical Society B 57, 289-300.
     """
     p = np.asarray(p, np.float64)
     return scipy_stats.false_discovery_control(p, method="bh") if p.size else p
 
 
 def improvement(difference: Float[np.ndarray, " n"], better: str) -> float:
-    """Return the probability of improvement: the share of pairs with a better difference, ties as half; NaN without pairs.
+    """Return the probability of improvement: the share of pairs with a better difference. Ties count half; NaN without pairs.
 
-    Source: Agarwal et al. 2021, arXiv:2108.13264, section 4.3; theirs is over all pairs of runs, ours over runs of one seed.
+    Source: Agarwal et al. 2021, arXiv:2108.13264, section 4.3. They pair every run with every run; ours are paired by seed.
     """
     sign = np.sign(difference[np.isfinite(difference)])
     if better == "none" or not sign.size:
@@ -171,13 +179,13 @@ def compare(
     Raises:
       UserError: for an unknown direction or baseline, or a repeated name.
     """
-    if better not in ENDS:
-        raise nearest(better, ENDS, "direction of a metric")
+    if better not in BETTER:
+        raise nearest(better, BETTER, "direction of a metric")
     if baseline is not None and baseline not in names:
         raise nearest(baseline, names, "baseline")
     if len(set(names)) < len(names):
         repeated = next(name for name in names if list(names).count(name) > 1)
-        raise UserError(f"{repeated!r} names two configurations. Give each a different name")
+        raise UserError(f"{repeated!r} names two configurations. Give each a different name.")
     column = {name: i for i, name in enumerate(names)}
     pairs = [(a, baseline) for a in names if a != baseline] if baseline is not None else list(itertools.combinations(names, 2))
     rows = [{"name": a, "against": b, **compared(values[:, column[a]] - values[:, column[b]], better)} for a, b in pairs]
@@ -193,7 +201,7 @@ def correct(rows: Sequence[dict[str, Any]], by: Callable[[Sequence[float]], Floa
 
 
 def compared(difference: Float[np.ndarray, " n"], better: str) -> dict[str, Any]:
-    """Return one row of `compare` from the finite differences of n pairs, without its `p_corrected`."""
+    """Return one row of `compare` from the differences of n pairs, with NaN as `p_corrected`. Nonfinite pairs are ignored."""
     finite = difference[np.isfinite(difference)]
     (mean,), _, (half,) = t_interval(finite[:, None], 0.95)
     return {
@@ -208,10 +216,10 @@ def compared(difference: Float[np.ndarray, " n"], better: str) -> dict[str, Any]
 
 
 def tuned(seeds: Sequence[Int[np.ndarray, " n"]], losses: Sequence[Float[np.ndarray, " n"]]) -> int:
-    """Return the index of the best candidate value on the even seeds; -1 if none has a finite run there.
+    """Return the index of the best candidate value on the even seeds; -1 if no candidate has a finite run there.
 
-    The odd seeds stay unseen for an unbiased report. The best has the fewest nonfinite runs, then the lowest mean loss, then
-    the lowest index.
+    The odd seeds are not used, so their results are an unbiased estimate. The best candidate has the fewest nonfinite runs,
+    then the lowest mean loss, then the lowest index.
 
     Args:
       seeds: one array of seeds per candidate.
