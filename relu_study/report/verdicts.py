@@ -20,15 +20,15 @@ from relu_study.study.claims import DIRECTIONS, Claim, Target
 
 TEXTS = ("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "verdict", "reason")
 SIGNIFICANT = 0.05
-SLACK = 1e-5  # of the margin: float32 rounding must not move a value beyond the bound
-EVENTS = ("collapsed", "constant")
+SLACK = 1e-5  # share of the margin around a bound, since float32 rounding must not move a value beyond it
+EVENTS = ("collapsed", "constant")  # 0/1 metrics that a claim may compare with a constant as a share of runs
 
 Row = dict[str, Any]
 Configurations = Mapping[tuple[str, str], Configuration]
 
 
 class NotTestable(Exception):
-    """The reason why the stored runs cannot test a row."""
+    """A row that the stored runs cannot test, with the reason."""
 
 
 def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
@@ -53,33 +53,32 @@ def verdict(direction: str, margin: float, ci_lo: float, ci_hi: float) -> str:
 def evaluate_claims(claims: Sequence[Claim], configurations: Configurations, targets: Sequence[Target]) -> list[Row]:
     """Return the rows of `verdicts.csv`: each claim on each of its targets (default: all), then one `overall` row per claim id.
 
-    `configurations` contains the stored runs by (arm, target).
-    `Claim` documents the number of a run. Runs are paired by seed, without pairs that have a nonfinite number. A row that
-    the stored runs cannot test is "not testable", with a `reason`.
+    `configurations` contains the stored runs by (arm, target). Each run gives one number, which `Claim` defines. Runs are
+    paired by seed; pairs with a nonfinite number are left out. A row that the stored runs cannot test is "not testable", with
+    a `reason`.
 
-    A row takes the `verdict` of its interval if `p_corrected` < 0.05. `p` is one-sided: the p of the claim, or of the opposite
-    claim if the effect is on that side. Since a row may be decided either way, it counts twice:
-    `p_corrected` is Holm's correction of 2 p over all testable rows of the study. `margin`, `effect` and the interval (95 %;
-    90 % for `equivalent`) are in the units of the metric.
-    An `overall` row is confirmed if every testable row of its claim is, and refuted if any is.
+    A row takes the `verdict` of its interval if `p_corrected` < 0.05, else "inconclusive". `p` is one-sided: the smaller of
+    the p of the claim and the p of the opposite claim. Each row thus has two tests, so `p_corrected` is Holm's correction of
+    2 p over all testable rows of the study. `margin`, `effect` and the interval (95 %; 90 % for `equivalent`) are in the units
+    of the metric.
+
+    An `overall` row is confirmed if every testable row of its claim is confirmed, and refuted if one is refuted.
 
     Source: Shaffer 1980, Annals of Statistics 8, 1342-1347 (Holm's procedure with a direction for each rejection).
     """
-    ids = dict.fromkeys(claim.claim for claim in claims)
-    every_target = [target.name for target in targets]
+    ids = dict.fromkeys(claim.claim for claim in claims)  # several claims may share an id
+    by_id = [claim for name in ids for claim in claims if claim.claim == name]
     rows = [
         _measure(claim, target, configurations)
-        for name in ids
-        for claim in claims
-        if claim.claim == name
+        for claim in by_id
         for target in targets
-        if target.name in (claim.targets or every_target)
+        if not claim.targets or target.name in claim.targets
     ]
     return assign_verdicts(rows) if targets else []
 
 
 def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
-    """Fill in the verdicts of measured rows, and add an `overall` row after the rows of each claim."""
+    """Fill in the verdicts of measured rows in place. Return all rows, with an `overall` row after the rows of each claim."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
     for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
         row["p_corrected"] = float(corrected)
@@ -96,22 +95,19 @@ def empty_row(claim: str, statement: str) -> Row:
 
 
 def _measure(claim: Claim, target: Target, configurations: Configurations) -> Row:
+    """Return the row of a claim on a target: its effect, interval and p, or the reason why it is not testable."""
     unit = target.variance if claim.relative else 1.0
-    constant = claim.against if isinstance(claim.against, str) else claim.against * unit
-    claim, margin = replace(claim, against=constant), claim.margin * unit
-    row = empty_row(claim.claim, claim.statement)
-    row |= {"metric": claim.metric, "site": claim.site, "direction": claim.direction}
-    row |= {"target": target.name, "margin": margin, "contrast": _contrast(claim), "epoch": _short(claim.epoch)}
-    if claim.over is not None:
-        row["site"] = f"{claim.site} over {claim.over}"
+    against = claim.against if isinstance(claim.against, str) else claim.against * unit
+    claim, margin = replace(claim, against=against), claim.margin * unit
+    row = _described(claim, target, margin)
     try:
         numbers, others, note = _paired(claim, target, configurations)
     except NotTestable as why:
         return row | {"n": 0, "verdict": "not testable", "reason": f"not testable because {why}"}
-    if len(numbers) < max(claim.least_seeds, 1):
-        need = f"the seeds left to compare are {len(numbers)} and {max(claim.least_seeds, 1)} are needed"
-        reason = "; ".join(filter(None, (f"not testable because {need}", note)))
-        return row | {"n": len(numbers), "verdict": "not testable", "reason": reason}
+    needed = max(claim.least_seeds, 1)
+    if len(numbers) < needed:
+        reason = f"not testable because the seeds left to compare are {len(numbers)} and {needed} are needed"
+        return row | {"n": len(numbers), "verdict": "not testable", "reason": "; ".join(filter(None, (reason, note)))}
     if _is_share(claim):
         result = share_test(numbers, float(claim.against), claim.direction, margin)
     else:
@@ -120,11 +116,24 @@ def _measure(claim: Claim, target: Target, configurations: Configurations) -> Ro
     return row | {"p": min(result["p"], result["p_refute"]), "reason": note}
 
 
+def _described(claim: Claim, target: Target, margin: float) -> Row:
+    """Return the row of a claim on a target before its runs are read."""
+    return empty_row(claim.claim, claim.statement) | {
+        "contrast": _contrast(claim),
+        "target": target.name,
+        "metric": claim.metric,
+        "site": claim.site if claim.over is None else f"{claim.site} over {claim.over}",
+        "epoch": _short(claim.epoch),
+        "direction": claim.direction,
+        "margin": margin,
+    }
+
+
 def _judge(row: Row, tested: int) -> tuple[str, str]:
-    """Return the verdict of a testable row and its reason."""
+    """Return the verdict of a testable row and its reason. `tested` is the number of testable rows of the study."""
     answer = verdict(row["direction"], row["margin"], row["ci_lo"], row["ci_hi"])
     equivalent = row["direction"] == "equivalent"
-    bound = 0.0 - row["margin"] if row["direction"] == "less" else row["margin"]
+    bound = 0.0 - row["margin"] if row["direction"] == "less" else row["margin"]  # 0.0 - 0.0 is 0, where -0.0 is "-0"
     edge = f"+-{bound:.3g}" if equivalent else f"{bound:.3g}"
     if math.isnan(row["ci_lo"]):
         return "inconclusive", "one seed gives no interval"
@@ -145,6 +154,7 @@ def _judge(row: Row, tested: int) -> tuple[str, str]:
 
 
 def _with_overall(rows: list[Row]) -> list[Row]:
+    """Return the rows of one claim, then its `overall` row."""
     verdicts = [row["verdict"] for row in rows]
     testable = [v for v in verdicts if v != "not testable"]
     if not testable:
@@ -186,7 +196,7 @@ def _paired(
 def _mean_by_seed(
     claim: Claim, labels: Sequence[str], epoch: str | float, target: Target, configurations: Configurations
 ) -> dict[int, float]:
-    """Return seed -> mean over these arms, for the seeds common to all; NaN if one number is nonfinite."""
+    """Return seed -> mean over these arms, for the seeds common to all arms. The mean is NaN if one number is nonfinite."""
     columns = []
     for label in labels:
         stored = configurations.get((label, target.name))
@@ -205,23 +215,25 @@ def _numbers(claim: Claim, label: str, stored: Configuration, epoch: str | float
         with np.errstate(divide="ignore", invalid="ignore"):
             series = series / _series(claim.metric, claim.over, label, stored)
     if epoch in ("min", "max"):
+        # A loss is NaN only in a nonfinite run. Other metrics may be empty at some epochs, which fmin and fmax skip.
         least, most = (np.minimum, np.maximum) if claim.metric in LOSSES else (np.fmin, np.fmax)
-        reduce = least.reduce if epoch == "min" else most.reduce
-        # An extreme over all epochs is undefined for a run that went nonfinite.
-        numbers = np.where(np.isnan(np.asarray(stored.first_bad_epoch, np.float64)), reduce(series, axis=1), np.nan)
+        extreme = (least if epoch == "min" else most).reduce(series, axis=1)
+        is_finite_run = np.isnan(np.asarray(stored.first_bad_epoch, np.float64))
+        numbers = np.where(is_finite_run, extreme, np.nan)  # an extreme over all epochs is undefined for other runs
     else:
         numbers = series[:, _epoch_index(epoch, label, stored)]
     numbers = np.where(np.isfinite(numbers), numbers - (floor if claim.excess else 0.0), np.nan)
     if not np.isfinite(numbers).any():
         over = "" if claim.over is None else f" over {claim.over}"
         raise NotTestable(f"{claim.metric}/{claim.site}{over} of {label!r} is empty or nonfinite in every run")
-    if claim.equals is not None:  # as stored, in single precision unless the tiles are in double
+    if claim.equals is not None:  # compare in the precision of the tiles: 0.1 in float32 differs from 0.1 in float64
         stored_as = np.result_type(*stored.values.values())
         numbers = np.where(np.isnan(numbers), np.nan, numbers.astype(stored_as) == claim.equals)
     return numbers
 
 
 def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[np.ndarray, "n E"]:
+    """Return a metric of an arm by run and epoch. Site `last` is the one nearest the output."""
     if site == "last":
         if not stored.sites:
             raise NotTestable(f"{label!r} has no sites")
@@ -242,13 +254,15 @@ def _epoch_index(epoch: str | float, label: str, stored: Configuration) -> int:
 
 def _seeds_with_dead_site(stored: Configuration) -> list[int]:
     """Return the seeds whose run ends with a site that is dead in all its units."""
-    last = [stored.values[name][:, -1] for name in (f"dead_fraction/{site}" for site in stored.sites) if name in stored.values]
-    if not last:
+    names = [f"dead_fraction/{site}" for site in stored.sites]
+    fractions = [stored.values[name][:, -1] for name in names if name in stored.values]
+    if not fractions:
         raise NotTestable("the dead fraction of its sites was not measured")
-    return stored.seeds[(np.array(last) == 1).any(axis=0)].tolist()
+    return stored.seeds[(np.array(fractions) == 1).any(axis=0)].tolist()
 
 
 def _refuse_at_floor(claim: Claim, off_floor: float, target: Target, configurations: Configurations) -> None:
+    """Raise NotTestable if the arm's mean loss exceeds the floor by less than `off_floor` of the target's variance."""
     epoch = "last" if claim.epoch in ("min", "max") else claim.epoch
     loss = replace(claim, metric="val_loss", site="all", over=None, equals=None, excess=True)
     above = np.nanmean(list(_mean_by_seed(loss, _labels(claim), epoch, target, configurations).values()))
@@ -259,8 +273,8 @@ def _refuse_at_floor(claim: Claim, off_floor: float, target: Target, configurati
 
 def _is_share(claim: Claim) -> bool:
     """Whether the row compares a share of runs with a constant."""
-    event = claim.equals is not None or (claim.metric in EVENTS and claim.over is None and not claim.excess)
-    return event and len(_labels(claim)) == 1 and not isinstance(claim.against, str)
+    is_event = claim.equals is not None or (claim.metric in EVENTS and claim.over is None and not claim.excess)
+    return is_event and len(_labels(claim)) == 1 and not isinstance(claim.against, str)
 
 
 def _labels(claim: Claim) -> list[str]:
@@ -268,6 +282,7 @@ def _labels(claim: Claim) -> list[str]:
 
 
 def _named(claim: Claim) -> str:
+    """Return the words for the claim's arm, or for the mean of its arms."""
     labels = _labels(claim)
     return labels[0] if len(labels) == 1 else f"the mean of {', '.join(labels[:-1])} and {labels[-1]}"
 
@@ -277,11 +292,13 @@ def _short(value: str | float) -> str:
 
 
 def _when(epoch: str | float) -> str:
+    """Return the words for an epoch, such as " at epoch 5"."""
     words = {"last": " at the last epoch", "min": " at its least", "max": " at its greatest"}
     return words[str(epoch)] if epoch in words else f" at epoch {float(epoch):g}"
 
 
 def _contrast(claim: Claim) -> str:
+    """Return the words for the compared numbers, such as "relu vs baseline"."""
     against_epoch = claim.against_epoch if isinstance(claim.against, str) else None
     parts = [
         "" if claim.equals is None else f"share of runs at {claim.equals:g}, ",

@@ -140,7 +140,7 @@ def test_view_explains_how_to_select_many_runs(opened: Any, monkeypatch: Any, ca
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert view("sweep", monkeypatch=monkeypatch) == 0
-    assert "41 runs" in (said := capsys.readouterr().err) and "Toggle All Runs" in said
+    assert "these 41 runs" in (said := capsys.readouterr().err) and "Toggle All Runs" in said
 
 
 def test_view_prints_no_unused_address(opened: Any, monkeypatch: Any, capsys: Any) -> None:

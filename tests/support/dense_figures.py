@@ -1,4 +1,4 @@
-"""Figures with the most content possible, for tests of legibility."""
+"""Figures with more content than usual, for tests of legibility."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = "where activation=relu,selu, learning_rate>=0.001, dead_fraction/site_1<0
 
 
 def crowded() -> list[Callable[[], Picture]]:
-    """Return figures with the most content: 12 arms, 3 targets, 26 epochs, log and linear; a forest of 30 rows on 3 targets."""
+    """Return figures of 12 arms, 3 targets and 26 epochs on log and linear scales, and a forest of 30 rows on 3 targets."""
     rng = np.random.default_rng(0)
     arms = [*(f"arm number {i}" for i in range(9)), "net B, selu, AlphaDropout", "U(-1, 0) weights", "relu"]
     names = ["certified always on fraction,\nsite_1\nN = 8,192 probe examples", "grad norm, site_1\n(L2 norm)", "val loss"]
@@ -66,8 +66,8 @@ def crowded() -> list[Callable[[], Picture]]:
     ]
 
 
-def fans_of(arms: list[str]) -> list[depth.QuantileFans]:
-    """Return fans over three sites at two epochs: with a gradient of exactly zero, an arm without values, and a missing run."""
+def fans_of(arms: list[str]) -> list[depth.FanGroup]:
+    """Return fans over three sites at two epochs, with a gradient of exactly zero, an arm without values, and a missing run."""
     rng = np.random.default_rng(1)
     groups = []
     for epoch in ("epoch 0", "last epoch"):
@@ -75,7 +75,7 @@ def fans_of(arms: list[str]) -> list[depth.QuantileFans]:
         cells[arms[0]] = replace(cells[arms[0]], count="n=31/32", quantiles=np.zeros((5, 1)))
         if len(arms) > 1:
             cells.pop(arms[-1])
-        groups.append(depth.QuantileFans(f"grad norm (L2 norm)\ntarget: coin_flip,\n{epoch}", "grad_norm", cells, log=True))
+        groups.append(depth.FanGroup(f"grad norm (L2 norm)\ntarget: coin_flip,\n{epoch}", "grad_norm", cells, log=True))
     return groups
 
 

@@ -17,7 +17,10 @@ Key = tuple[Any, ...]  # values of factors
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of a table, at one site and epoch (None: each arm's last). `key`: the values of a pivot's column factors."""
+    """One metric of a table, at one site and epoch (None: the last of each arm).
+
+    `key` holds the values of the factors that a pivot table spreads over its columns.
+    """
 
     name: str
     metric: str
@@ -38,8 +41,8 @@ def parse_column(name: str, declaration: Declaration, site: str, epoch: float | 
         UserError: the study has no such metric, or the metric has no such site.
     """
     metrics = declaration.metrics
-    metric, _, own = name.partition("/")
-    site = own or site
+    metric, _, named_site = name.partition("/")
+    site = named_site or site
     if metric not in metrics:
         raise nearest(metric, metrics, f"metric{of}")
     if site != "all" and not metrics[metric].sites:
@@ -63,23 +66,25 @@ def check_site(metric: str, site: str, columns: Sequence[str], of: str) -> None:
 
 
 def in_runs(runs: RunLookup) -> Lookup:
-    """Return the lookup of entries in a frame of runs."""
+    """Return a function that looks up the entry of a configuration and column in a frame of runs."""
     return lambda config_id, column: runs.cell(config_id, column.metric, column.site)
 
 
 def in_summary(summary: SummaryLookup, runs: RunLookup) -> Lookup:
-    """Return the lookup of entries in summary.csv, with the values of the runs at their last epoch."""
+    """Return a function that looks up entries in summary.csv. An entry at the last epoch also has the values of the runs."""
 
-    def look(config_id: str, column: Column) -> Entry:
+    def entry_of(config_id: str, column: Column) -> Entry:
         cell = summary.cell(config_id, column.metric, column.site, column.epoch)
         not_run, unmeasured = runs.missing(config_id, column.metric, column.epoch, cell.n_finite)
         cell = replace(cell, not_run=not_run, unmeasured=unmeasured)
-        if not cell.defined and column.epoch is not None and (config_id, column.epoch) not in summary.alive:
-            cell = replace(cell, reason=f"no epoch {column.epoch:g}" if runs.reasons else "")
-        elif not cell.defined:
-            cell = replace(cell, reason=runs.reason(config_id, column.metric, column.site, column.epoch))
+        if not cell.defined:
+            if column.epoch is not None and (config_id, column.epoch) not in summary.alive:
+                reason = f"no epoch {column.epoch:g}" if runs.reasons else ""
+            else:
+                reason = runs.reason(config_id, column.metric, column.site, column.epoch)
+            cell = replace(cell, reason=reason)
         if column.epoch is not None:
             return cell
         return replace(cell, values=runs.values(config_id, f"{column.metric}/{column.site}"))
 
-    return look
+    return entry_of

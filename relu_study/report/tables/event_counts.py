@@ -1,7 +1,7 @@
-"""Tables of event counts: in how many runs of each arm an event happened, as CSV, Markdown and LaTeX.
+"""Tables of event counts: the number of runs of each arm with an event, as CSV, Markdown and LaTeX.
 
-They are built from runs.csv and summary.csv only. Events of several metrics come from runs.csv, which has the last epoch.
-Counts at earlier epochs come from summary.csv, as the mean of zeros and ones.
+They need only runs.csv and summary.csv. Counts at the last epoch come from runs.csv, which tells whether one run has any of
+several metrics. Counts at a given epoch come from summary.csv: n times the mean of a 0/1 metric.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from relu_study.storage.tile_identity import STORED
 from relu_study.study.epochs import parse_epoch
 from relu_study.study.outputs import EventTable
 
-Declared = Mapping[str, Any]  # a `study.Counts`, or an entry of the declaration's configurations
+Event = Sequence[tuple[str, float | None]]  # metrics with their epochs (None: the last); any of them makes the event
 
 
 def check(table: EventTable, metrics: Collection[str]) -> None:
@@ -41,7 +41,7 @@ def check(table: EventTable, metrics: Collection[str]) -> None:
 
 
 def counted(table: EventTable, declaration: Declaration, runs: pd.DataFrame, summary: pd.DataFrame) -> dict[str, str]:
-    """Return the table as "csv", "md" and "tex", or nothing if the preset has none of its arms.
+    """Return the texts of the table as "csv", "md" and "tex", or no texts if the study's preset has none of its arms.
 
     A count at an epoch without measurements is empty.
     """
@@ -55,22 +55,22 @@ def counted(table: EventTable, declaration: Declaration, runs: pd.DataFrame, sum
     sizes = stored["config_id"].value_counts()
     columns["n"] = [int(sizes.get(entry.config_id, 0)) for entry in entries]
     for event, names in table.events.items():
-        events = [_split(name, event) for name in names]
-        columns[event] = pd.array([count(entry.config_id, events) for entry in entries], "Int64")
+        metrics = [_split(name, event) for name in names]
+        columns[event] = pd.array([count(entry.config_id, metrics) for entry in entries], "Int64")
     frame = pd.DataFrame(columns)
-    last = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
-    frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last, frame["n"].to_numpy(float))
+    last_event = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
+    frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last_event, frame["n"].to_numpy(float))
     return table_files(table.name, frame, _rendered(table, frame, int((stored["status"] == "nonfinite").sum())))
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
-    """Return a metric and its epoch (None: the last)."""
+    """Return the metric and the epoch (None: the last) of "metric@epoch". `where` names the event in errors."""
     metric, _, epoch = name.partition("@")
     return metric.removesuffix("/all"), parse_epoch(epoch or "last", f"{name} in {where}")
 
 
 def _entries(table: EventTable, declaration: Declaration) -> list[DeclaredConfiguration]:
-    """Return the configurations of the rows, each once, targets outermost, in declared order."""
+    """Return the configuration of each row: by target, then by arm, in declared order."""
     entries = arm_entries(table, declaration)
     kept = [entry for (_, arm), entry in entries.items() if not table.arms or arm in table.arms]
     targets = [target.name for target in declaration.targets]
@@ -78,28 +78,30 @@ def _entries(table: EventTable, declaration: Declaration) -> list[DeclaredConfig
 
 
 def _key(entry: DeclaredConfiguration, key: str | Mapping[str, str]) -> Any:
+    """Return a row's key: the value of a factor, or the declared words for its arm on its target, or for its arm."""
     if isinstance(key, str):
         return factor(entry, key)
     return key.get(f"{entry.arm}@{entry.target}", key.get(entry.arm, entry.arm))
 
 
-def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Sequence[tuple[str, float | None]]], int | None]:
-    """Return a function that counts the runs of a configuration with any of some (metric, epoch) equal to 1."""
-    of = dict(iter(stored.groupby("config_id", sort=False)))
+def _counter(stored: pd.DataFrame, summary: pd.DataFrame) -> Callable[[str, Event], int | None]:
+    """Return a function that counts the runs of a configuration with an event. The count is None if it was not measured."""
+    runs_of = dict(iter(stored.groupby("config_id", sort=False)))
     rows = summary[["config_id", "metric", "epoch", "mean", "n_finite"]].itertuples(index=False)
-    before = {(config_id, metric, epoch): round(mean * n) if n else 0 for config_id, metric, epoch, mean, n in rows}
+    at_epoch = {(config_id, metric, epoch): round(mean * n) if n else 0 for config_id, metric, epoch, mean, n in rows}
 
-    def count(config_id: str, events: Sequence[tuple[str, float | None]]) -> int | None:
-        (metric, epoch), *_ = events
-        if epoch is not None:
-            return before.get((config_id, metric, epoch))
-        ones = of.get(config_id, stored[:0])[[f"{metric}/all" for metric, _ in events]] == 1
-        return int(ones.any(axis=1).sum())
+    def count(config_id: str, event: Event) -> int | None:
+        (metric, epoch), *_ = event
+        if epoch is not None:  # `check` refuses several metrics here
+            return at_epoch.get((config_id, metric, epoch))
+        is_one = runs_of.get(config_id, stored[:0])[[f"{metric}/all" for metric, _ in event]] == 1
+        return int(is_one.any(axis=1).sum())
 
     return count
 
 
 def _rendered(table: EventTable, frame: pd.DataFrame, nonfinite: int) -> RenderedTable:
+    """Return the table as text, with the share of the last event and a note. `nonfinite` is a number of runs."""
     keys, events = list(table.keys), list(table.events)
     rows = []
     for line in frame.to_dict("records"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from relu_study.errors import UserError
 
-SELECTED_BY_ITSELF = 40  # runs; above it, some of TensorBoard's tabs select none
+MAX_PRESELECTED = 40  # with more runs, some of TensorBoard's tabs select none
 
 
 def _quiet() -> dict[str, str]:
@@ -20,40 +20,50 @@ def _quiet() -> dict[str, str]:
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
+def _advise_selection(logs: Path) -> None:
+    """Print how to select runs if the folder has too many for TensorBoard's default selection."""
+    runs = len({path.parent for path in logs.rglob("events.*")})
+    if runs > MAX_PRESELECTED:
+        print(
+            f"TensorBoard selects none of these {runs} runs in Custom Scalars and Histograms. "
+            "Press Toggle All Runs there, or filter them, e.g. by ^baseline@.",
+            file=sys.stderr,
+        )
+
+
 def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[str] = ()) -> int:
     """Start TensorBoard on a folder of runs, wait until it ends or is interrupted, and return its exit status.
 
-    `prefix` is the path of its address. `options` are arguments of TensorBoard's command line.
+    `prefix` is the path of its address. `options` are further arguments of TensorBoard's command line.
+
+    Raises:
+        UserError: TensorBoard ends before it listens.
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
     command += [*([f"--path_prefix=/{path}"] if (path := prefix.strip("/")) else []), *options]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends TensorBoard
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
-    assert running.stderr is not None
-    listens, before = False, ""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so TensorBoard also ends
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
+    assert process.stderr is not None
+    listens, startup_output = False, ""
     try:
-        for line in running.stderr:  # it prints its address once it listens, since the port may be any
+        for line in process.stderr:
+            # The address comes from TensorBoard's output: it chooses the port if `port` is 0.
             if match := re.match(r"TensorBoard \S+ at (http\S+)", line):
                 listens = True
                 print(match[1], flush=True)
-                if (runs := len({path.parent for path in logs.rglob("events.*")})) > SELECTED_BY_ITSELF:
-                    print(
-                        f"{runs} runs: in Custom Scalars and Histograms TensorBoard selects none of more than "
-                        f"{SELECTED_BY_ITSELF}; press Toggle All Runs there, or filter them, e.g. by ^baseline@",
-                        file=sys.stderr,
-                    )
+                _advise_selection(logs)
             elif listens:
                 print(line, end="", file=sys.stderr, flush=True)
             else:  # warnings about its packages, or the reason why it does not start
-                before += line
-        status = running.wait()
+                startup_output += line
+        status = process.wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        running.stderr.close()
-        running.terminate()
-        running.wait()
+        process.stderr.close()
+        process.terminate()
+        process.wait()
     if not listens:
-        print(before, end="", file=sys.stderr)
+        print(startup_output, end="", file=sys.stderr)
         raise UserError(f"TensorBoard did not start (its output is above). Use --port 0 for any free port instead of {port}.")
     return status
