@@ -1,4 +1,4 @@
-"""Cohorts: the runs that share one compiled program, their checks, sites and costs."""
+"""Cohorts of runs that share one compiled program: checks of a spec, cohort ids, sites and costs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
-ENGINE = 3  # grows with each change of bits; committed results are then regenerated
+ENGINE = 3  # version of the numbers: grows with each change that moves a bit, and committed results are then regenerated
 # On a CPU, LLVM optimisation level 1 gives the same bits in 60 % of the compile time, and mostly faster code.
 # Devices share one thread pool: a loop that XLA splits over it would wait for threads that train other tiles.
 OPTIONS = {"cpu": {"xla_backend_optimization_level": "1", "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}}
-COMPILED = 4  # constant part of the compile time, in layers
+FIXED_LAYERS = 4  # the part of the compile time that does not depend on depth, as a number of layers
+ORIGINAL_FIELDS = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # Signature fields in every cohort id
 
 
 def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | None = None) -> None:
@@ -29,6 +30,19 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
     `seen` caches the checks of the user's entries, with their notes, across specs.
     """
     seen = {} if seen is None else seen
+    _check_names(spec)
+    _check_fields(spec, measure_config)
+    if not ours(tasks[spec.task]):
+        check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
+    task = tasks[spec.task](spec)
+    signature = task.signature
+    _check_rows(spec, signature, measure_config)
+    if not ours(networks[spec.network]):
+        check_functions.once(seen, ("network", *cohort(spec, signature)), lambda: check_networks.check_network(spec, signature))
+    check_functions.check_entries(spec, signature, task.box is not None, seen)
+
+
+def _check_names(spec: RunSpec) -> None:
     for registry, name in (
         (networks, spec.network),
         (activations, spec.activation),
@@ -37,10 +51,13 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
         (optimizers, spec.optimizer),
         (tasks, spec.task),
     ):
-        registry[name]
+        registry[name]  # raises UserError, with the nearest names
+
+
+def _check_fields(spec: RunSpec, measure_config: MeasureConfig) -> None:
     for name, count in (("probe_examples", measure_config.probe_examples), ("val_examples", measure_config.val_examples)):
         if count is not None and not (isinstance(count, int) and count >= 1):
-            raise UserError(f"{name} must be a whole number of at least 1, not {count!r}")
+            raise UserError(f"{name} is {count!r}. Give a whole number of at least 1.")
     if spec.weight_decay and not optimizers[spec.optimizer].takes_decay:
         raise UserError(
             f"optimizer {spec.optimizer!r} has no parameter weight_decay, so {spec.weight_decay:g} would do nothing. "
@@ -48,103 +65,96 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
         )
     if activations[spec.output].fanout > 1:  # a loss would silently broadcast it against the targets
         raise UserError(f"output {spec.output!r} gives several numbers for each target. Choose an activation that gives one.")
-    if not ours(tasks[spec.task]):
-        check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
-    task = tasks[spec.task](spec)
-    signature = task.signature
+
+
+def _check_rows(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -> None:
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(
-            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows. Give more."
+            f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows. Give more rows."
         )
     if spec.batch_size > signature.train_rows:
         raise UserError(f"batch_size {spec.batch_size} is larger than the {signature.train_rows} training rows. Make it smaller.")
     if measure_config.probe_examples is not None and measure_config.probe_examples > signature.train_rows:
         raise UserError(
             f"a probe set of {measure_config.probe_examples} examples is larger than the {signature.train_rows} training rows. "
-            f"Request at most that many."
+            "Request at most that many."
         )
-    if not ours(networks[spec.network]):
-        check_functions.once(seen, ("network", *cohort(spec, signature)), lambda: check_networks.check_network(spec, signature))
-    check_functions.check_entries(spec, signature, task.box is not None, seen)
 
 
 def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> RunCost:
-    """The cost of a run, from shapes only. Compiles nothing."""
+    """Return the cost of a run, from shapes only. Compiles nothing."""
     task = tasks[spec.task](spec)
-    step, signature = cohort(spec, task.signature)
-    units = list(site_units(step, signature).values())
+    program, signature = cohort(spec, task.signature)
+    units = list(site_units(program, signature).values())
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
-    shared = (step.changed(), *_identified(signature), task.box is not None, task.phases)
-    name = hashlib.sha256(repr(shared).encode()).hexdigest()[:8]
-    extras = [v for k, v in step.changed().items() if k in ("norm", "dropout", "output")]
-    rates = ", ".join(f"{name}={value:g}" for name, value in compiled_rates(spec, signature).items())
+    shared = (program.changed(), *_identified(signature), task.box is not None, task.phases)
     return RunCost(
-        cohort=name,
-        title=" ".join(
-            [
-                spec.network,
-                "-".join(map(str, widths)),
-                spec.activation,
-                *extras,
-                spec.optimizer,
-                *([f"(compiled for {rates})"] if rates else []),
-                f"batch {spec.batch_size}",
-            ]
-        ),
+        cohort=hashlib.sha256(repr(shared).encode()).hexdigest()[:8],
+        title=_title(spec, program, signature, widths),
         steps=round(spec.epochs * per_epoch),
-        flops=6 * spec.batch_size * weights,
+        flops=6 * spec.batch_size * weights,  # forward pass 2, backward pass 4 per weight and example
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
         data=4 * (signature.train_rows + measure_config.validation(signature)) * columns,
         state=16 * weights,
-        layers=len(widths) + COMPILED,
+        layers=len(widths) + FIXED_LAYERS,
         num_measurements=len(range(0, math.ceil(spec.epochs), measure_config.measure_every)) + 1 if spec.epochs else 1,
         measured_rows=measure_config.probe_set(signature) + measure_config.validation(signature),
         sites=len(units),
     )
 
 
-FIRST = ("train_rows", "val_rows", "d_in", "d_out", "loss", "metrics")  # the fields of Signature in the original cohort ids
+def _title(spec: RunSpec, program: RunSpec, signature: Signature, widths: list[int]) -> str:
+    """Return the readable name of a cohort, such as "mlp 10-5-1 relu adam batch 128"."""
+    extras = [value for name, value in program.changed().items() if name in ("norm", "dropout", "output")]
+    parts = [spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer]
+    if rates := compiled_rates(spec, signature):
+        parts.append(f"(compiled for {', '.join(f'{name}={value:g}' for name, value in rates.items())})")
+    return " ".join([*parts, f"batch {spec.batch_size}"])
 
 
 def _identified(signature: Signature) -> tuple[Any, ...]:
-    """The signature fields that enter a cohort id: the fields in FIRST, and later fields that differ from their defaults."""
+    """Return the signature fields in a cohort id. A later field enters only if it differs from its default.
+
+    A new field with a default therefore changes no existing id.
+    """
     default = signature._field_defaults
-    extra = {name: v for name, v in signature._asdict().items() if name not in FIRST and v != default.get(name)}
-    return tuple(getattr(signature, name) for name in FIRST), *([extra] if extra else [])
+    later = {name: v for name, v in signature._asdict().items() if name not in ORIGINAL_FIELDS and v != default.get(name)}
+    return tuple(getattr(signature, name) for name in ORIGINAL_FIELDS), *([later] if later else [])
 
 
 def init_programs(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
-    """The cache keys of the `init` and `sample` programs of a run."""
+    """Return the cache keys of the `init` and `sample` programs of a run."""
     signature = tasks[spec.task](spec).signature
     return ("init", start_spec(spec), signature.d_in, signature.d_out), ("sample", data_spec(spec))
 
 
 def sites(spec: RunSpec) -> list[str]:
-    """The site names of a spec's network, from input to output."""
+    """Return the site names of a spec's network, from input to output."""
     return list(site_units(*cohort(spec, tasks[spec.task](spec).signature)))
 
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
-    """The program fields (with the rates, if compiled in) and the task's signature, which the runs of a cohort share."""
+    """Return the spec's program fields, with the rates if compiled in, and its task's signature. A cohort shares both."""
     return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
 
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
-    """The fields that determine the programs of a run."""
+    """Return the fields that determine the programs of a run, as (name, value) pairs."""
     rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
     return spec.marked("program", "init", "data") + tuple(rates.items())
 
 
 def start_spec(spec: RunSpec) -> RunSpec:
-    """The fields that determine the initial weights. An initialiser that ignores its inputs shares its program."""
+    """Return the fields that determine the initial weights, with constants in the other fields. Equal specs share a program."""
     start = RunSpec(**dict(spec.marked("program", "init"))).replace(optimizer="adam", batch_size=128, dropout="none")
-    fanout = activations[spec.activation].fanout
-    return start if initializers[spec.initializer].needs_inputs or fanout > 1 else start.replace(activation="linear", rows=2)
+    if initializers[spec.initializer].needs_inputs or activations[spec.activation].fanout > 1:  # fanout changes the shapes
+        return start
+    return start.replace(activation="linear", rows=2)
 
 
 def data_spec(spec: RunSpec) -> RunSpec:
-    """The fields that determine the data, without the seed."""
+    """Return the fields that determine the data, without the seed."""
     return RunSpec(rows=spec.rows, **dict(spec.marked("data")))

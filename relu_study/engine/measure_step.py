@@ -1,4 +1,4 @@
-"""The measurement program of a run: a snapshot of its sites, and every metric of the snapshot."""
+"""The measurement program of a run: a snapshot of its network, and every metric of the snapshot."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class ProbePass(NamedTuple):
 def make_measure(
     spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool
 ) -> Callable[..., dict[str, Array]]:
-    """Build `measure(state, previous, data, hparams, box)`: every metric, unit mask and histogram of one run.
+    """Return `measure(state, previous, data, hparams, box)`, which gives every metric, unit mask and histogram of one run.
 
-    The network is in evaluation mode. `previous` holds the parameters one epoch earlier.
-    `box` holds the bounds of the inputs, used if `boxed`.
+    The network is in evaluation mode. `previous` contains the parameters one epoch earlier. `box` contains the bounds of the
+    inputs, and is used only if `boxed`.
     """
     graph, bounded, _ = components_of(spec, signature)
     entries = networks[spec.network], activations[spec.activation], activations[spec.output]
@@ -71,7 +71,7 @@ def take_snapshot(
     hparams: TracedNumbers,
     box: Float[Array, "2"],
 ) -> Snapshot:
-    """The snapshot of a run that metrics read: its probe set (x, y), its validation examples and its parameters."""
+    """Return the snapshot of a run on its probe set (x, y) and its validation examples. Metrics read only this snapshot."""
     probe, d_in = probe_pass(program, state, x, y, hparams), program.signature.d_in
     model = nnx.merge(program.graph, state.params, state.stats, copy=True)
     bounds = _bounds(model, hparams, box, d_in) if program.bounded else None
@@ -92,7 +92,7 @@ def take_snapshot(
 def probe_pass(
     program: MeasureProgram, state: State, x: Float[Array, "N D"], y: Float[Array, "N O"], hparams: TracedNumbers
 ) -> ProbePass:
-    """The loss of a run on its probe set, the gradient of the loss, and the arrays of each site."""
+    """Return the loss of a run on its probe set, the gradient of the loss, and the arrays of each site."""
 
     def loss(params: Any) -> tuple[Array, Any]:
         ctx = Context(hparams)
@@ -112,7 +112,7 @@ def site_views(
     bounds: list[Interval] | None,
     hparams: TracedNumbers,
 ) -> tuple[SiteView, ...]:
-    """One view per site, from input to output. `feeds` holds the path of each site's Dense, and its activation."""
+    """Return one view per site, from input to output. `feeds` contains the path of each site's Dense, and its activation."""
     views = []
     for i, (dense_path, phi) in enumerate(feeds):
         pre, post = probe.sites[i]
@@ -131,7 +131,7 @@ def site_views(
                 bias_step=step[1],
                 bound=bounds[i] if bounds is not None else None,
                 max_slope=phi.max_slope(hparams),
-                # A test checks slope 0 for the package's activations.
+                # For the package's activations, a test checks that these slopes are 0.
                 end_slopes=None if ours(phi) else phi.end_slopes(hparams),
             )
         )
@@ -139,17 +139,17 @@ def site_views(
 
 
 def measurements(program: MeasureProgram, snapshot: Snapshot, y: Float[Array, "N O"]) -> dict[str, Array]:
-    """The arrays that a run stores at one measurement, by name: metrics, histograms, packed unit masks and `finite`."""
+    """Return the arrays of one measurement by name: metrics, histograms, packed unit masks, `unsound` counts and `finite`."""
     measure_config = program.measure_config
     metrics, masks = metric.measure(snapshot, measure_config.metrics)
-    of_task = {f"{name}/all": METRICS[name].function(snapshot.prediction, y) for name in program.signature.metrics}
+    task_metrics = {f"{name}/all": METRICS[name].function(snapshot.prediction, y) for name in program.signature.metrics}
     finite = _all_finite(snapshot)
     packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
     counts = histograms.counts(snapshot, measure_config.linear_bins) if measure_config.histograms else {}
     unsound = certified.unsound(snapshot) if program.has_user_entries and program.bounded else {}
     return {
         **{f"unsound:{name}": count for name, count in unsound.items()},
-        **{f"metric:{name}": value for name, value in {**metrics, **of_task}.items()},
+        **{f"metric:{name}": value for name, value in {**metrics, **task_metrics}.items()},
         **{f"histogram:{name}": count for name, count in counts.items()},
         **packed,
         "finite": finite,
@@ -165,13 +165,14 @@ def _all_finite(snapshot: Snapshot) -> Bool[Array, ""]:
 
 
 def _bounds(model: nnx.Module, hparams: TracedNumbers, box: Float[Array, "2"], d_in: int) -> list[Interval]:
+    """Return bounds of the pre-activations of each site for all inputs in the box."""
     ctx = Context(hparams)
     model(Interval(jnp.broadcast_to(box[0], d_in), jnp.broadcast_to(box[1], d_in)), ctx)
     return [entry[1] for entry in ctx.activations_log if isinstance(entry[0], Site)]
 
 
 def _feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
-    """For each site, in call order: the path of the last Dense before it, and its activation."""
+    """Return, for each site in call order, the path of the last Dense before it, and its activation."""
     ctx = Context(hparams)
     model(x, ctx)
     paths = {id(module): path for path, module in nnx.iter_modules(model)}
@@ -185,6 +186,7 @@ def _feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) ->
 
 
 def _weights(tree: Any, path: tuple[Any, ...]) -> tuple[Array, Array]:
+    """Return the kernel and bias at a path of a tree of parameters, or of a tree with its structure."""
     for key in path:
         tree = tree[key]
     return tree["kernel"][...], tree["bias"][...]
