@@ -14,7 +14,7 @@ from relu_study.errors import UserError
 
 DERIVED = ("tables", "figures", "tensorboard")  # folders that `report` derives from raw/
 FOLDERS = ("raw", *DERIVED)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # errors of permissions
 HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space on the disk"),
     **dict.fromkeys(FORBIDDEN, "Make it writable"),
@@ -34,28 +34,28 @@ class WriteError(UserError, OSError):
 
 @contextlib.contextmanager
 def wrap_os_errors(path: Path) -> Iterator[None]:
-    """Turn each OSError raised while writing `path` into a one-line WriteError."""
+    """Raise an OSError of writing `path` as a one-line WriteError."""
     try:
         yield
     except WriteError:
         raise
     except OSError as error:
-        if error.errno in FORBIDDEN:  # name the nearest existing path: only that one can be made writable
+        if error.errno in FORBIDDEN:  # name the nearest existing path, since only that one can be made writable
             path = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
         raise WriteError(path, error.strerror or str(error), HINTS.get(error.errno or 0, _OTHER_HINT)) from error
 
 
 def process_tag(pid: int, host: str) -> str:
-    """Return the mark of a process in the names of its temporary files: `HOST-PID`."""
+    """Return the tag of a process in the names of its temporary files: `HOST-PID`."""
     return f"{host}-{pid}"
 
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Create a temporary file next to `path`, to be written and renamed by the caller.
+    """Create a temporary file next to `path`. The caller writes and renames it.
 
     The file is removed on exit if it was not renamed. Its name contains `process_tag`, which identifies the leftovers of a
-    killed writer. The folder of `path` is created, its parents are not: a deleted results folder does not reappear.
+    killed writer. A missing folder of `path` is created, but not its parents, so a deleted results folder does not reappear.
 
     Raises:
         WriteError: the folder or the file cannot be written.
@@ -70,12 +70,12 @@ def temporary_file(path: Path) -> Iterator[Path]:
             os.chmod(name, 0o644)
             yield Path(name)
         finally:
-            with contextlib.suppress(OSError):  # the error of the write itself is reported
+            with contextlib.suppress(OSError):  # renamed, or an error that must not hide the error of the write
                 os.unlink(name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file through a temporary file and a rename, so readers never see a part of it. Raises WriteError."""
+    """Write a file through a temporary file and a rename. Readers never see a partial file. Raises WriteError."""
     with temporary_file(path) as unfinished:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
@@ -90,14 +90,16 @@ def make_dirs(folder: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Create a results folder, and raise WriteError if any of its folders or files cannot be written."""
     make_dirs(folder)
-    for directory in (folder, *(folder / name for name in FOLDERS if os.path.lexists(folder / name))):
+    existing = [folder / name for name in FOLDERS if os.path.lexists(folder / name)]
+    for directory in (folder, *existing):
         with wrap_os_errors(directory), tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            file.write(b"0")
-    for path in (path for path in folder.iterdir() if path.suffix in (".csv", ".json", ".md", ".html") and path.is_dir()):
-        raise WriteError(path, os.strerror(errno.EISDIR), HINTS[errno.EISDIR])
+            file.write(b"0")  # a full disk fails only on a write
+    for path in folder.iterdir():
+        if path.suffix in (".csv", ".json", ".md", ".html") and path.is_dir():
+            raise WriteError(path, os.strerror(errno.EISDIR), HINTS[errno.EISDIR])
 
 
 def check_exists(folder: Path) -> None:
-    """Raise WriteError if a results folder lost its manifest: a recreated folder would be incomplete."""
+    """Raise WriteError if a results folder lost its manifest, since a recreated folder would be incomplete."""
     if not (folder / "manifest.json").is_file():
         raise WriteError(folder, "the folder or its manifest.json has disappeared", "Restore it")

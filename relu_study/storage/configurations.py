@@ -3,10 +3,11 @@
 A tile file contains the arrays of R runs, trained together and measured at E epochs:
 
 - `run_id`, `spec` (JSON of `RunSpec.changed()`), `status` (ok | nonfinite), `first_bad_epoch` (NaN: none): R each;
-- `epoch`: E; `probe_examples`: one number; `provenance`: JSON of everything besides the specs that determines the numbers;
+- `epoch`: E numbers; `probe_examples`: one number;
+- `provenance`: JSON of the versions, settings and devices that determine the numbers together with the specs;
 - `metric:NAME/SITE`: R x E, float32 (float64 under JAX's double precision), NaN for an empty metric;
 - `dead:SITE`, `certified_dead:SITE`: R x E x ceil(U / 8) packed bits, and `units:SITE` = U;
-- `histogram:KIND:SITE`: R x E x 65 counts, KIND pre, post or gradient, with the bins of `relu_study.stats.histogram_bins`;
+- `histogram:KIND:SITE`: R x E x 65 counts in the bins of `relu_study.stats.histogram_bins`. KIND: pre, post or gradient;
 - `bins:KIND:SITE`: [low, high], float64, the range of a histogram with linear bins (absent for powers of two).
 """
 
@@ -33,9 +34,8 @@ def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     for _, tile in _tiles(tile_paths(folder)):
         params = {name.removeprefix("param:"): values for name, values in tile.items() if name.startswith("param:")}
         if params:
-            stored.update(
-                (str(run), {name: values[row] for name, values in params.items()}) for row, run in enumerate(tile["run_id"])
-            )
+            for row, run in enumerate(tile["run_id"]):
+                stored[str(run)] = {name: values[row] for name, values in params.items()}
     return stored
 
 
@@ -43,8 +43,8 @@ def stored_params(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 class Configuration:
     """All n stored runs of one configuration, one row per run, in seed order.
 
-    `values["metric/site"]` has shape n x E. `dead[site]` and `certified_dead[site]` have shape n x E x U; an empty
-    `certified_dead` is absent. `num_requested` is the number of runs that the study declares.
+    `values["metric/site"]` has shape n x E. `dead[site]` and `certified_dead[site]` have shape n x E x U. A site without
+    certified flags is absent from `certified_dead`. `num_requested` is the number of requested runs, stored or not.
     """
 
     config_id: str
@@ -88,7 +88,7 @@ def collect(
         runs: The requested run_ids (default: all declared ones). Only these count in `num_requested`.
 
     Raises:
-        CorruptFileError: a tile differs from the stored one, or two tiles disagree on a run.
+        CorruptFileError: a tile is corrupt, or two tiles disagree on a run.
         UserError: the provenance of a tile differs from the manifest.
     """
     manifest = manifest or read_declared(folder)
@@ -117,7 +117,7 @@ class _StoredRows:
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, seed: int, tile: TileArrays, row: int, counts: dict[str, np.ndarray]) -> None:
-        """Add one run of a tile. Raises ValueError if its tile does not fit the others'."""
+        """Add one run of a tile. Raises ValueError if the tile's epochs or arrays differ from those of the other tiles."""
         self.rows.append((seed, tile, row))
         check_alike(self.rows[0][1], tile)
         for name, values in counts.items():
@@ -127,7 +127,12 @@ class _StoredRows:
 def _stored_rows(
     tiles: Iterable[tuple[Path, TileArrays]], requested: Mapping[str, tuple[str, int]], manifest: Any
 ) -> dict[str, _StoredRows]:
-    """Return the requested runs of the tiles by config_id, each run once. `requested` maps run_id to (config_id, seed)."""
+    """Return the requested runs of the tiles by config_id, each run once. `requested` maps run_id to (config_id, seed).
+
+    Raises:
+        CorruptFileError: two tiles disagree on a run, or on the arrays of a configuration.
+        UserError: the provenance of a tile differs from the manifest.
+    """
     stored: dict[str, _StoredRows] = {}
     tile_of_run: dict[str, Path] = {}
     missing = dict(requested)
@@ -136,9 +141,10 @@ def _stored_rows(
         check_provenance(path, provenance, provenance.get("cohort", ""), manifest)
         counts = {name.removeprefix(HISTOGRAM): tile.pop(name) for name in list(tile) if name.startswith(HISTOGRAM)}
         for row, run in enumerate(map(str, tile["run_id"])):
-            if (other := tile_of_run.setdefault(run, path)) != path and (errors := disagreement(run, other, path)):
+            first_path = tile_of_run.setdefault(run, path)
+            if first_path != path and (errors := disagreement(run, first_path, path)):
                 raise errors[0]
-            if run in missing:
+            if run in missing:  # not stored by an earlier tile
                 config_id, seed = missing.pop(run)
                 with reading(path):
                     stored.setdefault(config_id, _StoredRows()).add(seed, tile, row, counts)
@@ -146,14 +152,16 @@ def _stored_rows(
 
 
 def _tiles(
-    paths: Iterable[Path], histograms: bool = False, of: Collection[str] | None = None
+    paths: Iterable[Path], histograms: bool = False, runs: Collection[str] | None = None
 ) -> Iterator[tuple[Path, TileArrays]]:
+    """Yield each path and its tile. `runs` selects the tiles with at least one of these run_ids."""
     for path in paths:
         with reading(path):
             raw = identified(path)
-            if of is not None and not any(run in of for run in raw["run_id"].tolist()):
+            if runs is not None and not any(run in runs for run in raw["run_id"].tolist()):
                 continue
-            tile = tile_arrays(raw, leave_out=() if histograms else HISTOGRAM)  # most of a tile's bytes, and no table needs them
+            # Histograms are most of a tile's bytes, and no table needs them.
+            tile = tile_arrays(raw, leave_out=() if histograms else HISTOGRAM)
         yield path, tile
 
 
@@ -164,13 +172,14 @@ def _configuration(
     rows: list[tuple[int, TileArrays, int]],
     histograms: dict[str, np.ndarray],
 ) -> Configuration:
-    rows.sort(key=lambda r: r[0])
-    first = rows[0][1]
+    """Return a configuration from the (seed, tile, row in the tile) of each of its stored runs."""
+    rows.sort(key=lambda stored: stored[0])
+    first = rows[0][1]  # the tiles of a configuration have the same sites, epochs and bins
 
     def stack(name: str) -> np.ndarray:
         return np.stack([tile[name][row] for _, tile, row in rows])
 
-    def bits(kind: str) -> dict[str, np.ndarray]:
+    def unpacked(kind: str) -> dict[str, np.ndarray]:
         sites = [name.removeprefix("units:") for name in first if name.startswith("units:")]
         return {
             site: np.unpackbits(stack(f"{kind}:{site}"), axis=-1, count=int(first[f"units:{site}"])).astype(bool)
@@ -189,8 +198,8 @@ def _configuration(
         first_bad_epoch=stack("first_bad_epoch"),
         probe_examples=int(first["probe_examples"]),
         values={name.removeprefix("metric:"): stack(name) for name in first if name.startswith("metric:")},
-        dead=bits("dead"),
-        certified_dead=bits("certified_dead"),
+        dead=unpacked("dead"),
+        certified_dead=unpacked("certified_dead"),
         histograms=histograms,
         bins={
             name: (float(first[f"bins:{name}"][0]), float(first[f"bins:{name}"][1]))

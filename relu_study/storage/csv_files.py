@@ -25,15 +25,15 @@ _STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "sit
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV text: nine digits (exact for float32), RunSpec fields and a run's doubles exact, NaN empty."""
-    exact = {name: [_shortest(v) for v in frame[name]] for name in CONFIG_FIELDS if name in frame and DTYPES[name] == "float64"}
+    """Return a frame as CSV text. A number has nine digits, which are exact for float32. NaN is empty.
+
+    RunSpec fields and float64 metrics of runs have all their digits.
+    """
+    exact = [name for name in CONFIG_FIELDS if name in frame and DTYPES[name] == "float64"]
     if "run_id" in frame:
-        exact |= {
-            name: [_shortest(v) for v in frame[name]]
-            for name in map(str, frame)
-            if "/" in name and frame[name].dtype == np.float64
-        }
-    return frame.assign(**exact).to_csv(index=False, float_format="%.9g", lineterminator="\n")
+        exact += [name for name in map(str, frame) if "/" in name and frame[name].dtype == np.float64]
+    texts = {name: [_exact_text(value) for value in frame[name]] for name in exact}
+    return frame.assign(**texts).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
 def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
@@ -84,31 +84,35 @@ def read_csv(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.f
 
 
 def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
-    """Return a CSV file's frame and bytes. Errors of form come before the checksum, since they are more precise."""
+    """Return the frame and the bytes of a CSV file, before its checksum is checked: errors of form are more precise."""
     if not path.is_file():
         raise UserError(
             f"{path} is missing. Rebuild it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}."
         )
-    kinds: dict[str, Any] = (
-        {"epoch": "float64", "certified_revived": "Int64"} | DTYPES | dict.fromkeys((*_STRING_COLUMNS, *string_columns), "str")
-    )
     try:
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             raise ValueError("its last line is truncated")
         header = pd.read_csv(io.BytesIO(content), nrows=0).columns
-        if "run_id" in header:
-            kinds |= {"probe_examples": "Int64"} | {name: numbers for name in header if "/" in name}
-        kinds = {name: kind for name, kind in kinds.items() if name in header}
+        dtypes = _dtypes(header, string_columns, numbers)
         with np.errstate(invalid="raise", over="raise"):  # refuse numbers that overflow their dtype
-            frame = pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False, na_values=[""])
-        only_numbers(frame, [name for name, kind in kinds.items() if kind == "str"])
+            frame = pd.read_csv(io.BytesIO(content), dtype=dtypes, keep_default_na=False, na_values=[""])
+        texts = [name for name, dtype in dtypes.items() if dtype == "str"]
+        only_numbers(frame, texts)
     except UNREADABLE as error:
         hint = f"restore it, or rebuild it with 'relu-study report {path.parent}'"
         raise CorruptFileError(path, "is corrupt", error, hint) from None
     _require_columns(frame.columns, COLUMNS.get(path.stem, string_columns), path)
-    string_columns = [name for name, kind in kinds.items() if kind == "str"]
-    return frame.assign(**{name: frame[name].fillna("") for name in string_columns}), content
+    return frame.assign(**{name: frame[name].fillna("") for name in texts}), content
+
+
+def _dtypes(header: Collection[str], string_columns: Iterable[str], numbers: Any) -> dict[str, Any]:
+    """Return the dtypes of the columns in a CSV file's header, as its writer had them. Other columns contain numbers."""
+    dtypes: dict[str, Any] = {"epoch": "float64", "certified_revived": "Int64"} | DTYPES
+    dtypes |= dict.fromkeys((*_STRING_COLUMNS, *string_columns), "str")
+    if "run_id" in header:
+        dtypes |= {"probe_examples": "Int64"} | {name: numbers for name in header if "/" in name}
+    return {name: dtype for name, dtype in dtypes.items() if name in header}
 
 
 def only_numbers(frame: pd.DataFrame, string_columns: Collection[str]) -> None:
@@ -118,8 +122,9 @@ def only_numbers(frame: pd.DataFrame, string_columns: Collection[str]) -> None:
             raise ValueError(f"its column {name} has a value that is not a number")
 
 
-def _shortest(value: Any) -> str:
+def _exact_text(value: Any) -> str:
+    """Return a number in nine digits if they are exact, else in all digits: a run_id is a hash of exact fields."""
     if isinstance(value, str) or math.isnan(value):
         return ""
-    # A field must be read back exactly, since its run_id is a hash of it: nine digits if they are exact, else all.
-    return text if float(text := f"{value:.9g}") == value else repr(value)
+    text = f"{value:.9g}"
+    return text if float(text) == value else repr(value)
