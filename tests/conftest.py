@@ -1,4 +1,4 @@
-"""What every test runs under: annotations checked at each call, two CPU devices, compiled programs kept from run to run."""
+"""Settings of all tests: annotations checked at each call, two CPU devices, and a cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ import pytest
 from paths import ROOT
 from tiers import QUICK, SHIPPED
 
-# Every function and dataclass checks its annotations, array shapes included, whenever its module is imported (also lazily).
-# Unchecked modules refuse bad input with their own messages, and tests give them bad input.
-# A wrapper around `data_file` would be the caller that it looks at.
+# The import hook makes every function and dataclass check its annotations, including array shapes, also in lazy imports.
+# Unchecked modules refuse bad input with messages that tests assert, so the hook must not refuse it first.
+# `study.data_files` is unchecked because `data_file` inspects its caller, which would be the wrapper of the hook.
 UNCHECKED = {"errors", "components.registry", "cli.commands", "cli.arguments"}
 UNCHECKED |= {
     f"study.{name}" for name in ("fingerprint", "data_files", "run_spec", "study", "draw_study", "claims", "outputs", "shard")
 }
 MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT / "relu_study")], "relu_study.") if not m.ispkg]
 CHECKED = [name for name in MODULES if name.removeprefix("relu_study.") not in UNCHECKED]
-# An int passes for a float, as it does for mypy.
+# An int is valid where a float is annotated, as in mypy.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
 for _registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
     _registry.load()  # before tests add and remove entries
 
-# Tiles meet in every order on two devices. Each further device compiles every program once more. The environment stays
-# unchanged: a subprocess of a test starts like a user's process.
+# On two devices tiles finish in any order. More devices would only compile every program more often.
+# The settings are not environment variables, so a subprocess of a test starts like a user's process.
 jax.config.update("jax_num_cpu_devices", 2)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 
-# The same examples every time, on a slow machine too; compiling for the first time is no sign of a slow test.
+# The examples are the same in every run. Deadlines and the check for slow tests are off, since first calls compile.
 hypothesis.settings.register_profile(
     "relu_study", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -55,10 +55,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs, also of subprocesses, in pytest's cache: a second run starts warm, a new clone cold.
+    """Store compiled programs, also those of subprocesses, in pytest's cache: a second run of the tests compiles less.
 
-    The fast tier compiles in this process with the flags of `QUICK`. Its programs have other last bits and a separate folder.
-    Tests with `as_shipped`, the slow tier and most subprocesses have a user's programs.
+    The fast tier compiles with the flags of `QUICK` in this process. Its programs differ in their last bits from a user's, so
+    they have a separate folder. Tests with `as_shipped`, the slow tier and most subprocesses run a user's programs.
     """
     if quick := compiles_quickly(config):
         flags = os.environ.get("XLA_FLAGS", "")
@@ -66,15 +66,15 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.devices()  # XLA reads its flags once, for its first backend
         os.environ["XLA_FLAGS"] = flags
     if (cache := getattr(config, "cache", None)) is not None:
-        kept = {"compilation_cache_dir": str(cache.mkdir("jax"))}
-        kept |= {"persistent_cache_min_compile_time_secs": "0", "persistent_cache_min_entry_size_bytes": "-1"}
-        os.environ |= {f"JAX_{name}".upper(): value for name, value in kept.items()}
+        settings = {"compilation_cache_dir": str(cache.mkdir("jax"))}
+        settings |= {"persistent_cache_min_compile_time_secs": "0", "persistent_cache_min_entry_size_bytes": "-1"}
+        os.environ |= {f"JAX_{name}".upper(): value for name, value in settings.items()}
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax-quick" if quick else "jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# Folders by time, the longest first: a worker takes whole files in this order, and all workers end together.
+# Folders by duration, the longest first. Each worker takes whole files in this order, so all workers end at about the same time.
 FOLDERS = ("engine", "components", "end_to_end", "runner", "report", "cli", "study", "storage", "stats")
 
 
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
-    """The engine's programs are compiled as a user's are: for what says that bits are the same."""
+    """Compile the engine's programs with a user's flags, for tests of equal bits."""
     from relu_study.engine import cohorts, compilation
 
     with pytest.MonkeyPatch.context() as patch:
@@ -100,23 +100,26 @@ def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process and the test's own folder: its status, and what it says on either stream."""
+    """Return a function that runs the command in this process and in the test's folder.
+
+    It returns the exit status and the output on stdout and stderr.
+    """
     from relu_study.cli import commands
 
     monkeypatch.chdir(tmp_path)
 
-    def say(*words: str) -> tuple[int, str, str]:
+    def run_command(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["relu-study", *words])
         with pytest.raises(SystemExit) as left:
             commands.main()
         return int(left.value.code or 0), *capsys.readouterr()
 
-    return say
+    return run_command
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this source tree."""
+    """Return the wheel of this source tree."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -126,7 +129,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the unpacked wheel and nothing of this source tree, for a subprocess's PYTHONPATH.
+    """Return a folder with the unpacked wheel and without this source tree, for a subprocess's PYTHONPATH.
 
     The dependencies come from the interpreter of the tests.
     """

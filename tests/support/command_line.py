@@ -1,4 +1,4 @@
-"""The command as a process that reports on stderr whether JAX was imported."""
+"""The command in a process that prints on stderr whether it imported JAX."""
 
 from __future__ import annotations
 

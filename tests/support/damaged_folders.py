@@ -1,4 +1,4 @@
-"""Small studies, their derived files and refusals, for tests of corrupt folders."""
+"""Small studies, their derived files, and assertions that readers refuse them, for tests of corrupt folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small modules by kind of dependency, each with a text that is read and a replacement for it."""
+"""Small modules by kind of dependency, each with a text that its entry depends on and a replacement for the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import collections, dataclasses, enum, functools, math, operator, typing
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 """
-# Each block: its name, a text and the text in its place, then a module that defines `entry`.
+# Form of a block: "=== name | text | replacement", then the source of a module that defines `entry`.
 TEXT = entry_kinds_functions.TEXT + entry_kinds_syntax.TEXT + entry_kinds_values.TEXT
 
 

@@ -1,6 +1,6 @@
 """Sources of small modules with functions, transformations and classes as dependencies."""
 
-# See entry_kinds.py for the form of a block.
+# entry_kinds.py describes the form of a block.
 TEXT = """
 === custom_jvp rule | *2.0 | *3.0
 @jax.custom_jvp

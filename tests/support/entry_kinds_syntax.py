@@ -1,6 +1,6 @@
 """Sources of small modules with statements, aliases and decorators as dependencies."""
 
-# See entry_kinds.py for the form of a block.
+# entry_kinds.py describes the form of a block.
 TEXT = """
 === async/try | A=2.0 | A=3.0
 A=2.0

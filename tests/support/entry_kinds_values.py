@@ -1,6 +1,6 @@
 """Sources of small modules with stored values as dependencies: arrays, containers and objects of libraries."""
 
-# See entry_kinds.py for the form of a block.
+# entry_kinds.py describes the form of a block.
 TEXT = """
 === bytes | 2.0 | 3.0
 A=b'2.0'

@@ -17,6 +17,6 @@ def read(run: Path) -> Series:
     for tag in loaded.Tags()["scalars"]:
         points = loaded.Scalars(tag)
         series[tag] = {point.step: point.value for point in points}
-        assert [point.step for point in points] == sorted(series[tag]), "a step is there twice or out of order"
+        assert [point.step for point in points] == sorted(series[tag]), "a step is repeated or out of order"
         assert all(point.wall_time == point.step for point in points)
     return series

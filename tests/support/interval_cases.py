@@ -42,7 +42,7 @@ def unit_box(d=D) -> Interval:
 
 
 def inputs_of(lo, hi, seed=0, n=24) -> np.ndarray:
-    """Corners and inner points of a box, none outside it."""
+    """Return corners and inner points of a box."""
     rng = np.random.default_rng(seed)
     corners = np.where(rng.random((n, len(lo))) < 0.5, lo, hi)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -56,7 +56,7 @@ def flush(x):
 
 
 def fused(x, kernel, bias):
-    """One fused multiply-add after the other: the product is exact in float64, each sum is rounded once to float32."""
+    """Return the layer by fused multiply-adds: each product is exact in float64, each sum is rounded once to float32."""
     total = np.broadcast_to(bias, (len(x), kernel.shape[1])).astype(np.float32)
     for i in range(x.shape[1]):
         total = (x[:, i : i + 1].astype(float) * kernel[i].astype(float) + total.astype(float)).astype(np.float32)
@@ -64,7 +64,7 @@ def fused(x, kernel, bias):
 
 
 def sequential(x, kernel, bias, order, bias_first, flushed):
-    """Products and sums rounded to float32 one by one, in a given order, subnormals kept or flushed."""
+    """Return the layer with each product and sum rounded to float32, in a given order. Subnormals are flushed if `flushed`."""
     rounded = flush if flushed else np.float32
     x, kernel, bias = rounded(x), rounded(kernel), rounded(bias)
     total = np.broadcast_to(bias if bias_first else np.float32(0) * bias, (len(x), kernel.shape[1])).astype(np.float32)
@@ -74,7 +74,7 @@ def sequential(x, kernel, bias, order, bias_first, flushed):
 
 
 def exact(x, kernel, bias):
-    """The layer in rational numbers, rounded once at the end to float64."""
+    """Return the layer in rational numbers, rounded once at the end to float64."""
     x, kernel, bias = (np.vectorize(lambda v: Fraction(float(v)), otypes=[object])(a) for a in (x, kernel, bias))
     return np.vectorize(lambda s: float(s) if abs(s) <= HUGE else math.copysign(math.inf, s), otypes=[float])(x @ kernel + bias)
 
@@ -86,12 +86,12 @@ compiled_batch_norm = jax.jit(batch_norm, static_argnums=5)
 
 @jax.jit
 def normalised(x, mean, variance, scale, bias, epsilon):
-    """Batch norm in evaluation mode as flax computes it."""
+    """Return batch norm in evaluation mode, in the order of operations of flax."""
     return (x - mean) * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
 
 
 def forwards(x, kernel, bias, seed=0):
-    """The same layer, computed in every way we can think of."""
+    """Yield the same layer by several orders of summation and rounding."""
     rng = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         yield np.asarray(compiled_forward(x, kernel, bias))
@@ -105,7 +105,7 @@ def forwards(x, kernel, bias, seed=0):
 
 
 def assert_holds(bound: Interval, values) -> None:
-    """Each value lies in the bound; where nothing is promised anything goes."""
+    """Assert that each value is within its bound. A bound that is infinite on both sides allows every value, also NaN."""
     lo, hi = (np.asarray(end, float) for end in bound)
     assert not np.isnan(lo).any() and not np.isnan(hi).any()
     unknown = np.isinf(lo) & np.isinf(hi)

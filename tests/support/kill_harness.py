@@ -1,4 +1,4 @@
-"""The command in child processes that are killed at any moment or at chosen calls, and the losses that this allows."""
+"""The command in child processes that are killed at any moment or at chosen file writes, and checks of their folders."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from relu_study.storage.manifest import read_manifest
 
 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 CHILDREN = multiprocessing.get_context("forkserver")
-# A child is forked from a server that has imported what takes long, and has used none of it: a life takes a second and not five.
-# The server skips without a word what it cannot import, and does not see the folder of the tests: so no `killed` here.
+# Children are forked from a server with the slow imports already done, so a child takes one second instead of five.
+# The server silently skips modules that it cannot import. It cannot import test modules, so the list has none.
 CHILDREN.set_forkserver_preload(
     ["relu_study.cli.commands", "relu_study.report.report", "relu_study.runner.run", "relu_study.report.tensorboard.event_files"]
 )
@@ -45,8 +45,8 @@ study = Study(
     figures=[Figure("main", "Loss.", "curves", ("main",), metrics=("val_loss",))],
 )
 """
-LITTLE = STUDY.replace("seeds=2,", 'seeds=2, metrics=("val_loss",),')  # as many files, made in half the time
-WHERE = {  # what a life writes, in this order: the file, and which time it is written
+LITTLE = STUDY.replace("seeds=2,", 'seeds=2, metrics=("val_loss",),')  # the same number of files in half the time
+WHERE = {  # the writes of a child, in order: the pattern of the file, and the number of the write
     "manifest": ("manifest.json", 1),
     "tile": ("raw/*-*.npz", 1),
     "later tile": ("raw/*-*.npz", 3),
@@ -62,7 +62,7 @@ WHEN = ("half written", "written", "renamed")
 
 
 class Blow(NamedTuple):
-    """The point at which a child is killed: at the nth write of a file, before or after its rename."""
+    """A point at which a child is killed: during the nth write of a file, before its rename, or after it."""
 
     file: str
     nth: int
@@ -70,7 +70,7 @@ class Blow(NamedTuple):
 
 
 def struck(folder: Path, blow: Blow) -> None:
-    """Make this process die of SIGKILL at the given point."""
+    """Patch this process so that it kills itself with SIGKILL at the given point."""
     times, replace, write, record = [0], os.replace, Path.write_bytes, RecordWriter.write
 
     def falls(path: Path | str, when: str) -> bool:
@@ -105,16 +105,16 @@ def struck(folder: Path, blow: Blow) -> None:
 
 
 def live(words: Sequence[str], place: Path, said: Path, keeps_programs: bool, blow: Blow | None) -> None:
-    """Run the command with these arguments in `place`, with its output in a file. For the child process."""
+    """Run the command in the child process: with these arguments, in the folder `place`, with its output in the file `said`."""
     os.chdir(place)
     with said.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"  # children are compared only with children
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"  # the numbers are compared between children only
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_platforms", "cpu")
-    if not keeps_programs:  # what a killed process leaves of an entry it was writing would be read for ever
+    if not keeps_programs:  # a partial cache entry of a killed process would be read by every later process
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     if blow is not None:
         struck(Path(words[words.index("--out") + 1]), blow)
@@ -123,7 +123,7 @@ def live(words: Sequence[str], place: Path, said: Path, keeps_programs: bool, bl
 
 
 def born(words: Sequence[str], place: Path, keeps_programs: bool = False, blow: Blow | None = None) -> ForkServerProcess:
-    """Start a child; its output goes to `place`/said.txt."""
+    """Start a child. Its output goes to `place`/said.txt."""
     child = CHILDREN.Process(target=live, args=(words, place, place / "said.txt", keeps_programs, blow))
     child.start()
     return child
@@ -140,7 +140,7 @@ def ended(child: ForkServerProcess, seconds: float = 300) -> int:
 
 
 class Held(NamedTuple):
-    """The contents of a results folder at a moment. Equal values mean unchanged files."""
+    """The state of a results folder. Equal values mean unchanged files."""
 
     tiles: dict[str, tuple[int, int, bytes]]
     manifest: int
@@ -149,7 +149,7 @@ class Held(NamedTuple):
 
 
 def held(folder: Path) -> Held:
-    """Return the raw files with inode, time and bytes, the times of manifest and page, and temporary files."""
+    """Return the state of a folder: inode, time and bytes of raw files, times of manifest and page, names of temporary files."""
 
     def time_of(name: str) -> int:
         return (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
@@ -161,7 +161,7 @@ def held(folder: Path) -> Held:
 
 
 def phase(before: Held, after: Held, tiles: int) -> str:
-    """Return the phase in which a child died, from its files. `tiles`: number of tiles of the whole study."""
+    """Return the phase in which a child died, from its files. `tiles` is the number of tiles of the whole study."""
     if after.manifest == before.manifest:
         return "starting"
     if len(after.tiles) < tiles:
@@ -180,7 +180,7 @@ class Moment(NamedTuple):
 
 
 def reached(child: ForkServerProcess, folder: Path, before: Held, tiles: int) -> Iterator[str]:
-    """Yield each phase as the child reaches it."""
+    """Yield each phase when the child reaches it."""
     seen = -1
     while True:
         over, now = child.exitcode is not None, PHASES.index(phase(before, held(folder), tiles))
@@ -192,7 +192,7 @@ def reached(child: ForkServerProcess, folder: Path, before: Held, tiles: int) ->
 
 
 class Death(NamedTuple):
-    """The end of a child: exit status, phase, and temporary files."""
+    """The end of a child: its exit status, its phase, and the names of its temporary files."""
 
     status: int
     phase: str
@@ -202,9 +202,9 @@ class Death(NamedTuple):
 def lives(
     words: Sequence[str], folder: Path, ends: Iterator[float | Moment | Blow], tiles: int, keeps_programs: bool = False
 ) -> Iterator[Death]:
-    """Repeat the same command, each time killed at its moment or point, until it ends normally.
+    """Repeat the same command, and kill it each time at the next of `ends`, until it ends normally. Yield the end of each child.
 
-    No process may change a raw file that an earlier one finished.
+    No child may change a raw file that an earlier child finished.
     """
     for end in ends:
         before, blow = held(folder), end if isinstance(end, Blow) else None
@@ -226,7 +226,7 @@ def lives(
 
 
 def told(folder: Path) -> dict[str, object]:
-    """Return the contents of a finished folder except tiles, clock and command, which do not depend on interruptions."""
+    """Return the contents of a finished folder that must not depend on interruptions: all but tiles, clock and command."""
     found: dict[str, object] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "raw"):
         name = str(path.relative_to(folder))
@@ -241,7 +241,7 @@ def told(folder: Path) -> dict[str, object]:
 
 
 def once(folder: Path) -> bool:
-    """Whether every run or draw is stored exactly once."""
+    """Whether no run is stored twice."""
     runs = [str(run) for path in tile_files.tile_paths(folder) for run in tile_files.read_tile(path, ("run_id",))["run_id"]]
     return len(runs) == len(set(runs))
 

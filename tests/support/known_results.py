@@ -4,10 +4,11 @@ A metric of arm number a, target number t, seed s, site number k (all = 0) and e
 `BASE[metric] + a / 4 + t / 2 + k / 8 - e / 64 + noise(s)`, noise(s) = (s - (seeds - 1) / 2) / 64: exact in
 float32, and the noise sums to zero over the seeds. Fractions follow from the flags of `dead_flags`.
 The arm "relu, rate=0.001" is the configuration of `he_normal` under a second label, with the first label's numbers.
-The only fault: `he_normal` on `wave` goes nonfinite for seed 1 from the third epoch on. Its flags are all True from there on,
-which must not count.
+The only nonfinite run is seed 1 of `he_normal` on `wave`, from the third epoch on. Its flags are all True from that epoch on,
+and must not count.
 Histograms of pre and post count `HISTOGRAM` values in each of the last two bins, and one value in the zero bin for each dead
-unit; those of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run has none from the third epoch on.
+unit. Histograms of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run counts no values from the third
+epoch on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SPREAD = {"post_mean": 0.75, "post_std": 2.0}
 FRACTIONS = ("dead_fraction", "certified_dead_fraction", "saturated_fraction", "zero_gradient_fraction")
 BORN = {"baseline": 3, "he_normal": 2, "lecun_normal": 3, "leaky_relu": 0, "tanh": 0, "shallow": 3, "stuck": 1}
 RATES = (0.001, 0.01)
-PARITY = "relu, rate=0.01"  # val_loss 2 lower on even seeds and 4 higher on odd ones: the trap of tuning on all seeds
+PARITY = "relu, rate=0.01"  # val_loss 2 lower on even seeds and 4 higher on odd ones, so tuning on all seeds chooses another
 
 
 def planted_study(seeds: int = 8, epochs: tuple[float, ...] = (0, 1, 2, 5)) -> Study:
@@ -175,7 +176,7 @@ def noise(seed: int, seeds: int) -> float:
 
 
 def nonfinite(arm: str, target: str, seed: int) -> bool:
-    """Whether this run is the nonfinite one, from the third epoch on."""
+    """Whether this run is the one that goes nonfinite at the third epoch."""
     return arm == "he_normal" and target == "wave" and seed == 1
 
 
@@ -265,7 +266,7 @@ def planted_folder(path: Path, seeds: int = 8, epochs: tuple[float, ...] = (0, 1
                 series = planted_run(arm, number, target, seed, study, epochs, sites)
                 pending.setdefault((spec.depth, arm == "tanh"), []).append((run, series))
     for runs in pending.values():
-        for start in range(0, len(runs), 5):  # five: tiles cross the borders of configurations
+        for start in range(0, len(runs), 5):  # tiles of five runs can contain runs of two configurations
             write_tile(path, _tile(runs[start : start + 5], epochs, manifest["provenance"]))
     return path
 

@@ -1,4 +1,4 @@
-"""Snapshots of small networks, and every metric in float64 loops over units and examples."""
+"""Snapshots of small networks, and a slow reference of every metric in float64 loops over units and examples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMES = [
 
 
 def predict(params, names, x):
-    """Dense layers with a linear output: the prediction, and the pre and post of each site."""
+    """Return the prediction of dense layers with a linear output, and the pre and post of each site."""
     sites = []
     for (kernel, bias), name in zip(params, names, strict=False):
         pre = jnp.dot(x, kernel, precision="highest") + bias
@@ -51,7 +51,7 @@ def predict(params, names, x):
 
 
 def snapshot(params, names, x, y, previous=None, box=BOX) -> Snapshot:
-    """What the engine would show the probes of this network."""
+    """Return the snapshot that the engine would take of this network."""
     params = [(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in params]
     x, y = jnp.asarray(x), jnp.asarray(y)
 
@@ -88,13 +88,16 @@ def snapshot(params, names, x, y, previous=None, box=BOX) -> Snapshot:
 
 @functools.cache
 def program(names, box=BOX, metrics=()):
-    """The compiled program that measures such networks, as in the engine; `metrics`: names to compile it anew for."""
-    options = {"xla_backend_optimization_level": 0}  # compiles in half the time
+    """Return the compiled program that measures such networks, as in the engine.
+
+    `metrics` contains the registered names. It is part of the cache key, so the program is compiled again after a change.
+    """
+    options = {"xla_backend_optimization_level": 0}  # halves the compile time
     return jax.jit(lambda *args: measure(snapshot(args[0], names, *args[1:], box)), compiler_options=options)
 
 
 def measured(params, names, x, y, previous=None, box=BOX):
-    """All metrics as floats and all masks as arrays."""
+    """Return all metrics as floats and all masks as arrays."""
     values, masks = program(tuple(names), box, tuple(registry))(params, x, y, previous)
     return {k: float(v) for k, v in values.items()}, {k: np.asarray(v) for k, v in masks.items()}
 
@@ -119,7 +122,7 @@ PHI = {  # value, slope, largest slope, flat pieces, identity piece, smooth
 
 
 def reference(params, names, x, y, previous=None, box=BOX):
-    """Every metric of the network, unit by unit and example by example, in float64."""
+    """Return every metric and mask of the network, unit by unit and example by example, in float64."""
     params = [(np.asarray(w, float), np.asarray(b, float)) for w, b in params]
     x, y = np.asarray(x, float), np.asarray(y, float)
     n, posts, pres, grads = len(x), [x], [], []
@@ -188,7 +191,10 @@ def reference(params, names, x, y, previous=None, box=BOX):
 
 
 def certified(params, names, box):
-    """Per site, whether each unit's pre is inside a flat piece, and inside the identity piece, on the whole box; in float64."""
+    """Return, per site, whether the pre of each unit stays inside a flat piece, and inside the identity piece.
+
+    The bounds hold for all inputs in the box and are computed in float64.
+    """
     lo, hi = (np.full(len(params[0][0]), float(end)) for end in box)
     found = []
     for name, (w, b) in zip(names, params, strict=False):
@@ -230,7 +236,7 @@ def assert_agree(got, wanted):
 
 
 def layer(*units):
-    """A dense layer from (weights, bias) of each unit."""
+    """Return a dense layer from the (weights, bias) of each unit."""
     return np.array([w for w, _ in units], np.float32).T, np.array([b for _, b in units], np.float32)
 
 
@@ -238,7 +244,7 @@ DEAD, ON, MIXED = ([1, 1, 1, 1], 0.0), ([-1, -1, -1, -1], 0.0), ([1, -1, 1, -1],
 
 
 def summing(units):
-    """An output layer that adds the units up."""
+    """Return an output layer that sums the units."""
     return np.ones((units, 1), np.float32), np.zeros(1, np.float32)
 
 
@@ -246,7 +252,7 @@ OUT = summing(3)
 
 
 def read(metric, activation="relu", **fields):
-    """What a probe of units says of a site of which only these fields are known."""
+    """Return the mask of a unit metric at a site with only these fields."""
     blank = SiteView(activations[activation], *[None] * (len(SiteView._fields) - 1))
     mask = registry[metric].function(blank._replace(**{name: jnp.asarray(value) for name, value in fields.items()}))
     return np.asarray(mask).tolist()

@@ -1,4 +1,4 @@
-"""The smallest results folders with every kind of file, from known numbers without training or drawing."""
+"""Minimal results folders with every kind of file, written from known numbers without training or drawing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _tile(runs: list[RunSpec], made: str) -> tile_files.TileArrays:
 
 
 def drawn(folder: Path) -> Path:
-    """Write a folder of coin throws, one block per cell, and all derived files."""
+    """Write a folder of coin throws with one block per cell, and all derived files."""
     job = prepare(DRAWS, None)
     write_manifest(folder, {**manifest_of(job, {"command": "test", "preset": "default"}), "timing": {}})
     for number, block in enumerate(job.plan.tiles):

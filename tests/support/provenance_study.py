@@ -1,4 +1,4 @@
-"""A study file and a module next to it, whose components depend on everything that provenance covers."""
+"""A study file and a module next to it, with components that depend on every kind of code and data in provenance."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ bent = Bend()
 def stored():
     return np.loadtxt(data_file("near.csv"), delimiter=",")
 '''
-# Read dependencies: the file, a text and its replacement, then a part that the refusal names.
+# Changes of a dependency: the file, a text, its replacement, and the name of the changed part in the error message.
 READ: dict[str, tuple[str, str, str, str]] = {
     "global number": ("study.py", "SHIFT = 0.125", "SHIFT = 0.25", "SHIFT"),
     "global array": ("study.py", "[0.5, 0.25]", "[0.5, 0.26]", "TABLE"),
@@ -271,7 +271,7 @@ READ: dict[str, tuple[str, str, str, str]] = {
     "data of a helper": ("inside.csv", "1,2", "1,3", "inside.csv"),
     "data of a module next to it": ("near.csv", "1,2", "1,3", "near.csv"),
 }
-# What moves no number: the file, the text and the text in its place.
+# Changes that move no number: the file, a text and its replacement.
 UNREAD: dict[str, tuple[str, str, str]] = {
     "comment": ("study.py", "# a comment", "# another comment"),
     "documentation": ("study.py", "Documentation of the helper", "Another documentation"),

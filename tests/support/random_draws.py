@@ -26,7 +26,7 @@ own_slope.defjvp(lambda primals, tangents: (own_slope(*primals), tangents[1]))
 
 
 def looped(key: Any, start: Any) -> Any:
-    """A draw in each step of a loop whose carry is a key."""
+    """Draw in each step of a loop that carries the key."""
     return jax.lax.fori_loop(0, 3, lambda i, carry: (jax.random.split(carry[0])[0], carry[1] + normal(carry[0])), (key, start))[1]
 
 
@@ -35,7 +35,7 @@ def scanned(key: Any, keys: Any) -> Any:
 
 
 def late(key: Any, other: Any) -> Any:
-    """A loop that draws with a key which arrives in the carry after two passes."""
+    """Draw in a loop with a carried key that reaches the draw only in the third step."""
     return jax.lax.scan(
         lambda c, _: ((c[1], c[2], c[2]), normal(jax.random.fold_in(other, jax.random.bits(c[0])))), key, None, 4
     )[1]

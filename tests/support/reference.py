@@ -1,6 +1,6 @@
-"""Training of dense networks in plain NumPy, independent of the engine: a slow, obvious reference.
+"""A slow reference for the engine: training of dense networks in NumPy, with hand-written gradients.
 
-Float64 throughout, both passes by hand. Random numbers are inputs: initial weights, batches, dropout masks.
+All numbers are float64. Random numbers are inputs: initial weights, batches, dropout masks.
 Parameters have the names used in a tile: `hidden.0.dense.kernel`, ..., `output.bias`.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import erf, expit
 
 LAMBDA, ALPHA = 1.0507009873554805, 1.6732632423543772  # SELU
-OFF = -LAMBDA * ALPHA  # alpha dropout sets what it drops to this
+OFF = -LAMBDA * ALPHA  # the value of a coordinate that alpha dropout drops
 
 
 # ---------------------------------------------------------------------------------------- activations
@@ -97,7 +97,10 @@ def forward(net: Network, x: np.ndarray, keep: list[np.ndarray] | None = None, t
 
 
 def normalise(net: Network, name: str, z: np.ndarray, train: bool) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Return ((z - mean) / deviation, deviation), and this scaled and shifted. Batch: over examples; layer: over units."""
+    """Return ((z - mean) / deviation, deviation), and the quotient scaled and shifted.
+
+    The mean is over examples for batch norm, and over units for layer norm.
+    """
     axis, tiny = (0, 1e-5) if net.norm == "batch_norm" else (1, 1e-6)
     mean, var = z.mean(axis, keepdims=True), z.var(axis, keepdims=True)
     if net.norm == "batch_norm":
@@ -147,7 +150,7 @@ def backward(net: Network, saved: list, grad: np.ndarray, keep: list[np.ndarray]
 
 
 def adam(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: float) -> np.ndarray:
-    """Adam with decoupled weight decay, which does not enter the moments."""
+    """Take a step of Adam with decoupled weight decay, which does not enter the moments."""
     memory["t"] = t = memory.get("t", 0) + 1
     memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * grad
     memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * grad**2
@@ -165,7 +168,7 @@ def momentum(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: 
 
 
 def rmsprop(p: np.ndarray, grad: np.ndarray, memory: dict, rate: float, decay: float) -> np.ndarray:
-    """RMSProp with epsilon inside the root."""
+    """Take a step of RMSProp with epsilon inside the root."""
     grad = grad + decay * p
     memory["v"] = 0.9 * memory.get("v", 0) + 0.1 * grad**2
     return p - rate * grad / np.sqrt(memory["v"] + 1e-8)
@@ -175,7 +178,7 @@ OPTIMIZERS = {"adam": adam, "sgd": sgd, "momentum": momentum, "rmsprop": rmsprop
 
 
 def loss(net: Network, x: np.ndarray, y: np.ndarray) -> float:
-    """Mean squared error in evaluation mode."""
+    """Return the mean squared error in evaluation mode."""
     return float(np.mean((forward(net, x)[0] - y) ** 2))
 
 
@@ -194,8 +197,8 @@ def train(
 ) -> Network:
     """Train in place over `batches` of row numbers. `keep(step, rows)` gives one mask per hidden layer.
 
-    `done` counts earlier steps. `outputs` divides the squared error besides the rows; it exceeds the outputs of y if others
-    share the mean.
+    `done` is the number of earlier steps. The squared error is divided by the number of rows and by `outputs` (default: the
+    outputs of y). A larger `outputs` means that y is a part of the targets.
     """
     memory = {} if memory is None else memory
     for step, rows in enumerate(batches, done):

@@ -1,4 +1,4 @@
-"""Rendered figures of the known results: with our style and layout, and the texts of their legends."""
+"""Rendered figures of the known results in the style of reports, and the texts of their legends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def config_ids() -> dict[tuple[str, str], str]:
 
 
 def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: Any) -> list[Picture]:
-    """Return the declared figures of the known results by name, or other ones declared on them, if they have values."""
+    """Return rendered figures of the known results, by name or by declaration. Figures without values are left out."""
     declaration = planted()[0].declaration
     own = {figure.name: figure for figure in declaration.figures}
     chosen = [own[figure] if isinstance(figure, str) else figure for figure in declared]
@@ -66,7 +66,7 @@ def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: A
 
 
 def drawn(draw: Callable[[], Picture]) -> Picture:
-    """Return a figure rendered in our style, with its layout done."""
+    """Return a figure in the style of reports, rendered once so that its layout is final."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(canvas.STYLE)
@@ -93,7 +93,7 @@ def line_of(picture: Picture, panel: int, arm: str) -> Any:
 
 
 def looks(line: Any) -> tuple[str, str]:
-    """Return colour and dashes."""
+    """Return the colour and the dash pattern of a line."""
     return to_hex(line.get_color()), str(line._dash_pattern)  # get_linestyle() says "--" of any dashes
 
 

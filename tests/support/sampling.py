@@ -17,7 +17,7 @@ from relu_study.study.draw_study import cell_id
 
 
 def drawn(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
-    """Return number -> values in draws 0..count - 1."""
+    """Return the name of each number -> its values in draws 0..count - 1."""
     program = draw_block.draw_program(name, tuple(sorted(statistics[name].cell(**factors).items())), count)
     return {number: np.asarray(values, np.float64) for number, values in program(np.uint32(0)).items()}
 
@@ -36,7 +36,7 @@ def key_of(name: str, index: int, **factors: Any) -> Key[Array, ""]:
 
 
 def scores(name: str, count: int, **factors: Any) -> dict[str, np.ndarray]:
-    """Return number -> (mean - theory) / standard error for the numbers with theory, else NaN."""
+    """Return the name of each number -> (mean - theory) / standard error, with NaN where the theory is NaN."""
     found, entry = drawn(name, count, **factors), statistics[name]
     z = {}
     for number, theory in entry.theory(entry.cell(**factors)).items():

@@ -1,4 +1,4 @@
-"""Stock TensorBoard as a separate process, queried over HTTP on the loopback."""
+"""TensorBoard as a separate process, queried over HTTP on the local host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNIN
 
 
 class Board:
-    """TensorBoard on a folder of runs with its fast loader, at any free port. A context manager."""
+    """A context manager that runs TensorBoard on a folder of runs, with its fast loader, at any free port."""
 
     def __init__(self, logs: Path, place: Path | None = None) -> None:
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--load_fast", "true"]
@@ -25,7 +25,7 @@ class Board:
         self.process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = []
-        for line in self.process.stderr:  # it listens before it says where
+        for line in self.process.stderr:  # it prints its address once it listens
             said.append(line)
             if found := re.match(r"TensorBoard \S+ at (http\S+)", line):
                 self.address = found[1]
@@ -70,5 +70,5 @@ class Board:
         """Wait until TensorBoard has loaded the data that `loaded` checks."""
         ends = time.monotonic() + seconds
         while not loaded():
-            assert time.monotonic() < ends, "TensorBoard has not loaded what was written"
+            assert time.monotonic() < ends, "TensorBoard has not loaded the written runs"
             time.sleep(0.1)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import pytest
 
-# Without fusion emitters, most LLVM optimisation and parallel codegen XLA compiles 1.8 times as fast. A later XLA ends the
-# process over an unknown flag.
+# Without fusion emitters, most LLVM optimisation and parallel codegen, XLA compiles 1.8 times as fast. The flags are for
+# known versions only, since XLA ends the process at a flag that it does not know.
 QUICK = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
     if jax.__version_info__ < (0, 11)
@@ -19,7 +19,7 @@ SHIPPED = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_
 
 
 def tiered(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """Return all cases, with those not named as fast in the slow tier."""
+    """Return all cases, and mark as slow the cases that are not among `fast`."""
     every = list(cases)
     assert all(case in every for case in fast), f"{fast} are not all among {every}"
     return [

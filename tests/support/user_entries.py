@@ -1,4 +1,4 @@
-"""Registered components of a user, named "mine", and the check that one is refused."""
+"""Components that a user registers under the name "mine", and the assertion that one is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = MeasureConfig(30, 20, histograms=False, metrics=("train_loss", "val_loss",
 
 
 def refused(spec: RunSpec, *words: str) -> str:
-    """The one line with which a spec is refused before anything compiles; it has all these words."""
+    """Assert that a spec is refused before anything compiles, with a one-line message that has all these words. Return it."""
     with pytest.raises(UserError) as error:
         cohorts.check(spec, FEW)
     line = str(error.value)

@@ -1,4 +1,4 @@
-"""Training with registered optimisers, and the check that one is refused."""
+"""Training with optimisers that a user registers, and the assertion that one is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
 
 
 def trained(functions: dict[str, Callable[..., Any]], **changes: Any) -> dict[str, list[dict[str, np.ndarray]]]:
-    """name -> the final parameters of three seeds."""
+    """Return name -> the final parameters of three seeds."""
     for name, function in functions.items():
         optimizer(name)(function)
     arms = {name: BASE.replace(optimizer=name, **changes) for name in functions}
@@ -40,7 +40,7 @@ def same(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndarray]]) -
 
 
 def refused(function: Callable[..., Any], **changes: Any) -> str:
-    """The one line with which a study of this optimiser is refused, before anything compiles."""
+    """Assert that a study of this optimiser is refused before anything compiles. Return the one-line message."""
     optimizers._entries.pop("offender", None)
     with pytest.raises(UserError) as error:
         optimizer("offender")(function)
@@ -51,7 +51,7 @@ def refused(function: Callable[..., Any], **changes: Any) -> str:
 
 
 def raw_noise(name: str) -> optax.GradientTransformation:
-    """Noise from a raw uint32 key under a name in the state."""
+    """Return an optimiser with noise from a raw uint32 key, which is in its state under this name."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         key, now = jax.random.split(state[name])
@@ -61,7 +61,7 @@ def raw_noise(name: str) -> optax.GradientTransformation:
 
 
 def noise_of_a_step(key: Any) -> optax.GradientTransformation:
-    """Noise from a key of the caller and the number of the step."""
+    """Return an optimiser with noise from the caller's key and the step number."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         now = jax.random.fold_in(key, state)

@@ -1,4 +1,4 @@
-"""The command or other code as a user's process, and a text of many scripts."""
+"""The command or other code in a process like a user's, and a text in many writing systems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCRIPTS = "激活函数 نشط 🔥 Ωмега ±≈◦•†"
 
 
 def command(*words: str, code: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `python -W default -m relu_study` or other code as a user's process."""
+    """Run `python -W default -m relu_study`, or other code, in a process with a user's settings."""
     start = ["-c", code] if code else ["-m", "relu_study"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
     return subprocess.run([sys.executable, "-W", "default", *start, *words], capture_output=True, env=variables, timeout=900)
