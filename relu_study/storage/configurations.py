@@ -14,7 +14,7 @@ A tile file contains the arrays of R runs, trained together and measured at E ep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class _StoredRows:
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, seed: int, tile: TileArrays, row: int, counts: dict[str, np.ndarray]) -> None:
-        """Add one run of a tile. Raises ValueError if the tile's epochs or arrays differ from those of the other tiles."""
+        """Add one run of a tile. Raises ValueError if the tile has other epochs, metrics, sites or bins than the first tile."""
         self.rows.append((seed, tile, row))
         check_alike(self.rows[0][1], tile)
         for name, values in counts.items():
@@ -179,14 +179,7 @@ def _configuration(
     def stack(name: str) -> np.ndarray:
         return np.stack([tile[name][row] for _, tile, row in rows])
 
-    def unpacked(kind: str) -> dict[str, np.ndarray]:
-        sites = [name.removeprefix("units:") for name in first if name.startswith("units:")]
-        return {
-            site: np.unpackbits(stack(f"{kind}:{site}"), axis=-1, count=int(first[f"units:{site}"])).astype(bool)
-            for site in sites
-            if f"{kind}:{site}" in first
-        }
-
+    ranges = {name: first[f"bins:{name}"] for name in histograms if f"bins:{name}" in first}
     return Configuration(
         config_id=config_id,
         spec=spec,
@@ -198,12 +191,18 @@ def _configuration(
         first_bad_epoch=stack("first_bad_epoch"),
         probe_examples=int(first["probe_examples"]),
         values={name.removeprefix("metric:"): stack(name) for name in first if name.startswith("metric:")},
-        dead=unpacked("dead"),
-        certified_dead=unpacked("certified_dead"),
+        dead=_unpacked("dead", first, stack),
+        certified_dead=_unpacked("certified_dead", first, stack),
         histograms=histograms,
-        bins={
-            name: (float(first[f"bins:{name}"][0]), float(first[f"bins:{name}"][1]))
-            for name in histograms
-            if f"bins:{name}" in first
-        },
+        bins={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
     )
+
+
+def _unpacked(kind: str, tile: TileArrays, stack: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the flags of a kind by site, n x E x U, from the packed bits that `stack` returns. `tile` has the sites."""
+    num_units = {name.removeprefix("units:"): int(tile[name]) for name in tile if name.startswith("units:")}
+    return {
+        site: np.unpackbits(stack(f"{kind}:{site}"), axis=-1, count=count).astype(bool)
+        for site, count in num_units.items()
+        if f"{kind}:{site}" in tile
+    }

@@ -58,6 +58,7 @@ def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
 
 
 def _require_columns(columns: Collection[str], needed: Iterable[str], path: Path) -> None:
+    """Raise UserError if a CSV file lacks a needed column."""
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(
