@@ -244,6 +244,7 @@ def _series(metric: str, site: str, label: str, stored: Configuration) -> Float[
 
 
 def _epoch_index(epoch: str | float, label: str, stored: Configuration) -> int:
+    """Return the index of a measured epoch. Raises NotTestable for an epoch without measurements."""
     if epoch == "last":
         return -1
     matches = np.flatnonzero(np.isclose(stored.epochs, float(epoch), rtol=0, atol=1e-6))

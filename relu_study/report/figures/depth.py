@@ -77,6 +77,7 @@ def _handles() -> list[Line2D | Patch]:
 
 
 def _draw_fan(ax: Axes, fan: QuantileFan | None) -> None:
+    """Draw a fan into a panel, or "no values"."""
     if fan is None or not np.isfinite(fan.quantiles).any():
         ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color=FAINT)
         return

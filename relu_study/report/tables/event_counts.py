@@ -1,7 +1,7 @@
 """Tables of event counts: the number of runs of each arm with an event, as CSV, Markdown and LaTeX.
 
-They need only runs.csv and summary.csv. Counts at the last epoch come from runs.csv, which tells whether one run has any of
-several metrics. Counts at a given epoch come from summary.csv: n times the mean of a 0/1 metric.
+They need only runs.csv and summary.csv. Counts at the last epoch come from runs.csv, where an event can combine several
+metrics of one run. Counts at a given epoch come from summary.csv: n times the mean of one 0/1 metric.
 """
 
 from __future__ import annotations

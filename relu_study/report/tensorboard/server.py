@@ -40,7 +40,9 @@ def show(logs: Path, host: str, port: int, prefix: str = "", options: Sequence[s
         UserError: TensorBoard ends before it listens.
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", host, "--port", str(port)]
-    command += [*([f"--path_prefix=/{path}"] if (path := prefix.strip("/")) else []), *options]
+    if path := prefix.strip("/"):
+        command.append(f"--path_prefix=/{path}")
+    command += options
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so TensorBoard also ends
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=_quiet())
     assert process.stderr is not None
