@@ -85,6 +85,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_function(name: str, function: Any) -> None:
+    """Raise UserError if an object cannot be called as phi(pre, **hparams)."""
     if not callable(function):
         raise UserError(f"activation {name!r} must be a function phi(pre), but is {function!r}. Decorate a function.")
     for parameter, default in _parameters(function).items():
@@ -93,6 +94,7 @@ def _check_function(name: str, function: Any) -> None:
 
 
 def _check_pieces(name: str, flat: Any, identity: Any, values: Any) -> None:
+    """Raise UserError if a declared piece is not an interval."""
     arguments = {"flat": flat, "identity": identity, "values": values}
     pieces = {"flat": flat, "identity": () if identity is None else (identity,), "values": (values,)}
     for argument, intervals in pieces.items():
@@ -123,8 +125,8 @@ def activation(
     receive the traced RunSpec fields of their names. Other parameters keep their defaults.
 
     Raises:
-      UserError: for an object that is not callable, a piece that is not an interval, an invalid `fanout`, or a parameter that
-        is not a traced field and has no default.
+      UserError: for an object that is not callable, a piece that is not an interval, or an invalid `fanout`. Also for a
+        parameter that is not a traced field and has no default.
     """
 
     def register(function: Any) -> Activation:

@@ -43,6 +43,7 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
 
 
 def _check_names(spec: RunSpec) -> None:
+    """Raise UserError if a component of the spec is not registered."""
     for registry, name in (
         (networks, spec.network),
         (activations, spec.activation),
@@ -55,6 +56,7 @@ def _check_names(spec: RunSpec) -> None:
 
 
 def _check_fields(spec: RunSpec, measure_config: MeasureConfig) -> None:
+    """Raise UserError for fields that are invalid for any task."""
     for name, count in (("probe_examples", measure_config.probe_examples), ("val_examples", measure_config.val_examples)):
         if count is not None and not (isinstance(count, int) and count >= 1):
             raise UserError(f"{name} is {count!r}. Give a whole number of at least 1.")
@@ -68,6 +70,7 @@ def _check_fields(spec: RunSpec, measure_config: MeasureConfig) -> None:
 
 
 def _check_rows(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -> None:
+    """Raise UserError if the task has too few rows for training, validation, the batch size or the probe set."""
     if signature.train_rows < 1 or signature.val_rows < 1:
         raise UserError(
             f"rows={spec.rows} leaves {signature.train_rows} training and {signature.val_rows} validation rows. Give more rows."
