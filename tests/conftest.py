@@ -55,7 +55,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Store compiled programs, also those of subprocesses, in pytest's cache: a second run of the tests compiles less.
+    """Store compiled programs, including programs of subprocesses, in pytest's cache. A second run of the tests compiles less.
 
     The fast tier compiles with the flags of `QUICK` in this process. Its programs differ in their last bits from a user's, so
     they have a separate folder. Tests with `as_shipped`, the slow tier and most subprocesses run a user's programs.

@@ -6,8 +6,8 @@ float32, and the noise sums to zero over the seeds. Fractions follow from the fl
 The arm "relu, rate=0.001" is the configuration of `he_normal` under a second label, with the first label's numbers.
 The only nonfinite run is seed 1 of `he_normal` on `wave`, from the third epoch on. Its flags are all True from that epoch on,
 and must not count.
-Histograms of pre and post count `HISTOGRAM` values in each of the last two bins, and one value in the zero bin for each dead
-unit. Histograms of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run counts no values from the third
+Histograms of pre and post count `HISTOGRAM` values in each of the last two bins. In the zero bin they count one value for each
+dead unit. Histograms of the gradient count one value in bin (5 + e) modulo 65. A nonfinite run counts no values from the third
 epoch on.
 """
 

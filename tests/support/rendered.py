@@ -66,7 +66,7 @@ def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: A
 
 
 def drawn(draw: Callable[[], Picture]) -> Picture:
-    """Return a figure in the style of reports, rendered once so that its layout is final."""
+    """Return a figure in the style of reports, rendered once to finish its layout."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(canvas.STYLE)
