@@ -1,0 +1,1 @@
+"""The nonlinearities of any JAX function: found in its jaxpr, tapped, and measured."""

@@ -1,0 +1,77 @@
+"""Names of activations, recognised by their values and slopes on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.watch.program import Program
+from relu_study.watch.region_function import GRID, on_grid
+from relu_study.watch.regions import Region
+
+UNKNOWN = "elementwise"
+FIXED: dict[str, Callable[[Any], Any]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "selu": jax.nn.selu,
+    "silu": jax.nn.silu,
+    "gelu": lambda z: jax.nn.gelu(z, approximate=False),
+    "gelu ": jax.nn.gelu,  # the approximation by tanh has the same name
+    "softplus": jax.nn.softplus,
+    "soft_sign": jax.nn.soft_sign,
+    "mish": jax.nn.mish,
+    "hard_tanh": jax.nn.hard_tanh,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_silu": jax.nn.hard_silu,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "sparse_plus": jax.nn.sparse_plus,
+    "relu_squared": lambda z: jnp.square(jax.nn.relu(z)),
+    "abs": jnp.abs,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "exp": jnp.exp,
+    "square": jnp.square,
+    "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z),
+}
+RTOL, ATOL = 1e-4, 1e-5  # float32 rounding of different formulas; also separates neighbours on the grid
+
+
+def activation_name(program: Program, region: Region) -> str:
+    """Return the name of a region's activation, for example "leaky_relu(0.1)"; "elementwise" if no known one agrees."""
+    found = on_grid(program, region)
+    if found is None:
+        return UNKNOWN
+    values, slopes = found
+    for name, function in (*FIXED.items(), *_fitted(values, slopes).items()):
+        known = [np.asarray(part, float) for part in _values_and_slopes(function)]
+        if all(np.allclose(part, other, RTOL, ATOL) for part, other in zip(found, known, strict=True)):
+            return name.strip()
+    return UNKNOWN
+
+
+def _values_and_slopes(function: Callable[[Any], Any]) -> tuple[Any, Any]:
+    with jax.core.eval_context():
+        grid = jnp.asarray(GRID)
+        values, pull = jax.vjp(function, grid)
+        return values, jnp.abs(pull(jnp.ones_like(values))[0])
+
+
+def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Callable[[Any], Any]]:
+    """Return the activations of one parameter, with the parameter that the values suggest."""
+    lowest = int(np.argmin(GRID))
+    leak, floor = float(values[lowest] / GRID[lowest]), float(-values[lowest])
+    fitted: dict[str, Callable[[Any], Any]] = {}
+    if abs(leak) > 1e-6:
+        fitted[f"leaky_relu({leak:.4g})"] = lambda z: jnp.where(z > 0, z, leak * z)
+    if floor > 1e-6:
+        name = "elu" if abs(floor - 1) < 1e-4 else f"elu({floor:.4g})"
+        fitted[name] = lambda z: jax.nn.elu(z, floor)
+        fitted[f"celu({floor:.4g})"] = lambda z: jax.nn.celu(z, floor)
+    return fitted

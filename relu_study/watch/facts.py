@@ -1,0 +1,274 @@
+"""Facts about every value of a program: whether it carries features, and which layer it comes from.
+
+A value carries features if it descends from a product with a parameter or a convolution, and no reduction has removed its
+feature axis. Statistics of normalisations, attention weights and losses by example carry none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from relu_study.watch.leaves import Leaf
+from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS
+from relu_study.watch.program import Op, Program
+
+PASSES = 5  # of a loop's body, until the facts of its carry no longer change
+FALLBACKS = {"dot_general": "dense", "conv_general_dilated": "conv"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The last product, convolution or normalisation before a value: its place in program order, and its layer's name."""
+
+    order: int
+    name: str
+    final: bool = True  # False: a normalisation whose parameters enter later
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one value."""
+
+    carries: bool = False
+    axis: int | None = None  # of the features; None: a single feature
+    constant: bool = False
+    origin: Origin | None = None
+    leaves: tuple[Leaf, ...] = ()  # parameters that reach it without a product
+    roots: frozenset[int] = frozenset()  # indices of all inputs that it depends on
+    targets: frozenset[int] = frozenset()  # indices of the inputs that it has an entry of for every example
+    statistic: bool = False  # an inverse root: the scale of a normalisation
+    feeders: tuple[Leaf, ...] = ()  # parameters of the last product and of what follows it
+
+
+@dataclass
+class Analysis:
+    """Facts of a program and of its bodies, by `id(program)`."""
+
+    facts: dict[int, list[Fact]] = field(default_factory=dict)
+    fed: set[int] = field(default_factory=set)  # indices of the inputs that reach an operand of a product
+    order: int = 0
+
+    def run(self, program: Program, inputs: Sequence[Fact]) -> list[Fact]:
+        """Compute the facts of every value, given those of the inputs, and return those of the outputs."""
+        facts = [Fact()] * len(program.avals)
+        for value in program.constants:
+            facts[value] = Fact(constant=program.shape(value) == ())
+        for value, fact in zip(program.inputs, inputs, strict=True):
+            facts[value] = fact
+        self.facts[id(program)] = facts
+        for op in program.ops:
+            self.order += 1
+            for value, fact in zip(op.outs, self._outs(program, op, [facts[value] for value in op.ins]), strict=True):
+                floating = jnp.issubdtype(getattr(program.avals[value], "dtype", None), jnp.floating)
+                facts[value] = fact if floating or not fact.carries else replace(fact, carries=False, origin=None)
+        return [facts[value] for value in program.outputs]
+
+    def _outs(self, program: Program, op: Op, ins: list[Fact]) -> list[Fact]:
+        base = _joined(ins)
+        if op.name == "scan":
+            return self._scan(op, ins)
+        if op.name == "cond":
+            branches = [self.run(body, ins[1:]) for body in op.bodies]
+            return [_either(facts) for facts in zip(*branches, strict=True)]
+        if op.name == "while":
+            n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
+            self.run(op.bodies[0], [*ins[:n], *ins[n + m :]])
+            return self._loop(op.bodies[1], ins[n : n + m], ins[n + m :], [])
+        if op.bodies and all(len(body.inputs) == len(ins) and len(body.outputs) == len(op.outs) for body in op.bodies):
+            return [self.run(body, ins) for body in op.bodies][0]
+        if base.constant:
+            return [base] * len(op.outs)
+        if op.name in PRODUCTS:
+            self.fed |= base.roots
+            return [self._product(program, op, ins, base)] * len(op.outs)
+        if op.name in ELEMENTWISE:
+            return [self._elementwise(program, op, ins, base)] * len(op.outs)
+        return [_reshaped(program, op, value, ins, base) for value in op.outs]
+
+    def _scan(self, op: Op, ins: list[Fact]) -> list[Fact]:
+        n, m = op.eqn.params["num_consts"], op.eqn.params["num_carry"]
+        sliced = [replace(fact, axis=max(fact.axis - 1, 0) if fact.axis else None) for fact in ins[n + m :]]
+        outs = self._loop(op.bodies[0], ins[:n], ins[n : n + m], sliced)
+        return [*outs[:m], *(replace(fact, axis=None if fact.axis is None else fact.axis + 1) for fact in outs[m:])]
+
+    def _loop(self, body: Program, consts: list[Fact], carry: list[Fact], xs: list[Fact]) -> list[Fact]:
+        """Return the facts of a body's results, with those of its carry at the fixed point."""
+        for _ in range(PASSES):
+            outs = self.run(body, [*consts, *carry, *xs])
+            joined = [_either(pair) for pair in zip(carry, outs, strict=False)]
+            if [_shape_of(fact) for fact in joined] == [_shape_of(fact) for fact in carry]:
+                break
+            carry = joined
+        return outs
+
+    def _product(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
+        kernel = _kernel(ins)
+        name = _layer(op, ins[kernel].leaves if kernel is not None else ())
+        origin = Origin(self.order, name or _inherited(ins) or FALLBACKS.get(op.name, "product"))
+        carries, axis = _feature_axis(program, op, ins, kernel)
+        carries &= program.shape(op.outs[0]) != ()
+        feeders = ins[kernel].leaves if kernel is not None else ()
+        return Fact(carries, axis, origin=origin if carries else None, roots=base.roots, feeders=feeders)
+
+    def _elementwise(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
+        shape = program.shape(op.outs[0])
+        carrying = [fact for value, fact in zip(op.ins, ins, strict=True) if fact.carries and program.shape(value) == shape]
+        if not carrying:
+            statistic = op.name in INVERSE_ROOTS or (op.name in ("mul", "div") and base.statistic)
+            return replace(base, statistic=statistic)
+        others = [fact for fact in ins if not fact.carries and not fact.constant]
+        origin = max((fact.origin for fact in carrying if fact.origin), key=lambda origin: origin.order, default=None)
+        leaves = [leaf for fact in others for leaf in fact.leaves]
+        if op.name in ("mul", "div") and len(carrying) == 1 and any(fact.statistic for fact in others):
+            name = _layer(op, leaves, within=False)
+            origin = Origin(self.order, name or (origin.name if origin else "norm"), final=bool(name))
+        elif origin and not origin.final and leaves:
+            origin = Origin(origin.order, leaves[0].layer)
+        feeders = tuple(dict.fromkeys([*(leaf for fact in carrying for leaf in fact.feeders), *leaves]))
+        return Fact(True, carrying[0].axis, origin=origin, roots=base.roots, targets=base.targets, feeders=feeders)
+
+
+def _joined(ins: Sequence[Fact]) -> Fact:
+    """Return the fact of a value that depends on `ins` and carries no features."""
+    leaves = tuple(dict.fromkeys(leaf for fact in ins if not fact.carries for leaf in fact.leaves))
+    return Fact(
+        constant=all(fact.constant for fact in ins),
+        leaves=leaves,
+        roots=_union(fact.roots for fact in ins),
+        targets=_union(fact.targets for fact in ins),
+        statistic=any(fact.statistic for fact in ins),
+    )
+
+
+def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
+    return frozenset().union(*sets)
+
+
+def _either(facts: Sequence[Fact]) -> Fact:
+    """Return what holds of a value with one of several facts, for example the result of a branch."""
+    joined = _joined(facts)
+    carrying = [fact for fact in facts if fact.carries]
+    if not carrying:
+        return joined
+    last = carrying[-1]
+    return replace(last, constant=False, leaves=(), roots=joined.roots, targets=joined.targets)
+
+
+def _shape_of(fact: Fact) -> tuple[Any, ...]:
+    return fact.carries, fact.axis, fact.constant, fact.roots, fact.targets
+
+
+def _kernel(ins: list[Fact]) -> int | None:
+    """Return which operand of a product is its parameter, or None for a product of two activations."""
+    candidates = [index for index, fact in enumerate(ins[:2]) if not fact.carries]
+    if not candidates:
+        return None
+    # In a first layer neither carries features: prefer a leaf inside an argument, then the first argument, then the right side.
+    return max(candidates, key=lambda index: (*(_rank(ins[index].leaves[0]) if ins[index].leaves else (-1, -1)), index))
+
+
+def _rank(leaf: Leaf) -> tuple[int, int]:
+    return int(not leaf.bare), -(leaf.argument or 0)
+
+
+def _layer(op: Op, leaves: Sequence[Leaf], within: bool = True) -> str:
+    """Return the layer of a product: of its parameter, or else of the innermost Linen module around it."""
+    if leaves:
+        return leaves[0].layer
+    return ".".join(op.scopes[1:]) if within else ""
+
+
+def _inherited(ins: list[Fact]) -> str:
+    origins = [fact.origin for fact in ins if fact.origin]
+    return max(origins, key=lambda origin: origin.order).name if origins else ""
+
+
+def _feature_axis(program: Program, op: Op, ins: list[Fact], kernel: int | None) -> tuple[bool, int | None]:
+    """Return whether a product's result carries features, and their axis."""
+    if op.name == "conv_general_dilated":
+        return True, op.eqn.params["dimension_numbers"].out_spec[1]
+    if op.name != "dot_general":
+        return True, len(program.shape(op.outs[0])) - 1
+    free = _free_axes(program, op)
+    if kernel is not None and free[kernel]:
+        return True, free[kernel][max(free[kernel])]
+    for side in (1, 0):
+        axis = ins[side].axis
+        if ins[side].carries and axis in free[side]:
+            return True, free[side][axis]
+    return kernel is not None, None
+
+
+def _free_axes(program: Program, op: Op) -> tuple[dict[int | None, int], dict[int | None, int]]:
+    """Return, for both operands, the axes that are not contracted and their places in the result."""
+    contracted, batch = op.eqn.params["dimension_numbers"]
+    places: list[dict[int | None, int]] = [{}, {}]
+    place = len(batch[0])
+    for side in (0, 1):
+        for axis in range(len(program.shape(op.ins[side]))):
+            if axis not in contracted[side] and axis not in batch[side]:
+                places[side][axis] = place
+                place += 1
+    return places[0], places[1]
+
+
+def _reshaped(program: Program, op: Op, out: int, ins: list[Fact], base: Fact) -> Fact:
+    """Return the fact of a result that moves, selects or reduces entries of its operands."""
+    source = next((index for index, fact in enumerate(ins) if fact.carries), None)
+    targets = base.targets if _keeps_examples(program, op, out) else frozenset()
+    if source is None:
+        return replace(base, targets=targets)
+    before, after = program.shape(op.ins[source]), program.shape(out)
+    gone, axis = _moved(op, ins[source].axis, before, after)
+    lost = Fact(roots=base.roots, targets=targets)
+    return lost if gone else replace(ins[source], axis=axis, roots=base.roots, targets=targets)
+
+
+def _keeps_examples(program: Program, op: Op, out: int) -> bool:
+    """Whether the first axis of a broadcast's operand remains the first axis of its result."""
+    if op.name != "broadcast_in_dim":
+        return True
+    kept: bool = op.eqn.params["broadcast_dimensions"][:1] == (0,)
+    return kept and program.shape(op.ins[0])[0] == program.shape(out)[0]
+
+
+def _moved(op: Op, axis: int | None, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[bool, int | None]:
+    """Return whether the feature axis is gone, and else its new place."""
+    params = op.eqn.params
+    if axis is None or not after:
+        return not after, None
+    last = len(after) - 1
+    if op.name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce"):
+        axes = params.get("axes", params.get("dimensions", ()))
+        return axis in axes, axis - sum(other < axis for other in axes)
+    if op.name == "top_k":
+        return axis == last, axis
+    if op.name == "broadcast_in_dim":
+        return False, params["broadcast_dimensions"][axis]
+    if op.name == "transpose":
+        return False, params["permutation"].index(axis)
+    if op.name == "squeeze":
+        dimensions = {d % len(before) for d in params["dimensions"]}
+        return False, None if axis in dimensions else axis - sum(d < axis for d in dimensions)
+    if op.name == "expand_dims":
+        return False, axis + sum(d <= axis for d in params["dimensions"])
+    if op.name == "gather":
+        return _gathered(params, axis, before)
+    if op.name == "reshape":
+        if before[axis] == 1 and len(after) < len(before):
+            return False, None
+        kept = axis < min(len(before) - 1, len(after)) and before[: axis + 1] == after[: axis + 1]
+        return False, axis if kept else last
+    return False, axis if len(after) == len(before) else last
+
+
+def _gathered(params: dict[str, Any], axis: int, before: tuple[int, ...]) -> tuple[bool, int | None]:
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    dropped = {*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ())}
+    if axis in dropped or sizes[axis] < before[axis]:
+        return True, None
+    return False, numbers.offset_dims[sum(other not in dropped for other in range(axis))]

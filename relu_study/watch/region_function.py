@@ -1,0 +1,128 @@
+"""A region as a function of its pre-activation, and the shape of that function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from relu_study.watch import jax_internals
+from relu_study.watch.primitives import COMPARISONS, LOGICAL, SUMS
+from relu_study.watch.program import CUSTOM, Op, Program
+from relu_study.watch.regions import Region
+
+# Odd multiples of 1/32: never on the kink of a common activation.
+GRID = np.concatenate([(2 * np.arange(-96, 96) + 1) / 32, (2 * np.arange(-64, 64) + 1) / 8]).astype(np.float32)
+
+
+def function_of(program: Program, region: Region, env: Mapping[int, Any]) -> Callable[[Any], Any]:
+    """Return phi, with post = phi(pre); `env` has the values of all other operands."""
+
+    def phi(pre: Any) -> Any:
+        known = {region.pre: pre}
+        for index in region.ops:
+            op = program.ops[index]
+            values = [known[value] if value in known else env[value] for value in op.ins]
+            known.update(zip(op.outs, jax_internals.evaluate(op.eqn, values), strict=True))
+        return known[region.post]
+
+    return phi
+
+
+def slope_of(phi: Callable[[Any], Any], pre: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Return abs(phi'(pre)) of an elementwise function, by reverse mode: it keeps every custom derivative."""
+    post, pull = jax.vjp(phi, pre)
+    return jnp.abs(pull(jnp.ones_like(post))[0])
+
+
+def on_grid(program: Program, region: Region, grid: np.ndarray = GRID) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return phi and its slope on a grid, or None where phi has parameters or varies over the entries of pre."""
+    aval = program.avals[region.pre]
+    size = int(np.prod(aval.shape))
+    with jax.core.eval_context():  # also inside a trace
+        env = _constants(program, region)
+        if env is None:
+            return None
+        phi = function_of(program, region, env)
+        parts = []
+        for block in np.array_split(grid, -(-len(grid) // size)):
+            pre = jnp.asarray(np.resize(block, aval.shape), aval.dtype)
+            parts.append([np.ravel(values)[: len(block)].astype(float) for values in (phi(pre), slope_of(phi, pre))])
+    values, slopes = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return values, slopes
+
+
+def is_even(program: Program, region: Region) -> bool:
+    """Whether phi(-z) = phi(z), as of abs, square and Huber's loss."""
+    grid = np.concatenate([GRID[GRID > 0], -GRID[GRID > 0]])
+    found = on_grid(program, region, grid)
+    if found is None:
+        return False
+    right, left = np.split(found[0], 2)
+    return bool(np.allclose(right, left, rtol=1e-5, atol=1e-6))
+
+
+def is_piecewise_linear(program: Program, region: Region) -> bool:
+    """Whether phi is made of sums, comparisons, selections and products with constants only."""
+    varying = {region.pre}
+    for index in region.ops:
+        op = program.ops[index]
+        if not _is_piecewise(op, program, varying):
+            return False
+        varying.update(op.outs)
+    return True
+
+
+def _is_piecewise(op: Op, program: Program, varying: set[int]) -> bool:
+    if op.name in CUSTOM:
+        (body,) = op.bodies
+        inner = {value for value, outer in zip(body.inputs, op.ins, strict=True) if outer in varying}
+        for equation in body.ops:
+            if set(equation.ins) & inner:
+                if not _is_piecewise(equation, body, inner):
+                    return False
+                inner.update(equation.outs)
+        return True
+    if op.name in ("mul", "div"):
+        floats = [value for value in op.ins if value in varying and not _is_mask(program, value)]
+        return len(floats) <= 1 and (op.name == "mul" or op.ins[1] not in varying)
+    piecewise = SUMS | COMPARISONS | LOGICAL | {"max", "min", "clamp", "abs", "select_n", "convert_element_type", "sign"}
+    return op.name in piecewise
+
+
+def _is_mask(program: Program, value: int) -> bool:
+    """Whether a value is a comparison, perhaps converted to a float."""
+    maker = next((op for op in program.ops if value in op.outs), None)
+    while maker and maker.name == "convert_element_type":
+        source = maker.ins[0]
+        maker = next((op for op in program.ops if source in op.outs), None)
+    return maker is not None and maker.name in COMPARISONS | LOGICAL
+
+
+def _constants(program: Program, region: Region) -> dict[int, Any] | None:
+    """Evaluate the other operands of a region, or return None if one of them is not a constant."""
+    made = {value: op for op in program.ops for value in op.outs}
+    inside = {region.pre, *(value for index in region.ops for value in program.ops[index].outs)}
+    env: dict[int, Any] = {}
+
+    def value_of(value: int) -> bool:
+        if value in env:
+            return True
+        if value in program.constants:
+            env[value] = program.constants[value]
+            return np.ndim(env[value]) == 0 and not isinstance(env[value], jax.core.Tracer)
+        if value not in made or not all(value_of(operand) for operand in made[value].ins):
+            return False
+        op = made[value]
+        env.update(zip(op.outs, jax_internals.evaluate(op.eqn, [env[operand] for operand in op.ins]), strict=True))
+        return True
+
+    outer = {value for index in region.ops for value in program.ops[index].ins} - inside
+    if not all(value_of(value) for value in outer):
+        return None
+    uniform = all(np.ndim(env[value]) == 0 or np.ptp(np.asarray(env[value])) == 0 for value in outer)
+    return env if uniform else None

@@ -1,0 +1,168 @@
+"""Sites of a program: its nonlinear regions without losses and statistics, with their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from relu_study.errors import UserError
+from relu_study.watch.facts import Analysis, Fact
+from relu_study.watch.leaves import Leaf
+from relu_study.watch.primitives import PRODUCTS, REDUCTIONS, SMOOTH
+from relu_study.watch.program import Op, Program
+from relu_study.watch.region_function import is_even
+from relu_study.watch.regions import Graph, Region, is_elementwise
+
+LOOPS = {"scan"}
+BRANCHES = {"cond"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site at one place of the analysis: its region in `program`, inside loops and branches of outer programs.
+
+    `steps` are the iterations of the loops around it, outermost first.
+    """
+
+    program: Program
+    region: Region
+    name: str
+    steps: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of pre and post."""
+        return self.program.shape(self.region.pre)
+
+
+class Sites:
+    """The sites of a program and of the loops and branches in it."""
+
+    def __init__(self, program: Program, leaves: Sequence[Leaf]):
+        self.program = program
+        self.leaves = leaves
+        self.analysis = Analysis()
+        facts = [_input(leaf, program.shape(value)) for leaf, value in zip(leaves, program.inputs, strict=True)]
+        self.analysis.run(program, facts)
+        arguments = {leaf.argument for leaf in leaves}
+        first = min(arguments) if len(arguments) > 1 else None
+        self.targets = {leaf.index for leaf in leaves if first is not None and leaf.argument != first} - self.analysis.fed
+        self.graphs: dict[int, Graph] = {}
+        self.regions: dict[int, list[Region]] = {}
+        self._scan_programs(program)
+        self.places = self._named(program)
+
+    def has(self, op: Op) -> bool:
+        """Whether a loop or branch contains a site."""
+        return any(self.regions[id(body)] or any(self.has(inner) for inner in body.ops) for body in op.bodies)
+
+    def _scan_programs(self, program: Program) -> None:
+        graph = self.graphs[id(program)] = Graph.of(program, self.analysis.facts[id(program)])
+        outer = program is self.program
+        self.regions[id(program)] = [region for region in graph.regions() if self._is_site(graph, region, outer)]
+        for op in program.ops:
+            for body in op.bodies:
+                self._scan_programs(body)
+            if is_elementwise(op, program):
+                self.regions |= {id(body): [] for body in op.bodies}
+            elif op.name not in LOOPS | BRANCHES and self.has(op):
+                raise self._refused(op)
+
+    def _refused(self, op: Op) -> UserError:
+        region, program = next(self._inside(op))
+        kind = {"while": "while loop", "custom_vjp_call": "custom_vjp function", "custom_jvp_call": "custom_jvp function"}
+        name = self._base_name(program, region)
+        action = "Use jax.lax.scan, or fori_loop with a fixed number of steps." if op.name == "while" else "Apply `tap` inside it."
+        where = f" at {op.line}" if op.line else ""
+        return UserError(f"the {kind.get(op.name, op.name)}{where} contains the site {name!r} and cannot be tapped. {action}")
+
+    def _inside(self, op: Op) -> Iterator[tuple[Region, Program]]:
+        for body in op.bodies:
+            yield from ((region, body) for region in self.regions[id(body)])
+            for inner in body.ops:
+                yield from self._inside(inner)
+
+    def _is_site(self, graph: Graph, region: Region, outer: bool) -> bool:
+        program, facts, post = graph.program, graph.facts, region.post
+        consumers = [program.ops[use] for use in graph.uses.get(post, ())]
+        reduced = [op.name in REDUCTIONS for op in consumers]
+        if region.dependence == SMOOTH and any(reduced):
+            return False  # the square of a variance, the exponential of a softmax
+        if reduced and all(reduced) and post not in program.outputs and is_even(program, region):
+            return False  # the mean absolute value of a norm or a loss
+        return not (outer and self._is_loss(graph, region, consumers))
+
+    def _is_loss(self, graph: Graph, region: Region, consumers: list[Op]) -> bool:
+        """Whether a region compares a prediction with a target: an input that feeds no product, and no product follows."""
+        facts, program = graph.facts, graph.program
+        ahead = _ahead(graph, region.post)
+        if any(program.ops[index].name in PRODUCTS or program.ops[index].bodies for index in ahead):
+            return False
+
+        def has_target(value: int) -> bool:
+            return bool(facts[value].targets & self.targets)
+
+        inner = {region.pre, *(value for index in region.ops for value in program.ops[index].ins)}
+        if any(has_target(value) for value in inner):
+            return True
+        if region.post in program.outputs or any(facts[v].carries for v in program.outputs if _depends(graph, v, ahead)):
+            return False
+        weighted = [op.name == "mul" and any(has_target(v) for v in op.ins if v != region.post) for op in consumers]
+        return bool(weighted) and all(weighted)
+
+    def _named(self, program: Program) -> list[Place]:
+        names: dict[str, int] = {}
+        places = []
+        for owner, region, steps in self._listed(program, ()):
+            base = self._base_name(owner, region) + "".join(f"[{step}]" for step in steps)
+            names[base] = names.get(base, 0) + 1
+            places.append(Place(owner, region, base if names[base] == 1 else f"{base}.{names[base]}", steps))
+        return places
+
+    def _listed(self, program: Program, steps: tuple[int, ...]) -> Iterator[tuple[Program, Region, tuple[int, ...]]]:
+        """Yield the sites of a program in order; those of a loop once for each iteration."""
+        makers = self.graphs[id(program)].makers
+        own = {makers[region.post]: region for region in self.regions[id(program)]}
+        for index, op in enumerate(program.ops):
+            if index in own:
+                yield program, own[index], steps
+            elif op.name in LOOPS and self.has(op):
+                for step in range(op.eqn.params["length"]):
+                    yield from self._listed(op.bodies[0], (*steps, step))
+            elif op.name in BRANCHES:
+                for body in op.bodies:
+                    yield from self._listed(body, steps)
+
+    def _base_name(self, program: Program, region: Region) -> str:
+        origin = self.analysis.facts[id(program)][region.pre].origin
+        return origin.name if origin and origin.name else "site"
+
+    def parameters(self, place: Place) -> tuple[Leaf, ...]:
+        """Return the parameters of the layer that feeds a site: those of the last product, and of normalisations after it."""
+        return self.analysis.facts[id(place.program)][place.region.pre].feeders
+
+    def line(self, place: Place) -> str:
+        """Return the line of the user's code that applies a site's activation."""
+        return self.graphs[id(place.program)].post_op(place.region).line
+
+
+
+def _input(leaf: Leaf, shape: tuple[int, ...]) -> Fact:
+    index = frozenset({leaf.index})
+    return Fact(leaves=(leaf,), roots=index, targets=index if shape else frozenset())
+
+
+def _ahead(graph: Graph, value: int) -> set[int]:
+    """Return the indices of the ops that depend on a value."""
+    found: set[int] = set()
+    queue = [value]
+    while queue:
+        for use in graph.uses.get(queue.pop(), ()):
+            if use not in found:
+                found.add(use)
+                queue += graph.program.ops[use].outs
+    return found
+
+
+def _depends(graph: Graph, value: int, ahead: set[int]) -> bool:
+    return graph.makers.get(value) in ahead
