@@ -51,7 +51,9 @@ def dependence(primitive: str, of: Sequence[Dependence], floating: bool) -> Depe
         return highest if floating or highest in (STEP, DECISIVE) else STEP
     if primitive == "select_n":
         predicate, *cases = of
-        return max(cases) if predicate == CONSTANT else DECISIVE
+        if predicate == CONSTANT:
+            return max(cases)
+        return STEP if max(cases) in (CONSTANT, STEP) else DECISIVE
     if primitive == "mul":
         return _product(of)
     if primitive == "div":

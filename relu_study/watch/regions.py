@@ -85,9 +85,7 @@ class Graph:
         if len(op.outs) != 1 or self.program.shape(op.outs[0]) != shape:
             return False
         for value in op.ins:
-            if value not in inside and (self.facts[value].carries or self.program.shape(value) not in (shape, ())):
-                return False
-            if value in inside and self.program.shape(value) != shape:
+            if value not in inside and (self.facts[value].carries or not _broadcasts(self.program.shape(value), shape)):
                 return False
         of = [AFFINE if value in inside else CONSTANT for value in op.ins]
         return op_dependence(op, of, self.program) is not None
@@ -177,6 +175,11 @@ class Graph:
         if of[post] in (CONSTANT, AFFINE, STEP) or not floating:
             return []
         return [Region(pre, post, tuple(run), of[post])]
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an operand of this shape gives an entry to each entry of a result of shape `to`."""
+    return shape == () or (len(shape) == len(to) and all(size in (1, other) for size, other in zip(shape, to, strict=True)))
 
 
 def op_dependence(op: Op, of: Sequence[Dependence], program: Program) -> Dependence | None:

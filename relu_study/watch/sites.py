@@ -90,9 +90,9 @@ class Sites:
             return False  # the square of a variance, the exponential of a softmax
         if reduced and all(reduced) and post not in program.outputs and is_even(program, region):
             return False  # the mean absolute value of a norm or a loss
-        return not (outer and self._is_loss(graph, region, consumers))
+        return not (outer and self._is_loss(graph, region))
 
-    def _is_loss(self, graph: Graph, region: Region, consumers: list[Op]) -> bool:
+    def _is_loss(self, graph: Graph, region: Region) -> bool:
         """Whether a region compares a prediction with a target: an input that feeds no product, and no product follows."""
         facts, program = graph.facts, graph.program
         ahead = _ahead(graph, region.post)
@@ -105,10 +105,22 @@ class Sites:
         inner = {region.pre, *(value for index in region.ops for value in program.ops[index].ins)}
         if any(has_target(value) for value in inner):
             return True
-        if region.post in program.outputs or any(facts[v].carries for v in program.outputs if _depends(graph, v, ahead)):
+        if any(facts[value].carries for value in program.outputs if value == region.post or graph.makers.get(value) in ahead):
             return False
-        weighted = [op.name == "mul" and any(has_target(v) for v in op.ins if v != region.post) for op in consumers]
-        return bool(weighted) and all(weighted)
+        return bool(met := self._first_met(graph, region.post)) and met <= {"mul", "select_n"}
+
+    def _first_met(self, graph: Graph, post: int) -> set[str]:
+        """Return the operations by which a value first meets a target, or a reduction, on each way onwards."""
+        met, queue, seen = set[str](), [post], {post}
+        while queue:
+            for use in graph.uses.get(queue.pop(), ()):
+                op = graph.program.ops[use]
+                if op.name in REDUCTIONS or any(graph.facts[v].targets & self.targets for v in op.ins if v not in seen):
+                    met.add(op.name)
+                else:
+                    queue += [value for value in op.outs if value not in seen]
+                    seen.update(op.outs)
+        return met
 
     def _named(self, program: Program) -> list[Place]:
         names: dict[str, int] = {}
@@ -162,7 +174,3 @@ def _ahead(graph: Graph, value: int) -> set[int]:
                 found.add(use)
                 queue += graph.program.ops[use].outs
     return found
-
-
-def _depends(graph: Graph, value: int, ahead: set[int]) -> bool:
-    return graph.makers.get(value) in ahead
