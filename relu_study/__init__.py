@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from relu_study.study.study import Experiment as Experiment
     from relu_study.study.study import Study as Study
     from relu_study.study.study import grid as grid
+    from relu_study.watch.find import Site as Site
+    from relu_study.watch.find import find_sites as find_sites
+    from relu_study.watch.inspection import Inspection as Inspection
+    from relu_study.watch.inspection import inspect as inspect
+    from relu_study.watch.tap import Tap as Tap
+    from relu_study.watch.tap import tap as tap
 
 _MODULES = {
     "components.activations": ("activation",),
@@ -98,6 +104,18 @@ _MODULES = {
         "Experiment",
         "Study",
         "grid",
+    ),
+    "watch.find": (
+        "Site",
+        "find_sites",
+    ),
+    "watch.inspection": (
+        "Inspection",
+        "inspect",
+    ),
+    "watch.tap": (
+        "Tap",
+        "tap",
     ),
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)

@@ -26,7 +26,17 @@ class Origin:
 
     order: int
     name: str
+    product: bool = True  # False: a normalisation
     final: bool = True  # False: a normalisation whose parameters enter later
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A value that weighs or shifts units: the kernel of a product, or its bias."""
+
+    program: int  # id of the program that reads it
+    value: int
+    axis: int  # of the units
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class Fact:
     roots: frozenset[int] = frozenset()  # indices of all inputs that it depends on
     targets: frozenset[int] = frozenset()  # indices of the inputs that it has an entry of for every example
     statistic: bool = False  # an inverse root: the scale of a normalisation
-    feeders: tuple[Leaf, ...] = ()  # parameters of the last product and of what follows it
+    parameters: tuple[Leaf, ...] = ()  # of the last product and of what follows it
+    weights: tuple[Weight, ...] = ()  # the kernel of the last product and its bias
 
 
 @dataclass
@@ -77,9 +88,11 @@ class Analysis:
         if op.name == "while":
             n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
             self.run(op.bodies[0], [*ins[:n], *ins[n + m :]])
-            return self._loop(op.bodies[1], ins[n : n + m], ins[n + m :], [])
+            outs = self._loop(op.bodies[1], ins[n : n + m], ins[n + m :], [])
+            return _outer_weights(program, op.bodies[1], op.ins[n:], outs)
         if op.bodies and all(len(body.inputs) == len(ins) and len(body.outputs) == len(op.outs) for body in op.bodies):
-            return [self.run(body, ins) for body in op.bodies][0]
+            outs = [self.run(body, ins) for body in op.bodies][0]
+            return _outer_weights(program, op.bodies[0], op.ins, outs)
         if base.constant:
             return [base] * len(op.outs)
         if op.name in PRODUCTS:
@@ -111,8 +124,11 @@ class Analysis:
         origin = Origin(self.order, name or _inherited(ins) or FALLBACKS.get(op.name, "product"))
         carries, axis = _feature_axis(program, op, ins, kernel)
         carries &= program.shape(op.outs[0]) != ()
-        feeders = ins[kernel].leaves if kernel is not None else ()
-        return Fact(carries, axis, origin=origin if carries else None, roots=base.roots, feeders=feeders)
+        if not carries:
+            return Fact(roots=base.roots)
+        parameters = ins[kernel].leaves if kernel is not None else ()
+        weights = () if kernel is None else _weights(program, op, kernel)
+        return Fact(True, axis, origin=origin, roots=base.roots, parameters=parameters, weights=weights)
 
     def _elementwise(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
         shape = program.shape(op.outs[0])
@@ -125,11 +141,27 @@ class Analysis:
         leaves = [leaf for fact in others for leaf in fact.leaves]
         if op.name in ("mul", "div") and len(carrying) == 1 and any(fact.statistic for fact in others):
             name = _layer(op, leaves, within=False)
-            origin = Origin(self.order, name or (origin.name if origin else "norm"), final=bool(name))
+            origin = Origin(self.order, name or (origin.name if origin else "norm"), False, bool(name))
         elif origin and not origin.final and leaves:
-            origin = Origin(origin.order, leaves[0].layer)
-        feeders = tuple(dict.fromkeys([*(leaf for fact in carrying for leaf in fact.feeders), *leaves]))
-        return Fact(True, carrying[0].axis, origin=origin, roots=base.roots, targets=base.targets, feeders=feeders)
+            origin = Origin(origin.order, leaves[0].layer, False)
+        parameters = tuple(dict.fromkeys([*(leaf for fact in carrying for leaf in fact.parameters), *leaves]))
+        weights = tuple(dict.fromkeys(weight for fact in carrying for weight in fact.weights))
+        if op.name == "add" and len(carrying) == 1 and origin and origin.product:
+            biases = [value for value, fact in zip(op.ins, ins, strict=True) if not fact.carries and not fact.constant]
+            weights += tuple(Weight(id(program), value, -1) for value in biases)
+        return Fact(True, carrying[0].axis, False, origin, (), base.roots, base.targets, False, parameters, weights)
+
+
+def _outer_weights(program: Program, body: Program, ins: Sequence[int], outs: list[Fact]) -> list[Fact]:
+    """Return the facts of a call's results with weights that are operands of the call: its body is bound whole."""
+    operands = dict(zip(body.inputs, ins, strict=True))
+
+    def moved(weight: Weight) -> list[Weight]:
+        if weight.program != id(body):
+            return [weight]
+        return [replace(weight, program=id(program), value=operands[weight.value])] if weight.value in operands else []
+
+    return [replace(fact, weights=tuple(w for weight in fact.weights for w in moved(weight))) for fact in outs]
 
 
 def _joined(ins: Sequence[Fact]) -> Fact:
@@ -198,15 +230,24 @@ def _feature_axis(program: Program, op: Op, ins: list[Fact], kernel: int | None)
         return True, free[kernel][max(free[kernel])]
     for side in (1, 0):
         axis = ins[side].axis
-        if ins[side].carries and axis in free[side]:
+        if ins[side].carries and axis is not None and axis in free[side]:
             return True, free[side][axis]
     return kernel is not None, None
 
 
-def _free_axes(program: Program, op: Op) -> tuple[dict[int | None, int], dict[int | None, int]]:
+def _weights(program: Program, op: Op, kernel: int) -> tuple[Weight, ...]:
+    """Return the kernel of a product with the axis of its units, if it has one."""
+    value = op.ins[kernel]
+    if op.name == "conv_general_dilated":
+        return (Weight(id(program), value, op.eqn.params["dimension_numbers"].rhs_spec[0]),)
+    free = _free_axes(program, op)[kernel] if op.name == "dot_general" else {}
+    return (Weight(id(program), value, max(free)),) if free else ()
+
+
+def _free_axes(program: Program, op: Op) -> tuple[dict[int, int], dict[int, int]]:
     """Return, for both operands, the axes that are not contracted and their places in the result."""
     contracted, batch = op.eqn.params["dimension_numbers"]
-    places: list[dict[int | None, int]] = [{}, {}]
+    places: list[dict[int, int]] = [{}, {}]
     place = len(batch[0])
     for side in (0, 1):
         for axis in range(len(program.shape(op.ins[side]))):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relu_study.errors import nearest
+from relu_study.errors import UserError, nearest
 from relu_study.watch.activation_names import activation_name
 from relu_study.watch.sites import Place, Sites
 from relu_study.watch.tap import trace
 
 
 @dataclass(frozen=True)
-class FoundSite:
+class Site:
     """One nonlinearity of a function."""
 
     name: str  # of its layer: "conv1", "blocks.3.up", "Dense_0", "layers[2]"
@@ -24,7 +24,7 @@ class FoundSite:
     line: str  # "model.py:12" of the user's code
 
 
-def find_sites(fn: Callable[..., Any], *args: Any, unit_axis: Mapping[str, int] | None = None, **kwargs: Any) -> list[FoundSite]:
+def find_sites(fn: Callable[..., Any], *args: Any, unit_axis: Mapping[str, int] | None = None, **kwargs: Any) -> list[Site]:
     """Return the sites of `fn(*args, **kwargs)`, in program order. Nothing is computed.
 
     A site is a maximal elementwise region of the function's jaxpr that starts at a value with features and contains a
@@ -42,9 +42,9 @@ def find_sites(fn: Callable[..., Any], *args: Any, unit_axis: Mapping[str, int] 
     return listed(trace(fn, args, kwargs).sites, unit_axis or {})
 
 
-def listed(sites: Sites, unit_axis: Mapping[str, int]) -> list[FoundSite]:
+def listed(sites: Sites, unit_axis: Mapping[str, int]) -> list[Site]:
     """Return the description of every site."""
-    check_names(sites, unit_axis)
+    check_axes(sites, unit_axis)
     activations: dict[int, str] = {}
 
     def activation(place: Place) -> str:
@@ -53,11 +53,11 @@ def listed(sites: Sites, unit_axis: Mapping[str, int]) -> list[FoundSite]:
         return activations[id(place.region)]
 
     return [
-        FoundSite(
+        Site(
             place.name,
             activation(place),
             place.shape,
-            place.shape[unit_axis.get(place.name, -1)],
+            units_of(sites, place, unit_axis),
             tuple(leaf.path for leaf in sites.parameters(place)),
             sites.line(place),
         )
@@ -65,9 +65,17 @@ def listed(sites: Sites, unit_axis: Mapping[str, int]) -> list[FoundSite]:
     ]
 
 
-def check_names(sites: Sites, unit_axis: Mapping[str, int]) -> None:
-    """Raise UserError for a name in `unit_axis` that no site has."""
-    names = [place.name for place in sites.places]
-    for name in unit_axis:
-        if name not in names:
-            raise nearest(name, names, "site in unit_axis")
+def units_of(sites: Sites, place: Place, unit_axis: Mapping[str, int]) -> int:
+    """Return the number of units of a site."""
+    axis = unit_axis.get(place.name, sites.unit_axis(place))
+    return 1 if axis is None else place.shape[axis]
+
+
+def check_axes(sites: Sites, unit_axis: Mapping[str, int]) -> None:
+    """Raise UserError for a site or an axis in `unit_axis` that does not exist."""
+    shapes = {place.name: place.shape for place in sites.places}
+    for name, axis in unit_axis.items():
+        if name not in shapes:
+            raise nearest(name, shapes, "site in unit_axis")
+        if not -len(shapes[name]) <= axis < len(shapes[name]):
+            raise UserError(f"unit_axis: {name!r} has the shape {shapes[name]} and no axis {axis}. Choose one of its axes.")

@@ -23,7 +23,19 @@ class Dependence(IntEnum):
 
 CONSTANT, AFFINE, SMOOTH, STEP, DECISIVE = Dependence
 
-SUMS = {"add", "sub", "add_any", "neg", "copy", "copy_p", "real", "stop_gradient", "optimization_barrier", "reduce_precision", "name"}
+SUMS = {
+    "add",
+    "sub",
+    "add_any",
+    "neg",
+    "copy",
+    "copy_p",
+    "real",
+    "stop_gradient",
+    "optimization_barrier",
+    "reduce_precision",
+    "name",
+}
 CURVED = {"exp", "exp2", "log", "expm1", "log1p", "integer_pow", "square", "sqrt", "pow", "rsqrt", "cbrt", "cosh", "sinh"}
 COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "is_finite", "gt_to", "le_to", "lt_to", "eq_to"}
 LOGICAL = {"and", "or", "not", "xor"}

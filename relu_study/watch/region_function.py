@@ -66,6 +66,18 @@ def is_even(program: Program, region: Region) -> bool:
     return bool(np.allclose(right, left, rtol=1e-5, atol=1e-6))
 
 
+def max_slope(program: Program, region: Region) -> float | None:
+    """Return the maximum of abs(phi') on a grid of pre from -8 to 8 in steps of 1/256; None where phi has parameters."""
+    found = on_grid(program, region, np.arange(-2048, 2049, dtype=np.float32) / 256)
+    return None if found is None else float(np.max(found[1]))
+
+
+def has_identity_piece(program: Program, region: Region) -> bool:
+    """Whether phi(z) = z on some piece; where phi has parameters, whether it may have one."""
+    found = on_grid(program, region)
+    return found is None or bool(np.any((found[0] == GRID) & (found[1] == 1)))
+
+
 def is_piecewise_linear(program: Program, region: Region) -> bool:
     """Whether phi is made of sums, comparisons, selections and products with constants only."""
     varying = {region.pre}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from relu_study.errors import UserError
-from relu_study.watch.facts import Analysis, Fact
+from relu_study.watch.facts import Analysis, Fact, Weight
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import PRODUCTS, REDUCTIONS, SMOOTH
 from relu_study.watch.program import Op, Program
@@ -28,6 +28,7 @@ class Place:
     region: Region
     name: str
     steps: tuple[int, ...] = ()
+    conditional: bool = False  # inside a branch, which may not be taken
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,20 +50,22 @@ class Sites:
         self.targets = {leaf.index for leaf in leaves if first is not None and leaf.argument != first} - self.analysis.fed
         self.graphs: dict[int, Graph] = {}
         self.regions: dict[int, list[Region]] = {}
-        self._scan_programs(program)
+        self.loops: dict[int, tuple[int, ...]] = {}  # by id(program): the lengths of the loops around it
+        self._analyse(program, ())
         self.places = self._named(program)
 
     def has(self, op: Op) -> bool:
         """Whether a loop or branch contains a site."""
         return any(self.regions[id(body)] or any(self.has(inner) for inner in body.ops) for body in op.bodies)
 
-    def _scan_programs(self, program: Program) -> None:
+    def _analyse(self, program: Program, loops: tuple[int, ...]) -> None:
+        self.loops[id(program)] = loops
         graph = self.graphs[id(program)] = Graph.of(program, self.analysis.facts[id(program)])
         outer = program is self.program
         self.regions[id(program)] = [region for region in graph.regions() if self._is_site(graph, region, outer)]
         for op in program.ops:
             for body in op.bodies:
-                self._scan_programs(body)
+                self._analyse(body, (*loops, op.eqn.params["length"]) if op.name in LOOPS else loops)
             if is_elementwise(op, program):
                 self.regions |= {id(body): [] for body in op.bodies}
             elif op.name not in LOOPS | BRANCHES and self.has(op):
@@ -72,7 +75,9 @@ class Sites:
         region, program = next(self._inside(op))
         kind = {"while": "while loop", "custom_vjp_call": "custom_vjp function", "custom_jvp_call": "custom_jvp function"}
         name = self._base_name(program, region)
-        action = "Use jax.lax.scan, or fori_loop with a fixed number of steps." if op.name == "while" else "Apply `tap` inside it."
+        action = (
+            "Use jax.lax.scan, or fori_loop with a fixed number of steps." if op.name == "while" else "Apply `tap` inside it."
+        )
         where = f" at {op.line}" if op.line else ""
         return UserError(f"the {kind.get(op.name, op.name)}{where} contains the site {name!r} and cannot be tapped. {action}")
 
@@ -125,25 +130,27 @@ class Sites:
     def _named(self, program: Program) -> list[Place]:
         names: dict[str, int] = {}
         places = []
-        for owner, region, steps in self._listed(program, ()):
+        for owner, region, steps, conditional in self._listed(program, (), False):
             base = self._base_name(owner, region) + "".join(f"[{step}]" for step in steps)
             names[base] = names.get(base, 0) + 1
-            places.append(Place(owner, region, base if names[base] == 1 else f"{base}.{names[base]}", steps))
+            places.append(Place(owner, region, base if names[base] == 1 else f"{base}.{names[base]}", steps, conditional))
         return places
 
-    def _listed(self, program: Program, steps: tuple[int, ...]) -> Iterator[tuple[Program, Region, tuple[int, ...]]]:
+    def _listed(
+        self, program: Program, steps: tuple[int, ...], conditional: bool
+    ) -> Iterator[tuple[Program, Region, tuple[int, ...], bool]]:
         """Yield the sites of a program in order; those of a loop once for each iteration."""
         makers = self.graphs[id(program)].makers
         own = {makers[region.post]: region for region in self.regions[id(program)]}
         for index, op in enumerate(program.ops):
             if index in own:
-                yield program, own[index], steps
+                yield program, own[index], steps, conditional
             elif op.name in LOOPS and self.has(op):
                 for step in range(op.eqn.params["length"]):
-                    yield from self._listed(op.bodies[0], (*steps, step))
+                    yield from self._listed(op.bodies[0], (*steps, step), conditional)
             elif op.name in BRANCHES:
                 for body in op.bodies:
-                    yield from self._listed(body, steps)
+                    yield from self._listed(body, steps, True)
 
     def _base_name(self, program: Program, region: Region) -> str:
         origin = self.analysis.facts[id(program)][region.pre].origin
@@ -151,12 +158,20 @@ class Sites:
 
     def parameters(self, place: Place) -> tuple[Leaf, ...]:
         """Return the parameters of the layer that feeds a site: those of the last product, and of normalisations after it."""
-        return self.analysis.facts[id(place.program)][place.region.pre].feeders
+        return self.analysis.facts[id(place.program)][place.region.pre].parameters
+
+    def weights(self, place: Place) -> tuple[Weight, ...]:
+        """Return the kernel and bias of the last product before a site."""
+        return self.analysis.facts[id(place.program)][place.region.pre].weights
+
+    def unit_axis(self, place: Place) -> int | None:
+        """Return the axis of a site's units, the last; None if the site is a single unit."""
+        fact = self.analysis.facts[id(place.program)][place.region.pre]
+        return None if fact.axis is None else len(place.shape) - 1
 
     def line(self, place: Place) -> str:
         """Return the line of the user's code that applies a site's activation."""
         return self.graphs[id(place.program)].post_op(place.region).line
-
 
 
 def _input(leaf: Leaf, shape: tuple[int, ...]) -> Fact:

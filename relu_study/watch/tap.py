@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from relu_study.watch.region_function import function_of, slope_of
 from relu_study.watch.regions import Region
 from relu_study.watch.sites import Sites
 
-Key = tuple[int, int, int]  # of a site in a program: id(program), pre, post
+Key = tuple[int, int, int]  # of a site: id(program), pre, post
+Value = tuple[int, int]  # of a value: id(program), value
 
 
 class Tap(NamedTuple):
@@ -55,7 +56,7 @@ def tap(fn: Callable[..., Any], *, gradients: bool = False) -> Callable[..., tup
         traced = trace(fn, args, kwargs)
         tapping = Tapping(traced.sites)
         outs, taps = tapping.run(traced.program, traced.arrays, {})
-        grads = tapping.gradients(traced.program, traced.arrays, taps) if gradients else {}
+        grads = tapping.gradients(traced.program, traced.arrays, _scalar, tapping.pre_values()) if gradients else {}
         return jax.tree.unflatten(traced.out_tree, outs), tapping.named(taps, grads)
 
     return tapped
@@ -91,7 +92,9 @@ def trace(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float | complex) and not isinstance(leaf, bool)
+    return isinstance(
+        leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float | complex
+    ) and not isinstance(leaf, bool)
 
 
 def _leaf(index: int, path: Sequence[Any], names: list[str], positional: int) -> Leaf:
@@ -118,16 +121,14 @@ class Tapping:
         self.posts = {id_: {region.post: region for region in regions} for id_, regions in sites.regions.items()}
         self.pres = {id_: {region.pre for region in regions} for id_, regions in sites.regions.items()}
 
-    def run(
-        self, program: Program, inputs: Sequence[Any], shifts: dict[Key, Any]
-    ) -> tuple[list[Any], dict[Key, Tap]]:
-        """Evaluate a program. `shifts` are added to pre-activations. Taps of a loop are stacked along their first axis."""
+    def run(self, program: Program, inputs: Sequence[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+        """Evaluate a program, with `shifts` added to its values. Taps of a loop are stacked along their first axis."""
         env: dict[int, Any] = dict(program.constants)
         taps: dict[Key, Tap] = {}
-        by_pre = {key[1]: shift for key, shift in shifts.items() if key[0] == id(program)}
+        own = {value: shift for (owner, value), shift in shifts.items() if owner == id(program)}
 
         def store(value: int, array: Any) -> None:
-            env[value] = array + by_pre[value] if value in by_pre else array
+            env[value] = array + own[value] if value in own else array
 
         for value, array in zip(program.inputs, inputs, strict=True):
             store(value, array)
@@ -150,12 +151,12 @@ class Tapping:
         slope = slope_of(function_of(program, region, others), jax.lax.stop_gradient(pre))
         return Tap(pre, env[region.post], slope)
 
-    def _scan(self, op: Op, values: list[Any], shifts: dict[Key, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+    def _scan(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
         params, (body,) = op.eqn.params, op.bodies
         n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
         inner = {key: shift for key, shift in shifts.items() if key[0] in _ids(body)}
 
-        def step(carry: list[Any], slices: tuple[list[Any], dict[Key, Any]]) -> tuple[list[Any], Any]:
+        def step(carry: list[Any], slices: tuple[list[Any], dict[Value, Any]]) -> tuple[list[Any], Any]:
             xs, shift = slices
             outs, taps = self.run(body, [*values[:n], *carry, *xs], shift)
             return outs[: m - n], (outs[m - n :], taps)
@@ -165,7 +166,7 @@ class Tapping:
         )
         return [*carry, *ys], taps
 
-    def _cond(self, op: Op, values: list[Any], shifts: dict[Key, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+    def _cond(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
         index, *operands = values
 
         def of(body: Program) -> Callable[..., tuple[list[Any], dict[Key, Tap]]]:
@@ -185,34 +186,46 @@ class Tapping:
 
         return jax.lax.switch(index, [branch(body) for body in op.bodies], *operands)
 
-    def gradients(self, program: Program, arrays: Sequence[Any], taps: dict[Key, Tap]) -> dict[Key, Any]:
-        """Return d loss / d pre of every tap: the derivative with respect to zeros that are added to the pre-activations."""
+    def gradients(
+        self, program: Program, arrays: Sequence[Any], loss: Callable[[list[Any]], Any], values: Iterable[Value]
+    ) -> dict[Value, Any]:
+        """Return the derivatives of `loss(outputs)` with respect to values; of a loop, stacked along the first axis.
+
+        They are derivatives with respect to zeros that are added to the values.
+        """
         fixed = jax.lax.stop_gradient(list(arrays))
+        avals = {id(graph.program): graph.program.avals for graph in self.sites.graphs.values()}
+        zeros = {
+            (owner, value): jnp.zeros((*self.sites.loops[owner], *avals[owner][value].shape), avals[owner][value].dtype)
+            for owner, value in values
+        }
+        return jax.grad(lambda shifts: loss(self.run(program, fixed, shifts)[0]))(zeros)
 
-        def loss(shifts: dict[Key, Any]) -> Any:
-            outs, _ = self.run(program, fixed, shifts)
-            if len(outs) != 1 or jnp.shape(outs[0]) != ():
-                found = [jnp.shape(out) for out in outs]
-                raise UserError(f"gradients=True needs a loss, a function that returns one scalar, not arrays of shapes {found}")
-            return outs[0]
+    def pre_values(self) -> list[Value]:
+        """Return the pre-activations of all sites."""
+        return [(owner, pre) for owner, pres in self.pres.items() for pre in pres]
 
-        shared = {key[:2]: key for key in reversed(taps)}  # two sites may share their pre
-        grads = jax.grad(loss)({key: jnp.zeros_like(taps[key].pre) for key in shared.values()})
-        return {key: jnp.where(jnp.isnan(tap.pre), jnp.nan, grads[shared[key[:2]]]) for key, tap in taps.items()}
-
-    def named(self, taps: dict[Key, Tap], grads: dict[Key, Any]) -> dict[str, Tap]:
+    def named(self, taps: dict[Key, Tap], grads: dict[Value, Any]) -> dict[str, Tap]:
         """Return taps by the names of their sites, one for each iteration of a loop."""
         named = OrderedDict[str, Tap]()  # jit sorts the keys of a plain dictionary
         for place in self.sites.places:
             key = (id(place.program), place.region.pre, place.region.post)
-            tap = taps[key]._replace(grad=grads.get(key))
+            tap = taps[key]
+            if grads:
+                tap = tap._replace(grad=jnp.where(jnp.isnan(tap.pre), jnp.nan, grads[key[:2]]))
             for step in place.steps:
                 tap = jax.tree.map(lambda array, step=step: array[step], tap)
             named[place.name] = tap
         return named
 
 
+def _scalar(outs: list[Any]) -> Any:
+    if len(outs) != 1 or jnp.shape(outs[0]) != ():
+        shapes = [jnp.shape(out) for out in outs]
+        raise UserError(f"gradients=True needs a loss, a function that returns one scalar, not arrays of shapes {shapes}")
+    return outs[0]
+
+
 def _ids(program: Program) -> set[int]:
     """Return the ids of a program and of all programs in it."""
     return {id(program)}.union(*(_ids(body) for op in program.ops for body in op.bodies))
-

@@ -6,9 +6,10 @@ These metrics count units, not zero entries of activations.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView
@@ -23,14 +24,13 @@ fraction = functools.partial(metric, per="unit", unit="fraction", low=0, high=1)
 @fraction("dead_fraction", requires=("slope",), store_mask=True, source="Maas, Hannun & Ng 2013, ICML workshop, section 2")
 def dead(site: SiteView) -> Bool[Array, "U"]:
     """phi'(pre) = 0 on every probe example; an upper bound on true death."""
-    return _active_examples(site) == 0
+    return is_dead(_active_examples(site))
 
 
 @fraction("nearly_dead_fraction", requires=("slope",), source="ours; dead with a tolerance of 1 % of the examples")
 def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
     """Not dead, but phi'(pre) != 0 on fewer than 1 % of the probe examples."""
-    active = _active_examples(site)
-    return (active > 0) & (NEARLY * active < site.slope.shape[0])
+    return is_nearly_dead(_active_examples(site), site.slope.shape[0])
 
 
 @fraction("always_on_fraction", direction="none", requires=("pre",), source="ours; the counterpart of dead on the linear side")
@@ -52,15 +52,13 @@ def saturated(site: SiteView) -> Bool[Array, "U"] | None:
     """abs phi'(pre) below 0.01 of its maximum on every probe example; smooth phi only."""
     if not site.activation.smooth:
         return None
-    return jnp.max(site.slope, axis=0) < SATURATED * site.max_slope
+    return is_saturated(jnp.max(site.slope, axis=0), site.max_slope)
 
 
 @fraction("dormant_fraction", requires=("post",), source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1")
 def dormant(site: SiteView) -> Bool[Array, "U"]:
     """Mean abs(post) at most tau = 0.025 of its layer's average; every unit where the layer is all zero."""
-    coordinates = jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1)
-    score = coordinates.mean(axis=0)  # a unit of crelu has two coordinates
-    return score <= TAU * jnp.mean(score)
+    return is_dormant(jnp.mean(jnp.abs(site.post), axis=0).reshape(site.activation.fanout, -1).mean(axis=0))
 
 
 @fraction("zero_gradient_fraction", requires=("kernel_grad",), source="ours; Is ReLU Dead? (2019) watches the same gradients")
@@ -73,3 +71,23 @@ def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
 def _active_examples(site: SiteView) -> Int[Array, "U"]:
     """Return the number of probe examples on which each unit has a nonzero slope."""
     return jnp.sum(site.slope != 0, axis=0)
+
+
+def is_dead(active: Int[Any, "U"]) -> Bool[Any, "U"]:
+    """Return whether units are dead, from their number of entries with a nonzero slope."""
+    return active == 0
+
+
+def is_nearly_dead(active: Int[Any, "U"], entries: int) -> Bool[Any, "U"]:
+    """Return whether units are nearly dead, from their number of `entries` and of those with a nonzero slope."""
+    return (active > 0) & (NEARLY * active < entries)
+
+
+def is_saturated(largest: Float[Any, "U"], max_slope: Float[Any, ""]) -> Bool[Any, "U"]:
+    """Return whether units are saturated, from their largest abs slope and the activation's."""
+    return largest < SATURATED * max_slope
+
+
+def is_dormant(score: Float[Any, "U"]) -> Bool[Any, "U"]:
+    """Return whether units of a layer are dormant, from their mean abs(post)."""
+    return score <= TAU * score.mean()
