@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax.numpy as jnp
-
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS
 from relu_study.watch.program import Op, Program
@@ -74,7 +72,7 @@ class Analysis:
         for op in program.ops:
             self.order += 1
             for value, fact in zip(op.outs, self._outs(program, op, [facts[value] for value in op.ins]), strict=True):
-                floating = jnp.issubdtype(getattr(program.avals[value], "dtype", None), jnp.floating)
+                floating = program.is_floating(value)
                 facts[value] = fact if floating or not fact.carries else replace(fact, carries=False, origin=None)
         return [facts[value] for value in program.outputs]
 
@@ -91,7 +89,7 @@ class Analysis:
             outs = self._loop(op.bodies[1], ins[n : n + m], ins[n + m :], [])
             return _outer_weights(program, op.bodies[1], op.ins[n:], outs)
         if op.bodies and all(len(body.inputs) == len(ins) and len(body.outputs) == len(op.outs) for body in op.bodies):
-            outs = [self.run(body, ins) for body in op.bodies][0]
+            outs, *_ = [self.run(body, ins) for body in op.bodies]
             return _outer_weights(program, op.bodies[0], op.ins, outs)
         if base.constant:
             return [base] * len(op.outs)
@@ -204,7 +202,7 @@ def _kernel(ins: list[Fact]) -> int | None:
 
 
 def _rank(leaf: Leaf) -> tuple[int, int]:
-    return int(not leaf.bare), -(leaf.argument or 0)
+    return int(not leaf.bare), -leaf.argument
 
 
 def _layer(op: Op, leaves: Sequence[Leaf], within: bool = True) -> str:

@@ -27,17 +27,8 @@ from relu_study.watch.unit_counts import UnitCounts, batch_counts
 
 FLAGS = ("dead", "nearly_dead", "always_on", "saturated", "dormant", "zero_gradient")
 UNITS = ("site", "unit", "n", "firing_rate", *FLAGS)
-SITES = (
-    "site",
-    "activation",
-    "units",
-    "n",
-    *(f"{flag}_fraction" for flag in FLAGS),
-    "post_mean",
-    "post_std",
-    "grad_norm",
-    "zero_entries",
-)
+SITES = ("site", "activation", "units", "n", *(f"{flag}_fraction" for flag in FLAGS))
+SITES += ("post_mean", "post_std", "grad_norm", "zero_entries")
 BATCH = 1024  # examples at a time
 
 
@@ -227,13 +218,10 @@ def _mean(flags: pd.Series) -> Any:
     return pd.NA if flags.isna().any() else float(flags.mean())
 
 
-def _masked(values: Any, measured: np.ndarray, size: int, dtype: str) -> Any:
+def _masked(values: Any, measured: np.ndarray, size: int, dtype: str) -> pd.Series:
     """Return values as a nullable column; units that are not measured are <NA>."""
-    if values is None:
-        return pd.array([pd.NA] * size, dtype=dtype)
-    column = pd.array(np.broadcast_to(np.asarray(values), size), dtype=dtype)
-    column[~measured] = pd.NA
-    return column
+    column = pd.Series(pd.NA, index=range(size), dtype=dtype) if values is None else pd.Series(values, range(size), dtype)
+    return column.where(measured, pd.NA)
 
 
 def _empty(columns: Iterable[str]) -> pd.DataFrame:
@@ -259,6 +247,12 @@ def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]
 def _cut(rows: int, part: slice) -> Callable[[Any], Any]:
     """Return a function that cuts arrays with an entry for every example; others stay whole."""
     return lambda array: array[part] if jnp.shape(array)[:1] == (rows,) else array
+
+
+def _entry(value: Any) -> str:
+    if pd.isna(value):
+        return "<NA>"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _text(sites: pd.DataFrame) -> str:

@@ -13,10 +13,10 @@ BOXES = {"value", "raw_value"}  # of an NNX variable
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array among the arguments, or one that the function closes over (`argument` is None)."""
+    """One array among the arguments."""
 
     index: int
-    argument: int | None
+    argument: int
     keys: tuple[str, ...]  # its path in the argument; the argument's name if the argument is the array itself
     bare: bool  # the argument is the array itself
 

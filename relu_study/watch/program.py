@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from relu_study.watch import jax_internals
@@ -60,6 +61,11 @@ class Program:
     def shape(self, value: int) -> tuple[int, ...]:
         """Return the shape of a value; () for a value that is no array."""
         return tuple(getattr(self.avals[value], "shape", ()))
+
+    def is_floating(self, value: int) -> bool:
+        """Whether a value is an array of floats."""
+        dtype = getattr(self.avals[value], "dtype", None)
+        return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
 
     def makers(self) -> dict[int, int]:
         """Return the index of the op that computes each value."""

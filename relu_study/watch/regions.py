@@ -10,8 +10,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from relu_study.watch.facts import Fact
 from relu_study.watch.primitives import AFFINE, CONSTANT, ELEMENTWISE, STEP, Dependence, dependence
 from relu_study.watch.program import CUSTOM, Op, Program
@@ -170,9 +168,7 @@ class Graph:
             return []
         of = self._dependences(run)
         post = self.program.ops[run[-1]].outs[0]
-        floating = jnp.issubdtype(self.program.avals[pre].dtype, jnp.floating)
-        floating &= jnp.issubdtype(self.program.avals[post].dtype, jnp.floating)
-        if of[post] in (CONSTANT, AFFINE, STEP) or not floating:
+        if of[post] in (CONSTANT, AFFINE, STEP) or not (self.program.is_floating(pre) and self.program.is_floating(post)):
             return []
         return [Region(pre, post, tuple(run), of[post])]
 
@@ -192,8 +188,7 @@ def op_dependence(op: Op, of: Sequence[Dependence], program: Program) -> Depende
         return Dependence.DECISIVE if found == STEP else found
     if op.name not in ELEMENTWISE:
         return None
-    floating = bool(jnp.issubdtype(program.avals[op.outs[0]].dtype, jnp.floating))
-    return dependence(op.name, of, floating)
+    return dependence(op.name, of, program.is_floating(op.outs[0]))
 
 
 def _body_dependence(body: Program, of: Sequence[Dependence]) -> Dependence | None:

@@ -45,9 +45,8 @@ class Sites:
         self.analysis = Analysis()
         facts = [_input(leaf, program.shape(value)) for leaf, value in zip(leaves, program.inputs, strict=True)]
         self.analysis.run(program, facts)
-        arguments = {leaf.argument for leaf in leaves}
-        first = min(arguments) if len(arguments) > 1 else None
-        self.targets = {leaf.index for leaf in leaves if first is not None and leaf.argument != first} - self.analysis.fed
+        # The first argument holds the parameters, by convention; a later array that feeds no product is a target or a mask.
+        self.targets = {leaf.index for leaf in leaves if leaf.argument != leaves[0].argument} - self.analysis.fed
         self.graphs: dict[int, Graph] = {}
         self.regions: dict[int, list[Region]] = {}
         self.loops: dict[int, tuple[int, ...]] = {}  # by id(program): the lengths of the loops around it
@@ -88,7 +87,7 @@ class Sites:
                 yield from self._inside(inner)
 
     def _is_site(self, graph: Graph, region: Region, outer: bool) -> bool:
-        program, facts, post = graph.program, graph.facts, region.post
+        program, post = graph.program, region.post
         consumers = [program.ops[use] for use in graph.uses.get(post, ())]
         reduced = [op.name in REDUCTIONS for op in consumers]
         if region.dependence == SMOOTH and any(reduced):

@@ -22,6 +22,7 @@ from relu_study.watch.regions import Region
 from relu_study.watch.sites import Sites
 
 Key = tuple[int, int, int]  # of a site: id(program), pre, post
+ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
 Value = tuple[int, int]  # of a value: id(program), value
 
 
@@ -92,9 +93,7 @@ def trace(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(
-        leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float | complex
-    ) and not isinstance(leaf, bool)
+    return isinstance(leaf, ARRAYS) and not isinstance(leaf, bool)
 
 
 def _leaf(index: int, path: Sequence[Any], names: list[str], positional: int) -> Leaf:
