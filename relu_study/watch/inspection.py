@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from relu_study.components.metrics.norms import norm
 from relu_study.components.metrics.unit_fractions import is_dead, is_dormant, is_nearly_dead, is_saturated
 from relu_study.errors import UserError
+from relu_study.watch.display import as_html, as_text
 from relu_study.watch.facts import Weight
 from relu_study.watch.find import Site, check_axes, listed
 from relu_study.watch.models import Model, as_function
@@ -40,10 +39,10 @@ class Inspection:
     sites: pd.DataFrame  # one row a site
 
     def __repr__(self) -> str:
-        return _text(self.sites)
+        return as_text(self.units, self.sites)
 
     def _repr_html_(self) -> str:
-        return str(self.sites.to_html(index=False, float_format="{:.4g}".format, na_rep="<NA>"))
+        return as_html(self.units, self.sites)
 
 
 def inspect(
@@ -247,21 +246,3 @@ def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]
 def _cut(rows: int, part: slice) -> Callable[[Any], Any]:
     """Return a function that cuts arrays with an entry for every example; others stay whole."""
     return lambda array: array[part] if jnp.shape(array)[:1] == (rows,) else array
-
-
-def _entry(value: Any) -> str:
-    if pd.isna(value):
-        return "<NA>"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _text(sites: pd.DataFrame) -> str:
-    table = Table(*sites.columns)
-    for _, row in sites.iterrows():
-        table.add_row(
-            *("<NA>" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
-        )
-    console = Console(width=max(80, 14 * len(sites.columns)))
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
