@@ -62,8 +62,8 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path) -> None:
 
 
 def test_pages_with_python_are_listed() -> None:
-    names = ("concepts", "draw_studies", "extending", "results_folder", "statistics", "tables_and_figures", "writing_a_study")
-    assert [*WITH_PYTHON] == ["README.md", *(f"docs/{name}.md" for name in names)]
+    names = ("concepts", "draw_studies", "extending", "find_dead_units", "results_folder", "statistics", "tables_and_figures")
+    assert [*WITH_PYTHON] == ["README.md", *(f"docs/{name}.md" for name in (*names, "writing_a_study"))]
 
 
 # --------------------------------------------------------------------------------- shell commands
