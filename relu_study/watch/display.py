@@ -39,7 +39,7 @@ NEEDS = {
 }
 SHARES = tuple(name for name in HEADERS if name.endswith("_fraction") or name == "zero_entries")
 TEXTS = ("site", "activation")
-NO_SITES = "No sites: no nonlinearity follows a product or a convolution."
+NO_SITES = "no nonlinearity follows a product with a parameter or a convolution."
 LONGEST_ACTIVATION = 15
 LISTED_SITES, LISTED_UNITS = 8, 12  # in the list of dead units
 
@@ -47,7 +47,7 @@ LISTED_SITES, LISTED_UNITS = 8, 12  # in the list of dead units
 def as_text(units: pd.DataFrame, sites: pd.DataFrame) -> str:
     """Return the sites as a table of at most 100 columns. The examples, the dead units and the columns left out follow."""
     if sites.empty:
-        return NO_SITES
+        return f"No sites: {NO_SITES}"
     columns = _shown(sites)
     cells = {name: [entry(name, value) for value in sites[name]] for name in columns}
     numbers = [name for name in columns if name not in TEXTS]
@@ -71,7 +71,7 @@ def as_text(units: pd.DataFrame, sites: pd.DataFrame) -> str:
 def as_html(units: pd.DataFrame, sites: pd.DataFrame) -> str:
     """Return the table as HTML."""
     if sites.empty:
-        return f"<p>{NO_SITES}</p>"
+        return f"<p>No sites: {NO_SITES}</p>"
     shown = pd.DataFrame({_title(name): [entry(name, value) for value in sites[name]] for name in _shown(sites)})
     return shown.to_html(index=False, border=0) + "".join(f"<p>{html.escape(note)}</p>" for note in notes(units, sites))
 
@@ -88,7 +88,8 @@ def notes(units: pd.DataFrame, sites: pd.DataFrame) -> list[str]:
         lines.append(f"Units without a measurement: {unknown:,}. They have a nonfinite entry, or no example reaches them.")
     absent = [name for name in HEADERS if name != "n" and name not in _shown(sites)]
     if absent:
-        reasons = [f"{_title(name)}{f' (needs {NEEDS[name]})' if name in NEEDS else ''}" for name in absent]
+        needs = NEEDS if unknown < len(units) else {}
+        reasons = [f"{_title(name)}{f' (needs {needs[name]})' if name in needs else ''}" for name in absent]
         lines.append(f"Not measurable at any site: {', '.join(reasons)}.")
     return lines
 

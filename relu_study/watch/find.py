@@ -19,7 +19,7 @@ class Site:
     name: str  # of its layer: "conv1", "blocks.3.up", "Dense_0", "layers[2]"
     activation: str  # "relu", "leaky_relu(0.1)", ...; "elementwise" if it is none of the known ones
     shape: tuple[int, ...]  # of pre and post
-    units: int
+    units: int  # length of the unit axis
     parameters: tuple[str, ...]  # paths of the parameters that feed it
     line: str  # "model.py:12" of the user's code
 
@@ -33,8 +33,11 @@ def find_sites(fn: Callable[..., Any], *args: Any, unit_axis: Mapping[str, int] 
 
     Args:
       fn: a JAX function.
-      args, kwargs: its arguments: arrays, or `jax.ShapeDtypeStruct`s.
-      unit_axis: axis of the units for sites whose units are not on the last axis.
+      args, kwargs: its arguments: arrays, or `jax.ShapeDtypeStruct`s. The first one has the parameters.
+      unit_axis: axis of the units by site, where it is not the last.
+
+    Returns:
+      One `Site` for each nonlinearity, without losses, softmax, statistics of normalisations and masks of attention.
 
     Raises:
       UserError: for a while loop, shard_map or custom derivative that contains a site, and for an unknown name in `unit_axis`.

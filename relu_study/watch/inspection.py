@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pandas as pd
 from relu_study.components.metrics.norms import norm
 from relu_study.components.metrics.unit_fractions import is_dead, is_dormant, is_nearly_dead, is_saturated
 from relu_study.errors import UserError
-from relu_study.watch.display import as_html, as_text
+from relu_study.watch.display import NO_SITES, as_html, as_text
 from relu_study.watch.facts import Weight
 from relu_study.watch.find import Site, check_axes, listed
 from relu_study.watch.models import Model, as_function
@@ -33,10 +34,10 @@ BATCH = 1024  # examples at a time
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """The units and sites of a model on a probe set. `<NA>`: not measurable."""
+    """The units and sites of a model on its probe examples. `<NA>`: not measurable. Prints as a table."""
 
-    units: pd.DataFrame  # one row a unit, in program order
-    sites: pd.DataFrame  # one row a site
+    units: pd.DataFrame  # one row a unit in program order: site, unit, n, firing_rate and the flags
+    sites: pd.DataFrame  # one row a site: its activation, the fraction of units with each flag, moments of post, grad_norm
 
     def __repr__(self) -> str:
         return as_text(self.units, self.sites)
@@ -57,30 +58,43 @@ def inspect(
 ) -> Inspection:
     """Measure every unit of a model on the probe examples x.
 
-    A unit is dead if phi'(pre) = 0 in every example and position. n is the number of examples, on the first axis of x.
-    firing_rate is the share of entries (examples x positions) with phi'(pre) != 0.
+    n is the number of examples, on the first axis of x. The entries of a unit are its examples x positions. With
+    firing_rate = share of the entries with phi'(pre) != 0, a unit is
+      - dead if firing_rate = 0, and nearly dead if 0 < firing_rate < 0.01;
+      - always on if post = pre in every entry (piecewise linear phi with an identity piece; else `<NA>`);
+      - saturated if abs phi'(pre) < 0.01 max abs phi' in every entry (smooth phi; else `<NA>`);
+      - dormant if mean abs post <= 0.025 of its site's average;
+      - zero-gradient if the loss gradient of its incoming weights and its bias is 0 (with y and loss; else `<NA>`). Where no
+        weight has an axis of units, the gradient of pre counts.
+    A unit with a nonfinite entry is `<NA>` in every flag.
 
     Args:
-      model: an `nnx.Module`, `(linen_module, variables)`, or `(fn, params)`. It is not changed; an `nnx.Module` is read in
-        evaluation mode.
+      model: an `nnx.Module`, `(linen_module, variables)`, or `(fn, params)` with `fn(params, *inputs)`. It is not changed; an
+        `nnx.Module` is read in evaluation mode.
       x: the model's input, a tuple of its arguments, or an iterable of batches of either.
       y: targets, or an iterable of their batches. With `loss`, gradients are measured too.
       loss: `loss(output, y)`, the mean over examples.
-      unit_axis: axis of the units for sites whose units are not on the last axis.
+      unit_axis: axis of the units by site, where it is not the last.
       batch_size: examples at a time; arrays with more are cut. Flags do not depend on it.
       call: keyword arguments of the model, for example `train=False`.
 
     Raises:
-      UserError: for an unknown kind of model, y without loss, batches of unequal number, and as `find_sites`.
+      UserError: for an unknown kind of model, y without loss, batches of unequal number or size, a loss that is no scalar, and
+        as `find_sites`.
+
+    Source: dead: Maas, Hannun & Ng 2013, ICML workshop, section 2. Saturated: after Glorot & Bengio 2010, AISTATS, section 3.
+    Dormant: Sokar et al. 2023, arXiv 2302.12902, definition 3.1.
     """
     if (y is None) != (loss is None):
         missing = "loss" if loss is None else "y"
         raise UserError(f"inspect measures gradients with y and loss, but {missing} is missing. Pass both, or neither.")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} holds no example. Pass at least 1.")
     probe = _Probe(as_function(model, call), loss, dict(unit_axis or {}))
     for inputs, targets in _batches(x, y, batch_size):
         probe.add(inputs, targets)
     if probe.sites is None:
-        raise UserError("inspect got no batch of examples. Pass at least one.")
+        raise UserError("x has no examples. Pass at least one.")
     return probe.result()
 
 
@@ -122,7 +136,10 @@ class _Probe:
             values = [*tapping.pre_values(), *((w.program, w.value) for w in _weights(traced.sites))]
 
             def of(outs: list[Any]) -> Any:
-                return loss(jax.tree.unflatten(traced.out_tree, outs), targets)
+                value = loss(jax.tree.unflatten(traced.out_tree, outs), targets)
+                if jnp.shape(value):
+                    raise UserError(f"loss returns the shape {jnp.shape(value)}, not a scalar. Return its mean over examples.")
+                return value
 
             grads = tapping.gradients(traced.program, traced.arrays, of, dict.fromkeys(values))
         named = tapping.named(taps, grads)
@@ -135,9 +152,7 @@ class _Probe:
     def result(self) -> Inspection:
         assert self.sites is not None
         if not self.sites.places:
-            warnings.warn(
-                "the model has no sites: no nonlinearity follows a product or a convolution.", UserWarning, stacklevel=3
-            )
+            warnings.warn(f"the model has no sites: {NO_SITES} The frames are empty.", UserWarning, stacklevel=3)
         units, sites = [], []
         for place, found in zip(self.sites.places, self.found, strict=True):
             rows = self._units(place, found)
@@ -229,18 +244,39 @@ def _empty(columns: Iterable[str]) -> pd.DataFrame:
 
 def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield the model's inputs and targets, batch by batch."""
-    if isinstance(x, tuple) or hasattr(x, "shape"):
-        pairs: Iterable[tuple[Any, Any]] = [(x, y)]
-    elif y is None:
-        pairs = ((batch, None) for batch in x)
-    else:
-        pairs = zip(x, y, strict=True)
-    for batch, targets in pairs:
+    for number, (batch, targets) in enumerate(_pairs(x, y)):
         inputs = batch if isinstance(batch, tuple) else (batch,)
-        rows = int(jnp.shape(jax.tree.leaves(inputs)[0])[0])
+        rows = _rows(inputs, number)
+        for leaf in jax.tree.leaves(targets):
+            if jnp.ndim(leaf) and len(leaf) != rows:
+                raise UserError(f"y has {len(leaf)} rows, but x has {rows} in batch {number}. Pass a target for every example.")
         for start in range(0, rows, size):
             cut = _cut(rows, slice(start, start + size))
             yield jax.tree.map(cut, inputs), jax.tree.map(cut, targets)
+
+
+def _pairs(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(x, tuple | Mapping) or hasattr(x, "shape"):
+        yield x, y
+        return
+    if not isinstance(x, Iterable):
+        raise UserError(f"x is no array but a {type(x).__name__}. Pass an array, a tuple of arguments, or batches of either.")
+    targets = itertools.repeat(None) if y is None else iter(y)
+    end = object()
+    for number, batch in enumerate(x):
+        if (target := next(targets, end)) is end:
+            raise UserError(f"y has {number} batches, and x has more. Pass a batch of targets for every batch of x.")
+        yield batch, target
+    if y is not None and next(targets, end) is not end:
+        raise UserError("y has more batches than x. Pass a batch of targets for every batch of x.")
+
+
+def _rows(inputs: tuple[Any, ...], number: int) -> int:
+    """Return the number of examples: the first axis of the first array."""
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or not jnp.ndim(leaves[0]):
+        raise UserError(f"batch {number} of x has no axis of examples. Pass arrays with the examples on their first axis.")
+    return len(leaves[0])
 
 
 def _cut(rows: int, part: slice) -> Callable[[Any], Any]:

@@ -37,10 +37,13 @@ def as_function(model: Any, call: Mapping[str, Any]) -> Model:
             return _linen(function, params, call)
         if callable(function):
             return Model(lambda params, state, *inputs: function(params, *inputs, **call), params, {})
-    raise UserError(
-        f"a model is an nnx.Module, (linen_module, variables) or (function, params), not {type(model).__name__}. "
-        "Pass one of these."
-    )
+    given = "a tuple" if isinstance(model, tuple) else f"{type(model).__name__}"
+    action = "Pass one of these."
+    if isinstance(model, nn.Module):
+        action = "Pass the Linen module with its variables: (module, variables)."
+    elif callable(model):
+        action = "Pass the function with its parameters: (function, params)."
+    raise UserError(f"a model is an nnx.Module, (linen_module, variables) or (function, params), not {given}. {action}")
 
 
 def _nnx(model: nnx.Module, call: Mapping[str, Any]) -> Model:
@@ -55,8 +58,12 @@ def _nnx(model: nnx.Module, call: Mapping[str, Any]) -> Model:
 
 
 def _linen(module: nn.Module, variables: Any, call: Mapping[str, Any]) -> Model:
-    if "params" not in variables:
-        raise UserError("the variables of a Linen module need a collection 'params'. Pass what module.init returns.")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        names = f"the collections {sorted(variables)}" if isinstance(variables, Mapping) else f"a {type(variables).__name__}"
+        raise UserError(
+            f"the variables of the Linen module {type(module).__name__} are {names}, without 'params'. "
+            "Pass the result of module.init."
+        )
     state = {name: collection for name, collection in variables.items() if name != "params"}
 
     def function(params: Any, state: Any, *inputs: Any) -> Any:

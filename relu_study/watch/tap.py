@@ -27,7 +27,10 @@ Value = tuple[int, int]  # of a value: id(program), value
 
 
 class Tap(NamedTuple):
-    """One site of one evaluation. NaN throughout: its branch of a conditional was not taken."""
+    """Arrays of one site in one evaluation, all of the shape of pre.
+
+    They are NaN throughout where the site's branch of a conditional is not taken.
+    """
 
     pre: Float[Array, "..."]
     post: Float[Array, "..."]
@@ -38,7 +41,9 @@ class Tap(NamedTuple):
 def tap(fn: Callable[..., Any], *, gradients: bool = False) -> Callable[..., tuple[Any, dict[str, Tap]]]:
     """Return a function like `fn` that also returns pre, post and slope of every site in it.
 
-    Outputs and gradients are those of `fn`. The result may be transformed by jit, vmap, grad, scan and shard_map.
+    post = phi(pre), slope = abs(phi'(pre)) and grad = d loss / d pre have the shape of pre. The slope follows the derivative
+    rules of `fn`: jax.nn.relu has slope 0 at 0. Outputs and gradients are those of `fn`, and jit, vmap, grad, scan and
+    shard_map apply to the result.
 
     Args:
       fn: a JAX function. With `gradients`, a loss: it returns a scalar.
@@ -46,6 +51,7 @@ def tap(fn: Callable[..., Any], *, gradients: bool = False) -> Callable[..., tup
 
     Returns:
       A function of the same arguments. It returns `(fn(...), {name: Tap})`, with names as in `find_sites`, in program order.
+      A tap is NaN throughout where its branch of a conditional is not taken.
 
     Raises:
       UserError: at a call, for a while loop, shard_map or custom derivative that contains a site, and for a loss that is no
@@ -221,7 +227,7 @@ class Tapping:
 def _scalar(outs: list[Any]) -> Any:
     if len(outs) != 1 or jnp.shape(outs[0]) != ():
         shapes = [jnp.shape(out) for out in outs]
-        raise UserError(f"gradients=True needs a loss, a function that returns one scalar, not arrays of shapes {shapes}")
+        raise UserError(f"gradients=True needs a function of one scalar, not of arrays of shapes {shapes}. Pass a loss.")
     return outs[0]
 
 
