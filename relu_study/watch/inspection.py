@@ -176,7 +176,7 @@ class _Probe:
                 if has_identity_piece(place.program, place.region):
                     flags["always_on"] = counts.identity == counts.entries
             elif (largest := max_slope(place.program, place.region)) is not None:
-                flags["saturated"] = is_saturated(np.asarray(counts.max_slope), largest)
+                flags["saturated"] = is_saturated(np.asarray(counts.max_slope), np.asarray(largest))
             if self.loss is not None:
                 flags["zero_gradient"] = self._zero_gradient(place, counts, size)
         frame = pd.DataFrame({"site": found.name, "unit": np.arange(size), "n": counts.n})
