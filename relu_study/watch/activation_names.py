@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from relu_study.watch.program import Program
 from relu_study.watch.region_function import GRID, on_grid
 from relu_study.watch.regions import Region
 
+Curve = tuple[np.ndarray, np.ndarray]  # values and slopes on the grid
 UNKNOWN = "elementwise"
 FIXED: dict[str, Callable[[Any], Any]] = {
     "relu": jax.nn.relu,
@@ -48,19 +50,29 @@ def activation_name(program: Program, region: Region) -> str:
     found = on_grid(program, region)
     if found is None:
         return UNKNOWN
-    values, slopes = found
-    for name, function in (*FIXED.items(), *_fitted(values, slopes).items()):
-        known = [np.asarray(part, float) for part in _values_and_slopes(function)]
-        if all(np.allclose(part, other, RTOL, ATOL) for part, other in zip(found, known, strict=True)):
+    for name in FIXED:
+        if _agree(found, _fixed(name)):
             return name.strip()
+    for name, function in _fitted(*found).items():
+        if _agree(found, _values_and_slopes(function)):
+            return name
     return UNKNOWN
 
 
-def _values_and_slopes(function: Callable[[Any], Any]) -> tuple[Any, Any]:
+def _agree(found: Curve, known: Curve) -> bool:
+    return all(np.allclose(part, other, RTOL, ATOL) for part, other in zip(found, known, strict=True))
+
+
+@functools.cache
+def _fixed(name: str) -> Curve:
+    return _values_and_slopes(FIXED[name])
+
+
+def _values_and_slopes(function: Callable[[Any], Any]) -> Curve:
     with jax.core.eval_context():
         grid = jnp.asarray(GRID)
         values, pull = jax.vjp(function, grid)
-        return values, jnp.abs(pull(jnp.ones_like(values))[0])
+        return np.asarray(values, float), np.asarray(jnp.abs(pull(jnp.ones_like(values))[0]), float)
 
 
 def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Callable[[Any], Any]]:
