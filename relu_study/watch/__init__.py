@@ -1,1 +1,1 @@
-"""The nonlinearities of any JAX function: found in its jaxpr, tapped, and measured."""
+"""Nonlinearities of any JAX function or Flax model: detection in the jaxpr, taps, counts of dead units."""

@@ -39,7 +39,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of one value."""
+    """The properties of one value."""
 
     carries: bool = False
     axis: int | None = None  # of the features; None: a single feature
@@ -62,7 +62,7 @@ class Analysis:
     order: int = 0
 
     def run(self, program: Program, inputs: Sequence[Fact]) -> list[Fact]:
-        """Compute the facts of every value, given those of the inputs, and return those of the outputs."""
+        """Compute the facts of every value from the facts of the inputs, and return the facts of the outputs."""
         facts = [Fact()] * len(program.avals)
         for value in program.constants:
             facts[value] = Fact(constant=program.shape(value) == ())
@@ -107,7 +107,7 @@ class Analysis:
         return [*outs[:m], *(replace(fact, axis=None if fact.axis is None else fact.axis + 1) for fact in outs[m:])]
 
     def _loop(self, body: Program, consts: list[Fact], carry: list[Fact], xs: list[Fact]) -> list[Fact]:
-        """Return the facts of a body's results, with those of its carry at the fixed point."""
+        """Return the facts of a body's results, with its carry at the fixed point."""
         for _ in range(PASSES):
             outs = self.run(body, [*consts, *carry, *xs])
             joined = [_either(pair) for pair in zip(carry, outs, strict=False)]
@@ -179,7 +179,7 @@ def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
 
 
 def _either(facts: Sequence[Fact]) -> Fact:
-    """Return what holds of a value with one of several facts, for example the result of a branch."""
+    """Return the fact of a value with one of several facts, for example the result of a branch."""
     joined = _joined(facts)
     carrying = [fact for fact in facts if fact.carries]
     if not carrying:

@@ -186,7 +186,7 @@ class _Probe:
         return frame
 
     def _zero_gradient(self, place: Place, counts: UnitCounts, units: int) -> np.ndarray:
-        """Return whether the gradients of a unit's weights are 0; where no weight has an axis of units, those of its pre."""
+        """Return whether the gradients of a unit's weights are 0. Without a weight with an axis of units, its pre counts."""
         assert self.sites is not None
         zero = []
         for weight, grad in self._gradients(place):
@@ -196,7 +196,7 @@ class _Probe:
         return np.all(zero, axis=0) if zero else np.asarray(counts.has_gradient) == 0
 
     def _gradients(self, place: Place) -> list[tuple[Weight, np.ndarray]]:
-        """Return the weights of a site with their gradients; in a loop, those of the site's iteration."""
+        """Return the weights of a site with their gradients, in a loop by iteration."""
         assert self.sites is not None
         found = []
         for weight in self.sites.weights(place):

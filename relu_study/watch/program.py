@@ -111,7 +111,7 @@ class Program:
 
 
 def _jaxprs(params: dict[str, Any]) -> list[core.ClosedJaxpr]:
-    """Return the jaxprs among an equation's parameters, in order; those of `cond` are in a tuple."""
+    """Return the jaxprs among an equation's parameters, in order. `cond` has a tuple of them."""
     found = []
     for parameter in params.values():
         for item in parameter if isinstance(parameter, tuple | list) else (parameter,):

@@ -79,7 +79,7 @@ def has_identity_piece(program: Program, region: Region) -> bool:
 
 
 def is_piecewise_linear(program: Program, region: Region) -> bool:
-    """Whether phi is made of sums, comparisons, selections and products with constants only."""
+    """Whether phi consists of sums, comparisons, selections and products with constants only."""
     varying = {region.pre}
     for index in region.ops:
         op = program.ops[index]

@@ -27,7 +27,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Graph:
-    """A program with its facts and the places where each value is made and used."""
+    """A program with its facts, and with the operations that compute and read each value."""
 
     program: Program
     facts: list[Fact]
@@ -113,7 +113,7 @@ class Graph:
         return regions + self._region(pre, run)
 
     def _way(self, post: int, ops: list[int]) -> list[int]:
-        """Return those of `ops` that `post` depends on."""
+        """Return the part of `ops` that `post` depends on."""
         needed, way = {post}, []
         for index in reversed(ops):
             op = self.program.ops[index]
@@ -184,7 +184,7 @@ def op_dependence(op: Op, of: Sequence[Dependence], program: Program) -> Depende
         return CONSTANT
     if op.name in CUSTOM and len(op.outs) == 1:
         found = _body_dependence(op.bodies[0], of)
-        # A step with a derivative rule of its own, such as a straight-through estimator, is an activation.
+        # A step with a custom derivative, such as a straight-through estimator, is an activation.
         return Dependence.DECISIVE if found == STEP else found
     if op.name not in ELEMENTWISE:
         return None
@@ -204,5 +204,5 @@ def _body_dependence(body: Program, of: Sequence[Dependence]) -> Dependence | No
 
 
 def is_elementwise(op: Op, program: Program) -> bool:
-    """Whether a call with a derivative rule of its own is elementwise: it then counts as one operation."""
+    """Whether a call with a custom derivative is elementwise: it then counts as one operation."""
     return op.name in CUSTOM and op_dependence(op, [AFFINE] * len(op.ins), program) is not None

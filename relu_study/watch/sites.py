@@ -138,7 +138,7 @@ class Sites:
     def _listed(
         self, program: Program, steps: tuple[int, ...], conditional: bool
     ) -> Iterator[tuple[Program, Region, tuple[int, ...], bool]]:
-        """Yield the sites of a program in order; those of a loop once for each iteration."""
+        """Yield the sites of a program in order, in a loop once for each iteration."""
         makers = self.graphs[id(program)].makers
         own = {makers[region.post]: region for region in self.regions[id(program)]}
         for index, op in enumerate(program.ops):
@@ -156,7 +156,7 @@ class Sites:
         return origin.name if origin and origin.name else "site"
 
     def parameters(self, place: Place) -> tuple[Leaf, ...]:
-        """Return the parameters of the layer that feeds a site: those of the last product, and of normalisations after it."""
+        """Return the parameters that feed a site: of the last product, and of normalisations after it."""
         return self.analysis.facts[id(place.program)][place.region.pre].parameters
 
     def weights(self, place: Place) -> tuple[Weight, ...]:

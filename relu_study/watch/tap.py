@@ -42,7 +42,7 @@ def tap(fn: Callable[..., Any], *, gradients: bool = False) -> Callable[..., tup
     """Return a function like `fn` that also returns pre, post and slope of every site in it.
 
     post = phi(pre), slope = abs(phi'(pre)) and grad = d loss / d pre have the shape of pre. The slope follows the derivative
-    rules of `fn`: jax.nn.relu has slope 0 at 0. Outputs and gradients are those of `fn`, and jit, vmap, grad, scan and
+    rules of `fn`: jax.nn.relu has slope 0 at 0. Outputs and gradients equal the ones of `fn`. jit, vmap, grad, scan and
     shard_map apply to the result.
 
     Args:
