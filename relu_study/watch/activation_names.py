@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -46,21 +47,25 @@ RTOL, ATOL = 1e-4, 1e-5  # float32 rounding of different formulas; also separate
 
 
 def activation_name(program: Program, region: Region) -> str:
-    """Return the name of a region's activation, for example "leaky_relu(0.1)"; "elementwise" if no known one agrees."""
+    """Return the name of a region's activation, for example "leaky_relu(0.1)"; "elementwise" if no known one agrees.
+
+    Of several known ones the nearest counts: in bfloat16 the rounding is as large as the difference of similar activations.
+    """
     found = on_grid(program, region)
     if found is None:
         return UNKNOWN
-    for name in FIXED:
-        if _agree(found, _fixed(name)):
-            return name.strip()
-    for name, function in _fitted(*found).items():
-        if _agree(found, _values_and_slopes(function)):
-            return name
-    return UNKNOWN
-
-
-def _agree(found: Curve, known: Curve) -> bool:
-    return all(np.allclose(part, other, RTOL, ATOL) for part, other in zip(found, known, strict=True))
+    eps = float(jnp.finfo(program.avals[region.pre].dtype).eps)
+    rtol, atol, coarse = (RTOL, ATOL, False) if eps < RTOL else (8 * eps, 8 * eps, True)
+    curves = {name: _fixed(name) for name in FIXED}
+    curves |= {name: _values_and_slopes(function) for name, function in _fitted(*found).items()}
+    distances = {}
+    for name, known in curves.items():
+        if all(np.allclose(part, other, rtol, atol) for part, other in zip(found, known, strict=True)):
+            distances[name] = float(np.mean(np.abs(np.subtract(found, known))))
+    if not distances:
+        return UNKNOWN
+    nearest = next(name for name, distance in distances.items() if distance <= min(distances.values()) + ATOL).strip()
+    return re.sub(r"[\d.]+(?=\))", lambda number: f"{float(number[0]):.2g}", nearest) if coarse else nearest
 
 
 @functools.cache

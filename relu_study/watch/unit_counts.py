@@ -37,7 +37,8 @@ def batch_counts(tap: Tap, axis: int | None, conditional: bool = False) -> Batch
     grad = jnp.zeros_like(pre) if tap.grad is None else _by_unit(tap.grad, axis)
     finite = jnp.isfinite(pre) & jnp.isfinite(post) & jnp.isfinite(slope)
     absent = conditional & jnp.all(jnp.isnan(pre))
-    mean, variance = moments(post)
+    exact = post.astype(jnp.promote_types(post.dtype, jnp.float32))  # means of bfloat16 are too coarse
+    mean, variance = moments(exact)
     return BatchCounts(
         jnp.where(absent, 0, pre.shape[0]),
         jnp.where(absent, 0, jnp.sum(~finite, axis=0)),
@@ -45,7 +46,7 @@ def batch_counts(tap: Tap, axis: int | None, conditional: bool = False) -> Batch
         jnp.sum(post == pre, axis=0),
         jnp.sum(post == 0),
         jnp.max(slope, axis=0, initial=0),
-        jnp.mean(jnp.abs(post), axis=0),
+        jnp.mean(jnp.abs(exact), axis=0),
         mean,
         variance,
         jnp.sum(grad != 0, axis=0),
