@@ -247,6 +247,7 @@ def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]
     for number, (batch, targets) in enumerate(_pairs(x, y)):
         inputs = batch if isinstance(batch, tuple) else (batch,)
         rows = _rows(inputs, number)
+        targets = jnp.asarray(targets) if isinstance(targets, list) else targets
         for leaf in jax.tree.leaves(targets):
             if jnp.ndim(leaf) and len(leaf) != rows:
                 raise UserError(f"y has {len(leaf)} rows, but x has {rows} in batch {number}. Pass a target for every example.")

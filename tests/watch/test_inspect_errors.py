@@ -57,6 +57,12 @@ def test_refused(case: str) -> None:
         call()
 
 
+def test_a_list_of_targets_is_an_array_of_them() -> None:
+    y = [[float(row), 0.0, 1.0] for row in range(5)]
+    listed, array = (inspect(MODEL, ROWS, y=targets, loss=mse, batch_size=2).sites for targets in (y, jnp.asarray(y)))
+    assert listed.grad_norm.tolist() == array.grad_norm.tolist() != [0.0]
+
+
 def test_a_mapping_is_one_batch_and_a_generator_several() -> None:
     def named(params: Any, inputs: Any) -> Any:
         return forward(params, inputs["x"])
