@@ -215,7 +215,8 @@ class _Probe:
         if entries:
             row |= {"post_mean": counts.post_mean, "post_std": (counts.post_sum2 / entries) ** 0.5}
             row["zero_entries"] = counts.zeros / entries
-        if self.loss is not None and (grads := [grad / self.examples for _, grad in self._gradients(place)]):
+        grads = [] if self.loss is None else [jnp.asarray(grad / self.examples) for _, grad in self._gradients(place)]
+        if grads:
             row["grad_norm"] = float(norm(grads))
         return row
 
