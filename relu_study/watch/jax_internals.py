@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+import flax
 from jax._src import source_info_util
+
+# Code of these packages is not the user's: a site in it has the line of the user's call.
+LIBRARIES = tuple(str(folder) + os.sep for folder in (Path(__file__).parent, Path(flax.__file__).parent))
 
 
 def name_scopes(eqn: Any) -> tuple[str, ...]:
@@ -14,8 +20,18 @@ def name_scopes(eqn: Any) -> tuple[str, ...]:
 
 def source_line(eqn: Any) -> str:
     """Return "file.py:12" of the user's code that made an equation, or "" if JAX does not know it."""
-    frame = source_info_util.user_frame(eqn.source_info.traceback)
-    return f"{frame.file_name}:{frame.start_line}" if frame else ""
+    for frame in source_info_util.user_frames(eqn.source_info.traceback):
+        if not frame.file_name.startswith(LIBRARIES):
+            return f"{frame.file_name}:{frame.start_line}"
+    return ""
+
+
+def scan_operands(eqn: Any) -> tuple[int, int]:
+    """Return the number of constants and of carried values of a scan; its other operands are sliced."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # since JAX 0.12
+    return len(consts), len(carry)
 
 
 def evaluate(eqn: Any, values: list[Any]) -> list[Any]:

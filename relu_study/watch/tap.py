@@ -158,7 +158,8 @@ class Tapping:
 
     def _scan(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
         params, (body,) = op.eqn.params, op.bodies
-        n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
+        n, carried = jax_internals.scan_operands(op.eqn)
+        m = n + carried
         inner = {key: shift for key, shift in shifts.items() if key[0] in _ids(body)}
 
         def step(carry: list[Any], slices: tuple[list[Any], dict[Value, Any]]) -> tuple[list[Any], Any]:
