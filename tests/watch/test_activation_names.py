@@ -1,0 +1,69 @@
+"""Activations are recognised by their values and slopes, in every spelling; slopes equal `jax.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from watched_activations import ACTIVATIONS, NAMES
+
+from relu_study.watch.find import find_sites
+from relu_study.watch.tap import tap
+
+KINKS = [-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 6.0, -1e3, 1e3]
+POINTS = jnp.concatenate([jnp.array(KINKS), jax.random.normal(jax.random.key(0), (990,)) * 3])[:, None]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_equal_the_derivative_at_1000_points(name: str) -> None:
+    phi = ACTIVATIONS[name]
+    (site,) = find_sites(lambda w, x: phi(x @ w), jnp.ones((1, 1)), POINTS)
+    assert site.activation == NAMES.get(name, "elementwise")
+    _, taps = jax.jit(tap(lambda w, x: phi(x @ w)))(jnp.ones((1, 1)), POINTS)
+    (found,) = taps.values()
+    expected = jax.jit(jax.vmap(jax.grad(phi)))(POINTS[:, 0])
+    np.testing.assert_array_equal(found.pre, POINTS)
+    np.testing.assert_allclose(found.slope[:, 0], jnp.abs(expected), 2e-6, 2e-6)
+    np.testing.assert_array_equal(found.slope[:, 0] == 0, expected == 0)  # a unit is dead by exact zeros
+
+
+def test_the_slope_of_relu_at_zero_is_zero() -> None:
+    found = tap(lambda w, x: jax.nn.relu(x @ w))(jnp.ones((1, 1)), jnp.zeros((3, 1)))[1]["w"]
+    assert not found.slope.any()
+
+
+def named(phi: Callable[..., Any], *parameters: Any) -> list[str]:
+    w, x = jnp.ones((3, 4)), jnp.ones((2, 3))
+    return [site.activation for site in find_sites(lambda w, x, *p: phi(x @ w, *p), w, x, *parameters)]
+
+
+@pytest.mark.parametrize(
+    ("phi", "expected"),
+    [
+        (lambda z: jax.nn.leaky_relu(z, 0.01), "leaky_relu(0.01)"),
+        (lambda z: jax.nn.elu(z, 0.5), "elu(0.5)"),
+        (lambda z: jnp.where(z > 0, z, jnp.expm1(z)), "elu"),
+        (lambda z: z * jax.nn.sigmoid(1.702 * z), "quick_gelu"),
+        (lambda z: 0.5 * z * (1 + jax.lax.erf(z / jnp.sqrt(2.0))), "gelu"),
+        (lambda z: z * jnp.tanh(jax.nn.softplus(z)), "mish"),
+        (lambda z: jnp.logaddexp(z, 0.0), "softplus"),
+        (lambda z: jax.nn.relu(z) + jnp.minimum(0.0, 0.2 * z), "leaky_relu(0.2)"),
+        (lambda z: jnp.maximum(z, 0.001), "elementwise"),
+        (lambda z: jax.nn.gelu(z) * 1.01, "elementwise"),
+    ],
+)
+def test_spellings_of_one_activation_share_a_name(phi: Callable[[Any], Any], expected: str) -> None:
+    assert named(phi) == [expected]
+
+
+def test_a_learned_slope_has_no_known_name() -> None:
+    assert named(lambda z, a: jnp.where(z > 0, z, a * z), jnp.full(4, 0.25)) == ["elementwise"]
+
+
+def test_activations_of_half_precision_are_recognised() -> None:
+    w, x = jnp.ones((3, 4), jnp.bfloat16), jnp.ones((2, 3), jnp.bfloat16)
+    assert [site.activation for site in find_sites(lambda w, x: jax.nn.relu(x @ w), w, x)] == ["relu"]
