@@ -12,7 +12,7 @@ from typing import Any
 
 from relu_study.watch import jax_internals
 from relu_study.watch.leaves import Leaf
-from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS
+from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS, REDUCTIONS
 from relu_study.watch.program import Op, Program
 
 PASSES = 5  # of a loop's body, until the facts of its carry no longer change
@@ -50,6 +50,7 @@ class Fact:
     roots: frozenset[int] = frozenset()  # indices of all inputs that it depends on
     targets: frozenset[int] = frozenset()  # indices of the inputs that it has an entry of for every example
     statistic: bool = False  # an inverse root: the scale of a normalisation
+    reduced: bool = False  # over examples or positions, as the mean of a batch: it carries features
     parameters: tuple[Leaf, ...] = ()  # of the last product and of what follows it
     weights: tuple[Weight, ...] = ()  # the kernel of the last product and its bias
 
@@ -118,7 +119,7 @@ class Analysis:
         return outs
 
     def _product(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
-        kernel = _kernel(ins)
+        kernel = _kernel(op, ins)
         name = _layer(op, ins[kernel].leaves if kernel is not None else ())
         origin = Origin(self.order, name or _inherited(ins) or FALLBACKS.get(op.name, "product"))
         carries, axis = _feature_axis(program, op, ins, kernel)
@@ -132,7 +133,8 @@ class Analysis:
     def _elementwise(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
         shape = program.shape(op.outs[0])
         carrying = [fact for value, fact in zip(op.ins, ins, strict=True) if fact.carries and program.shape(value) == shape]
-        if not carrying:
+        reduced = bool(carrying) and all(fact.reduced for fact in carrying)
+        if not carrying or (reduced and op.name in INVERSE_ROOTS):
             statistic = op.name in INVERSE_ROOTS or (op.name in ("mul", "div") and base.statistic)
             return replace(base, statistic=statistic)
         others = [fact for fact in ins if not fact.carries and not fact.constant]
@@ -148,7 +150,8 @@ class Analysis:
         if op.name == "add" and len(carrying) == 1 and origin and origin.product:
             biases = [value for value, fact in zip(op.ins, ins, strict=True) if not fact.carries and not fact.constant]
             weights += tuple(Weight(id(program), value, -1) for value in biases)
-        return Fact(True, carrying[0].axis, False, origin, (), base.roots, base.targets, False, parameters, weights)
+        axis = carrying[0].axis
+        return Fact(True, axis, False, origin, (), base.roots, base.targets, False, reduced, parameters, weights)
 
 
 def _outer_weights(program: Program, body: Program, ins: Sequence[int], outs: list[Fact]) -> list[Fact]:
@@ -190,20 +193,18 @@ def _either(facts: Sequence[Fact]) -> Fact:
 
 
 def _shape_of(fact: Fact) -> tuple[Any, ...]:
-    return fact.carries, fact.axis, fact.constant, fact.roots, fact.targets
+    return fact.carries, fact.axis, fact.constant, fact.roots, fact.targets, fact.reduced
 
 
-def _kernel(ins: list[Fact]) -> int | None:
+def _kernel(op: Op, ins: list[Fact]) -> int | None:
     """Return which operand of a product is its parameter, or None for a product of two activations."""
     candidates = [index for index, fact in enumerate(ins[:2]) if not fact.carries]
     if not candidates:
         return None
+    if op.name == "conv_general_dilated" or not all(ins[index].leaves for index in candidates):
+        return candidates[-1]
     # In a first layer neither carries features: prefer a leaf inside an argument, then the first argument, then the right side.
-    return max(candidates, key=lambda index: (*(_rank(ins[index].leaves[0]) if ins[index].leaves else (-1, -1)), index))
-
-
-def _rank(leaf: Leaf) -> tuple[int, int]:
-    return int(not leaf.bare), -leaf.argument
+    return max(candidates, key=lambda index: (not ins[index].leaves[0].bare, -ins[index].leaves[0].argument, index))
 
 
 def _layer(op: Op, leaves: Sequence[Leaf], within: bool = True) -> str:
@@ -265,7 +266,8 @@ def _reshaped(program: Program, op: Op, out: int, ins: list[Fact], base: Fact) -
     before, after = program.shape(op.ins[source]), program.shape(out)
     gone, axis = _moved(op, ins[source].axis, before, after)
     lost = Fact(roots=base.roots, targets=targets)
-    return lost if gone else replace(ins[source], axis=axis, roots=base.roots, targets=targets)
+    reduced = ins[source].reduced or op.name in REDUCTIONS
+    return lost if gone else replace(ins[source], axis=axis, roots=base.roots, targets=targets, reduced=reduced)
 
 
 def _keeps_examples(program: Program, op: Op, out: int) -> bool:

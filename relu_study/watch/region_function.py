@@ -136,5 +136,5 @@ def _constants(program: Program, region: Region) -> dict[int, Any] | None:
     outer = {value for index in region.ops for value in program.ops[index].ins} - inside
     if not all(value_of(value) for value in outer):
         return None
-    uniform = all(np.ndim(env[value]) == 0 or np.ptp(np.asarray(env[value])) == 0 for value in outer)
+    uniform = all(np.all(env[value] == np.ravel(env[value])[0]) for value in outer)
     return env if uniform else None

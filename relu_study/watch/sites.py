@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from relu_study.errors import UserError
 from relu_study.watch.facts import Analysis, Fact, Weight
 from relu_study.watch.leaves import Leaf
-from relu_study.watch.primitives import PRODUCTS, REDUCTIONS, SMOOTH
+from relu_study.watch.primitives import INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SMOOTH
 from relu_study.watch.program import Op, Program
 from relu_study.watch.region_function import is_even
 from relu_study.watch.regions import Graph, Region, is_elementwise
@@ -61,7 +61,11 @@ class Sites:
         self.loops[id(program)] = loops
         graph = self.graphs[id(program)] = Graph.of(program, self.analysis.facts[id(program)])
         outer = program is self.program
-        self.regions[id(program)] = [region for region in graph.regions() if self._is_site(graph, region, outer)]
+        found = graph.regions()
+        losses = {region.pre for region in found if outer and self._is_loss(graph, region)}
+        self.regions[id(program)] = [
+            region for region in found if region.pre not in losses and not self._is_statistic(graph, region, found)
+        ]
         for op in program.ops:
             for body in op.bodies:
                 self._analyse(body, (*loops, op.eqn.params["length"]) if op.name in LOOPS else loops)
@@ -86,15 +90,17 @@ class Sites:
             for inner in body.ops:
                 yield from self._inside(inner)
 
-    def _is_site(self, graph: Graph, region: Region, outer: bool) -> bool:
+    def _is_statistic(self, graph: Graph, region: Region, found: Sequence[Region]) -> bool:
         program, post = graph.program, region.post
-        consumers = [program.ops[use] for use in graph.uses.get(post, ())]
-        reduced = [op.name in REDUCTIONS for op in consumers]
-        if region.dependence == SMOOTH and any(reduced):
-            return False  # the square of a variance, the exponential of a softmax
-        if reduced and all(reduced) and post not in program.outputs and is_even(program, region):
-            return False  # the mean absolute value of a norm or a loss
-        return not (outer and self._is_loss(graph, region))
+
+        def reduced(region: Region) -> list[bool]:
+            return [program.ops[use].name in REDUCTIONS for use in graph.uses.get(region.post, ())]
+
+        if region.dependence == SMOOTH and any(any(reduced(other)) for other in found if _agree(program, region, other)):
+            return True  # the square of a variance, the exponential of a softmax
+        if (flags := reduced(region)) and all(flags) and post not in program.outputs and is_even(program, region):
+            return True  # the mean absolute value of a norm or a loss
+        return graph.facts[region.pre].reduced and _leads_to_root(graph, region.pre)  # of a variance
 
     def _is_loss(self, graph: Graph, region: Region) -> bool:
         """Whether a region compares a prediction with a target: an input that feeds no product, and no product follows."""
@@ -176,6 +182,25 @@ class Sites:
 def _input(leaf: Leaf, shape: tuple[int, ...]) -> Fact:
     index = frozenset({leaf.index})
     return Fact(leaves=(leaf,), roots=index, targets=index if shape else frozenset())
+
+
+def _agree(program: Program, one: Region, other: Region) -> bool:
+    """Whether two regions compute the same: a function that is called twice has two."""
+    return one.pre == other.pre and [program.ops[i].name for i in one.ops] == [program.ops[i].name for i in other.ops]
+
+
+def _leads_to_root(graph: Graph, value: int) -> bool:
+    """Whether an inverse root is among the results of a reduced value, before it meets values that are not reduced."""
+    queue, seen = [value], {value}
+    while queue:
+        for use in graph.uses.get(queue.pop(), ()):
+            op = graph.program.ops[use]
+            if op.name in INVERSE_ROOTS:
+                return True
+            onwards = [out for out in op.outs if graph.facts[out].reduced and out not in seen and op.name not in PRODUCTS]
+            seen.update(onwards)
+            queue += onwards
+    return False
 
 
 def _ahead(graph: Graph, value: int) -> set[int]:
