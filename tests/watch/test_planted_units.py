@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import watched_flax_models  # noqa: F401  registers its models
 from watched_flax_models import residual
-from watched_models import DEAD, IMAGES, MODELS, X, Planted, dense, mlp
+from watched_models import DEAD, IMAGES, MODELS, Planted, X, dense, mlp
 
 from relu_study.watch.inspection import inspect
 from relu_study.watch.models import as_function
