@@ -50,7 +50,7 @@ class Fact:
     roots: frozenset[int] = frozenset()  # indices of all inputs that it depends on
     targets: frozenset[int] = frozenset()  # indices of the inputs that it has an entry of for every example
     statistic: bool = False  # an inverse root: the scale of a normalisation
-    reduced: bool = False  # over examples or positions, as the mean of a batch: it carries features
+    reduced: bool = False  # by a sum or maximum, as a mean or norm
     parameters: tuple[Leaf, ...] = ()  # of the last product and of what follows it
     weights: tuple[Weight, ...] = ()  # the kernel of the last product and its bias
 
@@ -140,7 +140,8 @@ class Analysis:
         others = [fact for fact in ins if not fact.carries and not fact.constant]
         origin = max((fact.origin for fact in carrying if fact.origin), key=lambda origin: origin.order, default=None)
         leaves = [leaf for fact in others for leaf in fact.leaves]
-        if op.name in ("mul", "div") and len(carrying) == 1 and any(fact.statistic for fact in others):
+        scaled = op.name in ("mul", "div") and any(fact.statistic for fact in others)
+        if len(carrying) == 1 and (scaled or (op.name == "div" and ins[1].reduced and not ins[1].carries)):
             name = _layer(op, leaves, within=False)
             origin = Origin(self.order, name or (origin.name if origin else "norm"), False, bool(name))
         elif origin and not origin.final and leaves:
@@ -175,6 +176,7 @@ def _joined(ins: Sequence[Fact]) -> Fact:
         roots=_union(fact.roots for fact in ins),
         targets=_union(fact.targets for fact in ins),
         statistic=any(fact.statistic for fact in ins),
+        reduced=any(fact.reduced for fact in ins if not fact.carries),
     )
 
 
@@ -265,7 +267,7 @@ def _reshaped(program: Program, op: Op, out: int, ins: list[Fact], base: Fact) -
         return replace(base, targets=targets)
     before, after = program.shape(op.ins[source]), program.shape(out)
     gone, axis = _moved(op, ins[source].axis, before, after)
-    lost = Fact(roots=base.roots, targets=targets)
+    lost = Fact(roots=base.roots, targets=targets, reduced=op.name in REDUCTIONS)
     reduced = ins[source].reduced or op.name in REDUCTIONS
     return lost if gone else replace(ins[source], axis=axis, roots=base.roots, targets=targets, reduced=reduced)
 
@@ -290,7 +292,7 @@ def _moved(op: Op, axis: int | None, before: tuple[int, ...], after: tuple[int, 
     if op.name == "top_k":
         return axis == last, axis
     if op.name == "broadcast_in_dim":
-        return False, params["broadcast_dimensions"][axis]
+        return False, int(params["broadcast_dimensions"][axis])  # vmap makes them NumPy integers
     if op.name == "transpose":
         return False, params["permutation"].index(axis)
     if op.name == "squeeze":
@@ -313,4 +315,4 @@ def _gathered(params: dict[str, Any], axis: int, before: tuple[int, ...]) -> tup
     dropped = {*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ())}
     if axis in dropped or sizes[axis] < before[axis]:
         return True, None
-    return False, numbers.offset_dims[sum(other not in dropped for other in range(axis))]
+    return False, int(numbers.offset_dims[sum(other not in dropped for other in range(axis))])
