@@ -12,7 +12,7 @@ from typing import Any
 
 from relu_study.watch import jax_internals
 from relu_study.watch.leaves import Leaf
-from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS, REDUCTIONS
+from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SUMS
 from relu_study.watch.program import Op, Program
 
 PASSES = 5  # of a loop's body, until the facts of its carry no longer change
@@ -146,13 +146,25 @@ class Analysis:
             origin = Origin(self.order, name or (origin.name if origin else "norm"), False, bool(name))
         elif origin and not origin.final and leaves:
             origin = Origin(origin.order, leaves[0].layer, False)
-        parameters = tuple(dict.fromkeys([*(leaf for fact in carrying for leaf in fact.parameters), *leaves]))
-        weights = tuple(dict.fromkeys(weight for fact in carrying for weight in fact.weights))
+        parameters: tuple[Leaf, ...] = ()
+        weights: tuple[Weight, ...] = ()
+        if _is_affine(op, ins):  # the weights before a nonlinearity do not feed the sites after it
+            parameters = tuple(dict.fromkeys([*(leaf for fact in carrying for leaf in fact.parameters), *leaves]))
+            weights = tuple(dict.fromkeys(weight for fact in carrying for weight in fact.weights))
         if op.name == "add" and len(carrying) == 1 and origin and origin.product:
             biases = [value for value, fact in zip(op.ins, ins, strict=True) if not fact.carries and not fact.constant]
             weights += tuple(Weight(id(program), value, -1) for value in biases)
         axis = carrying[0].axis
         return Fact(True, axis, False, origin, (), base.roots, base.targets, False, reduced, parameters, weights)
+
+
+def _is_affine(op: Op, ins: list[Fact]) -> bool:
+    """Whether the result of an elementwise operation is affine in its operands with features."""
+    if op.name == "mul":
+        return sum(fact.carries for fact in ins) == 1
+    if op.name in ("div", "select_n"):  # the divisor and the predicate
+        return not ins[1 if op.name == "div" else 0].carries
+    return op.name in SUMS or op.name == "convert_element_type"
 
 
 def _outer_weights(program: Program, body: Program, ins: Sequence[int], outs: list[Fact]) -> list[Fact]:

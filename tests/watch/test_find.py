@@ -189,3 +189,13 @@ def test_a_recurrent_cell_has_a_site_for_every_gate_and_step() -> None:
     variables = module.init(KEY, TOKENS)
     found = find_sites(lambda variables, x: module.apply(variables, x), variables, TOKENS)
     assert [site.activation for site in found] == ["sigmoid", "sigmoid", "tanh"] * 5
+
+
+def test_the_parameters_of_earlier_sites_do_not_feed_a_site() -> None:
+    def net(params: Any, x: Any) -> Any:
+        h = jax.nn.relu(affine(params["a"], x))
+        h = jax.nn.relu(h + affine(params["b"], h))
+        return jax.nn.relu(affine(params["c"], h) + affine(params["d"], x))
+
+    found = find_sites(net, LAYERS, X)
+    assert [set(site.parameters) for site in found] == [{"a.w", "a.b"}, {"b.w", "b.b"}, {"c.w", "c.b", "d.w", "d.b"}]
