@@ -158,8 +158,8 @@ class _Probe:
             rows = self._units(place, found)
             units.append(rows)
             sites.append(self._site(place, found, rows))
-        frame = pd.concat(units, ignore_index=True) if units else _empty(UNITS)
-        return Inspection(frame, pd.DataFrame(sites, columns=list(SITES)) if sites else _empty(SITES))
+        frame = pd.concat(units, ignore_index=True) if units else _typed(pd.DataFrame(columns=list(UNITS)))
+        return Inspection(frame, _typed(pd.DataFrame(sites, columns=list(SITES))))
 
     def _units(self, place: Place, found: Site) -> pd.DataFrame:
         counts = self.counts[place.name]
@@ -239,8 +239,12 @@ def _masked(values: Any, measured: np.ndarray, size: int, dtype: str) -> pd.Seri
     return column.where(measured, pd.NA)
 
 
-def _empty(columns: Iterable[str]) -> pd.DataFrame:
-    return pd.DataFrame({name: [] for name in columns})
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with nullable columns of flags and floats."""
+    types = (
+        {"site": "str", "activation": "str"} | dict.fromkeys(("unit", "units", "n"), "int64") | dict.fromkeys(FLAGS, "boolean")
+    )
+    return frame.astype({name: types.get(name, "Float64") for name in frame})
 
 
 def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
