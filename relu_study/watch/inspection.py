@@ -241,10 +241,9 @@ def _masked(values: Any, measured: np.ndarray, size: int, dtype: str) -> pd.Seri
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a frame with nullable columns of flags and floats."""
-    types = (
-        {"site": "str", "activation": "str"} | dict.fromkeys(("unit", "units", "n"), "int64") | dict.fromkeys(FLAGS, "boolean")
-    )
-    return frame.astype({name: types.get(name, "Float64") for name in frame})
+    types: dict[Any, Any] = dict.fromkeys(("site", "activation"), "str") | dict.fromkeys(("unit", "units", "n"), "int64")
+    types |= dict.fromkeys(FLAGS, "boolean")
+    return frame.astype({name: types.get(name, "Float64") for name in frame.columns})
 
 
 def _batches(x: Any, y: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -18,7 +18,7 @@ X, Y = weights(100, *SHAPE), weights(101, *SHAPE)
 
 
 @given(stacks())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_every_activation_is_found_and_nothing_else(stack: Any) -> None:
     fn, params, expected = stack
     assert [(site.name, site.activation) for site in find_sites(fn, params, X, Y)] == expected
@@ -33,7 +33,7 @@ def test_every_activation_of_many_stacks_is_found(stack: Any) -> None:
 
 
 @given(stacks(largest=2))
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_outputs_and_gradients_are_those_of_the_function(stack: Any) -> None:
     agree(*stack)
 

@@ -14,6 +14,7 @@ from watched_models import IMAGES, TOKENS, X, affine, dense, mlp
 
 from relu_study.errors import UserError
 from relu_study.watch.find import find_sites
+from relu_study.watch.tap import trace
 
 PARAMS = [dense(0, 6, 8), dense(1, 8, 8), dense(2, 8, 3)]
 W = jnp.stack([dense(seed, 6, 6)["w"] for seed in range(3)])
@@ -22,7 +23,7 @@ SIGNS, LABELS = jnp.sign(Y), jnp.arange(64) % 3
 
 
 def names(fn: Callable[..., Any], *args: Any) -> list[str]:
-    return [site.name for site in find_sites(fn, *args)]
+    return [place.name for place in trace(fn, args, {}).sites.places]
 
 
 def before_a_product(norm: Callable[[Any], Any]) -> Callable[..., Any]:
