@@ -26,6 +26,11 @@ def source_line(eqn: Any) -> str:
     return ""
 
 
+def differs_by_device(aval: Any) -> bool:
+    """Whether an array inside shard_map has other values on other devices."""
+    return bool(getattr(getattr(aval, "mat", None), "varying", ()) or getattr(aval, "vma", ()))
+
+
 def scan_operands(eqn: Any) -> tuple[int, int]:
     """Return the number of constants and of carried values of a scan; its other operands are sliced."""
     if "num_consts" in eqn.params:

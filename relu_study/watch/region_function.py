@@ -17,6 +17,7 @@ from relu_study.watch.regions import Region
 
 # Odd multiples of 1/32: never on the kink of a common activation.
 GRID = np.concatenate([(2 * np.arange(-96, 96) + 1) / 32, (2 * np.arange(-64, 64) + 1) / 8]).astype(np.float32)
+CASTS = {"pvary", "pcast"}  # of types inside shard_map; they keep the value
 
 
 def function_of(program: Program, region: Region, env: Mapping[int, Any]) -> Callable[[Any], Any]:
@@ -42,6 +43,8 @@ def slope_of(phi: Callable[[Any], Any], pre: Float[Array, "*n"]) -> Float[Array,
 def on_grid(program: Program, region: Region, grid: np.ndarray = GRID) -> tuple[np.ndarray, np.ndarray] | None:
     """Return phi and its slope on a grid, or None where phi has parameters or varies over the entries of pre."""
     aval = program.avals[region.pre]
+    if jax_internals.differs_by_device(aval) and any(program.ops[index].name in CUSTOM for index in region.ops):
+        return None  # a custom derivative has the type of its result, which no value outside shard_map has
     size = int(np.prod(aval.shape))
     with jax.core.eval_context():  # also inside a trace
         env = _constants(program, region)
@@ -130,7 +133,9 @@ def _constants(program: Program, region: Region) -> dict[int, Any] | None:
         if value not in made or not all(value_of(operand) for operand in made[value].ins):
             return False
         op = made[value]
-        env.update(zip(op.outs, jax_internals.evaluate(op.eqn, [env[operand] for operand in op.ins]), strict=True))
+        operands = [env[operand] for operand in op.ins]
+        results = operands if op.name in CASTS else jax_internals.evaluate(op.eqn, operands)
+        env.update(zip(op.outs, results, strict=True))
         return True
 
     outer = {value for index in region.ops for value in program.ops[index].ins} - inside

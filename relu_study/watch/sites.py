@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from relu_study.errors import UserError
+from relu_study.watch.activation_names import UNKNOWN, activation_name
 from relu_study.watch.facts import Analysis, Fact, Weight
 from relu_study.watch.leaves import Leaf
-from relu_study.watch.primitives import INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SMOOTH
+from relu_study.watch.primitives import INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SMOOTH, SUMS
 from relu_study.watch.program import Op, Program
 from relu_study.watch.region_function import is_even
 from relu_study.watch.regions import Graph, Region, is_elementwise
@@ -64,7 +65,9 @@ class Sites:
         found = graph.regions()
         losses = {region.pre for region in found if outer and self._is_loss(graph, region)}
         self.regions[id(program)] = [
-            region for region in found if region.pre not in losses and not self._is_statistic(graph, region, found)
+            _trimmed(program, region)
+            for region in found
+            if region.pre not in losses and not self._is_statistic(graph, region, found)
         ]
         for op in program.ops:
             for body in op.bodies:
@@ -98,6 +101,8 @@ class Sites:
 
         if region.dependence == SMOOTH and any(any(reduced(other)) for other in found if _agree(program, region, other)):
             return True  # the square of a variance, the exponential of a softmax
+        if region.dependence == SMOOTH and _only_summed(graph, post):
+            return True  # a term of a divergence
         if (flags := reduced(region)) and all(flags) and post not in program.outputs and is_even(program, region):
             return True  # the mean absolute value of a norm or a loss
         return graph.facts[region.pre].reduced and _leads_to_root(graph, region.pre)  # of a variance
@@ -170,9 +175,11 @@ class Sites:
         return self.analysis.facts[id(place.program)][place.region.pre].weights
 
     def unit_axis(self, place: Place) -> int | None:
-        """Return the axis of a site's units, the last; None if the site is a single unit."""
+        """Return the axis of a site's units: the last, inside vmap too; None if the site is a single unit."""
         fact = self.analysis.facts[id(place.program)][place.region.pre]
-        return None if fact.axis is None else len(place.shape) - 1
+        if fact.axis is None or any("vmap" in scope for scope in self.graphs[id(place.program)].post_op(place.region).scopes):
+            return fact.axis  # vmap may put the examples last
+        return len(place.shape) - 1
 
     def line(self, place: Place) -> str:
         """Return the line of the user's code that applies a site's activation."""
@@ -182,6 +189,33 @@ class Sites:
 def _input(leaf: Leaf, shape: tuple[int, ...]) -> Fact:
     index = frozenset({leaf.index})
     return Fact(leaves=(leaf,), roots=index, targets=index if shape else frozenset())
+
+
+def _trimmed(program: Program, region: Region) -> Region:
+    """Return a region without the constant scale of its result, as of dropout, if a known activation remains."""
+    inside = {region.pre, *(program.ops[index].outs[0] for index in region.ops)}
+    trimmed = region
+    while activation_name(program, trimmed) == UNKNOWN:
+        *ops, last = trimmed.ops
+        op = program.ops[last]
+        sources = [value for value in op.ins if value in inside]
+        scales = op.name == "mul" or (op.name == "div" and op.ins[0] in inside)
+        if not scales or not ops or sources != [program.ops[ops[-1]].outs[0]]:
+            return region
+        trimmed = Region(region.pre, sources[0], tuple(ops), region.dependence)
+    return trimmed
+
+
+def _only_summed(graph: Graph, value: int) -> bool:
+    """Whether a value enters only sums, with constant factors, and then a reduction."""
+    uses = [graph.program.ops[use] for use in graph.uses.get(value, ())]
+    if not uses or value in graph.program.outputs:
+        return False
+    scales = [op.name == "mul" and any(graph.facts[v].constant for v in op.ins) for op in uses]
+    return all(
+        op.name in REDUCTIONS or ((op.name in SUMS or scale) and _only_summed(graph, op.outs[0]))
+        for op, scale in zip(uses, scales, strict=True)
+    )
 
 
 def _agree(program: Program, one: Region, other: Region) -> bool:

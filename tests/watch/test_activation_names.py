@@ -53,7 +53,8 @@ def named(phi: Callable[..., Any], *parameters: Any) -> list[str]:
         (lambda z: jnp.logaddexp(z, 0.0), "softplus"),
         (lambda z: jax.nn.relu(z) + jnp.minimum(0.0, 0.2 * z), "leaky_relu(0.2)"),
         (lambda z: jnp.maximum(z, 0.001), "elementwise"),
-        (lambda z: jax.nn.gelu(z) * 1.01, "elementwise"),
+        (lambda z: jax.nn.gelu(1.01 * z), "elementwise"),
+        (lambda z: jax.nn.gelu(z) * 1.01, "gelu"),
     ],
 )
 def test_spellings_of_one_activation_share_a_name(phi: Callable[[Any], Any], expected: str) -> None:

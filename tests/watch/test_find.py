@@ -199,3 +199,34 @@ def test_the_parameters_of_earlier_sites_do_not_feed_a_site() -> None:
 
     found = find_sites(net, LAYERS, X)
     assert [set(site.parameters) for site in found] == [{"a.w", "a.b"}, {"b.w", "b.b"}, {"c.w", "c.b", "d.w", "d.b"}]
+
+
+@pytest.mark.parametrize("phi", [nnx.relu, nnx.hard_sigmoid, nnx.selu])
+def test_dropout_in_training_mode_changes_no_name(phi: Any) -> None:
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dense, self.drop, self.out = (
+                nnx.Linear(6, 8, rngs=rngs),
+                nnx.Dropout(0.3, rngs=rngs),
+                nnx.Linear(8, 2, rngs=rngs),
+            )
+
+        def __call__(self, x: Any) -> Any:
+            return self.out(self.drop(phi(self.dense(x))))
+
+    graph, state = nnx.split(Net(nnx.Rngs(0)))
+    (site,) = find_sites(lambda state, x: nnx.merge(graph, state)(x), state, X)
+    assert (site.name, site.activation) == ("dense", phi.__name__)
+
+
+def test_a_constant_scale_is_no_part_of_a_known_activation() -> None:
+    assert [site.activation for site in find_sites(lambda w, x: 2 * jnp.tanh(x @ w) / 3, jnp.ones((6, 4)), X)] == ["tanh"]
+
+
+def test_units_of_a_model_under_vmap_are_on_its_own_last_axis() -> None:
+    def net(params: Any, x: Any) -> Any:
+        return params["out"] @ jax.nn.relu(params["layer"] @ x)
+
+    params = {"layer": jnp.ones((5, 6)), "out": jnp.ones((2, 5))}
+    (site,) = find_sites(lambda params, x: jax.vmap(net, (None, 0))(params, x), params, X)
+    assert (site.name, site.units) == ("layer", 5)

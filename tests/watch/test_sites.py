@@ -259,3 +259,14 @@ def test_parameters_may_be_constants_of_a_closure() -> None:
 
     found = find_sites(net, X)
     assert [(site.name, site.units) for site in found] == [("dense", 8), ("dense.2", 8), ("dense.3", 8), ("dense.4", 8)]
+
+
+def test_a_divergence_in_the_loss_has_no_sites() -> None:
+    def loss(w: Any, x: Any, noise: Any) -> Any:
+        mean, log_variance = x @ w["mean"], x @ w["log_variance"]
+        decoded = jax.nn.relu((mean + jnp.exp(0.5 * log_variance) * noise) @ w["up"]) @ w["down"]
+        return jnp.mean((decoded - x) ** 2) - 0.5 * jnp.mean(1 + log_variance - mean**2 - jnp.exp(log_variance))
+
+    w = dict(zip(("mean", "log_variance", "up"), W, strict=True)) | {"down": W[0]}
+    found = [(site.name, site.activation) for site in find_sites(loss, w, X, X)]
+    assert found == [("log_variance", "elementwise"), ("up", "relu")]  # exp(z / 2) is the activation of the scale
