@@ -217,8 +217,11 @@ def _kernel(op: Op, ins: list[Fact]) -> int | None:
         return None
     if op.name == "conv_general_dilated" or not all(ins[index].leaves for index in candidates):
         return candidates[-1]
-    # In a first layer neither carries features: prefer a leaf inside an argument, then the first argument, then the right side.
-    return max(candidates, key=lambda index: (not ins[index].leaves[0].bare, -ins[index].leaves[0].argument, index))
+    # In a first layer neither carries features. A leaf inside an argument counts, and the earlier argument; then the right side.
+    leaves = {index: ins[index].leaves[0] for index in candidates}
+    first = min(leaf.argument for leaf in leaves.values())
+    later = max(leaf.argument for leaf in leaves.values())
+    return max(candidates, key=lambda index: ((not leaves[index].bare) + (leaves[index].argument == first != later), index))
 
 
 def _layer(op: Op, leaves: Sequence[Leaf], within: bool = True) -> str:

@@ -69,6 +69,15 @@ def is_even(program: Program, region: Region) -> bool:
     return bool(np.allclose(right, left, rtol=1e-5, atol=1e-6))
 
 
+def is_identity(program: Program, region: Region) -> bool:
+    """Whether phi only replaces values far from 0, infinite or NaN, as nan_to_num does."""
+    guards = {"ne", "eq", "is_finite", "clamp", "max", "min"}
+    if not guards & {program.ops[index].name for index in region.ops}:
+        return False
+    found = on_grid(program, region)
+    return found is not None and bool(np.all(found[0] == GRID))
+
+
 def max_slope(program: Program, region: Region) -> float | None:
     """Return the maximum of abs(phi') on a grid of pre from -8 to 8 in steps of 1/256; None where phi has parameters."""
     found = on_grid(program, region, np.arange(-2048, 2049, dtype=np.float32) / 256)

@@ -11,7 +11,7 @@ from relu_study.watch.facts import Analysis, Fact, Weight
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SMOOTH, SUMS
 from relu_study.watch.program import Op, Program
-from relu_study.watch.region_function import is_even
+from relu_study.watch.region_function import is_even, is_identity
 from relu_study.watch.regions import Graph, Region, is_elementwise
 
 LOOPS = {"scan"}
@@ -67,7 +67,7 @@ class Sites:
         self.regions[id(program)] = [
             _trimmed(program, region)
             for region in found
-            if region.pre not in losses and not self._is_statistic(graph, region, found)
+            if region.pre not in losses and not self._is_statistic(graph, region, found) and not is_identity(program, region)
         ]
         for op in program.ops:
             for body in op.bodies:
@@ -195,15 +195,15 @@ def _trimmed(program: Program, region: Region) -> Region:
     """Return a region without the constant scale of its result, as of dropout, if a known activation remains."""
     inside = {region.pre, *(program.ops[index].outs[0] for index in region.ops)}
     trimmed = region
-    while activation_name(program, trimmed) == UNKNOWN:
+    while len(trimmed.ops) > 1:
         *ops, last = trimmed.ops
         op = program.ops[last]
         sources = [value for value in op.ins if value in inside]
         scales = op.name == "mul" or (op.name == "div" and op.ins[0] in inside)
-        if not scales or not ops or sources != [program.ops[ops[-1]].outs[0]]:
-            return region
+        if not scales or sources != [program.ops[ops[-1]].outs[0]] or activation_name(program, trimmed) != UNKNOWN:
+            break
         trimmed = Region(region.pre, sources[0], tuple(ops), region.dependence)
-    return trimmed
+    return region if trimmed is region or activation_name(program, trimmed) == UNKNOWN else trimmed
 
 
 def _only_summed(graph: Graph, value: int) -> bool:

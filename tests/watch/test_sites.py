@@ -270,3 +270,16 @@ def test_a_divergence_in_the_loss_has_no_sites() -> None:
     w = dict(zip(("mean", "log_variance", "up"), W, strict=True)) | {"down": W[0]}
     found = [(site.name, site.activation) for site in find_sites(loss, w, X, X)]
     assert found == [("log_variance", "elementwise"), ("up", "relu")]  # exp(z / 2) is the activation of the scale
+
+
+@pytest.mark.parametrize("guard", [jnp.nan_to_num, lambda z: jnp.clip(z, -1e4, 1e4)])
+def test_a_guard_against_infinities_is_no_site(guard: Callable[[Any], Any]) -> None:
+    assert names(lambda w, x: guard(x @ w[0]) @ w[1], W, X) == []
+
+
+def test_a_batch_may_be_a_dictionary() -> None:
+    def loss(w: Any, batch: Any) -> Any:
+        return (jnp.abs(jax.nn.relu(batch["x"] @ w[0]) @ w[1] - batch["y"]) * batch["mask"]).mean()
+
+    (site,) = find_sites(loss, W, {"x": X[:, :6], "y": X, "mask": jnp.ones((64, 1))})
+    assert (site.name, site.units) == ("w", 6)
