@@ -18,7 +18,7 @@ X, Y = weights(100, *SHAPE), weights(101, *SHAPE)
 
 
 @given(stacks())
-@settings(max_examples=15)
+@settings(max_examples=12)
 def test_every_activation_is_found_and_nothing_else(stack: Any) -> None:
     fn, params, expected = stack
     assert [(site.name, site.activation) for site in find_sites(fn, params, X, Y)] == expected
@@ -26,7 +26,7 @@ def test_every_activation_is_found_and_nothing_else(stack: Any) -> None:
 
 @pytest.mark.slow
 @given(stacks(largest=6))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_every_activation_of_many_stacks_is_found(stack: Any) -> None:
     fn, params, expected = stack
     assert [(site.name, site.activation) for site in find_sites(fn, params, X, Y)] == expected
@@ -40,7 +40,7 @@ def test_outputs_and_gradients_are_those_of_the_function(stack: Any) -> None:
 
 @pytest.mark.slow
 @given(stacks())
-@settings(max_examples=100)
+@settings(max_examples=30)
 def test_outputs_and_gradients_of_many_stacks_are_those_of_the_function(stack: Any) -> None:
     agree(*stack)
 
