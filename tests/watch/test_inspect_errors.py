@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "more batches of x": (lambda: inspect(MODEL, [ROWS, ROWS], y=[Y], loss=mse), "y has 1 batches, and x has more"),
     "more batches of y": (lambda: inspect(MODEL, [ROWS], y=[Y, Y], loss=mse), "y has more batches"),
     "fewer targets": (lambda: inspect(MODEL, ROWS, y=Y[:2], loss=mse), "y has 2 rows, but x has 5 in batch 0"),
-    "an unknown site": (lambda: inspect(MODEL, ROWS, unit_axis={"hiden": 0}), "did you mean hidden"),
+    "an unknown site": (lambda: inspect(MODEL, ROWS, unit_axis={"hiden": 0}), "Did you mean hidden"),
     "an unknown axis": (lambda: inspect(MODEL, ROWS, unit_axis={"hidden": 2}), r"\(5, 3\) and no axis 2"),
 }
 

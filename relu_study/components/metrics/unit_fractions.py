@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.snapshot import SiteView
@@ -83,7 +83,7 @@ def is_nearly_dead(active: Int[Any, "U"], entries: int) -> Bool[Any, "U"]:
     return (active > 0) & (NEARLY * active < entries)
 
 
-def is_saturated(largest: Float[Any, "U"], max_slope: Float[Any, ""]) -> Bool[Any, "U"]:
+def is_saturated(largest: Float[Any, "U"], max_slope: Real[Any, ""]) -> Bool[Any, "U"]:
     """Return whether units are saturated, from their largest abs slope and the activation's."""
     return largest < SATURATED * max_slope
 
