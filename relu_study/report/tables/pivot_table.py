@@ -260,7 +260,7 @@ def _note_texts(grid: Grid) -> NoteTexts:
         seeds="",
         epoch="After the last epoch." if request.epoch is None else f"After epoch {request.epoch:g}.",
         directions=tuple(f"{end.capitalize()} is better: {', '.join(titles)}." for end, titles in ends.items() if titles),
-        untested="Nothing is compared: the runs at this epoch are not here." if no_values else "",
+        no_values="Nothing is compared: the runs at this epoch are not here." if no_values else "",
         end=(
             f"Held fixed: {', '.join(fixed_texts)}." if fixed_texts else "",
             f"Runs with {' and '.join(request.where)}." if request.where else "",

@@ -52,12 +52,13 @@ class TableLayout:
 
 @dataclass(frozen=True)
 class NoteTexts:
-    """The parts of a note that only one kind of table has, in their order. `untested` needs other marks, or no values."""
+    """The parts of a note that only one kind of table has, in their order. `untested` needs marks that explain a test."""
 
     seeds: str  # after the number of seeds
     epoch: str
     directions: tuple[str, ...] = ()
     untested: str = ""
+    no_values: str = ""
     end: tuple[str, ...] = ()
 
 
@@ -109,7 +110,8 @@ def _note(layout: TableLayout, texts: NoteTexts, marks: Marks) -> str:
         *texts.directions,
         f"Fractions on N = {sizes} probe examples." if sizes and any(map(is_share, metrics)) else "",
         *rest,
-        texts.untested if rest or all(entry.values is None for entry in entries) else "",
+        texts.untested if rest else "",
+        texts.no_values,
         "†: the baseline." if layout.baseline else "",
         *texts.end,
     ]

@@ -96,6 +96,13 @@ def test_no_direction_and_all_equal_mean_no_bold(manifest: StudyManifest, found:
     assert "**" not in text.split("\n", 1)[1] and "Bold" not in text
 
 
+def test_a_table_without_a_value_says_nothing_of_tests(manifest: StudyManifest, found: dict[str, pd.DataFrame]) -> None:
+    for metrics, tested in ((("val_loss@0", "val_loss"), True), (("val_loss@77",), False)):
+        table = replace(manifest.declaration.tables[0], metrics=metrics, baseline=None)
+        text = tables(changed(manifest, tables=(table,)), found["runs"], found["summary"])["initialisers"]["md"]
+        assert ("Columns at an epoch of their own are not tested." in text) == tested
+
+
 def test_csv_tables_have_separate_means_and_intervals(made: dict[str, dict[str, str]], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(made["initialisers"]["csv"])
     frame = pd.read_csv(tmp_path / "t.csv").set_index(["target", "arm"])
