@@ -10,12 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax.numpy as jnp
+
 from relu_study.watch import jax_internals
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SUMS
 from relu_study.watch.program import Op, Program
 
 PASSES = 5  # of a loop's body, until the facts of its carry no longer change
+RANDOM = ("random_", "threefry", "rng_")
 FALLBACKS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 
 
@@ -60,6 +63,7 @@ class Analysis:
     """Facts of a program and of its bodies, by `id(program)`."""
 
     facts: dict[int, list[Fact]] = field(default_factory=dict)
+    trained: frozenset[int] = frozenset()  # indices of the inputs that are parameters
     fed: set[int] = field(default_factory=set)  # indices of the inputs that reach an operand of a product
     order: int = 0
 
@@ -74,7 +78,7 @@ class Analysis:
         for op in program.ops:
             self.order += 1
             for value, fact in zip(op.outs, self._outs(program, op, [facts[value] for value in op.ins]), strict=True):
-                floating = program.is_floating(value)
+                floating = program.is_floating(value, jnp.inexact)
                 facts[value] = fact if floating or not fact.carries else replace(fact, carries=False, origin=None)
         return [facts[value] for value in program.outputs]
 
@@ -93,8 +97,8 @@ class Analysis:
         if op.bodies and all(len(body.inputs) == len(ins) and len(body.outputs) == len(op.outs) for body in op.bodies):
             outs, *_ = [self.run(body, ins) for body in op.bodies]
             return _outer_weights(program, op.bodies[0], op.ins, outs)
-        if base.constant:
-            return [base] * len(op.outs)
+        if base.constant:  # random numbers are none: the mask of a dropout is no part of an activation
+            return [replace(base, constant=not op.name.startswith(RANDOM))] * len(op.outs)
         if op.name in PRODUCTS:
             self.fed |= base.roots
             return [self._product(program, op, ins, base)] * len(op.outs)
@@ -119,16 +123,25 @@ class Analysis:
         return outs
 
     def _product(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
-        kernel = _kernel(op, ins)
-        name = _layer(op, ins[kernel].leaves if kernel is not None else ())
+        kernel = self._computed_kernel(ins)
+        leaves: tuple[Leaf, ...] = ()
+        if kernel is not None:
+            leaves = ins[kernel].parameters[::-1]  # of w + a @ b, that of w is the last
+        elif (kernel := _kernel(op, ins)) is not None:
+            leaves = ins[kernel].leaves
+        name = _layer(op, leaves)
         origin = Origin(self.order, name or _inherited(ins) or FALLBACKS.get(op.name, "product"))
         carries, axis = _feature_axis(program, op, ins, kernel)
         carries &= program.shape(op.outs[0]) != ()
         if not carries:
             return Fact(roots=base.roots)
-        parameters = ins[kernel].leaves if kernel is not None else ()
         weights = () if kernel is None else _weights(program, op, kernel)
-        return Fact(True, axis, origin=origin, roots=base.roots, parameters=parameters, weights=weights)
+        return Fact(True, axis, origin=origin, roots=base.roots, parameters=leaves, weights=weights)
+
+    def _computed_kernel(self, ins: list[Fact]) -> int | None:
+        """Return which operand is a kernel with a product of parameters in it, as w + a @ b. None: neither, or both."""
+        made = [i for i, fact in enumerate(ins[:2]) if fact.carries and fact.parameters and fact.roots <= self.trained]
+        return made[0] if len(made) == 1 and not ins[1 - made[0]].roots <= self.trained else None
 
     def _elementwise(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
         shape = program.shape(op.outs[0])

@@ -62,10 +62,10 @@ class Program:
         """Return the shape of a value; () for a value that is no array."""
         return tuple(getattr(self.avals[value], "shape", ()))
 
-    def is_floating(self, value: int) -> bool:
-        """Whether a value is an array of floats."""
+    def is_floating(self, value: int, kind: Any = jnp.floating) -> bool:
+        """Whether a value is an array of floats; with kind=jnp.inexact, of complex numbers too."""
         dtype = getattr(self.avals[value], "dtype", None)
-        return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
+        return dtype is not None and bool(jnp.issubdtype(dtype, kind))
 
     def makers(self) -> dict[int, int]:
         """Return the index of the op that computes each value."""

@@ -10,6 +10,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from relu_study.watch.facts import Fact
 from relu_study.watch.primitives import AFFINE, CONSTANT, ELEMENTWISE, STEP, Dependence, dependence
 from relu_study.watch.program import CUSTOM, Op, Program
@@ -58,7 +60,7 @@ class Graph:
         return self.program.ops[self.makers[region.post]]
 
     def _starts(self, value: int) -> bool:
-        return self.facts[value].carries and self.program.shape(value) != ()
+        return self.facts[value].carries and self.program.shape(value) != () and self.program.is_floating(value)
 
     def _grown(self, start: int) -> tuple[list[int], set[int]]:
         """Return the operations, in program order, whose only operand with features is `start` or a result of them."""
@@ -82,6 +84,8 @@ class Graph:
     def _belongs(self, op: Op, inside: set[int], shape: tuple[int, ...]) -> bool:
         if len(op.outs) != 1 or self.program.shape(op.outs[0]) != shape:
             return False
+        if self.program.is_floating(op.outs[0], jnp.complexfloating):
+            return False
         for value in op.ins:
             if value not in inside and (self.facts[value].carries or not _broadcasts(self.program.shape(value), shape)):
                 return False
@@ -99,7 +103,7 @@ class Graph:
     def _cut(self, start: int, post: int, ops: list[int]) -> list[Region]:
         """Return the nonlinear regions of the way from `start` to `post`."""
         way = self._way(post, ops)
-        members = set(ops)
+        members = set(way)
         regions, pre, run = [], start, list[int]()
         for segment, end in self._segments(start, post, way):
             if self._shifts(segment):
@@ -205,4 +209,8 @@ def _body_dependence(body: Program, of: Sequence[Dependence]) -> Dependence | No
 
 def is_elementwise(op: Op, program: Program) -> bool:
     """Whether a call with a custom derivative is elementwise: it then counts as one operation."""
-    return op.name in CUSTOM and op_dependence(op, [AFFINE] * len(op.ins), program) is not None
+    if op.name not in CUSTOM:
+        return False
+    shape = program.shape(op.outs[0])  # operands of other shapes are parameters, as the slope of a leaky ReLU
+    of = [AFFINE if program.shape(value) == shape else CONSTANT for value in op.ins]
+    return op_dependence(op, of, program) not in (None, CONSTANT)

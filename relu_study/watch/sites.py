@@ -10,7 +10,7 @@ from relu_study.watch.activation_names import UNKNOWN, activation_name
 from relu_study.watch.facts import Analysis, Fact, Weight
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SMOOTH, SUMS
-from relu_study.watch.program import Op, Program
+from relu_study.watch.program import CUSTOM, Op, Program
 from relu_study.watch.region_function import is_even, is_identity
 from relu_study.watch.regions import Graph, Region, is_elementwise
 
@@ -43,7 +43,7 @@ class Sites:
     def __init__(self, program: Program, leaves: Sequence[Leaf]):
         self.program = program
         self.leaves = leaves
-        self.analysis = Analysis()
+        self.analysis = Analysis(trained=frozenset(leaf.index for leaf in leaves if leaf.argument == leaves[0].argument))
         facts = [_input(leaf, program.shape(value)) for leaf, value in zip(leaves, program.inputs, strict=True)]
         self.analysis.run(program, facts)
         # The first argument holds the parameters, by convention; a later array that feeds no product is a target or a mask.
@@ -75,7 +75,9 @@ class Sites:
             if is_elementwise(op, program):
                 self.regions |= {id(body): [] for body in op.bodies}
             elif op.name not in LOOPS | BRANCHES and self.has(op):
-                raise self._refused(op)
+                if not (outer and op.name in CUSTOM and self._is_loss_call(graph, op)):
+                    raise self._refused(op)
+                self._emptied(op)
 
     def _refused(self, op: Op) -> UserError:
         region, program = next(self._inside(op))
@@ -123,6 +125,23 @@ class Sites:
         if any(facts[value].carries for value in program.outputs if value == region.post or graph.makers.get(value) in ahead):
             return False
         return bool(met := self._first_met(graph, region.post)) and met <= {"mul", "select_n"}
+
+    def _is_loss_call(self, graph: Graph, op: Op) -> bool:
+        """Whether a custom derivative without a product is part of a loss: no layer follows it, and no output has features."""
+        if any(inner.name in PRODUCTS for body in op.bodies for inner in body.ops):
+            return False
+        ahead = {index for value in op.outs for index in _ahead(graph, value)}
+        products = [ahead_op for ahead_op in map(graph.program.ops.__getitem__, ahead) if ahead_op.name in PRODUCTS]
+        if any(graph.facts[value].carries for product in products for value in product.outs):
+            return False
+        ends = [value for value in graph.program.outputs if value in op.outs or graph.makers.get(value) in ahead]
+        return not any(graph.facts[value].carries for value in ends)
+
+    def _emptied(self, op: Op) -> None:
+        for body in op.bodies:
+            self.regions[id(body)] = []
+            for inner in body.ops:
+                self._emptied(inner)
 
     def _first_met(self, graph: Graph, post: int) -> set[str]:
         """Return the operations by which a value first meets a target, or a reduction, on each way onwards."""
@@ -192,8 +211,10 @@ def _input(leaf: Leaf, shape: tuple[int, ...]) -> Fact:
 
 
 def _trimmed(program: Program, region: Region) -> Region:
-    """Return a region without the constant scale of its result, as of dropout, if a known activation remains."""
+    """Return a region without a final stop_gradient, and without a constant scale, as of dropout, of a known activation."""
     inside = {region.pre, *(program.ops[index].outs[0] for index in region.ops)}
+    while len(region.ops) > 1 and program.ops[region.ops[-1]].name == "stop_gradient":  # its slope would be 0
+        region = Region(region.pre, program.ops[region.ops[-1]].ins[0], region.ops[:-1], region.dependence)
     trimmed = region
     while len(trimmed.ops) > 1:
         *ops, last = trimmed.ops

@@ -1,0 +1,129 @@
+"""Models beyond plain layers: low-rank updates, complex numbers, random masks, norms of activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from relu_study import find_sites, inspect, tap
+
+
+def normal(seed: int, *shape: int) -> Any:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+X = normal(0, 6, 8)
+
+
+def sites(fn: Any, *args: Any) -> list[tuple[str, str]]:
+    return [(site.name, site.activation) for site in find_sites(fn, *args)]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_low_rank_update_of_a_kernel_is_part_of_it(hidden: bool) -> None:
+    params = {"w": normal(1, 8, 16), "a": normal(2, 8, 2), "b": normal(3, 2, 16), "in": normal(4, 8, 8)}
+    params["w"] = params["w"].at[:, 3].set(0)
+    params["b"] = params["b"].at[:, 3].set(0)  # the gradient of the kernel's column is not 0, that of relu at 0 is
+
+    def model(params: Any, x: Any) -> Any:
+        x = jnp.tanh(x @ params["in"]) if hidden else x
+        return jax.nn.relu(x @ (params["w"] + 0.5 * (params["a"] @ params["b"])))
+
+    assert sites(model, params, X)[-1] == ("w", "relu")
+    found = inspect((model, params), X, y=jnp.zeros((6, 16)), loss=lambda out, y: jnp.mean(jnp.square(out - y)))
+
+    def shifted(shift: Any) -> Any:
+        moved = params | {"w": params["w"] + shift}
+        return jnp.mean(jnp.square(model(moved, X)))
+
+    kernel = jax.grad(shifted)(jnp.zeros((8, 16)))
+    np.testing.assert_allclose(float(found.sites.grad_norm.iloc[-1]), jnp.linalg.norm(kernel), rtol=1e-5)
+    units = found.units[found.units.site == "w"]
+    assert list(units.unit[units.dead & units.zero_gradient]) == [3]
+
+
+def test_learned_tokens_are_no_kernel() -> None:
+    params = {"tokens": normal(1, 4, 8), "w": normal(2, 8, 16)}
+    assert sites(lambda p, x: jax.nn.relu(p["tokens"] @ p["w"]).sum(0) + x @ p["w"], params, X) == [("w", "relu")]
+
+
+@pytest.mark.parametrize("name", ["crelu", "modrelu", "fourier"])
+def test_real_activations_of_complex_products(name: str) -> None:
+    params = {"w": normal(1, 8, 16) + 1j * normal(2, 8, 16), "b": normal(3, 16)}
+
+    def crelu(z: Any) -> Any:
+        return jax.nn.relu(z.real) + 1j * jax.nn.relu(z.imag)
+
+    def modrelu(z: Any) -> Any:
+        return jax.nn.relu(jnp.abs(z) + params["b"]) * z / jnp.abs(z)
+
+    def fourier(z: Any) -> Any:
+        return jax.nn.relu(jnp.fft.irfft(2 * jnp.fft.rfft(z.real, axis=-1), axis=-1))
+
+    phi = {"crelu": crelu, "modrelu": modrelu, "fourier": fourier}[name]
+    expected = [("w", "relu"), ("w.2", "relu")][: 1 + (name == "crelu")]
+
+    def model(params: Any, x: Any) -> Any:
+        return phi(x @ params["w"])
+
+    assert sites(model, params, X) == expected
+    np.testing.assert_allclose(tap(model)(params, X)[0], model(params, X), rtol=1e-6)
+
+
+def test_a_random_mask_is_no_part_of_an_activation() -> None:
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.relu(nn.Dense(16)(x))
+            return nn.Dense(1)(nn.Dropout(0.5, deterministic=False)(x))
+
+    key = jax.random.key(1)  # inside the function it is a constant
+    variables = Net().init({"params": key, "dropout": key}, X)
+    found = inspect((Net(), variables), X, rngs={"dropout": key})
+    pre = X @ variables["params"]["Dense_0"]["kernel"]
+    assert list(found.sites.activation) == ["relu"]
+    np.testing.assert_allclose(found.units.firing_rate.astype(float), np.mean(pre > 0, axis=0), rtol=1e-6)
+
+
+def test_the_norm_of_an_activation_is_no_site() -> None:
+    def model(params: Any, x: Any) -> Any:
+        hidden = jax.nn.relu(x @ params["w"])
+        return hidden / jnp.linalg.norm(hidden, axis=-1, keepdims=True)
+
+    assert sites(model, {"w": normal(1, 8, 16)}, X) == [("w", "relu")]
+
+
+def test_a_loss_with_a_custom_derivative_is_not_refused() -> None:
+    def loss(params: Any, x: Any, labels: Any) -> Any:
+        return optax.losses.multiclass_sparsemax_loss(jax.nn.relu(x @ params["w"]) @ params["v"], labels).mean()
+
+    assert sites(loss, {"w": normal(1, 8, 16), "v": normal(2, 16, 8)}, X, jnp.arange(6)) == [("w", "relu")]
+
+
+def test_a_custom_derivative_with_a_parameter_is_one_site() -> None:
+    @jax.custom_jvp
+    def leaky(z: Any, slope: Any) -> Any:
+        return jnp.where(z > 0, z, slope * z)
+
+    leaky.defjvp(lambda primals, tangents: (leaky(*primals), jnp.where(primals[0] > 0, 1.0, primals[1]) * tangents[0]))
+    assert sites(lambda p, x: leaky(x @ p["w"], 0.2), {"w": normal(1, 8, 16)}, X) == [("w", "leaky_relu(0.2)")]
+    learned = {"w": normal(1, 8, 16), "slope": jnp.float32(0.2)}
+    assert sites(lambda p, x: leaky(x @ p["w"], p["slope"]), learned, X) == [("w", "elementwise")]
+
+
+def test_an_activation_below_stop_gradient_keeps_its_slope() -> None:
+    params = {"w": normal(1, 8, 16).at[:, 5].set(0), "v": normal(2, 16, 2)}
+
+    def model(params: Any, x: Any) -> Any:
+        return jax.lax.stop_gradient(jax.nn.relu(x @ params["w"])) @ params["v"]
+
+    assert sites(model, params, X) == [("w", "relu")]
+    found = inspect((model, params), X)
+    pre = np.asarray(X @ params["w"])
+    np.testing.assert_allclose(found.units.firing_rate.astype(float), np.mean(pre > 0, axis=0), rtol=1e-6)
