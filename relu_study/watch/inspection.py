@@ -118,7 +118,7 @@ class _Probe:
             check_axes(self.sites, self.unit_axis)
             self.found = listed(self.sites, self.unit_axis)
             self.counts = {place.name: UnitCounts() for place in self.sites.places}
-        examples = int(jnp.shape(jax.tree.leaves(inputs)[0])[0])
+        examples = _rows(inputs, 0)
         counts, grads = jax.device_get(self.measure(self.model.params, self.model.state, inputs, targets))
         for name, batch in counts.items():
             self.counts[name].add(batch, examples)
@@ -277,11 +277,15 @@ def _pairs(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _rows(inputs: tuple[Any, ...], number: int) -> int:
-    """Return the number of examples: the first axis of the first array."""
-    leaves = jax.tree.leaves(inputs)
-    if not leaves or not jnp.ndim(leaves[0]):
+    rows = _first_axis(inputs)
+    if rows is None:
         raise UserError(f"batch {number} of x has no axis of examples. Pass arrays with the examples on their first axis.")
-    return len(leaves[0])
+    return rows
+
+
+def _first_axis(inputs: Any) -> int | None:
+    """Return the number of examples: the first axis of the first array with axes, after scalars and keys."""
+    return next((len(leaf) for leaf in jax.tree.leaves(inputs) if jnp.ndim(leaf)), None)
 
 
 def _cut(rows: int, part: slice) -> Callable[[Any], Any]:
