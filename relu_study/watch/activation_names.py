@@ -84,13 +84,14 @@ def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Callable[[Any],
     """Return the activations of one parameter, with the parameter that the values suggest."""
     lowest = int(np.argmin(GRID))
     leak, floor = float(values[lowest] / GRID[lowest]), float(-values[lowest])
+    is_floor = 1e-6 < floor < -float(GRID[lowest])  # cubes and exponentials have none
     scale = floor
-    for _ in range(50):  # -floor = scale * expm1(z / scale) at the lowest z
+    for _ in range(50 if is_floor else 0):  # -floor = scale * expm1(z / scale) at the lowest z
         scale = -floor / float(np.expm1(GRID[lowest] / max(scale, 1e-6)))
     fitted: dict[str, Callable[[Any], Any]] = {}
     if abs(leak) > 1e-6:
         fitted[f"leaky_relu({leak:.4g})"] = lambda z: jnp.where(z > 0, z, leak * z)
-    if floor > 1e-6:
+    if is_floor:
         name = "elu" if abs(floor - 1) < 1e-4 else f"elu({floor:.4g})"
         fitted[name] = lambda z: jax.nn.elu(z, floor)
         fitted[f"celu({scale:.4g})"] = lambda z: jax.nn.celu(z, scale)

@@ -127,3 +127,15 @@ def test_an_activation_below_stop_gradient_keeps_its_slope() -> None:
     found = inspect((model, params), X)
     pre = np.asarray(X @ params["w"])
     np.testing.assert_allclose(found.units.firing_rate.astype(float), np.mean(pre > 0, axis=0), rtol=1e-6)
+
+
+def test_a_scalar_may_come_before_the_examples() -> None:
+    params = {"w": normal(1, 8, 16)}
+    found = inspect((lambda p, time, x: jax.nn.relu(time * x @ p["w"]), params), (0.5, X))
+    assert found.sites.n.tolist() == [6]
+
+
+@pytest.mark.parametrize("power", [3, 5])
+def test_an_activation_without_a_lower_bound_has_no_fitted_name(power: int) -> None:
+    assert sites(lambda p, x: (x @ p["w"]) ** power, {"w": normal(1, 8, 16)}, X) == [("w", "elementwise")]
+    assert sites(lambda p, x: -jnp.exp(-(x @ p["w"]) * power), {"w": normal(1, 8, 16)}, X) == [("w", "elementwise")]
