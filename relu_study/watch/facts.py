@@ -97,6 +97,8 @@ class Analysis:
         if op.bodies and all(len(body.inputs) == len(ins) and len(body.outputs) == len(op.outs) for body in op.bodies):
             outs, *_ = [self.run(body, ins) for body in op.bodies]
             return _outer_weights(program, op.bodies[0], op.ins, outs)
+        for body in op.bodies:  # of a linear solve: its operands are those of several bodies
+            self.run(body, [Fact(roots=base.roots)] * len(body.inputs))
         if base.constant:  # random numbers are none: the mask of a dropout is no part of an activation
             return [replace(base, constant=not op.name.startswith(RANDOM))] * len(op.outs)
         if op.name in PRODUCTS:

@@ -139,3 +139,13 @@ def test_a_scalar_may_come_before_the_examples() -> None:
 def test_an_activation_without_a_lower_bound_has_no_fitted_name(power: int) -> None:
     assert sites(lambda p, x: (x @ p["w"]) ** power, {"w": normal(1, 8, 16)}, X) == [("w", "elementwise")]
     assert sites(lambda p, x: -jnp.exp(-(x @ p["w"]) * power), {"w": normal(1, 8, 16)}, X) == [("w", "elementwise")]
+
+
+def test_a_kernel_from_a_linear_solve() -> None:
+    def model(params: Any, x: Any) -> Any:
+        skew = params["w"] - params["w"].T
+        return jax.nn.relu(x @ jnp.linalg.solve(jnp.eye(8) + skew, jnp.eye(8) - skew))
+
+    params = {"w": normal(1, 8, 8)}
+    assert [activation for _, activation in sites(model, params, X)] == ["relu"]
+    np.testing.assert_allclose(tap(model)(params, X)[0], model(params, X), rtol=1e-5, atol=1e-6)
