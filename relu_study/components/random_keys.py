@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Literal
 
+from relu_study.components.jaxprs import scan_operands
+
 # Primitives that draw random numbers, each with its number of leading operands that are its key.
 DRAWS = {"random_bits": 1, "random_gamma": 1, "rng_bit_generator": 1, "rng_uniform": 0, "threefry2x32": 4}
 
@@ -87,7 +89,7 @@ def _through(eqn: Any, given: list[bool]) -> Reached:
     """The same as `_dependence`, for one equation."""
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        return _loop(params["jaxpr"].jaxpr, given, params["num_consts"], params["num_carry"])
+        return _loop(params["jaxpr"].jaxpr, given, *scan_operands(eqn))
     if name == "while":
         return _while(params, given)
     if name == "select_n":

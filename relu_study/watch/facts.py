@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from relu_study.watch import jax_internals
+from relu_study.components.jaxprs import scan_operands
 from relu_study.watch.leaves import Leaf
 from relu_study.watch.primitives import ELEMENTWISE, INVERSE_ROOTS, PRODUCTS, REDUCTIONS, SUMS
 from relu_study.watch.program import Op, Program
@@ -109,7 +109,7 @@ class Analysis:
         return [_reshaped(program, op, value, ins, base) for value in op.outs]
 
     def _scan(self, op: Op, ins: list[Fact]) -> list[Fact]:
-        n, m = jax_internals.scan_operands(op.eqn)
+        n, m = scan_operands(op.eqn)
         sliced = [replace(fact, axis=max(fact.axis - 1, 0) if fact.axis else None) for fact in ins[n + m :]]
         outs = self._loop(op.bodies[0], ins[:n], ins[n : n + m], sliced)
         return [*outs[:m], *(replace(fact, axis=None if fact.axis is None else fact.axis + 1) for fact in outs[m:])]

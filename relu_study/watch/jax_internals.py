@@ -31,14 +31,6 @@ def differs_by_device(aval: Any) -> bool:
     return bool(getattr(getattr(aval, "mat", None), "varying", ()) or getattr(aval, "vma", ()))
 
 
-def scan_operands(eqn: Any) -> tuple[int, int]:
-    """Return the number of constants and of carried values of a scan; its other operands are sliced."""
-    if "num_consts" in eqn.params:
-        return eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, _ = eqn.params["ft_in"].unpack()  # since JAX 0.12
-    return len(consts), len(carry)
-
-
 def evaluate(eqn: Any, values: list[Any]) -> list[Any]:
     """Bind an equation's primitive to values. Custom derivatives are bound whole and keep their rules."""
     results = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))

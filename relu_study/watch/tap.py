@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from relu_study.components.jaxprs import scan_operands
 from relu_study.errors import UserError
 from relu_study.watch import jax_internals
 from relu_study.watch.leaves import Leaf, leaf_of
@@ -158,7 +159,7 @@ class Tapping:
 
     def _scan(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
         params, (body,) = op.eqn.params, op.bodies
-        n, carried = jax_internals.scan_operands(op.eqn)
+        n, carried = scan_operands(op.eqn)
         m = n + carried
         inner = {key: shift for key, shift in shifts.items() if key[0] in _ids(body)}
 
