@@ -54,7 +54,7 @@ class Fact:
     targets: frozenset[int] = frozenset()  # indices of the inputs that it has an entry of for every example
     statistic: bool = False  # an inverse root: the scale of a normalisation
     reduced: bool = False  # by a sum or maximum, as a mean or norm
-    parameters: tuple[Leaf, ...] = ()  # of the last product and of what follows it
+    parameters: tuple[Leaf, ...] = ()  # of the last product and later
     weights: tuple[Weight, ...] = ()  # the kernel of the last product and its bias
 
 
@@ -85,9 +85,9 @@ class Analysis:
     def _outs(self, program: Program, op: Op, ins: list[Fact]) -> list[Fact]:
         base = _joined(ins)
         if op.name == "scan":
-            return self._scan(op, ins)
+            return self._scan(program, op, ins)
         if op.name == "cond":
-            branches = [self.run(body, ins[1:]) for body in op.bodies]
+            branches = [_outer_weights(program, body, op.ins[1:], self.run(body, ins[1:])) for body in op.bodies]
             return [_either(facts) for facts in zip(*branches, strict=True)]
         if op.name == "while":
             n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
@@ -108,20 +108,22 @@ class Analysis:
             return [self._elementwise(program, op, ins, base)] * len(op.outs)
         return [_reshaped(program, op, value, ins, base) for value in op.outs]
 
-    def _scan(self, op: Op, ins: list[Fact]) -> list[Fact]:
+    def _scan(self, program: Program, op: Op, ins: list[Fact]) -> list[Fact]:
         n, m = scan_operands(op.eqn)
         sliced = [replace(fact, axis=max(fact.axis - 1, 0) if fact.axis else None) for fact in ins[n + m :]]
         outs = self._loop(op.bodies[0], ins[:n], ins[n : n + m], sliced)
+        outs = _outer_weights(program, op.bodies[0], op.ins[:n], outs)
         return [*outs[:m], *(replace(fact, axis=None if fact.axis is None else fact.axis + 1) for fact in outs[m:])]
 
     def _loop(self, body: Program, consts: list[Fact], carry: list[Fact], xs: list[Fact]) -> list[Fact]:
         """Return the facts of a body's results, with its carry at the fixed point."""
+        carry = [replace(fact, weights=()) for fact in carry]  # the previous iteration has other weights
         for _ in range(PASSES):
             outs = self.run(body, [*consts, *carry, *xs])
             joined = [_either(pair) for pair in zip(carry, outs, strict=False)]
             if [_shape_of(fact) for fact in joined] == [_shape_of(fact) for fact in carry]:
                 break
-            carry = joined
+            carry = [replace(fact, weights=()) for fact in joined]
         return outs
 
     def _product(self, program: Program, op: Op, ins: list[Fact], base: Fact) -> Fact:
@@ -183,8 +185,8 @@ def _is_affine(op: Op, ins: list[Fact]) -> bool:
 
 
 def _outer_weights(program: Program, body: Program, ins: Sequence[int], outs: list[Fact]) -> list[Fact]:
-    """Return the facts of a call's results with weights that are operands of the call: its body is bound whole."""
-    operands = dict(zip(body.inputs, ins, strict=True))
+    """Return the facts of a call's results, with only those weights of its body that are operands of the call."""
+    operands = dict(zip(body.inputs, ins, strict=False))
 
     def moved(weight: Weight) -> list[Weight]:
         if weight.program != id(body):

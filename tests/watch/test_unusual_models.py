@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 from relu_study import find_sites, inspect, tap
@@ -149,3 +150,35 @@ def test_a_kernel_from_a_linear_solve() -> None:
     params = {"w": normal(1, 8, 8)}
     assert [activation for _, activation in sites(model, params, X)] == ["relu"]
     np.testing.assert_allclose(tap(model)(params, X)[0], model(params, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["kernel by iteration", "one kernel"])
+def test_weights_inside_a_loop_give_no_gradient_to_a_site_outside(shared: bool) -> None:
+    kernel = jax.random.normal(jax.random.key(0), (6, 6)) / 2
+    x, y = jax.random.normal(jax.random.key(1), (16, 6)), jnp.ones((16, 6))
+
+    def last(kernels: Any, x: Any) -> Any:
+        if shared:
+            return jax.lax.scan(lambda h, _: (h @ kernels, None), x, None, length=3)[0]
+        return jax.lax.scan(lambda h, w: (h @ w, None), x, kernels)[0]
+
+    def mse(out: Any, y: Any) -> Any:
+        return jnp.mean((out - y) ** 2)
+
+    kernels = kernel if shared else jnp.stack([kernel] * 3)
+    found = inspect((lambda p, x: jax.nn.relu(last(p, x)), kernels), x, y=y, loss=mse)
+    assert not found.units.zero_gradient.any() and not found.units.dead.any()
+    true = jnp.linalg.norm(jax.grad(lambda p: mse(jax.nn.relu(last(p, x)), y))(kernels))
+    assert found.sites.grad_norm[0] == pytest.approx(float(true), rel=1e-5) if shared else pd.isna(found.sites.grad_norm[0])
+
+
+def test_the_carry_of_a_loop_has_no_weights() -> None:
+    kernels = jnp.stack([jnp.eye(6)] * 3).at[1, 2].set(0.0).at[1, 0, 2].set(1.0)  # unit 2 feeds none, and unit 0 feeds unit 2
+    x, y = 1 + jax.random.uniform(jax.random.key(1), (16, 6)), jnp.zeros((16, 6))
+
+    def fn(kernels: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, w: (jax.nn.relu(h) @ w, None), x @ jnp.eye(6), kernels)[0]
+
+    found = inspect((fn, kernels), x, y=y, loss=lambda out, y: jnp.mean((out - y) ** 2))
+    zero = found.units[found.units.zero_gradient]
+    assert {(site[-3:], unit) for site, unit in zip(zero.site, zero.unit, strict=True)} == {("[0]", 2), ("[1]", 2)}
