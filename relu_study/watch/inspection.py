@@ -108,6 +108,7 @@ class _Probe:
         self.sites: Sites | None = None
         self.found: list[Site] = []
         self.counts: dict[str, UnitCounts] = {}
+        self.weights: dict[Weight, int] = {}  # its place in `grads`
         self.grads: list[np.ndarray] = []
         self.examples = 0
         self.measure = jax.jit(self._measured)
@@ -117,6 +118,7 @@ class _Probe:
             self.sites = trace(self.model.function, (self.model.params, self.model.state, *inputs), {}).sites
             check_axes(self.sites, self.unit_axis)
             self.found = listed(self.sites, self.unit_axis)
+            self.weights = {weight: place for place, weight in enumerate(_weights(self.sites))}
             self.counts = {place.name: UnitCounts() for place in self.sites.places}
         examples = _rows(inputs, 0)
         counts, grads = jax.device_get(self.measure(self.model.params, self.model.state, inputs, targets))
@@ -200,7 +202,7 @@ class _Probe:
         assert self.sites is not None
         found = []
         for weight in self.sites.weights(place):
-            grad = self.grads[_weights(self.sites).index(weight)]
+            grad = self.grads[self.weights[weight]]
             for step in place.steps[: len(self.sites.loops[weight.program])]:
                 grad = grad[step]
             found.append((weight, grad))

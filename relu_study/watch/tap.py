@@ -20,7 +20,7 @@ from relu_study.watch.leaves import Leaf, leaf_of
 from relu_study.watch.program import Op, Program
 from relu_study.watch.region_function import function_of, slope_of
 from relu_study.watch.regions import Region
-from relu_study.watch.sites import Sites
+from relu_study.watch.sites import BRANCHES, LOOPS, Sites
 
 Key = tuple[int, int, int]  # of a site: id(program), pre, post
 ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
@@ -140,8 +140,8 @@ class Tapping:
             store(value, array)
         for op in program.ops:
             values = [env[value] for value in op.ins]
-            if op.name in ("scan", "cond") and self.sites.has(op):
-                outs, inner = (self._scan if op.name == "scan" else self._cond)(op, values, shifts)
+            if op.name in LOOPS | BRANCHES and self.sites.has(op):
+                outs, inner = (self._scan if op.name in LOOPS else self._cond)(op, values, shifts)
                 taps |= inner
             else:
                 outs = jax_internals.evaluate(op.eqn, values)
