@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import itertools
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
@@ -46,7 +47,7 @@ def imports(code: CodeType, known: Mapping[str, Any] | None = None) -> tuple[lis
 
     `known` are the globals of the code: they tell other names of `importlib.import_module`.
     """
-    steps = [step for step in dis.get_instructions(code) if step.opname not in SILENT]
+    steps = _steps(code)
     calls = CALLS | {name for name in code.co_names if any((known or {}).get(name) is call for call in CALLABLES)}
     calls |= {after.argval for step, after in itertools.pairwise(steps) if _renamed(step, after)}
     found: dict[Import, None] = {}
@@ -67,6 +68,20 @@ def imports(code: CodeType, known: Mapping[str, Any] | None = None) -> tuple[lis
     return list(found), list(unknown)
 
 
+def _steps(code: CodeType) -> list[dis.Instruction]:
+    """Return the instructions with an effect on a name, one name each: Python 3.13 stores and loads two names in one."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in SILENT]
+    return [part for step in steps for part in _parts(step)]
+
+
+def _parts(step: dis.Instruction) -> list[dis.Instruction]:
+    """Split an instruction with two names, such as STORE_FAST_LOAD_FAST, into one instruction per name."""
+    opnames = re.findall("(?:LOAD|STORE)_FAST", step.opname)
+    if len(opnames) != 2 or not isinstance(step.argval, tuple):
+        return [step]
+    return [step._replace(opname=opname, argval=name) for opname, name in zip(opnames, step.argval, strict=True)]
+
+
 def _renamed(step: dis.Instruction, after: dis.Instruction) -> bool:
     return step.opname == "IMPORT_FROM" and step.argval in CALLS and after.opname.startswith("STORE_")
 
@@ -75,10 +90,14 @@ def _called(code: CodeType, steps: list[dis.Instruction], name: str) -> Import |
     """The import of a call whose arguments begin at the first step; None for arguments that only the call decides."""
     count = next((i for i, s in enumerate(steps) if s.opname not in ("LOAD_CONST", "LOAD_GLOBAL", "LOAD_NAME")), len(steps))
     given, after = steps[:count], steps[count : count + 2]
-    if after and after[0].opname == "KW_NAMES":
-        if code.co_consts[after[0].arg or 0] not in KEYWORDS:
-            return None
-        after = after[1:]
+    if after and after[0].opname == "KW_NAMES":  # Python 3.11 and 3.12
+        keywords, after = code.co_consts[after[0].arg or 0], after[1:]
+    elif given and after and after[0].opname == "CALL_KW":  # since Python 3.13 the names are the last constant
+        keywords, given = given[-1].argval, given[:-1]
+    else:
+        keywords = ()
+    if keywords not in KEYWORDS:
+        return None
     if not given or not after or not after[0].opname.startswith("CALL") or after[0].arg != len(given):
         return None
     module, *package = given
