@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dis
 import linecache
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
@@ -153,9 +152,7 @@ def module_text(file: str) -> tuple[str, CodeType | None]:
     content = Path(file).read_bytes()
     try:
         tree = ast.parse(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python shows warnings when it loads the module
-            code = compile(tree, file, "exec", dont_inherit=True)
+        code = compile(tree, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return repr(content), None
     return ast.unparse(_without_docstrings(tree)), code
