@@ -5,14 +5,13 @@ Plain data and arrays count by value, installed packages by version. Other objec
 
 from __future__ import annotations
 
-import copyreg
 import enum
 import functools
 import hashlib
 import inspect
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
@@ -24,6 +23,7 @@ import numpy as np
 from relu_study.errors import UserError
 from relu_study.study.data_files import DataFile, opened_by
 from relu_study.study.imports import Import, imports, located, package_of, parents, submodules
+from relu_study.study.object_state import cell_content, is_slot, pickled_parts, slot_names, type_parameter
 from relu_study.study.origins import ATOMS, installed, is_plain, opaque, package
 from relu_study.study.source_text import chains, definition, module_text, nested
 
@@ -41,8 +41,6 @@ UNREAD += ("fun_sourceinfo",)  # of a jitted function: its file and line
 ANY_GLOBAL = {"globals", "eval", "exec", "modules", "__import__", "import_module"}  # names by which a function reads any global
 STATEFUL = {"logging", "threading", "_thread", "io", "_io", "socket", "weakref", "_weakref", "subprocess", "asyncio", "tempfile"}
 SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", "check", "cost", "factors"}  # fields of entries
-# Types whose instances are read as values.
-OPEN = (object, tuple, list, dict, set, frozenset, int, float, complex, str, bytes, BaseException, Exception)
 CONSTANTS = {"NotImplemented", "Ellipsis", "__debug__"}  # Python's own names of values
 DIGITS = 12
 
@@ -194,7 +192,7 @@ class _Reader:
         return self.part(id(module), module, module.__name__, lambda: self._items(members))
 
     def _function(self, function: FunctionType) -> str:
-        cells = {name: _content(c) for name, c in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+        cells = {name: cell_content(c) for name, c in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
         said = [self.read(function.__code__), self.read(function.__defaults__), self.read(function.__kwdefaults__)]
         said += [self._items(cells), self._items(dict(sorted(vars(function).items())))]
         if package(function.__module__ or "", function.__code__.co_filename) is not None:
@@ -277,7 +275,7 @@ class _Reader:
         return "\n".join([text, *sorted(set(lines)), *(DataFile(path).digest() for path in opened)])
 
     def _class(self, cls: type) -> str:
-        members = {name: v for name, v in sorted(vars(cls).items()) if name not in UNREAD and not _slot(v)}
+        members = {name: v for name, v in sorted(vars(cls).items()) if name not in UNREAD and not is_slot(v)}
         return f"{[self.read(base) for base in cls.__bases__]} {self.read(type(cls))} {self._items(members)}"
 
     def _object(self, value: Any) -> str:
@@ -286,8 +284,10 @@ class _Reader:
         if type(value).__module__.partition(".")[0] in STATEFUL:
             self.unverified.add(type(value).__qualname__)
             return f"unverified {kind}"
-        if (whole := self._reduced(value)) is not None:
-            return f"object {kind} {whole}"
+        if (inner := type_parameter(value)) is not None:
+            return f"object {kind} {self._items(inner)}"
+        if (pickled := pickled_parts(value)) is not None:
+            return f"object {kind} {self.read(pickled)}"
         fields = getattr(value, "_fields", None) or ()
         items = ""
         if isinstance(value, (list, tuple)):
@@ -301,7 +301,7 @@ class _Reader:
             plain = next(kind for kind in (int, float, complex, str, bytes) if isinstance(value, kind))
             items = f"{plain.__name__} {plain.__repr__(value)}"  # type: ignore[operator]
         state = dict(sorted(getattr(value, "__dict__", {}).items()))
-        slots = [name for base in type(value).__mro__ for name in _names(vars(base).get("__slots__", ()))]
+        slots = [name for base in type(value).__mro__ for name in slot_names(base)]
         state |= {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name) and name != "__weakref__"}
         if (wrapped := getattr(value, "__wrapped__", None)) is not None:
             state["__wrapped__"] = wrapped
@@ -309,19 +309,6 @@ class _Reader:
             self.unverified.add(type(value).__qualname__)
             return f"unverified {kind}"
         return f"object {kind} {items} {self._items({n: v for n, v in state.items() if n not in UNREAD})}"
-
-    def _reduced(self, value: Any) -> str | None:
-        """What a pickle would hold of an object with state that only its own type sees; None where there is none such."""
-        hides = any(opaque(base) and base not in OPEN and not issubclass(base, type) for base in type(value).__mro__)
-        if not hides or hasattr(value, "__wrapped__"):
-            return None
-        try:
-            pickled = copyreg.dispatch_table.get(type(value))
-            made = pickled(value) if pickled is not None else value.__reduce_ex__(2)
-        except Exception:
-            return None
-        items = [list(x) for x in made[3:] if hasattr(x, "__next__")]
-        return self.read([*made[:3], *items]) if isinstance(made, tuple) else None
 
 
 def _version(spec: ModuleSpec) -> str | None:
@@ -334,18 +321,3 @@ def _version(spec: ModuleSpec) -> str | None:
 def _standard(value: Any) -> bool:
     """Whether a builtin is Python's own."""
     return installed(value) is not None or type(value).__module__ == "_sitebuiltins"
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that is not bound yet
-        return "unbound"
-
-
-def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _slot(value: Any) -> bool:
-    return type(value).__name__ in ("member_descriptor", "getset_descriptor")
