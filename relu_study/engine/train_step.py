@@ -200,7 +200,8 @@ def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps
     positions = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
 
     def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
-        index = random_streams.shuffled(key, positions, rows).astype(jnp.int32)
+        # If XLA fuses the rounds of the order with a gather of few rows, LLVM of JAX 0.12 compiles for over ten minutes.
+        index = jax.lax.optimization_barrier(random_streams.shuffled(key, positions, rows).astype(jnp.int32))
         xy = dataset.at[index].get(mode="promise_in_bounds")
         return xy.reshape(steps, size, -1).swapaxes(1, 2)
 
