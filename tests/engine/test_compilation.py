@@ -186,3 +186,18 @@ def test_redefined_entry_is_recompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         spec = SMALL.replace(activation="sloped", epochs=0)
         losses.append(train_tile.train_tile([spec], 2, measure_config=LOSS)["metric:train_loss/all"][0, 0])
     assert losses[0] != losses[1]
+
+
+LAST_BATCH = """
+from types import SimpleNamespace
+import jax, jax.numpy as jnp
+from relu_study.engine.train_step import gather
+last = lambda order, train: gather(SimpleNamespace(rows=420), SimpleNamespace(order=order, train=train), jnp.asarray(416), 1, 4)
+jax.jit(last).lower(jnp.zeros((1, 12), jnp.uint32), jnp.zeros((1, 420, 5))).compile()
+"""
+
+
+def test_last_batch_of_one_shared_dataset_compiles() -> None:
+    # A compilation has no timeout, so it runs in a separate process. Without the barrier in `gather` it does not end.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", LAST_BATCH], env=env, check=True, timeout=120)
