@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from relu_study.components.interval_bounds import Interval, batch_norm, dense, through
+from relu_study.components.interval_bounds import Interval, affine, batch_norm, dense, layer_norm, through
 from relu_study.components.registry import activations
 
 TINY, SMALLEST, HUGE = 2.0**-126, 2.0**-149, float(np.finfo(np.float32).max)
@@ -34,7 +34,7 @@ def boxes(of=mild, d=D):
 
 
 def interval(lo, hi) -> Interval:
-    return Interval(jnp.asarray(lo, jnp.float32), jnp.asarray(hi, jnp.float32))
+    return Interval(jnp.asarray(np.asarray(lo, np.float32)), jnp.asarray(np.asarray(hi, np.float32)))
 
 
 def unit_box(d=D) -> Interval:
@@ -81,7 +81,14 @@ def exact(x, kernel, bias):
 
 compiled_forward = jax.jit(lambda x, kernel, bias: jnp.dot(x, kernel, precision="highest") + bias)
 compiled_dense, compiled_add = jax.jit(dense), jax.jit(Interval.__add__)
-compiled_batch_norm = jax.jit(batch_norm, static_argnums=5)
+compiled_batch_norm, compiled_layer_norm = jax.jit(batch_norm, static_argnums=5), jax.jit(layer_norm, static_argnums=3)
+compiled_affine, compiled_through = jax.jit(affine), jax.jit(through, static_argnums=0)
+compiled_inside = jax.jit(Interval.inside, static_argnums=1)
+DEAD, ON = (-math.inf, 0.0), (0.0, math.inf)
+
+
+def inside(bound: Interval, piece) -> np.ndarray:
+    return np.asarray(compiled_inside(bound, piece))
 
 
 @jax.jit
