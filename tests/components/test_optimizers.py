@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import tiered
 from user_optimizers import BASE, PARAMS, noise_of_a_step, raw_noise, refused, same, trained
 
 from relu_study.components import registry
@@ -21,19 +22,40 @@ from relu_study.errors import UserError
 pytestmark = pytest.mark.usefixtures("restored_optimizers")
 
 
-def test_rate_in_the_state_is_the_rate_of_the_run():
-    found = trained(
-        {
-            "plain": lambda lr, wd: optax.adamw(lr, weight_decay=wd),
-            "injected": lambda lr, wd: optax.inject_hyperparams(optax.adamw)(learning_rate=lr, weight_decay=wd),
-            "by_name": optax.adamw,
-            "partial": functools.partial(optax.adamw, b1=0.9),
-        },
-        weight_decay=0.1,
-    )
-    for name in ("injected", "by_name", "partial"):
-        assert same(found[name], found["plain"]), name
+FORMS = {
+    "plain": lambda lr, wd: optax.adamw(lr, weight_decay=wd),
+    "injected": lambda lr, wd: optax.inject_hyperparams(optax.adamw)(learning_rate=lr, weight_decay=wd),
+    "by_name": optax.adamw,
+    "partial": functools.partial(optax.adamw, b1=0.9),
+}
+
+
+@pytest.mark.parametrize("form", tiered(["injected", "by_name", "partial"], "injected"))
+def test_rate_in_the_state_is_the_rate_of_the_run(form: str):
+    found = trained({name: FORMS[name] for name in ("plain", form)}, weight_decay=0.1)
+    assert same(found[form], found["plain"])
     assert not same(found["plain"][:1], found["plain"][1:2])
+
+
+def test_forms_of_an_optimiser_take_equal_steps():
+    @jax.jit
+    def moved(rate: Any, decay: Any) -> dict[str, Any]:
+        found = {}
+        for name, function in FORMS.items():
+            entry, seed = Optimizer(name, function), jnp.uint32(0)
+            state = entry.first_state(PARAMS, rate, decay, seed)
+            for _ in range(2):
+                found[name], state = entry.updates(
+                    PARAMS, state, PARAMS, rate, decay, seed, jnp.zeros(()), lambda p: jnp.zeros(())
+                )
+        return found
+
+    steps = [moved(np.float32(rate), np.float32(decay)) for rate, decay in ((0.02, 0.1), (0.03, 0.1), (0.02, 0.0))]
+    for found in steps:
+        for name in FORMS:
+            np.testing.assert_allclose(found[name]["kernel"], found["plain"]["kernel"], rtol=1e-5, err_msg=name)
+    kernels = [float(found["plain"]["kernel"][0, 0]) for found in steps]
+    assert len(set(kernels)) == 3, "rate and decay count"
 
 
 def test_schedule_of_a_constant_rate_compiles_once_per_rate():
