@@ -1,5 +1,7 @@
 """Every registered activation against its declared pieces, turning points, values and slopes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,28 @@ GRID = np.linspace(-9, 9, 4001) + 0.00123456  # off every kink
 FAR = np.array([-3e38, -1e30, -100.0, -1e-30, -0.0, 0.0, 1e-30, 100.0, 1e30, 3e38])
 
 
-def column(points) -> jax.Array:
-    return jnp.asarray(np.asarray(points, np.float32)[:, None])
+@partial(jax.jit, static_argnums=0)
+def both(phi: Activation, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return phi(z, HPARAMS), phi.slope(z, HPARAMS)
+
+
+def padded(phi: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values and slopes at the points of a column, which is padded so that all tests share one program."""
+    rows = np.zeros((4400, 1), z.dtype)
+    rows[: len(z)] = z
+    return tuple(np.asarray(part)[: len(z)] for part in both(phi, rows))
+
+
+def value(phi: Activation, z: np.ndarray) -> np.ndarray:
+    return padded(phi, z)[0]
+
+
+def slope(phi: Activation, z: np.ndarray) -> np.ndarray:
+    return padded(phi, z)[1]
+
+
+def column(points) -> np.ndarray:
+    return np.asarray(points, np.float32)[:, None]
 
 
 def points_in(lo: float, hi: float) -> np.ndarray:
@@ -56,7 +78,7 @@ def test_registry_holds_those_the_studies_name():
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_values_follow_the_formula(name):
     z = GRID.astype(np.float32)[:, None]
-    got = np.asarray(activations[name](jnp.asarray(z), HPARAMS))
+    got = value(activations[name], z)
     np.testing.assert_allclose(got, FORMULAS[name](z.astype(float)), rtol=3e-6, atol=3e-6)
 
 
@@ -65,15 +87,15 @@ def test_flat_pieces_are_flat_to_their_very_ends(name):
     phi = activations[name]
     for piece in phi.flat:
         z = column(points_in(*piece))
-        assert np.all(np.asarray(phi.slope(z, HPARAMS)) == 0)
-        assert len(np.unique(np.asarray(phi(z, HPARAMS)), axis=0)) == 1
+        assert np.all(slope(phi, z) == 0)
+        assert len(np.unique(value(phi, z), axis=0)) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_else_is_flat(name):
     phi = activations[name]
     outside = GRID[~inside(GRID, phi.flat) & (abs(GRID) < (7 if phi.flat else 5))]  # tanh has slope 0 in float32 from 9 on
-    assert np.all(np.asarray(phi.slope(column(outside), HPARAMS)) != 0)
+    assert np.all(slope(phi, column(outside)) != 0)
     assert not (phi.smooth and phi.flat)
 
 
@@ -83,21 +105,21 @@ def test_identity_piece_is_maximal(name):
     pieces = (phi.identity,) if phi.identity else ()
     for piece in pieces:
         z = points_in(*piece)
-        assert np.array_equal(np.asarray(phi(column(z), HPARAMS)), column(z))
+        assert np.array_equal(value(phi, column(z)), column(z))
         interior = z[(z > piece[0]) & (z < piece[1])]
-        assert np.all(np.asarray(phi.slope(column(interior), HPARAMS)) == 1)
+        assert np.all(slope(phi, column(interior)) == 1)
     if phi.fanout == 1:
         outside = GRID[~inside(GRID, pieces) & (abs(GRID) < 3)]
-        assert np.all(np.asarray(phi(column(outside), HPARAMS)) != column(outside))
+        assert np.all(value(phi, column(outside)) != column(outside))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_turning_points_are_complete(name):
     phi = activations[name]
     with jax.enable_x64(True):
-        rise = np.diff(np.asarray(phi(jnp.asarray(GRID)[:, None], HPARAMS)), axis=0)
-        turns = [np.asarray(phi(jnp.asarray(t + np.array([-1e-3, 0, 1e-3]))[:, None], HPARAMS))[:, 0] for t in phi.turning_points]
-        slopes = [float(phi.slope(jnp.full((1, 1), t), HPARAMS)[0, 0]) for t in phi.turning_points]
+        rise = np.diff(value(phi, GRID[:, None]), axis=0)
+        turns = [value(phi, (t + np.array([-1e-3, 0, 1e-3]))[:, None])[:, 0] for t in phi.turning_points]
+        slopes = [float(slope(phi, np.full((1, 1), t))[0, 0]) for t in phi.turning_points]
     for coordinate in rise.T:
         signs = np.sign(coordinate)
         change = [i for i in range(1, len(signs)) if signs[i] * signs[i - 1] < 0]
@@ -113,17 +135,17 @@ def test_turning_points_are_complete(name):
 def test_slope_is_the_size_of_the_finite_difference(name):
     phi = activations[name]
     with jax.enable_x64(True):
-        z, h = jnp.asarray(GRID)[:, None], 1e-6
-        difference = np.abs(np.asarray(phi(z + h, HPARAMS) - phi(z - h, HPARAMS))) / (2 * h)
-        slope = np.asarray(phi.slope(z, HPARAMS))
-    np.testing.assert_allclose(slope[:, 0], difference.reshape(len(GRID), phi.fanout).max(axis=1), atol=2e-8)
+        z, h = GRID[:, None], 1e-6
+        difference = np.abs(value(phi, z + h) - value(phi, z - h)) / (2 * h)
+        found = slope(phi, z)
+    np.testing.assert_allclose(found[:, 0], difference.reshape(len(GRID), phi.fanout).max(axis=1), atol=2e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_max_slope_is_the_largest(name):
     phi = activations[name]
     most = float(phi.max_slope(HPARAMS))
-    assert np.asarray(phi.slope(column(GRID), HPARAMS)).max() <= most * (1 + 1e-5)
+    assert slope(phi, column(GRID)).max() <= most * (1 + 1e-5)
     if name in FORMULAS:
         assert most == pytest.approx(MAX_SLOPES.get(name, 1.0), rel=1e-5)
 
@@ -137,23 +159,23 @@ def test_max_slope_follows_a_traced_leak():
 def test_values_hold_every_value(name):
     phi = activations[name]
     z = column(np.concatenate([GRID, FAR, points_in(-200, 200)]))
-    post = np.asarray(phi(z, HPARAMS), float)
+    post = value(phi, z).astype(float)
     assert np.all((post >= phi.values[0]) & (post <= phi.values[1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_units_are_separate_and_blocks_adjacent(name):
     phi = activations[name]
-    z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    post = np.asarray(phi(z, HPARAMS))
-    assert post.shape == (5, 3 * phi.fanout) and phi.slope(z, HPARAMS).shape == z.shape
-    alone = np.asarray(phi(z[:, 1:2], HPARAMS))
+    z = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    post, slopes = both(phi, z)
+    assert post.shape == (5, 3 * phi.fanout) and slopes.shape == z.shape
+    alone = value(phi, z[:, 1:2])
     np.testing.assert_allclose(post.reshape(5, phi.fanout, 3)[:, :, 1], alone, rtol=1e-6)
-    assert np.isnan(np.asarray(phi(jnp.full((1, 1), jnp.nan), HPARAMS))).all()
+    assert np.isnan(value(phi, np.full((1, 1), np.nan, np.float32))).all()
 
 
 def test_relu_has_slope_zero_at_zero_and_leak_zero_is_relu():
-    z = column([-1.0, -0.0, 0.0, 1.0])
+    z = jnp.asarray(column([-1.0, -0.0, 0.0, 1.0]))
     relu, leaky = activations["relu"], activations["leaky_relu"]
     assert relu.slope(z, {}).ravel().tolist() == [0, 0, 0, 1]
     assert leaky.slope(z, {"leak": 0.0}).ravel().tolist() == [0, 0, 0, 1]
