@@ -232,7 +232,7 @@ def arriving(layers: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     return inputs
 
 
-@pytest.mark.parametrize("name", tiered(NAMES, "he_normal", "orthogonal", "rai", "sign_flip"))
+@pytest.mark.parametrize("name", tiered(NAMES, "rai", "sign_flip"))
 def test_hidden_layers_use_scheme_and_output_layer_glorot(name):
     spec = RunSpec(depth=2, width=5, initializer=name, seed=2**32 - 1)
     layers = weights(spec)

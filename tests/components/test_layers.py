@@ -32,16 +32,19 @@ def hparams(**changes: Any) -> dict[str, Any]:
 def tape_of(spec: RunSpec, x: Any, train: bool = False, **changes: Any) -> tuple[Any, list[tuple[Any, ...]]]:
     """A forward pass of a network with the weights it starts from: the prediction, and what was on the way."""
     values = hparams(**changes)
-    weights = train_step.make_init(spec, x.shape[1], 1)(jnp.uint32(spec.seed), values, x[:2])
+    init = train_step.make_init(spec, x.shape[1], 1)
+    init = init if spec.depth > 3 else jax.jit(init)  # the layers of a deep network share their programs without jit
+    weights = init(jnp.uint32(spec.seed), values, x[:2])
     graph, _, _ = nnx.split(state.build(spec, x.shape[1], 1), nnx.Param, nnx.BatchStat)
     ctx = Context(values, train=train, key=random_streams.stream(spec.seed, "dropout", 0))
-    return nnx.merge(graph, weights.params, weights.stats)(x, ctx), ctx.activations_log
+    prediction = nnx.merge(graph, weights.params, weights.stats)(x, ctx)
+    return prediction, [(module, *map(np.asarray, arrays)) for module, *arrays in ctx.activations_log]
 
 
 # ------------------------------------------------------------------------------------------------ networks
 
 
-@pytest.mark.parametrize("name", tiered(activations, "relu", "crelu", "gelu"))
+@pytest.mark.parametrize("name", tiered(activations, "relu", "crelu"))
 def test_network_is_dense_and_site_in_turn(name):
     spec = RunSpec(depth=3, width=5, activation=name, initializer="he_normal")
     x = jax.random.normal(jax.random.key(0), (7, 4))
@@ -52,7 +55,7 @@ def test_network_is_dense_and_site_in_turn(name):
         assert site.activation == name and np.array_equal(inputs, arrives)
         wanted = np.asarray(inputs, np.float64) @ np.asarray(dense.kernel[...], np.float64) + np.asarray(dense.bias[...])
         np.testing.assert_allclose(pre, wanted, rtol=1e-5, atol=1e-6)
-        assert np.array_equal(post, activations[name](pre, hparams(leak=0.3)))
+        assert np.array_equal(post, activations[name](jnp.asarray(pre), hparams(leak=0.3)))
         assert post.shape == (7, 5 * activations[name].fanout)
         arrives = post
     dense, inputs = tape[-1]
@@ -106,7 +109,7 @@ def moments(tape: list[tuple[Any, ...]]) -> list[tuple[float, float]]:
     return [(float(post.mean()), float(post.var())) for post in posts]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", tiered([0, 1], 0))
 def test_selu_keeps_mean_0_and_variance_1_through_depth(seed):
     x = jax.random.normal(jax.random.key(seed), (512, 512))
     _, tape = tape_of(WIDE.replace(seed=seed), x)
@@ -114,13 +117,13 @@ def test_selu_keeps_mean_0_and_variance_1_through_depth(seed):
         assert abs(mean) <= MEAN_WITHIN and abs(variance - 1) <= VARIANCE_WITHIN
 
 
-@pytest.mark.parametrize("changes", [{"initializer": "he_normal"}, {"activation": "elu"}])
+@pytest.mark.parametrize("changes", tiered([{"initializer": "he_normal"}, {"activation": "elu"}], {"initializer": "he_normal"}))
 def test_others_do_not(changes):
     _, tape = tape_of(WIDE.replace(**changes), jax.random.normal(jax.random.key(0), (512, 512)))
     assert any(abs(mean) > 2 * MEAN_WITHIN or abs(variance - 1) > 2 * VARIANCE_WITHIN for mean, variance in moments(tape))
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.2])
+@pytest.mark.parametrize("rate", tiered([0.05, 0.2], 0.2))
 def test_alpha_dropout_keeps_them_too(rate):
     spec = WIDE.replace(depth=8, dropout="alpha_dropout")
     _, tape = tape_of(spec, jax.random.normal(jax.random.key(3), (512, 512)), train=True, dropout_rate=rate)
@@ -196,6 +199,24 @@ def test_evaluation_is_the_identity(kind):
         assert Dropout(kind, 0)(x, Context(hparams(dropout_rate=0.5), key=key)) is x
 
 
+def _with_every_word(kind: str) -> Any:
+    """The output for ones and its gradient, with every random word once, as a function of the rate."""
+
+    def both(rate: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            every = jnp.arange(65536, dtype=jnp.uint32).reshape(256, 256) << 16
+            patch.setattr(random_streams, "words", lambda key, shape: every)
+            context = Context(hparams() | {"dropout_rate": rate}, train=True, key=jax.random.key(0))
+            x = jnp.ones((256, 256))
+            out, pull = jax.vjp(lambda x: Dropout(kind, 0)(x, context), x)
+        return out, pull(x)[0]
+
+    return jax.jit(both)
+
+
+_every_word = {kind: _with_every_word(kind) for kind in KINDS}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(rate=st.floats(0, 1, exclude_max=True, width=32))
@@ -205,12 +226,7 @@ def test_evaluation_is_the_identity(kind):
 @example(rate=1 - 2**-20)
 def test_rates_are_met(kind, rate):
     """Shown every random word once, dropout drops the rate's share of them, to within 2^-17, and never all."""
-    with pytest.MonkeyPatch.context() as patch:
-        every = jnp.arange(65536, dtype=jnp.uint32).reshape(256, 256) << 16
-        patch.setattr(random_streams, "words", lambda key, shape: every)
-        x = jnp.ones((256, 256))
-        pull = jax.vjp(lambda x: Dropout(kind, 0)(x, Context(hparams(dropout_rate=rate), train=True, key=jax.random.key(0))), x)
-        out, (gradient,) = np.asarray(pull[0]), pull[1](x)
+    out, gradient = (np.asarray(part) for part in _every_word[kind](np.float32(rate)))
     values, counts = np.unique(out, return_counts=True)
     share = 0.0 if len(values) == 1 else counts[0] / 65536  # the dropped value is the lower: 0, or below what 1 becomes
     assert abs(share - min(rate, 1 - 2**-16)) <= 2**-17
@@ -223,12 +239,13 @@ def test_rates_are_met(kind, rate):
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_of_seed_step_and_site(kind):
     """The same three give the same mask; another seed, step or site a stranger."""
-    rate, ones = 0.25, jnp.ones((1000, 1000))
+    rate, ones = 0.25, np.ones((1000, 1000), np.float32)
+    first = apply(kind, ones, rate)
     masks = {
-        place: apply(kind, ones, rate, seed=place[0], step=place[1], site=place[2]) == apply(kind, ones, rate).max()
+        place: apply(kind, ones, rate, seed=place[0], step=place[1], site=place[2]) == first.max()
         for place in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1))
     }
-    assert np.array_equal(masks[0, 0, 0], apply(kind, ones, rate) == apply(kind, ones, rate).max())
+    assert np.array_equal(masks[0, 0, 0], first == first.max())
     agree = (1 - rate) ** 2 + rate**2
     places = list(masks)
     for i, one in enumerate(places):
