@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampling import drawn, key_of
@@ -33,8 +32,10 @@ def by_the_chain_rule(activation: str, initializer: str, width: int, depth: int)
     h = np.asarray(jax.random.normal(jax.random.fold_in(key, depth), (EXAMPLES, width)), np.float64)
     gradient = np.asarray(jax.random.normal(jax.random.fold_in(key, depth + 1), (EXAMPLES, width)), np.float64)
     passed = []
+    layer = jax.jit(lambda place, h: weights(initializer, key, place, h, width, depth))
+    first = jax.jit(lambda h: weights(initializer, key, 0, h, width, depth))
     for place in range(depth):
-        drawn_ = weights(initializer, key, jnp.int32(place) if place else 0, jnp.asarray(h, jnp.float32), width, depth)
+        drawn_ = layer(np.int32(place), h.astype(np.float32)) if place else first(h.astype(np.float32))
         kernel, bias = (np.asarray(leaf, np.float64) for leaf in drawn_)
         pre = h @ kernel + bias
         passed.append((h, kernel, pre))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import jax
@@ -50,14 +51,22 @@ def test_independent_values(scheme, domain):
     assert (np.diff(found) >= 0).all()
 
 
+@cache
+def layers_of(scheme: str, domain: str, width: int, hidden: int) -> Any:
+    """A program: the index of a draw -> (kernel, bias) of each hidden layer."""
+    name, inputs = cell_id("stillborn", cell_of(scheme, domain, width=width, max_layers=hidden + 1)), jnp.zeros((1, width))
+
+    def layers(index: Any) -> list[Any]:
+        key = random_streams.draw_key(name, index)
+        first = weights(scheme, key, 0, jnp.zeros((1, D_IN[domain])), width, hidden)
+        return [first, *(weights(scheme, key, jnp.asarray(place), inputs, width, hidden) for place in range(1, hidden))]
+
+    return jax.jit(layers)
+
+
 def off_at(scheme: str, domain: str, width: int, hidden: int, index: int) -> int:
     """The first hidden layer that is off on the whole domain, in float64 and by lists of points; `hidden` if none is."""
-    cell = cell_of(scheme, domain, width=width, max_layers=hidden + 1)
-    key = random_streams.draw_key(cell_id("stillborn", cell), index)
-    drawn = [
-        weights(scheme, key, place, jnp.zeros((1, D_IN[domain] if place == 0 else width)), width, hidden) for place in range(1)
-    ]
-    drawn += [weights(scheme, key, jnp.asarray(place), jnp.zeros((1, width)), width, hidden) for place in range(1, hidden)]
+    drawn = layers_of(scheme, domain, width, hidden)(np.uint32(index))
     square = [(-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
     points = np.array(square if domain == "plane" else [[-(3**0.5)], [3**0.5]], np.float64)
     for place, (kernel, bias) in enumerate(drawn):
@@ -121,7 +130,7 @@ def test_path_that_is_given_up_is_not_defined(monkeypatch):
     np.testing.assert_array_equal(cut[~unknown], full[~unknown])
 
 
-@pytest.mark.parametrize("domain", D_IN)
+@pytest.mark.parametrize("domain", tiered(D_IN, "interval", "digits"))
 def test_two_layers(domain):
     dead = decided(cell_of("he_normal", domain, width=2, max_layers=2), 64, 64)
     assert dead.shape == (64, 1) and (domain == "digits" or not dead.any())  # zero biases: a ray or its opposite is on
