@@ -6,7 +6,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,7 +58,7 @@ def test_random_nets_have_units_of_every_kind():
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), depth=st.integers(1, 4), exponent=st.integers(-12, 12))
+@given(seed=st.integers(0, 10**6), depth=st.sampled_from([1, 4]), exponent=st.integers(-12, 12))
 def test_certified_is_always_a_subset(seed, depth, exponent):
     params = random_net([4, *[9] * depth, 1], seed, scale=10.0**exponent, bias=10.0**exponent * (seed % 3))
     values, masks = measured(params, ["relu"] * depth, *data(seed=1), params)
@@ -78,7 +77,7 @@ def test_network_that_went_nonfinite_still_measures():
 def test_vmapped_measurement_equals_single_measurement():
     x, y = data()
     nets = [random_net([4, 6, 5, 1], seed) for seed in range(5)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *nets)
     many, masks = jax.jit(jax.vmap(lambda params: measure(snapshot(params, ["relu", "tanh"], x, y))))(stacked)
     for i, net in enumerate(nets):
         alone, flags = measured(net, ["relu", "tanh"], x, y)
