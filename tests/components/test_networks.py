@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ KNOB = {name: jnp.float32(getattr(SPEC, name)) for name in TRACED_FIELDS}
 X = jax.random.uniform(jax.random.key(4), (50, 4), minval=-1.0, maxval=0.0)
 
 
+@cache
 def begun(spec: RunSpec = SPEC) -> Any:
     """The network of a spec with its first weights."""
     weights = jax.jit(train_step.make_init(spec, 4, 2))(jnp.uint32(7), KNOB, X)
@@ -55,10 +57,16 @@ def test_skip_adds_input_from_second_block_on() -> None:
 
 
 def test_feature_major_equals_rows() -> None:
-    model = begun(SPEC.replace(norm="layer_norm", activation="tanh"))
-    columns = model(FeatureMajorBatch(X.T), Context(KNOB))
-    assert isinstance(columns, FeatureMajorBatch)
-    np.testing.assert_allclose(columns.values.T, model(X, Context(KNOB)), rtol=1e-5, atol=1e-6)
+    graph, weights = train_step.nnx.split(begun(SPEC.replace(norm="layer_norm", activation="tanh")))
+
+    @jax.jit
+    def both(x: Any) -> tuple[Any, Any]:
+        model = train_step.nnx.merge(graph, weights)
+        columns = model(FeatureMajorBatch(x.T), Context(KNOB))
+        assert isinstance(columns, FeatureMajorBatch)
+        return columns.values.T, model(x, Context(KNOB))
+
+    np.testing.assert_allclose(*both(X), rtol=1e-5, atol=1e-6)
 
 
 def test_without_skips_it_is_the_mlp() -> None:
@@ -70,7 +78,7 @@ def test_without_skips_it_is_the_mlp() -> None:
 
 
 def test_no_input_of_the_box_leaves_the_bounds() -> None:
-    model = begun(SPEC.replace(depth=6))
+    model = begun()
 
     @jax.jit
     def through(box: Interval) -> list[Interval]:

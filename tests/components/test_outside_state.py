@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_draws import FIXED
+from tiers import tiered
 
 from relu_study.components import random_keys
 
@@ -44,8 +45,11 @@ def hide(function: Callable[[Any], Any], place: str) -> Callable[[Any], Any]:
     return jax.jit(function) if place == "jit" else functools.partial(INNER[place], jax.jit(function))
 
 
-@pytest.mark.parametrize("place", ["plain", "jit", *INNER])
-@pytest.mark.parametrize("name", IMPURE)
+PLACES = ["plain", "jit", *INNER]
+FAST = [*((name, "plain") for name in IMPURE), *(("numpy array", place) for place in PLACES[1:])]
+
+
+@pytest.mark.parametrize("name, place", tiered([(name, place) for name in IMPURE for place in PLACES], *FAST))
 def test_outside_state_shows_in_repeated_traces(name: str, place: str):
     function, x = hide(IMPURE[name], place), jnp.ones(3)
     function(x)
@@ -54,7 +58,7 @@ def test_outside_state_shows_in_repeated_traces(name: str, place: str):
     assert not random_keys.repeats(function, x)
 
 
-@pytest.mark.parametrize("place", ["plain", "jit", *INNER])
+@pytest.mark.parametrize("place", tiered(PLACES, "plain", "jit", "scan"))
 def test_pure_functions_repeat(place: str):
     table, key = np.random.normal(size=3), jax.random.key(2)
 

@@ -70,10 +70,14 @@ def test_saturated_means_slope_below_one_percent_of_maximum(name):
 
 
 def test_either_flat_piece_certifies():
-    bound = Interval(jnp.array([-9.0, 1.0, -2.0, -1.0, -9.0]), jnp.array([-1.0, 9.0, 2.0, 1.0, -0.999]))
-    for metric, wanted in (("certified_dead", [1, 1, 0, 0, 0]), ("certified_always_on", [0, 0, 0, 1, 0])):
+    bound = Interval(*np.float32([[-9.0, 1.0, -2.0, -1.0, -9.0], [-1.0, 9.0, 2.0, 1.0, -0.999]]))
+
+    @jax.jit
+    def masks(bound):
         site = SiteView(activations["hard_tanh"], *[None] * 9, bound, None)
-        assert np.asarray(registry[f"{metric}_fraction"].function(site)).tolist() == [bool(w) for w in wanted]
+        return [registry[f"certified_{kind}_fraction"].function(site) for kind in ("dead", "always_on")]
+
+    assert np.array_equal(masks(bound), [[True, True, False, False, False], [False, False, False, True, False]])
 
 
 def test_saturated_tanh_is_not_certified_and_hardly_dead():
@@ -162,14 +166,19 @@ def test_crelu_unit_counts_both_coordinates():
     assert values["post_std/all"] == pytest.approx(post.std(), rel=1e-5)
 
 
+@jax.jit
+def is_constant(prediction):
+    return registry["constant"].function(Snapshot((), prediction, jnp.asarray(2.0), *[None] * 5))
+
+
 @pytest.mark.parametrize(("spread", "wanted"), [(0.0, True), (0.0099, True), (0.0101, False), (1.0, False)])
 def test_constant_is_a_variance_of_at_most_one_ten_thousandth(spread, wanted):
     """Targets of variance 2 in all; the prediction has `spread` of their amplitude in each of two outputs, far from 0."""
     sign = np.tile(np.float32([-1.0, 1.0]), 50)[:, None]
-    shot = Snapshot((), jnp.asarray(spread * sign + np.float32([7, -3])), jnp.asarray(2.0), *[None] * 5)
-    assert bool(registry["constant"].function(shot)) is wanted
-    one_only = shot._replace(prediction=shot.prediction.at[:, 0].set(0.1))
-    assert bool(registry["constant"].function(one_only)) is (spread < 0.0141)
+    prediction = (spread * sign + np.float32([7, -3])).astype(np.float32)
+    assert bool(is_constant(prediction)) is wanted
+    prediction[:, 0] = 0.1
+    assert bool(is_constant(prediction)) is (spread < 0.0141)
 
 
 def test_identical_predictions_are_constant_despite_rounding():
@@ -183,12 +192,16 @@ def test_identical_predictions_are_constant_despite_rounding():
 
 
 def test_bypassed_dead_site_is_no_collapse():
-    off = SiteView(relu, *[None] * 11)._replace(slope=jnp.zeros((50, 3)))
-    shot = Snapshot((off,), jnp.linspace(0.0, 1.0, 50)[:, None], jnp.asarray(1.0), *[None] * 5)
-    assert not registry["collapsed"].function(shot)
-    assert registry["collapsed"].function(shot._replace(prediction=jnp.full((50, 1), 0.3)))
-    alive = shot._replace(sites=(off._replace(slope=jnp.ones((50, 3))),), prediction=jnp.full((50, 1), 0.3))
-    assert registry["constant"].function(alive) and not registry["collapsed"].function(alive)
+    @jax.jit
+    def found(slope, prediction):
+        site = SiteView(relu, *[None] * 11)._replace(slope=slope)
+        shot = Snapshot((site,), prediction, jnp.asarray(1.0), *[None] * 5)
+        return registry["collapsed"].function(shot), registry["constant"].function(shot)
+
+    off, on = np.zeros((50, 3), np.float32), np.ones((50, 3), np.float32)
+    varied, flat = np.linspace(0, 1, 50, dtype=np.float32)[:, None], np.full((50, 1), 0.3, np.float32)
+    cases = [[bool(part) for part in found(*case)] for case in ((off, varied), (off, flat), (on, flat))]
+    assert cases == [[False, False], [True, True], [False, True]]
 
 
 def test_target_without_variance_breaks_nothing():
