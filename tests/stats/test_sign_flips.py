@@ -17,7 +17,7 @@ from relu_study.stats import hypothesis_tests, sign_flips
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(NUMBERS, st.sampled_from([0.0, 1.0, -1.0])), min_size=1, max_size=11))
 def test_sign_flip_is_brute_force(values: list[float]) -> None:
     difference = np.array(values)
@@ -55,7 +55,7 @@ def exactly(values: list[float]) -> tuple[float, float]:
     return sum(one >= sums[0] for one in sums) / len(sums), sum(one <= sums[0] for one in sums) / len(sums)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=8),
     st.integers(0, 7),
@@ -71,7 +71,7 @@ SIZES = st.tuples(st.integers(1, 2**45 - 1), st.integers(-400, 400)).map(lambda 
 WHOLE = st.floats(1e-200, 1e200)  # of 53 binary digits
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(SIZES, st.sampled_from([-1, 1])), max_size=7), st.lists(WHOLE, max_size=2))
 def test_sign_flip_is_exact_at_wildly_different_scales(signed: list[tuple[float, int]], opposite: list[float]) -> None:
     """Numbers of few digits at any scale, among opposite numbers of all digits, which cancel."""
@@ -96,7 +96,7 @@ def with_rounding(values: list[float]) -> tuple[float, float]:
     return found[0], found[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.one_of(

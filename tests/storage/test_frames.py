@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_results import BASE, PROBE_EXAMPLES, noise, planted_arms, planted_folder, planted_study
 
@@ -303,6 +303,7 @@ def test_every_csv_file_round_trips(found: dict[str, pd.DataFrame], tmp_path: Pa
     assert "nan" not in text.lower() and "\r" not in text
 
 
+@settings(max_examples=40)
 @given(st.floats(1e-12, 1e3), st.integers(0, 2**32 - 1), st.sampled_from(["NA", "none", "null", "1e5", "007", "a,b", 'q"']))
 def test_run_id_follows_from_its_row(tmp_path_factory: pytest.TempPathFactory, rate: float, seed: int, word: str) -> None:
     spec = RunSpec(learning_rate=rate, seed=seed, target=word)

@@ -38,9 +38,9 @@ def test_corrupt_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     whole = (folder / name).read_text()
     header = whole.splitlines()[0]
+    frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False)
     for column in header.split(","):
-        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False).drop(columns=column)
-        (folder / name).write_text(frame.to_csv(index=False))
+        (folder / name).write_text(frame.drop(columns=column).to_csv(index=False))
         with pytest.raises(UserError, match=rf"{name} has no column {column}"):
             report(folder)
         (folder / name).write_text(whole)
