@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import pytest
 from provenance_study import READ, UNREAD, changed, written
+from tiers import tiered
 
 from relu_study import run, run_draws
 from relu_study.components import registry
@@ -25,7 +26,6 @@ ENTRIES = {
     True: ["activation bent", "statistic level"],
 }
 ALL = sorted({*ENTRIES[False], *ENTRIES[True]})
-KINDS = pytest.mark.parametrize("drawn", [False, True], ids=["trained", "drawn"])
 
 
 def of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return own(written(tmp_path_factory.mktemp("first") / "study"))
 
 
-@pytest.mark.parametrize("what", READ)
+@pytest.mark.parametrize("what", tiered(READ, "helper of a helper", "jitted helper", "data of a helper", "module next to it"))
 def test_changed_dependency_changes_every_kind_of_entry(what: str, before: dict[str, Any], tmp_path: Path) -> None:
     file, old, new, part = READ[what]
     path = written(tmp_path / "study")
@@ -65,10 +65,32 @@ def test_changed_dependency_changes_every_kind_of_entry(what: str, before: dict[
     assert all(part in line.partition(" has changed (")[2] for line in found)
 
 
-@pytest.mark.parametrize("what", UNREAD)
+def rounds() -> list[list[str]]:
+    """Return all changes in as few groups as possible. The changed parts of a group have different names."""
+    found: list[list[str]] = []
+    for what, (*_, part) in READ.items():
+        free = next((some for some in found if part not in [READ[other][3] for other in some]), None)
+        found.append([what]) if free is None else free.append(what)
+    return found
+
+
+@pytest.mark.parametrize("whats", rounds(), ids=lambda whats: f"{len(whats)} changes")
+def test_every_change_is_found_among_others(whats: list[str], before: dict[str, Any], tmp_path: Path) -> None:
+    """The fingerprint of each entry has a part for each change. The two parts of a jitted helper contain its defaults."""
+    path = written(tmp_path / "study")
+    for what in whats:
+        changed(path.parent, *READ[what][:3])
+    for entry, parts in own(path).items():
+        names = {name for name in {**parts, **before[entry]} if parts.get(name) != before[entry].get(name)} - {"whole", "source"}
+        assert [what for what in whats if not any(READ[what][3] in name for name in names)] == []
+        assert len(names) == len(whats) + ("default of a jitted helper" in whats), names
+
+
+@pytest.mark.parametrize("what", tiered([*UNREAD, "all"], "all"))
 def test_unread_code_keeps_every_fingerprint(what: str, before: dict[str, Any], tmp_path: Path) -> None:
     path = written(tmp_path / "study")
-    changed(path.parent, *UNREAD[what])
+    for change in UNREAD.values() if what == "all" else [UNREAD[what]]:
+        changed(path.parent, *change)
     assert own(path) == before
 
 
@@ -87,13 +109,17 @@ def test_study_folder_and_current_folder_keep_every_fingerprint(
 # ------------------------------------------------------------------------------------- end to end
 
 
-def start(path: Path, out: Path, more: bool = False) -> None:
-    """Run a study file with two or more seeds."""
-    study: Any = load_study(path)
+def begin(study: Any, out: Path, more: bool = False) -> None:
+    """Run a study with two or more seeds."""
     if isinstance(study, Study):
         run(study, out, seeds=3 if more else 2)
     else:
         run_draws(study, out, draws=40 if more else 20)
+
+
+def start(path: Path, out: Path, more: bool = False) -> None:
+    """Run a study file with two or more seeds."""
+    begin(load_study(path), out, more)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -101,11 +127,11 @@ def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
 
 
-REFUSED = ("global number", "data of a helper", "helper of a helper", "jitted helper", "closure", "module next to it")
+REFUSED = ("data of a helper", "global number", "helper of a helper", "jitted helper", "closure", "module next to it")
+COUNTS = [(drawn, count) for drawn in (False, True) for count in (1, len(REFUSED))]
 
 
-@KINDS
-@pytest.mark.parametrize("count", [2, pytest.param(len(REFUSED), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("drawn", "count"), tiered(COUNTS, (False, 1), (True, 1)))
 def test_changed_study_is_refused_and_restored_study_resumes(
     drawn: bool, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,17 +154,21 @@ def test_changed_study_is_refused_and_restored_study_resumes(
             changed(path.parent, *change)
     path.parent.rename(tmp_path / "renamed")
     monkeypatch.chdir(tmp_path / "renamed")
-    start(Path("study.py"), out, more=True)
-    start(Path("study.py"), tmp_path / "whole", more=True)
+    restored = load_study(Path("study.py"))
+    begin(restored, out, more=True)
+    begin(restored, tmp_path / "whole", more=True)
     assert results(out) == results(tmp_path / "whole") != {}
 
 
-def test_changed_study_in_another_folder_trains_new_numbers(tmp_path: Path) -> None:
-    path = written(tmp_path / "study")
+@pytest.mark.parametrize("drawn", tiered([False, True], True), ids=["trained", "drawn"])
+def test_changed_study_in_another_folder_has_new_numbers(drawn: bool, tmp_path: Path) -> None:
+    """`test_stale_programs.py` also trains with a changed helper."""
+    path = written(tmp_path / "study", drawn)
     start(path, tmp_path / "one")
     changed(path.parent, "study.py", "* 1e-6", "* 1e-2")
     start(path, tmp_path / "two")
-    assert results(tmp_path / "one")["runs.csv"] != results(tmp_path / "two")["runs.csv"]
+    name = "cells.csv" if drawn else "runs.csv"
+    assert results(tmp_path / "one")[name] != results(tmp_path / "two")[name]
 
 
 # ------------------------------------------------------------------------------------ by the command
