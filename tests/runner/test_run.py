@@ -11,26 +11,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from small_study import base
-from small_study import study as small
+from small_study import base, study
 
 from relu_study.engine import cohorts, train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
+from relu_study.runner import prepare, single_run
 from relu_study.runner import run as runner
-from relu_study.runner import single_run
 from relu_study.runner.callback import Callback
 from relu_study.storage import tile_files
 from relu_study.storage.frames import load
 from relu_study.storage.manifest import write_manifest
-
-study = replace(small, metrics=())  # everything is measured
+from relu_study.study.study import Experiment
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "small"
     runner.run(study, folder)
+    return folder
+
+
+complete = replace(
+    study, metrics=(), experiments=(Experiment("main", {"relu": base}),), seeds=2, claims=(), tables=(), figures=()
+)  # everything is measured
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "complete"
+    runner.run(complete, folder)
     return folder
 
 
@@ -101,11 +111,11 @@ METRICS = (
 )
 
 
-def test_columns_follow_the_contract(finished: Path) -> None:
+def test_columns_follow_the_contract(measured: Path) -> None:
     """Other programs read these files: a column that goes or changes its name breaks them."""
     for name, header in HEADERS.items():
-        assert (finished / f"{name}.csv").read_text().partition("\n")[0].split(",") == header.split(), name
-    runs = (finished / "runs.csv").read_text().partition("\n")[0].split(",")
+        assert (measured / f"{name}.csv").read_text().partition("\n")[0].split(",") == header.split(), name
+    runs = (measured / "runs.csv").read_text().partition("\n")[0].split(",")
     fixed = ["run_id", "config_id", *SPEC.split(), "seed", "status", "first_bad_epoch", "probe_examples"]
     assert runs[: len(fixed)] == fixed
     assert {name.partition("/")[0] for name in runs[len(fixed) :]} >= set(METRICS.split())
@@ -114,14 +124,6 @@ def test_columns_follow_the_contract(finished: Path) -> None:
 def test_same_declaration_gives_same_bytes(finished: Path, tmp_path: Path) -> None:
     runner.run(study, tmp_path / "again")
     assert csvs(tmp_path / "again") == csvs(finished)
-
-
-def test_csv_numbers_equal_the_engine_output(finished: Path) -> None:
-    runs = load(finished).runs.set_index("run_id")
-    spec = study.runs()[1]
-    width = json.loads((finished / "manifest.json").read_text())["widths"][cohorts.cost_of(spec).cohort]
-    alone = train_tile.train_tile([spec], width)
-    assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
 def test_finished_study_trains_nothing(finished: Path) -> None:
@@ -134,10 +136,10 @@ def test_more_seeds_keep_existing_rows(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     shutil.copytree(finished, folder)
     old, callback = rows(folder), Counted()
-    runner.run(study, folder, seeds=5, callback=callback)
+    runner.run(study, folder, seeds=6, callback=callback)
     new = rows(folder)
-    assert len(callback.trained) == 6 and not set(callback.trained) & set(old)
-    assert {run: new[run] for run in old} == old and len(new) == 15
+    assert len(callback.trained) == 9 and not set(callback.trained) & set(old)
+    assert {run: new[run] for run in old} == old and len(new) == 18
     dead = load(folder).runs.drop_duplicates("run_id").set_index("run_id")["dead_fraction/all"]
     for tile, device, compiling, dead_fraction in callback.told:
         assert device in range(2) and compiling >= 0
@@ -154,6 +156,15 @@ def test_single_run_prints_its_row(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "manifest.json").exists()
     with pytest.raises(UserError, match="unknown run"):
         single_run.run_single(study, "nothing", finished, None, MeasureConfig())
+
+
+def test_csv_numbers_equal_the_engine_output(finished: Path) -> None:
+    runs = load(finished).runs.set_index("run_id")
+    spec = study.runs()[1]
+    width = json.loads((finished / "manifest.json").read_text())["widths"][cohorts.cost_of(spec).cohort]
+    config = prepare.prepare(study, None, MeasureConfig()).measure_config
+    alone = train_tile.train_tile([spec], width, measure_config=config, num_datasets=1)
+    assert np.float32(runs.loc[spec.run_id, "val_loss/all"]) == alone["metric:val_loss/all"][0, -1]
 
 
 def test_clone_without_raw_is_archived(finished: Path, tmp_path: Path) -> None:
@@ -194,7 +205,7 @@ def test_incompatible_folders_are_refused(finished: Path, tmp_path: Path) -> Non
 
 def test_study_sets_metrics_and_interval(tmp_path: Path) -> None:
     arms = {"relu": base.replace(epochs=5)}
-    few = replace(study, experiments=(replace(study.experiments[1], arms=arms),), seeds=2, claims=(), tables=(), figures=())
+    few = replace(study, experiments=(replace(study.experiments[1], arms=arms),), seeds=1, claims=(), tables=(), figures=())
     few = replace(few, every=2, metrics=("constant", "collapsed"))
     runner.run(few, tmp_path)
     results, manifest = load(tmp_path), json.loads((tmp_path / "manifest.json").read_text())
@@ -213,8 +224,8 @@ def test_study_sets_metrics_and_interval(tmp_path: Path) -> None:
         runner.run(replace(few, metrics=("constent",)), tmp_path)
 
 
-def test_folder_of_an_earlier_version_has_interval_one(finished: Path, tmp_path: Path) -> None:
-    folder, callback = Path(shutil.copytree(finished, tmp_path / "small")), Counted()
+def test_folder_of_an_earlier_version_has_interval_one(measured: Path, tmp_path: Path) -> None:
+    folder, callback = Path(shutil.copytree(measured, tmp_path / "complete")), Counted()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["provenance"]["measured_every"], manifest["provenance"]["metrics"]
     write_manifest(folder, manifest)
@@ -223,15 +234,15 @@ def test_folder_of_an_earlier_version_has_interval_one(finished: Path, tmp_path:
         made = json.loads(str(tile["provenance"]))
         del made["measured_every"], made["metrics"]
         tile_files.write_tile(folder, {**tile, "provenance": np.array(json.dumps(made))})
-    runner.run(study, folder, callback=callback)
-    assert callback.trained == [] and csvs(folder) == csvs(finished)
+    runner.run(complete, folder, callback=callback)
+    assert callback.trained == [] and csvs(folder) == csvs(measured)
     with pytest.raises(UserError, match="measured_every: 1 there, 2 here"):
-        runner.run(replace(study, every=2), folder)
+        runner.run(replace(complete, every=2), folder)
 
 
 @pytest.mark.slow
 def test_parameters_are_kept_on_request(tmp_path: Path) -> None:
-    results = runner.run(replace(small, metrics=("val_loss", "weight_norm")), seeds=1, keep_params=True)
+    results = runner.run(replace(study, metrics=("val_loss", "weight_norm")), seeds=1, keep_params=True)
     first = results.params[results.runs.run_id[0]]
     assert first["hidden.0.dense.kernel"].shape == (4, 8) and first["output.bias"].shape == (1,)
     assert set(results.params) == set(results.runs.run_id)
