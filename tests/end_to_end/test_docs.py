@@ -23,8 +23,9 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.i
 SLOW = (
     "docs/draw_studies.md",
     "docs/extending.md",
+    "docs/find_dead_units.md",
     "docs/writing_a_study.md",
-)  # test_own_study.py runs two of them in the fast tier
+)  # in the fast tier test_own_study.py runs two of them, and tests/watch has the functions of another
 PRINTING = ("docs/find_dead_units.md",)  # their blocks of text are the output of their Python blocks
 TOP = ("relu_study", "benchmarks", "results", "tests", "docs")
 PARTS = tuple(path.parent.name for path in ROOT.glob("relu_study/*/__init__.py"))
@@ -51,22 +52,51 @@ def anchors(text: str) -> set[str]:
 # ---------------------------------------------------------------------------------- Python blocks
 
 WITH_PYTHON = [name for name, text in TEXTS.items() if blocks(text, "python")]
+FAST = [name for name in WITH_PYTHON if name not in SLOW]
+PAGE_BY_PAGE = """
+import contextlib, os, runpy, sys, traceback
+for place in sys.argv[1:]:
+    os.chdir(place)
+    with open("out", "w") as out, open("err", "w") as err, contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path("page.py", run_name="__main__")
+        except BaseException:
+            traceback.print_exc(file=err)
+"""
 
 
-@pytest.mark.parametrize("page", tiered(WITH_PYTHON, *(name for name in WITH_PYTHON if name not in SLOW)))
-def test_python_blocks_run_in_order(page: str, tmp_path: Path) -> None:
-    code = "\n".join(blocks(TEXTS[page], "python"))
-    for name in {*re.findall(r'"results/(\w+)"', code)}:
-        if (ROOT / "results" / name).is_dir():
-            ignored = shutil.ignore_patterns("raw", "tensorboard", "damaged")
-            shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name, ignore=ignored)
-    (tmp_path / "page.py").write_text(code)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+def run_blocks(pages: list[str], home: Path) -> dict[str, tuple[str, str]]:
+    """Run the blocks of each page in its own folder, all in one process. Return the output and the traceback of each page."""
+    places = {page: home / Path(page).stem for page in pages}
+    for page, place in places.items():
+        place.mkdir()
+        code = "\n".join(blocks(TEXTS[page], "python"))
+        for name in {*re.findall(r'"results/(\w+)"', code)}:
+            if (ROOT / "results" / name).is_dir():
+                ignored = shutil.ignore_patterns("raw", "tensorboard", "damaged")
+                shutil.copytree(ROOT / "results" / name, place / "results" / name, ignore=ignored)
+        (place / "page.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "cache")}
     env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PAGE_BY_PAGE, *map(str, places.values())]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return {page: ((place / "out").read_text(), (place / "err").read_text()) for page, place in places.items()}
+
+
+@pytest.fixture(scope="module")
+def fast_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """The outputs of the pages of the fast tier, which run in one process."""
+    return run_blocks(FAST, tmp_path_factory.mktemp("pages"))
+
+
+@pytest.mark.parametrize("page", tiered(WITH_PYTHON, *FAST))
+def test_python_blocks_run_in_order(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    ran = request.getfixturevalue("fast_pages") if page in FAST else run_blocks([page], tmp_path)
+    out, error = ran[page]
+    assert not error, error
     if page in PRINTING:
-        printed = words(done.stdout)
+        printed = words(out)
         assert not [line for block in blocks(TEXTS[page], "text") for line in words(block) if line not in printed]
 
 
