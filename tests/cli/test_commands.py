@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command
+from command_line import Done, command
+from command_line import commands as each
 from paths import ROOT
 from tiers import tiered
 
@@ -17,37 +18,39 @@ HERE = ROOT / "tests" / "support"
 SMALL = str(HERE / "small_study.py")
 
 
-MORE_ERRORS = [
+ERRORS = [
+    (["run", "artcle"], "article"),
     (["plan", "artcle"], "article"),
     (["run", "no/such.py"], "no/such.py"),
+    (["run", SMALL, "--preset", "fulll"], "full"),
     (["run", SMALL, "--seeds", "0"], "--seeds"),
     (["run", SMALL, "--epochs", "-1"], "--epochs"),
     (["run", SMALL, "--epochs", "nan"], "--epochs"),
     (["run", SMALL, "--val-examples", "some"], "--val-examples"),
+    (["report", "nowhere"], "nowhere"),
     (["view", "nowhere"], "nowhere"),
     (["figure", "nowhere"], "nowhere"),
     (["table", "nowhere"], "nowhere"),
+    (["table", str(HERE)], "no manifest.json"),
     (["figure", str(HERE)], "no manifest.json"),
     (["rnu", SMALL], "run"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        (["run", "artcle"], "article"),
-        (["run", SMALL, "--preset", "fulll"], "full"),
-        (["report", "nowhere"], "nowhere"),
-        (["table", str(HERE)], "no manifest.json"),
-        *tiered(MORE_ERRORS),
-    ],
-)
-def test_argument_errors_do_not_import_jax(words: list[str], hint: str, tmp_path: Path) -> None:
-    done = command(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert hint in done.stderr + done.stdout and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "False", "JAX was imported"
-    assert not list(tmp_path.iterdir())
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Done]:
+    """The outcomes of commands that do not need JAX, all run in one process. None of them writes a file."""
+    lines = [["--help"], ["list"], *(words for words, _ in ERRORS)]
+    outcomes = each(lines, folder := tmp_path_factory.mktemp("empty"))
+    assert not list(folder.iterdir())
+    return {tuple(words): outcome for words, outcome in zip(lines, outcomes, strict=True)}
+
+
+@pytest.mark.parametrize(("words", "hint"), ERRORS)
+def test_argument_errors_do_not_import_jax(words: list[str], hint: str, done: dict[tuple[str, ...], Done]) -> None:
+    status, out, err, imported_jax = done[tuple(words)]
+    assert status == 2, err
+    assert hint in err + out and "Traceback" not in err and not imported_jax
 
 
 @pytest.mark.parametrize(
@@ -100,11 +103,11 @@ def test_invalid_study_files(text: str, hint: str, tmp_path: Path, here: Any) ->
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "__pycache__"}
 
 
-def test_help_does_not_import_jax(tmp_path: Path) -> None:
-    done = command("--help", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False"
+def test_help_does_not_import_jax(done: dict[tuple[str, ...], Done]) -> None:
+    status, out, _, imported_jax = done[("--help",)]
+    assert status == 0 and not imported_jax
     for name in ("list", "plan", "run", "report", "figure", "view"):
-        assert name in done.stdout
+        assert name in out
 
 
 @pytest.mark.parametrize("name", tiered(list(commands.COMMANDS), "run", "figure"))
@@ -131,10 +134,9 @@ def test_list_estimates_minutes_from_a_manifest(tmp_path: Path, here: Any) -> No
     assert float(minutes) == 32, "32 runs of 100 epochs, at one minute per 100 epochs"
 
 
-def test_list_does_not_import_jax(tmp_path: Path) -> None:
-    listed = command("list", cwd=tmp_path)
-    assert listed.returncode == 0 and "article" in listed.stdout and listed.stderr.splitlines()[-1] == "False"
-    assert not list(tmp_path.iterdir())
+def test_list_does_not_import_jax(done: dict[tuple[str, ...], Done]) -> None:
+    status, out, _, imported_jax = done[("list",)]
+    assert status == 0 and "article" in out and not imported_jax
 
 
 def test_plan(tmp_path: Path, here: Any) -> None:
