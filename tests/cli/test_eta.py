@@ -64,19 +64,17 @@ def planned(cohorts: int, runs: int, devices: int, same: bool = True) -> Plan:
     return planning.plan(specs, work, {str(i + 1): 4 for i in range(cohorts)}, devices, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("cohorts", "runs", "devices", "same"),
-    [
-        (1, 400, 1, True),
-        (1, 400, 2, True),
-        (3, 80, 2, False),
-        (24, 40, 2, False),
-        (300, 4, 2, True),  # 300 programs with one tile each: mostly compilation
-        (300, 4, 8, True),
-        (2, 20, 4, True),
-        (40, 40, 16, False),
-    ],
-)
+FAST = [
+    (1, 400, 1, True),
+    (1, 400, 2, True),
+    (3, 80, 2, False),
+    (24, 40, 2, False),
+    (300, 4, 2, True),  # 300 programs with one tile each: mostly compilation
+    (2, 20, 4, True),
+]
+
+
+@pytest.mark.parametrize(("cohorts", "runs", "devices", "same"), tiered([*FAST, (300, 4, 8, True), (40, 40, 16, False)], *FAST))
 @pytest.mark.parametrize("compiling", tiered([0.0, 0.02, 0.6], 0.6), ids=["warm", "some", "mostly"])
 def test_end_is_estimated_within_20_percent(cohorts: int, runs: int, devices: int, same: bool, compiling: float) -> None:
     plan, machine = planned(cohorts, runs, devices, same), Machine(devices, 37.0, compiling)

@@ -1,5 +1,5 @@
-"""Compiled programs kept for all tests of a file."""
+"""Fixtures for fewer compilations."""
 
-from kept_programs import kept_programs
+from kept_programs import kept_programs, one_device
 
-__all__ = ["kept_programs"]
+__all__ = ["kept_programs", "one_device"]

@@ -73,7 +73,7 @@ def root(z):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
+def _registered(one_device: None) -> Iterator[None]:
     """Register components for these tests only, since other tests iterate over all registered ones."""
     before = [(registry, dict(registry._entries)) for registry in (activations, initializers, statistics, tasks)]
     initializer("spoiled_weights", needs_inputs=False)(spoiled_weights)
@@ -237,7 +237,7 @@ def test_finite_loss_with_nonfinite_gradients_is_nonfinite() -> None:
     """The run is good at first, its gradients are empty, and one step makes it bad."""
     spec = base.replace(activation="root", initializer="spoiled_zero", epochs=2, rows=120)
     runs = [spec.replace(seed=seed) for seed in (0, BAD, 1)]
-    tile, healthy = train_tile.train_tile(runs, 4), train_tile.train_tile([runs[0], runs[2]], 4)
+    tile, healthy = (train_tile.train_tile(some, 4, num_datasets=4) for some in (runs, runs[::2]))
     assert tile["status"].tolist() == ["ok", "nonfinite", "ok"] and tile["first_bad_epoch"][1] == 1
     assert np.isfinite(tile["metric:train_loss/all"][1, 0]) and not np.isfinite(tile["metric:grad_norm/all"][1, 0])
     for name, values in healthy.items():

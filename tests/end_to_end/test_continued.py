@@ -16,7 +16,7 @@ from relu_study.storage.tile_files import read_tile, tile_paths, write_tile
 Here = Callable[..., tuple[int, str, str]]
 STUDY = """
 from relu_study import Experiment, RunSpec, Study
-base = RunSpec(rows=60, width=4, epochs=1, batch_size=30, network="mlp", task={task!r})
+base = RunSpec(rows=60, width=4, epochs=1, batch_size=30, network="mlp", optimizer="sgd", task={task!r})
 study = Study("own", "Own", "?", [Experiment("main", {{"arm": base}})], seeds=1, metrics={metrics})
 """
 METRIC = """

@@ -202,7 +202,7 @@ class Odd:
     def __call__(self, pre): return jnp.maximum(pre, 0.5 * pre)
 
 activation("odd")(Odd())
-base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="odd")
+base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="odd", optimizer="sgd")
 study = Study("odd", "Odd", "?", [Experiment("main", {"arm": base})], seeds=1, metrics=("val_loss",))
 """
 
@@ -219,8 +219,9 @@ def test_unreadable_entry_prevents_resuming(tmp_path: Path, here: Any) -> None:
 ARMS = """
 from relu_study import *
 def arms():
-    return {f"{rate:g}": RunSpec(rows=40, width=4, epochs=1, batch_size=20, learning_rate=rate) for rate in RATES}
+    return {f"{rate:g}": SMALL.replace(learning_rate=rate) for rate in RATES}
 RATES = [0.01, 0.02]
+SMALL = RunSpec(rows=40, width=4, epochs=1, batch_size=20, optimizer="sgd")
 study = Study("arms", "Arms", "?", [Experiment("main", arms())], seeds=1, metrics=("val_loss",))
 """
 

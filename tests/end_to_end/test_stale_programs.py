@@ -20,7 +20,7 @@ def jitted(x: Any) -> Any:
 
 
 def numbers() -> tuple[float, float]:
-    base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="stale", initializer="he_normal")
+    base = RunSpec(rows=40, width=4, epochs=1, batch_size=20, activation="stale", optimizer="sgd", initializer="he_normal")
     trained = run(Study("stale", "S", "?", [Experiment("main", {"arm": base})], seeds=1, metrics=("val_loss",)))
     drawn = run_draws(DrawStudy("stale", "S", "?", [Draws("main", "stale", {"all": {}}, 20)]))
     return float(trained.runs["val_loss/all"][0]), float(drawn["estimate"].iloc[0])

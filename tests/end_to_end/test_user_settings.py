@@ -35,7 +35,6 @@ def test_tilde_is_the_users_home_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 HOSTILE = """
 import sys
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 if sys.argv[3:]:

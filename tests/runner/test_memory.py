@@ -31,7 +31,7 @@ FEW = MeasureConfig(histograms=False, metrics=("dead_fraction",))
 
 
 def tile_of(rows: int, width: int = 4, sets: int = 4) -> Tile:
-    spec = base.replace(rows=rows, width=9)
+    spec = base.replace(rows=rows, width=9, optimizer="adam")
     return Tile(cohorts.cost_of(spec, FEW).cohort, width, (spec,), 10, sets)
 
 
@@ -107,10 +107,10 @@ def asking(**arms: Any) -> Study:
 
 def test_plan_compiles_the_programs_of_the_run(cached: Callable[[], set[str]], tmp_path: Path) -> None:
     """On the very device that begins the cohort, which need not be the first."""
-    both = asking(deep={"depth": 3, "epochs": 1}, long={"epochs": 9})
+    both = asking(deep={"depth": 2, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
     homes = scheduler.assign_devices(job.plan.tiles, job.plan.cost, 2)
-    deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 9)
+    deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 8)
     assert homes[deep.name] == 1
     for tile in deep.tiles:
         forget(tile, job.measure_config)

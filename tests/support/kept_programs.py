@@ -1,10 +1,11 @@
-"""Compiled programs kept for all studies of a test file, since many of its tests run the same study."""
+"""Fixtures for fewer compilations: programs are kept for all studies of a test file, or only one device is used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import pytest
 
 from relu_study.engine import compilation, draw_block, scheduler
@@ -23,3 +24,12 @@ def kept_programs() -> Iterator[None]:
         yield
     compilation.clear()
     draw_block.draw_program.clear()
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Train and draw on the first device, so that each program is compiled once."""
+    devices = jax.devices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *backend: devices(*backend)[:1])
+        yield

@@ -1,8 +1,8 @@
-"""A small study on the article's data: two cohorts, three arms, one claim, and few metrics for fast compilation."""
+"""A small study on the article's data: two cohorts, three arms, one claim, and SGD and few metrics for fast compilation."""
 
 from relu_study import Claim, Experiment, Figure, RunSpec, Study, Table, Target
 
-base = RunSpec(rows=600, batch_size=32, width=8, epochs=2, initializer="he_normal")
+base = RunSpec(rows=600, batch_size=32, width=8, epochs=2, initializer="he_normal", optimizer="sgd")
 arms = {"relu": base, "lecun": base.replace(initializer="lecun_normal"), "tanh": base.replace(activation="tanh")}
 
 study = Study(
