@@ -25,6 +25,7 @@ ENTRIES = {
     False: ["activation bent", "initializer drawn", "metric level", "network own", "optimizer paced", "task noisy"],
     True: ["activation bent", "statistic level"],
 }
+DRAWN = pytest.mark.parametrize("drawn", tiered([False, True], True), ids=["trained", "drawn"])
 ALL = sorted({*ENTRIES[False], *ENTRIES[True]})
 
 
@@ -127,18 +128,17 @@ def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
 
 
-REFUSED = ("data of a helper", "global number", "helper of a helper", "jitted helper", "closure", "module next to it")
-COUNTS = [(drawn, count) for drawn in (False, True) for count in (1, len(REFUSED))]
+REFUSED = ("global number", "data of a helper", "helper of a helper", "jitted helper", "closure", "module next to it")
 
 
-@pytest.mark.parametrize(("drawn", "count"), tiered(COUNTS, (False, 1), (True, 1)))
+@DRAWN
 def test_changed_study_is_refused_and_restored_study_resumes(
-    drawn: bool, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = written(tmp_path / "study", drawn), tmp_path / "out"
     start(path, out)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    for what in REFUSED[:count]:
+    for what in REFUSED:
         file, old, new, part = READ[what]
         text = (path.parent / file).read_text()
         changed(path.parent, file, old, new)
@@ -160,9 +160,9 @@ def test_changed_study_is_refused_and_restored_study_resumes(
     assert results(out) == results(tmp_path / "whole") != {}
 
 
-@pytest.mark.parametrize("drawn", tiered([False, True], True), ids=["trained", "drawn"])
+@DRAWN
 def test_changed_study_in_another_folder_has_new_numbers(drawn: bool, tmp_path: Path) -> None:
-    """`test_stale_programs.py` also trains with a changed helper."""
+    """`test_stale_programs.py` trains with a changed helper."""
     path = written(tmp_path / "study", drawn)
     start(path, tmp_path / "one")
     changed(path.parent, "study.py", "* 1e-6", "* 1e-2")
@@ -174,7 +174,7 @@ def test_changed_study_in_another_folder_has_new_numbers(drawn: bool, tmp_path: 
 # ------------------------------------------------------------------------------------ by the command
 
 
-@pytest.mark.parametrize("drawn", [pytest.param(False, marks=pytest.mark.slow), True], ids=["trained", "drawn"])
+@DRAWN
 def test_command_names_changed_entry_and_next_step(drawn: bool, tmp_path: Path, here: Any) -> None:
     path = written(tmp_path / "study", drawn)
     size = ["--max-draws", "20"] if drawn else ["--seeds", "1"]

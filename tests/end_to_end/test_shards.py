@@ -16,6 +16,7 @@ import small_draw_study
 from hypothesis import given
 from hypothesis import strategies as st
 from small_study import study
+from tiers import tiered
 
 from relu_study.cli import commands
 from relu_study.engine import compile_time
@@ -64,7 +65,7 @@ def test_shards_are_complete_even_and_share_few_programs(cohorts: list[list[floa
     assert all(abs(sum(cost[tile] for tile in tiles) - even) <= largest * (1 + 1e-9) for tiles in parts)
 
 
-@pytest.mark.parametrize("of", [2, 5])
+@pytest.mark.parametrize("of", tiered([2, 5], 5))
 def test_every_run_is_in_one_shard_for_any_stored_runs(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
     large = study.with_preset("full", seeds=20)
     widths, wanted = prepare(large, None, MeasureConfig()).widths, {run.run_id for run in large.runs()}

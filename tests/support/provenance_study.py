@@ -128,6 +128,7 @@ def made(k):
 CLOSED = made(0.40625)
 
 
+@jax.jit
 def total():
     """A number that depends on everything above."""
 
