@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from watched_models import IMAGES, KEY, TOKENS, Planted, X, kill, planted, with_bias
+from watched_models import IMAGES, TOKENS, Planted, X, built, initial, kill, planted, put, with_bias
 
 
 class Residual(nnx.Module):
@@ -26,7 +26,7 @@ class Residual(nnx.Module):
 
 
 def residual() -> Residual:
-    model = Residual(nnx.Rngs(0))
+    model = built(Residual)
     kill(model.norm, 3)
     kill(model.conv2, 5, 6)
     kill(model.head, 0)
@@ -48,7 +48,7 @@ def linen_mlp_with_batch_norm_and_dropout() -> Planted:
             return nn.Dense(3)(nn.relu(nn.LayerNorm()(nn.Dense(8)(x))))
 
     module = Net()
-    variables = with_bias(module.init(KEY, X), BatchNorm_0={1, 2}, LayerNorm_0={4})
+    variables = with_bias(initial(module, X), BatchNorm_0={1, 2}, LayerNorm_0={4})
     return Planted((module, variables), X, {"BatchNorm_0": {1, 2}, "LayerNorm_0": {4}}, {"train": False})
 
 
@@ -64,7 +64,7 @@ def linen_cnn_with_pooling() -> Planted:
             return nn.log_softmax(nn.Dense(3)(nn.relu(nn.Dense(9)(x))))  # Dense_0(Dense_1)
 
     module = Net()
-    variables = with_bias(module.init(KEY, IMAGES, train=False), Conv_0={2}, BatchNorm_0={0, 7}, Conv_2={0, 3, 7}, Dense_1={8})
+    variables = with_bias(initial(module, IMAGES, train=False), Conv_0={2}, BatchNorm_0={0, 7}, Conv_2={0, 3, 7}, Dense_1={8})
     dead = {"Conv_0": {2}, "BatchNorm_0": {0, 7}, "Conv_2": {0, 3, 7}, "Dense_1": {8}}
     return Planted((module, variables), IMAGES, dead, {"train": False})
 
@@ -91,7 +91,7 @@ def transformer_block() -> Planted:
                 x = block(x)
             return nnx.softmax(self.out(self.norm(x)))
 
-    model = Transformer(nnx.Rngs(0))
+    model = built(Transformer)
     kill(model.blocks[1].up, 0, 11)
     return Planted(model, TOKENS, {"blocks.0.up": set(), "blocks.1.up": {0, 11}})
 
@@ -110,9 +110,9 @@ def linen_scan_of_rematerialised_blocks() -> Planted:
             return nn.Dense(2)(scanned(name="layers")(x, None)[0])
 
     module = Net()
-    variables = module.init(KEY, X)
+    variables = initial(module, X)
     dense = variables["params"]["layers"]["Dense_0"]
-    dense["bias"] = dense["bias"].at[1, 4].set(-1e3)
+    dense["bias"] = put(dense["bias"], (1, 4), -1e3)
     return Planted((module, variables), X, {f"layers.Dense_0[{step}]": {4} if step == 1 else set() for step in range(3)})
 
 
@@ -127,13 +127,13 @@ def nnx_scan_of_blocks() -> Planted:
             step = nnx.scan(lambda h, layer: h + nnx.relu(layer(h)), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
             return self.out(step(x, self.layers))
 
-    model = Net(nnx.Rngs(0))
-    model.layers.bias[...] = model.layers.bias[...].at[2, 1].set(-1e3)
+    model = built(Net)
+    model.layers.bias.set_value(put(model.layers.bias[...], (2, 1), -1e3))
     return Planted(model, X, {f"layers[{step}]": {1} if step == 2 else set() for step in range(3)})
 
 
 @planted
 def sequential_of_jitted_parts() -> Planted:
     model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(8), jax.jit(lambda x: jnp.maximum(x, 0)), nn.Dense(2)])
-    variables = with_bias(model.init(KEY, X), layers_0={0}, layers_2={3})
+    variables = with_bias(initial(model, X), layers_0={0}, layers_2={3})
     return Planted((model, variables), X, {"layers_0": {0}, "layers_2": {3}})

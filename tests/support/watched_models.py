@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,14 @@ from flax import nnx
 
 DEAD = -1e3
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (64, 6))
-IMAGES = jax.random.normal(KEY, (16, 8, 8, 3))
-TOKENS = jax.random.normal(KEY, (8, 5, 6))
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Return normal numbers by NumPy, which compiles no program for each shape."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+X, IMAGES, TOKENS = (jnp.asarray(normal(0, *shape)) for shape in ((64, 6), (16, 8, 8, 3), (8, 5, 6)))
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,26 @@ def planted(make: Callable[[], Planted]) -> Callable[[], Planted]:
     return make
 
 
+def put(array: Any, index: Any, value: Any) -> jax.Array:
+    """Return an array with other entries at an index."""
+    changed = np.array(array)
+    changed[index] = value
+    return jnp.asarray(changed)
+
+
+def stacked(*trees: Any) -> Any:
+    """Return trees of equal structure as one tree with a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
 def bias(size: int, *dead: int) -> jax.Array:
     """Return a bias that keeps units alive, except dead ones."""
-    return jnp.ones(size).at[jnp.array(dead, int)].set(DEAD)
+    return put(np.ones(size, np.float32), list(dead), DEAD)
 
 
 def dense(seed: int, d_in: int, d_out: int, *dead: int) -> dict[str, jax.Array]:
-    w = jax.random.normal(jax.random.fold_in(KEY, seed), (d_in, d_out)) / np.sqrt(d_in)
-    return {"w": w - w.mean(0), "b": bias(d_out, *dead)}  # positive inputs cancel: no unit dies by chance
+    w = normal(seed, d_in, d_out) / np.float32(np.sqrt(d_in))
+    return {"w": jnp.asarray(w - w.mean(0)), "b": bias(d_out, *dead)}  # positive inputs cancel: no unit dies by chance
 
 
 def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -57,20 +75,45 @@ def mlp(params: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     return affine(params[-1], x)
 
 
+def weights(shapes: Any) -> Any:
+    """Return a tree of numbers for a tree of shapes, by the names of a layer's parameters."""
+
+    def leaf(path: Any, shape: Any) -> Any:
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return KEY
+        if "kernel" in names:
+            return jnp.asarray(normal(len(names), *shape.shape) / np.float32(np.sqrt(np.prod(shape.shape[:-1]))))
+        return jnp.asarray(np.full(shape.shape, bool({"scale", "var"} & set(names)), shape.dtype))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def built(make: Callable[[nnx.Rngs], Any]) -> Any:
+    """Return an NNX module with numbers of `weights`, in place of a compiled program for every parameter."""
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.merge(graph, weights(shapes))
+
+
+def initial(module: nn.Module, x: Any, **call: Any) -> Any:
+    """Return the variables of a Linen module with numbers of `weights`."""
+    return weights(jax.eval_shape(functools.partial(module.init, **call), KEY, x))
+
+
 def with_bias(variables: Any, **dead: set[int]) -> Any:
     """Return Linen variables with dead units and others that are alive, by layer."""
-    variables = jax.tree.map(jnp.asarray, variables)
+    variables = jax.tree.map(np.asarray, variables)
     for path, units in dead.items():
         layer = variables["params"][path]
         if "kernel" in layer:
-            layer["kernel"] -= layer["kernel"].mean(tuple(range(layer["kernel"].ndim - 1)))
-        layer["bias"] = (layer["bias"] + 1).at[jnp.array(sorted(units))].set(DEAD)
-    return variables
+            layer["kernel"] = layer["kernel"] - layer["kernel"].mean(tuple(range(layer["kernel"].ndim - 1)))
+        layer["bias"] = put(layer["bias"] + 1, sorted(units), DEAD)
+    return jax.tree.map(jnp.asarray, variables)
 
 
 def kill(layer: nnx.Module, *units: int) -> None:
     """Plant dead units in an NNX layer."""
-    layer.bias[...] = (layer.bias[...] + 1).at[jnp.array(units)].set(DEAD)
+    layer.bias.set_value(put(np.asarray(layer.bias[...]) + 1, list(units), DEAD))
 
 
 @planted
@@ -108,8 +151,8 @@ def two_flat_pieces() -> Planted:
 
     params = {"in": dense(0, 6, 8, 1), "layer": dense(1, 8, 8, 0), "out": dense(2, 8, 3)}
     for name in ("in", "layer"):  # the upper piece is flat too
-        params[name]["b"] = params[name]["b"].at[5].set(-DEAD)
-    params["layer"]["w"] = params["layer"]["w"].at[5].set(0)
+        params[name]["b"] = put(params[name]["b"], 5, -DEAD)
+    params["layer"]["w"] = put(params["layer"]["w"], 5, 0)
     return Planted((net, params), X, {"in": {1, 5}, "layer": {0, 5}})
 
 
@@ -122,7 +165,7 @@ def one_scan_iteration() -> Planted:
         return affine(params["out"], jax.lax.scan(layer, x, params["layers"])[0])
 
     layers = [dense(seed, 6, 6, *((0, 3) if seed == 2 else ())) for seed in range(4)]
-    params = {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), "out": dense(9, 6, 2)}
+    params = {"layers": stacked(*layers), "out": dense(9, 6, 2)}
     dead = {f"layers[{step}]": {0, 3} if step == 2 else set() for step in range(4)}
     return Planted((net, params), X, dead)
 
@@ -130,7 +173,7 @@ def one_scan_iteration() -> Planted:
 @planted
 def batch_of_one() -> Planted:
     params = [dense(0, 6, 8), dense(1, 8, 3)]
-    params[0]["b"] = jnp.array([1.0, -1, 1, 1, -1, -1, 1, -1]) * -DEAD
+    params[0]["b"] = jnp.asarray(np.float32([1, -1, 1, 1, -1, -1, 1, -1]) * -DEAD)
     return Planted((mlp, params), X[:1], {"0": {1, 4, 5, 7}})
 
 
@@ -162,7 +205,7 @@ def leak_keeps_units_alive() -> Planted:
         h = jnp.where(z > 0, z, params["slope"] * z)  # PReLU, with a dead slope of unit 2
         return affine(params["three"], jax.nn.leaky_relu(affine(params["two"], h), 0.1))
 
-    params = {"one": dense(0, 6, 8, 2, 3), "slope": jnp.full(8, 0.25).at[2].set(0), "two": dense(1, 8, 8, 0)}
+    params = {"one": dense(0, 6, 8, 2, 3), "slope": put(np.full(8, 0.25, np.float32), 2, 0), "two": dense(1, 8, 8, 0)}
     return Planted((net, params | {"three": dense(2, 8, 3)}), X, {"one": {2}, "two": set()})
 
 
@@ -176,7 +219,7 @@ def gate_of_two_layers() -> Planted:
         def __call__(self, x: Any) -> Any:
             return self.down(nnx.silu(self.gate(x)) * self.up(x))
 
-    model = SwiGLU(nnx.Rngs(0))
+    model = built(SwiGLU)
     kill(model.gate, 2, 6)
     return Planted(model, TOKENS, {"gate": {2, 6}})
 
@@ -190,7 +233,7 @@ def gate_of_one_split_layer() -> Planted:
             return nn.Dense(6)(nn.silu(gate) * up)
 
     module = SwiGLU()
-    variables = with_bias(module.init(KEY, TOKENS), Dense_0={1, 7, 12})  # 12 is no gate
+    variables = with_bias(initial(module, TOKENS), Dense_0={1, 7, 12})  # 12 is no gate
     return Planted((module, variables), TOKENS, {"Dense_0": {1, 7}})
 
 
@@ -203,7 +246,7 @@ def gated_linear_unit() -> Planted:
         def __call__(self, x: Any) -> Any:
             return self.down(nnx.glu(self.both(x)))  # the second half is the gate
 
-    model = Glu(nnx.Rngs(0))
+    model = built(Glu)
     kill(model.both, 3, 8, 15)
     return Planted(model, TOKENS, {"both": {0, 7}})
 
@@ -214,7 +257,7 @@ def two_arguments() -> Planted:
         h = jax.nn.relu(affine(params[0], x)) * mask[..., None]
         return affine(params[1], jnp.where(mask[..., None], h, 0.0))
 
-    mask = jax.random.bernoulli(KEY, 0.7, (8, 5)).astype(float)
+    mask = jnp.asarray((normal(1, 8, 5) > -0.5).astype(np.float32))
     return Planted((net, [dense(0, 6, 8, 4), dense(1, 8, 3)]), (TOKENS, mask), {"0": {4}})
 
 
