@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from watched_models import normal
 
 from relu_study import Inspection, inspect
 from relu_study.watch.display import HEADERS, WIDTH, entry
@@ -21,16 +22,14 @@ def forward(params: Any, x: Any) -> Any:
 
 
 def params() -> Any:
-    first, second = jax.random.split(jax.random.key(0))
-    bias = jnp.zeros(16).at[jnp.array([2, 5])].set(-1e3)
     return {
-        "first": {"w": jax.random.normal(first, (4, 16)), "b": bias},
-        "second": {"w": jax.random.normal(second, (16, 8))},
+        "first": {"w": normal(0, 4, 16), "b": np.where(np.isin(np.arange(16), [2, 5]), np.float32(-1e3), np.float32(0))},
+        "second": {"w": normal(1, 16, 8)},
     }
 
 
 def rows() -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (64, 4))
+    return jnp.asarray(normal(1, 64, 4))
 
 
 def wide(name: str, **changed: Any) -> pd.DataFrame:

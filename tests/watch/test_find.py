@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from watched_flax_models import residual
-from watched_models import IMAGES, KEY, TOKENS, X, affine, dense
+from watched_models import IMAGES, TOKENS, X, affine, built, dense, initial, stacked
 
 from relu_study.errors import UserError
 from relu_study.watch.find import find_sites
@@ -54,7 +54,7 @@ def test_a_site_has_the_path_of_its_layer() -> None:
                 x = x + block(x)
             return x
 
-    model = as_function(Net(nnx.Rngs(0)), {})
+    model = as_function(built(Net), {})
     found = find_sites(model.function, model.params, model.state, IMAGES)
     assert [site.name for site in found] == ["conv1", *(f"blocks.{i}.up" for i in range(4))]
     assert [site.activation for site in found] == ["gelu"] + ["relu"] * 4
@@ -74,7 +74,7 @@ def test_linen_sites_have_the_names_of_modules() -> None:
             return nn.tanh(nn.Dense(4, name="head")(Block()(nn.relu(nn.Dense(4)(x)))))
 
     module = Net()
-    variables = module.init(KEY, X)
+    variables = initial(module, X)
     expected = ["Dense_0", "Block_0.Dense_1", "Block_0.Dense_0", "head"]
     model = as_function((module, variables), {})
     assert names(model.function, model.params, model.state, X) == expected
@@ -139,8 +139,8 @@ def test_iterations_have_indices() -> None:
 
         return jax.lax.scan(outer, x, params["layers"])[0]
 
-    stacked = jax.tree.map(lambda a, b: jnp.stack([jnp.stack([a, b])] * 2), LAYERS["a"], LAYERS["b"])
-    assert names(net, {"layers": stacked}, X) == ["layers[0][0]", "layers[0][1]", "layers[1][0]", "layers[1][1]"]
+    pairs = [stacked(LAYERS["a"], LAYERS["b"])] * 2
+    assert names(net, {"layers": stacked(*pairs)}, X) == ["layers[0][0]", "layers[0][1]", "layers[1][0]", "layers[1][1]"]
 
 
 def test_an_array_argument_has_its_own_name() -> None:
@@ -162,7 +162,7 @@ def test_the_line_is_that_of_the_users_code() -> None:
 
 def test_the_line_of_a_site_inside_flax_is_that_of_the_call() -> None:
     module = nn.Sequential([nn.Dense(4), nn.relu])
-    variables = module.init(KEY, X)
+    variables = initial(module, X)
     (site,) = find_sites(lambda variables, x: module.apply(variables, x), variables, X)
     assert site.line.startswith(__file__)
 
@@ -186,7 +186,7 @@ def test_units_are_on_the_last_axis_or_the_one_requested() -> None:
 
 def test_a_recurrent_cell_has_a_site_for_every_gate_and_step() -> None:
     module = nn.RNN(nn.GRUCell(4))
-    variables = module.init(KEY, TOKENS)
+    variables = initial(module, TOKENS)
     found = find_sites(lambda variables, x: module.apply(variables, x), variables, TOKENS)
     assert [site.activation for site in found] == ["sigmoid", "sigmoid", "tanh"] * 5
 
@@ -214,7 +214,7 @@ def test_dropout_in_training_mode_changes_no_name(phi: Any) -> None:
         def __call__(self, x: Any) -> Any:
             return self.out(self.drop(phi(self.dense(x))))
 
-    graph, state = nnx.split(Net(nnx.Rngs(0)))
+    graph, state = nnx.split(built(Net))
     (site,) = find_sites(lambda state, x: nnx.merge(graph, state)(x), state, X)
     assert (site.name, site.activation) == ("dense", phi.__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -12,18 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from watched_flax_models import residual
-from watched_models import DEAD, IMAGES, KEY, MODELS, X, affine, dense, mlp
+from watched_models import DEAD, IMAGES, MODELS, X, affine, dense, initial, mlp, normal, put
 
 from relu_study.errors import UserError
 from relu_study.watch.inspection import inspect
 
-Y = jax.random.normal(jax.random.key(1), (64, 3))
+Y = jnp.asarray(normal(1, 64, 3))
 FLAGS = ["dead", "nearly_dead", "always_on", "saturated", "dormant", "zero_gradient"]
 UNITS = ["site", "unit", "n", "firing_rate", *FLAGS]
 SITES = ["site", "activation", "units", "n", *(f"{flag}_fraction" for flag in FLAGS)]
 SITES += ["post_mean", "post_std", "grad_norm", "zero_entries"]
 PARAMS = [dense(0, 6, 8, 1, 4), dense(1, 8, 8, 0), dense(2, 8, 3)]
-PARAMS[0]["b"] = PARAMS[0]["b"].at[6].set(-DEAD)
+PARAMS[0]["b"] = put(PARAMS[0]["b"], 6, -DEAD)
 
 
 def mse(out: Any, y: Any) -> Any:
@@ -35,12 +36,13 @@ def found() -> Any:
     return inspect((mlp, PARAMS), X, y=Y, loss=mse)
 
 
+@functools.cache
 def by_hand() -> tuple[list[np.ndarray], list[np.ndarray], list[Any]]:
     pres, h = [], np.asarray(X)
     for layer in PARAMS[:-1]:
-        pres.append(np.asarray(affine(layer, h)))
+        pres.append(h @ np.asarray(layer["w"]) + np.asarray(layer["b"]))
         h = np.maximum(pres[-1], 0)
-    grads = jax.grad(lambda params: mse(mlp(params, X), Y))(PARAMS)
+    grads = jax.jit(jax.grad(lambda params: mse(mlp(params, X), Y)))(PARAMS)
     return pres, [np.maximum(pre, 0) for pre in pres], grads
 
 
@@ -81,8 +83,9 @@ def test_numbers_of_sites_equal_numpy(found: Any) -> None:
 
 
 def test_nearly_dead_units_fire_on_less_than_one_percent() -> None:
-    x = jnp.zeros((400, 2)).at[:3, 0].set(1).at[:4, 1].set(1)
-    units = inspect((lambda w, x: jax.nn.relu(x @ w) @ w, jnp.eye(2)), x).units
+    x = np.zeros((400, 2), np.float32)
+    x[:3, 0] = x[:4, 1] = 1
+    units = inspect((lambda w, x: jax.nn.relu(x @ w) @ w, jnp.asarray(np.eye(2, dtype=np.float32))), x).units
     assert list(units.nearly_dead) == [True, False] and list(units.firing_rate) == [3 / 400, 0.01]
 
 
@@ -103,15 +106,16 @@ def test_gradients_are_missing_without_a_loss() -> None:
 
 
 def test_streamed_gradients_are_those_of_the_mean_loss(found: Any) -> None:
-    streamed = inspect((mlp, PARAMS), X, y=Y, loss=mse, batch_size=24)
+    streamed = inspect((mlp, PARAMS), X, y=Y, loss=mse, batch_size=40)
     pd.testing.assert_frame_equal(streamed.units, found.units)
     pd.testing.assert_frame_equal(streamed.sites, found.sites, rtol=1e-4)
-    batches = inspect((mlp, PARAMS), [X[:40], X[40:]], y=[Y[:40], Y[40:]], loss=mse)
+    x, y = np.asarray(X), np.asarray(Y)
+    batches = inspect((mlp, PARAMS), [x[:40], x[40:]], y=[y[:40], y[40:]], loss=mse)
     pd.testing.assert_frame_equal(batches.units, found.units)
 
 
 def test_a_unit_with_positions_counts_every_entry() -> None:
-    found = inspect(residual(), IMAGES, y=jnp.ones((16, 2)), loss=mse)
+    found = inspect(residual(), IMAGES, y=np.ones((16, 2), np.float32), loss=mse)
     rates = found.units[found.units.site == "norm"].firing_rate
     assert set(found.units.n) == {16} and rates[3] == 0 and all(rate * 16 * 64 == round(rate * 16 * 64) for rate in rates)
     assert list(found.sites.site) == ["norm", "conv2", "head"] and (found.sites.grad_norm > 0).all()
@@ -130,7 +134,7 @@ def test_a_branch_not_taken_is_missing_not_false() -> None:
 
 def test_units_with_nonfinite_entries_are_missing_not_false() -> None:
     params = [dense(0, 6, 8), dense(1, 8, 2)]
-    params[0]["b"] = params[0]["b"].at[2].set(jnp.nan).at[5].set(jnp.inf)
+    params[0]["b"] = put(params[0]["b"], [2, 5], [np.nan, np.inf])
     found = inspect((mlp, params), X)
     missing = found.units.dead.isna()
     assert set(found.units.unit[missing]) == {2, 5} and pd.isna(found.sites.dead_fraction.item())
@@ -152,9 +156,9 @@ def test_units_of_channels_first_convolutions() -> None:
         z = jax.lax.conv(x, params["conv"]["kernel"], (1, 1), "SAME") + params["conv"]["bias"][:, None, None]
         return jax.nn.relu(z).mean((2, 3))
 
-    params = {"conv": {"kernel": jax.random.normal(KEY, (5, 3, 3, 3)), "bias": jnp.zeros(5).at[2].set(DEAD)}}
-    x = jnp.moveaxis(IMAGES, -1, 1)
-    found = inspect((net, params), x, y=jnp.ones((16, 5)), loss=mse, unit_axis={"conv": 1})
+    params = {"conv": {"kernel": jnp.asarray(normal(2, 5, 3, 3, 3)), "bias": put(np.zeros(5, np.float32), 2, DEAD)}}
+    x = np.moveaxis(np.asarray(IMAGES), -1, 1)
+    found = inspect((net, params), x, y=np.ones((16, 5), np.float32), loss=mse, unit_axis={"conv": 1})
     assert list(found.units.unit[found.units.dead]) == [2] == list(found.units.unit[found.units.zero_gradient])
     with pytest.raises(UserError, match="unknown site in unit_axis 'convolution'"):
         inspect((net, params), x, unit_axis={"convolution": 1})
@@ -166,8 +170,8 @@ def test_call_reaches_the_model() -> None:
         def __call__(self, x: Any, train: bool) -> Any:
             return nn.Dense(2)(nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))))
 
-    variables = Net().init(KEY, X, train=False)
-    evaluated = inspect((Net(), variables), X + 5, train=False)
-    trained = inspect((Net(), variables), X + 5, train=True, mutable=["batch_stats"])
+    variables, x = initial(Net(), X, train=False), np.asarray(X) + 5
+    evaluated = inspect((Net(), variables), x, train=False)
+    trained = inspect((Net(), variables), x, train=True, mutable=["batch_stats"])
     assert list(evaluated.sites.site) == list(trained.sites.site) == ["BatchNorm_0"]
     assert not evaluated.units.firing_rate.equals(trained.units.firing_rate)

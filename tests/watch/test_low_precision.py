@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import tiered
 
 from relu_study import find_sites, inspect
 
@@ -31,23 +32,23 @@ def forward(params: Any, x: Any) -> Any:
 
 
 def params(dtype: Any) -> Any:
-    dead = jnp.zeros(16).at[jnp.array([3, 8])].set(-1e3)
+    dead = np.where(np.isin(np.arange(16), [3, 8]), -1e3, 0.0)
     return {
         name: {
-            "w": (jax.random.normal(jax.random.key(index), (16, 16)) / 2).astype(dtype),
-            "b": (dead if name == "relu" else jnp.zeros(16)).astype(dtype),
+            "w": jnp.asarray(np.random.default_rng(index).normal(size=(16, 16)) / 2, dtype),
+            "b": jnp.asarray(dead if name == "relu" else np.zeros(16), dtype),
         }
         for index, name in enumerate(ACTIVATIONS)
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", tiered(DTYPES, jnp.bfloat16))
 def test_names_dead_units_and_moments(dtype: Any) -> None:
-    x = jax.random.normal(jax.random.key(9), (2048, 16)).astype(dtype)
+    x = jnp.asarray(np.random.default_rng(9).normal(size=(2048, 16)), dtype)
     assert [site.activation for site in find_sites(forward, params(dtype), x)] == [*ACTIVATIONS]
     found = inspect((forward, params(dtype)), x)
     assert found.units[found.units.dead][["site", "unit"]].to_numpy().tolist() == [["relu", 3], ["relu", 8]]
     first = params(dtype)["relu"]
-    post = np.asarray(jax.nn.relu(x @ first["w"] + first["b"]), np.float32)
+    post = np.asarray(jax.jit(lambda x: jax.nn.relu(x @ first["w"] + first["b"]))(x), np.float32)
     np.testing.assert_allclose(found.sites.post_mean[0], post.mean(dtype=np.float64), rtol=1e-5)
     np.testing.assert_allclose(found.sites.post_std[0], post.std(dtype=np.float64), rtol=1e-5)

@@ -18,7 +18,7 @@ X, Y = weights(100, *SHAPE), weights(101, *SHAPE)
 
 
 @given(stacks())
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_every_activation_is_found_and_nothing_else(stack: Any) -> None:
     fn, params, expected = stack
     assert [(site.name, site.activation) for site in find_sites(fn, params, X, Y)] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
-from watched_models import IMAGES, TOKENS, X, affine, dense, mlp
+from watched_models import IMAGES, TOKENS, X, affine, built, dense, mlp, stacked
 
 from relu_study.errors import UserError
 from relu_study.watch.find import find_sites
 from relu_study.watch.tap import trace
 
 PARAMS = [dense(0, 6, 8), dense(1, 8, 8), dense(2, 8, 3)]
-W = jnp.stack([dense(seed, 6, 6)["w"] for seed in range(3)])
+W = stacked(*(dense(seed, 6, 6)["w"] for seed in range(3)))
 Y = jax.random.normal(jax.random.key(1), (64, 3))
 SIGNS, LABELS = jnp.sign(Y), jnp.arange(64) % 3
 
@@ -242,8 +243,8 @@ class Trained(nnx.Module):
 @pytest.mark.parametrize("kind", ["BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm"])
 def test_flax_normalisations_in_training_mode_are_no_sites(kind: str, fast: bool) -> None:
     options = {"num_groups": 2} if kind == "GroupNorm" else {}
-    model = Trained(getattr(nnx, kind)(4, use_fast_variance=fast, rngs=nnx.Rngs(0), **options), nnx.Rngs(0))
-    graph, state = nnx.split(model)
+    norm = functools.partial(getattr(nnx, kind), 4, use_fast_variance=fast, **options)
+    graph, state = nnx.split(built(lambda rngs: Trained(norm(rngs=rngs), rngs)))
 
     def train(state: Any, x: Any) -> Any:
         merged = nnx.merge(graph, state)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from watched_activations import ACTIVATIONS
-from watched_models import TOKENS, X, affine, dense, mlp
+from watched_models import TOKENS, X, affine, dense, mlp, normal, put, stacked
 
 from relu_study.errors import UserError
 from relu_study.watch.tap import Tap, tap
 
 PARAMS = [dense(0, 6, 8, 1), dense(1, 8, 8), dense(2, 8, 3)]
-Y = jax.random.normal(jax.random.key(1), (64, 3))
-WEIGHTS = jnp.stack([dense(seed, 6, 6)["w"] for seed in range(3)])
+Y = jnp.asarray(normal(1, 64, 3))
+WEIGHTS = stacked(*(dense(seed, 6, 6)["w"] for seed in range(3)))
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -43,17 +43,23 @@ def test_taps_equal_hand_placed_ones(name: str) -> None:
 
     def by_hand(shifts: Any) -> Any:
         placed: list[Any] = []
-        return jnp.mean((net(PARAMS, X, phi, shifts, placed) - Y) ** 2), placed
+        loss = jnp.mean((net(PARAMS, X, phi, shifts, placed) - Y) ** 2)
+        return loss, [(pre, post, jnp.abs(jax.vmap(jax.vmap(jax.grad(phi)))(pre))) for pre, post in placed]
 
-    grads, placed = jax.grad(by_hand, has_aux=True)([jnp.zeros((64, 8))] * 2)
-    out, taps = jax.jit(tap(loss, gradients=True))(PARAMS, X, Y)
-    close(out, loss(PARAMS, X, Y))
+    @jax.jit
+    def expected(shifts: Any, params: Any) -> Any:
+        return jax.grad(by_hand, has_aux=True)(shifts), jax.value_and_grad(loss)(params, X, Y)
+
+    @jax.jit
+    def tapped(params: Any) -> Any:
+        return jax.value_and_grad(lambda params: tap(loss, gradients=True)(params, X, Y), has_aux=True)(params)
+
+    (grads, placed), outputs = expected([np.zeros((64, 8), np.float32)] * 2, PARAMS)
+    (out, taps), through = tapped(PARAMS)
+    close((out, through), outputs)
     assert list(taps) == ["0", "1"]
-    for found, (pre, post), grad in zip(taps.values(), placed, grads, strict=True):
-        close(found, Tap(pre, post, jnp.abs(jax.vmap(jax.vmap(jax.grad(phi)))(pre)), grad))
-
-    through = jax.jit(jax.grad(lambda params: tap(loss, gradients=True)(params, X, Y)[0]))(PARAMS)
-    close(through, jax.grad(loss)(PARAMS, X, Y))
+    for found, numbers, grad in zip(taps.values(), placed, grads, strict=True):
+        close(found, Tap(*numbers, grad))
 
 
 @pytest.mark.parametrize("name", ["relu", "another slope at 0"])
@@ -61,11 +67,12 @@ def test_the_gradient_at_zero_is_that_of_the_function(name: str) -> None:
     def total(params: Any, x: Any) -> Any:
         return net(params, x, ACTIVATIONS[name]).sum()
 
-    params = jax.tree.map(lambda leaf: leaf * 0 if leaf.ndim == 1 else leaf, PARAMS)
-    grads = jax.grad(lambda params: tap(total)(params, X * 0)[0])(params)
-    close(grads, jax.grad(total)(params, X * 0), 0)
+    params = [layer | {"b": put(layer["b"], ..., 0)} for layer in PARAMS]
+    zeros = np.zeros(X.shape, np.float32)
+    grads, taps = jax.jit(jax.grad(lambda params: tap(total)(params, zeros), has_aux=True))(params)
+    close(grads, jax.jit(jax.grad(total))(params, zeros), 0)
     slope = {"relu": 0.0, "another slope at 0": 0.3}[name]
-    assert np.all(tap(total)(params, X * 0)[1]["0"].slope == np.float32(slope))
+    assert np.all(taps["0"].slope == np.float32(slope))
 
 
 def scanned(weights: Any, x: Any, reverse: bool = False) -> Any:
@@ -80,17 +87,18 @@ def scanned(weights: Any, x: Any, reverse: bool = False) -> Any:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_taps_of_a_scan_are_those_of_its_iterations(reverse: bool) -> None:
     out, taps = tap(lambda w, x: scanned(w, x, reverse), gradients=True)(WEIGHTS, X)
-    close(out, scanned(WEIGHTS, X, reverse))
+    expected, expected_grads = jax.jit(jax.value_and_grad(lambda w: scanned(w, X, reverse)))(WEIGHTS)
+    close(out, expected)
     assert list(taps) == ["w[0]", "w[0].2", "w[1]", "w[1].2", "w[2]", "w[2].2"]
-    h = X
+    h, weights = np.asarray(X), np.asarray(WEIGHTS)
     for step in reversed(range(3)) if reverse else range(3):
-        close(taps[f"w[{step}]"].pre, pre := h @ WEIGHTS[step])
-        close(taps[f"w[{step}].2"].pre, pre := jax.nn.relu(pre) @ WEIGHTS[step])
-        close(taps[f"w[{step}].2"].slope, 1 - jnp.tanh(pre) ** 2)
-        h = jnp.tanh(pre)
+        close(taps[f"w[{step}]"].pre, pre := h @ weights[step])
+        close(taps[f"w[{step}].2"].pre, pre := np.maximum(pre, 0) @ weights[step])
+        close(taps[f"w[{step}].2"].slope, 1 - np.tanh(pre) ** 2)
+        h = np.tanh(pre)
     close(taps[f"w[{0 if reverse else 2}].2"].grad, 1 - h**2)  # the loss sums the last h
-    grads = jax.grad(lambda w: tap(lambda w, x: scanned(w, x, reverse))(w, X)[0])(WEIGHTS)
-    close(grads, jax.grad(scanned)(WEIGHTS, X, reverse), 1e-4)
+    grads = jax.jit(jax.grad(lambda w: tap(lambda w, x: scanned(w, x, reverse))(w, X)[0]))(WEIGHTS)
+    close(grads, expected_grads, 1e-4)
 
 
 def branched(params: Any, x: Any, flag: Any) -> Any:
@@ -100,38 +108,47 @@ def branched(params: Any, x: Any, flag: Any) -> Any:
 
 
 def test_the_tap_of_a_branch_that_is_not_taken_is_missing() -> None:
-    flags = jnp.array([True, False, True])
+    flags = np.array([True, False, True])
     outs, taps = jax.jit(jax.vmap(tap(branched, gradients=True), (None, None, 0)))(PARAMS, X, flags)
-    close(outs, jax.vmap(branched, (None, None, 0))(PARAMS, X, flags))
+    close(outs, jax.jit(jax.vmap(branched, (None, None, 0)))(PARAMS, X, flags))
     missing = {name: [np.isnan(array).all((1, 2)).tolist() for array in found] for name, found in taps.items()}
     assert missing == {"1": [[True, False, True]] * 4, "1.2": [[False, True, False]] * 4}
-    pre = affine(PARAMS[1], affine(PARAMS[0], X))
-    close([taps["1"].pre[1], taps["1"].post[1]], [pre, jnp.tanh(pre + 1)])  # the branch for False comes first
-    close([taps["1.2"].pre[2], taps["1.2"].post[2]], [pre, jax.nn.relu(pre)])
+    taps = jax.tree.map(np.asarray, taps)
+    first, second = jax.tree.map(np.asarray, PARAMS[:2])
+    pre = affine(second, affine(first, np.asarray(X)))
+    close([taps["1"].pre[1], taps["1"].post[1]], [pre, np.tanh(pre + 1)])  # the branch for False comes first
+    close([taps["1.2"].pre[2], taps["1.2"].post[2]], [pre, np.maximum(pre, 0)])
 
 
 def test_taps_work_under_vmap_scan_and_shard_map() -> None:
-    expected = tap(mlp)(PARAMS, X)[1]
-    by_example = jax.vmap(tap(mlp), (None, 0))(PARAMS, X)[1]
+    expected = jax.jit(tap(mlp))(PARAMS, X)[1]
+    by_example = jax.jit(jax.vmap(tap(mlp), (None, 0)))(PARAMS, X)[1]
     close(by_example["1"], expected["1"])
-    in_scan = jax.lax.scan(lambda carry, x: (carry, tap(mlp)(PARAMS, x)[1]["1"].slope), 0, X.reshape(4, 16, 6))[1]
-    close(in_scan.reshape(64, 8), expected["1"].slope)
+    batches = np.asarray(X).reshape(4, 16, 6)
+    in_scan = jax.lax.scan(lambda carry, x: (carry, tap(mlp)(PARAMS, x)[1]["1"].slope), 0, batches)[1]
+    close(np.asarray(in_scan).reshape(64, 8), expected["1"].slope)
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     spec = jax.sharding.PartitionSpec
     sharded = jax.shard_map(
         lambda params, x: tap(mlp)(params, x)[1]["1"], mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")
     )
-    close(sharded(PARAMS, X), expected["1"])
+    close(jax.jit(sharded)(PARAMS, X), expected["1"])
 
 
 def test_taps_of_taps_and_of_gradients() -> None:
     loss = lambda params: jnp.mean((mlp(params, X) - Y) ** 2)  # noqa: E731
-    (out, inner), outer = tap(tap(loss))(PARAMS)
-    close(out, loss(PARAMS))
+    (out, inner), outer = jax.jit(tap(tap(loss)))(PARAMS)
+
+    @jax.jit
+    def hessians(params: Any) -> Any:
+        of = (loss, lambda p: tap(loss)(p)[0])
+        return loss(params), *(jax.jvp(jax.grad(one), (params,), (params,))[1] for one in of)
+
+    expected, hessian, tapped = hessians(PARAMS)
+    close(out, expected)
     assert list(inner) == ["0", "1"] and set(outer) >= {"0", "1"}
     close(outer["1"].pre, inner["1"].pre)
-    hessian = jax.jvp(jax.grad(lambda p: tap(loss)(p)[0]), (PARAMS,), (PARAMS,))[1]
-    close(hessian, jax.jvp(jax.grad(loss), (PARAMS,), (PARAMS,))[1], 1e-4)
+    close(tapped, hessian, 1e-4)
 
 
 def test_structures_of_arguments_and_outputs_are_kept() -> None:
