@@ -211,7 +211,7 @@ def test_a_generated_wrong_piece_is_refused(shape: Pieces, fault: str, pick: int
 
 
 @given(shape=smooth, fault=st.sampled_from(["flat", "identity", "values"]))
-@settings(max_examples=15)
+@settings(max_examples=9)
 def test_wrong_piece_of_a_smooth_function_is_refused(shape: Smooth, fault: str) -> None:
     low, high = shape.values()
     wrong = {"flat": ((-1.0, 1.0),), "identity": (-1.0, 1.0), "values": (low, 0.75 * high)}[fault]
@@ -272,7 +272,7 @@ TASK_FAULTS: dict[str, tuple[Callable[[Drawn], Callable[[Any, int], Any]], str]]
 
 @pytest.mark.slow
 @given(task=drawn_tasks)
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
     tasks._entries["mine"] = lambda spec: task.task()
     assert check_tasks.check_task(SPEC) == []
@@ -301,7 +301,7 @@ def test_each_fault_of_a_task_is_refused(fault: str) -> None:
 
 
 @given(task=drawn_tasks, kept=st.booleans())
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_generated_task_without_randomness_gives_a_note(task: Drawn, kept: bool) -> None:
     key = jax.random.key(5)
     tasks._entries["mine"] = lambda spec: task.task(lambda _, phase: task.rows(key, phase), fixed=kept)

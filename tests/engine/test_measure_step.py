@@ -271,12 +271,15 @@ def test_certificates_reach_below_the_first_layer():
 
 WIDE = RunSpec(rows=600, width=1024, epochs=0)
 SEEDS = 100
+WHICH = ("dead_fraction", "certified_dead_fraction", "always_on_fraction", "certified_always_on_fraction")
 
 
 def at_the_start(initializer: str) -> tuple[Arrays, np.ndarray]:
     """100 networks of 1,024 units, and their first kernels: (run, input, unit)."""
     runs = [WIDE.replace(initializer=initializer, seed=seed) for seed in range(SEEDS)]
-    tile = train_tile.train_tile(runs, SEEDS, measure_config=MeasureConfig(50, 10), keep_params=True)
+    tile = train_tile.train_tile(
+        runs, SEEDS, measure_config=MeasureConfig(50, 10, histograms=False, metrics=WHICH), keep_params=True
+    )
     assert not tile["param:hidden.0.dense.bias"].any()
     return tile, tile["param:hidden.0.dense.kernel"]
 
