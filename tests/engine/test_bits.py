@@ -21,6 +21,7 @@ PROBE = MeasureConfig(200, 100)
 FEW = PROBE._replace(
     histograms=False, metrics=("val_loss", "grad_norm", "post_mean", "update_norm", "certified_dead_fraction")
 )  # quick to compile
+ASKED = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
 # Not under adam: the bias before batch normalisation has gradient 0, and adam makes steps of the rounding noise.
 NORMED = {"norm": "batch_norm", "optimizer": "sgd"}
 
@@ -83,10 +84,12 @@ def test_single_run_in_a_padded_tile(whole: dict[str, np.ndarray], base: RunSpec
         same(whole, train_tile.train_tile([base.replace(seed=seed)], 4, measure_config=PROBE, keep_params=True), [seed], [0])
 
 
-def test_every_device(whole: dict[str, np.ndarray], base: RunSpec) -> None:
+@pytest.mark.parametrize("every_metric", tiered([False, True], False))
+def test_every_device(whole: dict[str, np.ndarray], base: RunSpec, every_metric: bool) -> None:
     assert len(jax.devices()) > 1
-    tile = train_tile.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE, keep_params=True)
-    same(whole, tile, [0, 1, 2, 3], [0, 1, 2, 3])
+    tile = train_tile.train_tile(runs(4, base), 4, jax.devices()[-1], PROBE if every_metric else ASKED, keep_params=True)
+    assert any(name.startswith("metric:grad_norm/") for name in tile)
+    same({name: whole[name] for name in tile}, tile, [0, 1, 2, 3], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 13])
@@ -171,7 +174,8 @@ def test_measurement_on_or_off(whole: dict[str, np.ndarray], base: RunSpec) -> N
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == unwatched[name].tobytes(), name
-    watched_less = train_tile.train_tile(runs(4, base), 4, measure_config=MeasureConfig(50, 20), keep_params=True)
+    less = MeasureConfig(50, 20, histograms=False, metrics=ASKED.metrics)
+    watched_less = train_tile.train_tile(runs(4, base), 4, measure_config=less, keep_params=True)
     for name in whole:
         if name.startswith("param:"):
             assert whole[name].tobytes() == watched_less[name].tobytes(), name
@@ -200,8 +204,7 @@ def test_training_changes_the_parameters(whole: dict[str, np.ndarray]) -> None:
 
 
 def test_unrequested_metrics_are_absent_and_change_no_bit(base: RunSpec, whole: dict[str, np.ndarray]) -> None:
-    asked = PROBE._replace(histograms=False, metrics=("val_loss", "grad_norm"))
-    tile = train_tile.train_tile(runs(4, base), 4, measure_config=asked, keep_params=True)
+    tile = train_tile.train_tile(runs(4, base), 4, measure_config=ASKED, keep_params=True)
     metrics = {name for name in whole if name.startswith(("metric:val_loss/", "metric:grad_norm/"))}
     left = {name for name in whole if not name.startswith(("metric:", "histogram:", "dead:", "certified_dead:"))}
     assert set(tile) == metrics | left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import tiered
 from user_entries import FEW, MINE, SPEC, add_task, refused, sampled, study_of
 
 from relu_study.components.registry import tasks
@@ -25,9 +27,13 @@ pytestmark = pytest.mark.usefixtures("restored_registries")
 CLASSES = np.arange(60) % 3
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.uint8])
-@pytest.mark.parametrize("shape", [(60,), (60, 1)])
-@pytest.mark.parametrize("loss", ["cross_entropy", "ce"])
+LABELS = list(itertools.product(["cross_entropy", "ce"], [(60,), (60, 1)], [np.int32, np.float32, np.uint8]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "dtype"),
+    tiered(LABELS, ("cross_entropy", (60,), np.int32), ("ce", (60, 1), np.float32), ("ce", (60,), np.uint8)),
+)
 def test_labels_become_one_hot(dtype: Any, shape: tuple[int, ...], loss: str) -> None:
     add_task(sampled(y=lambda x: jnp.asarray(CLASSES.reshape(shape), dtype)), Signature(40, 20, 4, 3, loss, ("accuracy",)))
     cohorts.check(MINE, FEW)

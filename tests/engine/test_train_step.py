@@ -250,7 +250,7 @@ def test_200_steps(branch, run, predicted, in_float64):
 # --------------------------------------------------------------------------------------- tiles of the engine
 
 # An epoch is 33 full batches, more than are gathered at once, and one of 2 rows; 5.5 epochs are 187 steps.
-RELU = RunSpec(task="test_table", rows=101 + VAL, batch_size=3, depth=3, width=WIDTH, initializer="he_normal", epochs=5.5)
+RELU = RunSpec(task="test_table", rows=101 + VAL, batch_size=3, depth=2, width=WIDTH, initializer="he_normal", epochs=5.5)
 CURVE = RELU.replace(dropout="dropout", dropout_rate=DROP)
 FEW = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss", "dead_fraction", "update_norm"))
 PAIR = [CURVE.replace(seed=8, learning_rate=3e-3), CURVE.replace(seed=5, bias_shift=0.1, weight_decay=0.1)]
@@ -277,7 +277,7 @@ def test_losses_of_every_epoch(curves):
     beginning = trained(PAIR, epochs=0)
     np.testing.assert_array_equal(curves["epoch"], [0, 1, 2, 3, 4, 5, 5.5])
     for run, spec in enumerate(PAIR):
-        net = reference.Network(tile_params(beginning, run), depth=3, activation="relu", dropout="dropout", rate=DROP)
+        net = reference.Network(tile_params(beginning, run), depth=2, activation="relu", dropout="dropout", rate=DROP)
         memory, done = {}, 0
         steps = batches(spec.seed, 101, 3, spec.epochs)
         assert len(steps) == 187
@@ -338,7 +338,7 @@ def test_dead_unit_has_zero_gradient(optimizer):
     runs = [run.replace(initializer="test_one_far_below", weight_decay=0) for run in PAIR]
     before = trained(runs, epochs=0)
     (after,) = by_hand([run.replace(optimizer=optimizer, learning_rate=0.01) for run in runs], before, [(1, 0, 34), (2, 0, 34)])
-    for layer in range(3):
+    for layer in range(2):
         kernel, bias = f"param:hidden.{layer}.dense.kernel", f"param:hidden.{layer}.dense.bias"
         assert np.all(before[bias][:, 0] == np.float32(-100) + np.float32([0, 0.1]))
         assert np.all(before[kernel][..., 0] != 0)
