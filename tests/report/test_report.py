@@ -45,12 +45,23 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def bare(tmp_path: Path) -> Path:
-    """A folder with few runs and no figures, for tests without pictures."""
-    folder = planted_folder(tmp_path / "bare", seeds=2)
+@pytest.fixture(scope="module")
+def few_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders with few runs and no figures, without and with a report."""
+    folder = planted_folder(tmp_path_factory.mktemp("few") / "bare", seeds=2)
     redeclare(folder, lambda d: d.update(figures=[], sections=[]))
-    return folder
+    report(done := Path(shutil.copytree(folder, folder.parent / "whole")))
+    return folder, done
+
+
+@pytest.fixture
+def bare(few_runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(few_runs[0], tmp_path / "bare"))
+
+
+@pytest.fixture
+def whole(few_runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(few_runs[1], tmp_path / "whole"))
 
 
 def test_a_folder_has_everything_that_the_study_declares(reported: Path) -> None:
@@ -123,12 +134,11 @@ def test_missing_runs_do_not_stop_a_report(tmp_path: Path) -> None:
     assert "75 ok, 1 nonfinite, 4 interrupted" in text and "not testable because arm 'baseline' has no stored runs" in text
 
 
-def test_folder_without_tiles_is_reported(tmp_path: Path) -> None:
-    folder = planted_folder(tmp_path, seeds=1)
-    shutil.rmtree(folder / "raw")
-    (folder / "raw").mkdir()
+def test_folder_without_tiles_is_reported(bare: Path) -> None:
+    shutil.rmtree(bare / "raw")
+    (bare / "raw").mkdir()
     with pytest.raises(UserError, match="nothing to report"):
-        report(folder)
+        report(bare)
 
 
 @pytest.mark.slow
@@ -204,11 +214,10 @@ def test_every_verdict_is_on_the_page_with_the_numbers_of_the_file(reported: Pat
     assert {cells[4] for cells in shown if cells[0].startswith("stuck")} == {"> 0.05"}
 
 
-def test_a_study_without_sections_gets_one_page_of_everything(bare: Path) -> None:
-    report(bare)
-    text = (bare / "report.md").read_text()
+def test_a_study_without_sections_gets_one_page_of_everything(whole: Path) -> None:
+    text = (whole / "report.md").read_text()
     assert re.findall("^## (.*)", text, re.M) == ["Results", "How this page was made"]
-    assert all((bare / "tables" / f"{name}.md").read_text().strip() in text for name in ("initialisers", "shapes", "tuned"))
+    assert all((whole / "tables" / f"{name}.md").read_text().strip() in text for name in ("initialisers", "shapes", "tuned"))
     assert all(f"**{claim}: " in text for claim in ("P1", "P2", "P3"))
 
 
@@ -275,14 +284,13 @@ def test_a_clone_with_every_epoch_draws_its_curves_too(reported: Path, tmp_path:
         ("runs", ["runs.csv is missing", "tables stays unchanged", "report.md stays unchanged"]),
     ],
 )
-def test_clone_names_the_missing_file(bare: Path, gone: str, needs: list[str]) -> None:
-    report(bare)
-    before = files(bare, "raw", f"{gone}.csv")
-    shutil.rmtree(bare / "raw")
-    (bare / f"{gone}.csv").unlink()
-    said = report(bare)
+def test_clone_names_the_missing_file(whole: Path, gone: str, needs: list[str]) -> None:
+    before = files(whole, "raw", f"{gone}.csv")
+    shutil.rmtree(whole / "raw")
+    (whole / f"{gone}.csv").unlink()
+    said = report(whole)
     assert all(any(need in line for line in said) for need in needs)
-    assert files(bare) == before
+    assert files(whole) == before
 
 
 def test_folder_without_any_results_is_refused(bare: Path, tmp_path: Path) -> None:
@@ -294,16 +302,15 @@ def test_folder_without_any_results_is_refused(bare: Path, tmp_path: Path) -> No
         report(tmp_path)
 
 
-def test_files_of_an_earlier_declaration_are_removed(bare: Path) -> None:
-    report(bare)
+def test_files_of_an_earlier_declaration_are_removed(whole: Path) -> None:
     for name in ("figures/old.png", "figures/old.svg", "figures/notes.txt", "tables/mine.xlsx"):
-        (bare / name).parent.mkdir(exist_ok=True)
-        (bare / name).write_text("mine")
-    redeclare(bare, lambda d: d.update(tables=[t for t in d["tables"] if t["name"] != "shapes"]))
-    said = report(bare)
+        (whole / name).parent.mkdir(exist_ok=True)
+        (whole / name).write_text("mine")
+    redeclare(whole, lambda d: d.update(tables=[t for t in d["tables"] if t["name"] != "shapes"]))
+    said = report(whole)
     removed = [f"tables/shapes.{kind}" for kind in ("csv", "md", "tex")] + ["figures/old.png", "figures/old.svg"]
-    assert said == [f"removed {bare / name}: the study no longer declares it at this preset" for name in removed]
-    left = {name for name in files(bare) if name.startswith(("tables", "figures"))}
+    assert said == [f"removed {whole / name}: the study no longer declares it at this preset" for name in removed]
+    left = {name for name in files(whole) if name.startswith(("tables", "figures"))}
     assert left == {f"tables/{n}.{k}" for n in ("initialisers", "tuned") for k in ("csv", "md", "tex")} | {
         "figures/notes.txt",
         "tables/mine.xlsx",
@@ -316,10 +323,7 @@ def test_files_of_an_earlier_declaration_are_removed(bare: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda d: d["sections"][0].update(tables=["initialiser"]),
-            "tables of 'Does the start matter.' 'initialiser'. Did you mean init",
-        ),
+        (lambda d: d["sections"][0].update(tables=["initialiser"]), "tables of .*matter.' 'initialiser'. Did you mean init"),
         (lambda d: d["sections"][1].update(claims=["P4"]), "claims of 'Does the shape matter.' 'P4'. Did you mean P"),
         (lambda d: d["sections"][0].update(figures=["claim"]), "Did you mean claims"),
         (lambda d: d["figures"][2].update(claims=["C1"]), "claims of 'claims' 'C1'"),
