@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -284,10 +285,14 @@ def test_names_are_the_arm_and_the_target() -> None:
     assert "baseline" in run_names(with_entries(planted, entries, targets=())).values()
 
 
+@functools.cache
+def planted() -> StudyManifest:
+    return parse_manifest(planted_manifest(planted_study()))
+
+
 def named(labels: list[str], target: str = "wave") -> list[str]:
     entries = [DeclaredConfiguration("main", label, f"{i:012x}", {"target": target}, 1) for i, label in enumerate(labels)]
-    planted = parse_manifest(planted_manifest(planted_study()))
-    return list(run_names(with_entries(planted, entries, targets=(Target(target),))).values())
+    return list(run_names(with_entries(planted(), entries, targets=(Target(target),))).values())
 
 
 def test_names_that_would_coincide_end_in_their_id() -> None:
