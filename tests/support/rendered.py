@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,12 +65,13 @@ def pictures(*declared: Figure | str, of: FigureData | None = None, **changes: A
 
 
 def drawn(draw: Callable[[], Picture]) -> Picture:
-    """Return a figure in the style of reports, rendered once to finish its layout."""
+    """Return a figure in the style of reports, with its layout finished."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(canvas.STYLE)
         picture = draw()
-        FigureCanvasAgg(picture).print_png(io.BytesIO())
+        FigureCanvasAgg(picture)
+        picture.draw_without_rendering()
     return picture
 
 

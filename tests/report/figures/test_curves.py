@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from dense_figures import COIN, WAVE
 from matplotlib.colors import to_hex
-from rendered import config_ids, labels, line_of, numbers, pictures, planted, said
+from rendered import config_ids, labels, line_of, pictures, planted, said
 from scipy import stats as scipy_stats
 
 from relu_study.errors import UserError
@@ -21,15 +20,6 @@ from relu_study.report.figures import study_figures
 from relu_study.report.figures.inputs import FigureData
 from relu_study.storage import frames
 from relu_study.study.outputs import Figure
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The files of the planted figures, drawn by a reader with settings of their own."""
-    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 9, "axes.facecolor": "red"}):
-        paths = study_figures.draw_from(planted()[0], numbers(), tmp_path_factory.mktemp("written"))
-        assert matplotlib.rcParams["font.size"] == 20
-    return paths
 
 
 def test_every_declared_figure_becomes_a_png_and_an_svg(written: list[Path]) -> None:
