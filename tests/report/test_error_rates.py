@@ -57,7 +57,7 @@ def at_most_one_study_in_twenty(wrong: list[bool]) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("noise", tiered(["normal", "uniform", "t"], "t"))
-@pytest.mark.parametrize("direction", ["greater", "less", "equivalent"])
+@pytest.mark.parametrize("direction", tiered(["greater", "less", "equivalent"], "less", "equivalent"))
 def test_effects_on_the_edge_of_the_margin_are_rarely_decided(direction: str, noise: str) -> None:
     rng = np.random.default_rng(1)
     edge = -0.05 if direction == "less" else 0.05
@@ -68,7 +68,7 @@ def test_effects_on_the_edge_of_the_margin_are_rarely_decided(direction: str, no
 @pytest.mark.usefixtures("unchecked")
 def test_one_row_on_the_edge_is_wrong_in_either_direction_one_time_in_twenty() -> None:
     rng = np.random.default_rng(2)
-    wrong = [study(rng, [0.05], loss_claim(margin=0.05))[0] != "inconclusive" for _ in range(2500)]
+    wrong = [study(rng, [0.05], loss_claim(margin=0.05))[0] != "inconclusive" for _ in range(1500)]
     at_most_one_study_in_twenty(wrong)
     assert sum(wrong) > 0.03 * len(wrong)  # and is not merely silent
 
@@ -86,9 +86,9 @@ def test_strong_other_rows_do_not_loosen_the_rule() -> None:
 @pytest.mark.parametrize("direction", tiered(["greater", "less"], "less"))
 def test_zero_effects_are_never_called_an_effect(direction: str) -> None:
     rng = np.random.default_rng(4)
-    found = [study(rng, [0.0] * 10, loss_claim(direction=direction, margin=0.0)) for _ in range(200)]
+    found = [study(rng, [0.0] * 10, loss_claim(direction=direction, margin=0.0)) for _ in range(120)]
     at_most_one_study_in_twenty(["confirmed" in verdicts or "refuted" in verdicts for verdicts in found])
-    found = [study(rng, [0.0] * 10, loss_claim(direction=direction, margin=0.05)) for _ in range(100)]
+    found = [study(rng, [0.0] * 10, loss_claim(direction=direction, margin=0.05)) for _ in range(60)]
     at_most_one_study_in_twenty(["confirmed" in verdicts for verdicts in found])
     assert np.mean([v == "refuted" for verdicts in found for v in verdicts]) > 0.5
 
