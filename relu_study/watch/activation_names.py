@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,8 +56,7 @@ def activation_name(program: Program, region: Region) -> str:
         return UNKNOWN
     eps = float(jnp.finfo(program.avals[region.pre].dtype).eps)
     rtol, atol, coarse = (RTOL, ATOL, False) if eps < RTOL else (8 * eps, 8 * eps, True)
-    curves = {name: _fixed(name) for name in FIXED}
-    curves |= {name: _values_and_slopes(function) for name, function in _fitted(*found).items()}
+    curves = {**_fixed(), **_curves(_fitted(*found))}
     distances = {}
     for name, known in curves.items():
         if all(np.allclose(part, other, rtol, atol) for part, other in zip(found, known, strict=True)):
@@ -69,15 +68,20 @@ def activation_name(program: Program, region: Region) -> str:
 
 
 @functools.cache
-def _fixed(name: str) -> Curve:
-    return _values_and_slopes(FIXED[name])
+def _fixed() -> dict[str, Curve]:
+    return _curves(FIXED)
 
 
-def _values_and_slopes(function: Callable[[Any], Any]) -> Curve:
-    with jax.core.eval_context():
-        grid = jnp.asarray(GRID)
+def _curves(functions: Mapping[str, Callable[[Any], Any]]) -> dict[str, Curve]:
+    """Return the values and slopes of functions on the grid. One program computes them all."""
+
+    def on_grid(function: Callable[[Any], Any], grid: Any) -> tuple[Any, Any]:
         values, pull = jax.vjp(function, grid)
-        return np.asarray(values, float), np.asarray(jnp.abs(pull(jnp.ones_like(values))[0]), float)
+        return values, jnp.abs(pull(jnp.ones_like(values))[0])
+
+    with jax.core.eval_context():
+        curves = jax.jit(lambda grid: [on_grid(function, grid) for function in functions.values()])(jnp.asarray(GRID))
+    return {name: (np.asarray(v, float), np.asarray(s, float)) for name, (v, s) in zip(functions, curves, strict=True)}
 
 
 def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Callable[[Any], Any]]:
