@@ -20,7 +20,8 @@ from relu_study.storage.tile_identity import number_type
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
-DTYPES = {f.name: {"str": "str", "int": "int64", "float": "float64"}[str(f.type)] for f in dataclasses.fields(RunSpec)}
+_KINDS = {"str": "str", "int": "int64", "float": "float64"}
+DTYPES = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(RunSpec) if f.name in FIELDS}
 _STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site")
 
 

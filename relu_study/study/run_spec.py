@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from relu_study.errors import UserError, nearest
+from relu_study.study.options import Options, Scalar, normalized
 
 
 def _marked(mark: str, default: Any) -> Any:
@@ -27,7 +28,10 @@ class RunSpec:
     - **init**: changes only the initial state;
     - **data**: changes the data;
     - **length**: changes the number of steps;
-    - **traced**: a number that the compiled program takes as input, free to sweep.
+    - **traced**: a number that the compiled program takes as input, free to sweep;
+    - **options**: own factors of the network, task, optimizer and activation.
+
+    `options` is a mapping or pairs of a name and a text, number or truth value. It becomes a tuple sorted by name.
 
     Raises:
       UserError: for a value of the wrong type or out of range.
@@ -55,10 +59,15 @@ class RunSpec:
     gain: float = _marked("traced", 1.0)  # factor on every hidden kernel at initialisation
     bias_shift: float = _marked("traced", 0.0)  # added to every hidden bias at initialisation
     seed: int = _marked("traced", 0)
+    options: Options = field(default=(), metadata={"mark": "options"})  # also a mapping
 
     def __post_init__(self) -> None:
+        if self.options != ():
+            object.__setattr__(self, "options", normalized(self.options, [f.name for f in fields(self)]))
         for f in fields(self):
             value, kind = getattr(self, f.name), f.type
+            if f.name == "options":
+                continue
             if kind == "str":
                 if not isinstance(value, str):
                     raise UserError(f"{f.name} must be a name, not {value!r}")
@@ -99,28 +108,43 @@ class RunSpec:
         return id_of({k: v for k, v in self.changed().items() if k != "seed"})
 
     def changed(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, in name order."""
-        pairs = ((f.name, getattr(self, f.name)) for f in sorted(fields(self), key=lambda f: f.name))
-        defaults = {f.name: f.default for f in fields(self)}
-        return {name: value for name, value in pairs if value != defaults[name]}
+        """Return the fields that differ from their defaults, and the options, in name order."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        options = dict(values.pop("options", ()))
+        return dict(sorted((values | options).items()))
 
     def marked(self, *marks: str) -> tuple[tuple[str, Any], ...]:
         """Return the (name, value) pairs of all fields with one of these marks, in declared order."""
         return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata["mark"] in marks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field and its value, in declared order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return every field and its value, in declared order, then the options. The inverse of `from_dict`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"} | dict(self.options)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        """Return the spec of fields and options by name. A name that is no field is an option."""
+        options = tuple((name, value) for name, value in values.items() if name not in FIELDS)
+        return cls(**{name: value for name, value in values.items() if name in FIELDS}, options=options)
 
     def replace(self, **changes: Any) -> RunSpec:
-        """Return this spec with some fields changed. Raises UserError for an unknown field."""
-        for name in changes:
-            if name not in FIELDS:
-                raise nearest(name, FIELDS, "RunSpec field")
-        return replace(self, **changes)
+        """Return this spec with some fields changed. A name that is no field is set as an option.
+
+        `options` replaces all options.
+        """
+        options = dict(normalized(changes.pop("options", self.options), FIELDS))
+        options |= {name: changes.pop(name) for name in [*changes] if name not in FIELDS}
+        return replace(self, **changes, options=tuple(options.items()))
+
+    def option(self, name: str) -> Scalar:
+        """Return the value of an option. Raises UserError if it is not set."""
+        options = dict(self.options)
+        if name not in options:
+            raise nearest(name, options, "option of this RunSpec")
+        return options[name]
 
 
-FIELDS = tuple(f.name for f in fields(RunSpec))
+FIELDS = tuple(f.name for f in fields(RunSpec) if f.name != "options")
 TRACED_FIELDS = tuple(f.name for f in fields(RunSpec) if f.metadata["mark"] == "traced" and f.name != "seed")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from relu_study.errors import UserError, nearest
 from relu_study.study.claims import Claim, Target
 from relu_study.study.outputs import EventTable, Figure, Section, Table
-from relu_study.study.run_spec import FIELDS, RunSpec
+from relu_study.study.run_spec import RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
 MAX_SEEDS = 2**32  # a seed has 32 bits
@@ -215,19 +215,19 @@ class Study:
 
 
 def grid(base: RunSpec | None = None, **values: Sequence[Any]) -> dict[str, RunSpec]:
-    """Return the arms of every combination of the swept fields, labelled "value" or "field=value, ...".
+    """Return the arms of every combination of the swept fields and options, labelled "value" or "field=value, ...".
 
     Args:
       base: RunSpec of the fields that are not swept.
-      **values: field -> its values.
+      **values: field or option -> its values. A name that is no field is an option.
 
     Raises:
-      UserError: for an unknown RunSpec field.
+      UserError: for an invalid value, or values without a list.
     """
     base = base or RunSpec()
-    for name in values:
-        if name not in FIELDS:
-            raise nearest(name, FIELDS, "RunSpec field")
+    for name, swept in values.items():
+        if isinstance(swept, str) or not isinstance(swept, Iterable):
+            raise UserError(f"{name} of a grid is {swept!r}, which is no list of values. Write {name}=[{swept!r}]")
     arms = {}
     for combo in itertools.product(*values.values()):
         pairs = dict(zip(values, combo, strict=True))
