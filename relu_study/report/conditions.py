@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from relu_study.errors import UserError, nearest
-from relu_study.report.factors import LABELS, factor
+from relu_study.report.factors import LABELS, factor, format_value
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration
 from relu_study.study.run_spec import FIELDS
 
@@ -49,8 +49,8 @@ class Condition:
 def parse(where: Sequence[str], declaration: Declaration) -> list[Condition]:
     """Parse conditions: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
 
-    Names are RunSpec fields, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted), and metrics of the
-    study at the end of a run.
+    Names are RunSpec fields, options, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted), and metrics of
+    the study at the end of a run. A configuration without an option meets no condition on it but !=.
 
     Raises:
         UserError: a condition is malformed, or its name or value does not occur in the study.
@@ -66,8 +66,8 @@ def _parsed(text: str, declaration: Declaration) -> Condition:
         if column not in declaration.columns:
             raise nearest(column, declaration.columns, "column")
         return Condition(column, compared, tuple(_as_number(value, text) for value in values), True)
-    if name not in (*FIELDS, *LABELS, *OF_A_RUN):
-        raise nearest(name, [*FIELDS, *LABELS, *OF_A_RUN, *declaration.metrics], "factor or metric")
+    if name not in (valid := (*FIELDS, *declaration.options, *LABELS, *OF_A_RUN)):
+        raise nearest(name, [*valid, *declaration.metrics], "factor or metric")
     return Condition(name, compared, tuple(_values(name, compared, values, declaration, text)), False)
 
 
@@ -88,10 +88,12 @@ def _values(name: str, compared: str, values: Sequence[str], declaration: Declar
     if name == "status":
         known: list[Any] = ["ok", "nonfinite", "oom", "interrupted"]
     else:
-        known = list(dict.fromkeys(factor(entry, name) for entry in declaration.configurations))
-    if isinstance(known[0], str):
+        found = dict.fromkeys(factor(entry, name) for entry in declaration.configurations)
+        known = [value for value in found if value is not None]
+    if any(isinstance(value, (str, bool)) for value in known):
         _refuse_order(name, compared, text)
-        return _labels(values, known, name)
+        labels = {format_value(value): value for value in known}
+        return [labels[label] for label in _labels(values, list(labels), name)]
     numbers = [_as_number(value, text) for value in values]
     for number in numbers if compared in EQUALITIES else ():
         if number not in known:
@@ -130,7 +132,7 @@ def _as_number(value: str, text: str) -> float:
 def configurations(conditions: Sequence[Condition], declaration: Declaration) -> list[DeclaredConfiguration]:
     """Return the declared configurations (one entry per experiment, arm and target) that meet all conditions on them."""
     relevant = [condition for condition in conditions if condition.of_configurations]
-    return [e for e in declaration.configurations if all(_meets(factor(e, c.name), c) for c in relevant)]
+    return [e for e in declaration.configurations if all(_met_by(factor(e, c.name), c) for c in relevant)]
 
 
 def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Declaration) -> Bool[np.ndarray, " R"]:
@@ -143,6 +145,10 @@ def runs(conditions: Sequence[Condition], frame: pd.DataFrame, declaration: Decl
             if condition.metric:
                 kept &= np.isfinite(frame[condition.name].to_numpy(float))
     return kept
+
+
+def _met_by(value: Any, condition: Condition) -> Any:
+    return condition.compared == "!=" if value is None else _meets(value, condition)
 
 
 def _meets(value: Any, condition: Condition) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from relu_study.errors import UserError
@@ -19,23 +19,24 @@ def hold_fixed(
     """Return the configurations that differ only in the `free` factors, and the fixed value of each other varying factor.
 
     A factor is fixed at its most common value among the distinct configurations. If `arm` is free, only factors that vary within
-    an arm are fixed.
+    an arm are fixed. A fixed option keeps the configurations without it.
 
     Raises:
         UserError: two values are equally common.
     """
     specs = {entry.config_id: entry.spec for entry in entries}
-    varied = [name for name in FIELDS if name != "seed" and len({spec[name] for spec in specs.values()}) > 1]
+    options = sorted({name for spec in specs.values() for name in spec} - {*FIELDS})
+    varied = [name for name in (*FIELDS, *options) if name != "seed" and len(_values(name, specs.values())) > 1]
     if "arm" in free:
         by_arm: dict[str, list[Mapping[str, Any]]] = {}
         for entry in entries:
             by_arm.setdefault(entry.arm, []).append(entry.spec)
-        varied = [name for name in varied if any(len({spec[name] for spec in arm}) > 1 for arm in by_arm.values())]
+        varied = [name for name in varied if any(len(_values(name, arm)) > 1 for arm in by_arm.values())]
     fixed: dict[str, Any] = {}
     for name in varied:
         if name in free:
             continue
-        (first, most), *others = Counter(spec[name] for spec in specs.values()).most_common()
+        (first, most), *others = Counter(spec[name] for spec in specs.values() if name in spec).most_common()
         tied = [first, *(value for value, count in others if count == most)]
         if len(tied) > 1:
             some = ", ".join(format_value(value) for value in tied)
@@ -44,24 +45,31 @@ def hold_fixed(
                 f"or put {name} among the rows or columns."
             )
         fixed[name] = first
-    return [entry for entry in entries if all(entry.spec[name] == value for name, value in fixed.items())], fixed
+    return [entry for entry in entries if all(entry.spec.get(name, value) == value for name, value in fixed.items())], fixed
+
+
+def _values(name: str, specs: Iterable[Mapping[str, Any]]) -> set[Any]:
+    return {spec[name] for spec in specs if name in spec}
 
 
 def factor(entry: DeclaredConfiguration, name: str) -> Any:
-    """Return the value of a factor or label of a declared configuration."""
-    return getattr(entry, name) if name in LABELS else entry.spec[name]
+    """Return the value of a factor or label of a declared configuration. None: an option that its components do not declare."""
+    return getattr(entry, name) if name in LABELS else entry.spec.get(name)
 
 
 def sorted_values(values: Sequence[Any]) -> list[Any]:
-    """Return the distinct values: numbers in rising order, names in the given order."""
-    distinct = list(dict.fromkeys(values))
-    return distinct if any(isinstance(value, str) for value in distinct) else sorted(distinct)
+    """Return the distinct values: numbers in rising order, names in the given order, None last."""
+    distinct = [value for value in dict.fromkeys(values) if value is not None]
+    ordered = distinct if any(isinstance(value, str) for value in distinct) else sorted(distinct)
+    return [*ordered, *([None] if None in values else [])]
 
 
 def format_value(value: Any) -> str:
-    """Return a factor's value as text: short, but different for different values."""
-    if isinstance(value, str):
-        return value
+    """Return a factor's value as text: short, but different for different values. A missing option is "-"."""
+    if value is None:
+        return "-"
+    if isinstance(value, (str, bool)):
+        return str(value)
     short = f"{value:g}"
     exact = f"{int(value)}" if float(value).is_integer() and abs(value) < 1e15 else repr(value)
     return short if float(short) == value and "e+" not in short else exact

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -42,9 +42,12 @@ class RenderedTable:
     note: str
 
 
-def table_files(name: str, frame: pd.DataFrame, shown: RenderedTable) -> dict[str, str]:
-    """Return the texts of a table's files, by suffix: the frame as CSV, and the rendered table as Markdown and LaTeX."""
-    return {"csv": csv_text(frame), "md": markdown_table(shown), "tex": latex_table(shown, f"tab:{name}")}
+def table_files(name: str, frame: pd.DataFrame, shown: RenderedTable, options: Collection[str] = ()) -> dict[str, str]:
+    """Return the texts of a table's files, by suffix: the frame as CSV, and the rendered table as Markdown and LaTeX.
+
+    `options` are the columns of the frame with the values of options.
+    """
+    return {"csv": csv_text(frame, options), "md": markdown_table(shown), "tex": latex_table(shown, f"tab:{name}")}
 
 
 def format_mean_ci(mean: float, half: float) -> str:

@@ -26,7 +26,7 @@ from relu_study.storage import locks
 from relu_study.storage.atomic_write import check_exists, wrap_os_errors, write_atomically
 from relu_study.storage.checksums import SUMS, sentence, sums_of
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.csv_files import csv_text, read_csv, read_runs
+from relu_study.storage.csv_files import csv_text, read_csv, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, StudyManifest, check_sections, is_of_draws, output_names, read_declared
 from relu_study.storage.frames import (
     at_epochs,
@@ -148,7 +148,7 @@ def _derive(
     )
     check_exists(folder)
     for name, frame in csvs.items():
-        write_atomically(folder / f"{name}.csv", csv_text(frame).encode())
+        write_atomically(folder / f"{name}.csv", csv_text(frame, manifest.declaration.options).encode())
     write_atomically(folder / SUMS, sums_of(folder).encode())  # last: until then the changed CSVs fail their checksum
     write_events(manifest, {name: c for name, c in configurations.items() if name not in shown}, folder, per_seed)
     return whole, configurations
@@ -200,7 +200,10 @@ def _read(folder: Path, manifest: StudyManifest, messages: list[str]) -> dict[st
     for name in NEEDED:
         path = folder / f"{name}.csv"
         if path.is_file():
-            csvs[name] = read_runs(folder, manifest) if name == "runs" else read_csv(path, TEXTS if name == "verdicts" else ())
+            if name in ("runs", "summary"):
+                csvs[name] = (read_runs if name == "runs" else read_summary)(folder, manifest)
+            else:
+                csvs[name] = read_csv(path, TEXTS if name == "verdicts" else ())
         else:
             missing.append(f"{path} is missing and needs {folder / 'raw'}. Run the study again, or restore the file.")
     if not csvs:

@@ -17,7 +17,7 @@ from relu_study.components.tasks.task import METRICS
 from relu_study.engine import cohorts
 from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
 from relu_study.engine.state import MeasureConfig
-from relu_study.errors import nearest
+from relu_study.errors import UserError, nearest
 from relu_study.report.report import check
 from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import provenance
@@ -117,13 +117,42 @@ def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = No
     return dict(sorted(entries.items()))
 
 
+def _shown(spec: RunSpec) -> dict[str, Any]:
+    """The fields and set options of a RunSpec, with the real values of fields at a component's default."""
+    return spec.as_dict()
+
+
+def _defaults(spec: RunSpec) -> dict[str, Any]:
+    """The default of every option that the components of a RunSpec declare."""
+    return {}
+
+
+def _declared_spec(spec: RunSpec, options: Collection[str]) -> dict[str, Any]:
+    """The manifest's `spec` of a configuration, and `unset`: the names at a default, if the ids depend on them."""
+    defaults = {name: value for name, value in _defaults(spec).items() if name in options}
+    shown = {name: value for name, value in {**defaults, **_shown(spec)}.items() if name != "seed"}
+    shown = {name: shown[name] for name in (*FIELDS, *options) if name in shown}
+    if RunSpec.from_dict(shown).config_id == spec.config_id:
+        return {"spec": shown}
+    written = spec.as_dict()
+    return {"spec": shown, "unset": [name for name, value in shown.items() if written.get(name) != value]}
+
+
 def build_declaration(
     study: Study, sites: Callable[[RunSpec], list[str]], metrics: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The complete declaration of a study as plain data, the only input of its report."""
-    declaration = study.declaration()
-    specs = [entry["spec"] for entry in declaration["configurations"]]
-    declaration["factors"] = [f for f in FIELDS if f != "seed" and len({json.dumps(s[f]) for s in specs}) > 1]
+    declaration, specs = study.declaration(), [spec for _, _, spec in study.configurations()]
+    if options := sorted({name for spec in specs for name, _ in spec.options}):
+        declaration["options"] = options
+    for name in options:
+        if name in metrics:
+            raise UserError(f"{name} is a metric, so no option can have its name. Rename the option.")
+    for entry, spec in zip(declaration["configurations"], specs, strict=True):
+        entry |= _declared_spec(spec, options)
+    shown = [entry["spec"] for entry in declaration["configurations"]]
+    varied = {f for f in (*FIELDS, *options) if len({json.dumps(spec.get(f)) for spec in shown}) > 1}
+    declaration["factors"] = [f for f in (*FIELDS, *options) if f in varied]
     declaration["metrics"] = metrics
     declaration["report_epochs"] = list(REPORT_EPOCHS)
     declaration["columns"] = _columns(study.runs(), sites, metrics)

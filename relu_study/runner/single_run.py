@@ -55,7 +55,9 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         stack.enter_context(locks.writer_lock(folder))
         write_manifest(folder, manifest)
         job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
-        header, *rows = csv_text(runs_frame(configurations.collect(folder), read_declared(folder))).splitlines()
+        declared = read_declared(folder)
+        text = csv_text(runs_frame(configurations.collect(folder), declared), declared.declaration.options)
+        header, *rows = text.splitlines()
         row = next(row for row in rows if row.startswith(run_id))
         write_atomically(folder / "runs.csv", f"{header}\n{row}\n".encode())
         return row

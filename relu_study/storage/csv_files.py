@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,16 @@ DTYPES = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(RunSpec) if f.
 _STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site")
 
 
-def csv_text(frame: pd.DataFrame) -> str:
+def csv_text(frame: pd.DataFrame, options: Collection[str] = ()) -> str:
     """Return a frame as CSV text. A number has nine digits, which are exact for float32. NaN is empty.
 
-    RunSpec fields and float64 metrics of runs have all their digits.
+    RunSpec fields, `options` and float64 metrics of runs have all their digits.
     """
     exact = [name for name in CONFIG_FIELDS if name in frame and DTYPES[name] == "float64"]
     if "run_id" in frame:
         exact += [name for name in map(str, frame) if "/" in name and frame[name].dtype == np.float64]
     texts = {name: [_exact_text(value) for value in frame[name]] for name in exact}
+    texts |= {name: [_exact_text(v) if isinstance(v, float) else v for v in frame[name]] for name in options if name in frame}
     return frame.assign(**texts).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
@@ -44,8 +45,8 @@ def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
         UserError: its runs or metrics differ from the declared ones.
         CorruptFileError: it is corrupt, or its checksum does not match.
     """
-    path, seeds = folder / "runs.csv", manifest.declaration.seeds_of
-    frame, content = _parsed(path, numbers=number_type(manifest.provenance))
+    path, seeds, options = folder / "runs.csv", manifest.declaration.seeds_of, manifest.declaration.option_dtypes
+    frame, content = _parsed(path, numbers=number_type(manifest.provenance), options=options)
     num_declared = sum(seeds.values())
     is_declared = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
     if len(frame) != num_declared or not is_declared.all() or frame.duplicated(["config_id", "seed"]).any():
@@ -54,6 +55,14 @@ def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
             f"out of date. Restore it, or rebuild it with 'relu-study report {folder}'."
         )
     _require_columns(frame.columns, manifest.declaration.columns, path)
+    check_sum(path, content)
+    return frame
+
+
+def read_summary(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
+    """Read summary.csv. Raises UserError and CorruptFileError like `read_csv`."""
+    path = folder / "summary.csv"
+    frame, content = _parsed(path, options=manifest.declaration.option_dtypes)
     check_sum(path, content)
     return frame
 
@@ -69,7 +78,7 @@ def _require_columns(columns: Collection[str], needed: Iterable[str], path: Path
 
 
 def read_csv(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> pd.DataFrame:
-    """Read a CSV file of a results folder with the dtypes of its writer.
+    """Read a CSV file of a results folder with the dtypes of its writer. Options are read as text.
 
     Args:
         path: The CSV file.
@@ -85,8 +94,13 @@ def read_csv(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.f
     return frame
 
 
-def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32) -> tuple[pd.DataFrame, bytes]:
-    """Return the frame and the bytes of a CSV file, before its checksum is checked: errors of form are more precise."""
+def _parsed(
+    path: Path, string_columns: Iterable[str] = (), numbers: Any = np.float32, options: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, bytes]:
+    """Return the frame and the bytes of a CSV file, before its checksum is checked: errors of form are more precise.
+
+    `options` are the dtypes of the options, which the file must have.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} is missing. Rebuild it with 'relu-study report {path.parent}', which needs {path.parent / 'raw'}."
@@ -96,7 +110,8 @@ def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.fl
         if not content.endswith(b"\n"):
             raise ValueError("its last line is truncated")
         header = pd.read_csv(io.BytesIO(content), nrows=0).columns
-        dtypes = _dtypes(header, string_columns, numbers)
+        dtypes = _dtypes(header, (*string_columns, *_options(path.stem, header)), numbers)
+        dtypes |= {name: dtype for name, dtype in (options or {}).items() if name in header}
         with np.errstate(invalid="raise", over="raise"):  # refuse numbers that overflow their dtype
             frame = pd.read_csv(io.BytesIO(content), dtype=dtypes, keep_default_na=False, na_values=[""])
         texts = [name for name, dtype in dtypes.items() if dtype == "str"]
@@ -104,8 +119,13 @@ def _parsed(path: Path, string_columns: Iterable[str] = (), numbers: Any = np.fl
     except UNREADABLE as error:
         hint = f"restore it, or rebuild it with 'relu-study report {path.parent}'"
         raise CorruptFileError(path, "is corrupt", error, hint) from None
-    _require_columns(frame.columns, COLUMNS.get(path.stem, string_columns), path)
+    _require_columns(frame.columns, (*COLUMNS.get(path.stem, string_columns), *(options or ())), path)
     return frame.assign(**{name: frame[name].fillna("") for name in texts}), content
+
+
+def _options(stem: str, header: Iterable[str]) -> list[str]:
+    """Return the columns of options in the header of runs.csv or summary.csv."""
+    return [name for name in header if name not in COLUMNS[stem] and "/" not in name] if stem in ("runs", "summary") else []
 
 
 def _dtypes(header: Collection[str], string_columns: Iterable[str], numbers: Any) -> dict[str, Any]:

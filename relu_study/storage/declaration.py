@@ -28,13 +28,23 @@ Values = float | tuple[float | None, ...] | None  # of a scalar, or of a quantit
 
 @dataclass(frozen=True)
 class DeclaredConfiguration:
-    """One arm of an experiment on one target, with every RunSpec field but the seed, and its number of seeds."""
+    """One arm of an experiment on one target, with every RunSpec field but the seed, and its number of seeds.
+
+    `spec` also has the options, those that are unset at the default of their component. `unset` are the names in `spec` that
+    the study leaves at a default, if the ids depend on them.
+    """
 
     experiment: str
     arm: str
     config_id: str
     spec: Mapping[str, Any]
     seeds: Annotated[int, Meta(ge=1)] = 0  # earlier versions declare one number for all configurations
+    unset: tuple[str, ...] = ()
+
+    @property
+    def run_spec(self) -> RunSpec:
+        """The RunSpec of the study, with seed 0."""
+        return RunSpec.from_dict({name: value for name, value in self.spec.items() if name not in self.unset})
 
     @property
     def target(self) -> str:
@@ -76,6 +86,7 @@ class _WithoutTables(_Common):
     seeds: Annotated[int, Meta(ge=1)]
     metrics: Mapping[str, MetricInfo]
     skip: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # set in some configuration, in name order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +102,22 @@ class Declaration(_WithoutTables):
 
     @cached_property
     def specs(self) -> dict[str, Mapping[str, Any]]:
-        """config_id -> its RunSpec fields without the seed."""
+        """config_id -> its RunSpec fields without the seed, and its options."""
         return {entry.config_id: entry.spec for entry in self.configurations}
+
+    @cached_property
+    def option_dtypes(self) -> dict[str, str]:
+        """Option -> the dtype of its column: Int64, float64, boolean, or str for texts and mixed values."""
+        return {name: _dtype({type(s[name]) for s in self.specs.values() if name in s}) for name in self.options}
+
+    @cached_property
+    def _run_specs(self) -> dict[str, RunSpec]:
+        return {entry.config_id: entry.run_spec for entry in self.configurations}
 
     def run_ids(self, config_id: str) -> list[str]:
         """Return the run_ids of a configuration, in seed order."""
-        return [RunSpec(**self.specs[config_id], seed=seed).run_id for seed in range(self.seeds_of[config_id])]
+        spec = self._run_specs[config_id]
+        return [spec.replace(seed=seed).run_id for seed in range(self.seeds_of[config_id])]
 
 
 @dataclass(frozen=True)
@@ -230,10 +251,14 @@ def parse_declaration(plain: Any) -> Declaration:
     Raises:
         UserError: an entry is missing or invalid. The message has its path.
     """
-    found = vars(_convert(plain, _WithoutTables))
+    read = _convert(plain, _WithoutTables)
+    found = {**vars(read), "options": read.options}  # msgspec leaves an absent entry to the class
     pairs = enumerate(_convert(plain.get("tables"), list[dict[str, Any]], "$.tables"))
     tables = tuple(_convert(table, EventTable if "events" in table else Table, f"$.tables[{i}]") for i, table in pairs)
-    entries = tuple(_completed(entry, found["seeds"], i) for i, entry in enumerate(found["configurations"]))
+    entries = tuple(_completed(entry, found, i) for i, entry in enumerate(found["configurations"]))
+    declared = {name for entry in entries for name in entry.spec} - {*FIELDS}
+    if tuple(sorted(declared)) != found["options"]:
+        raise UserError("`$.options` differs from the options of the configurations")
     if (runs := sum(entry.seeds for entry in entries)) > MAX_RUNS:
         raise UserError(f"{runs:,} runs are more than {MAX_RUNS:,}")
     declaration = Declaration(**{**found, "configurations": entries}, tables=tables)
@@ -300,16 +325,24 @@ def _convert(value: Any, kind: Any, path: str = "$") -> Any:
         raise UserError(f"{what[:1].lower()}{what[1:]} at `{path}{where if at else '`'}") from None
 
 
-def _completed(entry: DeclaredConfiguration, seeds: int, i: int) -> DeclaredConfiguration:
+def _completed(entry: DeclaredConfiguration, declared: Mapping[str, Any], i: int) -> DeclaredConfiguration:
     """Add the defaults that earlier versions lack to one configuration, and check its id."""
-    if unknown := [name for name in entry.spec if name not in FIELDS]:
+    if unknown := [name for name in entry.spec if name not in (*FIELDS, *declared["options"])]:
         raise UserError(f"unknown field `{unknown[0]}` at `$.configurations[{i}].spec`, which this version does not know")
-    spec = RunSpec(**entry.spec)
-    if entry.config_id != spec.config_id:
+    if entry.config_id != entry.run_spec.config_id:
         raise UserError(f"the spec at `$.configurations[{i}]` has another id than {entry.config_id}")
-    return replace(
-        entry, seeds=entry.seeds or seeds, spec={name: value for name, value in spec.as_dict().items() if name != "seed"}
-    )
+    spec = RunSpec.from_dict(entry.spec).as_dict()
+    spec.pop("seed")
+    return replace(entry, seeds=entry.seeds or declared["seeds"], spec=spec)
+
+
+def _dtype(kinds: set[type]) -> str:
+    """Return the dtype of a column with values of these types."""
+    if kinds == {bool}:
+        return "boolean"
+    if kinds and kinds <= {int, float}:
+        return "Int64" if kinds == {int} else "float64"
+    return "str"
 
 
 def _check_cell(cell: DeclaredCell, declaration: CellDeclaration) -> None:

@@ -18,7 +18,7 @@ from relu_study.errors import UserError
 from relu_study.stats import intervals, survival
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, read_csv, read_runs
+from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import tile_paths
@@ -66,7 +66,7 @@ def load(folder: str | Path) -> Results:
     folder = Path(folder).expanduser()
     manifest = read_declared(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
-    return Results(folder, read_runs(folder, manifest), read_csv(folder / "summary.csv"), stored)
+    return Results(folder, read_runs(folder, manifest), read_summary(folder, manifest), stored)
 
 
 def frames(
@@ -106,7 +106,8 @@ def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest
         is_epoch = c.epochs == (c.epochs[-1] if epoch is None else epoch)
         for name, values in c.values.items() if is_epoch.any() else ():
             numbers[rows, column[name]] = values[:, is_epoch.argmax()]
-    fields = _spec_columns(specs, [config_id for config_id, _ in runs]).assign(seed=[seed for _, seed in runs])
+    fields = _spec_columns(specs, [config_id for config_id, _ in runs], manifest.declaration.option_dtypes)
+    fields.insert(len(CONFIG_FIELDS) + 1, "seed", [seed for _, seed in runs])
     fields.insert(0, "run_id", [run_id for config_id in specs for run_id in manifest.declaration.run_ids(config_id)])
     status[(status == "interrupted") & fields["run_id"].isin(oom_runs).to_numpy()] = "oom"
     fields = fields.assign(status=status, first_bad_epoch=bad_epoch, probe_examples=pd.array(num_probe, "Int64"))
@@ -139,7 +140,8 @@ def summary_frame(
     specs = {config_id: c.spec for config_id, c in configurations.items()}
     sizes = [len(part["n"]) for part in parts]
     cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *intervals.MOMENTS])
-    summary = pd.concat([_spec_columns(specs, np.repeat(list(specs), sizes)), cells], axis=1)
+    columns = _spec_columns(specs, np.repeat(list(specs), sizes), manifest.declaration.option_dtypes)
+    summary = pd.concat([columns, cells], axis=1)
     return summary if epochs is None else at_epochs(summary, epochs)
 
 
@@ -216,12 +218,13 @@ def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]
     """Return the runs of runs.csv by configuration, with the metrics of their last epoch only."""
     configurations = {}
     columns = [name for name in runs.columns if "/" in name]
+    options = [name for name in runs.columns if name not in COLUMNS["runs"] and "/" not in name]
     for config_id, rows in runs.groupby("config_id", sort=False):
         stored = rows[rows["status"].isin(STORED)]
         if len(stored):
             configurations[str(config_id)] = Configuration(
                 config_id=str(config_id),
-                spec={name: stored[name].iloc[0] for name in CONFIG_FIELDS},
+                spec={name: stored[name].iloc[0] for name in CONFIG_FIELDS} | _set_options(stored[options].iloc[0]),
                 num_requested=len(rows),
                 run_ids=list(stored["run_id"]),
                 seeds=stored["seed"].to_numpy(),
@@ -254,10 +257,22 @@ def _summarised(c: Configuration, metrics: Iterable[str]) -> dict[str, np.ndarra
     return {name: np.broadcast_to(cell, shape).ravel() for name, cell in cells.items()}
 
 
-def _spec_columns(specs: Mapping[str, Mapping[str, Any]], config_ids: Iterable[str]) -> pd.DataFrame:
-    """Return config_id and every RunSpec field but the seed, one row per entry of `config_ids`."""
-    frame = pd.DataFrame([{"config_id": c, **spec} for c, spec in specs.items()], columns=["config_id", *CONFIG_FIELDS])
+def _set_options(values: pd.Series) -> dict[str, Any]:
+    """Return the options of a row of runs.csv without the blank ones."""
+    return {str(name): value for name, value in values.items() if not pd.isna(value) and value != ""}
+
+
+def _spec_columns(specs: Mapping[str, Mapping[str, Any]], config_ids: Iterable[str], options: Mapping[str, str]) -> pd.DataFrame:
+    """Return config_id, every RunSpec field but the seed, and the options, one row per entry of `config_ids`.
+
+    `options` maps each option to its dtype. An option that a configuration lacks is blank.
+    """
+    columns = ["config_id", *CONFIG_FIELDS, *options]
+    frame = pd.DataFrame([{"config_id": c, **spec} for c, spec in specs.items()], columns=columns)
     frame = frame.astype({name: DTYPES[name] for name in CONFIG_FIELDS})
+    for name, dtype in options.items():
+        texts = ["" if pd.isna(value) else str(value) for value in frame[name]] if dtype == "str" else frame[name]
+        frame[name] = pd.array(texts, dtype=dtype)  # type: ignore[call-overload]
     return frame.iloc[pd.Index(frame["config_id"]).get_indexer(list(config_ids))].reset_index(drop=True)
 
 

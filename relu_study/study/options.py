@@ -15,7 +15,7 @@ Options = tuple[tuple[str, Scalar], ...]
 LARGEST = 2**53  # larger whole numbers have no exact float
 RESERVED = frozenset(  # columns of the CSV files and of tables, and names of conditions
     {
-        *("options", "arm", "experiment", "run_id", "config_id", "status", "first_bad_epoch", "probe_examples"),
+        *("options", "seed", "arm", "experiment", "run_id", "config_id", "status", "first_bad_epoch", "probe_examples"),
         *("metric", "site", "epoch", "n", "n_finite", "mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max"),
         *("best", "near", "pairs", "difference", "difference_lo", "difference_hi", "improvement", "p", "p_corrected"),
     }
@@ -35,6 +35,11 @@ def normalized(options: Any, fields: Collection[str]) -> Options:
         if names.count(name) > 1:
             raise UserError(f"option {name} is set twice. Leave one out")
     return tuple(sorted((name, scalar(name, value)) for name, value in pairs))
+
+
+def could_be_option(name: str) -> bool:
+    """Whether a name that is no RunSpec field can be that of an option."""
+    return name.isidentifier() and name not in RESERVED
 
 
 def scalar(name: str, value: Any) -> Scalar:

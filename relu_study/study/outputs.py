@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from relu_study.errors import UserError, nearest
 from relu_study.study.epochs import parse_epoch
+from relu_study.study.options import could_be_option
 from relu_study.study.run_spec import FIELDS
 
 KINDS = ("map", "lines")
 FIGURE_KINDS = ("curves", "survival", "forest", "depth", "histograms", "map")
-FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # valid rows and columns of a map
+FACTORS = (*(name for name in FIELDS if name != "seed"), "arm", "experiment")  # and the options of a study
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Table:
       epoch: epoch of the columns that name none.
       arms: labels of the rows; empty: every arm.
       baseline: label of the arm with which the others are compared.
-      tune: a swept field. Its best value is chosen by `val_loss` on the even seeds and reported on the odd ones.
+      tune: a swept field or option. Its best value is chosen by `val_loss` on the even seeds and reported on the odd ones.
     """
 
     name: str
@@ -43,7 +44,7 @@ class EventTable:
     The columns are `keys`, `n` (the number of stored runs), `events`, and `ci_lo` and `ci_hi` of the last event.
 
     Args:
-      keys: header -> a factor (a RunSpec field, `arm` or `experiment`), or a mapping from an arm's label ("rai", or
+      keys: header -> a factor (a RunSpec field, an option, `arm` or `experiment`), or a mapping from an arm's label ("rai", or
         "rai@abs" on one target) to the printed text. A label without an entry is printed unchanged.
       events: header -> metrics with values 0 or 1 ("collapsed", "collapsed@0"). A run counts once if any of them is 1.
         A run that is nonfinite by then has no event. An event at a given epoch has one metric.
@@ -63,9 +64,7 @@ class EventTable:
     def __post_init__(self) -> None:
         if not self.events:
             raise UserError(f"table {self.name} counts no events. Name some, e.g. events={{'collapsed': ('collapsed',)}}")
-        for key in self.keys.values():
-            if isinstance(key, str) and key not in FACTORS:
-                raise nearest(key, FACTORS, f"factor among the keys of table {self.name}")
+        _check_possible(self)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Figure:
     - `forest`: the rows of `claims`, each effect with its interval and the claimed range;
     - `depth`: `metrics` with sites, from the first site to the last, as quantiles over the runs at each `epoch`;
     - `histograms`: pre, post or gradient of a site ("post/site_1", "gradient/*") over the epochs, pooled over the runs;
-    - `map`: the mean of `metrics` at `epoch` by two factors, `rows` and `cols`: RunSpec fields, `arm` or `experiment`.
+    - `map`: the mean of `metrics` at `epoch` by two factors, `rows` and `cols`: RunSpec fields, options, `arm` or `experiment`.
 
     `log` requests a logarithmic scale where one is possible. `depth` always has one for norms.
 
@@ -110,8 +109,7 @@ class Figure:
             if (name is None) == (self.kind == "map"):
                 need = "needs a factor as" if name is None else "is no map and has no"
                 raise UserError(f"figure {self.name} {need} {axis}. Only a map has both: rows='activation', cols='learning_rate'")
-            if name is not None and name not in FACTORS:
-                raise nearest(name, FACTORS, f"factor as {axis} of figure {self.name}")
+        _check_possible(self)
         if self.rows is not None and self.rows == self.cols:
             raise UserError(f"figure {self.name} has {self.rows} as rows and as cols. Name two factors")
         for epoch in self.epochs:
@@ -125,6 +123,36 @@ class Figure:
     def epochs(self) -> tuple[str | float, ...]:
         """The epochs shown by a figure of kind `depth` or `map`."""
         return tuple(self.epoch) if isinstance(self.epoch, (tuple, list)) else (self.epoch,)
+
+
+def check_factors(outputs: Iterable[Table | EventTable | Figure], options: Collection[str]) -> None:
+    """Raise UserError (with the nearest names) for a factor that is neither a RunSpec field nor one of the study's `options`."""
+    for item in outputs:
+        for name, kind, names in _factors(item):
+            if name not in (*names, *options):
+                raise nearest(name, (*names, *options), kind)
+
+
+def _check_possible(item: EventTable | Figure) -> None:
+    """Raise UserError for a factor that no study can have. The options of the study are not known here."""
+    for name, kind, names in _factors(item):
+        if name not in names and not could_be_option(name):
+            raise nearest(name, names, kind)
+
+
+def _factors(item: Table | EventTable | Figure) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield each factor of a table or figure, its kind in errors, and the factors that need no option."""
+    if isinstance(item, Table):
+        if item.tune:
+            yield item.tune, f"tuned field of table {item.name}", FIELDS
+    elif isinstance(item, EventTable):
+        for key in item.keys.values():
+            if isinstance(key, str):
+                yield key, f"factor among the keys of table {item.name}", FACTORS
+    else:
+        for axis, name in (("rows", item.rows), ("cols", item.cols)):
+            if name is not None:
+                yield name, f"factor as {axis} of figure {item.name}", FACTORS
 
 
 @dataclass(frozen=True)

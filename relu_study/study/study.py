@@ -9,7 +9,7 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 from relu_study.study.claims import Claim, Target
-from relu_study.study.outputs import EventTable, Figure, Section, Table
+from relu_study.study.outputs import EventTable, Figure, Section, Table, check_factors
 from relu_study.study.run_spec import RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
@@ -42,7 +42,7 @@ class Study:
 
     Raises:
       UserError: for an invalid number, no experiments, a repeated name, an arm with a seed, or a reference to an unknown
-        arm, target, experiment or setting.
+        arm, target, experiment, factor or setting.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Study:
             for label in item.arms:
                 if label not in arms:
                     raise nearest(label, arms, f"arm in {item.name}")
+        check_factors(outputs, self._options())
         for preset, changes in self.presets.items():
             for key in changes:
                 if key not in SIZES:
@@ -114,6 +115,19 @@ class Study:
         for name in (*self.skip, *(n for p in self.presets.values() for n in p.get("skip", ()))):
             if name not in names:
                 raise nearest(name, names, "experiment")
+
+    def _options(self) -> set[str]:
+        """Return the options of all arms. Raises UserError for one that is a truth value in one arm and a number in another."""
+        truths: dict[str, bool] = {}
+        pairs = [(label, *pair) for e in self.experiments for label, spec in e.arms.items() for pair in spec.options]
+        for label, name, value in pairs:
+            is_truth = isinstance(value, bool)
+            if not isinstance(value, str) and truths.setdefault(name, is_truth) != is_truth:
+                other = "a number" if is_truth else "a truth value"
+                raise UserError(
+                    f"study {self.name}: option {name} is {value} in arm {label!r} and {other} in another. Give it one type"
+                )
+        return {name for _, name, _ in pairs}
 
     def arms(self) -> dict[str, RunSpec]:
         """Return every arm by its label. Raises UserError if a label has two RunSpecs on the same target."""

@@ -115,7 +115,9 @@ def test_table_of_counts_names_factors_and_events() -> None:
     counts = EventTable("c", "C", ("few",), {"target": "target"}, {"collapsed": ("collapsed",)})
     assert study(tables=(counts,)).declaration()["tables"][0]["events"] == {"collapsed": ("collapsed",)}
     with pytest.raises(UserError, match=r"unknown factor among the keys of table c 'activaton'. Did you mean activation"):
-        replace(counts, keys={"phi": "activaton"})
+        study(tables=(replace(counts, keys={"phi": "activaton"}),))
+    with pytest.raises(UserError, match=r"unknown factor among the keys of table c 'site'"):
+        replace(counts, keys={"phi": "site"})
     with pytest.raises(UserError, match="table c counts no events"):
         replace(counts, events={})
     for wrong in (replace(counts, experiments=("fuw",)), replace(counts, arms=("rely",))):

@@ -286,7 +286,7 @@ def _keys(way: str, other: str, entries: Sequence[DeclaredConfiguration]) -> lis
     if way != "arm" or other == "experiment":
         return [factors.factor(entry, way) for entry in entries]
     alike: dict[str, list[str]] = {}
-    rest = [str({**entry.spec, other: None, "target": None}) for entry in entries]
+    rest = [str({name: value for name, value in entry.spec.items() if name not in (other, "target")}) for entry in entries]
     for text, entry in zip(rest, entries, strict=True):
         alike.setdefault(text, []).append(entry.arm)
     names = {text: _shared(list(dict.fromkeys(arms))) for text, arms in alike.items()}

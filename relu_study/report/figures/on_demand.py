@@ -20,7 +20,7 @@ from relu_study.report.verdicts import TEXTS
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.atomic_write import make_dirs, write_atomically
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.csv_files import read_csv, read_runs
+from relu_study.storage.csv_files import read_csv, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
 from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame, survival_frame
 from relu_study.storage.tile_files import tile_paths
@@ -208,7 +208,8 @@ def _from_files(folder: Path, whole: StudyManifest, some: Declaration, asked: Fi
     needed = dict.fromkeys(NEEDED[asked.kind])
     if (folder / "runs.csv").is_file():  # separates missing runs from nonfinite ones
         needed["runs"] = None
-    read = {name: read_runs(folder, whole) if name == "runs" else read_csv(folder / f"{name}.csv") for name in needed}
+    readers = {"runs": lambda: read_runs(folder, whole), "summary": lambda: read_summary(folder, whole)}
+    read = {name: readers.get(name, lambda name=name: read_csv(folder / f"{name}.csv"))() for name in needed}
     found = {name: frame[frame["config_id"].isin(ids)] for name, frame in read.items()}
     if needs := missing_input(asked, found, folder):
         raise UserError(f"this figure needs {needs}, which is missing. Run the study again.")

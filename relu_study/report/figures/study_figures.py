@@ -13,12 +13,14 @@ from relu_study.report.figures.forest import arrange_effects
 from relu_study.report.figures.inputs import FigureData, not_run_counts
 from relu_study.storage.atomic_write import write_atomically
 from relu_study.storage.declaration import Declaration, StudyManifest
-from relu_study.study.outputs import Figure
+from relu_study.study.outputs import Figure, check_factors
 
 
 def check(declaration: Declaration) -> None:
     """Raise UserError for a figure with unknown metrics, claims or factors. Needs no results."""
     claims = {claim.claim for claim in declaration.claims}
+    if not declaration.skip:  # a preset that skips experiments may lack their options
+        check_factors(declaration.figures, declaration.options)
     for figure in declaration.figures:
         inputs.expand_metrics(figure, declaration)
         for claim in figure.claims:

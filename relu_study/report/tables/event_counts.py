@@ -60,7 +60,9 @@ def counted(table: EventTable, declaration: Declaration, runs: pd.DataFrame, sum
     frame = pd.DataFrame(columns)
     last_event = frame.iloc[:, -1].to_numpy(float, na_value=float("nan"))
     frame["ci_lo"], frame["ci_hi"] = intervals.wilson(last_event, frame["n"].to_numpy(float))
-    return table_files(table.name, frame, _rendered(table, frame, int((stored["status"] == "nonfinite").sum())))
+    shown = _rendered(table, frame, int((stored["status"] == "nonfinite").sum()))
+    options = [header for header, key in table.keys.items() if key in declaration.options]
+    return table_files(table.name, frame, shown, options)
 
 
 def _split(name: str, where: str) -> tuple[str, float | None]:
@@ -108,7 +110,7 @@ def _rendered(table: EventTable, frame: pd.DataFrame, nonfinite: int) -> Rendere
         numbers = ["-" if pd.isna(line[name]) else f"{line[name]:,}" for name in ("n", *events)]
         has_share, interval = not pd.isna(line["ci_lo"]), f"[{line['ci_lo']:.3g}, {line['ci_hi']:.3g}]"
         share = f"{line[events[-1]] / line['n']:.3g} {interval}" if has_share else "-"
-        rows.append([*(format_value(line[key]) for key in keys), *numbers, share])
+        rows.append([*("-" if pd.isna(line[key]) else format_value(line[key]) for key in keys), *numbers, share])
     texts = [
         f"n: the runs that are stored; share: {words(events[-1])} of n [95 % Wilson interval].",
         f"{nonfinite:,} of the runs went nonfinite, and nothing is counted of what came after." if nonfinite else "",

@@ -24,7 +24,7 @@ from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, m
 from relu_study.stats import hypothesis_tests
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import collect
-from relu_study.storage.csv_files import csv_text, read_csv, read_runs
+from relu_study.storage.csv_files import csv_text, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration, StudyManifest, read_declared
 from relu_study.storage.frames import runs_frame
 from relu_study.storage.tile_files import tile_paths
@@ -69,9 +69,10 @@ def table(
 ) -> str:
     """Return a table as text: `rows` by `cols`, each entry the mean of a metric over seeds with its interval.
 
-    `rows` and `cols` are factors (RunSpec fields, `arm`, `experiment`); without `cols` several targets are the columns. Other
-    varying factors are fixed at their most common value, unless `where` selects another (see `conditions.parse`). `metric` is one
-    or more of "metric" or "metric/site". `epoch` is "last" or a number; comparisons at it, or one not in summary.csv, need raw/.
+    `rows` and `cols` are factors (RunSpec fields, options, `arm`, `experiment`); without `cols` several targets are the columns.
+    Other varying factors are fixed at their most common value, unless `where` selects another (see `conditions.parse`).
+    `metric` is one or more of "metric" or "metric/site". `epoch` is "last" or a number; comparisons at it, or one not in
+    summary.csv, need raw/.
     `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per entry). Unknown names or values
     and a table without rows raise UserError. `entries.rank_entries` documents the marks.
     """
@@ -82,7 +83,7 @@ def table(
     request = _checked(manifest.declaration, _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
     grid = _grid(folder, manifest, request, baseline)
     if format == "csv":
-        return csv_text(_csv_frame(grid))
+        return csv_text(_csv_frame(grid), manifest.declaration.options)
     rendered = render(grid.layout, _note_texts(grid))
     if format == "markdown":
         return markdown_table(rendered)
@@ -134,8 +135,8 @@ def _checked(
         for name in names:
             if name == "seed":
                 raise UserError("a cell is a mean over seeds, so seed cannot be among the rows or columns. See runs.csv.")
-            if name not in FACTORS:
-                raise nearest(name, FACTORS, f"factor among the {kind}")
+            if name not in (valid := (*FACTORS, *declaration.options)):
+                raise nearest(name, valid, f"factor among the {kind}")
     twice = [name for name in (*rows, *cols) if (*rows, *cols).count(name) > 1]
     if twice:
         raise UserError(f"{twice[0]} occurs twice among the rows and columns. Leave one out.")
@@ -157,8 +158,9 @@ def _grid(folder: Path, manifest: StudyManifest, request: TableRequest, baseline
     entries, fixed = factors.hold_fixed(selected, (*request.rows, *request.cols))
     rows, cols = (_keys(selected, names) for names in (request.rows, request.cols))
     config_ids = {(_key(entry, request.rows), _key(entry, request.cols)): entry.config_id for entry in entries}
-    # Keep rows without entries, which are informative; drop such columns, which only take space.
+    # Keep rows without entries, which are informative; drop such columns, which only take space, and rows without an option.
     cols = [col for col in cols if any((row, col) in config_ids for row in rows)]
+    rows = [row for row in rows if None not in row or any((row, col) in config_ids for col in cols)]
     last, look, kept = _lookup(folder, manifest, request, conditions)
     columns = tuple(_under(col, column, request) for col in cols for column in request.columns)
     base = _baseline(baseline, rows, request.rows)
@@ -217,20 +219,21 @@ def _lookup(
     kept = selection.runs(conditions, last, declaration)
     if frame is not None:
         return last, in_runs(RunLookup(frame, kept, request.epoch)), kept
-    return last, _of_summary(folder, last, conditions, request, declaration.seeds_of), kept
+    return last, _of_summary(folder, manifest, last, conditions, request), kept
 
 
 def _of_summary(
-    folder: Path, last: pd.DataFrame, conditions: Sequence[Condition], request: TableRequest, seeds: Mapping[str, int]
+    folder: Path, manifest: StudyManifest, last: pd.DataFrame, conditions: Sequence[Condition], request: TableRequest
 ) -> Lookup:
     """Return the entries of an epoch that is only in summary.csv. Their runs cannot be selected or compared."""
     if some := [condition.name for condition in conditions if not condition.of_configurations]:
         raise UserError(
             f"at epoch {request.epoch:g} a condition on {some[0]} needs {folder / 'raw'}, which is missing. Leave it out."
         )
-    summary = read_csv(folder / "summary.csv")
+    summary = read_summary(folder, manifest)
     _check_epoch(folder, request.epoch, summary["epoch"].unique().tolist(), f" (those between need {folder / 'raw'})")
-    look = in_summary(SummaryLookup(summary, {column.metric for column in request.columns}, seeds), RunLookup(last))
+    metrics, seeds = {column.metric for column in request.columns}, manifest.declaration.seeds_of
+    look = in_summary(SummaryLookup(summary, metrics, seeds), RunLookup(last))
     nothing = Entry(math.nan, math.nan, math.nan, 0, 0, False, reason="no such configuration")
     return lambda config_id, column: look(config_id, column) if config_id else nothing
 

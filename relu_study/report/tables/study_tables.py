@@ -22,7 +22,7 @@ from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, r
 from relu_study.stats import hypothesis_tests
 from relu_study.storage.declaration import Declaration, StudyManifest
 from relu_study.study.epochs import epoch_number, parse_epoch
-from relu_study.study.outputs import EventTable, Table
+from relu_study.study.outputs import EventTable, Table, check_factors
 from relu_study.study.run_spec import FIELDS
 
 
@@ -38,6 +38,8 @@ class Line(NamedTuple):
 def check(declaration: Declaration) -> None:
     """Raise UserError for a table with unknown metrics, epochs, arms or tuned fields. Needs no results."""
     labels = {entry.arm for entry in declaration.configurations}
+    if not declaration.skip:  # a preset that skips experiments may lack their options
+        check_factors(declaration.tables, declaration.options)
     for table in declaration.tables:
         where = f"of table {table.name}"
         for label in [*table.arms, *([table.baseline] if isinstance(table, Table) and table.baseline else [])]:
@@ -49,8 +51,6 @@ def check(declaration: Declaration) -> None:
         columns = _columns(table, declaration)
         if not columns:
             raise UserError(f"table {table.name} names no metrics. Name some, e.g. metrics=('val_loss',).")
-        if table.tune and table.tune not in FIELDS:
-            raise nearest(table.tune, FIELDS, f"tuned field {where}")
         if table.tune and any(column.epoch is not None for column in columns):
             raise UserError(
                 f"table {table.name} tunes {table.tune} and so reports the last epoch. Omit `epoch`, and @ in metrics."
@@ -116,7 +116,7 @@ def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFram
     """
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for target, arm, config_id, _ in _lines(table, declaration):
-        untuned = str({**declaration.specs[config_id], field: None})
+        untuned = str({name: value for name, value in declaration.specs[config_id].items() if name != field})
         groups.setdefault((target, untuned), {}).setdefault(config_id, arm)
     by_config = {str(config_id): part for config_id, part in runs.groupby("config_id", sort=False)}
     lines = []
@@ -125,7 +125,7 @@ def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFram
         parts = [by_config[config_id] for config_id in config_ids]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = config_ids[max(best, 0)]
-        lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen][field] if best >= 0 else ""))
+        lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen].get(field, "") if best >= 0 else ""))
     return lines
 
 
@@ -154,7 +154,8 @@ def _files(table: Table, layout: TableLayout, probe_examples: Mapping[str, int])
     """Return the texts of a table by format; empty without rows."""
     if not layout.rows:
         return {}
-    return table_files(table.name, _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout)))
+    frame, shown = _csv_frame(table, layout, probe_examples), render(layout, _note_texts(table, layout))
+    return table_files(table.name, frame, shown, (table.tune,) if table.tune and table.tune not in FIELDS else ())
 
 
 def _csv_frame(table: Table, layout: TableLayout, probe_examples: Mapping[str, int]) -> pd.DataFrame:

@@ -55,8 +55,9 @@ def session(configuration: Configuration, factors: Iterable[str], group: str) ->
     """
     start = plugin_hparams_pb2.SessionStartInfo(group_name=group)
     for factor in factors:
-        value = configuration.spec[factor]
-        setattr(start.hparams[factor], "string_value" if isinstance(value, str) else "number_value", value)
+        if (value := configuration.spec.get(factor)) is not None:  # None: an option that its components do not declare
+            kind = "string_value" if isinstance(value, str) else "bool_value" if isinstance(value, bool) else "number_value"
+            setattr(start.hparams[factor], kind, value)
     if len(configuration.run_ids) < configuration.num_requested:
         status = api_pb2.STATUS_RUNNING
     else:

@@ -184,8 +184,8 @@ def test_unknown_metric_is_refused(metrics: tuple[str, ...], message: str) -> No
         ({"kind": "map"}, "needs a factor as rows"),
         ({"kind": "map", "rows": "activation"}, "needs a factor as cols"),
         (
-            {"kind": "map", "rows": "activaton", "cols": "depth"},
-            "unknown factor as rows of figure f 'activaton'. Did you mean",
+            {"kind": "map", "rows": "site", "cols": "depth"},
+            "unknown factor as rows of figure f 'site'. Did you mean",
         ),
         ({"kind": "map", "rows": "depth", "cols": "depth"}, "depth as rows and as cols"),
         ({"rows": "depth"}, "is no map and has no rows"),
