@@ -143,8 +143,7 @@ def build_declaration(
 ) -> dict[str, Any]:
     """The complete declaration of a study as plain data, the only input of its report."""
     declaration, specs = study.declaration(), [spec for _, _, spec in study.configurations()]
-    if options := sorted({name for spec in specs for name, _ in spec.options}):
-        declaration["options"] = options
+    options = declaration.get("options", [])
     for name in options:
         if name in metrics:
             raise UserError(f"{name} is a metric, so no option can have its name. Rename the option.")

@@ -218,6 +218,8 @@ class Study:
             | {"spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
             for e, arm, s in declared
         ]
+        if options := sorted({name for _, _, spec in declared for name, _ in spec.options}):
+            plain["options"] = options
         targets_of: dict[str, set[str]] = {}
         for _, arm, spec in declared:
             targets_of.setdefault(arm, set()).add(spec.target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from known_results import planted_manifest
@@ -38,9 +39,10 @@ STUDY = Study(
 DRAWS = replace(coins.with_preset(draws=40), figures=())
 
 
-def trained(folder: Path, study: Study = STUDY) -> Path:
-    """Write a folder with two tiles, one per cohort, and all derived files."""
+def trained(folder: Path, study: Study = STUDY, declaration: dict[str, Any] | None = None) -> Path:
+    """Write a folder with one tile per arm, and all derived files."""
     manifest = planted_manifest(study)
+    manifest |= {"declaration": declaration} if declaration else {}
     cohorts = {arm: f"c{number}" for number, arm in enumerate(study.arms())}
     manifest |= {"widths": dict.fromkeys(cohorts.values(), 4)}
     write_manifest(folder, manifest)
@@ -57,6 +59,7 @@ def _tile(runs: list[RunSpec], made: str) -> tile_files.TileArrays:
     seeds = np.array([run.seed for run in runs], np.float32)
     dead = np.zeros((n, e, 3), bool)
     dead[:, 1:, 0] = runs[0].activation == "relu"
+    level = sum(float(value) for _, value in runs[0].options if not isinstance(value, str)) / 64
     return {
         "run_id": np.array([run.run_id for run in runs]),
         "spec": np.array([json.dumps(run.changed()) for run in runs]),
@@ -65,7 +68,7 @@ def _tile(runs: list[RunSpec], made: str) -> tile_files.TileArrays:
         "epoch": EPOCHS,
         "probe_examples": np.array(64),
         "provenance": np.array(made),
-        "metric:val_loss/all": (seeds[:, None] + 1 / (1 + EPOCHS)).astype(np.float32),
+        "metric:val_loss/all": (seeds[:, None] + 1 / (1 + EPOCHS) + level).astype(np.float32),
         "metric:dead_fraction/all": dead.mean(2).astype(np.float32),
         "metric:dead_fraction/site_1": dead.mean(2).astype(np.float32),
         "dead:site_1": np.packbits(dead, axis=-1),

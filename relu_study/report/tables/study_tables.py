@@ -125,7 +125,7 @@ def _tuned(table: Table, field: str, declaration: Declaration, runs: pd.DataFram
         parts = [by_config[config_id] for config_id in config_ids]
         best = hypothesis_tests.tuned([p["seed"].to_numpy() for p in parts], [p["val_loss/all"].to_numpy(float) for p in parts])
         chosen = config_ids[max(best, 0)]
-        lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen].get(field, "") if best >= 0 else ""))
+        lines.append(Line(target, arms[chosen], chosen, declaration.specs[chosen].get(field) if best >= 0 else ""))
     return lines
 
 
