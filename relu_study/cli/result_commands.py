@@ -39,7 +39,7 @@ def draw_figure(
         metrics: "metric", "metric/site", or "metric/*" for each site; for histograms: pre, post or gradient.
         experiments: Only these experiments.
         arms: Only these arms, in this order.
-        rows: Map only: the factor on the vertical axis (a RunSpec field, "arm" or "experiment").
+        rows: Map only: the factor on the vertical axis (a RunSpec field, an option, "arm" or "experiment").
         cols: Map only: the factor on the horizontal axis.
         epoch: Map and depth only: "last" or a number; depth takes several.
         claims: Forest only: only these claims.
@@ -81,7 +81,7 @@ def make_table(
     """Print a table of a results folder: factors as rows and columns, metrics as cells.
 
     Args:
-        rows: Factors of the rows: RunSpec fields, "arm" or "experiment".
+        rows: Factors of the rows: RunSpec fields, options, "arm" or "experiment".
         cols: Factors of the columns.
         metric: One or more metrics of the study.
         site: "all", or one site of the networks, for example site_1.
@@ -107,7 +107,7 @@ def make_comparison(
     """Print comparisons between the configurations of a results folder as CSV, paired by seed.
 
     Args:
-        by: Factors that define the groups: RunSpec fields, "arm" or "experiment".
+        by: Factors that define the groups: RunSpec fields, options, "arm" or "experiment".
         metric: A metric of the study.
         site: "all", or one site of the networks, for example site_1.
         epoch: "last", or a number (requires raw/).
