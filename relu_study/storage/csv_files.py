@@ -14,7 +14,7 @@ import pandas as pd
 
 from relu_study.errors import UserError
 from relu_study.storage.checksums import UNREADABLE, CorruptFileError, check_sum
-from relu_study.storage.declaration import StudyManifest
+from relu_study.storage.declaration import Declaration, StudyManifest
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_identity import number_type
 from relu_study.study.run_spec import FIELDS, RunSpec
@@ -23,6 +23,20 @@ CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
 _KINDS = {"str": "str", "int": "int64", "float": "float64"}
 DTYPES = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(RunSpec) if f.name in FIELDS}
 _STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site")
+
+
+def option_dtypes(declaration: Declaration) -> dict[str, str]:
+    """Return the dtype of each option's column: Int64, float64, boolean, or str for texts and mixed values."""
+    specs = declaration.specs.values()
+    return {name: _dtype({type(spec[name]) for spec in specs if name in spec}) for name in declaration.options}
+
+
+def _dtype(kinds: set[type]) -> str:
+    if kinds == {bool}:
+        return "boolean"
+    if kinds and kinds <= {int, float}:
+        return "Int64" if kinds == {int} else "float64"
+    return "str"
 
 
 def csv_text(frame: pd.DataFrame, options: Collection[str] = ()) -> str:
@@ -45,7 +59,7 @@ def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
         UserError: its runs or metrics differ from the declared ones.
         CorruptFileError: it is corrupt, or its checksum does not match.
     """
-    path, seeds, options = folder / "runs.csv", manifest.declaration.seeds_of, manifest.declaration.option_dtypes
+    path, seeds, options = folder / "runs.csv", manifest.declaration.seeds_of, option_dtypes(manifest.declaration)
     frame, content = _parsed(path, numbers=number_type(manifest.provenance), options=options)
     num_declared = sum(seeds.values())
     is_declared = frame["seed"] < frame["config_id"].map(seeds).fillna(0)
@@ -62,7 +76,7 @@ def read_runs(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
 def read_summary(folder: Path, manifest: StudyManifest) -> pd.DataFrame:
     """Read summary.csv. Raises UserError and CorruptFileError like `read_csv`."""
     path = folder / "summary.csv"
-    frame, content = _parsed(path, options=manifest.declaration.option_dtypes)
+    frame, content = _parsed(path, options=option_dtypes(manifest.declaration))
     check_sum(path, content)
     return frame
 

@@ -106,11 +106,6 @@ class Declaration(_WithoutTables):
         return {entry.config_id: entry.spec for entry in self.configurations}
 
     @cached_property
-    def option_dtypes(self) -> dict[str, str]:
-        """Option -> the dtype of its column: Int64, float64, boolean, or str for texts and mixed values."""
-        return {name: _dtype({type(s[name]) for s in self.specs.values() if name in s}) for name in self.options}
-
-    @cached_property
     def _run_specs(self) -> dict[str, RunSpec]:
         return {entry.config_id: entry.run_spec for entry in self.configurations}
 
@@ -334,15 +329,6 @@ def _completed(entry: DeclaredConfiguration, declared: Mapping[str, Any], i: int
     spec = RunSpec.from_dict(entry.spec).as_dict()
     spec.pop("seed")
     return replace(entry, seeds=entry.seeds or declared["seeds"], spec=spec)
-
-
-def _dtype(kinds: set[type]) -> str:
-    """Return the dtype of a column with values of these types."""
-    if kinds == {bool}:
-        return "boolean"
-    if kinds and kinds <= {int, float}:
-        return "Int64" if kinds == {int} else "float64"
-    return "str"
 
 
 def _check_cell(cell: DeclaredCell, declaration: CellDeclaration) -> None:

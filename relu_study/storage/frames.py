@@ -18,7 +18,7 @@ from relu_study.errors import UserError
 from relu_study.stats import intervals, survival
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import Configuration, collect
-from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, read_runs, read_summary
+from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, option_dtypes, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import tile_paths
@@ -106,7 +106,7 @@ def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest
         is_epoch = c.epochs == (c.epochs[-1] if epoch is None else epoch)
         for name, values in c.values.items() if is_epoch.any() else ():
             numbers[rows, column[name]] = values[:, is_epoch.argmax()]
-    fields = _spec_columns(specs, [config_id for config_id, _ in runs], manifest.declaration.option_dtypes)
+    fields = _spec_columns(specs, [config_id for config_id, _ in runs], option_dtypes(manifest.declaration))
     fields.insert(len(CONFIG_FIELDS) + 1, "seed", [seed for _, seed in runs])
     fields.insert(0, "run_id", [run_id for config_id in specs for run_id in manifest.declaration.run_ids(config_id)])
     status[(status == "interrupted") & fields["run_id"].isin(oom_runs).to_numpy()] = "oom"
@@ -140,7 +140,7 @@ def summary_frame(
     specs = {config_id: c.spec for config_id, c in configurations.items()}
     sizes = [len(part["n"]) for part in parts]
     cells = _stacked(parts, ["metric", "site", "epoch", "probe_examples", "n", "n_finite", *intervals.MOMENTS])
-    columns = _spec_columns(specs, np.repeat(list(specs), sizes), manifest.declaration.option_dtypes)
+    columns = _spec_columns(specs, np.repeat(list(specs), sizes), option_dtypes(manifest.declaration))
     summary = pd.concat([columns, cells], axis=1)
     return summary if epochs is None else at_epochs(summary, epochs)
 

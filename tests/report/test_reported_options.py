@@ -24,7 +24,7 @@ from relu_study.report.report import check, report
 from relu_study.report.tensorboard.plugins import session
 from relu_study.runner import prepare_runs
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.csv_files import read_runs, read_summary
+from relu_study.storage.csv_files import option_dtypes, read_runs, read_summary
 from relu_study.storage.declaration import parse_declaration, read_declared
 from relu_study.storage.schema import COLUMNS
 from relu_study.study.claims import Target
@@ -104,7 +104,7 @@ def test_csv_files_have_a_column_for_each_option(folder: Path) -> None:
 
 def test_frames_round_trip(folder: Path) -> None:
     manifest = read_declared(folder)
-    assert manifest.declaration.option_dtypes == dict(zip(OPTIONS, ("Int64", "float64", "boolean", "str"), strict=True))
+    assert option_dtypes(manifest.declaration) == dict(zip(OPTIONS, ("Int64", "float64", "boolean", "str"), strict=True))
     for frame in (read_runs(folder, manifest), read_summary(folder, manifest), load(folder).runs):
         assert [str(frame[name].dtype) for name in OPTIONS] == ["Int64", "float64", "boolean", "str"]
         of_mlp = frame[frame["network"] == "mlp"]
@@ -277,4 +277,4 @@ def test_truth_value_and_number_are_not_mixed() -> None:
 def test_mixed_texts_and_numbers_are_texts() -> None:
     arms = {"a": SKIP.replace(stem=3), "b": SKIP.replace(stem="wide"), "c": SKIP.replace(stem=0.5)}
     plain = declared(Study("s", "S", "", [Experiment("main", arms)]))
-    assert parse_declaration(plain).option_dtypes["stem"] == "str"
+    assert option_dtypes(parse_declaration(plain))["stem"] == "str"
