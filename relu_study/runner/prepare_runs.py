@@ -25,7 +25,7 @@ from relu_study.stats import histogram_bins
 from relu_study.storage import tile_files
 from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.resume import FolderState
-from relu_study.study.run_spec import FIELDS, RunSpec
+from relu_study.study.run_spec import FIELDS, FIRST_INITIALIZER, FIRST_NETWORKS, RunSpec
 from relu_study.study.shard import Shard
 from relu_study.study.study import REPORT_EPOCHS, Study
 
@@ -34,7 +34,8 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     """Check every run of a study. Compiles nothing."""
     runs, measure_config = study.runs(), _measure_config(study, measure_config)
     checked: dict[Any, Any] = {}
-    for spec in dict.fromkeys(run.replace(seed=0) for run in runs):
+    specs = list(dict.fromkeys(run.replace(seed=0) for run in runs))
+    for spec in specs:
         cohorts.check(spec, measure_config, checked)
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, measure_config.metrics))
     if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
@@ -45,7 +46,7 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     ids, derived = {run.run_id for run in runs}, {*METRICS, *revivals.declared()}
     return Request(
         declaration,
-        provenance(measure_config, runs),
+        provenance(measure_config, [spec.replace(initializer=_shown(spec)["initializer"]) for spec in specs]),
         ids,
         functools.partial(_plan, runs, measure_config),
         measure_config,
@@ -119,7 +120,8 @@ def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = No
 
 def _shown(spec: RunSpec) -> dict[str, Any]:
     """The fields and set options of a RunSpec, with the real values of fields at a component's default."""
-    return spec.as_dict()
+    default = FIRST_INITIALIZER if spec.network in FIRST_NETWORKS else "own"
+    return spec.as_dict() | {"initializer": default if spec.initializer == "default" else spec.initializer}
 
 
 def _defaults(spec: RunSpec) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _defaults(spec: RunSpec) -> dict[str, Any]:
 
 
 def _declared_spec(spec: RunSpec, options: Collection[str]) -> dict[str, Any]:
-    """The manifest's `spec` of a configuration, and `unset`: the names at a default, if the ids depend on them."""
+    """The manifest's `spec` of a configuration, and `unset`: the names at a default, if the id depends on some of them."""
     defaults = {name: value for name, value in _defaults(spec).items() if name in options}
     shown = {name: value for name, value in {**defaults, **_shown(spec)}.items() if name != "seed"}
     shown = {name: shown[name] for name in (*FIELDS, *options) if name in shown}

@@ -32,7 +32,10 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
         ("task", "task", tasks),
     )
     entries = {
-        f"{kind} {name}": registry[name] for kind, field, registry in kinds for name in {getattr(run, field) for run in runs}
+        f"{kind} {name}": registry[name]
+        for kind, field, registry in kinds
+        for name in {getattr(run, field) for run in runs}
+        if name in registry  # a network's own initialisation is no entry
     }
     measured = [name for name in declared() if measure_config.metrics is None or name in measure_config.metrics]
     entries |= {f"metric {name}": registered[name] for name in measured}

@@ -20,7 +20,7 @@ from relu_study.storage.checksums import one_line
 from relu_study.storage.manifest import read_manifest
 from relu_study.study.claims import CellClaim, Claim, Target
 from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
-from relu_study.study.run_spec import FIELDS, RunSpec
+from relu_study.study.run_spec import FIELDS, FIRST_INITIALIZER, RunSpec
 
 MAX_RUNS, MAX_DRAWS = 10**7, 2**32  # limits of a study and of a cell: a larger declaration would exhaust memory
 Values = float | tuple[float | None, ...] | None  # of a scalar, or of a quantity along a factor
@@ -30,8 +30,8 @@ Values = float | tuple[float | None, ...] | None  # of a scalar, or of a quantit
 class DeclaredConfiguration:
     """One arm of an experiment on one target, with every RunSpec field but the seed, and its number of seeds.
 
-    `spec` also has the options, those that are unset at the default of their component. `unset` are the names in `spec` that
-    the study leaves at a default, if the ids depend on them.
+    `spec` also has the options. An option that the study does not set has the default of its component. `unset` are the names in
+    `spec` that the study does not set. It is empty if the id of `spec` is the same without them.
     """
 
     experiment: str
@@ -324,6 +324,9 @@ def _completed(entry: DeclaredConfiguration, declared: Mapping[str, Any], i: int
     """Add the defaults that earlier versions lack to one configuration, and check its id."""
     if unknown := [name for name in entry.spec if name not in (*FIELDS, *declared["options"])]:
         raise UserError(f"unknown field `{unknown[0]}` at `$.configurations[{i}].spec`, which this version does not know")
+    entry = replace(entry, spec={"initializer": FIRST_INITIALIZER, **entry.spec})
+    if entry.config_id != entry.run_spec.config_id and entry.spec["initializer"] == FIRST_INITIALIZER and not entry.unset:
+        entry = replace(entry, unset=("initializer",))  # earlier versions write the default of every network
     if entry.config_id != entry.run_spec.config_id:
         raise UserError(f"the spec at `$.configurations[{i}]` has another id than {entry.config_id}")
     spec = RunSpec.from_dict(entry.spec).as_dict()

@@ -13,6 +13,8 @@ from typing import Any
 from relu_study.errors import UserError, nearest
 from relu_study.study.options import Options, Scalar, normalized
 
+FIRST_INITIALIZER, FIRST_NETWORKS = "glorot_uniform", ("mlp", "skip")  # of ids older than the default initializer
+
 
 def _marked(mark: str, default: Any) -> Any:
     return field(default=default, metadata={"mark": mark})
@@ -47,7 +49,7 @@ class RunSpec:
     optimizer: str = _marked("program", "adam")
     batch_size: int = _marked("program", 128)
     rows: int = _marked("program", 200_000)  # training and validation rows together
-    initializer: str = _marked("init", "glorot_uniform")
+    initializer: str = _marked("init", "default")  # the network's declared default
     task: str = _marked("data", "negative_box")
     target: str = _marked("data", "default")  # one of the task's choices of y
     inputs: str = _marked("data", "raw")  # raw | centred
@@ -108,8 +110,13 @@ class RunSpec:
         return id_of({k: v for k, v in self.changed().items() if k != "seed"})
 
     def changed(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, and the options, in name order."""
+        """Return the fields that differ from their defaults, and the options, in name order.
+
+        The initializer glorot_uniform of the networks mlp and skip is their default, so it is left out too.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if values.get("initializer") == FIRST_INITIALIZER and self.network in FIRST_NETWORKS:
+            del values["initializer"]
         options = dict(values.pop("options", ()))
         return dict(sorted((values | options).items()))
 

@@ -137,7 +137,8 @@ class Study:
             for label, spec in experiment.arms.items():
                 arms.setdefault(label, spec)
                 for target in experiment.targets or [t.name for t in self.targets] or [""]:
-                    if by_target.setdefault((label, target), spec) != spec:
+                    first = by_target.setdefault((label, target), spec)
+                    if first != spec and first.config_id != spec.config_id:
                         on = f" on target {target!r}" if experiment.targets else ""
                         raise UserError(f"study {self.name}: arm {label!r} has two different RunSpecs{on}. Rename one of them")
         return arms
@@ -197,10 +198,11 @@ class Study:
 
     def _seeds(self) -> dict[RunSpec, int]:
         requested = {e.name: self.seeds if e.seeds is None else e.seeds for e in self.experiments}
-        seeds: dict[RunSpec, int] = {}
+        found: dict[str, tuple[RunSpec, int]] = {}  # two RunSpecs can have one id: a default may be written or not
         for name, _, spec in self.configurations():
-            seeds[spec] = max(seeds.get(spec, 0), requested[name])
-        return seeds
+            first, most = found.get(spec.config_id, (spec, 0))
+            found[spec.config_id] = first, max(most, requested[name])
+        return dict(found.values())
 
     def declaration(self) -> dict[str, Any]:
         """Return the study as plain data for `manifest.json`."""
@@ -212,9 +214,9 @@ class Study:
         plain["experiments"] = [
             {"name": e.name, "title": e.title, "text": e.text} for e in self.experiments if e.name not in self.skip
         ]
-        seeds, declared = self._seeds(), self.configurations()
+        seeds, declared = {spec.config_id: count for spec, count in self._seeds().items()}, self.configurations()
         plain["configurations"] = [
-            {"experiment": e, "arm": arm, "config_id": s.config_id, "seeds": seeds[s]}
+            {"experiment": e, "arm": arm, "config_id": s.config_id, "seeds": seeds[s.config_id]}
             | {"spec": {k: v for k, v in s.as_dict().items() if k != "seed"}}
             for e, arm, s in declared
         ]

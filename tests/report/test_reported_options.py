@@ -73,14 +73,14 @@ def test_manifest_shows_the_values_of_every_option() -> None:
     assert plain["options"] == [*OPTIONS] and plain["factors"] == ["network", *OPTIONS]
     of = {entry["arm"]: entry for entry in plain["configurations"]}
     assert of["channels=8, stem=wide"]["spec"].items() >= {"channels": 8, "stem": "wide", "residual": False}.items()
-    assert of["channels=8, stem=wide"]["unset"] == ["residual"]
+    assert of["channels=8, stem=wide"]["unset"] == ["initializer", "residual"]
     assert of["residual"]["spec"].items() >= {**DEFAULTS, "residual": True, "ratio": 1}.items()
     assert not {*OPTIONS} & {*of["mlp"]["spec"]} and "unset" not in of["mlp"]
     declaration = parse_declaration(plain)
     check(declaration)
     for entry in declaration.configurations:
         spec = ARMS[entry.arm].replace(target="wave")
-        assert entry.run_spec == spec and entry.config_id == spec.config_id
+        assert entry.run_spec.options == spec.options and entry.run_spec.config_id == entry.config_id == spec.config_id
         assert declaration.run_ids(entry.config_id) == [spec.replace(seed=seed).run_id for seed in range(4)]
 
 
@@ -278,3 +278,16 @@ def test_mixed_texts_and_numbers_are_texts() -> None:
     arms = {"a": SKIP.replace(stem=3), "b": SKIP.replace(stem="wide"), "c": SKIP.replace(stem=0.5)}
     plain = declared(Study("s", "S", "", [Experiment("main", arms)]))
     assert option_dtypes(parse_declaration(plain))["stem"] == "str"
+
+
+def test_unset_initializer_is_shown_and_keeps_its_id() -> None:
+    arms = {"mlp": RELU, "cnn": RELU.replace(network="cnn"), "he": RELU.replace(initializer="he_normal")}
+    plain = declared(Study("s", "S", "", [Experiment("main", arms)]))
+    of = {entry["arm"]: entry for entry in plain["configurations"]}
+    assert [of[arm]["spec"]["initializer"] for arm in arms] == ["glorot_uniform", "own", "he_normal"]
+    assert "unset" not in of["mlp"] and "unset" not in of["he"] and of["cnn"]["unset"] == ["initializer"]
+    for entry in parse_declaration(plain).configurations:
+        assert entry.run_spec.config_id == arms[entry.arm].config_id == entry.config_id
+    of["cnn"]["spec"]["initializer"] = "glorot_uniform"  # as earlier versions write it
+    del of["cnn"]["unset"]
+    assert parse_declaration(plain).configurations[1].run_spec == arms["cnn"]

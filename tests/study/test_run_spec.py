@@ -10,6 +10,7 @@ import pytest
 
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
+from relu_study.study.study import Experiment, Study
 
 # A default is a part of every id: moved, each stored id would name another run. A mark moved puts runs into other cohorts.
 FIELDS = {
@@ -17,7 +18,7 @@ FIELDS = {
         **{"network": "mlp", "depth": 1, "width": 32, "activation": "relu", "output": "linear", "norm": "none"},
         **{"dropout": "none", "optimizer": "adam", "batch_size": 128, "rows": 200_000},
     },
-    "init": {"initializer": "glorot_uniform"},
+    "init": {"initializer": "default"},
     "data": {"task": "negative_box", "target": "default", "inputs": "raw"},
     "length": {"epochs": 25},
     "traced": {"learning_rate": 1e-3, "weight_decay": 0, "leak": 0.01, "dropout_rate": 0, "gain": 1, "bias_shift": 0, "seed": 0},
@@ -111,3 +112,27 @@ def test_nonsense_is_refused(words: dict[str, Any], hint: str) -> None:
 def test_limits_of_each_field_are_valid() -> None:
     assert RunSpec(epochs=0, rows=2, batch_size=1, seed=2**32 - 1, dropout="dropout", dropout_rate=0).epochs == 0
     assert RunSpec(dropout="dropout", dropout_rate=0.999).dropout_rate == 0.999 and RunSpec(epochs=12.5).epochs == 12.5
+
+
+@pytest.mark.parametrize("network", ["mlp", "skip"])
+def test_first_networks_have_one_id_with_and_without_their_initializer(network: str) -> None:
+    for options in ({}, {"stem": "wide"}):
+        spec = RunSpec(network=network, width=8, seed=3, options=options)
+        written = spec.replace(initializer="glorot_uniform")
+        assert written.run_id == spec.run_id and written.changed() == spec.changed() and written != spec
+        assert "initializer" not in spec.changed()
+    assert RunSpec(initializer="glorot_uniform").run_id == RunSpec().run_id == "44136fa355b3"
+    assert RunSpec(network="skip", initializer="glorot_uniform").run_id == RunSpec(network="skip").run_id == "8092a0a38347"
+
+
+def test_written_initializer_of_other_networks_has_another_id() -> None:
+    cnn = RunSpec(network="cnn")
+    assert cnn.replace(initializer="glorot_uniform").run_id != cnn.run_id == "54bb306ff5cc"
+    assert cnn.changed() == {"network": "cnn"}
+
+
+def test_study_trains_a_written_default_once() -> None:
+    arms = {"unset": RunSpec(), "written": RunSpec(initializer="glorot_uniform")}
+    study = Study("s", "S", "", [Experiment("main", arms), Experiment("more", {"unset": arms["written"]}, seeds=5)], seeds=2)
+    assert study.runs() == [RunSpec(seed=seed) for seed in range(5)]
+    assert {entry["config_id"]: entry["seeds"] for entry in study.declaration()["configurations"]} == {RunSpec().config_id: 5}
