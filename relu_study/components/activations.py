@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from relu_study.components.options import check_declared
 from relu_study.components.registry import activations
 from relu_study.errors import UserError, nearest
 from relu_study.study.run_spec import TRACED_FIELDS
@@ -45,16 +46,23 @@ class Activation:
     values: Piece = (-inf, inf)  # contains every computed value of phi
     smooth: bool = False  # True: phi is curved, and units can saturate. False: it is piecewise linear, and units can be always on
     fanout: int = 1  # coordinates of post per unit, in this many blocks of U coordinates
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)  # factors of its own, with their defaults
+    traced: tuple[str, ...] = ()  # options that the compiled program takes as inputs
 
     @property
     def hparams(self) -> tuple[str, ...]:
-        """Names of the traced RunSpec fields among phi's parameters, without those bound by a partial."""
+        """Names of the traced RunSpec fields and the options among phi's parameters, without those bound by a partial."""
         bound = self.function.keywords if isinstance(self.function, functools.partial) else {}
-        return tuple(name for name in _parameters(self.function) if name in TRACED_FIELDS and name not in bound)
+        names = {*TRACED_FIELDS, *self.options} - {*bound}
+        return tuple(name for name in _parameters(self.function) if name in names)
 
     def __call__(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
-        """Return post = phi(pre), with V = fanout * U."""
-        return self.function(pre, **{name: hparams[name] for name in self.hparams})
+        """Return post = phi(pre), with V = fanout * U. An option that is not in `hparams` has its default."""
+        return self.function(pre, **self.arguments(hparams))
+
+    def arguments(self, hparams: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of phi after the first."""
+        return {name: hparams[name] if name in hparams else self.options[name] for name in self.hparams}
 
     def slope(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
         """Return abs(phi'(pre)) of each unit. With `fanout` coordinates, it is their maximum."""
@@ -84,13 +92,17 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters[1:] if p.kind not in variadic}
 
 
-def _check_function(name: str, function: Any) -> None:
-    """Raise UserError if an object cannot be called as phi(pre, **hparams)."""
+def _check_function(name: str, function: Any, options: Mapping[str, Any]) -> None:
+    """Raise UserError if an object cannot be called as phi(pre, **hparams), or does not take one of its options."""
     if not callable(function):
         raise UserError(f"activation {name!r} must be a function phi(pre), but is {function!r}. Decorate a function.")
-    for parameter, default in _parameters(function).items():
-        if parameter not in TRACED_FIELDS and default is inspect.Parameter.empty:
-            raise nearest(parameter, TRACED_FIELDS, f"parameter of activation {name}")
+    parameters = _parameters(function)
+    for parameter, default in parameters.items():
+        if parameter not in (*TRACED_FIELDS, *options) and default is inspect.Parameter.empty:
+            raise nearest(parameter, (*TRACED_FIELDS, *options), f"parameter of activation {name}")
+    for option in options:
+        if option not in parameters:
+            raise UserError(f"activation {name!r} declares the option {option!r}, which is no parameter of its function. Add it.")
 
 
 def _check_pieces(name: str, flat: Any, identity: Any, values: Any) -> None:
@@ -118,11 +130,14 @@ def activation(
     values: Any = (-inf, inf),
     smooth: bool = False,
     fanout: Any = 1,
+    options: Mapping[str, Any] | None = None,
+    traced: tuple[str, ...] = (),
 ) -> Callable[[Any], Activation]:
     """Register `phi(pre, **hparams)` as an `Activation`.
 
     The decorated object may be a function, a partial, a callable object or a jitted function. Parameters after the first
-    receive the traced RunSpec fields of their names. Other parameters keep their defaults.
+    receive the traced RunSpec fields and the options of their names. Other parameters keep their defaults. All values of a
+    `traced` option share one program.
 
     Raises:
       UserError: for an object that is not callable, a piece that is not an interval, or an invalid `fanout`. Also for a
@@ -130,11 +145,13 @@ def activation(
     """
 
     def register(function: Any) -> Activation:
-        _check_function(name, function)
+        own = check_declared("activation", name, options or {}, traced)
+        _check_function(name, function, own)
         _check_pieces(name, flat, identity, values)
         if not isinstance(fanout, int) or isinstance(fanout, bool) or fanout < 1:
             raise UserError(f"activation {name!r} has fanout={fanout!r}. Give a whole number of at least 1.")
-        entry = Activation(name, function, tuple(map(tuple, flat)), identity, turning_points, values, smooth, fanout)
+        pieces = tuple(map(tuple, flat))
+        entry = Activation(name, function, pieces, identity, turning_points, values, smooth, fanout, own, tuple(traced))
         activations.add(name, entry)
         return entry
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from relu_study.components import interval_bounds, random_streams
 from relu_study.components.interval_bounds import Interval
 from relu_study.components.registry import activations
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 ALPHA_PRIME = -1.7580993408473766  # SELU's value at minus infinity: -lambda alpha
 
@@ -115,6 +116,28 @@ class Site(nnx.Module):
             post = phi(pre, ctx.hparams)
         ctx.activations_log.append((self, pre, post))
         return post
+
+
+class Traced(nnx.Variable[Any]):
+    """A traced number of the run: a RunSpec field or an option, named by its metadata `field`. The run's value replaces it."""
+
+
+class Activate(nnx.Module):
+    """The activation of a RunSpec as a layer of a Flax network, called as `layer(x)`.
+
+    Its traced fields, such as `leak`, and its options have the values of the run.
+    """
+
+    def __init__(self, spec: RunSpec):
+        phi, defaults = activations[spec.activation], RunSpec()
+        self.activation = spec.activation
+        self.constants = {**phi.options, **{name: value for name, value in spec.options if name in phi.options}}
+        names = [name for name in phi.hparams if name in (*TRACED_FIELDS, *phi.traced)]
+        values = {name: getattr(defaults, name, self.constants.get(name)) for name in names}
+        self.traced = nnx.Dict({name: Traced(jnp.asarray(value, float), field=name) for name, value in values.items()})
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return activations[self.activation](x, {**self.constants, **{name: value[...] for name, value in self.traced.items()}})
 
 
 class Norm(nnx.Module):

@@ -1,21 +1,101 @@
-"""Registered networks: `build(spec, d_in, d_out, rngs) -> nnx.Module`, with `Site` modules as nonlinearities.
+"""Registered networks: `build(spec, inputs, outputs, rngs)` returns a Flax module that is called as `model(x)`.
 
-A network that consists of sums and the modules of `layers.py` declares `bounded = True`. Its units can then be certified dead.
-It trains on `FeatureMajorBatch`, which is faster. Any other network takes arrays B x D.
+The package's `mlp` and `skip` have another form, `build(spec, d_in, d_out, rngs)`: an `nnx.Module` of the modules of
+`layers.py`, called as `model(x, ctx)` on vectors. If it declares `bounded = True`, its units can be certified dead, and it
+trains on `FeatureMajorBatch`, which is faster.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
 
 from relu_study.components.layers import Context, Dense, Dropout, Norm, Site
+from relu_study.components.options import Scalar, check_declared, filled
 from relu_study.components.registry import activations, networks
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
-network = networks.register
+OWN = "own"  # initialiser: the weights as the network's modules draw them
+SIZES = {"d_in", "d_out"}  # parameters of a build function that takes sizes, and whose model takes a Context
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A registered network. A call builds its model.
+
+    `sized`: the function takes sizes, `build(spec, d_in, d_out, rngs)`, and its model a Context.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    initializer: str  # the default
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def sized(self) -> bool:
+        """Whether the function takes sizes and its model a Context."""
+        return _takes_sizes(self.function)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its units can be certified dead."""
+        return bool(getattr(self.function, "bounded", False))
+
+    def __call__(self, spec: RunSpec, inputs: Any, outputs: Any, rngs: nnx.Rngs) -> Any:
+        return self.function(filled(spec), inputs, outputs, rngs=rngs)
+
+
+def _takes_sizes(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:  # the metaclass of a module hides the parameters of its class
+        parameters = inspect.signature(function.__init__ if inspect.isclass(function) else function).parameters
+    except (TypeError, ValueError):  # compiled code without a signature
+        return False
+    return bool(SIZES & set(parameters))
+
+
+def network(
+    name: str, *, initializer: str | None = None, options: Mapping[str, Scalar] | None = None
+) -> Callable[[Any], Any]:
+    """Return a decorator that registers `build(spec, inputs, outputs, rngs)` as a network, and returns it unchanged.
+
+    `inputs` and `outputs` are the `jax.ShapeDtypeStruct`s of one example, without an axis of examples. `build` returns an
+    `nnx.Module` or a Linen module, which is called as `model(x)` on a batch.
+
+    Args:
+      initializer: the initialiser of runs that set none. None: "own", the weights as the modules draw them.
+      options: factors of this network, with their defaults. `spec.options` contains their values.
+
+    Raises:
+      UserError: for options that are no dictionary of names and defaults, or whose names have another meaning already.
+    """
+
+    def register(function: Any) -> Any:
+        default = initializer or ("glorot_uniform" if _takes_sizes(function) else OWN)
+        networks.add(name, Network(name, function, default, check_declared("network", name, options or {})))
+        return function
+
+    return register
+
+
+def network_of(spec: RunSpec) -> Network:
+    """Return the network of a spec."""
+    entry = networks[spec.network]
+    if isinstance(entry, Network):
+        return entry
+    return Network(spec.network, entry, "glorot_uniform" if _takes_sizes(entry) else OWN)
+
+
+def initializer_of(spec: RunSpec) -> str:
+    """Return the name of a spec's initialiser: its own, or the network's default."""
+    return network_of(spec).initializer if spec.initializer == "default" else spec.initializer
 
 
 class Block(nnx.Module):

@@ -7,9 +7,10 @@ receives the run's random key. If the rate can be traced, all rates share one pr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from relu_study.components import random_keys, random_streams
 from relu_study.components.entry_errors import calling
+from relu_study.components.options import Scalar, check_declared
 from relu_study.components.registry import optimizers
 from relu_study.errors import UserError
 
@@ -34,6 +36,8 @@ class Optimizer:
 
     name: str
     function: Callable[..., Any]
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # factors of its own, with their defaults
+    traced: tuple[str, ...] = ()  # options that the compiled program takes as inputs
 
     def __post_init__(self) -> None:
         _ = self.arguments  # a function without a learning rate is refused where it is registered
@@ -48,7 +52,7 @@ class Optimizer:
             parameters = inspect.signature(self.function).parameters
         except (TypeError, ValueError):  # compiled code without a signature
             return "*rate", "*decay"
-        return tuple(_by_position(dict(parameters), list(_arguments(self.name, self.function, dict(parameters)))))
+        return tuple(_by_position(dict(parameters), list(_arguments(self.name, self.function, dict(parameters), self.options))))
 
     @property
     def takes_decay(self) -> bool:
@@ -60,16 +64,29 @@ class Optimizer:
         """Whether the function takes the run's random key."""
         return "key" in self.arguments or "*key" in self.arguments
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the function takes the run's total number of steps, as a schedule does."""
+        return "steps" in self.arguments
+
     def __call__(
-        self, learning_rate: Rate, weight_decay: Rate, key: Key[Array, ""] | None = None
+        self,
+        learning_rate: Rate,
+        weight_decay: Rate,
+        key: Key[Array, ""] | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> optax.GradientTransformationExtraArgs:
         """The transformation of one run. Its `update` accepts `value`, `grad` and `value_fn`, which most optimisers ignore.
+
+        Args:
+            more: values of options, and the total number of `steps`. An option that is not there has its default.
 
         Raises:
             UserError: if the function raises, or returns no optax transformation.
         """
         key = key if key is not None else jax.random.key(0)
         numbers: dict[str, Any] = {"*rate": learning_rate, "*decay": weight_decay, "key": key, "*key": key}
+        numbers |= {"steps": 1.0, **self.options, **{name: more[name] for name in (*self.options, "steps") if name in more}}
         numbers |= dict.fromkeys(RATES, learning_rate) | dict.fromkeys(DECAYS, weight_decay)
         if any(name.startswith("=") for name in self.arguments):
             numbers |= {f"={name}": p.default for name, p in inspect.signature(self.function).parameters.items()}
@@ -86,14 +103,21 @@ class Optimizer:
             )
         return optax.with_extra_args_support(built)
 
-    def first_state(self, params: Any, learning_rate: Rate, weight_decay: Rate, seed: UInt32[Array, ""]) -> Any:
+    def first_state(
+        self,
+        params: Any,
+        learning_rate: Rate,
+        weight_decay: Rate,
+        seed: UInt32[Array, ""],
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """The optimiser's state before the first step. Its random keys are folded with the stream (seed, optimizer).
 
         Raises:
             UserError: if the state has a raw key (uint32) under a name that does not say so.
         """
         key = random_streams.stream(seed, "optimizer")
-        transformation = self(learning_rate, weight_decay, key)
+        transformation = self(learning_rate, weight_decay, key, more)
         with calling(f"optimizer {self.name!r}", self.function):
             state = transformation.init(params)
         return jax.tree_util.tree_map_with_path(partial(self._seeded, key), state)
@@ -108,10 +132,11 @@ class Optimizer:
         seed: UInt32[Array, ""],
         value: Float[Array, ""],
         value_fn: Callable[[Any], Float[Array, ""]],
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Any, Any]:
         """One step: the updates of the parameters and the next state. `value_fn` is the loss of the step's batch."""
         key = random_streams.stream(seed, "optimizer") if self.takes_key else None
-        transformation = self(learning_rate, weight_decay, key)
+        transformation = self(learning_rate, weight_decay, key, more)
         with calling(f"optimizer {self.name!r}", self.function):
             extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": lambda at, _: jax.grad(value_fn)(at)}
             return transformation.update(grads, state, params, **_accepted(transformation.update, extra))
@@ -205,7 +230,9 @@ def _folded(leaf: Any, key: Key[Array, ""]) -> Any:
     return jax.vmap(one)(leaf.reshape(-1)).reshape(leaf.shape)
 
 
-def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter]) -> Iterator[str]:
+def _arguments(
+    name: str, function: Any, parameters: dict[str, inspect.Parameter], options: Mapping[str, Any]
+) -> Iterator[str]:
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values()) and not set(parameters) & {*RATES}:
         yield from ("*rate", "*decay")
         return
@@ -229,8 +256,11 @@ def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter
     elif ordered and ordered[0].default is inspect.Parameter.empty and ordered[0].name not in taken:
         yield "*decay"
         taken.add(ordered[0].name)
-    if "key" in parameters:
-        yield "key"
+    given = [own for own in ("key", *options) if own in parameters]
+    if "steps" in parameters and parameters["steps"].default is inspect.Parameter.empty:
+        given.append("steps")
+    yield from given
+    taken.update(given)
     for p in [*ordered, *(p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)]:
         if p.default is inspect.Parameter.empty and p.name not in taken:
             raise UserError(
@@ -260,10 +290,17 @@ def _accepted(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in extra.items() if name in parameters or (whole and name != "grad_fn")}
 
 
-def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
+def optimizer(
+    name: str, *, options: Mapping[str, Scalar] | None = None, traced: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Optimizer]:
     """Register `f(learning_rate, weight_decay)`, or any optax constructor, as an optimiser.
 
-    A constructor without a weight decay is called with the rate only. A parameter `key` receives the run's random key.
+    A constructor without a weight decay is called with the rate only. A parameter `key` receives the run's random key, a
+    parameter `steps` without a default its total number of steps.
+
+    Args:
+        options: factors of this optimiser, with their defaults. The function has a parameter for each.
+        traced: options whose values share one program. An option that a run does not set is a constant.
 
     Raises:
         UserError: if the function takes no learning rate, or needs a number that no run has.
@@ -274,7 +311,11 @@ def optimizer(name: str) -> Callable[[Callable[..., Any]], Optimizer]:
             built = hasattr(function, "init") and hasattr(function, "update")
             kind = "an optax transformation" if built else type(function).__name__
             raise UserError(f"optimizer {name!r} is {kind}, no function. Pass the function: optax.adam, not optax.adam(0.1).")
-        entry = Optimizer(name, function)
+        own = check_declared("optimizer", name, options or {}, traced)
+        entry = Optimizer(name, function, own, tuple(traced))
+        for option in own:
+            if option not in entry.arguments:
+                raise UserError(f"optimizer {name!r} declares the option {option!r}, which is no parameter of its function. Add it.")
         optimizers.add(name, entry)
         return entry
 

@@ -24,18 +24,23 @@ class Registry:
 
     version = 0
 
-    def __init__(self, kind: str, module: str):
+    def __init__(self, kind: str, *modules: str):
         self.kind = kind
-        self._module: str | None = f"relu_study.components.{module}"  # None once imported
+        self._modules = modules  # none once imported
         self._entries: dict[str, Any] = {}
 
     def load(self) -> None:
         """Import the package's entries of this kind, with all modules of a subpackage."""
-        if self._module is not None:
-            path, self._module = self._module, None  # first: modules imported here call the registry again
+        modules, self._modules = self._modules, ()  # first: modules imported here call the registry again
+        for name in modules:
+            path = f"relu_study.components.{name}"
             module = importlib.import_module(path)
             for child in pkgutil.iter_modules(getattr(module, "__path__", ())):
                 importlib.import_module(f"{path}.{child.name}")
+
+    def registered(self) -> dict[str, Any]:
+        """Return the entries so far, without an import."""
+        return dict(self._entries)
 
     def add(self, name: str, entry: Any) -> None:
         """Register `entry` under `name`.
@@ -105,8 +110,9 @@ def _origin(entry: Any) -> str:
 activations = Registry("activation", "activations")
 initializers = Registry("initializer", "initializers")
 optimizers = Registry("optimizer", "optimizers")
-networks = Registry("network", "networks")
+networks = Registry("network", "networks", "architectures")
 tasks = Registry("task", "tasks")
 metrics = Registry("metric", "metrics")
 statistics = Registry("statistic", "untrained")
+OPTIONAL = (networks, tasks, optimizers, activations)  # kinds whose entries may declare options
 REGISTRIES = (activations, initializers, optimizers, networks, tasks, metrics, statistics)

@@ -16,9 +16,12 @@ from relu_study.components.activations import Activation
 from relu_study.components.entry_errors import calling
 from relu_study.components.initializers import Layer
 from relu_study.components.layers import Context
-from relu_study.components.registry import activations, initializers, networks, ours
+from relu_study.components.networks import OWN, initializer_of, network_of
+from relu_study.components.options import values
+from relu_study.components.registry import activations, initializers, ours
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.check_tasks import type_name
+from relu_study.engine.flax_init import flax_layers
 from relu_study.engine.state import build
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
@@ -40,7 +43,8 @@ def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -
     values are numbers and its pieces are correct. If units are `certified`, all turning points are declared: bounds need them.
     """
     phi, dtype = activations[name], jnp.result_type(float)
-    values = {field: jnp.asarray(hparams[field], dtype) for field in TRACED_FIELDS if field in hparams}
+    numbers = {*TRACED_FIELDS, *phi.traced}
+    values = {field: jnp.asarray(value, dtype) if field in numbers else value for field, value in hparams.items()}
     what = f"activation {name!r}"
     with calling(what, phi.function):
         for shape in ((5, 3), (3,)):
@@ -53,7 +57,7 @@ def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -
 
 
 def _check_shape(what: str, phi: Activation, values: Mapping[str, Any], pre: Any) -> None:
-    post = jax.eval_shape(lambda pre: phi.function(pre, **{name: values[name] for name in phi.hparams}), pre)
+    post = jax.eval_shape(lambda pre: phi.function(pre, **phi.arguments(values)), pre)
     wanted = (*pre.shape[:-1], pre.shape[-1] * phi.fanout)
     if getattr(post, "shape", None) != wanted or post.dtype != pre.dtype:
         returned = f"{post.dtype} of shape {post.shape}" if hasattr(post, "shape") else type(post).__name__
@@ -148,6 +152,12 @@ def _check_turns(what: str, phi: Activation, values: Mapping[str, Any]) -> None:
 
 def check_initializer(spec: RunSpec, signature: Signature) -> None:
     """Raise UserError if an initialiser fails `check_layer` in any layer of a spec's network."""
+    name = initializer_of(spec)
+    if not network_of(spec).sized:
+        for layer in flax_layers(spec, signature):
+            if initializers[name].output or not layer.last:
+                check_layer(name, layer)
+        return
     layers: list[tuple[int, int]] = []
 
     def forward(x: Any) -> Any:
@@ -163,10 +173,10 @@ def check_initializer(spec: RunSpec, signature: Signature) -> None:
     seen: set[tuple[int, int, bool]] = set()
     for index, shape in enumerate(layers):
         last = index == len(layers) - 1
-        if (*shape, index == 0) in seen or (last and not initializers[spec.initializer].output):
+        if (*shape, index == 0) in seen or (last and not initializers[name].output):
             continue
         seen.add((*shape, index == 0))
-        check_layer(spec.initializer, Layer(index, len(layers), *shape, last))
+        check_layer(name, Layer(index, len(layers), *shape, last))
 
 
 def check_layer(name: str, layer: Layer) -> None:
@@ -254,14 +264,15 @@ def once(seen: dict[Any, Any], key: Any, check: Callable[[], Any]) -> None:
 
 def check_entries(spec: RunSpec, signature: Signature, boxed: bool, seen: dict[Any, Any]) -> None:
     """Check the activations and the initialiser of a spec, if they are the user's."""
-    hparams = {field: getattr(spec, field) for field in TRACED_FIELDS}
+    hparams = {**values(spec), **{field: getattr(spec, field) for field in TRACED_FIELDS}}
     phis = [activations[spec.activation], activations[spec.output]]
-    bounded = boxed and bool(getattr(networks[spec.network], "bounded", False))
+    bounded = boxed and network_of(spec).bounded
     certified = bounded and any(phi.flat or (phi.identity is not None and not phi.smooth) for phi in phis if phi.name != "linear")
     for name, phi in zip((spec.activation, spec.output), phis, strict=True):
-        used = tuple(hparams[field] for field in phi.hparams)
+        used = tuple(phi.arguments(hparams).values())
         if not ours(phi):
             once(seen, ("activation", name, used, certified), lambda name=name: check_activation(name, hparams, certified))  # type: ignore[misc]
-    if not ours(initializers[spec.initializer]):
-        shapes = (spec.network, spec.depth, spec.width, spec.activation, signature.d_in, signature.d_out)
-        once(seen, ("initializer", spec.initializer, shapes), lambda: check_initializer(spec, signature))
+    initializer = initializer_of(spec)
+    if initializer != OWN and not ours(initializers[initializer]):
+        shapes = (spec.network, spec.depth, spec.width, spec.activation, signature.inputs, signature.outputs)
+        once(seen, ("initializer", initializer, shapes), lambda: check_initializer(spec, signature))

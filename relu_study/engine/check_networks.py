@@ -14,7 +14,7 @@ from relu_study.components import random_keys
 from relu_study.components.entry_errors import calling
 from relu_study.components.interval_bounds import Interval
 from relu_study.components.layers import Context, Dense, FeatureMajorBatch, Norm, Site
-from relu_study.components.registry import networks
+from relu_study.components.networks import network_of
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.train_step import make_init
 from relu_study.errors import UserError
@@ -26,7 +26,7 @@ CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
 def check_network(spec: RunSpec, signature: Signature) -> None:
     """Raise UserError if a network has no Site, wrong output shapes, or weights that the run's seed does not draw."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
-    _check_kind(what, networks[spec.network])
+    _check_kind(what, network_of(spec).function)
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
@@ -75,7 +75,7 @@ def _takes_context(model: Any) -> bool:
 
 def _module(spec: RunSpec, signature: Signature, seed: int = 0) -> nnx.Module:
     """Build a network. Raises UserError if the result is not an nnx.Module that takes an input and a context."""
-    model = networks[spec.network](spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
+    model = network_of(spec)(spec, signature.d_in, signature.d_out, rngs=nnx.Rngs(seed))
     what = f"network {spec.network!r}"
     if _is_linen(model):
         raise UserError(f"{what} returns the Linen module {type(model).__name__}. Write it as an nnx.Module.")

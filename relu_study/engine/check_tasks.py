@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import CodeType
@@ -24,6 +25,7 @@ from relu_study.errors import UserError, nearest
 from relu_study.study.run_spec import RunSpec
 
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "monotonic", "perf_counter"}
+INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")  # dtypes of tokens
 DRAWN = 16  # maximum of phases whose rows are drawn
 TICK = 1.1  # seconds between two draws: a clock in whole seconds differs after them
 
@@ -105,13 +107,24 @@ def check_declared(name: str, task: Task) -> None:
     for metric in s.metrics:
         if not isinstance(metric, str) or metric not in METRICS:
             raise nearest(str(metric), METRICS, f"metric of task {name!r}:")
-    if s.loss in ("cross_entropy", "ce") and s.d_out < 2:
+    if s.loss in ("cross_entropy", "ce") and s.outputs.shape[-1] < 2:
         raise UserError(f"task {name!r}: {s.loss} needs an output for each of at least 2 classes, not d_out=1. Use loss='bce'.")
     if s.loss == "bce" and s.d_out != 1:
         raise UserError(f"task {name!r}: bce takes one logit, so d_out=1, not {s.d_out}. Use loss='ce' for several classes.")
+    _check_declared_shapes(name, s)
     if s.metrics and s.d_out == 1 and s.loss != "bce":
         raise UserError(f"task {name!r}: {s.metrics[0]} of one output needs a logit. Use loss='bce', or leave the metric out.")
     _check_box(name, task.box)
+
+
+def _check_declared_shapes(name: str, s: Signature) -> None:
+    for field, size, shape in (("input_shape", s.d_in, s.input_shape), ("output_shape", s.d_out, s.output_shape)):
+        if not isinstance(shape, tuple) or not all(_whole(axis, 1) for axis in shape):
+            raise UserError(f"task {name!r}: {field} must be a tuple of whole numbers of at least 1, not {shape!r}")
+        if shape and math.prod(shape) != size:
+            raise UserError(f"task {name!r}: {field}={shape} has {math.prod(shape)} entries, and its size is declared {size}.")
+    if s.input_dtype != "float" and s.input_dtype not in INTEGERS:
+        raise nearest(str(s.input_dtype), ("float", *INTEGERS), f"input_dtype of task {name!r}:")
 
 
 def _check_box(name: str, box: Any) -> None:
@@ -137,8 +150,17 @@ def _check_shapes(name: str, task: Task, phase: int) -> None:
         if not any(jnp.issubdtype(part.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
             raise UserError(f"task {name!r}: the {what} have dtype {part.dtype}{at}. Return real numbers.")
     labels = is_labels(s, y.shape)
-    for part, what, columns, field in ((x, "inputs", s.d_in, "d_in"), (y, "targets", s.d_out, "d_out")):
-        if not (labels and what == "targets") and not (len(part.shape) == 2 and part.shape[1] == columns):
+    if s.input_dtype != "float" and not jnp.issubdtype(x.dtype, jnp.integer):
+        raise UserError(f"task {name!r}: the inputs have dtype {x.dtype}{at}, and its Signature declares {s.input_dtype}.")
+    sides = ((x, "inputs", s.inputs, s.input_shape, "d_in"), (y, "targets", s.outputs, s.output_shape, "d_out"))
+    for part, what, row, declared, field in sides:
+        columns = getattr(s, field)
+        if declared and not (labels and what == "targets") and part.shape[1:] != row.shape:
+            raise UserError(
+                f"task {name!r}: sample returns {what} of shape {part.shape}{at}, and its Signature declares "
+                f"{what[:-1].replace('target', 'output')}_shape={declared}. Correct one of them."
+            )
+        if not declared and not (labels and what == "targets") and not (len(part.shape) == 2 and part.shape[1] == columns):
             action = "Give a column, y[:, None]." if len(part.shape) == 1 and columns == 1 else "Correct one of them."
             raise UserError(
                 f"task {name!r}: sample returns {what} of shape {part.shape}{at}, and its Signature declares {field}={columns}: "
@@ -206,17 +228,17 @@ def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) 
 
 def _check_targets(name: str, s: Signature, y: np.ndarray) -> None:
     """Check the targets of a classification loss: labels, 0 or 1, or rows of probabilities. NaN shows in the run's status."""
-    known = y[~np.isnan(y)] if y.dtype.kind == "f" else y
+    known, classes = y[~np.isnan(y)] if y.dtype.kind == "f" else y, s.outputs.shape[-1]
     if s.loss == "bce":
         if known.size and (known.min() < 0 or known.max() > 1):
             raise UserError(f"task {name!r}: targets of bce are in [{known.min():g}, {known.max():g}]. Give 0 or 1.")
     elif is_labels(s, y.shape):
-        if known.size and (known.min() < 0 or known.max() > s.d_out - 1 or (known != np.round(known)).any()):
+        if known.size and (known.min() < 0 or known.max() > classes - 1 or (known != np.round(known)).any()):
             raise UserError(
                 f"task {name!r}: labels of {s.loss} are in [{known.min():g}, {known.max():g}]. Give whole numbers from 0 to "
-                f"{s.d_out - 1}, d_out - 1."
+                f"{classes - 1}, {'d_out' if not s.output_shape else 'classes'} - 1."
             )
-    elif known.size and (known.min() < 0 or np.nanmax(np.abs(y.astype(float).sum(axis=1) - 1)) > 1e-3):
+    elif known.size and (known.min() < 0 or np.nanmax(np.abs(y.astype(float).sum(axis=-1) - 1)) > 1e-3):
         raise UserError(f"task {name!r}: target rows of {s.loss} are no probabilities. Give one-hot rows or integer labels.")
 
 

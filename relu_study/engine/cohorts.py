@@ -7,14 +7,17 @@ import itertools
 import math
 from typing import Any
 
+from relu_study.components.networks import OWN, initializer_of, network_of
+from relu_study.components.options import check_options, program_options, traced_options
 from relu_study.components.registry import activations, initializers, networks, optimizers, ours, tasks
 from relu_study.components.tasks.task import Signature
-from relu_study.engine import check_functions, check_networks, check_tasks
+from relu_study.engine import check_flax_networks, check_functions, check_networks, check_tasks
 from relu_study.engine.plan import RunCost
-from relu_study.engine.state import MeasureConfig, site_units
+from relu_study.engine.forward import network_spec, site_units
+from relu_study.engine.state import MeasureConfig, packed
 from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
-from relu_study.study.run_spec import RunSpec
+from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 ENGINE = 3  # version of the numbers: grows with each change that moves a bit, and committed results are then regenerated
 # On a CPU, LLVM optimisation level 1 gives the same bits in 60 % of the compile time, and mostly faster code.
@@ -31,15 +34,28 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
     """
     seen = {} if seen is None else seen
     _check_names(spec)
+    check_options(spec)
     _check_fields(spec, measure_config)
     if not ours(tasks[spec.task]):
         check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
     task = tasks[spec.task](spec)
     signature = task.signature
     _check_rows(spec, signature, measure_config)
+    _check_network(spec, signature, seen)
+    check_functions.check_entries(spec, signature, task.box is not None, seen)
+
+
+def _check_network(spec: RunSpec, signature: Signature, seen: dict[Any, Any]) -> None:
+    """Raise UserError if a network does not fit the task, or a user's network breaks its contract."""
+    if not network_of(spec).sized:
+        key = ("network", *cohort(spec, signature), initializer_of(spec), spec.gain, spec.bias_shift)
+        check_functions.once(seen, key, lambda: check_flax_networks.check_flax_network(spec, signature))
+        return
+    if not packed(signature):
+        form = f"inputs {signature.inputs.dtype}{list(signature.inputs.shape)} and outputs {list(signature.outputs.shape)}"
+        raise UserError(f"network {spec.network!r} maps vectors to vectors, but task {spec.task!r} has {form}. Choose another.")
     if not ours(networks[spec.network]):
         check_functions.once(seen, ("network", *cohort(spec, signature)), lambda: check_networks.check_network(spec, signature))
-    check_functions.check_entries(spec, signature, task.box is not None, seen)
 
 
 def _check_names(spec: RunSpec) -> None:
@@ -48,11 +64,15 @@ def _check_names(spec: RunSpec) -> None:
         (networks, spec.network),
         (activations, spec.activation),
         (activations, spec.output),
-        (initializers, spec.initializer),
         (optimizers, spec.optimizer),
         (tasks, spec.task),
     ):
         registry[name]  # raises UserError, with the nearest names
+    network, name = network_of(spec), initializer_of(spec)
+    if name == OWN and network.sized:
+        raise UserError(f"network {spec.network!r} draws no weights, so it has no initializer 'own'. Choose a registered one.")
+    if name != OWN:
+        initializers[name]
 
 
 def _check_fields(spec: RunSpec, measure_config: MeasureConfig) -> None:
@@ -91,12 +111,14 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
     units = list(site_units(program, signature).values())
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
-    columns, per_epoch = signature.d_in + signature.d_out, steps_per_epoch(signature.train_rows, spec.batch_size)
+    columns = signature.d_in + signature.d_out
     shared = (program.changed(), *_identified(signature), task.box is not None, task.phases)
+    if task.table is not None:  # the runs of a tile share one table
+        shared = (*shared, data_spec(spec))
     return RunCost(
         cohort=hashlib.sha256(repr(shared).encode()).hexdigest()[:8],
         title=_title(spec, program, signature, widths),
-        steps=round(spec.epochs * per_epoch),
+        steps=_total_steps(spec, signature),
         flops=6 * spec.batch_size * weights,  # forward pass 2, backward pass 4 per weight and example
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
@@ -131,7 +153,7 @@ def _identified(signature: Signature) -> tuple[Any, ...]:
 def init_programs(spec: RunSpec) -> tuple[tuple[Any, ...], ...]:
     """Return the cache keys of the `init` and `sample` programs of a run."""
     signature = tasks[spec.task](spec).signature
-    return ("init", start_spec(spec), signature.d_in, signature.d_out), ("sample", data_spec(spec))
+    return ("init", start_spec(spec), signature.inputs, signature.outputs), ("sample", data_spec(spec))
 
 
 def sites(spec: RunSpec) -> list[str]:
@@ -141,23 +163,51 @@ def sites(spec: RunSpec) -> list[str]:
 
 def cohort(spec: RunSpec, signature: Signature) -> tuple[RunSpec, Signature]:
     """Return the spec's program fields, with the rates if compiled in, and its task's signature. A cohort shares both."""
-    return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature)), signature
+    options = program_options(spec, "network", "activation", "optimizer")
+    return RunSpec(**dict(spec.marked("program")) | compiled_rates(spec, signature), options=options), signature
 
 
 def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
     """Return the fields that determine the programs of a run, as (name, value) pairs."""
     rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
-    return spec.marked("program", "init", "data") + tuple(rates.items())
+    options = program_options(spec, "network", "activation", "optimizer", "task")
+    return spec.marked("program", "init", "data") + tuple(rates.items()) + tuple(options.items())
 
 
 def start_spec(spec: RunSpec) -> RunSpec:
     """Return the fields that determine the initial weights, with constants in the other fields. Equal specs share a program."""
-    start = RunSpec(**dict(spec.marked("program", "init"))).replace(optimizer="adam", batch_size=128, dropout="none")
-    if initializers[spec.initializer].needs_inputs or activations[spec.activation].fanout > 1:  # fanout changes the shapes
+    if not network_of(spec).sized:
+        return network_spec(spec).replace(initializer=initializer_of(spec))
+    start = RunSpec(**dict(spec.marked("program", "init")), options=program_options(spec, "network", "activation"))
+    start = start.replace(optimizer="adam", batch_size=128, dropout="none", initializer=initializer_of(spec))
+    if initializers[start.initializer].needs_inputs or activations[spec.activation].fanout > 1:  # fanout changes the shapes
         return start
     return start.replace(activation="linear", rows=2)
 
 
 def data_spec(spec: RunSpec) -> RunSpec:
     """Return the fields that determine the data, without the seed."""
-    return RunSpec(rows=spec.rows, **dict(spec.marked("data")))
+    return RunSpec(rows=spec.rows, **dict(spec.marked("data")), options=program_options(spec, "task"))
+
+
+def traced_numbers(spec: RunSpec) -> dict[str, float]:
+    """Return the numbers that the programs of a run take as inputs: traced fields, set traced options, total steps.
+
+    The total steps are present if the optimiser takes them; for the package's optimisers, if an option is set too.
+    """
+    numbers = {name: float(getattr(spec, name)) for name in TRACED_FIELDS}
+    numbers |= {name: float(spec.option(name)) for name in traced_options(spec) if name not in task_numbers(spec)}
+    optimizer = optimizers[spec.optimizer]
+    if optimizer.takes_steps and (not ours(optimizer) or program_options(spec, "optimizer")):
+        numbers["steps"] = float(_total_steps(spec, tasks[spec.task](spec).signature))
+    return numbers
+
+
+def task_numbers(spec: RunSpec) -> dict[str, float]:
+    """Return the traced options of a spec's task that are set, by name."""
+    declared = getattr(tasks[spec.task], "traced", ())
+    return {name: float(spec.option(name)) for name in traced_options(spec) if name in declared}
+
+
+def _total_steps(spec: RunSpec, signature: Signature) -> int:
+    return round(spec.epochs * steps_per_epoch(signature.train_rows, spec.batch_size))

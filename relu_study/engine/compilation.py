@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
+from relu_study.components.networks import network_of
+from relu_study.components.options import values
 from relu_study.components.registry import Registry, optimizers, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
 from relu_study.engine.compile_time import timed_lock
+from relu_study.engine.flax_init import make_flax_init
+from relu_study.engine.forward import flax_model
 from relu_study.engine.measure_step import make_measure
 from relu_study.engine.state import Data, MeasureConfig, State, Weights
-from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample
+from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample, make_split
 from relu_study.study.run_spec import RunSpec
 
 
@@ -87,37 +92,41 @@ def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureCo
     measure_one, n = make_measure(step_spec, signature, measure_config, boxed), measure_config.probe_set(signature)
 
     def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
-        probe = data._replace(train=data.train[:, :n])
+        probe = data._replace(train=jax.tree.map(lambda leaf: leaf[:, :n], data.train))
 
         def one(run: Any) -> dict[str, Array]:
             state, previous, dataset, hparams, box = run
-            return measure_one(state, previous, jax.tree.map(lambda leaf: leaf[dataset], probe), hparams, box)
+            train, val = jax.tree.map(lambda leaf: leaf[dataset], (probe.train, probe.val))
+            return measure_one(state, previous, Data(train, val, data.table), hparams, box)
 
         return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box))
 
     constants = compiled_rates(step_spec, signature)
 
     def init_optimizer(params: Any, hparams: Any, seed: Array) -> Any:
-        rates = {**hparams, **constants}
-        return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed)
+        rates = {**values(step_spec), **hparams, **constants}
+        return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed, rates)
 
     return Programs(TracedOnce(make_advance(step_spec, signature)), TracedOnce(measure), TracedOnce(jax.vmap(init_optimizer)))
 
 
 @ProgramCache
-def init_program(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
-    """Initialisation of W runs: (seeds, hparams, inputs) -> parameters and batch statistics."""
-    return TracedOnce(jax.vmap(make_init(spec, d_in, d_out)))
+def init_program(spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct) -> Callable[..., Weights]:
+    """Initialisation of W runs: (seeds, hparams, inputs) -> parameters and other variables."""
+    if not network_of(spec).sized:
+        return TracedOnce(jax.vmap(make_flax_init(spec, inputs, outputs)))
+    return TracedOnce(jax.vmap(make_init(spec, *inputs.shape, *outputs.shape)))
 
 
 @ProgramCache
 def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
-    """Data of one phase of a task: seeds of W runs -> their datasets."""
-    sample_one = make_sample(tasks[spec.task](spec), phase, measure_config)
+    """Data of one phase of a task: seeds and traced options of W runs -> their datasets, without a table."""
+    task = tasks[spec.task](spec)
+    sample_one = (make_sample if task.table is None else make_split)(task, phase, measure_config)
 
-    def sample(seeds: UInt32[Array, " W"]) -> Data:
+    def sample(seeds: UInt32[Array, " W"], options: Mapping[str, Array] = MappingProxyType({})) -> Data:
         # lax.map is sequential: rows that are sampled but not kept are freed before the next run samples its own
-        return jax.lax.map(sample_one, seeds)
+        return jax.lax.map(lambda run: sample_one(run[0], **run[1]), (seeds, dict(options)))
 
     return TracedOnce(sample)
 
@@ -133,6 +142,7 @@ def evict_stale() -> None:
 
 def clear() -> None:
     """Empty the caches."""
+    flax_model.cache_clear()
     for cache in CACHES.values():
         cache.clear()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,28 +14,33 @@ from relu_study.components.interval_bounds import Interval
 from relu_study.components.layers import Context, Dense, Site
 from relu_study.components.metrics import certified, histograms, metric
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
+from relu_study.components.options import values
 from relu_study.components.registry import activations, networks, ours
-from relu_study.components.tasks.task import LOSSES, METRICS, Signature
-from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, components_of
+from relu_study.components.tasks.task import LABELLED, LOSSES, METRICS, Signature
+from relu_study.engine.forward import Forward, forward_of
+from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, unpack
+from relu_study.engine.tapped_sites import TappedNetwork
 from relu_study.study.run_spec import RunSpec
 
 
 class MeasureProgram(NamedTuple):
     """The constants of a cohort's measurement program."""
 
-    graph: Any
+    forward: Forward
+    tapped: TappedNetwork | None  # of a Flax network
     bounded: bool  # whether pre-activations get bounds over the task's box
     has_user_entries: bool  # whether the network or an activation is a user's
     loss: Callable[..., Array]
     signature: Signature
     measure_config: MeasureConfig
+    options: Mapping[str, Any]  # of the activations, as constants
 
 
 class ProbePass(NamedTuple):
     """One forward and backward pass of a run over its probe set."""
 
     train_loss: Float[Array, ""]
-    prediction: Float[Array, "N O"]
+    prediction: Float[Array, "N *O"]
     sites: list[tuple[Array, Array]]  # pre and post of each site
     grads: Any
 
@@ -48,15 +53,25 @@ def make_measure(
     The network is in evaluation mode. `previous` contains the parameters one epoch earlier. `box` contains the bounds of the
     inputs, and is used only if `boxed`.
     """
-    graph, bounded, _ = components_of(spec, signature)
+    forward, n = forward_of(spec, signature), measure_config.probe_set(signature)
     entries = networks[spec.network], activations[spec.activation], activations[spec.output]
-    has_user_entries = not all(map(ours, entries))
-    program = MeasureProgram(graph, boxed and bounded, has_user_entries, LOSSES[signature.loss], signature, measure_config)
-    d_in, n = signature.d_in, measure_config.probe_set(signature)
+    program = MeasureProgram(
+        forward=forward,
+        tapped=TappedNetwork.of(forward, signature, n) if forward.flax else None,
+        bounded=boxed and forward.feature_major,
+        has_user_entries=not all(map(ours, entries)),
+        loss=LOSSES[signature.loss],
+        signature=signature,
+        measure_config=measure_config,
+        options=values(spec),
+    )
 
     def measure(state: State, previous: Any, data: Data, hparams: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
-        x, y = data.train[:n, :d_in], data.train[:n, d_in:]
-        return measurements(program, take_snapshot(program, state, previous, x, y, data.val, hparams, box), y)
+        train = jax.tree.map(lambda leaf: leaf[:n], data.train)
+        probe, val = (unpack(signature, data.rows(part)) for part in (train, data.val))
+        hparams = {**program.options, **hparams}
+        snapshot, val_outputs = take_snapshot(program, state, previous, probe, val, hparams, box)
+        return measurements(program, snapshot, probe[1], val_outputs, val[1])
 
     return measure
 
@@ -65,38 +80,52 @@ def take_snapshot(
     program: MeasureProgram,
     state: State,
     previous: Any,
-    x: Float[Array, "N D"],
-    y: Float[Array, "N O"],
-    validation: Float[Array, "v DO"],
+    probe_set: tuple[Any, Any],
+    validation: tuple[Any, Any],
     hparams: TracedNumbers,
     box: Float[Array, "2"],
-) -> Snapshot:
-    """Return the snapshot of a run on its probe set (x, y) and its validation examples. Metrics read only this snapshot."""
-    probe, d_in = probe_pass(program, state, x, y, hparams), program.signature.d_in
-    model = nnx.merge(program.graph, state.params, state.stats, copy=True)
-    bounds = _bounds(model, hparams, box, d_in) if program.bounded else None
+) -> tuple[Snapshot, Float[Array, "v *O"]]:
+    """Return the snapshot of a run, and its outputs on the validation rows. Metrics read only the snapshot.
+
+    `probe_set` and `validation` are inputs and targets.
+    """
+    x, y = probe_set
     steps = jax.tree.map(jnp.subtract, state.params, previous)
-    val = nnx.merge(program.graph, state.params, state.stats, copy=True)(validation[:, :d_in], Context(hparams))
-    return Snapshot(
-        sites=site_views(_feeds(model, hparams, x), probe, state.params, steps, bounds, hparams),
-        prediction=probe.prediction,
-        target_variance=jnp.sum(jnp.var(y, axis=0)),
+    if program.tapped is not None:
+        tapped = program.tapped.measure(state.params, state.stats, previous, x, lambda outputs: program.loss(outputs, y))
+        probe, sites = ProbePass(tapped.loss, tapped.outputs, [], tapped.grads), tapped.sites
+    else:
+        probe = probe_pass(program, state, x, y, hparams)
+        model = nnx.merge(program.forward.graph, state.params, state.stats, copy=True)
+        bounds = _bounds(model, hparams, box, program.signature.d_in) if program.bounded else None
+        sites = site_views(_feeds(model, hparams, x), probe, state.params, steps, bounds, hparams)
+    val, _ = program.forward.apply(state.params, state.stats, validation[0], Context(hparams))
+    snapshot = Snapshot(
+        sites=sites,
+        prediction=probe.prediction.reshape(len(x), -1),
+        target_variance=jnp.sum(jnp.var(numeric(y, program.signature), axis=0)),
         train_loss=probe.train_loss,
-        val_loss=program.loss(val, validation[:, d_in:]),
+        val_loss=program.loss(val, validation[1]),
         params=state.params,
         grads=probe.grads,
         steps=steps,
     )
+    return snapshot, val
 
 
-def probe_pass(
-    program: MeasureProgram, state: State, x: Float[Array, "N D"], y: Float[Array, "N O"], hparams: TracedNumbers
-) -> ProbePass:
+def numeric(y: Any, signature: Signature) -> Float[Array, "N O"]:
+    """Return targets as one row of numbers per example, labels as one-hot."""
+    if jnp.issubdtype(y.dtype, jnp.integer) and signature.loss in LABELLED:
+        y = jax.nn.one_hot(y, signature.outputs.shape[-1])
+    return y.reshape(len(y), -1)
+
+
+def probe_pass(program: MeasureProgram, state: State, x: Any, y: Any, hparams: TracedNumbers) -> ProbePass:
     """Return the loss of a run on its probe set, the gradient of the loss, and the arrays of each site."""
 
     def loss(params: Any) -> tuple[Array, Any]:
         ctx = Context(hparams)
-        prediction = nnx.merge(program.graph, params, state.stats, copy=True)(x, ctx)
+        prediction, _ = program.forward.apply(params, state.stats, x, ctx)
         sites = [(entry[1], entry[2]) for entry in ctx.activations_log if isinstance(entry[0], Site)]
         return program.loss(prediction, y), (prediction, sites)
 
@@ -138,11 +167,18 @@ def site_views(
     return tuple(views)
 
 
-def measurements(program: MeasureProgram, snapshot: Snapshot, y: Float[Array, "N O"]) -> dict[str, Array]:
-    """Return the arrays of one measurement by name: metrics, histograms, packed unit masks, `unsound` counts and `finite`."""
-    measure_config = program.measure_config
+def measurements(
+    program: MeasureProgram, snapshot: Snapshot, y: Any, val_outputs: Float[Array, "v *O"], val_y: Any
+) -> dict[str, Array]:
+    """Return the arrays of one measurement by name: metrics, histograms, packed unit masks, `unsound` counts and `finite`.
+
+    The metrics of the task are measured on the probe set, and as `val_...` on the validation rows.
+    """
+    measure_config, signature = program.measure_config, program.signature
     metrics, masks = metric.measure(snapshot, measure_config.metrics)
-    task_metrics = {f"{name}/all": METRICS[name].function(snapshot.prediction, y) for name in program.signature.metrics}
+    prediction = snapshot.prediction.reshape(-1, *signature.outputs.shape)
+    task_metrics = {f"{name}/all": METRICS[name].function(prediction, y) for name in signature.metrics}
+    task_metrics |= {f"val_{name}/all": METRICS[name].function(val_outputs, val_y) for name in signature.metrics}
     finite = _all_finite(snapshot)
     packed = {name: jnp.packbits(mask, axis=-1) for name, mask in masks.items()}
     counts = histograms.counts(snapshot, measure_config.linear_bins) if measure_config.histograms else {}

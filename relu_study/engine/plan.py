@@ -300,7 +300,7 @@ def dataset_counts(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:
 
     The power minimises the total number of datasets. The tiles of a cohort and length then share at most two programs.
     """
-    read = [len({(run.marked("data"), run.seed) for run in part}) for part in parts]
+    read = [len({(run.marked("data"), run.options, run.seed) for run in part}) for part in parts]
 
     def counts(few: int) -> list[int]:
         return [few if count <= few else wide for count in read]

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from relu_study.components.layers import Context, Site
-from relu_study.components.registry import networks
-from relu_study.components.tasks.task import Signature
-from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
+from relu_study.components.networks import network_of
+from relu_study.components.tasks.task import Signature, targets
+from relu_study.study.run_spec import RunSpec
 
 DEFAULT_EXAMPLES = 8192  # of the probe set, or all if fewer
 
@@ -21,7 +20,7 @@ TracedNumbers = Mapping[str, Float[Array, ""]]
 
 
 class State(NamedTuple):
-    """The training state of a run: parameters, batch statistics, optimiser state."""
+    """The training state of a run: parameters, all other variables (batch statistics, keys, counters), optimiser state."""
 
     params: Any
     stats: Any
@@ -29,17 +28,43 @@ class State(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The initial parameters and batch statistics of a run."""
+    """The initial parameters and all other variables of a run."""
 
     params: Any
     stats: Any
 
 
 class Data(NamedTuple):
-    """Training and validation data of one run: inputs and targets concatenated on the last axis."""
+    """Training and validation rows of one run.
 
-    train: Float[Array, "n DO"]
-    val: Float[Array, "v DO"]
+    A row is a pytree of arrays: (input, target), or one vector with both if both are vectors of floats (`packed`). With a
+    `table` of rows that all runs share, `train` and `val` are indices into it.
+    """
+
+    train: Any
+    val: Any
+    table: Any = None
+
+    def rows(self, part: Any) -> Any:
+        """Return the rows of `train` or `val`, or of a part of them."""
+        return part if self.table is None else jax.tree.map(lambda leaf: leaf.at[part].get(mode="promise_in_bounds"), self.table)
+
+
+def packed(signature: Signature) -> bool:
+    """Whether input and target of a row are stored as one vector, which is gathered at once."""
+    return not (signature.input_shape or signature.output_shape) and signature.input_dtype == "float"
+
+
+def pack(signature: Signature, x: Any, y: Any) -> Any:
+    """Return rows of inputs and targets, in the dtypes of the signature."""
+    x = jnp.asarray(x, jnp.result_type(float) if signature.input_dtype == "float" else signature.input_dtype)
+    y = targets(signature, y)
+    return jnp.concatenate([x, y], axis=1) if packed(signature) else (x, y)
+
+
+def unpack(signature: Signature, rows: Any) -> tuple[Any, Any]:
+    """Return the inputs and the targets of rows."""
+    return (rows[..., : signature.d_in], rows[..., signature.d_in :]) if packed(signature) else rows
 
 
 class MeasureConfig(NamedTuple):
@@ -62,30 +87,5 @@ class MeasureConfig(NamedTuple):
 
 
 def build(spec: RunSpec, d_in: int, d_out: int) -> nnx.Module:
-    """The network of a spec with placeholder weights."""
-    return networks[spec.network](spec, d_in, d_out, rngs=nnx.Rngs(0))
-
-
-def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
-    """Number of units at each site, from shapes only."""
-    return {f"site_{i}": units for i, (_, units) in enumerate(sites_of(spec, signature), 1)}
-
-
-def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[str, int]]:
-    """The activation and the units of each site, in the order of the calls."""
-    sites: list[tuple[str, int]] = []
-
-    def record(x: Float[Array, "1 D"]) -> None:
-        ctx = Context({name: jnp.zeros(()) for name in TRACED_FIELDS})
-        build(spec, signature.d_in, signature.d_out)(x, ctx)
-        sites.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.activations_log if isinstance(entry[0], Site))
-
-    jax.eval_shape(record, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
-    return sites
-
-
-def components_of(spec: RunSpec, signature: Signature) -> tuple[Any, bool, Any]:
-    """The graph of a network, whether it accepts FeatureMajorBatch and Interval, and the shapes of its parameters."""
-    model = nnx.eval_shape(lambda: build(spec, signature.d_in, signature.d_out))  # no arrays: each shape would compile a program
-    graph, params, _ = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, getattr(model, "bounded", False), params
+    """The network of a spec with placeholder weights, of a kind that takes sizes."""
+    return network_of(spec)(spec, d_in, d_out, rngs=nnx.Rngs(0))

@@ -16,15 +16,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt32
 
 from relu_study.components import random_streams
 from relu_study.components.initializers import Layer
 from relu_study.components.layers import Context, Dense, FeatureMajorBatch
+from relu_study.components.networks import initializer_of
+from relu_study.components.options import program_options, values
 from relu_study.components.optimizers import Optimizer, check_optimizer
 from relu_study.components.registry import activations, initializers, optimizers, ours
-from relu_study.components.tasks.task import LOSSES, Signature, Task, targets
-from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, Weights, build, components_of, sites_of
+from relu_study.components.tasks.task import LOSSES, Signature, Task
+from relu_study.engine.forward import Forward, forward_of, known_activation, sites_of
+from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, Weights, build, pack, packed, unpack
 from relu_study.errors import UserError
 from relu_study.stats import histogram_bins
 from relu_study.study.run_spec import RunSpec
@@ -41,7 +44,8 @@ def ranges(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -
     """Return the ranges of linear histograms by name ("post:site_1"). Only bounded activations have one."""
     if not (measure_config.histograms and measure_config.linear_bins):
         return {}
-    spans = [histogram_bins.bounded(activations[name].values) for name, _ in sites_of(spec, signature)]
+    known = [known_activation(name) or activations[name] for name, _ in sites_of(spec, signature)]
+    spans = [histogram_bins.bounded(activation.values) for activation in known]
     return {f"post:site_{i}": span for i, span in enumerate(spans, 1) if span is not None}
 
 
@@ -50,15 +54,15 @@ def compiled_rates(spec: RunSpec, signature: Signature) -> dict[str, float]:
     if ours(optimizers[spec.optimizer]):
         return {}
     # Only the fields of the program enter the cache, so specs that differ in other fields share one check.
-    program = RunSpec(**dict(spec.marked("program")))
+    program = RunSpec(**dict(spec.marked("program")), options=program_options(spec, "network", "activation", "optimizer"))
     rates = {"learning_rate": spec.learning_rate, "weight_decay": spec.weight_decay}
-    accepts_traced = _accepts_traced(optimizers[spec.optimizer], program, signature.d_in, signature.d_out, *rates.values())
-    return {} if accepts_traced else rates
+    shapes = signature._replace(train_rows=1, val_rows=1, loss="squared_error", metrics=())
+    return {} if _accepts_traced(optimizers[spec.optimizer], program, shapes, *rates.values()) else rates
 
 
 @functools.cache
-def _accepts_traced(optimizer: Optimizer, program: RunSpec, d_in: int, d_out: int, *rates: float) -> bool:
-    return check_optimizer(optimizer, components_of(program, Signature(1, 1, d_in, d_out))[2], *rates)
+def _accepts_traced(optimizer: Optimizer, program: RunSpec, signature: Signature, *rates: float) -> bool:
+    return check_optimizer(optimizer, forward_of(program, signature).params, *rates)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -69,12 +73,12 @@ class StepConfig:
     """The constants of a cohort's training program."""
 
     network: str
-    graph: Any  # the network without its arrays
-    feature_major: bool  # whether the network takes a FeatureMajorBatch
+    forward: Forward
+    options: Mapping[str, Any]  # of the activations, as constants
+    signature: Signature
     optimizer: Optimizer
     rates: Mapping[str, float]  # learning rate and weight decay, if they are compiled into the program
     loss: Callable[..., Array]
-    d_in: int
     rows: int  # training examples, n
     batch: int  # examples of a full batch, B
 
@@ -97,7 +101,7 @@ class StepConfig:
 class EpochInputs(NamedTuple):
     """The inputs of an epoch's steps, for W runs and S datasets."""
 
-    train: Float[Array, "S n DO"]
+    data: Data  # training rows; the validation rows are not used
     order: UInt32[Array, "S 12"]  # keys of the shuffled order of examples
     dropout: Key[Array, " W"]  # keys of the dropout streams
     seed: UInt32[Array, " W"]
@@ -107,27 +111,29 @@ class EpochInputs(NamedTuple):
 
 
 def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
-    """Build `advance(state, train, seed, hparams, epoch, start, stop, source)`: train W runs over steps start..stop-1.
+    """Build `advance(state, train, seed, hparams, epoch, start, stop, source, table)`: train W runs over steps start..stop-1.
 
     The steps belong to one epoch; epochs count from 1. Steps 0..floor(n / B)-1 take full batches. If B does not divide n,
     the last step of an epoch takes the n mod B remaining examples, in a separate step body.
-    Run i reads dataset source[i] of the S datasets in `train`. Runs of the same data and seed visit the same examples in
-    the same order, so each batch is gathered once for all of them. Without `source`, each run has its own dataset.
+    Run i reads dataset source[i] of the S datasets in `train`, which are rows, or indices of a `table` of rows. Runs of the
+    same data and seed visit the same examples in the same order, so each batch is gathered once for all of them. Without
+    `source`, each run has its own dataset.
     """
     config = step_config(spec, signature)
     full, block = config.full, config.block
 
     def advance(
         state: State,
-        train: Float[Array, "S n DO"],
+        train: Any,
         seed: UInt32[Array, " W"],
         hparams: Mapping[str, Float[Array, " W"]],
         epoch: Int[Array, ""],
         start: Int[Array, ""],
         stop: Int[Array, ""],
         source: Int[Array, " W"] | None = None,
+        table: Any = None,
     ) -> State:
-        inputs = epoch_inputs(train, seed, hparams, epoch, source)
+        inputs = epoch_inputs(Data(train, None, table), seed, hparams, epoch, source)
 
         def one_block(j: Int[Array, ""], state: State) -> State:
             return run_block(config, inputs, j, state, start, stop)
@@ -144,22 +150,21 @@ def make_advance(spec: RunSpec, signature: Signature) -> Callable[..., State]:
 
 def step_config(spec: RunSpec, signature: Signature) -> StepConfig:
     """Return the constants of the training program of a spec."""
-    graph, feature_major, _ = components_of(spec, signature)
     return StepConfig(
         network=spec.network,
-        graph=graph,
-        feature_major=feature_major,
+        forward=forward_of(spec, signature),
+        options=values(spec),
+        signature=signature,
         optimizer=optimizers[spec.optimizer],
         rates=compiled_rates(spec, signature),
         loss=LOSSES[signature.loss],
-        d_in=signature.d_in,
         rows=signature.train_rows,
         batch=min(spec.batch_size, signature.train_rows),
     )
 
 
 def epoch_inputs(
-    train: Float[Array, "S n DO"],
+    data: Data,
     seed: UInt32[Array, " W"],
     hparams: Mapping[str, Float[Array, " W"]],
     epoch: Int[Array, ""],
@@ -167,10 +172,11 @@ def epoch_inputs(
 ) -> EpochInputs:
     """Return the inputs of an epoch, with the keys of its shuffled order and of its dropout."""
     # All runs of a dataset have the same seed, so the order of the writes does not matter. Unused datasets get seed 0.
-    dataset_seeds = seed if source is None else jnp.zeros(train.shape[0], jnp.uint32).at[source].set(seed)
+    datasets = jax.tree.leaves(data.train)[0].shape[0]
+    dataset_seeds = seed if source is None else jnp.zeros(datasets, jnp.uint32).at[source].set(seed)
     order = jax.vmap(lambda s: random_streams.order_key(s, epoch))(dataset_seeds)
     dropout = jax.vmap(lambda s: random_streams.stream(s, "dropout"))(seed)
-    return EpochInputs(train, order, dropout, seed, hparams, epoch, source)
+    return EpochInputs(data, order, dropout, seed, hparams, epoch, source)
 
 
 def run_block(
@@ -181,7 +187,8 @@ def run_block(
     xy = gather(config, inputs, j * block * config.batch, block, config.batch)
 
     def one_step(k: Int[Array, ""], state: State) -> State:
-        return step(config, inputs, state, jax.lax.dynamic_index_in_dim(xy, k, axis=1, keepdims=False), j * block + k)
+        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, k, axis=1, keepdims=False), xy)
+        return step(config, inputs, state, batch, j * block + k)
 
     first, end = jnp.maximum(start - j * block, 0), jnp.minimum(jnp.minimum(stop, config.full) - j * block, block)
     return jax.lax.fori_loop(first, end, one_step, state)
@@ -189,40 +196,47 @@ def run_block(
 
 def run_remainder(config: StepConfig, inputs: EpochInputs, state: State) -> State:
     """Train over the last step of an epoch, with the n mod B remaining examples."""
-    xy = gather(config, inputs, jnp.asarray(config.full * config.batch), 1, config.rest)[:, 0]
-    return step(config, inputs, state, xy, jnp.asarray(config.full))
+    xy = gather(config, inputs, jnp.asarray(config.full * config.batch), 1, config.rest)
+    return step(config, inputs, state, jax.tree.map(lambda leaf: leaf[:, 0], xy), jnp.asarray(config.full))
 
 
-def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps: int, size: int) -> Float[Array, "S K DO b"]:
-    """Return the K = `steps` batches of b = `size` examples from position `first` of the shuffled order, for each dataset."""
+def gather(config: StepConfig, inputs: EpochInputs, first: Int[Array, ""], steps: int, size: int) -> Any:
+    """Return the K = `steps` batches of b = `size` rows from position `first` of the shuffled order, for each of S datasets.
+
+    The leaves are S x K x b x ..., of packed rows S x K x DO x b.
+    """
     rows = config.rows
     # The last block may exceed the dataset. Its clipped positions are gathered, but no step uses them.
     positions = jnp.minimum(first + jnp.arange(steps * size), rows - 1).astype(jnp.uint32)
 
-    def gather_dataset(key: Array, dataset: Float[Array, "n DO"]) -> Float[Array, "K DO b"]:
+    def in_batches(leaf: Shaped[Array, "Kb ..."]) -> Shaped[Array, "K ..."]:
+        batches = leaf.reshape(steps, size, *leaf.shape[1:])
+        return batches.swapaxes(1, 2) if packed(config.signature) else batches
+
+    def gather_dataset(key: Array, dataset: Any) -> Any:
         # If XLA fuses the rounds of the order with a gather of few rows, LLVM of JAX 0.12 compiles for over ten minutes.
         index = jax.lax.optimization_barrier(random_streams.shuffled(key, positions, rows).astype(jnp.int32))
-        xy = dataset.at[index].get(mode="promise_in_bounds")
-        return xy.reshape(steps, size, -1).swapaxes(1, 2)
+        chosen = jax.tree.map(lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), dataset)
+        return jax.tree.map(in_batches, inputs.data.rows(chosen))
 
-    return jax.vmap(gather_dataset)(inputs.order, inputs.train)
+    return jax.vmap(gather_dataset)(inputs.order, inputs.data.train)
 
 
-def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Float[Array, "S DO b"], k: Int[Array, ""]) -> State:
+def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Any, k: Int[Array, ""]) -> State:
     """Train W runs over step k of an epoch, on one batch of each dataset. Step numbers are unique over all epochs."""
     number = (inputs.epoch - 1) * (config.full + (config.rest > 0)) + k
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.dropout)
-    batches = xy if inputs.source is None else xy.at[inputs.source].get(mode="promise_in_bounds")
+    batches = xy if inputs.source is None else jax.tree.map(lambda x: x.at[inputs.source].get(mode="promise_in_bounds"), xy)
     return jax.vmap(functools.partial(update, config))(state, batches, keys, inputs.hparams, inputs.seed)
 
 
 def update(
-    config: StepConfig, state: State, xy: Float[Array, "DO b"], key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]
+    config: StepConfig, state: State, xy: Any, key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]
 ) -> State:
     """Update one run on one batch: compute the gradient of the loss, then take a step of the optimiser."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        return batch_loss(config, params, state.stats, xy, Context(hparams, train=True, key=key))
+        return batch_loss(config, params, state.stats, xy, Context({**config.options, **hparams}, train=True, key=key))
 
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     rates: dict[str, float | Array] = {**hparams, **config.rates}
@@ -235,20 +249,24 @@ def update(
         seed,
         value,
         lambda params: loss(params)[0],
+        {**config.options, **hparams},
     )
     return State(optax.apply_updates(state.params, updates), stats, opt)
 
 
-def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Float[Array, "DO b"], ctx: Context) -> tuple[Array, Any]:
-    """Return the loss of a batch and the updated batch statistics."""
-    model, d_in = nnx.merge(config.graph, params, stats, copy=True), config.d_in
-    output = model(FeatureMajorBatch(xy[:d_in]) if config.feature_major else xy[:d_in].T, ctx)
-    if config.feature_major and not isinstance(output, FeatureMajorBatch):
+def batch_loss(config: StepConfig, params: Any, stats: Any, xy: Any, ctx: Context) -> tuple[Array, Any]:
+    """Return the loss of a batch and the other variables after it."""
+    forward, d_in = config.forward, config.signature.d_in
+    if not packed(config.signature):
+        x, y = unpack(config.signature, xy)
+    else:  # columns are examples
+        x, y = FeatureMajorBatch(xy[:d_in]) if forward.feature_major else xy[:d_in].T, xy[d_in:].T
+    output, stats = forward.apply(params, stats, x, ctx)
+    if forward.feature_major and not isinstance(output, FeatureMajorBatch):
         raise UserError(
             f"network {config.network!r} is declared bounded but does not return a FeatureMajorBatch. Omit `bounded`."
         )
-    outputs = output.values.T if config.feature_major else output
-    return config.loss(outputs, xy[d_in:].T), nnx.state(model, nnx.BatchStat)
+    return config.loss(output.values.T if forward.feature_major else output, y), stats
 
 
 # ----------------------------------------------------------------------------------- initial state
@@ -260,7 +278,7 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     One forward pass of the probe set initialises each Dense before its call, so an initialiser receives the layer's actual
     inputs. `gain` and `bias_shift` change all layers except the last.
     """
-    scheme, output_scheme = initializers[spec.initializer], initializers["glorot_uniform"]
+    scheme, output_scheme = initializers[initializer_of(spec)], initializers["glorot_uniform"]
 
     def init(seed: UInt32[Array, ""], hparams: TracedNumbers, x: Float[Array, "N D"]) -> Weights:
         model = build(spec, d_in, d_out)
@@ -288,12 +306,32 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
 
 
 def make_sample(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
-    """Build `sample(seed)`: the data of one run, with the first validation examples only, for `val_loss`."""
-    n, val_rows = task.signature.train_rows, measure_config.validation(task.signature)
+    """Build `sample(seed)`: the data of one run, with the first validation rows only, which are measured.
 
-    def sample(seed: UInt32[Array, ""]) -> Data:
-        x, y = task.sample(random_streams.stream(seed, "data", phase), phase)
-        xy = jnp.concatenate([jnp.asarray(x, jnp.result_type(float)), targets(task.signature, y)], axis=1)
-        return Data(xy[:n], xy[n : n + val_rows])
+    Traced options of the task are further arguments by name.
+    """
+    signature = task.signature
+
+    def sample(seed: UInt32[Array, ""], **options: Any) -> Data:
+        rows = pack(signature, *task.sample(random_streams.stream(seed, "data", phase), phase, **options))
+        return parts(signature, rows, measure_config)
 
     return sample
+
+
+def make_split(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
+    """Build `split(seed)`: the data of one run of a task with a table, as indices into its rows."""
+    assert task.split is not None
+    split = task.split
+
+    def indices(seed: UInt32[Array, ""]) -> Data:
+        chosen = split(random_streams.stream(seed, "data", phase), phase).astype(jnp.int32)
+        return parts(task.signature, chosen, measure_config)
+
+    return indices
+
+
+def parts(signature: Signature, rows: Any, measure_config: MeasureConfig) -> Data:
+    """Return the training rows, and the validation rows that are measured."""
+    n, val_rows = signature.train_rows, measure_config.validation(signature)
+    return Data(*(jax.tree.map(lambda leaf: leaf[part], rows) for part in (slice(n), slice(n, n + val_rows))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from relu_study.components.metrics import revivals
+from relu_study.components.networks import network_of
 from relu_study.components.registry import metrics, ours, tasks
+from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
-from relu_study.engine.state import Data, MeasureConfig, State, Weights, site_units
+from relu_study.engine.forward import site_units
+from relu_study.engine.state import Data, MeasureConfig, State, Weights, pack, unpack
 from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
-from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
+from relu_study.study.run_spec import RunSpec
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the current one
 
@@ -82,7 +85,7 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
     """
     if num_datasets is None or num_datasets == len(specs):
         return specs, None
-    keys = [(cohorts.data_spec(spec), spec.seed) for spec in specs]
+    keys = [(cohorts.data_spec(spec), spec.seed, *cohorts.task_numbers(spec).items()) for spec in specs]
     distinct = list(dict.fromkeys(keys))
     readers = [specs[keys.index(key)] for key in distinct]
     assert len(readers) <= num_datasets, f"the runs read {len(readers)} datasets, more than {num_datasets}"
@@ -90,9 +93,30 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
 
 
 def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: MeasureConfig) -> Data:
-    """The data of one phase of the task, one dataset per reader."""
+    """The data of one phase of the task, one dataset per reader. All readers share a table, if their task has one."""
     seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
-    return _init_per_key(readers, cohorts.data_spec, lambda key: compilation.sample_program(key, phase, measure_config)(seeds))
+    options = {name: _numbers([cohorts.task_numbers(s)[name] for s in readers], device) for name in cohorts.task_numbers(readers[0])}
+
+    def sample(key: RunSpec) -> Data:
+        return compilation.sample_program(key, phase, measure_config)(seeds, options)
+
+    data = _init_per_key(readers, cohorts.data_spec, sample)
+    if tasks[readers[0].task](readers[0]).table is not None:
+        data = data._replace(table=shared_table(cohorts.data_spec(readers[0]), device))
+    return data
+
+
+@functools.lru_cache(maxsize=8)
+def shared_table(spec: RunSpec, device: Any) -> Any:
+    """The rows of a task with a table, on a device."""
+    task = tasks[spec.task](spec)
+    assert task.table is not None
+    return jax.device_put(pack(task.signature, *task.table), device)
+
+
+def _numbers(values: Sequence[float], device: Any) -> Float[Array, " W"]:
+    with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
+        return jax.device_put(np.array(values, jnp.result_type(float)), device)
 
 
 def init_tile(
@@ -103,26 +127,29 @@ def init_tile(
     readers, source = datasets_of(specs, num_datasets)
     # Committed arrays select the device of a program. A default device would cause one trace per device.
     seeds = jax.device_put(np.array([s.seed for s in specs], np.uint32), device)
-    with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
-        hparams = {
-            name: jax.device_put(np.array([getattr(s, name) for s in specs], jnp.result_type(float)), device)
-            for name in TRACED_FIELDS
-        }
+    numbers = [cohorts.traced_numbers(spec) for spec in specs]
+    hparams = {name: _numbers([run[name] for run in numbers], device) for name in numbers[0]}
     box = jax.device_put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, measure_config)
-    probe_inputs = data.train[:, : measure_config.probe_set(signature), : signature.d_in]
     if source is not None:
         source = jax.device_put(source, device)
-        probe_inputs = probe_inputs[source]
+    inputs = _probe_inputs(signature, data, source, measure_config) if network_of(specs[0]).sized else None
 
     def init(key: RunSpec) -> Weights:
-        return compilation.init_program(key, signature.d_in, signature.d_out)(seeds, hparams, probe_inputs)
+        return compilation.init_program(key, signature.inputs, signature.outputs)(seeds, hparams, inputs)
 
     weights = _init_per_key(specs, cohorts.start_spec, init)
     # Most optimiser states depend on no input, so their program leaves them uncommitted.
     optimizer_state = compilation.tile_programs(specs[0], measure_config).init_optimizer(weights.params, hparams, seeds)
     state = jax.device_put(State(weights.params, weights.stats, optimizer_state), device)
     return TileState(state, data, seeds, hparams, box, source)
+
+
+def _probe_inputs(signature: Signature, data: Data, source: Any, measure_config: MeasureConfig) -> Float[Array, "W N D"]:
+    """The inputs of the probe set of each run."""
+    rows = data.rows(data.train[:, : measure_config.probe_set(signature)])
+    x, _ = unpack(signature, rows)
+    return x if source is None else x[source]
 
 
 def start_tile(
@@ -163,7 +190,7 @@ def start_tile(
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
-            state = program.advance(state, data.train, seeds, hparams, *at, source)
+            state = program.advance(state, data.train, seeds, hparams, *at, source, data.table)
         if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
             measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
@@ -182,9 +209,9 @@ def start_tile(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _ends(data: Data, d_in: int) -> tuple[Array, Array]:
-    inputs = [rows[..., :d_in] for rows in data]
-    least, most = (jnp.stack([end(x, axis=(1, 2)) for x in inputs]) for end in (jnp.nanmin, jnp.nanmax))
+def _ends(data: Data, signature: Signature) -> tuple[Array, Array]:
+    inputs = [unpack(signature, data.rows(part))[0] for part in (data.train, data.val)]
+    least, most = (jnp.stack([end(x, axis=range(1, x.ndim)) for x in inputs]) for end in (jnp.nanmin, jnp.nanmax))
     return least.min(axis=0), most.max(axis=0)
 
 
@@ -196,7 +223,7 @@ def _boxed(spec: RunSpec) -> bool:
 def _extremes(readers: list[RunSpec], data: Data) -> list[Extremes]:
     if not any(map(_boxed, {spec.replace(seed=0): spec for spec in readers}.values())):
         return []
-    return [Extremes(readers, *_ends(data, tasks[readers[0].task](readers[0]).signature.d_in))]
+    return [Extremes(readers, *_ends(data, tasks[readers[0].task](readers[0]).signature))]
 
 
 def _check_inputs(drawn: list[Extremes]) -> None:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
+from relu_study.components.networks import network_of
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.plan import Cohort, Plan, Tile
-from relu_study.engine.state import MeasureConfig, State
+from relu_study.engine.state import MeasureConfig, State, pack
 from relu_study.runner.prepare import Job
 from relu_study.study.draw_study import DrawStudy
-from relu_study.study.run_spec import TRACED_FIELDS
 from relu_study.study.study import Study
 
 MIB = 1 << 20
@@ -149,19 +149,22 @@ def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> t
     def output(program: Any, *arguments: Any) -> Any:
         return _shaped(program.jitted.eval_shape(*arguments), device)
 
-    seeds, hparams, box = shape(wide, kind=np.uint32), {name: shape(wide) for name in TRACED_FIELDS}, shape(wide, 2)
-    data = output(
-        compilation.sample_program(cohorts.data_spec(spec), 0, measure_config), shape(tile.num_datasets, kind=np.uint32)
-    )
-    inputs = shape(wide, measure_config.probe_set(signature), signature.d_in)
-    init = compilation.init_program(cohorts.start_spec(spec), signature.d_in, signature.d_out)
+    seeds, box = shape(wide, kind=np.uint32), shape(wide, 2)
+    hparams = {name: shape(wide) for name in cohorts.traced_numbers(spec)}
+    options = {name: shape(tile.num_datasets) for name in cohorts.task_numbers(spec)}
+    sample = compilation.sample_program(cohorts.data_spec(spec), 0, measure_config)
+    data = output(sample, shape(tile.num_datasets, kind=np.uint32), options)
+    if tasks[spec.task](spec).table is not None:
+        data = data._replace(table=_shaped(jax.eval_shape(lambda: pack(signature, *tasks[spec.task](spec).table)), device))
+    inputs = shape(wide, measure_config.probe_set(signature), signature.d_in) if network_of(spec).sized else None
+    init = compilation.init_program(cohorts.start_spec(spec), signature.inputs, signature.outputs)
     weights = output(init, seeds, hparams, inputs)
     programs = compilation.tile_programs(spec, measure_config)
     state = State(weights.params, weights.stats, output(programs.init_optimizer, weights.params, hparams, seeds))
     source = None if tile.num_datasets == wide else shape(wide, kind=np.int32)
     at = [shape(kind=np.int32)] * 3
     sizes = {
-        "advance": _size(programs.advance, state, data.train, seeds, hparams, *at, source),
+        "advance": _size(programs.advance, state, data.train, seeds, hparams, *at, source, data.table),
         "measure": _size(programs.measure, state, state.params, data, hparams, box, source),
     }
     return sizes, _bytes(data), _bytes(state)

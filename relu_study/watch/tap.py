@@ -25,6 +25,7 @@ from relu_study.watch.sites import BRANCHES, LOOPS, Sites
 Key = tuple[int, int, int]  # of a site: id(program), pre, post
 ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
 Value = tuple[int, int]  # of a value: id(program), value
+Taps = dict[Any, Any]  # a Tap by the Key of its site, an array by the Value that is kept
 
 
 class Tap(NamedTuple):
@@ -122,19 +123,23 @@ def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
 class Tapping:
     """Evaluation of a program with taps at its sites."""
 
-    def __init__(self, sites: Sites):
+    def __init__(self, sites: Sites, kept: Iterable[Value] = ()):
+        """Prepare an evaluation. It also returns the `kept` values, of a loop stacked along their first axis."""
         self.sites = sites
+        self.kept = frozenset(kept)
         self.posts = {id_: {region.post: region for region in regions} for id_, regions in sites.regions.items()}
         self.pres = {id_: {region.pre for region in regions} for id_, regions in sites.regions.items()}
 
-    def run(self, program: Program, inputs: Sequence[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+    def run(self, program: Program, inputs: Sequence[Any], shifts: dict[Value, Any]) -> tuple[list[Any], Taps]:
         """Evaluate a program, with `shifts` added to its values. Taps of a loop are stacked along their first axis."""
         env: dict[int, Any] = dict(program.constants)
-        taps: dict[Key, Tap] = {}
+        taps: Taps = {}
         own = {value: shift for (owner, value), shift in shifts.items() if owner == id(program)}
 
         def store(value: int, array: Any) -> None:
             env[value] = array + own[value] if value in own else array
+            if (id(program), value) in self.kept:
+                taps[id(program), value] = env[value]
 
         for value, array in zip(program.inputs, inputs, strict=True):
             store(value, array)
@@ -157,7 +162,7 @@ class Tapping:
         slope = slope_of(function_of(program, region, others), jax.lax.stop_gradient(pre))
         return Tap(pre, env[region.post], slope)
 
-    def _scan(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+    def _scan(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], Taps]:
         params, (body,) = op.eqn.params, op.bodies
         n, carried = scan_operands(op.eqn)
         m = n + carried
@@ -173,18 +178,18 @@ class Tapping:
         )
         return [*carry, *ys], taps
 
-    def _cond(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], dict[Key, Tap]]:
+    def _cond(self, op: Op, values: list[Any], shifts: dict[Value, Any]) -> tuple[list[Any], Taps]:
         index, *operands = values
 
-        def of(body: Program) -> Callable[..., tuple[list[Any], dict[Key, Tap]]]:
+        def of(body: Program) -> Callable[..., tuple[list[Any], Taps]]:
             return lambda *inputs: self.run(body, inputs, shifts)
 
-        absent: dict[Key, Tap] = {}
+        absent: Taps = {}
         for body in op.bodies:
             absent |= jax.eval_shape(of(body), *operands)[1]
 
-        def branch(body: Program) -> Callable[..., tuple[list[Any], dict[Key, Tap]]]:
-            def evaluated(*inputs: Any) -> tuple[list[Any], dict[Key, Tap]]:
+        def branch(body: Program) -> Callable[..., tuple[list[Any], Taps]]:
+            def evaluated(*inputs: Any) -> tuple[list[Any], Taps]:
                 outs, taps = of(body)(*inputs)
                 fill = {key: jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), tap) for key, tap in absent.items()}
                 return outs, fill | taps
@@ -212,7 +217,7 @@ class Tapping:
         """Return the pre-activations of all sites."""
         return [(owner, pre) for owner, pres in self.pres.items() for pre in pres]
 
-    def named(self, taps: dict[Key, Tap], grads: dict[Value, Any]) -> dict[str, Tap]:
+    def named(self, taps: Taps, grads: dict[Value, Any]) -> dict[str, Tap]:
         """Return taps by the names of their sites, one for each iteration of a loop."""
         named = OrderedDict[str, Tap]()  # jit sorts the keys of a plain dictionary
         for place in self.sites.places:

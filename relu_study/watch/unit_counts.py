@@ -33,8 +33,8 @@ def batch_counts(tap: Tap, axis: int | None, conditional: bool = False) -> Batch
 
     A `conditional` tap that is NaN throughout has no entries.
     """
-    pre, post, slope = (_by_unit(array, axis) for array in tap[:3])
-    grad = jnp.zeros_like(pre) if tap.grad is None else _by_unit(tap.grad, axis)
+    pre, post, slope = (by_unit(array, axis) for array in tap[:3])
+    grad = jnp.zeros_like(pre) if tap.grad is None else by_unit(tap.grad, axis)
     finite = jnp.isfinite(pre) & jnp.isfinite(post) & jnp.isfinite(slope)
     absent = conditional & jnp.all(jnp.isnan(pre))
     exact = post.astype(jnp.promote_types(post.dtype, jnp.float32))  # means of bfloat16 are too coarse
@@ -53,7 +53,8 @@ def batch_counts(tap: Tap, axis: int | None, conditional: bool = False) -> Batch
     )
 
 
-def _by_unit(array: Float[Array, "..."], axis: int | None) -> Float[Array, "E U"]:
+def by_unit(array: Float[Array, "..."], axis: int | None) -> Float[Array, "E U"]:
+    """Return the entries of each unit: examples x positions."""
     if axis is None:
         return array.reshape(-1, 1)
     moved = jnp.moveaxis(array, axis, -1)

@@ -29,13 +29,18 @@ def _norm(x: Array) -> Array:
     return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 
 
+def _norms(sites: dict[str, tuple[Any, Any]]) -> dict[str, Float[Array, ""]]:
+    """Return the norm of a kernel and its bias by site. Sites without a kernel have none."""
+    return {name: norm(weights) for name, weights in sites.items() if weights[0] is not None}
+
+
 @metric(
     "grad_norm", per="site", unit="L2 norm", direction="none", low=0, requires=("grads",), source="textbook; scaled as in `norm`"
 )
 def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the probe-set loss gradient of the kernel and bias that feed the site; `all`: of every parameter."""
-    sites = {name: norm((site.kernel_grad, site.bias_grad)) for name, site in snapshot.named().items()}
-    return {"all": norm(snapshot.grads), **sites}
+    sites = {name: (site.kernel_grad, site.bias_grad) for name, site in snapshot.named().items()}
+    return {"all": norm(snapshot.grads), **_norms(sites)}
 
 
 @metric(
@@ -49,7 +54,8 @@ def grad_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
 )
 def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of the kernel and bias that feed the site; `all`: of every parameter."""
-    return {"all": norm(snapshot.params), **{name: norm((site.kernel, site.bias)) for name, site in snapshot.named().items()}}
+    sites = {name: (site.kernel, site.bias) for name, site in snapshot.named().items()}
+    return {"all": norm(snapshot.params), **_norms(sites)}
 
 
 @metric(
@@ -63,5 +69,5 @@ def weight_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
 )
 def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of theta_e - theta_(e-1), what the epoch did to the kernel and bias that feed the site; empty before training."""
-    sites = {name: norm((site.kernel_step, site.bias_step)) for name, site in snapshot.named().items()}
-    return {"all": norm(snapshot.steps), **sites}
+    sites = {name: (site.kernel_step, site.bias_step) for name, site in snapshot.named().items()}
+    return {"all": norm(snapshot.steps), **_norms(sites)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from relu_study.components.activations import Activation
 from relu_study.components.interval_bounds import Interval
@@ -21,15 +21,16 @@ class SiteView(NamedTuple):
     pre: Float[Array, "N U"]
     post: Float[Array, "N V"]  # V = fanout * U
     slope: Float[Array, "N U"]  # abs(phi'(pre))
-    kernel: Float[Array, "*D U"]
+    kernel: Float[Array, "*D U"] | None
     bias: Float[Array, "U"] | None
-    kernel_grad: Float[Array, "*D U"]
+    kernel_grad: Float[Array, "*D U"] | None
     bias_grad: Float[Array, "U"] | None
     kernel_step: Float[Array, "*D U"] | None  # theta_e - theta_(e-1); NaN or None before training
     bias_step: Float[Array, "U"] | None
     bound: Interval | None  # bounds of pre over the task's box
-    max_slope: Float[Array, ""]
+    max_slope: Float[Array, ""] | None
     end_slopes: Mapping[float, Float[Array, ""]] | None = None  # abs(phi') at finite ends of flat pieces; None: 0
+    linear: Bool[Array, "U"] | None = None  # post = pre on every example, where the activation declares no identity piece
 
 
 class Snapshot(NamedTuple):

@@ -36,8 +36,10 @@ def nearly_dead(site: SiteView) -> Bool[Array, "U"]:
 @fraction("always_on_fraction", direction="none", requires=("pre",), source="ours; the counterpart of dead on the linear side")
 def always_on(site: SiteView) -> Bool[Array, "U"] | None:
     """pre in the identity piece on every probe example, so that the unit is linear; piecewise linear phi only."""
-    if site.activation.smooth or site.activation.identity is None:
+    if site.activation.smooth:
         return None
+    if site.activation.identity is None:
+        return site.linear
     lo, hi = site.activation.identity
     # On a CPU, XLA computes min and max several times faster than a reduction over comparisons.
     return (jnp.min(site.pre, axis=0) >= lo) & (jnp.max(site.pre, axis=0) <= hi)

@@ -21,7 +21,8 @@ class Signature(NamedTuple):
     """The sizes, the loss and the metrics of a task: everything a training program depends on.
 
     `loss` is a name of `LOSSES`: `squared_error` (`mse`), `cross_entropy` (`ce`), or `bce` for one logit, d_out = 1.
-    `metrics` are names of `METRICS`.
+    `metrics` are names of `METRICS`. An input is a vector of d_in floats, unless `input_shape` says otherwise; d_in is then
+    its number of entries. Likewise an output, with `output_shape`.
     """
 
     train_rows: int
@@ -30,6 +31,20 @@ class Signature(NamedTuple):
     d_out: int
     loss: str = "squared_error"
     metrics: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] = ()  # of an image or a sequence; (): a vector
+    input_dtype: str = "float"  # or an integer dtype, such as "int32" for tokens
+    output_shape: tuple[int, ...] = ()  # of a prediction for each position, classes last; (): a vector
+
+    @property
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of one input."""
+        dtype = jnp.result_type(float) if self.input_dtype == "float" else jnp.dtype(self.input_dtype)
+        return jax.ShapeDtypeStruct(self.input_shape or (self.d_in,), dtype)
+
+    @property
+    def outputs(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of one output."""
+        return jax.ShapeDtypeStruct(self.output_shape or (self.d_out,), jnp.result_type(float))
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class Task:
       box: bounds (low, high) on every input coordinate, or None.
       phases: number of phases of data that change over time. A run's epochs are divided evenly among them.
       fixed: all seeds intentionally share the same rows, for example the rows of a table. No note reports it then.
+      table: all rows (x, y) that runs share; a device stores them once. None: `sample` draws them.
+      split: `split(key, phase)` returns the row numbers of a run in its table: training rows, then validation rows.
     """
 
     signature: Signature
@@ -50,6 +67,8 @@ class Task:
     box: Sequence[float] | None = None
     phases: int = 1
     fixed: bool = False
+    table: tuple[Any, Any] | None = None
+    split: Callable[..., Int[Array, " n"]] | None = None
 
     def __post_init__(self) -> None:
         if self.box is not None:
@@ -57,18 +76,25 @@ class Task:
                 object.__setattr__(self, "box", tuple(float(end) for end in self.box))
 
 
-def squared_error(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
+def squared_error(prediction: Float[Array, "B *O"], y: Float[Array, "B *O"]) -> Float[Array, ""]:
     """Return the mean over examples and outputs of (prediction - y)^2."""
     return jnp.mean((prediction - y) ** 2)
 
 
-def cross_entropy(prediction: Float[Array, "B O"], y: Float[Array, "B O"]) -> Float[Array, ""]:
+def cross_entropy(prediction: Float[Array, "B *O"], y: Shaped[Array, "B *T"]) -> Float[Array, ""]:
     """Return the mean over examples of -sum_o y_o log softmax(prediction)_o, in nats. Predictions are logits, y is one-hot.
+
+    Labels y, integers, are the mean over examples and positions of -log softmax(prediction)_y, NaN where one is no class.
 
     The best constant's loss is the entropy of the classes, log O for balanced ones. The metric `constant` compares the
     variance of the logits with the variance of y, which is below 1. Logits that vary by less than about 0.01 count as constant.
     """
-    return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(prediction), axis=-1))
+    log_p = jax.nn.log_softmax(prediction)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        return -jnp.mean(jnp.sum(y * log_p, axis=-1))
+    valid = (y >= 0) & (y < log_p.shape[-1])
+    chosen = jnp.take_along_axis(log_p, jnp.where(valid, y, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.mean(jnp.where(valid, chosen, jnp.nan))
 
 
 def binary_cross_entropy(prediction: Float[Array, "B 1"], y: Float[Array, "B 1"]) -> Float[Array, ""]:
@@ -87,15 +113,20 @@ LABELLED = ("cross_entropy", "ce", "bce")  # losses of classifiers
 
 
 def is_labels(signature: Signature, shape: tuple[int, ...]) -> bool:
-    """Whether targets of this shape are labels, one per example, instead of rows of d_out numbers."""
+    """Whether targets of this shape are labels, one per example or position, instead of rows of numbers."""
+    if signature.output_shape:
+        return signature.loss in LABELLED and tuple(shape[1:]) == signature.output_shape[:-1]
     return signature.loss in LABELLED and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1))
 
 
-def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n O"]:
+def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Shaped[Array, "n ..."]:
     """Return targets as floats, one row per example. Integer labels of several classes become one-hot.
 
-    A label that is no integer from 0 to d_out - 1 becomes a row of NaN: its run is then nonfinite.
+    A label that is no integer from 0 to d_out - 1 becomes a row of NaN: its run is then nonfinite. Labels of positions remain
+    integers.
     """
+    if signature.output_shape and is_labels(signature, jnp.shape(y)) and jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
+        return jnp.asarray(y, jnp.int32)
     y = jnp.asarray(y, jnp.result_type(float))
     if not is_labels(signature, y.shape):
         return y
@@ -111,7 +142,7 @@ def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Flo
 class TaskMetric:
     """A metric of one task: a number of the network from its predictions and the targets on the probe set."""
 
-    function: Callable[[Float[Array, "N O"], Float[Array, "N O"]], Float[Array, ""]]
+    function: Callable[[Float[Array, "N *O"], Shaped[Array, "N *T"]], Float[Array, ""]]
     unit: str
     direction: str  # which is better: lower | higher | none
     text: str
@@ -125,11 +156,13 @@ class TaskMetric:
         return {**properties, "sites": False, "text": self.text, "source": self.source}
 
 
-def accuracy(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Array, ""]:
+def accuracy(prediction: Float[Array, "N *O"], y: Shaped[Array, "N *T"]) -> Float[Array, ""]:
     """Return the share of examples whose class has the largest logit. Among equal logits the first counts.
 
-    A single column is the logit of class 1 against class 0.
+    A single column is the logit of class 1 against class 0. Every position of a sequence counts.
     """
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        return jnp.mean(jnp.argmax(prediction, axis=-1) == y, dtype=prediction.dtype)
     if prediction.shape[-1] == 1:
         return jnp.mean((prediction > 0) == (y > 0.5))
     return jnp.mean(jnp.argmax(prediction, axis=-1) == jnp.argmax(y, axis=-1))

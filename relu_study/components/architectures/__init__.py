@@ -1,0 +1,1 @@
+"""Convolutional and attention networks, as Flax modules."""

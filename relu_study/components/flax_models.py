@@ -1,0 +1,155 @@
+"""Flax modules as pure functions: initial variables, forward pass, and the kernels that an initialiser can draw."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt32
+
+from relu_study.components import random_streams
+from relu_study.components.layers import Traced
+from relu_study.errors import UserError
+
+TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}  # keywords of Linen modules
+STREAMS = ("params", "dropout", "default")  # of random numbers, by the names that Flax's layers use
+
+
+class Kernel(NamedTuple):
+    """A kernel of a dense, convolutional or attention layer, with its bias, by their paths in the parameters."""
+
+    path: tuple[str, ...]
+    bias: tuple[str, ...] | None
+    fan_in: int
+    fan_out: int
+
+
+@dataclass(frozen=True)
+class FlaxModel:
+    """A Flax module as functions.
+
+    `init(seed, hparams)` returns parameters and the other variables, with the numbers of `hparams` in `Traced` ones. `apply(params, rest, x, train, key)` returns outputs and
+    the other variables after the call.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+    params: Any  # shapes
+    rest: Any
+    kernels: tuple[Kernel, ...]  # in the order of the parameters
+
+
+def as_functions(what: str, build: Callable[[Any], Any], inputs: jax.ShapeDtypeStruct) -> FlaxModel:
+    """Return the module that `build(rngs)` makes as functions of batches of `inputs`.
+
+    Raises:
+      UserError: for anything but an `nnx.Module` or a Linen module.
+    """
+    made: list[Any] = []
+    jax.eval_shape(lambda: made.append(build(_rngs(jnp.uint32(0)))))
+    if isinstance(made[0], nn.Module):
+        return _linen(build, made[0], inputs)
+    if isinstance(made[0], nnx.Module):
+        return _nnx(build)
+    raise UserError(f"{what} returns {type(made[0]).__name__}. Return an nnx.Module or a Linen module.")
+
+
+def _rngs(seed: UInt32[Array, ""]) -> nnx.Rngs:
+    """Return the random streams of a run. A layer draws from its stream by name."""
+    return nnx.Rngs(**_keys(seed))
+
+
+def _keys(seed: UInt32[Array, ""]) -> dict[str, Key[Array, ""]]:
+    names = {"params": ("init",), "dropout": ("dropout",), "default": ("network",)}
+    return {name: random_streams.stream(seed, *names[name]) for name in STREAMS}
+
+
+def _nnx(build: Callable[[Any], Any]) -> FlaxModel:
+    graphs: dict[bool, Any] = {}
+    kernels: list[Kernel] = []
+
+    def init(seed: UInt32[Array, ""], hparams: Mapping[str, Float[Array, ""]]) -> tuple[Any, Any]:
+        model = build(_rngs(seed))
+        model.eval()
+        for _, variable in nnx.iter_graph(model):
+            if isinstance(variable, Traced) and (name := variable.get_metadata("field")) in hparams:
+                variable[...] = hparams[name]
+        if not graphs:
+            kernels.extend(_nnx_kernels(model))
+            graphs[False] = nnx.graphdef(model)
+            model.train()
+            graphs[True] = nnx.graphdef(model)
+            model.eval()
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return params, rest
+
+    def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
+        model = nnx.merge(graphs[train], params, rest, copy=True)
+        out = model(x)
+        return out, nnx.state(model, nnx.Not(nnx.Param))
+
+    params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
+    return FlaxModel(init, apply, params, rest, tuple(kernels))
+
+
+def _nnx_kernels(model: nnx.Module) -> list[Kernel]:
+    found = []
+    for path, module in nnx.iter_modules(model):
+        kernel = getattr(module, "kernel", None)
+        if not isinstance(kernel, nnx.Param) or not isinstance(module, nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.ConvTranspose):
+            continue
+        outputs = module.out_features if isinstance(module, nnx.LinearGeneral) else kernel.shape[-1]
+        if isinstance(module, nnx.LinearGeneral) and module.batch_axis:
+            continue  # one kernel for each entry of the batch axes
+        found.append(_kernel(path, isinstance(getattr(module, "bias", None), nnx.Param), kernel.shape, outputs))
+    return found
+
+
+def _kernel(layer: Sequence[Any], biased: bool, shape: Sequence[int], outputs: int | Sequence[int]) -> Kernel:
+    """Return the kernel of a layer by its path. Its last axes are its outputs, all other axes count as inputs."""
+    fan_out, path = outputs if isinstance(outputs, int) else math.prod(outputs), tuple(map(str, layer))
+    return Kernel((*path, "kernel"), (*path, "bias") if biased else None, math.prod(shape) // fan_out, fan_out)
+
+
+def _linen(build: Callable[[Any], Any], module: nn.Module, inputs: jax.ShapeDtypeStruct) -> FlaxModel:
+    example = jnp.zeros((1, *inputs.shape), inputs.dtype)
+    accepted = inspect.signature(type(module).__call__).parameters
+    kernels: list[Kernel] = []
+
+    def mode(train: bool) -> dict[str, bool]:
+        return {name: flag == train for name, flag in TRAINING.items() if name in accepted}
+
+    def init(seed: UInt32[Array, ""], hparams: Mapping[str, Float[Array, ""]]) -> tuple[Any, Any]:
+        with nn.intercept_methods(_recording(kernels)):
+            variables = dict(module.init(_keys(seed), example, **mode(False)))
+        return variables.pop("params", {}), variables
+
+    def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
+        rngs = {"dropout": key, "default": jax.random.fold_in(key, 1)} if train and key is not None else {}
+        mutable = list(rest) if train else False
+        out = module.apply({"params": params, **rest}, x, mutable=mutable, rngs=rngs, **mode(train))
+        return (out[0], dict(out[1])) if train else (out, rest)
+
+    params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
+    return FlaxModel(init, apply, params, rest, tuple(dict.fromkeys(kernels)))
+
+
+def _recording(kernels: list[Kernel]) -> Callable[..., Any]:
+    """Return an interceptor of Linen that lists the kernels of the layers that are called."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        out, module = call(*args, **kwargs), context.module
+        outputs = module.features if isinstance(module, nn.Dense | nn.DenseGeneral | nn.Conv | nn.ConvTranspose) else None
+        if outputs is not None and context.method_name == "__call__" and not getattr(module, "batch_dims", ()):
+            params = module.variables["params"]
+            kernels.append(_kernel(module.path, "bias" in params, jnp.shape(params["kernel"]), outputs))
+        return out
+
+    return intercept

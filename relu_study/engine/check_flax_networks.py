@@ -1,0 +1,130 @@
+"""Checks of Flax networks: form, output, state, weights by seed, and RunSpec fields. They run before anything compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.components import random_keys
+from relu_study.components.entry_errors import calling
+from relu_study.components.flax_models import FlaxModel, Kernel, as_functions
+from relu_study.components.networks import OWN, initializer_of, network_of
+from relu_study.components.options import filled
+from relu_study.components.registry import initializers
+from relu_study.components.tasks.task import Signature
+from relu_study.engine.flax_init import by_path, called_kernels, plain
+from relu_study.engine.forward import NETWORK_FIELDS, flax_model, forward_of, network_spec, probe_function, sites_of
+from relu_study.engine.tapped_sites import TappedNetwork
+from relu_study.errors import UserError
+from relu_study.study.run_spec import RunSpec
+
+READ = (*NETWORK_FIELDS, "options", "option")  # attributes of a RunSpec that a build function may read
+UNREAD = ("norm", "dropout", "output")  # fields that a network may not ignore where they are set
+
+
+def check_flax_network(spec: RunSpec, signature: Signature) -> list[str]:
+    """Raise UserError if a Flax network breaks its contract. Return notes for the plan and the report."""
+    network, what = network_of(spec), f"network {spec.network!r}"
+    _check_reads(spec, signature)
+    with calling(what, network.function):
+        model = flax_model(network, network_spec(spec), signature.inputs, signature.outputs)
+        x = jax.ShapeDtypeStruct((2, *signature.inputs.shape), signature.inputs.dtype)
+        _check_call(what, model, x, (2, *signature.outputs.shape))
+        kernels = called_kernels(model, signature.inputs)
+    _check_weights(what, model)
+    _check_initializer(what, model, spec, kernels)
+    if not sites_of(spec, signature):
+        return [f"{what} has no sites: no nonlinearity was found in it, so no unit is measured."]
+    TappedNetwork.of(forward_of(spec, signature), signature, 2)
+    return []
+
+
+def _check_reads(spec: RunSpec, signature: Signature) -> None:
+    """Raise UserError if a build function reads a field that is no part of the network, or ignores one that is set."""
+    network, read = network_of(spec), set[str]()
+
+    class Recorded(RunSpec):
+        def __getattribute__(self, name: str) -> Any:
+            if not name.startswith("_"):
+                read.add(name)
+            return super().__getattribute__(name)
+
+    what, canonical = f"network {spec.network!r}", filled(network_spec(spec))
+    recorded = Recorded(**{name: getattr(canonical, name) for name in (*NETWORK_FIELDS, "options")})
+    read.clear()
+    with calling(what, network.function):
+        as_functions(what, lambda rngs: network.function(recorded, signature.inputs, signature.outputs, rngs=rngs), signature.inputs)
+    fields = set(RunSpec.__dataclass_fields__)
+    for name in sorted(read & fields - {*READ}):
+        raise UserError(
+            f"{what} reads {name}, which is no part of a network: its program serves all values. "
+            f"Read only {', '.join(NETWORK_FIELDS[1:])} and options."
+        )
+    for name in UNREAD:
+        if getattr(spec, name) != getattr(RunSpec(), name) and name not in read:
+            raise UserError(f"{what} does not read {name}, so {name}={getattr(spec, name)!r} would do nothing. Leave it out.")
+
+
+def _check_call(what: str, model: FlaxModel, x: Any, shape: tuple[int, ...]) -> None:
+    """Raise UserError for outputs of a wrong shape, variables that change their shapes, and calls that differ."""
+    key = jax.random.key(0)
+    for train in (False, True):
+        out, rest = jax.eval_shape(lambda x, train=train: model.apply(model_zeros(model.params), model_zeros(model.rest), x, train, key), x)
+        if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
+            returned = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+            raise UserError(f"{what} returns {returned} for {shape[0]} examples. Return floats of shape {shape}.")
+        if _shapes(rest) != _shapes(model.rest):
+            changed = sorted(set(_shapes(rest).items()) ^ set(_shapes(model.rest).items()))[0][0]
+            raise UserError(f"{what} changes the shape of its variable {changed} in a call. Keep structure, shapes and dtypes.")
+    if not random_keys.repeats(lambda x: model.apply(model_zeros(model.params), model_zeros(model.rest), x, False)[0], x):
+        raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
+
+
+def model_zeros(shapes: Any) -> Any:
+    """Return zeros, or keys, of these shapes."""
+
+    def zero(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(zero, shapes)
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    return {".".join(plain(path)): str(jax.typeof(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_weights(what: str, model: FlaxModel) -> None:
+    """Raise UserError if two seeds have the same weights, unless all weights of the array are equal."""
+    with calling(what):
+        one, two = (jax.jit(lambda seed: model.init(seed, {})[0])(jnp.uint32(seed)) for seed in (0, 1))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.size > 1 and np.array_equal(a, b, equal_nan=True) and (a != a.flat[0]).any():
+            where = ".".join(plain(path))
+            raise UserError(
+                f"{what}: the weights {where} are not drawn by the run's seed, so all seeds would begin with the "
+                "same ones. Draw them from `rngs`."
+            )
+
+
+def _check_initializer(what: str, model: FlaxModel, spec: RunSpec, kernels: Sequence[Kernel]) -> None:
+    """Raise UserError if initialiser, gain or bias shift have nothing to act on, or the initialiser reads inputs of layers."""
+    name = initializer_of(spec)
+    if name != OWN and initializers[name].needs_inputs:
+        raise UserError(
+            f"{what} is a Flax module, and initializer {name!r} reads the inputs of every layer. Choose one that reads none."
+        )
+    if name != OWN and not kernels:
+        raise UserError(f"{what} has no Dense, Linear, Conv or attention kernel that initializer {name!r} could draw. Use 'own'.")
+    if (spec.gain != 1 or spec.bias_shift) and len(kernels) < 2:
+        raise UserError(f"{what} has no hidden kernel for gain={spec.gain:g} or bias_shift={spec.bias_shift:g}. Leave them out.")
+    for kernel in kernels:
+        if name != OWN and by_path(model.params)[kernel.path].size != kernel.fan_in * kernel.fan_out:
+            where = ".".join(kernel.path)
+            raise UserError(f"{what}: {where} stacks several kernels, which initializer {name!r} cannot draw. Use 'own'.")

@@ -1,0 +1,102 @@
+"""Sites of a Flax network, found and tapped in its function, as the views that metrics read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from relu_study.components.activations import Activation
+from relu_study.components.metrics.snapshot import SiteView
+from relu_study.components.tasks.task import Signature
+from relu_study.engine.forward import Forward, known_activation, probe_function
+from relu_study.errors import UserError
+from relu_study.watch.activation_names import activation_name
+from relu_study.watch.facts import Weight
+from relu_study.watch.region_function import has_identity_piece, is_piecewise_linear, max_slope
+from relu_study.watch.sites import Place
+from relu_study.watch.tap import Tap, Tapping, Traced, trace
+from relu_study.watch.unit_counts import by_unit
+
+
+class TappedPass(NamedTuple):
+    """One forward and backward pass of a run: loss, outputs, gradients, and the arrays of every site."""
+
+    loss: Float[Array, ""]
+    outputs: Any
+    grads: Any
+    sites: tuple[SiteView, ...]
+
+
+@dataclass(frozen=True)
+class TappedNetwork:
+    """A Flax network with its sites, for batches of one size."""
+
+    traced: Traced
+    tapping: Tapping
+    weights: tuple[Weight, ...]  # of all sites
+
+    @classmethod
+    def of(cls, forward: Forward, signature: Signature, examples: int) -> TappedNetwork:
+        """Find the sites of a network in evaluation mode, from shapes only."""
+        assert forward.flax is not None
+        x = jax.ShapeDtypeStruct((examples, *signature.inputs.shape), signature.inputs.dtype)
+        traced = trace(probe_function(forward), (forward.params, forward.flax.rest, x), {})
+        for place in traced.sites.places:
+            if place.conditional:
+                raise UserError(f"site {place.name!r} is inside a branch of lax.cond, which a run may not take. Use jnp.where.")
+        weights = tuple(dict.fromkeys(weight for place in traced.sites.places for weight in traced.sites.weights(place)))
+        return cls(traced, Tapping(traced.sites, [(weight.program, weight.value) for weight in weights]), weights)
+
+    def measure(self, params: Any, stats: Any, previous: Any, x: Any, loss: Callable[[Any], Float[Array, ""]]) -> TappedPass:
+        """Return the loss, its gradients and all sites. `previous` contains the parameters before the steps of an epoch."""
+
+        def run(params: Any, shifts: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:
+            outs, taps = self.tapping.run(self.traced.program, jax.tree.leaves((params, stats, x)), shifts)
+            return jax.tree.unflatten(self.traced.out_tree, outs), taps
+
+        def of(params: Any, shifts: dict[Any, Any]) -> tuple[Any, Any]:
+            outputs, taps = run(params, shifts)
+            return loss(outputs), (outputs, taps)
+
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._kept(jax.eval_shape(run, params, {})[1]))
+        (value, (outputs, taps)), (grads, weight_grads) = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(params, zeros)
+        now, before = self._kept(taps), self._kept(run(previous, {})[1])  # XLA computes nothing but the weights of `previous`
+        steps = jax.tree.map(jnp.subtract, now, before)
+        named = self.tapping.named(taps, {})
+        views = [self._view(place, named[place.name], (now, weight_grads, steps)) for place in self.traced.sites.places]
+        return TappedPass(value, outputs, grads, tuple(views))
+
+    def _kept(self, taps: dict[Any, Any]) -> dict[Any, Any]:
+        return {(weight.program, weight.value): taps[weight.program, weight.value] for weight in self.weights}
+
+    def _view(self, place: Place, tap: Tap, trees: Sequence[dict[Any, Any]]) -> SiteView:
+        pre, post, slope = (by_unit(array, self.traced.sites.unit_axis(place)) for array in tap[:3])
+        kernel, kernel_grad, kernel_step = (self._incoming(place, tree, pre.shape[-1]) for tree in trees)
+        phi, largest, linear = self._activation(place), None, None
+        if not phi.smooth and phi.identity is None and has_identity_piece(place.program, place.region):
+            linear = jnp.all(post == pre, axis=0)
+        if phi.smooth and (slope_bound := max_slope(place.program, place.region)) is not None:
+            largest = jnp.asarray(slope_bound, pre.dtype)
+        return SiteView(phi, pre, post, slope, kernel, None, kernel_grad, None, kernel_step, None, None, largest, None, linear)
+
+    def _activation(self, place: Place) -> Activation:
+        name = activation_name(place.program, place.region)
+        piecewise = is_piecewise_linear(place.program, place.region)
+        return known_activation(name) or Activation(name, jnp.asarray, smooth=not piecewise)
+
+    def _incoming(self, place: Place, tree: dict[Any, Any], units: int) -> Float[Array, "K U"] | None:
+        """Return all weights of each unit in one matrix, the bias as a row; None if a weight has no axis of the units."""
+        rows = []
+        for weight in self.traced.sites.weights(place):
+            array = tree[weight.program, weight.value]
+            for step in place.steps[: len(self.traced.sites.loops[weight.program])]:
+                array = array[step]
+            if array.shape[weight.axis] != units:
+                return None
+            rows.append(jnp.moveaxis(array, weight.axis, -1).reshape(-1, units))
+        return jnp.concatenate(rows) if rows else None
