@@ -19,6 +19,8 @@ from relu_study.components.layers import Traced
 from relu_study.errors import UserError
 
 TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}  # keywords of Linen modules
+NNX_LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.ConvTranspose)
+LINEN_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
 STREAMS = ("params", "dropout", "default")  # of random numbers, by the names that Flax's layers use
 
 
@@ -35,8 +37,8 @@ class Kernel(NamedTuple):
 class FlaxModel:
     """A Flax module as functions.
 
-    `init(seed, hparams)` returns parameters and the other variables, with the numbers of `hparams` in `Traced` ones. `apply(params, rest, x, train, key)` returns outputs and
-    the other variables after the call.
+    `init(seed, hparams)` returns parameters and the other variables, with the numbers of `hparams` in the `Traced` ones.
+    `apply(params, rest, x, train, key)` returns outputs and the other variables after the call.
     """
 
     init: Callable[..., tuple[Any, Any]]
@@ -92,7 +94,8 @@ def _nnx(build: Callable[[Any], Any]) -> FlaxModel:
 
     def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
         model = nnx.merge(graphs[train], params, rest, copy=True)
-        out = model(x)
+        with jax.default_matmul_precision("highest"):
+            out = model(x)
         return out, nnx.state(model, nnx.Not(nnx.Param))
 
     params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
@@ -103,7 +106,7 @@ def _nnx_kernels(model: nnx.Module) -> list[Kernel]:
     found = []
     for path, module in nnx.iter_modules(model):
         kernel = getattr(module, "kernel", None)
-        if not isinstance(kernel, nnx.Param) or not isinstance(module, nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.ConvTranspose):
+        if not isinstance(kernel, nnx.Param) or not isinstance(module, NNX_LAYERS):
             continue
         outputs = module.out_features if isinstance(module, nnx.LinearGeneral) else kernel.shape[-1]
         if isinstance(module, nnx.LinearGeneral) and module.batch_axis:
@@ -134,7 +137,8 @@ def _linen(build: Callable[[Any], Any], module: nn.Module, inputs: jax.ShapeDtyp
     def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
         rngs = {"dropout": key, "default": jax.random.fold_in(key, 1)} if train and key is not None else {}
         mutable = list(rest) if train else False
-        out = module.apply({"params": params, **rest}, x, mutable=mutable, rngs=rngs, **mode(train))
+        with jax.default_matmul_precision("highest"):
+            out = module.apply({"params": params, **rest}, x, mutable=mutable, rngs=rngs, **mode(train))
         return (out[0], dict(out[1])) if train else (out, rest)
 
     params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
@@ -146,7 +150,7 @@ def _recording(kernels: list[Kernel]) -> Callable[..., Any]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         out, module = call(*args, **kwargs), context.module
-        outputs = module.features if isinstance(module, nn.Dense | nn.DenseGeneral | nn.Conv | nn.ConvTranspose) else None
+        outputs = module.features if isinstance(module, LINEN_LAYERS) else None
         if outputs is not None and context.method_name == "__call__" and not getattr(module, "batch_dims", ()):
             params = module.variables["params"]
             kernels.append(_kernel(module.path, "bias" in params, jnp.shape(params["kernel"]), outputs))

@@ -230,9 +230,7 @@ def _folded(leaf: Any, key: Key[Array, ""]) -> Any:
     return jax.vmap(one)(leaf.reshape(-1)).reshape(leaf.shape)
 
 
-def _arguments(
-    name: str, function: Any, parameters: dict[str, inspect.Parameter], options: Mapping[str, Any]
-) -> Iterator[str]:
+def _arguments(name: str, function: Any, parameters: dict[str, inspect.Parameter], options: Mapping[str, Any]) -> Iterator[str]:
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values()) and not set(parameters) & {*RATES}:
         yield from ("*rate", "*decay")
         return
@@ -315,7 +313,7 @@ def optimizer(
         entry = Optimizer(name, function, own, tuple(traced))
         for option in own:
             if option not in entry.arguments:
-                raise UserError(f"optimizer {name!r} declares the option {option!r}, which is no parameter of its function. Add it.")
+                raise UserError(f"optimizer {name!r} declares the option {option!r}, no parameter of its function. Add it.")
         optimizers.add(name, entry)
         return entry
 

@@ -101,7 +101,7 @@ def _converted(name: str, option: Option, value: Any) -> Scalar:
     """Return a value in the type of an option's default. Raises UserError if it has another one."""
     default = option.default
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if isinstance(default, bool) or isinstance(default, str):
+    if isinstance(default, bool | str):
         valid = isinstance(value, type(default))
     elif isinstance(default, int) and not option.traced:
         valid = is_number and float(value).is_integer()
@@ -137,7 +137,7 @@ def traced_options(spec: RunSpec) -> tuple[str, ...]:
     return tuple(sorted(name for name, option in known.items() if option.traced and name in given))
 
 
-def program_options(spec: RunSpec, *kinds: str) -> dict[str, Scalar]:
+def program_options(spec: RunSpec, *kinds: str) -> tuple[tuple[str, Scalar], ...]:
     """Return the options of components of some kinds that enter a program, without static options at their default.
 
     A traced option has its default: programs depend on its presence only.
@@ -149,4 +149,4 @@ def program_options(spec: RunSpec, *kinds: str) -> dict[str, Scalar]:
             options[name] = option.default
         elif option.kind in kinds and not option.traced and given[name] != option.default:
             options[name] = given[name]
-    return options
+    return tuple(sorted(options.items()))

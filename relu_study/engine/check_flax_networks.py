@@ -17,7 +17,7 @@ from relu_study.components.options import filled
 from relu_study.components.registry import initializers
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.flax_init import by_path, called_kernels, plain
-from relu_study.engine.forward import NETWORK_FIELDS, flax_model, forward_of, network_spec, probe_function, sites_of
+from relu_study.engine.forward import NETWORK_FIELDS, flax_model, forward_of, network_spec, sites_of
 from relu_study.engine.tapped_sites import TappedNetwork
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
@@ -56,8 +56,12 @@ def _check_reads(spec: RunSpec, signature: Signature) -> None:
     what, canonical = f"network {spec.network!r}", filled(network_spec(spec))
     recorded = Recorded(**{name: getattr(canonical, name) for name in (*NETWORK_FIELDS, "options")})
     read.clear()
+
+    def build(rngs: Any) -> Any:
+        return network.function(recorded, signature.inputs, signature.outputs, rngs=rngs)
+
     with calling(what, network.function):
-        as_functions(what, lambda rngs: network.function(recorded, signature.inputs, signature.outputs, rngs=rngs), signature.inputs)
+        as_functions(what, build, signature.inputs)
     fields = set(RunSpec.__dataclass_fields__)
     for name in sorted(read & fields - {*READ}):
         raise UserError(
@@ -71,20 +75,23 @@ def _check_reads(spec: RunSpec, signature: Signature) -> None:
 
 def _check_call(what: str, model: FlaxModel, x: Any, shape: tuple[int, ...]) -> None:
     """Raise UserError for outputs of a wrong shape, variables that change their shapes, and calls that differ."""
-    key = jax.random.key(0)
+
+    def call(x: Any, train: bool = False) -> tuple[Any, Any]:
+        return model.apply(_zeros(model.params), _zeros(model.rest), x, train, jax.random.key(0))
+
     for train in (False, True):
-        out, rest = jax.eval_shape(lambda x, train=train: model.apply(model_zeros(model.params), model_zeros(model.rest), x, train, key), x)
+        out, rest = jax.eval_shape(lambda x, train=train: call(x, train), x)
         if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
             returned = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
             raise UserError(f"{what} returns {returned} for {shape[0]} examples. Return floats of shape {shape}.")
         if _shapes(rest) != _shapes(model.rest):
             changed = sorted(set(_shapes(rest).items()) ^ set(_shapes(model.rest).items()))[0][0]
             raise UserError(f"{what} changes the shape of its variable {changed} in a call. Keep structure, shapes and dtypes.")
-    if not random_keys.repeats(lambda x: model.apply(model_zeros(model.params), model_zeros(model.rest), x, False)[0], x):
+    if not random_keys.repeats(lambda x: call(x)[0], x):
         raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
 
 
-def model_zeros(shapes: Any) -> Any:
+def _zeros(shapes: Any) -> Any:
     """Return zeros, or keys, of these shapes."""
 
     def zero(leaf: Any) -> Any:

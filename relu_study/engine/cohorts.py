@@ -12,8 +12,9 @@ from relu_study.components.options import check_options, program_options, traced
 from relu_study.components.registry import activations, initializers, networks, optimizers, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_flax_networks, check_functions, check_networks, check_tasks
+from relu_study.engine.arithmetic import arithmetic
+from relu_study.engine.forward import forward_of, network_spec, site_units
 from relu_study.engine.plan import RunCost
-from relu_study.engine.forward import network_spec, site_units
 from relu_study.engine.state import MeasureConfig, packed
 from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
@@ -111,6 +112,9 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
     units = list(site_units(program, signature).values())
     widths = [signature.d_in, *units] if spec.output != "linear" else [signature.d_in, *units, signature.d_out]
     weights = sum(a * b for a, b in itertools.pairwise(widths))
+    flops, activations = 2 * weights, sum(widths[1:])
+    if not network_of(spec).sized:
+        flops, activations, weights = arithmetic(forward_of(program, signature), signature)
     columns = signature.d_in + signature.d_out
     shared = (program.changed(), *_identified(signature), task.box is not None, task.phases)
     if task.table is not None:  # the runs of a tile share one table
@@ -119,9 +123,9 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
         cohort=hashlib.sha256(repr(shared).encode()).hexdigest()[:8],
         title=_title(spec, program, signature, widths),
         steps=_total_steps(spec, signature),
-        flops=6 * spec.batch_size * weights,  # forward pass 2, backward pass 4 per weight and example
+        flops=3 * spec.batch_size * flops,  # the backward pass costs two forward passes
         batch=spec.batch_size,
-        scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * sum(widths[1:]) + 2 * weights),
+        scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * activations + 2 * weights),
         data=4 * (signature.train_rows + measure_config.validation(signature)) * columns,
         state=16 * weights,
         layers=len(widths) + FIXED_LAYERS,
@@ -171,7 +175,7 @@ def program_fields(spec: RunSpec) -> tuple[tuple[str, Any], ...]:
     """Return the fields that determine the programs of a run, as (name, value) pairs."""
     rates = compiled_rates(spec, tasks[spec.task](spec).signature) if not ours(optimizers[spec.optimizer]) else {}
     options = program_options(spec, "network", "activation", "optimizer", "task")
-    return spec.marked("program", "init", "data") + tuple(rates.items()) + tuple(options.items())
+    return spec.marked("program", "init", "data") + tuple(rates.items()) + options
 
 
 def start_spec(spec: RunSpec) -> RunSpec:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import UInt32
+from jaxtyping import Array, UInt32
 
 from relu_study.components import random_streams
 from relu_study.components.flax_models import FlaxModel, Kernel
@@ -16,7 +16,6 @@ from relu_study.components.registry import initializers
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.forward import Forward, flax_model, network_spec, probe_function
 from relu_study.engine.state import TracedNumbers, Weights
-from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 from relu_study.watch.program import Program
 

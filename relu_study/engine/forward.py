@@ -21,7 +21,10 @@ from relu_study.components.registry import activations, ours
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.state import build
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
-from relu_study.watch.find import listed
+from relu_study.watch.activation_names import activation_name
+from relu_study.watch.find import units_of
+from relu_study.watch.region_function import is_piecewise_linear
+from relu_study.watch.sites import Place
 from relu_study.watch.tap import trace
 
 NETWORK_FIELDS = ("network", "depth", "width", "activation", "output", "norm", "dropout")
@@ -47,7 +50,11 @@ def forward_of(spec: RunSpec, signature: Signature) -> Forward:
     network = network_of(spec)
     if not network.sized:
         model = flax_model(network, network_spec(spec), signature.inputs, signature.outputs)
-        return Forward(lambda params, stats, x, ctx: model.apply(params, stats, x, ctx.train, ctx.key), model.params, False, model)
+
+        def apply_flax(params: Any, stats: Any, x: Any, ctx: Context) -> tuple[Any, Any]:
+            return model.apply(params, stats, x, ctx.train, ctx.key)
+
+        return Forward(apply_flax, model.params, False, model)
     # no arrays: each shape would compile a program
     module = nnx.eval_shape(lambda: build(spec, signature.d_in, signature.d_out))
     graph, params, _ = nnx.split(module, nnx.Param, nnx.BatchStat)
@@ -76,28 +83,32 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
     return {f"site_{i}": units for i, (_, units) in enumerate(sites_of(spec, signature), 1)}
 
 
-def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[str, int]]:
+def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[Activation, int]]:
     """The activation and the units of each site, in the order of the calls."""
     if not network_of(spec).sized:
         forward = forward_of(spec, signature)
         assert forward.flax is not None
         x = jax.ShapeDtypeStruct((2, *signature.inputs.shape), signature.inputs.dtype)
-        found = listed(trace(probe_function(forward), (forward.params, forward.flax.rest, x), {}).sites, {})
-        return [(site.activation, site.units) for site in found]
-    sites: list[tuple[str, int]] = []
+        found = trace(probe_function(forward), (forward.params, forward.flax.rest, x), {}).sites
+        return [(site_activation(place), units_of(found, place, {})) for place in found.places]
+    sites: list[tuple[Activation, int]] = []
 
     def record(x: Float[Array, "1 D"]) -> None:
         ctx = Context({name: jnp.zeros(()) for name in TRACED_FIELDS})
         build(spec, signature.d_in, signature.d_out)(x, ctx)  # type: ignore[operator]
-        sites.extend((entry[0].activation, entry[1].shape[-1]) for entry in ctx.activations_log if isinstance(entry[0], Site))
+        logged = [entry for entry in ctx.activations_log if isinstance(entry[0], Site)]
+        sites.extend((activations[site.activation], pre.shape[-1]) for site, pre, _ in logged)
 
     jax.eval_shape(record, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
     return sites
 
 
-def known_activation(name: str) -> Activation | None:
-    """Return the package's activation of a name that was found in a function, or None."""
-    return activations[name] if name in activations and ours(activations[name]) else None
+def site_activation(place: Place) -> Activation:
+    """Return the package's activation at a site that was found, or one without declared pieces if it is none of them."""
+    name = activation_name(place.program, place.region)
+    if name in activations and ours(activations[name]):
+        return activations[name]
+    return Activation(name, jnp.asarray, smooth=not is_piecewise_linear(place.program, place.region))
 
 
 def probe_function(forward: Forward) -> Callable[[Any, Any, Any], Any]:

@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from relu_study.components.activations import Activation
 from relu_study.components.metrics.snapshot import SiteView
 from relu_study.components.tasks.task import Signature
-from relu_study.engine.forward import Forward, known_activation, probe_function
+from relu_study.engine.forward import Forward, probe_function, site_activation
 from relu_study.errors import UserError
-from relu_study.watch.activation_names import activation_name
 from relu_study.watch.facts import Weight
-from relu_study.watch.region_function import has_identity_piece, is_piecewise_linear, max_slope
+from relu_study.watch.region_function import has_identity_piece, max_slope
 from relu_study.watch.sites import Place
 from relu_study.watch.tap import Tap, Tapping, Traced, trace
 from relu_study.watch.unit_counts import by_unit
@@ -77,17 +75,12 @@ class TappedNetwork:
     def _view(self, place: Place, tap: Tap, trees: Sequence[dict[Any, Any]]) -> SiteView:
         pre, post, slope = (by_unit(array, self.traced.sites.unit_axis(place)) for array in tap[:3])
         kernel, kernel_grad, kernel_step = (self._incoming(place, tree, pre.shape[-1]) for tree in trees)
-        phi, largest, linear = self._activation(place), None, None
+        phi, largest, linear = site_activation(place), None, None
         if not phi.smooth and phi.identity is None and has_identity_piece(place.program, place.region):
             linear = jnp.all(post == pre, axis=0)
         if phi.smooth and (slope_bound := max_slope(place.program, place.region)) is not None:
             largest = jnp.asarray(slope_bound, pre.dtype)
         return SiteView(phi, pre, post, slope, kernel, None, kernel_grad, None, kernel_step, None, None, largest, None, linear)
-
-    def _activation(self, place: Place) -> Activation:
-        name = activation_name(place.program, place.region)
-        piecewise = is_piecewise_linear(place.program, place.region)
-        return known_activation(name) or Activation(name, jnp.asarray, smooth=not piecewise)
 
     def _incoming(self, place: Place, tree: dict[Any, Any], units: int) -> Float[Array, "K U"] | None:
         """Return all weights of each unit in one matrix, the bias as a row; None if a weight has no axis of the units."""

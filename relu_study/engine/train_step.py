@@ -22,11 +22,11 @@ from relu_study.components import random_streams
 from relu_study.components.initializers import Layer
 from relu_study.components.layers import Context, Dense, FeatureMajorBatch
 from relu_study.components.networks import initializer_of
-from relu_study.components.options import program_options, values
 from relu_study.components.optimizers import Optimizer, check_optimizer
-from relu_study.components.registry import activations, initializers, optimizers, ours
+from relu_study.components.options import program_options, values
+from relu_study.components.registry import initializers, optimizers, ours
 from relu_study.components.tasks.task import LOSSES, Signature, Task
-from relu_study.engine.forward import Forward, forward_of, known_activation, sites_of
+from relu_study.engine.forward import Forward, forward_of, sites_of
 from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, Weights, build, pack, packed, unpack
 from relu_study.errors import UserError
 from relu_study.stats import histogram_bins
@@ -44,8 +44,7 @@ def ranges(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -
     """Return the ranges of linear histograms by name ("post:site_1"). Only bounded activations have one."""
     if not (measure_config.histograms and measure_config.linear_bins):
         return {}
-    known = [known_activation(name) or activations[name] for name, _ in sites_of(spec, signature)]
-    spans = [histogram_bins.bounded(activation.values) for activation in known]
+    spans = [histogram_bins.bounded(activation.values) for activation, _ in sites_of(spec, signature)]
     return {f"post:site_{i}": span for i, span in enumerate(spans, 1) if span is not None}
 
 
@@ -230,9 +229,7 @@ def step(config: StepConfig, inputs: EpochInputs, state: State, xy: Any, k: Int[
     return jax.vmap(functools.partial(update, config))(state, batches, keys, inputs.hparams, inputs.seed)
 
 
-def update(
-    config: StepConfig, state: State, xy: Any, key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]
-) -> State:
+def update(config: StepConfig, state: State, xy: Any, key: Array, hparams: TracedNumbers, seed: UInt32[Array, ""]) -> State:
     """Update one run on one batch: compute the gradient of the loss, then take a step of the optimiser."""
 
     def loss(params: Any) -> tuple[Array, Any]:
@@ -334,4 +331,4 @@ def make_split(task: Task, phase: int, measure_config: MeasureConfig) -> Callabl
 def parts(signature: Signature, rows: Any, measure_config: MeasureConfig) -> Data:
     """Return the training rows, and the validation rows that are measured."""
     n, val_rows = signature.train_rows, measure_config.validation(signature)
-    return Data(*(jax.tree.map(lambda leaf: leaf[part], rows) for part in (slice(n), slice(n, n + val_rows))))
+    return Data(jax.tree.map(lambda leaf: leaf[:n], rows), jax.tree.map(lambda leaf: leaf[n : n + val_rows], rows))

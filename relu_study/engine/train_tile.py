@@ -95,7 +95,8 @@ def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[Ru
 def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: MeasureConfig) -> Data:
     """The data of one phase of the task, one dataset per reader. All readers share a table, if their task has one."""
     seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
-    options = {name: _numbers([cohorts.task_numbers(s)[name] for s in readers], device) for name in cohorts.task_numbers(readers[0])}
+    numbers = [cohorts.task_numbers(spec) for spec in readers]
+    options = {name: _numbers([run[name] for run in numbers], device) for name in numbers[0]}
 
     def sample(key: RunSpec) -> Data:
         return compilation.sample_program(key, phase, measure_config)(seeds, options)

@@ -64,8 +64,10 @@ def dormant(site: SiteView) -> Bool[Array, "U"]:
 
 
 @fraction("zero_gradient_fraction", requires=("kernel_grad",), source="ours; Is ReLU Dead? (2019) watches the same gradients")
-def zero_gradient(site: SiteView) -> Bool[Array, "U"]:
+def zero_gradient(site: SiteView) -> Bool[Array, "U"] | None:
     """The probe-set loss gradient of all incoming weights and the bias is exactly 0; the unit may be dead downstream instead."""
+    if site.kernel_grad is None:
+        return None
     zero_kernel = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
     return zero_kernel if site.bias_grad is None else zero_kernel & (site.bias_grad == 0)
 
