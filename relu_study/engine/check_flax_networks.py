@@ -129,8 +129,10 @@ def _check_initializer(what: str, model: FlaxModel, spec: RunSpec, kernels: Sequ
         )
     if name != OWN and not kernels:
         raise UserError(f"{what} has no Dense, Linear, Conv or attention kernel that initializer {name!r} could draw. Use 'own'.")
-    if (spec.gain != 1 or spec.bias_shift) and len(kernels) < 2:
-        raise UserError(f"{what} has no hidden kernel for gain={spec.gain:g} or bias_shift={spec.bias_shift:g}. Leave them out.")
+    if spec.gain != 1 and len(kernels) < 2:
+        raise UserError(f"{what} has no hidden kernel, so gain={spec.gain:g} would do nothing. Leave it out.")
+    if spec.bias_shift and not any(kernel.bias for kernel in kernels[:-1]):
+        raise UserError(f"{what} has no hidden bias, so bias_shift={spec.bias_shift:g} would do nothing. Leave it out.")
     for kernel in kernels:
         if name != OWN and by_path(model.params)[kernel.path].size != kernel.fan_in * kernel.fan_out:
             where = ".".join(kernel.path)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from relu_study.components import random_streams
@@ -39,7 +40,7 @@ def make_flax_init(spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.Sha
             weights = [arrays[path] for path in paths]
             if scheme is not None:
                 draw = initializers["glorot_uniform"] if layer.last and not scheme.output else scheme
-                drawn = draw(random_streams.stream(seed, "init", layer.index), layer, None)
+                drawn = draw(random_streams.stream(seed, "init", layer.index), layer, jnp.zeros((1, layer.fan_in)))
                 weights = [new.reshape(old.shape).astype(old.dtype) for old, new in zip(weights, drawn, strict=False)]
             if not layer.last:
                 weights = [hparams["gain"] * weights[0], *(bias + hparams["bias_shift"] for bias in weights[1:])]

@@ -85,12 +85,8 @@ def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:
 
 def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[Activation, int]]:
     """The activation and the units of each site, in the order of the calls."""
-    if not network_of(spec).sized:
-        forward = forward_of(spec, signature)
-        assert forward.flax is not None
-        x = jax.ShapeDtypeStruct((2, *signature.inputs.shape), signature.inputs.dtype)
-        found = trace(probe_function(forward), (forward.params, forward.flax.rest, x), {}).sites
-        return [(site_activation(place), units_of(found, place, {})) for place in found.places]
+    if not (network := network_of(spec)).sized:
+        return _flax_sites(network, network_spec(spec), signature.inputs, signature.outputs)
     sites: list[tuple[Activation, int]] = []
 
     def record(x: Float[Array, "1 D"]) -> None:
@@ -101,6 +97,16 @@ def sites_of(spec: RunSpec, signature: Signature) -> list[tuple[Activation, int]
 
     jax.eval_shape(record, jax.ShapeDtypeStruct((1, signature.d_in), jnp.result_type(float)))
     return sites
+
+
+@functools.lru_cache(maxsize=256)
+def _flax_sites(
+    network: Network, spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct
+) -> list[tuple[Activation, int]]:
+    model = flax_model(network, spec, inputs, outputs)
+    x = jax.ShapeDtypeStruct((2, *inputs.shape), inputs.dtype)
+    found = trace(lambda params, rest, x: model.apply(params, rest, x, False)[0], (model.params, model.rest, x), {}).sites
+    return [(site_activation(place), units_of(found, place, {})) for place in found.places]
 
 
 def site_activation(place: Place) -> Activation:

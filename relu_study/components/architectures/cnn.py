@@ -17,7 +17,8 @@ class ConvStage(nnx.Module):
     """A 3 x 3 convolution, normalisation, activation, and an average over 2 x 2 pixels where there are several."""
 
     def __init__(self, spec: RunSpec, channels: int, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, spec.width, (3, 3), rngs=rngs)
+        # Batch normalisation cancels a bias, whose gradient is then rounding, which Adam scales up to whole steps.
+        self.conv = nnx.Conv(channels, spec.width, (3, 3), use_bias=spec.norm != "batch_norm", rngs=rngs)
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
 
