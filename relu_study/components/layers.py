@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from relu_study.components import interval_bounds, random_streams
 from relu_study.components.interval_bounds import Interval
-from relu_study.components.options import Scalar
 from relu_study.components.registry import activations
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
@@ -74,7 +73,7 @@ class Context:
     The log and the hook act during tracing and add nothing to the compiled program.
     """
 
-    hparams: Mapping[str, Float[Array, ""] | Scalar]
+    hparams: Mapping[str, Any]
     train: bool = False
     key: Key[Array, ""] | None = None
     activations_log: list[tuple[Any, ...]] = field(default_factory=list)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from relu_study.components.registry import OPTIONAL, activations, networks, optimizers, tasks
 from relu_study.errors import UserError, nearest
-from relu_study.study.run_spec import RunSpec
-
-Scalar = str | int | float | bool
+from relu_study.study.options import Scalar, could_be_option, scalar
+from relu_study.study.run_spec import FIELDS, RunSpec
 
 
 class Option(NamedTuple):
@@ -34,11 +31,11 @@ def check_declared(kind: str, name: str, options: Any, traced: Any = ()) -> dict
     if not isinstance(options, Mapping) or not all(isinstance(option, str) and option.isidentifier() for option in options):
         raise UserError(f"{what} has options={options!r}. Give a dictionary of names and defaults, options={{'channels': 16}}.")
     for option, default in options.items():
-        if option in {field.name for field in fields(RunSpec)}:
+        if option in FIELDS:
             raise UserError(f"{what}: option {option!r} is a RunSpec field. Read the field, or choose another name.")
-        finite = not isinstance(default, float) or math.isfinite(default)
-        if not isinstance(default, str | int | float | bool) or not finite:
-            raise UserError(f"{what}: option {option!r} has the default {default!r}. Give a string, a number or a boolean.")
+        if not could_be_option(option):
+            raise UserError(f"{what}: option {option!r} is the name of a column. Choose another name.")
+        scalar(option, default)  # raises UserError for a default that is no string, number or boolean
         if other := _other_kind(kind, option):
             raise UserError(f"{what}: option {option!r} belongs to {other} already. Choose another name.")
     if not isinstance(traced, tuple | list | set | frozenset):
@@ -83,7 +80,7 @@ def declared(spec: RunSpec) -> dict[str, Option]:
 def check_options(spec: RunSpec) -> None:
     """Raise UserError if a spec sets an option that none of its components declares, or a value of another type."""
     known = declared(spec)
-    names = [*(field.name for field in fields(RunSpec) if field.name != "options"), *known]
+    names = [*FIELDS, *known]
     for name, value in spec.options:
         if name not in known:
             others = [f"{registry.kind} {entry!r}" for registry in OPTIONAL for entry in _declaring(registry, name)]

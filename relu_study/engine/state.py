@@ -8,16 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from relu_study.components.networks import network_of
-from relu_study.components.options import Scalar
 from relu_study.components.tasks.task import Signature, targets
 from relu_study.study.run_spec import RunSpec
 
 DEFAULT_EXAMPLES = 8192  # of the probe set, or all if fewer
 
-TracedNumbers = Mapping[str, Float[Array, ""] | Scalar]  # an option that is not traced is a constant
+TracedNumbers = Mapping[str, Any]  # scalar arrays; an option that is not traced is a constant
 
 
 class State(NamedTuple):

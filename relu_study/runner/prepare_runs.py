@@ -12,8 +12,10 @@ import jax
 
 from relu_study.components.metrics import revivals
 from relu_study.components.metrics.metric import declared
+from relu_study.components.networks import initializer_of
+from relu_study.components.options import values
 from relu_study.components.registry import tasks
-from relu_study.components.tasks.task import METRICS
+from relu_study.components.tasks.task import METRICS, rows_of
 from relu_study.engine import cohorts
 from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
 from relu_study.engine.state import MeasureConfig
@@ -25,7 +27,7 @@ from relu_study.stats import histogram_bins
 from relu_study.storage import tile_files
 from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.resume import FolderState
-from relu_study.study.run_spec import FIELDS, FIRST_INITIALIZER, FIRST_NETWORKS, RunSpec
+from relu_study.study.run_spec import FIELDS, RunSpec
 from relu_study.study.shard import Shard
 from relu_study.study.study import REPORT_EPOCHS, Study
 
@@ -120,18 +122,12 @@ def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = No
 
 def _shown(spec: RunSpec) -> dict[str, Any]:
     """The fields and set options of a RunSpec, with the real values of fields at a component's default."""
-    default = FIRST_INITIALIZER if spec.network in FIRST_NETWORKS else "own"
-    return spec.as_dict() | {"initializer": default if spec.initializer == "default" else spec.initializer}
-
-
-def _defaults(spec: RunSpec) -> dict[str, Any]:
-    """The default of every option that the components of a RunSpec declare."""
-    return {}
+    return spec.as_dict() | {"initializer": initializer_of(spec), "rows": rows_of(spec)}
 
 
 def _declared_spec(spec: RunSpec, options: Collection[str]) -> dict[str, Any]:
     """The manifest's `spec` of a configuration, and `unset`: the names at a default, if the id depends on some of them."""
-    defaults = {name: value for name, value in _defaults(spec).items() if name in options}
+    defaults = {name: value for name, value in values(spec.replace(options=())).items() if name in options}
     shown = {name: value for name, value in {**defaults, **_shown(spec)}.items() if name != "seed"}
     shown = {name: shown[name] for name in (*FIELDS, *options) if name in shown}
     if RunSpec.from_dict(shown).config_id == spec.config_id:

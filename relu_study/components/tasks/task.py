@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from relu_study.components.registry import tasks
+from relu_study.study.run_spec import RunSpec
 
 Sample = Callable[[Key[Array, ""], Int[Array, ""] | int], tuple[Float[Array, "n D"], Float[Array, "n O"]]]
 
@@ -74,6 +75,12 @@ class Task:
         if self.box is not None:
             with contextlib.suppress(TypeError, ValueError):  # not two numbers: the check of the task reports it with its name
                 object.__setattr__(self, "box", tuple(float(end) for end in self.box))
+
+
+def rows_of(spec: RunSpec) -> int:
+    """Return the rows of a run: the default of its task, where the spec leaves the field at its default."""
+    own = getattr(tasks[spec.task], "rows", None)
+    return own if own is not None and spec.rows == RunSpec.rows else spec.rows
 
 
 def squared_error(prediction: Float[Array, "B *O"], y: Float[Array, "B *O"]) -> Float[Array, ""]:
