@@ -29,7 +29,7 @@ def images() -> tuple[Float[np.ndarray, "1797 64"], Float[np.ndarray, "1797 10"]
     return pixels / 16, np.eye(CLASSES)[labels]
 
 
-@task("digits")
+@task("digits", rows=IMAGES)
 def digits(spec: RunSpec) -> Task:
     """Classification of digits. The seed draws the split, with 80 % of the images for training.
 

@@ -1,18 +1,24 @@
-"""Tasks by name: `task(spec) -> Task`, a data source with its Signature. Training programs depend only on the Signature."""
+"""Registered tasks: `task(spec)` returns a `Task`, a data source with its Signature.
+
+Training programs depend only on the Signature.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from relu_study.components.options import Scalar, check_declared, filled
 from relu_study.components.registry import tasks
+from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
 Sample = Callable[[Key[Array, ""], Int[Array, ""] | int], tuple[Float[Array, "n D"], Float[Array, "n O"]]]
@@ -147,7 +153,7 @@ def targets(signature: Signature, y: Shaped[Array | np.ndarray, "n ..."]) -> Sha
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of one task: a number of the network from its predictions and the targets on the probe set."""
+    """A metric of one task: a number of the network from its predictions and the targets on a set of examples."""
 
     function: Callable[[Float[Array, "N *O"], Shaped[Array, "N *T"]], Float[Array, ""]]
     unit: str
@@ -180,6 +186,53 @@ def trained(prediction: Float[Array, "N O"], y: Float[Array, "N O"]) -> Float[Ar
     return (accuracy(prediction, y) > 0.5).astype(prediction.dtype)
 
 
+def _hits(prediction: Float[Array, "N *O"], y: Shaped[Array, "N *T"]) -> tuple[Bool[Array, " M"], Float[Array, "M C"]]:
+    """Return whether each example or position is classified rightly, and its one-hot class."""
+    if not jnp.issubdtype(y.dtype, jnp.integer) and prediction.shape[-1] == 1:
+        label, classes = (y > 0.5)[..., 0].astype(jnp.int32), 2
+        right = (prediction > 0)[..., 0] == label
+    else:
+        label, classes = labels(y), prediction.shape[-1]
+        right = jnp.argmax(prediction, axis=-1) == label
+    return right.reshape(-1), jax.nn.one_hot(label.reshape(-1), classes, dtype=prediction.dtype)
+
+
+def labels(y: Shaped[Array, "N *T"]) -> Int[Array, "N *P"]:
+    """Return targets of several classes as class numbers."""
+    return y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+
+
+def balanced_accuracy(prediction: Float[Array, "N *O"], y: Shaped[Array, "N *T"]) -> Float[Array, ""]:
+    """Return the mean over the classes of y of the share of their examples that is classified rightly."""
+    right, one_hot = _hits(prediction, y)
+    examples = jnp.sum(one_hot, axis=0)
+    recall = right.astype(one_hot.dtype) @ one_hot / jnp.maximum(examples, 1)
+    return jnp.sum(recall) / jnp.sum(examples > 0)
+
+
+def top5_accuracy(prediction: Float[Array, "N *O"], y: Shaped[Array, "N *T"]) -> Float[Array, ""]:
+    """Return the share of examples whose class is among the five largest logits. Among equal logits the first count.
+
+    Every position of a sequence counts.
+    """
+    label = labels(y)[..., None]
+    own = jnp.take_along_axis(prediction, label, axis=-1)
+    # Comparisons with NaN are false, so a class with the logit NaN is never among the five.
+    not_above = (prediction < own) | ((prediction == own) & (jnp.arange(prediction.shape[-1]) >= label))
+    return jnp.mean(jnp.sum(~not_above, axis=-1) < 5, dtype=prediction.dtype)
+
+
+def r2(prediction: Float[Array, "N *O"], y: Float[Array, "N *O"]) -> Float[Array, ""]:
+    """Return the mean over outputs of 1 - sum (prediction - y)^2 / sum (y - mean y)^2, with sums over examples.
+
+    A constant target gives 1 if the prediction equals it, else 0.
+    """
+    error = jnp.sum((prediction - y) ** 2, axis=0)
+    total = jnp.sum((y - jnp.mean(y, axis=0)) ** 2, axis=0)
+    constant = jnp.max(y, axis=0) == jnp.min(y, axis=0)
+    return jnp.mean(jnp.where(constant, (error == 0).astype(error.dtype), 1 - error / jnp.where(constant, 1, total)))
+
+
 METRICS = {
     "accuracy": TaskMetric(accuracy, "fraction", "higher", "Share of the probe set that is classified rightly.", low=0, high=1),
     "trained": TaskMetric(
@@ -191,6 +244,83 @@ METRICS = {
         low=0,
         high=1,
     ),
+    "balanced_accuracy": TaskMetric(
+        balanced_accuracy,
+        "fraction",
+        "higher",
+        "Mean over classes of the share of their examples that is classified rightly. Only classes of the examples count.",
+        source='Brodersen, Ong, Stephan & Buhmann 2010, "The balanced accuracy and its posterior distribution", ICPR',
+        low=0,
+        high=1,
+    ),
+    "top5_accuracy": TaskMetric(
+        top5_accuracy,
+        "fraction",
+        "higher",
+        "Share of examples whose class is among the five largest logits.",
+        source="one minus the top-5 error of Russakovsky et al. 2015, arXiv 1409.0575",
+        low=0,
+        high=1,
+    ),
+    "r2": TaskMetric(
+        r2,
+        "fraction of variance",
+        "higher",
+        "1 minus the squared error as a share of the variance of the targets, as a mean over outputs. The mean target scores 0.",
+        source='Wright 1921, "Correlation and causation", Journal of Agricultural Research 20',
+        high=1,
+    ),
 }
 
-task = tasks.register
+
+@dataclass(frozen=True, eq=False)
+class TaskEntry:
+    """A registered task. A call with a spec builds its `Task`.
+
+    The function gets the number of rows and the options of the spec, or else their defaults here.
+    """
+
+    name: str
+    function: Callable[[RunSpec], Task]
+    rows: int | None = None  # of a spec with the default of RunSpec; None: that default
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # factors of its own, with their defaults
+    traced: tuple[str, ...] = ()  # options that `sample` takes as arrays, by name
+
+    def __call__(self, spec: RunSpec) -> Task:
+        if self.rows is not None and spec.rows == ROWS:
+            spec = spec.replace(rows=self.rows)
+        built = self.function(filled(spec) if self.options else spec)
+        if not self.traced or not isinstance(built, Task):
+            return built
+        # An option that a run does not set is a constant of its program.
+        defaults = {name: float(self.options[name]) for name in self.traced}
+        return replace(built, sample=functools.partial(built.sample, **defaults))
+
+
+ROWS = RunSpec.rows  # the default of the field
+
+
+def task(
+    name: str, *, rows: Any = None, options: Mapping[str, Scalar] | None = None, traced: tuple[str, ...] = ()
+) -> Callable[[Any], Any]:
+    """Return a decorator that registers `build(spec)` as a task, and returns it unchanged. `build` returns a `Task`.
+
+    Args:
+      rows: the number of rows of runs that set none.
+      options: factors of this task, with their defaults. `spec.option(name)` contains a value.
+      traced: options that are numbers and only change the rows. `sample(key, phase, name=value)` gets them as arrays, and all
+        their values share one program.
+
+    Raises:
+      UserError: for a number of rows below 2. Also for options that are no dictionary of names and defaults, or whose names
+        have another meaning already.
+    """
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 2):
+        raise UserError(f"task {name!r} has rows={rows!r}. Give a whole number of at least 2.")
+
+    def register(function: Any) -> Any:
+        declared = check_declared("task", name, options or {}, traced)
+        tasks.add(name, TaskEntry(name, function, rows, declared, tuple(traced)))
+        return function
+
+    return register

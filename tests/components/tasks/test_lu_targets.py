@@ -34,7 +34,7 @@ def drawn(target: str) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, ROWS, d) inputs and (SEEDS, ROWS, o) targets as runs get them: the training rows first."""
     task = tasks["lu_targets"](lu(target))
     data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
-    xy = np.concatenate(data, axis=1).astype(np.float64)
+    xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., : task.signature.d_in], xy[..., task.signature.d_in :]
 
 
@@ -48,7 +48,7 @@ def test_targets_are_what_their_names_say(target: str) -> None:
 @pytest.mark.parametrize(("target", "d"), [("abs", 1), ("x_sin_5x", 1), ("step_sine", 1), ("two_dim", 2)])
 def test_inputs_have_variance_1_and_3000_train(target: str, d: int) -> None:
     task = tasks["lu_targets"](lu(target))
-    assert tuple(task.signature) == (3000, 1000, d, d, "squared_error", ()) and task.phases == 1
+    assert task.signature[:6] == (3000, 1000, d, d, "squared_error", ()) and task.phases == 1
     assert task.box == pytest.approx((-END, END))
     x = drawn(target)[0].reshape(-1, d)
     assert np.abs(x).max() <= np.float32(END) and np.all(np.abs(x).max(axis=0) > END * (1 - 20 / len(x)))

@@ -28,7 +28,7 @@ def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, ROWS, 4) inputs and (SEEDS, ROWS) targets as runs get them: the training rows first."""
     task = tasks["negative_box"](RunSpec(rows=ROWS, **words))
     data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
-    xy = np.concatenate(data, axis=1).astype(np.float64)
+    xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., :4], xy[..., 4]
 
 
