@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from relu_study.components.initializers import initializer as initializer
     from relu_study.components.networks import network as network
     from relu_study.components.optimizers import optimizer as optimizer
+    from relu_study.components.tasks.own_arrays import task_from_arrays as task_from_arrays
     from relu_study.components.tasks.task import Signature as Signature
     from relu_study.components.tasks.task import Task as Task
     from relu_study.components.tasks.task import task as task
@@ -58,6 +59,7 @@ _MODULES = {
     "components.initializers": ("initializer",),
     "components.networks": ("network",),
     "components.optimizers": ("optimizer",),
+    "components.tasks.own_arrays": ("task_from_arrays",),
     "components.tasks.task": (
         "Signature",
         "Task",

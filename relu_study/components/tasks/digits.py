@@ -51,3 +51,22 @@ def digits(spec: RunSpec) -> Task:
 
     signature = Signature(train, spec.rows - train, PIXELS, CLASSES, loss="cross_entropy", metrics=("accuracy", "trained"))
     return Task(signature, sample, box=(-shift, 1 - shift))
+
+
+@functools.cache
+def _table() -> ArrayRows:
+    pixels, classes = images()
+    x = pixels.astype(np.float32).reshape(IMAGES, SIDE, SIDE, 1)
+    return ArrayRows(x, classes.argmax(axis=1).astype(np.int32), CLASSES, metrics=("accuracy", "trained"))
+
+
+@task("digits_image", rows=IMAGES)
+def digits_image(spec: RunSpec) -> Task:
+    """The images of task digits, with the same splits, as 8 x 8 x 1 pixels. Centred inputs subtract 1/2.
+
+    Raises:
+      UserError: for an unknown target or too many rows.
+    """
+    flat, table = digits(spec), _table()
+    shift = 0.5 if spec.inputs == "centred" else 0.0
+    signature = flat.signature._replace(input_shape=(SIDE, SIDE, 1))

@@ -320,7 +320,7 @@ def task(
 
     def register(function: Any) -> Any:
         declared = check_declared("task", name, options or {}, traced)
-        tasks.add(name, TaskEntry(name, function, rows, declared, tuple(traced)))
+        tasks.add(name, TaskEntry(name, function, None if rows is None else int(rows), declared, tuple(traced)))
         return function
 
     return register
