@@ -29,7 +29,8 @@ class ArrayRows:
       val: the share of validation rows, which each seed draws. Or the number of validation rows, the last ones for all seeds.
       tokens: whether the inputs are integers that the network reads as integers.
       metrics: names of metrics; None: the default ones.
-      box: bounds of all inputs; None: their minimum and maximum.
+      box: bounds of the raw inputs; None: their minimum and maximum.
+      centre: the number that centred inputs subtract; None: the mean of each input.
     """
 
     x: Shaped[np.ndarray, "n ..."] = field(repr=False)
@@ -39,6 +40,7 @@ class ArrayRows:
     tokens: bool = False
     metrics: tuple[str, ...] | None = None
     box: tuple[float, float] | None = None
+    centre: float | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -81,8 +83,8 @@ def default_metrics(classes: int | None) -> tuple[str, ...]:
 def build(table: ArrayRows, spec: RunSpec) -> Task:
     """Return the task of a table of rows.
 
-    With fewer rows than the table has, the seed draws them; fixed validation rows all remain. Centred inputs subtract the mean
-    of each input over all rows, or over the training rows if the validation rows are fixed.
+    With fewer rows than the table has, the seed draws them; fixed validation rows all remain. Centred inputs subtract the
+    table's centre, or the mean of each input: over all rows, or over the training rows if the validation rows are fixed.
 
     Raises:
       UserError: for more rows than the table has, or no training rows. Also for another target, and centred tokens.
@@ -118,8 +120,8 @@ def _inputs(table: ArrayRows, centred: bool) -> tuple[Shaped[np.ndarray, "n ..."
     """Return the inputs of a table, and their bounds."""
     x, box = table.x, table.box
     if centred:
-        mean = x[: len(x) - table.fixed_rows].mean(axis=0, dtype=np.float64)
-        x, box = (x - mean).astype(np.result_type(x.dtype, np.float32)), None
+        centre = x[: len(x) - table.fixed_rows].mean(axis=0, dtype=np.float64) if table.centre is None else table.centre
+        x, box = (x - centre).astype(np.result_type(x.dtype, np.float32)), None
     return x, box or (float(x.min()), float(x.max()))
 
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from relu_study.components.tasks.array_rows import ArrayRows, build
 from relu_study.components.tasks.task import Signature, Task, task
 from relu_study.errors import UserError, nearest
 from relu_study.study.run_spec import RunSpec
 
-IMAGES, PIXELS, CLASSES = 1797, 64, 10
+IMAGES, SIDE, PIXELS, CLASSES = 1797, 8, 64, 10
 TARGETS = ("default", "digit")
 
 
@@ -57,16 +58,10 @@ def digits(spec: RunSpec) -> Task:
 def _table() -> ArrayRows:
     pixels, classes = images()
     x = pixels.astype(np.float32).reshape(IMAGES, SIDE, SIDE, 1)
-    return ArrayRows(x, classes.argmax(axis=1).astype(np.int32), CLASSES, metrics=("accuracy", "trained"))
+    return ArrayRows(x, classes.argmax(axis=1).astype(np.int32), CLASSES, metrics=("accuracy", "trained"), centre=0.5)
 
 
 @task("digits_image", rows=IMAGES)
 def digits_image(spec: RunSpec) -> Task:
-    """The images of task digits, with the same splits, as 8 x 8 x 1 pixels. Centred inputs subtract 1/2.
-
-    Raises:
-      UserError: for an unknown target or too many rows.
-    """
-    flat, table = digits(spec), _table()
-    shift = 0.5 if spec.inputs == "centred" else 0.0
-    signature = flat.signature._replace(input_shape=(SIDE, SIDE, 1))
+    """The images of task digits, with the same splits, as 8 x 8 x 1 pixels. Centred inputs subtract 1/2."""
+    return build(_table(), spec)

@@ -7,6 +7,7 @@ random draws are facts of the authors' code, github.com/greydanus/mnist1d (data.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +17,8 @@ from relu_study.components.tasks.task import Task, task
 from relu_study.study.run_spec import RunSpec
 
 SEED = 42
-SAMPLES, VALIDATION, CLASSES, LENGTH = 5000, 1000, 10, 40
+SAMPLES, VALIDATION, CLASSES = 5000, 1000, 10
+POINTS, LENGTH = 72, 40  # of an example: before the last step, and after it
 PADDING = 36, 60  # minimum and maximum of zeros after a template
 SCALE, SHEAR = 0.4, 0.75  # widths of the uniform factors
 TRANSLATIONS = 48
@@ -50,22 +52,43 @@ def resampled(signal: Float[np.ndarray, " n"], points: int) -> Float[np.ndarray,
     return np.interp(np.linspace(0, 1, points), np.linspace(0, 1, len(signal)), signal)
 
 
-def transformed(template: Float[np.ndarray, "12"], random: np.random.RandomState) -> Float[np.ndarray, "40"]:
-    """Return one example of a template.
+class Draws(NamedTuple):
+    """The random numbers of n examples: padding, factors, translation, and noise at each of 72 points."""
+
+    zeros: Int[np.ndarray, " n"]
+    scale: Float[np.ndarray, " n"]
+    translation: Int[np.ndarray, " n"]
+    correlated: Float[np.ndarray, "n 72"]
+    independent: Float[np.ndarray, "n 72"]
+    shear: Float[np.ndarray, " n"]
+
+
+def draws(random: np.random.RandomState, n: int) -> Draws:
+    """Return the random numbers of n examples, drawn example by example."""
+    low, high = PADDING
+    examples = []
+    for _ in range(n):
+        zeros = low + int(random.rand() * (high - low + 1))
+        scale = 1 + SCALE * (random.rand() - 0.5)
+        translation = random.choice(TRANSLATIONS)
+        noise = CORRELATED * random.randn(POINTS), INDEPENDENT * random.randn(POINTS)
+        examples.append((zeros, scale, translation, *noise, SHEAR * (random.rand() - 0.5)))
+    return Draws(*map(np.array, zip(*examples, strict=True)))
+
+
+def transformed(templates: Float[np.ndarray, "n 12"], drawn: Draws) -> Float[np.ndarray, "n 40"]:
+    """Return one example of each template.
 
     The steps: padding, scaling, circular translation, correlated noise on the padding, independent noise, shear, and 40 points.
     """
-    from scipy.ndimage import gaussian_filter
+    from scipy.ndimage import gaussian_filter1d
 
-    low, high = PADDING
-    zeros = low + int(random.rand() * (high - low + 1))
-    signal = resampled(np.append(template + TINY, np.zeros(zeros)), len(template) + high)
-    signal *= 1 + SCALE * (random.rand() - 0.5)
-    signal = np.roll(signal, random.choice(TRANSLATIONS))
-    noise = gaussian_filter(CORRELATED * random.randn(len(signal)), SMOOTHING)
-    signal = np.where(signal == 0, noise, signal) + INDEPENDENT * random.randn(len(signal))
-    signal = signal - SHEAR * (random.rand() - 0.5) * np.linspace(-0.5, 0.5, len(signal))
-    return resampled(signal, LENGTH)
+    padded = [np.append(template + TINY, np.zeros(zeros)) for template, zeros in zip(templates, drawn.zeros, strict=True)]
+    signal = np.stack([resampled(one, POINTS) for one in padded]) * drawn.scale[:, None]
+    signal = np.take_along_axis(signal, (np.arange(POINTS) - drawn.translation[:, None]) % POINTS, axis=1)
+    signal = np.where(signal == 0, gaussian_filter1d(drawn.correlated, SMOOTHING, axis=1), signal) + drawn.independent
+    signal -= drawn.shear[:, None] * np.linspace(-0.5, 0.5, POINTS)
+    return np.stack([resampled(one, LENGTH) for one in signal])
 
 
 @functools.cache
@@ -73,10 +96,9 @@ def sequences() -> tuple[Float[np.ndarray, "5000 40"], Int[np.ndarray, " 5000"]]
     """Return all sequences, in random order, with mean 0 and standard deviation 1 over all numbers, and their classes."""
     random = np.random.RandomState(SEED)  # its numbers are the same in all versions of NumPy
     labels = np.repeat(np.arange(CLASSES), SAMPLES // CLASSES)
-    x = np.stack([transformed(templates()[label], random) for label in labels])
+    x = transformed(templates()[labels], draws(random, SAMPLES))
     order = random.permutation(SAMPLES)
-    x = x[order]
-    return (x - x.mean()) / x.std(), labels[order].astype(np.int32)
+    return (x[order] - x.mean()) / x.std(), labels[order].astype(np.int32)
 
 
 @functools.cache

@@ -67,6 +67,14 @@ def parity(spec: RunSpec) -> Task:
         bits = jax.random.bernoulli(key, 0.5, (spec.rows, length)).astype(jnp.int32)
         return bits, jnp.sum(bits, axis=1) % 2
 
-    metrics = ("accuracy", "trained")
-    shape = {"input_shape": (length,), "input_dtype": "int32"}
-    return Task(Signature(train, spec.rows - train, length, CLASSES, "cross_entropy", metrics, **shape), sample)
+    signature = Signature(
+        train,
+        spec.rows - train,
+        length,
+        CLASSES,
+        loss="cross_entropy",
+        metrics=("accuracy", "trained"),
+        input_shape=(length,),
+        input_dtype="int32",
+    )
+    return Task(signature, sample)

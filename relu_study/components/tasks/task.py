@@ -287,6 +287,8 @@ class TaskEntry:
     traced: tuple[str, ...] = ()  # options that `sample` takes as arrays, by name
 
     def __call__(self, spec: RunSpec) -> Task:
+        if spec.task != self.name:
+            spec = spec.replace(task=self.name)
         if self.rows is not None and spec.rows == ROWS:
             spec = spec.replace(rows=self.rows)
         built = self.function(filled(spec) if self.options else spec)

@@ -40,7 +40,7 @@ def rows_of(task: Task, seed: int = 0) -> np.ndarray:
 
 
 def drawn(seeds: int = 3, **fields: Any) -> Data:
-    compilation.evict_stale()
+    compilation.clear()
     train_tile.shared_table.cache_clear()
     return train_tile.draw([RunSpec(task="mine", seed=seed, **fields) for seed in range(seeds)], 0, jax.devices()[0], ALL)
 
