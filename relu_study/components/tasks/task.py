@@ -162,6 +162,7 @@ class TaskMetric:
     source: str = ""
     low: float | None = None
     high: float | None = None
+    of: str = "labels"  # or "numbers": the kind of the targets
 
     def declared(self) -> dict[str, Any]:
         """Return the metric as plain data for the manifest."""
@@ -269,6 +270,7 @@ METRICS = {
         "1 minus the squared error as a share of the variance of the targets, as a mean over outputs. The mean target scores 0.",
         source='Wright 1921, "Correlation and causation", Journal of Agricultural Research 20',
         high=1,
+        of="numbers",
     ),
 }
 
@@ -294,9 +296,13 @@ class TaskEntry:
         built = self.function(filled(spec) if self.options else spec)
         if not self.traced or not isinstance(built, Task):
             return built
-        # An option that a run does not set is a constant of its program.
-        defaults = {name: float(self.options[name]) for name in self.traced}
-        return replace(built, sample=functools.partial(built.sample, **defaults))
+        defaults = {name: float(self.options[name]) for name in self.traced}  # constants of the programs of runs that set none
+
+        @functools.wraps(built.sample)
+        def sample(key: Any, phase: Any, **given: Any) -> Any:
+            return built.sample(key, phase, **{**defaults, **given})
+
+        return replace(built, sample=sample)
 
 
 ROWS = RunSpec.rows  # the default of the field

