@@ -101,7 +101,16 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, request: pytest.F
 
 
 def test_pages_with_python_are_listed() -> None:
-    names = ("concepts", "draw_studies", "extending", "find_dead_units", "results_folder", "statistics", "tables_and_figures")
+    names = (
+        "concepts",
+        "draw_studies",
+        "extending",
+        "find_dead_units",
+        "results_folder",
+        "statistics",
+        "tables_and_figures",
+        "tasks",
+    )
     assert [*WITH_PYTHON] == ["README.md", *(f"docs/{name}.md" for name in (*names, "writing_a_study"))]
 
 
