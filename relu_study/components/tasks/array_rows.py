@@ -115,7 +115,7 @@ def _check(table: ArrayRows, spec: RunSpec) -> None:
         raise UserError(f"the inputs of task {spec.task} are tokens, which have no mean. Leave inputs='raw'.")
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _inputs(table: ArrayRows, centred: bool) -> tuple[Shaped[np.ndarray, "n ..."], tuple[float, float]]:
     """Return the inputs of a table, and their bounds."""
     x, box = table.x, table.box

@@ -65,7 +65,7 @@ class Task:
       box: bounds (low, high) on every input coordinate, or None.
       phases: number of phases of data that change over time. A run's epochs are divided evenly among them.
       fixed: all seeds intentionally share the same rows, for example the rows of a table. No note reports it then.
-      table: all rows (x, y) that runs share; a device stores them once. None: `sample` draws them.
+      table: all rows (x, y) that runs share; a device stores them once, and no program calls `sample`. None: `sample` draws them.
       split: `split(key, phase)` returns the row numbers of a run in its table: training rows, then validation rows.
     """
 

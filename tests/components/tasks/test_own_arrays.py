@@ -108,6 +108,23 @@ def test_table_gives_the_same_rows_as_the_drawn_digits() -> None:
             assert np.array_equal(data.rows(part[seed]), rows[seed])
 
 
+def test_training_on_a_table_gives_the_numbers_of_drawn_rows() -> None:
+    pixels, classes = images()
+    task_from_arrays("mine", pixels, classes.argmax(axis=1))
+    compilation.clear()
+    train_tile.shared_table.cache_clear()
+    fields = {"width": 8, "epochs": 1, "initializer": "he_normal"}
+    few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss"))
+    table, rows = (
+        train_tile.train_tile(
+            [RunSpec(task=task, seed=seed, **fields) for seed in (0, 3)], 2, measure_config=few, keep_params=True
+        )
+        for task in ("mine", "digits")
+    )
+    for name in ("metric:train_loss/all", "metric:val_loss/all", "metric:val_accuracy/all", "param:output.kernel"):
+        assert np.array_equal(table[name], rows[name]), name
+
+
 # ------------------------------------------------------------------------------------------- kinds of rows
 
 
