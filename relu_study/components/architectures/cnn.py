@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from relu_study.components.architectures.convolutions import check_form, conv, halved, linear, pooled, with_channels
 from relu_study.components.architectures.norms import norm
 from relu_study.components.layers import Activate
 from relu_study.components.networks import network
@@ -14,39 +18,40 @@ from relu_study.study.run_spec import RunSpec
 
 
 class ConvStage(nnx.Module):
-    """A 3 x 3 convolution, normalisation, activation, and an average over 2 x 2 pixels where there are several."""
+    """A convolution with windows of 3 entries, normalisation, activation, and average pooling."""
 
-    def __init__(self, spec: RunSpec, channels: int, rngs: nnx.Rngs):
-        # Batch normalisation cancels a bias, whose gradient is then rounding, which Adam scales up to whole steps.
-        self.conv = nnx.Conv(channels, spec.width, (3, 3), use_bias=spec.norm != "batch_norm", rngs=rngs)
+    def __init__(self, spec: RunSpec, d_in: int, axes: int, rngs: nnx.Rngs):
+        self.conv = conv(d_in, spec.width, (3,) * axes, rngs)
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w V"]:
-        x = self.activate(self.norm(self.conv(x)))
-        window = tuple(2 if size > 1 else 1 for size in x.shape[1:3])
-        return nnx.avg_pool(x, window, window)
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *s V"]:
+        return pooled(self.activate(self.norm(self.conv(x))))
 
 
+# Weights of variance 2 / fan_in preserve the mean square of pre-activations under ReLU, the default activation.
 @network("cnn", initializer="he_normal")
 class CNN(nnx.Module):
-    """A convolutional network on images: `depth` stages of `width` channels, then a dense layer on all features.
+    """A convolutional network: `depth` stages of `width` channels, then a dense layer on all features.
 
-    Each stage is a 3 x 3 convolution, normalisation, activation and 2 x 2 average pooling.
+    Each stage is a 3 x 3 convolution, normalisation, activation and 2 x 2 average pooling. Inputs are images (H, W, C),
+    sequences (L, C) or vectors (L,). A sequence has windows of 3 and pools of 2 entries. A vector is a sequence with one channel.
 
     Source: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition", section II;
     the order convolution, normalisation, activation: Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.2.
     """
 
     def __init__(self, spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct, rngs: nnx.Rngs):
-        channels = spec.width * activations[spec.activation].fanout
-        self.stages = nnx.List([ConvStage(spec, channels if i else inputs.shape[-1], rngs) for i in range(spec.depth)])
-        pixels = inputs.shape[:2]
+        check_form("cnn", inputs, outputs)
+        *sizes, d_in = with_channels(inputs.shape)
+        channels, shape = spec.width * activations[spec.activation].fanout, tuple(sizes)
+        self.stages = nnx.List([ConvStage(spec, channels if i else d_in, len(sizes), rngs) for i in range(spec.depth)])
         for _ in range(spec.depth):
-            pixels = tuple(max(size // 2, 1) for size in pixels)
-        self.output = nnx.Linear(pixels[0] * pixels[1] * channels, outputs.shape[-1], rngs=rngs)
+            shape = halved(shape)
+        self.output = linear(math.prod(shape) * channels, outputs.shape[0], rngs)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B O"]:
+    def __call__(self, x: Any) -> Float[Array, "B O"]:
+        x = x.reshape(len(x), *with_channels(x.shape[1:]))
         for stage in self.stages:
             x = stage(x)
         return self.output(x.reshape(len(x), -1))
