@@ -90,7 +90,7 @@ def _positions(spec: RunSpec, inputs: jax.ShapeDtypeStruct) -> int:
     shape, patch = tuple(inputs.shape), int(spec.option("patch"))
     if _is_tokens(inputs) or len(shape) == 2:
         if _is_tokens(inputs) and len(shape) != 1:
-            raise UserError(f"network 'vit' takes tokens as sequences (T,), but the inputs are {inputs.dtype}{list(shape)}. Flatten them.")
+            raise UserError(f"network 'vit' takes tokens as vectors (T,), but their shape is {shape}. Flatten them.")
         return shape[0]
     sizes = with_channels(shape)[:-1]
     if patch < 1 or any(size % patch for size in sizes):
@@ -115,11 +115,11 @@ def _embedding(spec: RunSpec, inputs: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> A
 def _check_sizes(spec: RunSpec, heads: int, positions: int, outputs: jax.ShapeDtypeStruct) -> None:
     """Raise UserError for values that no encoder can have."""
     if heads < 1 or spec.width % heads:
-        raise UserError(f"network 'vit' cannot divide width={spec.width} among heads={heads}. Choose a multiple of heads as width.")
+        raise UserError(f"network 'vit' cannot divide width={spec.width} among heads={heads}. Choose a multiple of heads.")
     if int(spec.option("vocabulary")) < 1:
         raise UserError(f"network 'vit' has vocabulary={spec.option('vocabulary')}. Give the number of distinct tokens.")
     if spec.norm == "batch_norm":
-        raise UserError("network 'vit' normalises each position, so norm='batch_norm' does not apply. Use 'layer_norm' or 'none'.")
+        raise UserError("network 'vit' has no form with norm='batch_norm'. Choose 'layer_norm' or 'none'.")
     if len(outputs.shape) > 2 or (len(outputs.shape) == 2 and outputs.shape[0] != positions):
         raise UserError(
             f"network 'vit' has {positions} positions, but the outputs have shape {outputs.shape}. "
