@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, UInt32
 
-from relu_study.components import random_keys, random_streams
+from relu_study.components import random_keys, random_streams, schedules
 from relu_study.components.entry_errors import calling
 from relu_study.components.options import Scalar, check_declared
 from relu_study.components.registry import optimizers
@@ -320,8 +320,9 @@ def optimizer(
     return register
 
 
-@optimizer("adam")
-def adam(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
+@optimizer("adam", options=schedules.DEFAULTS, traced=schedules.TRACED)
+@schedules.scheduled
+def adam(learning_rate: schedules.Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8) with decoupled weight decay.
 
     Source: Kingma & Ba 2014, arXiv 1412.6980, algorithm 1; the decay: Loshchilov & Hutter 2017, arXiv 1711.05101.
@@ -329,19 +330,22 @@ def adam(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformatio
     return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
-@optimizer("sgd")
-def sgd(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
+@optimizer("sgd", options=schedules.DEFAULTS, traced=schedules.TRACED)
+@schedules.scheduled
+def sgd(learning_rate: schedules.Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Stochastic gradient descent: theta <- theta - rate (gradient + decay theta). Source: Robbins & Monro 1951."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
 
 
-@optimizer("momentum")
-def momentum(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
+@optimizer("momentum", options=schedules.DEFAULTS, traced=schedules.TRACED)
+@schedules.scheduled
+def momentum(learning_rate: schedules.Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """Gradient descent with heavy-ball momentum 0.9. Source: Polyak 1964; Sutskever et al. 2013, section 2."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=0.9))
 
 
-@optimizer("rmsprop")
-def rmsprop(learning_rate: Rate, weight_decay: Rate) -> optax.GradientTransformation:
+@optimizer("rmsprop", options=schedules.DEFAULTS, traced=schedules.TRACED)
+@schedules.scheduled
+def rmsprop(learning_rate: schedules.Rate, weight_decay: Rate) -> optax.GradientTransformation:
     """RMSProp with decay 0.9 and epsilon 1e-8, added inside the root. Source: Tieleman & Hinton 2012, lecture 6.5."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.rmsprop(learning_rate))
