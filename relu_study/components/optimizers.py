@@ -117,9 +117,8 @@ class Optimizer:
             UserError: if the state has a raw key (uint32) under a name that does not say so.
         """
         key = random_streams.stream(seed, "optimizer")
-        transformation = self(learning_rate, weight_decay, key, more)
         with calling(f"optimizer {self.name!r}", self.function):
-            state = transformation.init(params)
+            state = self(learning_rate, weight_decay, key, more).init(params)
         return jax.tree_util.tree_map_with_path(partial(self._seeded, key), state)
 
     def updates(

@@ -116,10 +116,11 @@ def _number(name: str, option: Option, value: Any, is_number: bool) -> float:
     return float(value)
 
 
-def values(spec: RunSpec) -> dict[str, Scalar]:
-    """Return the value of every option that the components of a spec declare: set, or the default."""
+def values(spec: RunSpec, *kinds: str) -> dict[str, Scalar]:
+    """Return the value of every option that the components of a spec declare: set, or the default. `kinds` selects components."""
     known, given = declared(spec), dict(spec.options)
-    return {name: _converted(name, option, given.get(name, option.default)) for name, option in known.items()}
+    chosen = {name: option for name, option in known.items() if not kinds or option.kind in kinds}
+    return {name: _converted(name, option, given.get(name, option.default)) for name, option in chosen.items()}
 
 
 def filled(spec: RunSpec) -> RunSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,6 @@ def scheduled(function: Callable[[Rate, Number], Any]) -> Callable[..., Any]:
     Source of the clipping: Pascanu, Mikolov & Bengio 2013, arXiv 1211.5063, section 3.2 (algorithm 1).
     """
 
-    @functools.wraps(function)
     def built(
         learning_rate: Number, weight_decay: Number, *, steps: Number, schedule: str, warmup: Number, clip_norm: Number
     ) -> optax.GradientTransformation:
@@ -41,7 +41,9 @@ def scheduled(function: Callable[[Rate, Number], Any]) -> Callable[..., Any]:
             return transformation
         return optax.chain(optax.clip_by_global_norm(jnp.where(clip_norm > 0, clip_norm, jnp.inf)), transformation)
 
-    del built.__wrapped__  # type: ignore[attr-defined]  # its parameters are not those of the function
+    parameters = inspect.signature(built)
+    functools.update_wrapper(built, function)
+    built.__signature__ = parameters  # type: ignore[attr-defined]  # update_wrapper replaces it by the function's
     return built
 
 
@@ -64,7 +66,7 @@ def factor(count: Int[Array, ""] | int, steps: Number, schedule: str, warmup: Nu
         value = (1 + jnp.cos(jnp.pi * progress)) / 2
     if schedule == "step":
         value = jnp.where(t >= 0.75 * total, 0.01, jnp.where(t >= 0.5 * total, 0.1, 1.0)).astype(t.dtype)
-    return value if _is_zero(warmup) else value * jnp.where(t < rise, t / jnp.maximum(rise, 1), 1)
+    return value if _is_zero(warmup) else jnp.where(t < rise, t / jnp.maximum(rise, 1), value)
 
 
 def _is_zero(number: Number) -> bool:

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from relu_study.components.networks import OWN, initializer_of, network_of
-from relu_study.components.options import check_options, program_options, traced_options
+from relu_study.components.options import check_options, program_options, traced_options, values
 from relu_study.components.registry import activations, initializers, networks, optimizers, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_flax_networks, check_functions, check_networks, check_tasks
@@ -37,6 +37,7 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
     _check_names(spec)
     check_options(spec)
     _check_fields(spec, measure_config)
+    _check_optimizer(spec, seen)
     if not ours(tasks[spec.task]):
         check_functions.once(seen, ("task", data_spec(spec)), lambda: check_tasks.check_task(spec))
     task = tasks[spec.task](spec)
@@ -88,6 +89,18 @@ def _check_fields(spec: RunSpec, measure_config: MeasureConfig) -> None:
         )
     if activations[spec.output].fanout > 1:  # a loss would silently broadcast it against the targets
         raise UserError(f"output {spec.output!r} gives several numbers for each target. Choose an activation that gives one.")
+
+
+def _check_optimizer(spec: RunSpec, seen: dict[Any, Any]) -> None:
+    """Raise UserError if an optimiser refuses the options that a spec sets."""
+    optimizer = optimizers[spec.optimizer]
+    given = tuple(pair for pair in spec.options if pair[0] in optimizer.options)
+
+    def build() -> None:
+        optimizer(spec.learning_rate, spec.weight_decay, None, values(spec))
+
+    if given:
+        check_functions.once(seen, ("optimizer", spec.optimizer, given), build)
 
 
 def _check_rows(spec: RunSpec, signature: Signature, measure_config: MeasureConfig) -> None:

@@ -63,7 +63,7 @@ def make_measure(
         loss=LOSSES[signature.loss],
         signature=signature,
         measure_config=measure_config,
-        options=values(spec),
+        options=values(spec, "activation"),
     )
 
     def measure(state: State, previous: Any, data: Data, hparams: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:

@@ -76,6 +76,7 @@ class StepConfig:
     options: Mapping[str, Any]  # of the activations, as constants
     signature: Signature
     optimizer: Optimizer
+    optimizer_options: Mapping[str, Any]
     rates: Mapping[str, float]  # learning rate and weight decay, if they are compiled into the program
     loss: Callable[..., Array]
     rows: int  # training examples, n
@@ -152,9 +153,10 @@ def step_config(spec: RunSpec, signature: Signature) -> StepConfig:
     return StepConfig(
         network=spec.network,
         forward=forward_of(spec, signature),
-        options=values(spec),
+        options=values(spec, "activation"),
         signature=signature,
         optimizer=optimizers[spec.optimizer],
+        optimizer_options=values(spec, "optimizer"),
         rates=compiled_rates(spec, signature),
         loss=LOSSES[signature.loss],
         rows=signature.train_rows,
@@ -246,7 +248,7 @@ def update(config: StepConfig, state: State, xy: Any, key: Array, hparams: Trace
         seed,
         value,
         lambda params: loss(params)[0],
-        {**config.options, **hparams},
+        {**config.optimizer_options, **hparams},
     )
     return State(optax.apply_updates(state.params, updates), stats, opt)
 
