@@ -21,7 +21,7 @@ class ConvStage(nnx.Module):
     """A convolution with windows of 3 entries, normalisation, activation, and average pooling."""
 
     def __init__(self, spec: RunSpec, d_in: int, axes: int, rngs: nnx.Rngs):
-        self.conv = conv(d_in, spec.width, (3,) * axes, rngs)
+        self.conv = conv(spec, d_in, axes, rngs)
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
 

@@ -10,19 +10,24 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from relu_study.errors import UserError
+from relu_study.study.run_spec import RunSpec
 
 
-def conv(d_in: int, d_out: int, window: tuple[int, ...], rngs: nnx.Rngs, strides: int = 1, padding: str = "SAME") -> nnx.Conv:
-    """Return a convolution with a bias."""
-    return nnx.Conv(d_in, d_out, window, strides, padding=padding, **_precise(), rngs=rngs)
+def conv(spec: RunSpec, d_in: int, axes: int, rngs: nnx.Rngs) -> nnx.Conv:
+    """Return a convolution to `width` channels with windows of 3 entries along each axis, with a bias unless norm="batch_norm".
+
+    Batch normalisation cancels a bias. Its gradient would be rounding noise, which Adam scales up to whole steps.
+    """
+    return nnx.Conv(d_in, spec.width, (3,) * axes, use_bias=spec.norm != "batch_norm", **precise(), rngs=rngs)
 
 
 def linear(d_in: int, d_out: int, rngs: nnx.Rngs) -> nnx.Linear:
     """Return a dense layer with a bias."""
-    return nnx.Linear(d_in, d_out, **_precise(), rngs=rngs)
+    return nnx.Linear(d_in, d_out, **precise(), rngs=rngs)
 
 
-def _precise() -> dict[str, Any]:
+def precise() -> dict[str, Any]:
+    """Return the arguments of a layer that computes in full precision."""
     return {"param_dtype": jnp.result_type(float), "precision": jax.lax.Precision.HIGHEST}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from relu_study.components.architectures.convolutions import conv, linear, with_channels
+from relu_study.components.architectures.convolutions import linear, precise, with_channels
 from relu_study.components.architectures.norms import norm
 from relu_study.components.layers import Activate
 from relu_study.components.networks import network
@@ -28,10 +28,7 @@ class EncoderBlock(nnx.Module):
     def __init__(self, spec: RunSpec, heads: int, rngs: nnx.Rngs):
         width, hidden = spec.width, HIDDEN * spec.width
         self.norm_1 = norm(spec.norm, width, rngs)
-        dtype, precision = jnp.result_type(float), jax.lax.Precision.HIGHEST
-        self.attention = nnx.MultiHeadAttention(
-            heads, width, decode=False, param_dtype=dtype, precision=precision, keep_rngs=False, rngs=rngs
-        )
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, keep_rngs=False, **precise(), rngs=rngs)
         self.norm_2 = norm(spec.norm, width, rngs)
         self.up = linear(width, hidden, rngs)
         self.activate = Activate(spec)
@@ -109,7 +106,7 @@ def _embedding(spec: RunSpec, inputs: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> A
         return linear(inputs.shape[-1], spec.width, rngs)
     *sizes, d_in = with_channels(inputs.shape)
     patch = int(spec.option("patch"))
-    return conv(d_in, spec.width, (patch,) * len(sizes), rngs, strides=patch, padding="VALID")
+    return nnx.Conv(d_in, spec.width, (patch,) * len(sizes), patch, padding="VALID", **precise(), rngs=rngs)
 
 
 def _check_sizes(spec: RunSpec, heads: int, positions: int, outputs: jax.ShapeDtypeStruct) -> None:
