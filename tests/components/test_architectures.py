@@ -76,7 +76,7 @@ def test_outputs_have_the_shape_of_the_task(name: str, form: str, norm: str) -> 
 @pytest.mark.parametrize("activation", sorted(name for name in activations if ours(activations[name])))
 @pytest.mark.parametrize("name", ["cnn", "resnet", "vit"])
 def test_sites_are_the_activations_in_order(name: str, activation: str) -> None:
-    """An activation with several outputs per unit has one site for each. The identity has none."""
+    """An activation with several outputs per unit has one site for each. A traced leak has no name, and the identity no site."""
     spec = SPEC.replace(network=name, activation=activation)
     layers = {
         "cnn": ["stages.0.norm", "stages.1.norm"],
@@ -84,7 +84,7 @@ def test_sites_are_the_activations_in_order(name: str, activation: str) -> None:
         "vit": ["blocks.0.up", "blocks.1.up"],
     }[name]
     units, fanout = 16 if name == "vit" else 4, activations[activation].fanout
-    each = {"linear": [], "crelu": ["relu", "elementwise"]}.get(activation, [activation])
+    each = {"linear": [], "crelu": ["relu", "elementwise"], "leaky_relu": ["elementwise"]}.get(activation, [activation])
     expected = [(layer if i == 0 else f"{layer}.{i + 1}", units) for layer in layers for i, _ in enumerate(each)]
     sites = found(spec, IMAGE)
     assert [(site.name, site.units) for site in sites] == expected and len(each) in (0, fanout)
@@ -214,3 +214,76 @@ def test_outputs_of_other_positions_are_refused() -> None:
         forward_of(SPEC.replace(network="vit"), signature)
     with pytest.raises(UserError, match=r"^network 'cnn' predicts one vector for each example"):
         forward_of(SPEC.replace(network="cnn"), signature)
+
+
+Arrays = dict[str, np.ndarray]  # of one run, by dotted path
+
+
+def normalised(weights: Arrays, layer: str, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled * weights[f"{layer}.scale"] + weights[f"{layer}.bias"]
+
+
+def convolved(weights: Arrays, layer: str, x: np.ndarray) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    shifted = [padded[:, i : i + height, j : j + width] @ weights[f"{layer}.kernel"][i, j] for i in range(3) for j in range(3)]
+    return np.sum(shifted, axis=0) + weights[f"{layer}.bias"]
+
+
+def halves(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean(axis=(2, 4))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def dense(weights: Arrays, layer: str, x: np.ndarray, axes: int = 1) -> np.ndarray:
+    return np.tensordot(x, weights[f"{layer}.kernel"], axes) + weights[f"{layer}.bias"]
+
+
+def cnn_by_hand(weights: Arrays, x: np.ndarray) -> np.ndarray:
+    for stage in ("stages.0", "stages.1", "stages.2"):
+        x = halves(relu(normalised(weights, f"{stage}.norm", convolved(weights, f"{stage}.conv", x))))
+    return dense(weights, "output", x.reshape(len(x), -1))
+
+
+def resnet_by_hand(weights: Arrays, x: np.ndarray) -> np.ndarray:
+    x = convolved(weights, "stem", x)
+    for i in range(3):
+        x = residual = x if i == 0 else halves(x)
+        for part in (f"blocks.{i}.first", f"blocks.{i}.second"):
+            residual = convolved(weights, f"{part}.conv", relu(normalised(weights, f"{part}.norm", residual)))
+        x = x + residual
+    return dense(weights, "output", relu(normalised(weights, "norm", x)).mean(axis=(1, 2)))
+
+
+def vit_by_hand(weights: Arrays, x: np.ndarray) -> np.ndarray:
+    patches = x.reshape(len(x), 4, 2, 4, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(len(x), 16, 4)
+    x = patches @ weights["embed.kernel"].reshape(4, -1) + weights["embed.bias"] + weights["positions"]
+    for block in ("blocks.0", "blocks.1", "blocks.2"):
+        h = normalised(weights, f"{block}.norm_1", x)
+        q, k, v = (dense(weights, f"{block}.attention.{name}", h) for name in ("query", "key", "value"))
+        scores = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1]))
+        mixed = np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(axis=-1, keepdims=True), v)
+        x = x + dense(weights, f"{block}.attention.out", mixed, axes=2)
+        h = normalised(weights, f"{block}.norm_2", x)
+        x = x + dense(weights, f"{block}.down", relu(dense(weights, f"{block}.up", h)))
+    return dense(weights, "output", normalised(weights, "norm", x).mean(axis=1))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet", "vit"])
+def test_outputs_equal_those_of_numpy(name: str) -> None:
+    spec = RunSpec(network=name, depth=3, width=4, norm="layer_norm")
+    model = forward_of(spec, IMAGE).flax
+    assert model is not None
+    rng = np.random.default_rng(0)
+    leaves, tree = jax.tree.flatten(model.params)
+    params = jax.tree.unflatten(tree, [0.5 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+    x = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    found, _ = jax.jit(lambda params, x: model.apply(params, model.rest, x, False))(params, x)
+    by_hand = {"cnn": cnn_by_hand, "resnet": resnet_by_hand, "vit": vit_by_hand}[name]
+    exact = {".".join(path): np.asarray(leaf, np.float64) for path, leaf in by_path(params).items()}
+    np.testing.assert_allclose(found, by_hand(exact, x.astype(np.float64)), rtol=1e-4, atol=1e-4)

@@ -17,13 +17,12 @@ from tiers import tiered
 
 from relu_study.components import random_streams
 from relu_study.components.flax_models import FlaxModel
+from relu_study.components.networks import network_of
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, measure_step, train_tile
 from relu_study.engine.forward import Forward, flax_model, forward_of, network_spec
 from relu_study.engine.state import MeasureConfig
-from relu_study.engine.tapped_sites import TappedNetwork
 from relu_study.engine.train_step import steps_per_epoch
-from relu_study.components.networks import network_of
 from relu_study.study.run_spec import RunSpec
 
 CNN = IMAGES.replace(network="cnn")
