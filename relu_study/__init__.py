@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from relu_study.components.activations import activation as activation
     from relu_study.components.initializers import initializer as initializer
+    from relu_study.components.layers import Activate as Activate
     from relu_study.components.networks import network as network
     from relu_study.components.optimizers import optimizer as optimizer
     from relu_study.components.tasks.own_arrays import task_from_arrays as task_from_arrays
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "components.activations": ("activation",),
     "components.initializers": ("initializer",),
+    "components.layers": ("Activate",),
     "components.networks": ("network",),
     "components.optimizers": ("optimizer",),
     "components.tasks.own_arrays": ("task_from_arrays",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,27 +18,13 @@ from relu_study.components.registry import metrics, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
 from relu_study.engine.forward import site_units
-from relu_study.engine.state import Data, MeasureConfig, State, Weights, pack, unpack
+from relu_study.engine.state import Data, MeasureConfig, State, Weights, unpack
+from relu_study.engine.tile_data import datasets_of, draw, init_per_key, numbers, probe_inputs
 from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the current one
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _select_runs(kept: Any, other: Any, where: Bool[Array, " W"]) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(where, range(1, a.ndim)), b, a), kept, other)
-
-
-def _init_per_key(specs: list[RunSpec], key: Callable[[RunSpec], RunSpec], make: Callable[[RunSpec], Any]) -> Any:
-    """Initial arrays of all runs: `make` them for the whole tile once per distinct `key`, then select per run."""
-    keys = [key(spec) for spec in specs]
-    distinct = list(dict.fromkeys(keys))
-    initial = make(distinct[0])
-    for other in distinct[1:]:
-        initial = _select_runs(initial, make(other), np.array([key == other for key in keys]))
-    return initial
 
 
 class TileState(NamedTuple):
@@ -78,48 +64,6 @@ def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
     return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
 
 
-def datasets_of(specs: list[RunSpec], num_datasets: int | None) -> tuple[list[RunSpec], np.ndarray | None]:
-    """One reader for each of the `num_datasets` datasets, and the index of the dataset of each run.
-
-    The index is None if every run has its own dataset. Unused datasets repeat the first reader.
-    """
-    if num_datasets is None or num_datasets == len(specs):
-        return specs, None
-    keys = [(cohorts.data_spec(spec), spec.seed, *cohorts.task_numbers(spec).items()) for spec in specs]
-    distinct = list(dict.fromkeys(keys))
-    readers = [specs[keys.index(key)] for key in distinct]
-    assert len(readers) <= num_datasets, f"the runs read {len(readers)} datasets, more than {num_datasets}"
-    return [*readers, *[readers[0]] * (num_datasets - len(readers))], np.array([distinct.index(key) for key in keys], np.int32)
-
-
-def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: MeasureConfig) -> Data:
-    """The data of one phase of the task, one dataset per reader. All readers share a table, if their task has one."""
-    seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
-    numbers = [cohorts.task_numbers(spec) for spec in readers]
-    options = {name: _numbers([run[name] for run in numbers], device) for name in numbers[0]}
-
-    def sample(key: RunSpec) -> Data:
-        return compilation.sample_program(key, phase, measure_config)(seeds, options)
-
-    data = _init_per_key(readers, cohorts.data_spec, sample)
-    if tasks[readers[0].task](readers[0]).table is not None:
-        data = data._replace(table=shared_table(cohorts.data_spec(readers[0]), device))
-    return data
-
-
-@functools.lru_cache(maxsize=8)
-def shared_table(spec: RunSpec, device: Any) -> Any:
-    """The rows of a task with a table, on a device."""
-    task = tasks[spec.task](spec)
-    assert task.table is not None
-    return jax.device_put(pack(task.signature, *task.table), device)
-
-
-def _numbers(values: Sequence[float], device: Any) -> Float[Array, " W"]:
-    with np.errstate(over="ignore"):  # a rate beyond float32 becomes infinite, and its run nonfinite
-        return jax.device_put(np.array(values, jnp.result_type(float)), device)
-
-
 def init_tile(
     specs: list[RunSpec], device: Any, measure_config: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
 ) -> TileState:
@@ -128,29 +72,22 @@ def init_tile(
     readers, source = datasets_of(specs, num_datasets)
     # Committed arrays select the device of a program. A default device would cause one trace per device.
     seeds = jax.device_put(np.array([s.seed for s in specs], np.uint32), device)
-    numbers = [cohorts.traced_numbers(spec) for spec in specs]
-    hparams = {name: _numbers([run[name] for run in numbers], device) for name in numbers[0]}
+    traced = [cohorts.traced_numbers(spec) for spec in specs]
+    hparams = {name: numbers([run[name] for run in traced], device) for name in traced[0]}
     box = jax.device_put(np.array([tasks[s.task](s).box or (0, 0) for s in specs], jnp.result_type(float)), device)
     data = draw(readers, 0, device, measure_config)
     if source is not None:
         source = jax.device_put(source, device)
-    inputs = _probe_inputs(signature, data, source, measure_config) if network_of(specs[0]).sized else None
+    inputs = probe_inputs(signature, data, source, measure_config) if network_of(specs[0]).sized else None
 
     def init(key: RunSpec) -> Weights:
         return compilation.init_program(key, signature.inputs, signature.outputs)(seeds, hparams, inputs)
 
-    weights = _init_per_key(specs, cohorts.start_spec, init)
+    weights = init_per_key(specs, cohorts.start_spec, init)
     # Most optimiser states depend on no input, so their program leaves them uncommitted.
     optimizer_state = compilation.tile_programs(specs[0], measure_config).init_optimizer(weights.params, hparams, seeds)
     state = jax.device_put(State(weights.params, weights.stats, optimizer_state), device)
     return TileState(state, data, seeds, hparams, box, source)
-
-
-def _probe_inputs(signature: Signature, data: Data, source: Any, measure_config: MeasureConfig) -> Float[Array, "W N D"]:
-    """The inputs of the probe set of each run."""
-    rows = data.rows(data.train[:, : measure_config.probe_set(signature)])
-    x, _ = unpack(signature, rows)
-    return x if source is None else x[source]
 
 
 def start_tile(
@@ -270,7 +207,7 @@ def _from_first_nonfinite(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, 
 
 
 def _reads_validation(metric: str) -> bool:
-    return metric in metrics and "val_loss" in metrics[metric].requires
+    return metric.startswith("val_") or (metric in metrics and "val_loss" in metrics[metric].requires)
 
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:

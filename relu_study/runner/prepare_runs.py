@@ -16,6 +16,7 @@ from relu_study.components.networks import initializer_of
 from relu_study.components.options import values
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import METRICS, rows_of
+from relu_study.components.tasks.task import declared_metrics as task_metrics
 from relu_study.engine import cohorts
 from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
 from relu_study.engine.state import MeasureConfig
@@ -45,7 +46,7 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     check(parse_declaration(declaration))
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
         measure_config = measure_config._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
-    ids, derived = {run.run_id for run in runs}, {*METRICS, *revivals.declared()}
+    ids, derived = {run.run_id for run in runs}, {*METRICS, *(f"val_{name}" for name in METRICS), *revivals.declared()}
     return Request(
         declaration,
         provenance(measure_config, [spec.replace(initializer=_shown(spec)["initializer"]) for spec in specs]),
@@ -111,12 +112,11 @@ def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]], metrics
 
 def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """The manifest entries of all metrics of these runs: the `requested` metrics (None: all) and those of the tasks."""
-    of_tasks = {
-        name: METRICS[name] for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics
-    }
+    signatures = [tasks[run.task](run).signature for run in {run.task: run for run in runs}.values()]
+    of_tasks = {name: entry for signature in signatures for name, entry in task_metrics(signature).items()}
     of_metrics = {name: info for name, info in declared().items() if requested is None or name in requested}
     revived = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_metrics}
-    entries = {**of_metrics, **revived, **{name: metric.declared() for name, metric in of_tasks.items()}}
+    entries = {**of_metrics, **revived, **of_tasks}
     return dict(sorted(entries.items()))
 
 

@@ -26,7 +26,7 @@ from relu_study.storage.tile_identity import STORED, number_type
 from relu_study.study.epochs import epoch_number
 from relu_study.study.outputs import Table
 
-BINARY_METRICS = ("collapsed", "constant", "trained")  # 0 or 1 per run: a Wilson interval, not a t interval
+BINARY_METRICS = ("collapsed", "constant", "trained", "val_trained")  # 0 or 1 per run: a Wilson interval, not a t interval
 
 
 @dataclass

@@ -170,6 +170,12 @@ class TaskMetric:
         return {**properties, "sites": False, "text": self.text, "source": self.source}
 
 
+def declared_metrics(signature: Signature) -> dict[str, dict[str, Any]]:
+    """Return the metrics of a task as plain data for the manifest: on the probe set, and as `val_...` on the validation rows."""
+    entries = {name: METRICS[name].declared() for name in signature.metrics}
+    return entries | {f"val_{name}": {**entry, "text": f"{entry['text']} {ON_VALIDATION}"} for name, entry in entries.items()}
+
+
 def accuracy(prediction: Float[Array, "N *O"], y: Shaped[Array, "N *T"]) -> Float[Array, ""]:
     """Return the share of examples whose class has the largest logit. Among equal logits the first counts.
 
@@ -234,6 +240,7 @@ def r2(prediction: Float[Array, "N *O"], y: Float[Array, "N *O"]) -> Float[Array
     return jnp.mean(jnp.where(constant, (error == 0).astype(error.dtype), 1 - error / jnp.where(constant, 1, total)))
 
 
+ON_VALIDATION = "Here of the validation rows instead of the probe set."
 METRICS = {
     "accuracy": TaskMetric(accuracy, "fraction", "higher", "Share of the probe set that is classified rightly.", low=0, high=1),
     "trained": TaskMetric(

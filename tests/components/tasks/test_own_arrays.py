@@ -13,7 +13,7 @@ import pytest
 from relu_study import RunSpec, Task, task_from_arrays
 from relu_study.components.registry import ours, tasks
 from relu_study.components.tasks.digits import images
-from relu_study.engine import check_tasks, compilation, train_tile
+from relu_study.engine import check_tasks, compilation, tile_data, train_tile
 from relu_study.engine.state import Data, MeasureConfig
 from relu_study.errors import UserError
 from relu_study.study.fingerprint import essence, fingerprint
@@ -41,8 +41,8 @@ def rows_of(task: Task, seed: int = 0) -> np.ndarray:
 
 def drawn(seeds: int = 3, **fields: Any) -> Data:
     compilation.clear()
-    train_tile.shared_table.cache_clear()
-    return train_tile.draw([RunSpec(task="mine", seed=seed, **fields) for seed in range(seeds)], 0, jax.devices()[0], ALL)
+    tile_data.shared_table.cache_clear()
+    return tile_data.draw([RunSpec(task="mine", seed=seed, **fields) for seed in range(seeds)], 0, jax.devices()[0], ALL)
 
 
 # ------------------------------------------------------------------------------------------- splits
@@ -102,7 +102,7 @@ def test_table_gives_the_same_rows_as_the_drawn_digits() -> None:
     pixels, classes = images()
     task_from_arrays("mine", pixels, classes.argmax(axis=1))
     data, device = drawn(), jax.devices()[0]
-    wanted = train_tile.draw([RunSpec(task="digits", seed=seed) for seed in range(3)], 0, device, ALL)
+    wanted = tile_data.draw([RunSpec(task="digits", seed=seed) for seed in range(3)], 0, device, ALL)
     for seed in range(3):
         for part, rows in ((data.train, wanted.train), (data.val, wanted.val)):
             assert np.array_equal(data.rows(part[seed]), rows[seed])
@@ -112,7 +112,7 @@ def test_training_on_a_table_gives_the_numbers_of_drawn_rows() -> None:
     pixels, classes = images()
     task_from_arrays("mine", pixels, classes.argmax(axis=1))
     compilation.clear()
-    train_tile.shared_table.cache_clear()
+    tile_data.shared_table.cache_clear()
     fields = {"width": 8, "epochs": 1, "initializer": "he_normal"}
     few = MeasureConfig(histograms=False, metrics=("train_loss", "val_loss"))
     table, rows = (

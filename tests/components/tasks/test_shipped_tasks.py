@@ -12,7 +12,7 @@ from relu_study.components.registry import tasks
 from relu_study.components.tasks import mnist, mnist1d
 from relu_study.components.tasks.digits import images
 from relu_study.components.tasks.task import Task
-from relu_study.engine import train_tile
+from relu_study.engine import tile_data
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
@@ -32,7 +32,7 @@ def drawn(task: Task, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("inputs", ["raw", "centred"])
 def test_digits_image_has_the_rows_of_digits(inputs: str) -> None:
     flat, image = (
-        train_tile.draw([RunSpec(task=name, seed=seed, inputs=inputs) for seed in (0, 7)], 0, jax.devices()[0], ALL)
+        tile_data.draw([RunSpec(task=name, seed=seed, inputs=inputs) for seed in (0, 7)], 0, jax.devices()[0], ALL)
         for name in ("digits", "digits_image")
     )
     for part, rows in ((image.train, flat.train), (image.val, flat.val)):

@@ -11,7 +11,7 @@ import pytest
 from tiers import tiered
 
 from relu_study.components.registry import ours, tasks
-from relu_study.engine import check_tasks, train_tile
+from relu_study.engine import check_tasks, tile_data
 from relu_study.engine.state import MeasureConfig, unpack
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
@@ -53,7 +53,7 @@ def test_task_gives_every_seed_its_rows(name: str) -> None:
     train_rows, val_rows = task.signature[:2]
     assert train_rows + val_rows == spec.rows
     seeds = [spec.replace(seed=seed) for seed in range(3)]
-    data = train_tile.draw(seeds, 0, jax.devices()[0], MeasureConfig(val_examples=None))
+    data = tile_data.draw(seeds, 0, jax.devices()[0], MeasureConfig(val_examples=None))
     for part, rows in ((data.train, train_rows), (data.val, val_rows)):
         x, y = unpack(task.signature, data.rows(part))
         assert x.shape == (3, rows, *task.signature.inputs.shape) and x.dtype == task.signature.inputs.dtype
