@@ -64,7 +64,7 @@ class Context:
     """The arguments and the log of one forward pass.
 
     Args:
-      hparams: traced RunSpec fields by name.
+      hparams: traced RunSpec fields, and options, by name.
       train: training mode (dropout and batch statistics), else evaluation mode.
       key: random key of the step's dropout.
       activations_log: filled in call order with (Dense, input) and (Site, pre, post).
@@ -73,7 +73,7 @@ class Context:
     The log and the hook act during tracing and add nothing to the compiled program.
     """
 
-    hparams: Mapping[str, Float[Array, ""]]
+    hparams: Mapping[str, Any]
     train: bool = False
     key: Key[Array, ""] | None = None
     activations_log: list[tuple[Any, ...]] = field(default_factory=list)
