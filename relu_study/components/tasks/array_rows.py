@@ -52,8 +52,7 @@ class ArrayRows:
 
     def train_rows(self, rows: int) -> int:
         """Return the number of training rows among `rows` rows."""
-        val = self.fixed_rows or math.ceil(self.val * rows - 1e-9)  # 0.1 * 30 is above 3 in floating point
-        return rows - val
+        return rows - (self.fixed_rows or share_of(rows, self.val))
 
     def signature(self, rows: int) -> Signature:
         """Return the signature of a task with this number of rows."""
@@ -71,6 +70,11 @@ class ArrayRows:
             input_dtype="int32" if self.tokens else "float",
             output_shape=outputs if len(outputs) > 1 else (),
         )
+
+
+def share_of(rows: int, share: float) -> int:
+    """Return the number of rows in a share of them, rounded up."""
+    return math.ceil(share * rows - 1e-9)  # 0.1 * 30 is above 3 in floating point
 
 
 def default_metrics(classes: int | None) -> tuple[str, ...]:

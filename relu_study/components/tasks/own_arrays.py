@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.array_files import is_numeric, is_table, numeric, read_file, table_column, table_inputs
-from relu_study.components.tasks.array_rows import ArrayRows, build
+from relu_study.components.tasks.array_rows import ArrayRows, build, share_of
 from relu_study.components.tasks.task import TaskEntry
 from relu_study.errors import UserError
 
@@ -164,16 +164,15 @@ def _check_finite(what: str, name: str, values: Shaped[np.ndarray, "n ..."]) -> 
 
 def _with_share(what: str, train: Any, share: float, fixed: bool, tokens: bool, classes: Any) -> ArrayRows:
     x, y = train
-    y, found = _numbered(what, y, classes, x)
-    table = ArrayRows(x, y, found, share, tokens)
-    rows = table.train_rows(len(table))
+    rows = len(x) - share_of(len(x), share)
     if rows < 1:
-        raise UserError(f"{what}: {len(table)} rows with val={share:g} leave no training rows. Give more rows.")
-    if not fixed:
-        return _frozen(table)
-    order = np.random.RandomState(0).permutation(len(x))
-    _check_seen(what, y[order[:rows]], y[order[rows:]], found)
-    return _frozen(ArrayRows(x[order], y[order], found, len(x) - rows, tokens))
+        raise UserError(f"{what}: {len(x)} rows with val={share:g} leave no training rows. Give more rows.")
+    if fixed:
+        order = np.random.RandomState(0).permutation(len(x))
+        first, last = ((x[part], y[part]) for part in (order[:rows], order[rows:]))
+        return _with_validation(what, first, last, tokens, classes)
+    y, found = _numbered(what, y, classes, x)
+    return _frozen(ArrayRows(x, y, found, share, tokens))
 
 
 def _with_validation(what: str, train: Any, validation: Any, tokens: bool, classes: Any) -> ArrayRows:
@@ -226,11 +225,6 @@ def _counted(what: str, y: np.ndarray, classes: Any) -> tuple[np.ndarray, int]:
         least = f" from {y.min()} to {y.max()}" if y.dtype.kind in "biu" else ""
         raise UserError(f"{what} has classes={classes}, and labels {y.dtype}{least}. Give whole numbers from 0 to {classes - 1}.")
     return y.astype(np.int32), int(classes)
-
-
-def _check_seen(what: str, y: np.ndarray, y_val: np.ndarray, classes: int | None) -> None:
-    if classes is not None and (unseen := sorted(set(y_val.ravel().tolist()) - set(y.ravel().tolist()))):
-        raise _unseen(what, unseen)
 
 
 def _unseen(what: str, labels: list[Any]) -> UserError:

@@ -48,6 +48,13 @@ def drawn(seeds: int = 3, **fields: Any) -> Data:
 # ------------------------------------------------------------------------------------------- splits
 
 
+@pytest.mark.parametrize(("rows", "share", "val"), [(30, 0.1, 3), (1797, 0.2, 360), (10, 0.25, 3), (2, 0.5, 1), (7, 0.001, 1)])
+def test_share_is_rounded_up(rows: int, share: float, val: int) -> None:
+    x = np.arange(float(rows))[:, None]
+    for fixed in (False, True):
+        assert mine(x, x, val=share, fixed=fixed).signature[:2] == (rows - val, val)
+
+
 def test_seed_draws_a_disjoint_and_complete_split() -> None:
     task = mine(X, LABELS)
     assert task.signature[:6] == (24, 6, 4, 3, "cross_entropy", ("accuracy", "balanced_accuracy"))
@@ -281,7 +288,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "other targets": ((X, LABELS), {"val": (X, X[:, 0])}, "Give rows of one kind"),
     "validation NaN": ((X, LABELS), {"val": (X * np.nan, LABELS)}, "task 'mine', validation: 30 rows of x have NaN"),
     "validation lengths": ((X, LABELS), {"val": (X, LABELS[:5])}, "validation: x has 30 rows and y has 5"),
-    "rare label": ((X, np.arange(30)), {"fixed": True}, "labels of validation rows are no labels of training rows"),
+    "rare label": ((X, np.arange(30).astype(str)), {"fixed": True}, r"no labels of training rows \(\d+, \d+, .* and 1 more\)"),
     "fixed": ((X, LABELS), {"fixed": 1}, "fixed and tokens must be True or False"),
     "float tokens": ((X, LABELS), {"tokens": True}, r"tokens are float32 of shape \(30, 4\)"),
     "negative tokens": ((LABELS[:, None] - 1, LABELS), {"tokens": True}, "from -1. Give whole numbers from 0"),
