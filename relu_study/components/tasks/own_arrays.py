@@ -96,9 +96,11 @@ def _read(what: str, x: Any, y: Any, inputs: str, tokens: bool) -> tuple[np.ndar
 
 
 def _array(what: str, name: str, values: Any) -> Shaped[np.ndarray, "n ..."]:
+    if np.ma.is_masked(values):
+        raise UserError(f"{what}: {name} has masked values. Remove these rows, or fill them in.")
     try:
         array = np.array(values)  # a copy: later changes of the user's array change no run
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{what}: {name} is no array ({str(error).splitlines()[0][:80]}). Give rows of equal lengths.") from None
     if array.ndim == 0 or not array.size:
         raise UserError(f"{what}: {name} has shape {array.shape}. Give one row per example, and at least one number per row.")

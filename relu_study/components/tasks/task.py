@@ -303,6 +303,10 @@ class TaskEntry:
         built = self.function(filled(spec) if self.options else spec)
         if not self.traced or not isinstance(built, Task):
             return built
+        if built.table is not None:
+            raise UserError(
+                f"task {self.name!r} has a table, so no sample takes its option {self.traced[0]!r}. Leave traced out."
+            )
         defaults = {name: float(self.options[name]) for name in self.traced}  # constants of the programs of runs that set none
 
         @functools.wraps(built.sample)

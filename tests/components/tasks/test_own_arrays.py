@@ -260,6 +260,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "no rows": ((X[:0], LABELS[:0]), {}, r"x has shape \(0, 4\)"),
     "no columns": ((X[:, :0], LABELS), {}, r"x has shape \(30, 0\)"),
     "ragged": (([[1.0], [2.0, 3.0]], [0, 1]), {}, "x is no array"),
+    "masked": ((np.ma.array(X, mask=X > 1), LABELS), {}, "x has masked values. Remove these rows"),
     "texts as inputs": ((TEXTS[:, None], LABELS), {}, "x has dtype <U1. Give numbers"),
     "objects as inputs": ((X.astype(object), LABELS), {}, "x has dtype object"),
     "complex": ((X.astype(complex), LABELS), {}, "x has dtype complex"),

@@ -71,6 +71,16 @@ def test_traced_option_reaches_the_rows_as_an_array() -> None:
     assert np.allclose(program(seeds).train[0, :, 3] - data.train[0, :, 3], 0.5)
 
 
+def test_traced_option_of_a_table_is_refused() -> None:
+    @task("gathered", options={"noise": 0.5}, traced=("noise",))
+    def build(spec: RunSpec) -> Task:
+        table = (np.zeros((4, 1)), np.zeros((4, 1)))
+        return Task(Signature(2, 2, 1, 1), lambda key, phase: table, table=table, split=lambda key, phase: jnp.arange(4))
+
+    with pytest.raises(UserError, match="task 'gathered' has a table, so no sample takes its option 'noise'"):
+        tasks["gathered"](RunSpec())
+
+
 def test_function_in_the_registry_needs_no_entry() -> None:
     tasks.add("plain", lambda spec: Task(Signature(3, 2, 1, 1), lambda key, phase: (jnp.zeros((5, 1)), jnp.zeros((5, 1)))))
     assert tasks["plain"](RunSpec(task="plain")).signature.train_rows == 3
