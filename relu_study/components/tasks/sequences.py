@@ -73,7 +73,7 @@ def parity(spec: RunSpec) -> Task:
         length,
         CLASSES,
         loss="cross_entropy",
-        metrics=("accuracy", "trained"),
+        metrics=("accuracy",),
         input_shape=(length,),
         input_dtype="int32",
     )
