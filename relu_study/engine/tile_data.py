@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from relu_study.components.registry import tasks
+from relu_study.components.registry import Registry, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import cohorts, compilation
 from relu_study.engine.state import Data, MeasureConfig, pack, unpack
@@ -58,13 +58,13 @@ def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: Measur
 
     data = init_per_key(readers, cohorts.data_spec, sample)
     if tasks[readers[0].task](readers[0]).table is not None:
-        data = data._replace(table=shared_table(cohorts.data_spec(readers[0]), device))
+        data = data._replace(table=shared_table(cohorts.data_spec(readers[0]), device, Registry.version))
     return data
 
 
 @functools.lru_cache(maxsize=8)
-def shared_table(spec: RunSpec, device: Any) -> Any:
-    """The rows of a task with a table, on a device."""
+def shared_table(spec: RunSpec, device: Any, version: int) -> Any:
+    """The rows of a task with a table, on a device. A replaced task has another `version` of the registries."""
     task = tasks[spec.task](spec)
     assert task.table is not None
     return jax.device_put(pack(task.signature, *task.table), device)
