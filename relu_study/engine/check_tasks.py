@@ -21,6 +21,7 @@ from relu_study.components import random_keys, random_streams
 from relu_study.components.entry_errors import calling
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import LABELLED, LOSSES, METRICS, Signature, Task, is_labels
+from relu_study.engine import check_tables
 from relu_study.errors import UserError, nearest
 from relu_study.study.run_spec import RunSpec
 
@@ -43,15 +44,20 @@ def check_task(spec: RunSpec) -> list[str]:
     One `jax.eval_shape` of `sample` per phase checks shapes and dtypes. Eager draws check that equal keys give equal rows, that
     all inputs are in the box, and that the targets fit the loss. They cover up to 16 phases, with the first and the last.
     """
-    name, data_fields = spec.task, RunSpec(rows=spec.rows, **dict(spec.marked("data")))
+    name, own = spec.task, getattr(tasks[spec.task], "options", {})
+    options = tuple((option, value) for option, value in spec.options if option in own)
+    data_fields = RunSpec(rows=spec.rows, **dict(spec.marked("data")), options=options)
     task, rebuilt = (_built(name, one) for one in (spec, data_fields))
     check_declared(name, task)
     for field in ("signature", "box", "phases"):
         if (value := getattr(task, field)) != (other := getattr(rebuilt, field)):
             raise UserError(
                 f"task {name!r}: its {field} depends on more than rows, target and inputs ({value} here, {other} without the "
-                "other fields). Build it from these three fields only."
+                "other fields). Build it from these three fields and its own options only."
             )
+    if task.table is not None or task.split is not None:
+        check_tables.check_arrays(name, task, rebuilt)
+        _check_values(name, task, *map(np.asarray, task.table or ()))
     for phase in range(task.phases):
         _check_shapes(name, task, phase)
     fixed = True
@@ -112,8 +118,11 @@ def check_declared(name: str, task: Task) -> None:
     if s.loss == "bce" and s.d_out != 1:
         raise UserError(f"task {name!r}: bce takes one logit, so d_out=1, not {s.d_out}. Use loss='ce' for several classes.")
     _check_declared_shapes(name, s)
-    if s.metrics and s.d_out == 1 and s.loss != "bce":
-        raise UserError(f"task {name!r}: {s.metrics[0]} of one output needs a logit. Use loss='bce', or leave the metric out.")
+    of_labels = [metric for metric in s.metrics if METRICS[metric].of == "labels"]
+    if s.loss in LABELLED and (others := {*s.metrics} - {*of_labels}):
+        raise UserError(f"task {name!r}: {min(others)} is a metric of numbers, and {s.loss} has labels. Leave the metric out.")
+    if of_labels and s.d_out == 1 and s.loss != "bce":
+        raise UserError(f"task {name!r}: {of_labels[0]} of one output needs a logit. Use loss='bce', or leave the metric out.")
     _check_box(name, task.box)
 
 
@@ -195,23 +204,31 @@ def type_name(value: Any) -> str:
 
 def _draw(name: str, task: Task, seed: int, phase: int) -> str:
     """The digest of the rows that a seed draws. Raises UserError for wrong values."""
+    if task.table is not None:
+        return check_tables.drawn(name, task, seed, phase)
     sample, key = task.sample, random_streams.stream(seed, "data", phase)
     while hasattr(sample, "__wrapped__") and hasattr(sample, "lower"):  # a jitted function's trace would hide Python's state
         sample = sample.__wrapped__
     with calling(f"sample of task {name!r}"):
         x, y = (np.asarray(part) for part in sample(key, phase))
     _check_indices(name, sample, key, phase)
+    _check_values(name, task, x, y)
+    return hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
+
+
+def _check_values(name: str, task: Task, x: np.ndarray, y: np.ndarray) -> None:
+    """Check that inputs are in the task's box, and that targets fit its loss."""
     numbers = x.astype(jnp.result_type(float))
     known = numbers[~np.isnan(numbers)]
     check_inside(name, task.box, known.min(initial=np.inf), known.max(initial=-np.inf))
     s = task.signature
     if s.loss in LABELLED:
         _check_targets(name, s, y)
-    return hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
 
 
 def _repeats(task: Task, phase: int) -> bool:
-    return random_keys.repeats(lambda key: task.sample(key, phase), random_streams.stream(0, "data", phase))
+    draw = task.sample if task.split is None else task.split
+    return random_keys.repeats(lambda key: draw(key, phase), random_streams.stream(0, "data", phase))
 
 
 def check_inside(name: str, box: Sequence[float] | None, least: Any, most: Any) -> None:

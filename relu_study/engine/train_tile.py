@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from relu_study.components.metrics import revivals
 from relu_study.components.networks import network_of
-from relu_study.components.registry import Registry, metrics, ours, tasks
+from relu_study.components.registry import metrics, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
 from relu_study.engine.forward import site_units

@@ -18,7 +18,7 @@ from relu_study.components.layers import Dense, Site
 from relu_study.components.networks import Block, network
 from relu_study.components.registry import activations, initializers, networks, ours, tasks
 from relu_study.components.tasks.task import Signature
-from relu_study.engine import check_functions, check_networks, check_tasks, cohorts
+from relu_study.engine import check_functions, check_networks, cohorts
 from relu_study.engine.train_step import make_init
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
@@ -135,8 +135,6 @@ def test_initial_weights_differ_by_seed(kind: str) -> None:
 def test_package_entries_pass_the_checks() -> None:
     for registry, entry in [(r, e) for r in (activations, initializers, networks, tasks) for e in r]:
         assert ours(registry[entry]), entry
-    for name in tasks:
-        assert check_tasks.check_task(SPEC.replace(task=name)) == []
 
 
 @pytest.mark.parametrize("name", tiered(activations, "relu", "crelu", "selu"))

@@ -16,7 +16,7 @@ from tiers import tiered
 from user_entries import FEW, MINE, add_task, refused, sampled
 
 from relu_study.components.registry import tasks
-from relu_study.components.tasks.task import Signature, Task
+from relu_study.components.tasks.task import Signature, Task, task
 from relu_study.engine import check_tasks, cohorts, train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
@@ -239,3 +239,54 @@ def test_signature_fields_are_checked_by_name(changes: dict[str, Any], words: li
 def test_task_of_a_wrong_type_is_refused() -> None:
     tasks.add("mine", lambda spec: (Signature(40, 20, 4, 1), sampled()))
     refused(MINE, "task 'mine' returns tuple", "Return a relu_study.Task")
+
+
+TABLE = np.arange(240.0).reshape(60, 4), np.arange(60.0)[:, None]
+
+
+def gathered(split: Any, table: Any = TABLE) -> None:
+    add_task(lambda key, phase: tuple(jnp.asarray(part)[split(key, phase)] for part in TABLE), table=table, split=split)
+
+
+def test_table_with_a_split_passes() -> None:
+    gathered(lambda key, phase: jax.random.permutation(key, 60))
+    assert check_tasks.check_task(MINE) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "table", "words"),
+    [
+        (None, TABLE, ["has a table without a split"]),
+        (lambda key, phase: jnp.arange(60), None, ["a split without a table"]),
+        (lambda key, phase: jnp.arange(60), (TABLE[0], TABLE[1][:9]), ["arrays of [60, 9] rows"]),
+        (lambda key, phase: jnp.arange(59), TABLE, ["split returns int32 of shape (59,)", "40 training rows"]),
+        (lambda key, phase: jnp.arange(60.0), TABLE, ["split returns float32 of shape (60,)"]),
+        (lambda key, phase: jnp.arange(60) + 1, TABLE, ["row numbers from 1 to 60", "table has 60 rows"]),
+        (lambda key, phase: jnp.arange(60) - 1, TABLE, ["row numbers from -1 to 58"]),
+        (lambda key, phase: np.random.permutation(60), TABLE, ["same key give different rows"]),
+    ],
+)
+def test_wrong_table_or_split_is_refused(split: Any, table: Any, words: list[str]) -> None:
+    add_task(lambda key, phase: TABLE, table=table, split=split)
+    refused(MINE, "task 'mine'", *words)
+
+
+def test_metric_of_the_other_kind_of_targets_is_refused() -> None:
+    add_task(sampled(), Signature(40, 20, 4, 1, metrics=("r2",)))
+    assert check_tasks.check_task(MINE) == []
+    add_task(sampled(), Signature(40, 20, 4, 1, metrics=("r2", "accuracy")))
+    refused(MINE, "accuracy of one output needs a logit")
+    add_task(sampled(y=lambda x: (x, jnp.zeros(60, int))), Signature(40, 20, 4, 2, "ce", ("accuracy", "r2")))
+    refused(MINE, "r2 is a metric of numbers, and ce has labels")
+
+
+def test_options_may_change_the_signature() -> None:
+    tasks._entries.pop("mine", None)
+
+    @task("mine", options={"columns": 3})
+    def mine(spec: RunSpec) -> Task:
+        columns = int(spec.option("columns"))
+        return Task(Signature(40, 20, columns, 1), sampled(d_in=columns))
+
+    for columns in (3, 5):
+        assert check_tasks.check_task(MINE.replace(columns=columns)) == []
