@@ -41,6 +41,10 @@ UNREAD += ("fun_sourceinfo",)  # of a jitted function: its file and line
 ANY_GLOBAL = {"globals", "eval", "exec", "modules", "__import__", "import_module"}  # names by which a function reads any global
 STATEFUL = {"logging", "threading", "_thread", "io", "_io", "socket", "weakref", "_weakref", "subprocess", "asyncio", "tempfile"}
 SAID = {"name", "text", "source", "unit", "direction", "low", "high", "theory", "check", "cost", "factors"}  # fields of entries
+# Fields of later versions with their values in earlier ones, and kinds of entries that were plain functions in earlier versions:
+# an entry that declares nothing new keeps its fingerprint.
+LATER: dict[str, Any] = {"options": {}, "traced": (), "rows": None, "initializer": "glorot_uniform"}
+WRAPPED = ("TaskEntry", "Network")
 CONSTANTS = {"NotImplemented", "Ellipsis", "__debug__"}  # Python's own names of values
 DIGITS = 12
 
@@ -69,6 +73,9 @@ def essence(entry: Any) -> Any:
     if isinstance(entry, type) or not is_dataclass(entry) or not type(entry).__module__.startswith("relu_study."):
         return entry
     kept = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name not in SAID}
+    kept = {name: value for name, value in kept.items() if name not in LATER or value != LATER[name]}
+    if [*kept] == ["function"] and type(entry).__name__ in WRAPPED:
+        return kept["function"]
     return {name: {k: essence(v) for k, v in value.items()} if name == "numbers" else value for name, value in kept.items()}
 
 

@@ -22,7 +22,7 @@ from paths import ROOT
 from tiers import tiered
 
 from relu_study import data_file
-from relu_study.components.registry import statistics, tasks
+from relu_study.components.registry import networks, optimizers, statistics, tasks
 from relu_study.engine import cohorts
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
@@ -32,7 +32,7 @@ from relu_study.runner.provenance import host, provenance, with_digest
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences
 from relu_study.study.draw_study import cell_id
-from relu_study.study.fingerprint import fingerprint
+from relu_study.study.fingerprint import essence, fingerprint
 from relu_study.study.loading import find_study, load_study
 from relu_study.study.run_spec import RunSpec
 from relu_study.study.study import Study
@@ -267,6 +267,32 @@ def test_a_folder_is_not_continued_with_a_changed_definition(tmp_path: Path, mon
     monkeypatch.setitem(globals(), "OFFSET", 1.0)
     again = run(study, out=tmp_path / "out", seeds=2).runs["val_loss/all"]
     assert again.iloc[0] == first.iloc[0] and again.iloc[1] != first.iloc[0]
+
+
+def test_an_entry_that_declares_nothing_has_the_fingerprint_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    from relu_study import network, optimizer, task
+
+    for registry in (tasks, networks, optimizers):
+        registry.load()
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    def sized(spec: RunSpec, d_in: int, d_out: int, rngs: Any) -> Any:
+        return OFFSET
+
+    def other(spec: RunSpec) -> Any:
+        return OFFSET
+
+    def paced(learning_rate: Any) -> Any:
+        return OFFSET
+
+    network("own_network")(sized)
+    task("own_task")(other)
+    optimizer("own_optimizer")(paced)
+    assert fingerprint(essence(networks["own_network"])) == fingerprint(sized)
+    assert fingerprint(essence(tasks["own_task"])) == fingerprint(other)
+    assert fingerprint(essence(optimizers["own_optimizer"])) == fingerprint({"function": paced})
+    task("own_task", rows=5)(other)
+    assert fingerprint(essence(tasks["own_task"])) != fingerprint(other)
 
 
 INJECTED = {

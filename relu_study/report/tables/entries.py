@@ -123,9 +123,8 @@ class RunLookup:
         ):
             return f"no {site}"
         at_sites = [name for name in self.frame.columns if "/site_" in name]
-        if self.alive[self.row[config_id]] and self.frame.loc[self.place[0] == self.row[config_id], at_sites].isna().all(
-            axis=None
-        ):
+        rows = self.place[0] == self.row[config_id]
+        if self.alive[self.row[config_id]] and self.frame.loc[rows, at_sites].isna().all(axis=None):
             return "no sites"
         if metric == "update_norm" and epoch == 0:
             return "no step yet"
