@@ -130,7 +130,7 @@ def activation(
     values: Any = (-inf, inf),
     smooth: bool = False,
     fanout: Any = 1,
-    options: Mapping[str, Any] | None = None,
+    options: Any = None,
     traced: tuple[str, ...] = (),
 ) -> Callable[[Any], Activation]:
     """Register `phi(pre, **hparams)` as an `Activation`.

@@ -61,7 +61,7 @@ def _takes_sizes(function: Any) -> bool:
     return bool(SIZES & set(parameters))
 
 
-def network(name: str, *, initializer: str | None = None, options: Mapping[str, Scalar] | None = None) -> Callable[[Any], Any]:
+def network(name: str, *, initializer: str | None = None, options: Any = None) -> Callable[[Any], Any]:
     """Return a decorator that registers `build(spec, inputs, outputs, rngs)` as a network, and returns it unchanged.
 
     `inputs` and `outputs` are the `jax.ShapeDtypeStruct`s of one example, without an axis of examples. `build` returns an

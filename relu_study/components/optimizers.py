@@ -287,9 +287,7 @@ def _accepted(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in extra.items() if name in parameters or (whole and name != "grad_fn")}
 
 
-def optimizer(
-    name: str, *, options: Mapping[str, Scalar] | None = None, traced: tuple[str, ...] = ()
-) -> Callable[[Callable[..., Any]], Optimizer]:
+def optimizer(name: str, *, options: Any = None, traced: Any = ()) -> Callable[[Callable[..., Any]], Optimizer]:
     """Register `f(learning_rate, weight_decay)`, or any optax constructor, as an optimiser.
 
     A constructor without a weight decay is called with the rate only. A parameter `key` receives the run's random key, a

@@ -83,14 +83,15 @@ def test_an_option_at_its_default_gives_the_numbers_of_an_unset_one() -> None:
 
 
 def test_builders_read_all_declared_options() -> None:
-    assert filled(SMALL.replace(activation="test_shifted", power=3)).options == (("power", 3), ("shift", 0))
+    read = dict(filled(SMALL.replace(activation="test_shifted", power=3)).options)
+    assert (read["power"], read["shift"], read["schedule"]) == (3, 0, "constant")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"chanels": 3}, "unknown RunSpec field or option 'chanels'"),
-        ({"learning_rte": 0.1}, "Did you mean learning_rate?"),
+        ({"learning_rte": 0.1}, "Did you mean learning_rate,"),
         ({"rate": 0.5}, "option 'rate' belongs to network 'test_dropout', which this run does not use"),
         ({"activation": "test_shifted", "power": 1.5}, "option 'power' must be a whole number, not 1.5"),
         ({"activation": "test_shifted", "shift": "much"}, "option 'shift' must be a number, not 'much'"),

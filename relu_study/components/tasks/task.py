@@ -319,9 +319,7 @@ class TaskEntry:
 ROWS = RunSpec.rows  # the default of the field
 
 
-def task(
-    name: str, *, rows: Any = None, options: Mapping[str, Scalar] | None = None, traced: tuple[str, ...] = ()
-) -> Callable[[Any], Any]:
+def task(name: str, *, rows: Any = None, options: Any = None, traced: Any = ()) -> Callable[[Any], Any]:
     """Return a decorator that registers `build(spec)` as a task, and returns it unchanged. `build` returns a `Task`.
 
     Args:
