@@ -59,6 +59,7 @@ class ViT(nnx.Module):
         heads = int(spec.option("heads"))
         positions = _positions(spec, inputs)
         _check_sizes(spec, heads, positions, outputs)
+        self.patch = None if _is_sequence(inputs) else int(spec.option("patch"))
         self.embed = _embedding(spec, inputs, rngs)
         self.by_position = len(outputs.shape) == 2
         draw = nnx.initializers.normal(POSITION_STD, jnp.result_type(float))
@@ -68,10 +69,7 @@ class ViT(nnx.Module):
         self.output = linear(spec.width, outputs.shape[-1], rngs)
 
     def __call__(self, x: Any) -> Float[Array, "B *T O"]:
-        if isinstance(self.embed, nnx.Conv):
-            x = x.reshape(len(x), *with_channels(x.shape[1:]))
-        x = self.embed(x)
-        x = x.reshape(len(x), -1, x.shape[-1]) + self.positions[...]
+        x = self.embed(x if self.patch is None else patches(x, self.patch)) + self.positions[...]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -82,10 +80,24 @@ def _is_tokens(inputs: jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(inputs.dtype, jnp.integer)
 
 
+def _is_sequence(inputs: jax.ShapeDtypeStruct) -> bool:
+    return _is_tokens(inputs) or len(inputs.shape) == 2
+
+
+def patches(x: Float[Array, "B *S"], patch: int) -> Float[Array, "B T P"]:
+    """Return the entries of all patches of images (B, H, W, C), or of vectors (B, L) without channels."""
+    examples, *sizes, channels = (len(x), *with_channels(x.shape[1:]))
+    split = x.reshape(examples, *(part for size in sizes for part in (size // patch, patch)), channels)
+    axes = range(1, 2 * len(sizes) + 1)
+    counts, entries = axes[::2], axes[1::2]
+    ordered = split.transpose(0, *counts, *entries, 2 * len(sizes) + 1)
+    return ordered.reshape(examples, math.prod(size // patch for size in sizes), -1)
+
+
 def _positions(spec: RunSpec, inputs: jax.ShapeDtypeStruct) -> int:
     """Return the number of positions that the encoder blocks see."""
     shape, patch = tuple(inputs.shape), int(spec.option("patch"))
-    if _is_tokens(inputs) or len(shape) == 2:
+    if _is_sequence(inputs):
         if _is_tokens(inputs) and len(shape) != 1:
             raise UserError(f"network 'vit' takes tokens as vectors (T,), but their shape is {shape}. Flatten them.")
         return shape[0]
@@ -104,9 +116,8 @@ def _embedding(spec: RunSpec, inputs: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> A
         return nnx.Embed(int(spec.option("vocabulary")), spec.width, param_dtype=jnp.result_type(float), rngs=rngs)
     if len(inputs.shape) == 2:
         return linear(inputs.shape[-1], spec.width, rngs)
-    *sizes, d_in = with_channels(inputs.shape)
-    patch = int(spec.option("patch"))
-    return nnx.Conv(d_in, spec.width, (patch,) * len(sizes), patch, padding="VALID", **precise(), rngs=rngs)
+    *sizes, channels = with_channels(inputs.shape)
+    return linear(int(spec.option("patch")) ** len(sizes) * channels, spec.width, rngs)
 
 
 def _check_sizes(spec: RunSpec, heads: int, positions: int, outputs: jax.ShapeDtypeStruct) -> None:
