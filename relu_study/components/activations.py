@@ -56,7 +56,7 @@ class Activation:
         names = {*TRACED_FIELDS, *self.options} - {*bound}
         return tuple(name for name in _parameters(self.function) if name in names)
 
-    def __call__(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N V"]:
+    def __call__(self, pre: Float[Array, "*N U"], hparams: Mapping[str, Any]) -> Float[Array, "*N V"]:
         """Return post = phi(pre), with V = fanout * U. An option that is not in `hparams` has its default."""
         return self.function(pre, **self.arguments(hparams))
 
@@ -64,7 +64,7 @@ class Activation:
         """Return the arguments of phi after the first."""
         return {name: hparams[name] if name in hparams else self.options[name] for name in self.hparams}
 
-    def slope(self, pre: Float[Array, "*N U"], hparams: Mapping[str, ArrayLike]) -> Float[Array, "*N U"]:
+    def slope(self, pre: Float[Array, "*N U"], hparams: Mapping[str, Any]) -> Float[Array, "*N U"]:
         """Return abs(phi'(pre)) of each unit. With `fanout` coordinates, it is their maximum."""
         _, tangent = jax.jvp(lambda z: self(z, hparams), (pre,), (jnp.ones_like(pre),))
         slope = jnp.abs(tangent)
@@ -72,11 +72,11 @@ class Activation:
             return slope
         return slope.reshape(*pre.shape[:-1], self.fanout, pre.shape[-1]).max(axis=-2)
 
-    def max_slope(self, hparams: Mapping[str, ArrayLike]) -> Float[Array, ""]:
+    def max_slope(self, hparams: Mapping[str, Any]) -> Float[Array, ""]:
         """Return the maximum of abs(phi') on a grid of pre from -8 to 8 in steps of 1/256, including 0."""
         return jnp.max(self.slope(jnp.arange(-2048, 2049)[:, None] / 256, hparams))
 
-    def end_slopes(self, hparams: Mapping[str, ArrayLike]) -> dict[float, Float[Array, ""]]:
+    def end_slopes(self, hparams: Mapping[str, Any]) -> dict[float, Float[Array, ""]]:
         """Return abs(phi') at the finite ends of the flat pieces. It is 1/2, not 0, at a kink of jnp.maximum."""
         ends = {end for piece in self.flat for end in piece if isfinite(end)}
         return {end: self.slope(jnp.full((1, 1), end), hparams)[0, 0] for end in sorted(ends)}

@@ -23,7 +23,7 @@ import functools
 import operator
 from collections.abc import Mapping
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -132,7 +132,7 @@ def layer_norm(interval: Interval, scale: Float[Array, "U"], bias: Float[Array, 
     return affine(Interval(-most, most), scale, bias)
 
 
-def through(activation: Activation, interval: Interval, hparams: Mapping[str, ArrayLike]) -> Interval:
+def through(activation: Activation, interval: Interval, hparams: Mapping[str, Any]) -> Interval:
     """Return bounds of phi(pre), (fanout * U,), for pre in the interval (U,).
 
     phi is monotone between its turning points. Its extreme values are at the ends or at turning points inside the interval.

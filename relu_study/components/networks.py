@@ -33,7 +33,7 @@ class Network:
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Any  # a function or a class; anything else is refused by its check
     initializer: str  # the default
     options: Mapping[str, Scalar] = field(default_factory=dict)
 

@@ -36,7 +36,7 @@ KEYS = 24  # keys whose kernels are compared: a weight of +1 or -1 is equal for 
 # ------------------------------------------------------------------------------------- activations
 
 
-def check_activation(name: str, hparams: Mapping[str, float], certified: bool) -> None:
+def check_activation(name: str, hparams: Mapping[str, Any], certified: bool) -> None:
     """Raise UserError if an activation contradicts its declaration.
 
     Its output has the shape declared by `fanout`. Each unit depends on its own pre-activation. On a grid from -16 to 16 its
