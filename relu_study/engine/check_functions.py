@@ -273,6 +273,6 @@ def check_entries(spec: RunSpec, signature: Signature, boxed: bool, seen: dict[A
         if not ours(phi):
             once(seen, ("activation", name, used, certified), lambda name=name: check_activation(name, hparams, certified))  # type: ignore[misc]
     initializer = initializer_of(spec)
-    if initializer != OWN and not ours(initializers[initializer]):
+    if (initializer != OWN or network_of(spec).sized) and not ours(initializers[initializer]):
         shapes = (spec.network, spec.depth, spec.width, spec.activation, signature.inputs, signature.outputs)
         once(seen, ("initializer", initializer, shapes), lambda: check_initializer(spec, signature))

@@ -26,7 +26,6 @@ CALL = "Write an nnx.Module with a method __call__(self, x, ctx)."
 def check_network(spec: RunSpec, signature: Signature) -> None:
     """Raise UserError if a network has no Site, wrong output shapes, or weights that the run's seed does not draw."""
     what, dtype = f"network {spec.network!r}", jnp.result_type(float)
-    _check_kind(what, network_of(spec).function)
     with calling(what):
         model = nnx.eval_shape(lambda: _module(spec, signature))
     x = jax.ShapeDtypeStruct((2, signature.d_in), dtype)
@@ -42,12 +41,12 @@ def check_network(spec: RunSpec, signature: Signature) -> None:
         _check_bounded(spec, signature)
 
 
-def _check_kind(what: str, entry: Any) -> None:
+def check_kind(what: str, entry: Any) -> None:
     """Raise UserError if an entry is a Linen module, a network instance, or not callable."""
-    build = "Register a class or a function build(spec, d_in, d_out, rngs)."
+    build = "Register a class or a function build(spec, inputs, outputs, rngs)."
     if _is_linen(entry):
         name = getattr(entry, "__name__", type(entry).__name__)
-        raise UserError(f"{what} is the Linen module {name}. Write it as an nnx.Module.")
+        raise UserError(f"{what} is the Linen module {name}. Register a function that returns it, or write it as an nnx.Module.")
     if isinstance(entry, nnx.Module):
         raise UserError(f"{what} is an instance of {type(entry).__name__}. {build}")
     if not callable(entry):

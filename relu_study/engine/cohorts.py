@@ -49,6 +49,8 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
 
 def _check_network(spec: RunSpec, signature: Signature, seen: dict[Any, Any]) -> None:
     """Raise UserError if a network does not fit the task, or a user's network breaks its contract."""
+    if not ours(networks[spec.network]):
+        check_networks.check_kind(f"network {spec.network!r}", network_of(spec).function)
     if not network_of(spec).sized:
         key = ("network", *cohort(spec, signature), initializer_of(spec), spec.gain, spec.bias_shift)
         check_functions.once(seen, key, lambda: check_flax_networks.check_flax_network(spec, signature))
@@ -71,9 +73,9 @@ def _check_names(spec: RunSpec) -> None:
     ):
         registry[name]  # raises UserError, with the nearest names
     network, name = network_of(spec), initializer_of(spec)
-    if name == OWN and network.sized:
+    if name == OWN and network.sized and name not in initializers:
         raise UserError(f"network {spec.network!r} draws no weights, so it has no initializer 'own'. Choose a registered one.")
-    if name != OWN:
+    if name != OWN or network.sized:
         initializers[name]
 
 

@@ -116,6 +116,7 @@ def start_tile(
     readers, _ = datasets_of(specs, num_datasets)
     state, data, seeds, hparams, box, source = init_tile(specs, device, measure_config, num_datasets)
     phase, drawn = 0, _extremes(readers, data)
+    table = () if data.table is None else (data.table,)
     measured = [program.measure(state, state.params, data, hparams, box, source)]
     for epoch in range(1, num_epochs + 1):
         if not should_continue():
@@ -128,7 +129,7 @@ def start_tile(
         previous = state.params
         for start in range(0, last, chunk or max(last, 1)):
             at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
-            state = program.advance(state, data.train, seeds, hparams, *at, source, data.table)
+            state = program.advance(state, data.train, seeds, hparams, *at, source, *table)
         if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
             measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:

@@ -193,8 +193,11 @@ def test_redefined_entry_is_recompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 LAST_BATCH = """
 from types import SimpleNamespace
 import jax, jax.numpy as jnp
+from relu_study import Signature
+from relu_study.engine.state import Data
 from relu_study.engine.train_step import gather
-last = lambda order, train: gather(SimpleNamespace(rows=420), SimpleNamespace(order=order, train=train), jnp.asarray(416), 1, 4)
+config = SimpleNamespace(rows=420, signature=Signature(420, 1, 4, 1))
+last = lambda order, train: gather(config, SimpleNamespace(order=order, data=Data(train, None)), jnp.asarray(416), 1, 4)
 jax.jit(last).lower(jnp.zeros((1, 12), jnp.uint32), jnp.zeros((1, 420, 5))).compile()
 """
 
