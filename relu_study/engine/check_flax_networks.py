@@ -14,7 +14,7 @@ from relu_study.components.entry_errors import calling
 from relu_study.components.flax_models import FlaxModel, Kernel, as_functions
 from relu_study.components.networks import OWN, initializer_of, network_of
 from relu_study.components.options import filled
-from relu_study.components.registry import initializers
+from relu_study.components.registry import initializers, metrics
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.flax_init import by_path, called_kernels, plain
 from relu_study.engine.forward import NETWORK_FIELDS, flax_model, forward_of, network_spec, sites_of
@@ -42,6 +42,14 @@ def check_flax_network(spec: RunSpec, signature: Signature) -> list[str]:
         return [f"{what} has no sites: no nonlinearity was found in it, so no unit is measured."]
     TappedNetwork.of(forward_of(spec, signature), signature, 2)
     return []
+
+
+def unbounded(network: str, requested: Sequence[str]) -> list[str]:
+    """Return a note for requested metrics of interval bounds, which a Flax network does not have."""
+    without = [name for name in requested if "bound" in metrics[name].requires]
+    if not without:
+        return []
+    return [f"network {network!r} is a Flax module without interval bounds, so {', '.join(without)} has no values."]
 
 
 def _check_reads(spec: RunSpec, signature: Signature) -> None:

@@ -43,17 +43,19 @@ def check(spec: RunSpec, measure_config: MeasureConfig, seen: dict[Any, Any] | N
     task = tasks[spec.task](spec)
     signature = task.signature
     _check_rows(spec, signature, measure_config)
-    _check_network(spec, signature, seen)
+    _check_network(spec, signature, measure_config, seen)
     check_functions.check_entries(spec, signature, task.box is not None, seen)
 
 
-def _check_network(spec: RunSpec, signature: Signature, seen: dict[Any, Any]) -> None:
+def _check_network(spec: RunSpec, signature: Signature, measure_config: MeasureConfig, seen: dict[Any, Any]) -> None:
     """Raise UserError if a network does not fit the task, or a user's network breaks its contract."""
     if not ours(networks[spec.network]):
         check_networks.check_kind(f"network {spec.network!r}", network_of(spec).function)
     if not network_of(spec).sized:
         key = ("network", *cohort(spec, signature), initializer_of(spec), spec.gain, spec.bias_shift)
         check_functions.once(seen, key, lambda: check_flax_networks.check_flax_network(spec, signature))
+        requested = measure_config.metrics or ()
+        check_functions.once(seen, ("bounds", spec.network), lambda: check_flax_networks.unbounded(spec.network, requested))
         return
     if not packed(signature):
         form = f"inputs {signature.inputs.dtype}{list(signature.inputs.shape)} and outputs {list(signature.outputs.shape)}"
