@@ -106,6 +106,7 @@ def test_pages_with_python_are_listed() -> None:
         "draw_studies",
         "extending",
         "find_dead_units",
+        "networks",
         "results_folder",
         "statistics",
         "tables_and_figures",
