@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from relu_study.components.networks import Network, network_of
 from relu_study.components.options import program_options
 from relu_study.components.registry import activations, ours
 from relu_study.components.tasks.task import Signature
+from relu_study.engine.convolutions import with_products
 from relu_study.engine.state import build
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 from relu_study.watch.activation_names import activation_name
@@ -75,7 +76,12 @@ def network_spec(spec: RunSpec) -> RunSpec:
 @functools.lru_cache(maxsize=64)
 def flax_model(network: Network, spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct) -> FlaxModel:
     """Return a Flax network as functions."""
-    return as_functions(f"network {network.name!r}", lambda rngs: network(spec, inputs, outputs, rngs), inputs)
+    model = as_functions(f"network {network.name!r}", lambda rngs: network(spec, inputs, outputs, rngs), inputs)
+
+    def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
+        return with_products(lambda params, rest, x: model.apply(params, rest, x, train, key))(params, rest, x)
+
+    return replace(model, apply=apply) if jax.default_backend() == "cpu" else model
 
 
 def site_units(spec: RunSpec, signature: Signature) -> dict[str, int]:

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from relu_study.components.architectures.convolutions import WindowConv
 from relu_study.components.networks import initializer_of
 from relu_study.components.registry import activations, networks, ours
 from relu_study.components.tasks.task import Signature
@@ -274,16 +272,6 @@ def vit_by_hand(weights: Arrays, x: np.ndarray) -> np.ndarray:
         h = normalised(weights, f"{block}.norm_2", x)
         x = x + dense(weights, f"{block}.down", relu(dense(weights, f"{block}.up", h)))
     return dense(weights, "output", normalised(weights, "norm", x).mean(axis=1))
-
-
-@pytest.mark.parametrize("shape", [(5,), (4, 3), (1, 1), (2, 3, 4)])
-@pytest.mark.parametrize("norm", ["none", "batch_norm"])
-def test_convolution_equals_that_of_flax(shape: tuple[int, ...], norm: str) -> None:
-    ours = WindowConv(RunSpec(width=4, norm=norm), 2, len(shape), nnx.Rngs(0))
-    theirs = nnx.Conv(2, 4, (3,) * len(shape), use_bias=norm == "none", rngs=nnx.Rngs(0))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, nnx.state(ours), nnx.state(theirs)))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, *shape, 2)), jnp.float32)
-    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet", "vit"])

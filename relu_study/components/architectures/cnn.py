@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from relu_study.components.architectures.convolutions import WindowConv, check_form, halved, linear, pooled, with_channels
+from relu_study.components.architectures.convolutions import check_form, conv, halved, linear, pooled, with_channels
 from relu_study.components.architectures.norms import norm
 from relu_study.components.layers import Activate
 from relu_study.components.networks import network
@@ -21,7 +21,7 @@ class ConvStage(nnx.Module):
     """A convolution with windows of 3 entries, normalisation, activation, and average pooling."""
 
     def __init__(self, spec: RunSpec, d_in: int, axes: int, rngs: nnx.Rngs):
-        self.conv = WindowConv(spec, d_in, axes, rngs)
+        self.conv = conv(spec, d_in, axes, rngs)
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from relu_study.components.architectures.convolutions import WindowConv, check_form, linear, pooled, with_channels
+from relu_study.components.architectures.convolutions import check_form, conv, linear, pooled, with_channels
 from relu_study.components.architectures.norms import norm
 from relu_study.components.layers import Activate
 from relu_study.components.networks import network
@@ -25,7 +25,7 @@ class NormActConv(nnx.Module):
     def __init__(self, spec: RunSpec, axes: int, rngs: nnx.Rngs):
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
-        self.conv = WindowConv(spec, spec.width * activations[spec.activation].fanout, axes, rngs)
+        self.conv = conv(spec, spec.width * activations[spec.activation].fanout, axes, rngs)
 
     def __call__(self, x: Float[Array, "B *S W"]) -> Float[Array, "B *S W"]:
         return self.conv(self.activate(self.norm(x)))
@@ -61,7 +61,7 @@ class ResNet(nnx.Module):
         check_form("resnet", inputs, outputs)
         *sizes, d_in = with_channels(inputs.shape)
         axes = len(sizes)
-        self.stem = WindowConv(spec, d_in, axes, rngs)
+        self.stem = conv(spec, d_in, axes, rngs)
         self.blocks = nnx.List([PreActivationBlock(spec, axes, rngs) for _ in range(spec.depth)])
         self.norm = norm(spec.norm, spec.width, rngs)
         self.activate = Activate(spec)
