@@ -59,7 +59,7 @@ STUDY = Study(
 def declared(study: Study = STUDY) -> dict[str, Any]:
     """Return the declaration, as if the network skip had the options DEFAULTS."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_runs, "_defaults", lambda spec: DEFAULTS if spec.network == "skip" else {})
+        patch.setattr(prepare_runs, "values", lambda spec: DEFAULTS if spec.network == "skip" else {})
         return prepare_runs.build_declaration(study, lambda spec: ["site_1"], planted_metrics())
 
 
@@ -284,7 +284,7 @@ def test_unset_initializer_is_shown_and_keeps_its_id() -> None:
     arms = {"mlp": RELU, "cnn": RELU.replace(network="cnn"), "he": RELU.replace(initializer="he_normal")}
     plain = declared(Study("s", "S", "", [Experiment("main", arms)]))
     of = {entry["arm"]: entry for entry in plain["configurations"]}
-    assert [of[arm]["spec"]["initializer"] for arm in arms] == ["glorot_uniform", "own", "he_normal"]
+    assert [of[arm]["spec"]["initializer"] for arm in arms] == ["glorot_uniform", "he_normal", "he_normal"]
     assert "unset" not in of["mlp"] and "unset" not in of["he"] and of["cnn"]["unset"] == ["initializer"]
     for entry in parse_declaration(plain).configurations:
         assert entry.run_spec.config_id == arms[entry.arm].config_id == entry.config_id
