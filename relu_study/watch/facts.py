@@ -320,11 +320,11 @@ def _moved(op: Op, axis: int | None, before: tuple[int, ...], after: tuple[int, 
     last = len(after) - 1
     if op.name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce"):
         axes = params.get("axes", params.get("dimensions", ()))
-        return axis in axes, axis - sum(other < axis for other in axes)
+        return axis in axes, axis - sum(int(other < axis) for other in axes)  # vmap makes them NumPy integers
     if op.name == "top_k":
         return axis == last, axis
     if op.name == "broadcast_in_dim":
-        return False, int(params["broadcast_dimensions"][axis])  # vmap makes them NumPy integers
+        return False, int(params["broadcast_dimensions"][axis])
     if op.name == "transpose":
         return False, params["permutation"].index(axis)
     if op.name == "squeeze":

@@ -123,7 +123,7 @@ def test_unwritable_tensorboard_folder_is_reported(whole: dict[str, bytes], tmp_
 def test_file_size_limit_is_reported(whole: dict[str, bytes], tmp_path: Path) -> None:
     """The manifest is below the limit, a tile is above it."""
     attempt("(ulimit -f 24; go cut); go again", tmp_path)
-    refused(tmp_path, "cut", LINE.format("File too large", "raise the limit on the size of a file", 0))
+    refused(tmp_path, "cut", LINE.format("File too large", "Raise the file size limit", 0))
     finished(tmp_path, "again")
     assert csvs(tmp_path / "disk" / "sweep") == whole
 

@@ -59,9 +59,13 @@ def _levels(rows: pd.DataFrame, table: CellTable) -> pd.DataFrame:
 def _last_below(along: pd.Series, values: pd.Series, level: float) -> float | str:
     """Return the last integer place up to which the values stay at most `level`: ">N" if all do, NaN if none does.
 
-    Between two places log(1 - value) is interpolated linearly, which is exact for a constant rate of loss.
+    Between two places log(1 - value) is interpolated linearly, which is exact for a constant rate of loss. Cells without a place
+    or a value are left out.
     """
-    x, y = along.to_numpy(float), values.to_numpy(float)
+    known = along.notna() & values.notna()
+    x, y = along[known].to_numpy(float), values[known].to_numpy(float)
+    if not len(x):
+        return math.nan
     above = np.flatnonzero(y > level)
     if not len(above):
         return f">{x[-1]:g}"
