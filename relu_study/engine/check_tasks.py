@@ -279,5 +279,5 @@ def reads_clock(function: Any) -> bool:
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(const) for const in code.co_consts if isinstance(const, CodeType)))
 
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(inspect.unwrap(getattr(function, "drawn_by", function)), "__code__", None)
     return code is not None and bool(CLOCKS & names(code))

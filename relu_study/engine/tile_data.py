@@ -51,9 +51,10 @@ def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: Measur
     """The data of one phase of the task, one dataset per reader. All readers share a table, if their task has one."""
     seeds = jax.device_put(np.array([s.seed for s in readers], np.uint32), device)
     traced = [cohorts.task_numbers(spec) for spec in readers]
-    options = {name: numbers([run[name] for run in traced], device) for name in traced[0]}
 
     def sample(key: RunSpec) -> Data:
+        # Runs of another key, whose rows are not selected, may lack an option.
+        options = {name: numbers([run.get(name, 0.0) for run in traced], device) for name in cohorts.task_numbers(key)}
         return compilation.sample_program(key, phase, measure_config)(seeds, options)
 
     data = init_per_key(readers, cohorts.data_spec, sample)

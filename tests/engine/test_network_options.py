@@ -137,3 +137,18 @@ def test_a_network_with_a_wrong_field_is_refused(changes: dict[str, Any], words:
     with pytest.raises(UserError) as error:
         cohorts.check(IMAGES.replace(**changes), FEW)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("first", ["set", "unset"])
+def test_runs_with_and_without_a_traced_task_option_share_a_tile(first: str) -> None:
+    """The option's default is 0: a run that sets none has its numbers."""
+    unset, some = SMALL.replace(task="test_noisy"), SMALL.replace(task="test_noisy", noise=5.0)
+    pair = [some, unset] if first == "set" else [unset, some]
+    found = dict(zip(pair, losses(*pair), strict=True))
+    assert np.array_equal(found[unset], losses(unset, unset)[0]) and np.array_equal(found[some], losses(some, some)[0])
+    assert (found[some] > 5 * found[unset]).all()
+
+
+def test_a_task_with_a_traced_option_passes_the_checks() -> None:
+    for spec in (SMALL.replace(task="test_noisy"), SMALL.replace(task="test_noisy", noise=5.0)):
+        cohorts.check(spec, FEW)

@@ -64,6 +64,7 @@ def task_from_arrays(
     else:
         raise UserError(f"{what} has val={str(val)[:60]}. Give a share between 0 and 1, or a pair (x_val, y_val).")
     entry = TaskEntry(name, functools.partial(build, table), rows=len(table))
+    tasks.load()  # before, so that a name of the package is refused
     tasks.add(name, entry)
     return entry
 

@@ -6,7 +6,6 @@ Training programs depend only on the Signature.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -309,10 +308,10 @@ class TaskEntry:
             )
         defaults = {name: float(self.options[name]) for name in self.traced}  # constants of the programs of runs that set none
 
-        @functools.wraps(built.sample)
         def sample(key: Any, phase: Any, **given: Any) -> Any:
             return built.sample(key, phase, **{**defaults, **given})
 
+        sample.drawn_by = built.sample  # type: ignore[attr-defined]  # the user's code, for checks
         return replace(built, sample=sample)
 
 
