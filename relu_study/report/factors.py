@@ -24,13 +24,14 @@ def hold_fixed(
     Raises:
         UserError: two values are equally common.
     """
-    specs = {entry.config_id: entry.spec for entry in entries}
+    # A default of the network or task belongs to it: it is no factor besides.
+    specs = {entry.config_id: {k: v for k, v in entry.spec.items() if k not in entry.unset} for entry in entries}
     options = sorted({name for spec in specs.values() for name in spec} - {*FIELDS})
     varied = [name for name in (*FIELDS, *options) if name != "seed" and len(_values(name, specs.values())) > 1]
     if "arm" in free:
         by_arm: dict[str, list[Mapping[str, Any]]] = {}
         for entry in entries:
-            by_arm.setdefault(entry.arm, []).append(entry.spec)
+            by_arm.setdefault(entry.arm, []).append(specs[entry.config_id])
         varied = [name for name in varied if any(len(_values(name, arm)) > 1 for arm in by_arm.values())]
     fixed: dict[str, Any] = {}
     for name in varied:
@@ -45,7 +46,8 @@ def hold_fixed(
                 f"or put {name} among the rows or columns."
             )
         fixed[name] = first
-    return [entry for entry in entries if all(entry.spec.get(name, value) == value for name, value in fixed.items())], fixed
+    kept = [entry for entry in entries if all(specs[entry.config_id].get(k, value) == value for k, value in fixed.items())]
+    return kept, fixed
 
 
 def _values(name: str, specs: Iterable[Mapping[str, Any]]) -> set[Any]:

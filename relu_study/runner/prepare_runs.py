@@ -84,10 +84,11 @@ def _measure_config(study: Study, measure_config: MeasureConfig) -> MeasureConfi
     measure_config = measure_config._replace(measure_every=study.every, probe_examples=examples)
     if not study.metrics:
         return measure_config
-    registered = declared()
+    registered, specs = declared(), {run.task: run for run in study.runs()}.values()
+    of_tasks = {name for spec in specs for name in task_metrics(tasks[spec.task](spec).signature)}  # always measured
     for name in study.metrics:
-        if name not in registered:
-            raise nearest(name, registered, f"metric of study {study.name}")
+        if name not in (*registered, *of_tasks):
+            raise nearest(name, [*registered, *of_tasks], f"metric of study {study.name}")
     names = tuple(name for name in registered if name in {*study.metrics, "dead_fraction"})
     return measure_config._replace(metrics=names, histograms=False)
 
