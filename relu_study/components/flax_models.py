@@ -18,7 +18,9 @@ from relu_study.components import random_streams
 from relu_study.components.layers import Traced
 from relu_study.errors import UserError
 
-TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}  # keywords of Linen modules
+# Keywords of modules that say whether a call is in training mode.
+TRAINING = {"train": True, "training": True, "is_training": True, "is_train": True}
+TRAINING |= {"deterministic": False, "use_running_average": False}
 NNX_LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.ConvTranspose)
 LINEN_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
 STREAMS = ("params", "dropout", "default")  # of random numbers, by the names that Flax's layers use
@@ -46,6 +48,8 @@ class FlaxModel:
     params: Any  # shapes
     rest: Any
     kernels: tuple[Kernel, ...]  # in the order of the parameters
+    traced: tuple[str, ...] = ()  # RunSpec fields and options that it reads as numbers of the run
+    has_modes: bool = False  # it has a layer with another training mode
 
 
 def as_functions(what: str, build: Callable[[Any], Any], inputs: jax.ShapeDtypeStruct) -> FlaxModel:
@@ -57,7 +61,7 @@ def as_functions(what: str, build: Callable[[Any], Any], inputs: jax.ShapeDtypeS
     made: list[Any] = []
     jax.eval_shape(lambda: made.append(build(_rngs(jnp.uint32(0)))))
     if isinstance(made[0], nn.Module):
-        return _linen(build, made[0], inputs)
+        return _linen(build(_rngs(jnp.uint32(0))), inputs)  # outside of a trace, whose values it would keep
     if isinstance(made[0], nnx.Module):
         return _nnx(build)
     raise UserError(f"{what} returns {type(made[0]).__name__}. Return an nnx.Module or a Linen module.")
@@ -73,18 +77,28 @@ def _keys(seed: UInt32[Array, ""]) -> dict[str, Key[Array, ""]]:
     return {name: random_streams.stream(seed, *names[name]) for name in STREAMS}
 
 
+def _mode(module: Any, train: bool) -> dict[str, bool]:
+    """Return the keywords by which a module is called in training or evaluation mode."""
+    accepted = inspect.signature(type(module).__call__).parameters
+    return {name: flag == train for name, flag in TRAINING.items() if name in accepted}
+
+
 def _nnx(build: Callable[[Any], Any]) -> FlaxModel:
     graphs: dict[bool, Any] = {}
     kernels: list[Kernel] = []
+    traced: list[str] = []
+    layers: list[Any] = []
 
     def init(seed: UInt32[Array, ""], hparams: Mapping[str, Float[Array, ""]]) -> tuple[Any, Any]:
         model = build(_rngs(seed))
         model.eval()
         for _, variable in nnx.iter_graph(model):
-            if isinstance(variable, Traced) and (name := variable.get_metadata("field")) in hparams:
-                variable[...] = hparams[name]
+            if isinstance(variable, Traced):
+                traced.append(name := variable.get_metadata("field"))
+                variable[...] = hparams.get(name, variable[...])
         if not graphs:
             kernels.extend(_nnx_kernels(model))
+            layers.extend(module for _, module in nnx.iter_modules(model) if _has_modes(module))
             graphs[False] = nnx.graphdef(model)
             model.train()
             graphs[True] = nnx.graphdef(model)
@@ -95,11 +109,17 @@ def _nnx(build: Callable[[Any], Any]) -> FlaxModel:
     def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
         model = nnx.merge(graphs[train], params, rest, copy=True)
         with jax.default_matmul_precision("highest"):
-            out = model(x)
-        return out, nnx.state(model, nnx.Not(nnx.Param))
+            out = model(x, **_mode(model, train))
+        return out, nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate)))
 
     params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
-    return FlaxModel(init, apply, params, rest, tuple(kernels))
+    return FlaxModel(init, apply, params, rest, tuple(kernels), tuple(dict.fromkeys(traced)), bool(layers))
+
+
+def _has_modes(module: Any) -> bool:
+    """Whether a layer computes something else in training mode."""
+    kinds = nnx.BatchNorm | nn.BatchNorm, nnx.Dropout | nn.Dropout
+    return isinstance(module, kinds[0]) or (isinstance(module, kinds[1]) and module.rate > 0)
 
 
 def _nnx_kernels(model: nnx.Module) -> list[Kernel]:
@@ -108,52 +128,63 @@ def _nnx_kernels(model: nnx.Module) -> list[Kernel]:
         kernel = getattr(module, "kernel", None)
         if not isinstance(kernel, nnx.Param) or not isinstance(module, NNX_LAYERS):
             continue
-        outputs = module.out_features if isinstance(module, nnx.LinearGeneral) else kernel.shape[-1]
         if isinstance(module, nnx.LinearGeneral) and module.batch_axis:
             continue  # one kernel for each entry of the batch axes
-        found.append(_kernel(path, isinstance(getattr(module, "bias", None), nnx.Param), kernel.shape, outputs))
+        biased = isinstance(getattr(module, "bias", None), nnx.Param)
+        found.append(_kernel(path, biased, _fan_in(module), module.out_features))
     return found
 
 
-def _kernel(layer: Sequence[Any], biased: bool, shape: Sequence[int], outputs: int | Sequence[int]) -> Kernel:
-    """Return the kernel of a layer by its path. Its last axes are its outputs, all other axes count as inputs."""
+def _fan_in(module: Any) -> int:
+    """Return the inputs of a unit of an NNX layer; its kernel may be stacked with others."""
+    inputs = module.in_features if isinstance(module.in_features, int) else math.prod(module.in_features)
+    if not isinstance(module, nnx.Conv | nnx.ConvTranspose):
+        return inputs
+    window = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,)
+    return math.prod(window) * inputs // getattr(module, "feature_group_count", 1)
+
+
+def _kernel(layer: Sequence[Any], biased: bool, fan_in: int, outputs: int | Sequence[int]) -> Kernel:
+    """Return the kernel of a layer by its path."""
     fan_out, path = outputs if isinstance(outputs, int) else math.prod(outputs), tuple(map(str, layer))
-    return Kernel((*path, "kernel"), (*path, "bias") if biased else None, math.prod(shape) // fan_out, fan_out)
+    return Kernel((*path, "kernel"), (*path, "bias") if biased else None, fan_in, fan_out)
 
 
-def _linen(build: Callable[[Any], Any], module: nn.Module, inputs: jax.ShapeDtypeStruct) -> FlaxModel:
+def _linen(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> FlaxModel:
     example = jnp.zeros((1, *inputs.shape), inputs.dtype)
-    accepted = inspect.signature(type(module).__call__).parameters
     kernels: list[Kernel] = []
-
-    def mode(train: bool) -> dict[str, bool]:
-        return {name: flag == train for name, flag in TRAINING.items() if name in accepted}
+    layers: list[Any] = []
 
     def init(seed: UInt32[Array, ""], hparams: Mapping[str, Float[Array, ""]]) -> tuple[Any, Any]:
-        with nn.intercept_methods(_recording(kernels)):
-            variables = dict(module.init(_keys(seed), example, **mode(False)))
+        with nn.intercept_methods(_recording(kernels, layers)):
+            variables = dict(module.init(_keys(seed), example, **_mode(module, False)))
+        variables.pop("intermediates", None)
         return variables.pop("params", {}), variables
 
     def apply(params: Any, rest: Any, x: Any, train: bool, key: Any = None) -> tuple[Any, Any]:
-        rngs = {"dropout": key, "default": jax.random.fold_in(key, 1)} if train and key is not None else {}
+        rngs = {}
+        if train and key is not None:  # Linen draws from `params` where a stream has no key
+            rngs = {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(("dropout", "default", "params"))}
         mutable = list(rest) if train else False
         with jax.default_matmul_precision("highest"):
-            out = module.apply({"params": params, **rest}, x, mutable=mutable, rngs=rngs, **mode(train))
+            out = module.apply({"params": params, **rest}, x, mutable=mutable, rngs=rngs, **_mode(module, train))
         return (out[0], dict(out[1])) if train else (out, rest)
 
     params, rest = jax.eval_shape(lambda seed: init(seed, {}), jnp.uint32(0))
-    return FlaxModel(init, apply, params, rest, tuple(dict.fromkeys(kernels)))
+    return FlaxModel(init, apply, params, rest, tuple(dict.fromkeys(kernels)), has_modes=bool(layers))
 
 
-def _recording(kernels: list[Kernel]) -> Callable[..., Any]:
-    """Return an interceptor of Linen that lists the kernels of the layers that are called."""
+def _recording(kernels: list[Kernel], layers: list[Any]) -> Callable[..., Any]:
+    """Return an interceptor of Linen that lists the kernels of the layers that are called, and layers with a training mode."""
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         out, module = call(*args, **kwargs), context.module
         outputs = module.features if isinstance(module, LINEN_LAYERS) else None
         if outputs is not None and context.method_name == "__call__" and not getattr(module, "batch_dims", ()):
-            params = module.variables["params"]
-            kernels.append(_kernel(module.path, "bias" in params, jnp.shape(params["kernel"]), outputs))
+            params, fan_out = module.variables["params"], outputs if isinstance(outputs, int) else math.prod(outputs)
+            kernels.append(_kernel(module.path, "bias" in params, math.prod(jnp.shape(params["kernel"])) // fan_out, outputs))
+        if _has_modes(module):
+            layers.append(module)
         return out
 
     return intercept

@@ -131,7 +131,8 @@ class Activate(nnx.Module):
     def __init__(self, spec: RunSpec):
         phi, defaults = activations[spec.activation], RunSpec()
         self.activation = spec.activation
-        self.constants = {**phi.options, **{name: value for name, value in spec.options if name in phi.options}}
+        chosen = dict(spec.options) if phi.options else {}
+        self.constants = {name: chosen.get(name, default) for name, default in phi.options.items()}
         names = [name for name in phi.hparams if name in (*TRACED_FIELDS, *phi.traced)]
         values = {name: getattr(defaults, name, self.constants.get(name)) for name in names}
         self.traced = nnx.Dict({name: Traced(jnp.asarray(value, float), field=name) for name, value in values.items()})

@@ -32,11 +32,15 @@ class Registry:
     def load(self) -> None:
         """Import the package's entries of this kind, with all modules of a subpackage."""
         modules, self._modules = self._modules, ()  # first: modules imported here call the registry again
-        for name in modules:
-            path = f"relu_study.components.{name}"
-            module = importlib.import_module(path)
-            for child in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                importlib.import_module(f"{path}.{child.name}")
+        try:
+            for name in modules:
+                path = f"relu_study.components.{name}"
+                module = importlib.import_module(path)
+                for child in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                    importlib.import_module(f"{path}.{child.name}")
+        except BaseException:
+            self._modules = modules  # the next use reports the same error
+            raise
 
     def registered(self) -> dict[str, Any]:
         """Return the entries so far, without an import."""

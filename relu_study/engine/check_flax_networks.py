@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +15,24 @@ from relu_study.components.entry_errors import calling
 from relu_study.components.flax_models import FlaxModel, Kernel, as_functions
 from relu_study.components.networks import OWN, initializer_of, network_of
 from relu_study.components.options import filled
-from relu_study.components.registry import initializers, metrics
+from relu_study.components.registry import activations, initializers, metrics
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.flax_init import by_path, called_kernels, plain
 from relu_study.engine.forward import NETWORK_FIELDS, flax_model, forward_of, network_spec, sites_of
 from relu_study.engine.tapped_sites import TappedNetwork
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
+from relu_study.watch.program import Program
 
 READ = (*NETWORK_FIELDS, "options", "option")  # attributes of a RunSpec that a build function may read
+SIZES = ("depth", "width", "activation")
 QUICK = {"cpu": {"xla_backend_optimization_level": "0"}}  # a check draws weights only twice
-UNREAD = ("norm", "dropout", "output")  # fields that a network may not ignore where they are set
 
 
 def check_flax_network(spec: RunSpec, signature: Signature) -> list[str]:
     """Raise UserError if a Flax network breaks its contract. Return notes for the plan and the report."""
     network, what = network_of(spec), f"network {spec.network!r}"
-    _check_reads(spec, signature)
+    ignored = _check_reads(spec, signature)
     with calling(what, network.function):
         model = flax_model(network, network_spec(spec), signature.inputs, signature.outputs)
         x = jax.ShapeDtypeStruct((2, *signature.inputs.shape), signature.inputs.dtype)
@@ -38,10 +40,29 @@ def check_flax_network(spec: RunSpec, signature: Signature) -> list[str]:
         kernels = called_kernels(model, signature.inputs)
     _check_weights(what, model)
     _check_initializer(what, model, spec, kernels)
+    notes = [*ignored, *_notes(what, model, spec, kernels, x)]
     if not sites_of(spec, signature):
-        return [f"{what} has no sites: no nonlinearity was found in it, so no unit is measured."]
+        return [*notes, f"{what} has no sites: no nonlinearity after weights was found in it, so no unit is measured"]
     TappedNetwork.of(forward_of(spec, signature), signature, 2)
-    return []
+    return notes
+
+
+def _notes(what: str, model: FlaxModel, spec: RunSpec, kernels: Sequence[Kernel], x: Any) -> list[str]:
+    """Return notes about training mode, and about weights that the initialiser leaves as they are."""
+    notes = []
+    modes = [_operations(functools.partial(_call, model, train=train), x) for train in (False, True)]
+    if model.has_modes and modes[0] == modes[1]:
+        notes.append(
+            f"{what} has dropout or batch normalisation, and computes the same in training mode. "
+            "Let its __call__ take `train`, or leave the mode of its layers to model.train()"
+        )
+    if initializer_of(spec) != OWN:
+        drawn = {kernel.path for kernel in kernels}
+        own = [path for path, leaf in by_path(model.params).items() if leaf.ndim > 1 and path not in drawn]
+        kept = [".".join(path) for path in own if "embedding" not in path]
+        if kept:
+            notes.append(f"{what}: initializer {initializer_of(spec)!r} leaves {', '.join(kept[:3])} as the modules draw them")
+    return notes
 
 
 def unbounded(network: str, requested: Sequence[str]) -> list[str]:
@@ -49,11 +70,14 @@ def unbounded(network: str, requested: Sequence[str]) -> list[str]:
     without = [name for name in requested if "bound" in metrics[name].requires]
     if not without:
         return []
-    return [f"network {network!r} is a Flax module without interval bounds, so {', '.join(without)} has no values."]
+    return [f"network {network!r} is a Flax module without interval bounds, so {', '.join(without)} has no values"]
 
 
-def _check_reads(spec: RunSpec, signature: Signature) -> None:
-    """Raise UserError if a build function reads a field that is no part of the network, or ignores one that is set."""
+def _check_reads(spec: RunSpec, signature: Signature) -> list[str]:
+    """Raise UserError if a build function reads a field that is no part of the network, or ignores one that is set.
+
+    Return a note for each ignored size or activation, which a study may set for other networks.
+    """
     network, read = network_of(spec), set[str]()
 
     class Recorded(RunSpec):
@@ -61,6 +85,10 @@ def _check_reads(spec: RunSpec, signature: Signature) -> None:
             if not name.startswith("_"):
                 read.add(name)
             return super().__getattribute__(name)
+
+        def option(self, name: str) -> Any:
+            read.add(f"option {name}")
+            return canonical.option(name)
 
     what, canonical = f"network {spec.network!r}", filled(network_spec(spec))
     recorded = Recorded(**{name: getattr(canonical, name) for name in (*NETWORK_FIELDS, "options")})
@@ -70,34 +98,55 @@ def _check_reads(spec: RunSpec, signature: Signature) -> None:
         return network.function(recorded, signature.inputs, signature.outputs, rngs=rngs)
 
     with calling(what, network.function):
-        as_functions(what, build, signature.inputs)
+        model = as_functions(what, build, signature.inputs)
     fields = set(RunSpec.__dataclass_fields__)
     for name in sorted(read & fields - {*READ}):
         raise UserError(
             f"{what} reads {name}, which is no part of a network: its program serves all values. "
             f"Read only {', '.join(NETWORK_FIELDS[1:])} and options."
         )
-    for name in UNREAD:
-        if getattr(spec, name) != getattr(RunSpec(), name) and name not in read:
-            raise UserError(f"{what} does not read {name}, so {name}={getattr(spec, name)!r} would do nothing. Leave it out.")
+    takes_leak = "leak" in activations[spec.activation].hparams  # by a `Traced` variable, as the dropout rate
+    fields_set = {name: getattr(spec, name) for name in (*NETWORK_FIELDS[1:], "dropout_rate", *["leak"] * takes_leak)}
+    fields_set = {name: value for name, value in fields_set.items() if value != getattr(RunSpec(), name)}
+    options_set = {name: value for name, value in spec.options if name in network.options and "options" not in read}
+    ignored = {
+        name: value
+        for name, value in (fields_set | options_set).items()
+        if not {name, f"option {name}"} & (read | {*model.traced})
+    }
+    for name, value in ignored.items():
+        if name not in SIZES:
+            raise UserError(f"{what} does not read {name}, so {name}={value!r} would do nothing. Leave it out.")
+    return [f"{what} does not read {name}, so {name}={value!r} does nothing" for name, value in ignored.items()]
 
 
 def _check_call(what: str, model: FlaxModel, x: Any, shape: tuple[int, ...]) -> None:
     """Raise UserError for outputs of a wrong shape, variables that change their shapes, and calls that differ."""
-
-    def call(x: Any, train: bool = False) -> tuple[Any, Any]:
-        return model.apply(_zeros(model.params), _zeros(model.rest), x, train, jax.random.key(0))
-
     for train in (False, True):
-        out, rest = jax.eval_shape(lambda x, train=train: call(x, train), x)
+        out, rest = jax.eval_shape(functools.partial(_call, model, train=train), x)
         if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, jnp.floating):
             returned = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
             raise UserError(f"{what} returns {returned} for {shape[0]} examples. Return floats of shape {shape}.")
         if _shapes(rest) != _shapes(model.rest):
             changed = sorted(set(_shapes(rest).items()) ^ set(_shapes(model.rest).items()))[0][0]
             raise UserError(f"{what} changes the shape of its variable {changed} in a call. Keep structure, shapes and dtypes.")
-    if not random_keys.repeats(lambda x: call(x)[0], x):
+    if not random_keys.repeats(lambda x: _call(model, x)[0], x):
         raise UserError(f"{what} is different each time it is traced. Read no random state of NumPy or Python, and no counter.")
+
+
+def _operations(function: Any, x: Any) -> list[str]:
+    """Return the operations on which the results of a function depend."""
+    program = Program.of(jax.make_jaxpr(function)(x))
+    live, operations = set(program.outputs), []
+    for op in reversed(program.ops):
+        if live.intersection(op.outs):
+            live.update(op.ins)
+            operations.append(f"{op.name} {[program.shape(value) for value in op.outs]}")
+    return operations
+
+
+def _call(model: FlaxModel, x: Any, train: bool = False) -> tuple[Any, Any]:
+    return model.apply(_zeros(model.params), _zeros(model.rest), x, train, jax.random.key(0))
 
 
 def _zeros(shapes: Any) -> Any:
@@ -117,10 +166,14 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 def _check_weights(what: str, model: FlaxModel) -> None:
     """Raise UserError if two seeds have the same weights, unless all weights of the array are equal."""
-    draw = jax.jit(lambda seed: model.init(seed, {})[0], compiler_options=QUICK.get(jax.default_backend()))
+    draw = jax.jit(lambda seed: model.init(seed, {}), compiler_options=QUICK.get(jax.default_backend()))
     with calling(what):
         one, two = (draw(jnp.uint32(seed)) for seed in (0, 1))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(two[1]), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) and (jax.random.key_data(a) == jax.random.key_data(b)).all():
+            where = ".".join(plain(path))
+            raise UserError(f"{what}: the random key {where} is the same for all seeds. Make its layers with `rngs`.")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one[0]), jax.tree.leaves(two[0]), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         if a.size > 1 and np.array_equal(a, b, equal_nan=True) and (a != a.flat[0]).any():
             where = ".".join(plain(path))

@@ -143,7 +143,7 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
         flops=3 * spec.batch_size * flops,  # the backward pass costs two forward passes
         batch=spec.batch_size,
         scratch=4 * (BLOCK * spec.batch_size * columns + 2 * spec.batch_size * activations + 2 * weights),
-        data=4 * (signature.train_rows + measure_config.validation(signature)) * columns,
+        data=4 * (signature.train_rows + measure_config.validation(signature)) * (columns if task.table is None else 1),
         state=16 * weights,
         layers=len(widths) + FIXED_LAYERS,
         num_measurements=len(range(0, math.ceil(spec.epochs), measure_config.measure_every)) + 1 if spec.epochs else 1,
@@ -156,6 +156,7 @@ def _title(spec: RunSpec, program: RunSpec, signature: Signature, widths: list[i
     """Return the readable name of a cohort, such as "mlp 10-5-1 relu adam batch 128"."""
     extras = [value for name, value in program.changed().items() if name in ("norm", "dropout", "output")]
     parts = [spec.network, "-".join(map(str, widths)), spec.activation, *extras, spec.optimizer]
+    parts += [f"{name}={value}" for name, value in program.options]
     if rates := compiled_rates(spec, signature):
         parts.append(f"(compiled for {', '.join(f'{name}={value:g}' for name, value in rates.items())})")
     return " ".join([*parts, f"batch {spec.batch_size}"])

@@ -56,7 +56,10 @@ def test_tables_say_which_network_has_no_sites(folder: Path) -> None:
     table = relu_study.table(folder, rows="channels", metric=["dead_fraction", "val_accuracy"])
     lines = [line for line in table.splitlines() if line.startswith("| 0 |")]
     assert len(lines) == 1 and "no sites" in lines[0] and "no sites" not in table.replace(lines[0], "")
-    assert "has no sites: no nonlinearity was found in it" in (folder / "report.md").read_text()
+    assert (
+        "has no sites: no nonlinearity after weights was found in it, so no unit is measured."
+        in (folder / "report.md").read_text()
+    )
 
 
 def test_a_condition_on_an_option_selects_arms(folder: Path) -> None:

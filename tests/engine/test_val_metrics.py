@@ -56,10 +56,10 @@ def test_val_accuracy_is_that_of_numpy(val_examples: int | None) -> None:
 
 
 def test_a_network_without_sites_is_one_line_before_training_and_has_no_unit_metrics() -> None:
-    spec, notes = IMAGES.replace(network="test_linear"), dict[Any, Any]()
+    spec, notes = IMAGES.replace(network="test_linear", depth=1, width=32), dict[Any, Any]()
     cohorts.check(spec, FEW, notes)
     assert [note for lines in notes.values() for note in lines] == [
-        "network 'test_linear' has no sites: no nonlinearity was found in it, so no unit is measured."
+        "network 'test_linear' has no sites: no nonlinearity after weights was found in it, so no unit is measured"
     ]
     assert cohorts.sites(spec) == []
     tile = train_tile.start_tile([spec], 2, jax.devices()[0], FEW)
@@ -72,5 +72,5 @@ def test_a_requested_metric_of_bounds_is_one_line_before_training() -> None:
     notes = dict[Any, Any]()
     cohorts.check(IMAGES.replace(network="cnn"), FEW._replace(metrics=("dead_fraction", "certified_dead_fraction")), notes)
     assert [note for lines in notes.values() for note in lines] == [
-        "network 'cnn' is a Flax module without interval bounds, so certified_dead_fraction has no values."
+        "network 'cnn' is a Flax module without interval bounds, so certified_dead_fraction has no values"
     ]

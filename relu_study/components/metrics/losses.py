@@ -6,7 +6,7 @@ import functools
 import operator
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from relu_study.components.metrics.metric import metric
 from relu_study.components.metrics.output_moments import moments
@@ -34,11 +34,13 @@ def val_loss(snapshot: Snapshot) -> Float[Array, ""]:
     high=1,
     source="Lu, Shin, Su & Karniadakis 2019, arXiv 1903.06733, section 3 (there at the start, and for every input: born dead)",
 )
-def collapsed(snapshot: Snapshot) -> Bool[Array, ""]:
+def collapsed(snapshot: Snapshot) -> Shaped[Array, ""]:
     """1 where some site is dead in all its units on the probe set and the output is constant (see there).
 
     In an `mlp` the one follows from the other; in a network that leads around a dead site it does not.
     """
+    if not snapshot.sites:
+        return jnp.array(jnp.nan)
     cut = functools.reduce(operator.or_, (jnp.all(dead(site)) for site in snapshot.sites), jnp.array(False))
     return cut & constant(snapshot)
 
