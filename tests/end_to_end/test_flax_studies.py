@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with registered():
         network("test_stages", options={"channels": 2})(Stages)
         arms = grid(IMAGES.replace(network="test_stages", epochs=1, optimizer="sgd"), channels=[0, 2, 4])
-        study = Study(NAME, "Stages", "How many?", [Experiment("main", arms)], seeds=2, metrics=("dead_fraction", "val_loss"))
+        study = Study(NAME, "Stages", "How many?", [Experiment("main", arms)], seeds=2, metrics=("val_accuracy", "val_loss"))
         relu_study.run(study, out=place)
         yield place
 
