@@ -235,9 +235,9 @@ def parse_manifest(manifest: Mapping[str, Any]) -> StudyManifest:
 
 
 def _manifest(manifest: Mapping[str, Any], declaration: AnyDeclaration) -> Manifest[AnyDeclaration]:
-    kinds: dict[str, Any] = {"command": str, "preset": str, "oom": tuple[str, ...]}
+    kinds: dict[str, Any] = {"widths": dict[str, int], "command": str, "preset": str, "oom": tuple[str, ...]}
     found = {name: _convert(manifest[name], kind, f"$.{name}") for name, kind in kinds.items() if name in manifest}
-    return Manifest(manifest["study"], manifest["provenance"], manifest["widths"], declaration, **found)
+    return Manifest(manifest["study"], manifest["provenance"], declaration=declaration, **found)
 
 
 def parse_declaration(plain: Any) -> Declaration:
