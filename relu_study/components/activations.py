@@ -46,7 +46,7 @@ class Activation:
     values: Piece = (-inf, inf)  # contains every computed value of phi
     smooth: bool = False  # True: phi is curved, and units can saturate. False: it is piecewise linear, and units can be always on
     fanout: int = 1  # coordinates of post per unit, in this many blocks of U coordinates
-    options: Mapping[str, Any] = field(default_factory=dict, compare=False)  # factors of its own, with their defaults
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)  # its options with their defaults
     traced: tuple[str, ...] = ()  # options that the compiled program takes as inputs
 
     @property

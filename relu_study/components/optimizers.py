@@ -36,7 +36,7 @@ class Optimizer:
 
     name: str
     function: Callable[..., Any]
-    options: Mapping[str, Scalar] = field(default_factory=dict)  # factors of its own, with their defaults
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # its options with their defaults
     traced: tuple[str, ...] = ()  # options that the compiled program takes as inputs
 
     def __post_init__(self) -> None:

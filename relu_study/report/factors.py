@@ -24,7 +24,7 @@ def hold_fixed(
     Raises:
         UserError: two values are equally common.
     """
-    # A default of the network or task belongs to it: it is no factor besides.
+    # The default of a network or a task comes with it, and is no separate factor.
     specs = {entry.config_id: {k: v for k, v in entry.spec.items() if k not in entry.unset} for entry in entries}
     options = sorted({name for spec in specs.values() for name in spec} - {*FIELDS})
     varied = [name for name in (*FIELDS, *options) if name != "seed" and len(_values(name, specs.values())) > 1]

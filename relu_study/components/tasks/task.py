@@ -291,7 +291,7 @@ class TaskEntry:
     name: str
     function: Callable[[RunSpec], Task]
     rows: int | None = None  # of a spec with the default of RunSpec; None: that default
-    options: Mapping[str, Scalar] = field(default_factory=dict)  # factors of its own, with their defaults
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # its options with their defaults
     traced: tuple[str, ...] = ()  # options that `sample` takes as arrays, by name
 
     def __call__(self, spec: RunSpec) -> Task:
