@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -26,7 +27,6 @@ from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
 from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
 from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
-from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.atomic_write import WriteError
 
 if TYPE_CHECKING:
@@ -207,6 +207,15 @@ def _print_example(words: list[str]) -> None:
         print(f"Example:\n  {EXAMPLES[words[0]]}")
 
 
+def _number_settings(words: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Return NumPy's default settings for a command. Help needs no NumPy, which takes half of its time."""
+    if {"-h", "--help"} & set(words):
+        return contextlib.nullcontext()
+    from relu_study.stats.numpy_defaults import numpy_defaults
+
+    return numpy_defaults()
+
+
 def _status(stop: KeyboardInterrupt) -> int:
     return stop.status if isinstance(stop, StopSignal) else INTERRUPTED
 
@@ -224,7 +233,7 @@ def main() -> None:
     logging.getLogger("jax._src.callback").disabled = not with_traceback  # its tracebacks repeat the error
     sys.argv[:end] = [word for word in sys.argv[:end] if word != "--traceback"]
     try:
-        with handle_signals(), numpy_defaults():
+        with handle_signals(), _number_settings(sys.argv[1:end]):
             status = tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="relu-study",
