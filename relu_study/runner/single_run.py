@@ -21,7 +21,7 @@ from relu_study.storage.atomic_write import check_writable, write_atomically
 from relu_study.storage.csv_files import csv_text
 from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import runs_frame
-from relu_study.storage.manifest import write_manifest
+from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.study.study import Study
 
 
@@ -45,6 +45,8 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         check_writable(out)
     spec = runs[run_id]
     name = cohorts.cost_of(spec).cohort
+    if sweep is not None and (sweep / "manifest.json").exists():  # also of an earlier version, whose tiles are not continued
+        job = replace(job, widths={**job.widths, **read_manifest(sweep)["widths"]})
     tile = Tile(name, job.widths[name], (spec,), 0, num_datasets=1)
     with entry_errors():
         numbers = train_tile.train_tile([spec], tile.width, measure_config=job.measure_config, num_datasets=tile.num_datasets)
