@@ -81,7 +81,7 @@ class MeasureConfig(NamedTuple):
         return min(self.probe_examples or DEFAULT_EXAMPLES, signature.train_rows)
 
     def validation(self, signature: Signature) -> int:
-        """Number of validation examples that `val_loss` reads (the first ones)."""
+        """Number of validation examples that metrics read (the first ones)."""
         return signature.val_rows if self.val_examples is None else min(signature.val_rows, self.val_examples)
 
 
