@@ -69,8 +69,8 @@ def inspect(
     A unit with a nonfinite entry is `<NA>` in every flag.
 
     Args:
-      model: an `nnx.Module`, `(linen_module, variables)`, or `(fn, params)` with `fn(params, *inputs)`. It is not changed; an
-        `nnx.Module` is read in evaluation mode.
+      model: an `nnx.Module`, `(linen_module, variables)`, a Flax `TrainState`, or `(fn, params)` with `fn(params, *inputs)`. It
+        is not changed; an `nnx.Module` is read in evaluation mode.
       x: the model's input, a tuple of its arguments, or an iterable of batches of either.
       y: targets, or an iterable of their batches. With `loss`, gradients are measured too.
       loss: `loss(output, y)`, the mean over examples.
