@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,11 +32,13 @@ class TappedPass(NamedTuple):
 
 @dataclass(frozen=True)
 class TappedNetwork:
-    """A Flax network with its sites, for batches of one size."""
+    """A network with its sites, for batches of one size."""
 
     traced: Traced
+    places: tuple[Place, ...]  # of its sites
     tapping: Tapping
     weights: tuple[Weight, ...]  # of all sites
+    unit_axis: Mapping[str, int]  # of the sites whose units are not on the last axis
 
     @classmethod
     def of(cls, forward: Forward, signature: Signature, examples: int) -> TappedNetwork:
@@ -47,8 +49,14 @@ class TappedNetwork:
         for place in traced.sites.places:
             if place.conditional:
                 raise UserError(f"site {place.name!r} is inside a branch of lax.cond, which a run may not take. Use jnp.where.")
-        weights = tuple(dict.fromkeys(weight for place in traced.sites.places for weight in traced.sites.weights(place)))
-        return cls(traced, Tapping(traced.sites, [(weight.program, weight.value) for weight in weights]), weights)
+        return cls.of_traced(traced, traced.sites.places)
+
+    @classmethod
+    def of_traced(cls, traced: Traced, places: Sequence[Place], unit_axis: Mapping[str, int] | None = None) -> TappedNetwork:
+        """Return a traced call of `function(params, stats, x)` with some of its sites."""
+        weights = tuple(dict.fromkeys(weight for place in places for weight in traced.sites.weights(place)))
+        tapping = Tapping(traced.sites, [(weight.program, weight.value) for weight in weights])
+        return cls(traced, tuple(places), tapping, weights, unit_axis or {})
 
     def measure(self, params: Any, stats: Any, previous: Any, x: Any, loss: Callable[[Any], Float[Array, ""]]) -> TappedPass:
         """Return the loss, its gradients and all sites. `previous` contains the parameters before the steps of an epoch."""
@@ -66,14 +74,15 @@ class TappedNetwork:
         now, before = self._kept(taps), self._kept(run(previous, {})[1])  # XLA computes nothing but the weights of `previous`
         steps = jax.tree.map(jnp.subtract, now, before)
         named = self.tapping.named(taps, {})
-        views = [self._view(place, named[place.name], (now, weight_grads, steps)) for place in self.traced.sites.places]
+        views = [self._view(place, named[place.name], (now, weight_grads, steps)) for place in self.places]
         return TappedPass(value, outputs, grads, tuple(views))
 
     def _kept(self, taps: dict[Any, Any]) -> dict[Any, Any]:
         return {(weight.program, weight.value): taps[weight.program, weight.value] for weight in self.weights}
 
     def _view(self, place: Place, tap: Tap, trees: Sequence[dict[Any, Any]]) -> SiteView:
-        pre, post, slope = (by_unit(array, self.traced.sites.unit_axis(place)) for array in tap[:3])
+        axis = self.unit_axis.get(place.name, self.traced.sites.unit_axis(place))
+        pre, post, slope = (by_unit(array, axis) for array in tap[:3])
         kernel, kernel_grad, kernel_step = (self._incoming(place, tree, pre.shape[-1]) for tree in trees)
         phi, largest, linear = site_activation(place), None, None
         if not phi.smooth and phi.identity is None and has_identity_piece(place.program, place.region):
@@ -89,7 +98,7 @@ class TappedNetwork:
             array = tree[weight.program, weight.value]
             for step in place.steps[: len(self.traced.sites.loops[weight.program])]:
                 array = array[step]
-            if array.shape[weight.axis] != units:
+            if array.shape[weight.axis] != units or self.unit_axis.get(place.name, -1) != -1:
                 return None
             rows.append(jnp.moveaxis(array, weight.axis, -1).reshape(-1, units))
         return jnp.concatenate(rows) if rows else None

@@ -96,17 +96,18 @@ def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Arr
     return counted[:BINS]
 
 
-def counts(snapshot: Snapshot, linear: bool = True) -> dict[str, Int[Array, "65"]]:
+def counts(snapshot: Snapshot, linear: bool = True, entries: int | None = None) -> dict[str, Int[Array, "65"]]:
     """Return the histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
 
     Pre and post are counted over units and the first 2,048 probe examples, at one position of each, the next from example to
-    example. The gradient of the probe-set loss is counted over
-    the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
+    example. With `entries`, fewer examples are counted in sites that have more entries. The gradient of the probe-set loss is
+    counted over the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
     """
     histograms = {}
     for name, site in snapshot.named().items():
         positions = len(site.pre) // len(snapshot.prediction)
-        pre, post = (array[:: positions + 1 if positions > 1 else 1][:EXAMPLES] for array in (site.pre, site.post))
+        examples = EXAMPLES if entries is None else min(EXAMPLES, max(1, entries // site.pre.shape[1]))
+        pre, post = (array[:: positions + 1 if positions > 1 else 1][:examples] for array in (site.pre, site.post))
         histograms[f"pre:{name}"] = histogram(pre)
         histograms[f"post:{name}"] = histogram(post, bounded(site.activation.values) if linear else None)
         gradients = [gradient.ravel() for gradient in (site.kernel_grad, site.bias_grad) if gradient is not None]
