@@ -19,7 +19,8 @@ from relu_study.runner.callback import Callback
 from relu_study.runner.execute import execute
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import configurations
-from relu_study.storage.frames import Results, load
+from relu_study.storage.frames import load
+from relu_study.storage.results import Results
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.shard import Shard, shard_of
 from relu_study.study.study import Study

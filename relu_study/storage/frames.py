@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from relu_study.errors import UserError
 from relu_study.stats import intervals, survival
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import CONFIG_FIELDS, DTYPES, option_dtypes, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, StudyManifest, read_declared
+from relu_study.storage.manifest import is_monitored
+from relu_study.storage.monitor_results import load_monitor
+from relu_study.storage.results import Results
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED, number_type
@@ -29,41 +30,16 @@ from relu_study.study.outputs import Table
 BINARY_METRICS = ("collapsed", "constant", "trained", "val_trained")  # 0 or 1 per run: a Wilson interval, not a t interval
 
 
-@dataclass
-class Results:
-    """A results folder in memory: `runs` (one row per run) and `summary` (one row per configuration, metric, site and epoch).
-
-    `params` maps run_id to final parameters, if the training call kept them.
-    """
-
-    folder: Path
-    runs: pd.DataFrame
-    summary: pd.DataFrame
-    read_curves: pd.DataFrame | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def curves(self) -> pd.DataFrame:
-        """Every measurement, with columns run_id, config_id, seed, metric, site, epoch, value.
-
-        Values are float32, or float64 under JAX's double precision. NaN means empty or nonfinite.
-
-        Raises:
-            UserError: the folder has no raw/.
-        """
-        if self.read_curves is None:
-            raise UserError(f"curves need {self.folder / 'raw'}, which a clone does not have. Run the study again.")
-        return self.read_curves
-
-
 @numpy_defaults()
 def load(folder: str | Path) -> Results:
-    """Read a results folder as DataFrames.
+    """Read a results folder as DataFrames: `Results` of a study, `MonitorResults` of a monitored training.
 
     Raises:
         UserError: manifest.json, runs.csv or summary.csv is missing or corrupt.
     """
     folder = Path(folder).expanduser()
+    if is_monitored(folder):
+        return load_monitor(folder)
     manifest = read_declared(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
     return Results(folder, read_runs(folder, manifest), read_summary(folder, manifest), stored)

@@ -19,6 +19,7 @@ from relu_study.storage.checksums import (
 )
 
 FORMAT = 2  # of manifest.json; 1 had no checksum
+MONITOR = "monitor"  # the kind in the manifest of a monitored training
 KINDS: tuple[tuple[str, Any], ...] = (("study", str), ("provenance", dict), ("widths", dict), ("declaration", (dict, type(None))))
 
 
@@ -64,6 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 "Use the version that wrote it."
             )
         manifest = without_checksum(manifest, needed=manifest["format"] > 1)
+        if manifest.get("kind") == MONITOR:
+            raise UserError(f"{folder} is the folder of a monitor. Read it with relu_study.load or 'relu-study table {folder}'.")
         for name, kind in KINDS:
             if not isinstance(manifest[name], kind):
                 raise ValueError(f"its {name} is invalid")
@@ -72,6 +75,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hint = "restore it, run the study into a new folder, or run it into this one to rebuild the manifest from raw/"
         raise CorruptFileError(path, "is corrupt", reason, hint) from None
     return dict(manifest)
+
+
+def is_monitored(folder: Path) -> bool:
+    """Whether a folder was written by a monitor."""
+    path = folder / "manifest.json"
+    try:
+        return strict_json(path.read_bytes()).get("kind") == MONITOR
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:

@@ -1,0 +1,43 @@
+"""Files that only grow: each append is one write, and a failed write leaves no part of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from relu_study.storage.atomic_write import wrap_os_errors
+
+
+class AppendFile:
+    """A file with appended blocks of bytes. A block that a full disk cuts is removed before the next append."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.size = path.stat().st_size if path.exists() else 0
+
+    def append(self, block: bytes) -> None:
+        """Append a block. Raises WriteError, and the file then ends before the block."""
+        with wrap_os_errors(self.path):
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            try:
+                os.ftruncate(handle, self.size)
+                os.lseek(handle, self.size, os.SEEK_SET)
+                written = 0
+                try:
+                    while written < len(block):
+                        written += os.write(handle, block[written:])
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(handle, self.size)
+                    raise
+            finally:
+                os.close(handle)
+        self.size += len(block)
+
+    def cut(self, size: int) -> None:
+        """Remove all bytes from `size` on. Raises WriteError."""
+        with wrap_os_errors(self.path):
+            if self.path.exists():
+                os.truncate(self.path, size)
+        self.size = size
