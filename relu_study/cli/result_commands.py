@@ -69,9 +69,9 @@ def draw_figure(
 
 def make_table(
     folder: Folder,
-    rows: Factors = ("arm",),
+    rows: Annotated[Names, arg(metavar="FACTOR ...", help_behavior_hint="(default: arm; site)")] = (),
     cols: Annotated[Names, arg(metavar="FACTOR ...", help_behavior_hint="")] = (),
-    metric: Annotated[Names, arg(metavar="METRIC ...", aliases=("--metrics",))] = ("val_loss",),
+    metric: Annotated[Names, arg(metavar="METRIC ...", aliases=("--metrics",), help_behavior_hint="(default: val_loss)")] = (),
     site: SiteName = "all",
     epoch: Annotated[str, arg(metavar="EPOCH")] = "last",
     baseline: Baseline = None,
@@ -79,6 +79,8 @@ def make_table(
     format: Annotated[str, arg(metavar="FORMAT")] = "markdown",
 ) -> None:
     """Print a table of a results folder: factors as rows and columns, metrics as cells.
+
+    The factors of a monitored training are site, step and member. Its epochs are steps.
 
     Args:
         rows: Factors of the rows: RunSpec fields, options, "arm" or "experiment".
@@ -92,7 +94,8 @@ def make_table(
     """
     from relu_study.report.tables.pivot_table import table
 
-    print(table(existing_folder(folder), rows, cols, metric, site, epoch, baseline, where, format), end="")
+    text = table(existing_folder(folder), rows or None, cols, metric or None, site, epoch, baseline, where, format)
+    print(text, end="")
 
 
 def make_comparison(
@@ -136,10 +139,10 @@ def view(
         options: TensorBoard options, after --, for example -- --reload_interval 5.
     """
     from relu_study.report.tensorboard.server import show
-    from relu_study.storage.manifest import read_manifest
+    from relu_study.storage.manifest import is_monitored, read_manifest
 
     logs = existing_folder(folder) / "tensorboard"
-    declaration = read_manifest(logs.parent)["declaration"]
+    declaration = None if is_monitored(logs.parent) else read_manifest(logs.parent)["declaration"]
     if not logs.is_dir():
         if "cells" in (declaration or {}):
             raise UserError(f"{folder} holds a draw study, which has no TensorBoard runs. Open {folder}/report.html instead.")

@@ -59,7 +59,7 @@ def parse(where: Sequence[str], declaration: Declaration) -> list[Condition]:
 
 
 def _parsed(text: str, declaration: Declaration) -> Condition:
-    name, compared, values = _split(text)
+    name, compared, values = split_condition(text)
     metric, _, site = name.partition("/")
     if metric in declaration.metrics:
         column = f"{metric}/{site or 'all'}"
@@ -71,7 +71,7 @@ def _parsed(text: str, declaration: Declaration) -> Condition:
     return Condition(name, compared, tuple(_values(name, compared, values, declaration, text)), False)
 
 
-def _split(text: str) -> tuple[str, str, list[str]]:
+def split_condition(text: str) -> tuple[str, str, list[str]]:
     """Return the name, the operator and the values of a condition."""
     parts = _CONDITION.fullmatch(text)
     if parts is None or not parts[3]:
@@ -166,7 +166,7 @@ def select(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
         UserError: a condition is malformed, or its column or value does not fit.
     """
     for text in where:
-        name, compared, values = _split(text)
+        name, compared, values = split_condition(text)
         if name not in frame:
             raise nearest(name, frame.columns, "column of cells.csv")
         wanted: Sequence[Any] = values

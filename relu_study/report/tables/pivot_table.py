@@ -20,6 +20,7 @@ from relu_study.report.labels import words
 from relu_study.report.markup import latex_table, markdown_table
 from relu_study.report.tables.columns import Column, Key, Lookup, in_runs, in_summary, parse_column
 from relu_study.report.tables.entries import Entry, RunLookup, SummaryLookup
+from relu_study.report.tables.monitor_table import monitor_table
 from relu_study.report.tables.table_layout import NoteTexts, Row, TableLayout, mark_entries, render
 from relu_study.stats import hypothesis_tests
 from relu_study.stats.numpy_defaults import numpy_defaults
@@ -27,6 +28,7 @@ from relu_study.storage.configurations import collect
 from relu_study.storage.csv_files import csv_text, read_runs, read_summary
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration, StudyManifest, read_declared
 from relu_study.storage.frames import runs_frame
+from relu_study.storage.manifest import is_monitored
 from relu_study.storage.tile_files import tile_paths
 from relu_study.study.epochs import parse_epoch
 from relu_study.study.outputs import FACTORS
@@ -58,9 +60,9 @@ class Grid:
 @numpy_defaults()
 def table(
     folder: str | Path,
-    rows: str | Sequence[str] = "arm",
+    rows: str | Sequence[str] | None = None,
     cols: str | Sequence[str] = (),
-    metric: str | Sequence[str] = "val_loss",
+    metric: str | Sequence[str] | None = None,
     site: str = "all",
     epoch: str | float = "last",
     baseline: str | None = None,
@@ -69,18 +71,25 @@ def table(
 ) -> str:
     """Return a table as text: `rows` by `cols`, each entry the mean of a metric over seeds with its interval.
 
-    `rows` and `cols` are factors (RunSpec fields, options, `arm`, `experiment`); without `cols` several targets are the columns.
+    `rows` (default: arm) and `cols` are factors (RunSpec fields, options, `arm`, `experiment`); without `cols` several targets
+    are the columns. In the folder of a monitor, factors are site (the default), step and member, and `epoch` is a step.
     Other varying factors are fixed at their most common value, unless `where` selects another (see `conditions.parse`).
-    `metric` is one or more of "metric" or "metric/site". `epoch` is "last" or a number; comparisons at it, or one not in
-    summary.csv, need raw/.
+    `metric` is one or more of "metric" or "metric/site" (default: val_loss). `epoch` is "last" or a number; comparisons at it, or
+    one not in summary.csv, need raw/.
     `baseline` is the label of a row. `format` is markdown, latex (booktabs) or csv (one line per entry). Unknown names or values
     and a table without rows raise UserError. `entries.rank_entries` documents the marks.
     """
     folder = Path(folder).expanduser()
-    manifest = read_declared(folder)
     if format not in FORMATS:
         raise nearest(format, FORMATS, "format")
-    request = _checked(manifest.declaration, _names(rows), _names(cols), _names(metric), site, epoch, _names(where))
+    if is_monitored(folder):
+        if baseline is not None:
+            raise UserError("a monitored training has no baseline. Leave it out.")
+        names = _names(rows or ()), _names(cols), _names(metric or ())
+        return monitor_table(folder, *names, site, epoch, _names(where), format)
+    manifest = read_declared(folder)
+    names = _names("arm" if rows is None else rows), _names(cols), _names("val_loss" if metric is None else metric)
+    request = _checked(manifest.declaration, *names, site, epoch, _names(where))
     grid = _grid(folder, manifest, request, baseline)
     if format == "csv":
         return csv_text(_csv_frame(grid), manifest.declaration.options)

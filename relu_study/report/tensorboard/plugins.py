@@ -5,6 +5,7 @@ TensorBoard merges the layouts of all runs, so charts appear while only some con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -21,6 +22,7 @@ from relu_study.storage.declaration import MetricInfo
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
 KEPT_HISTOGRAMS = 100  # per tag: of more, TensorBoard drops some at random
 _ZERO = BINS // 2  # the bin that counts exact zeros
+_EDGES = np.stack([edges()[:-1], edges()[1:], np.zeros(BINS)], axis=1).astype(np.float32)
 _LAYOUT, _SESSION = "custom_scalars__config__", "_hparams_/session_{}_info"  # tags required by TensorBoard
 
 
@@ -36,6 +38,20 @@ def layout(series: Collection[str], metrics: Mapping[str, MetricInfo]) -> Summar
         # A metric without charts in this run keeps an empty category: TensorBoard loses charts that later runs
         # add to a category missing in the first run.
         _category(tab, metric, {name: name for name in series if name.partition("/")[0] == metric}, closed=True)
+    return _tab(tab)
+
+
+def line_charts(series: Collection[str], metrics: Iterable[str]) -> Summary.Value:
+    """Return the Custom Scalars tab of a single run: one chart a metric, with a line for each of its sites."""
+    tab = layout_pb2.Layout()
+    category = tab.category.add(title="sites")
+    for metric in reversed(list(metrics)):  # TensorBoard shows the last one first
+        chart = category.chart.add(title=metric)
+        chart.multiline.tag.extend(f"^{re.escape(name)}$" for name in series if name.partition("/")[0] == metric)
+    return _tab(tab)
+
+
+def _tab(tab: layout_pb2.Layout) -> Summary.Value:
     content = TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[tab.SerializeToString()])
     return _value(_LAYOUT, "custom_scalars", content)
 
@@ -80,9 +96,14 @@ def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
             counts = configuration.histograms[name]
             last = {int(step): row for step, row in zip(steps, counts, strict=True) if row.any()}
             for step in _spread(list(last)):
-                value = _value(name.replace(":", "/"), "histograms", _numbers(_buckets(last[step], configuration.bins.get(name))))
+                value = histogram(name.replace(":", "/"), last[step], configuration.bins.get(name))
                 by_step.setdefault(step, []).append(value)
     return by_step
+
+
+def histogram(tag: str, counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> Summary.Value:
+    """Return a histogram from its 65 counts, with bins at powers of two or linear ones over `span`."""
+    return _value(tag, "histograms", _numbers(_buckets(counts, span)))
 
 
 def _spread(steps: list[int]) -> list[int]:
@@ -94,10 +115,11 @@ def _buckets(counts: Integer[np.ndarray, " 65"], span: Range | None = None) -> F
     """Return left edge, right edge and count of each bucket."""
     if span is not None:
         return _linear_buckets(counts, *span)
-    indices = np.append(np.flatnonzero(counts), _ZERO)
-    shown = slice(indices.min(), indices.max() + 1)
-    borders = edges()
-    return np.stack([borders[:-1][shown], borders[1:][shown], counts[shown]], axis=1).astype(np.float32)
+    filled = np.flatnonzero(counts)
+    first, last = (min(filled[0], _ZERO), max(filled[-1], _ZERO)) if len(filled) else (_ZERO, _ZERO)
+    buckets = _EDGES[first : last + 1].copy()
+    buckets[:, 2] = counts[first : last + 1]
+    return buckets
 
 
 def _linear_buckets(counts: Integer[np.ndarray, " 65"], low: float, high: float) -> Float[np.ndarray, "n 3"]:
