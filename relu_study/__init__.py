@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from relu_study.components.untrained.statistic import Theory as Theory
     from relu_study.components.untrained.statistic import statistic as statistic
     from relu_study.errors import UserError as UserError
+    from relu_study.monitor.checkpoints import monitor_checkpoints as monitor_checkpoints
+    from relu_study.monitor.measurement import Measurement as Measurement
+    from relu_study.monitor.monitor import Monitor as Monitor
+    from relu_study.monitor.monitor import MonitorWarning as MonitorWarning
     from relu_study.report.cell_report import load_cells as load_cells
     from relu_study.report.figures.on_demand import figure as figure
     from relu_study.report.tables.pivot_table import compare as compare
@@ -73,6 +77,12 @@ _MODULES = {
         "statistic",
     ),
     "errors": ("UserError",),
+    "monitor.checkpoints": ("monitor_checkpoints",),
+    "monitor.measurement": ("Measurement",),
+    "monitor.monitor": (
+        "Monitor",
+        "MonitorWarning",
+    ),
     "report.cell_report": ("load_cells",),
     "report.figures.on_demand": ("figure",),
     "report.tables.pivot_table": (

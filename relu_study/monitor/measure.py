@@ -1,0 +1,259 @@
+"""The measuring program of a monitored model: every metric of every site on the probe set, in one compiled pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from relu_study.components.metrics import histograms
+from relu_study.components.metrics.snapshot import Snapshot
+from relu_study.components.registry import metrics
+from relu_study.engine.tapped_sites import TappedNetwork
+from relu_study.errors import UserError
+from relu_study.stats.histogram_bins import bounded
+from relu_study.storage.declaration import MetricInfo
+from relu_study.watch.find import Site, listed
+from relu_study.watch.models import Model
+from relu_study.watch.tap import trace
+
+ABSENT = ("collapsed", "constant", "train_loss", "val_loss")  # metrics of a study's task; the monitor's `loss` is train_loss
+ENTRIES = 2**16  # entries in a histogram of pre or post: more would take as long as all other metrics together
+OWN = {
+    "loss": MetricInfo("lower", False, "loss", 0.0),
+    "update_ratio": MetricInfo("none", True, "fraction", 0.0),
+    "zero_entries": MetricInfo("none", True, "fraction", 0.0, 1.0),
+}
+
+
+class Measured(NamedTuple):
+    """The numbers of one measurement, for M members. Names are in `Program`."""
+
+    values: Float[Array, "M V"]
+    dead: tuple[UInt8[Array, "M bytes"], ...]  # packed bits, by site
+    histograms: Int[Array, "H 65"]  # summed over members
+    finite: Bool[Array, "M places"]  # by site, then outputs, loss, gradients, parameters
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled measurement with the names of its numbers. One call compiles, later ones do not."""
+
+    run: Callable[..., Measured]
+    model: Model
+    sites: tuple[Site, ...]
+    left_out: tuple[str, ...]  # sites inside branches that a call may not take
+    series: tuple[str, ...]  # "metric/site" of each value
+    histograms: tuple[str, ...]  # "pre/SITE", "post/SITE", "gradient/SITE"
+    places: tuple[str, ...]  # of `finite`, in the order of the computation
+    bins: Mapping[str, tuple[float, float]]  # range of the histograms with linear bins
+    members: int
+    examples: int
+
+    def metrics(self) -> dict[str, MetricInfo]:
+        """Return the properties of every measured metric."""
+        names = dict.fromkeys(name.partition("/")[0] for name in self.series)
+        return {name: OWN.get(name) or _info(name) for name in names}
+
+
+def _info(name: str) -> MetricInfo:
+    metric = metrics[name]
+    return MetricInfo(metric.direction, metric.sites, metric.unit, metric.low, metric.high)
+
+
+def measuring_program(
+    model: Model,
+    inputs: tuple[Any, ...],
+    targets: Any,
+    loss: Callable[[Any, Any], Any] | None,
+    unit_axis: Mapping[str, int],
+    ensemble: bool,
+) -> Program:
+    """Return the measuring program of a model, from shapes only.
+
+    Args:
+      model: with `ensemble`, its parameters have a leading axis of members.
+      inputs, targets: the probe set.
+      loss: `loss(outputs, targets)`, the mean over examples.
+
+    Raises:
+      UserError: an ensemble without a leading axis, an axis in `unit_axis` that does not exist, a loss that is no scalar.
+    """
+    model = _differentiable(model)
+    members = _members(model.params) if ensemble else 1
+    mapped = _mapped(model.state, members) if ensemble else None
+    params, state = model.params, model.state
+    if ensemble:
+        params = jax.tree.map(lambda leaf: _shape(leaf, 1), params)
+        state = jax.tree.map(lambda leaf, axis: _shape(leaf, 0 if axis is None else 1), state, mapped, is_leaf=_is_none)
+    traced = trace(model.function, (params, state, *jax.tree.map(_shape, inputs)), {})
+    found = {site.name: site for site in listed(traced.sites, unit_axis)}
+    places = [place for place in traced.sites.places if not place.conditional]
+    network = TappedNetwork.of_traced(traced, places, unit_axis)
+    names: dict[str, Any] = {}
+
+    def one(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> Measured:
+        return _measured(network, (params, state, previous, inputs, targets), loss, names)
+
+    def run(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> Measured:
+        arguments = (params, state, previous, inputs, targets)
+        if ensemble:
+            result = jax.vmap(one, in_axes=(0, mapped, 0, None, None))(*arguments)
+        else:
+            result = jax.tree.map(lambda array: array[None], one(*arguments))
+        return result._replace(histograms=jnp.sum(result.histograms, axis=0))
+
+    jax.eval_shape(run, model.params, model.state, model.params, inputs, targets)  # fills `names`
+    return Program(
+        run=jax.jit(run),
+        model=model,
+        sites=tuple(found[place.name] for place in places),
+        left_out=tuple(place.name for place in traced.sites.places if place.conditional),
+        series=names["series"],
+        histograms=names["histograms"],
+        places=names["places"],
+        bins=names["bins"],
+        members=members,
+        examples=examples_of(inputs),
+    )
+
+
+def _measured(
+    network: TappedNetwork, arguments: tuple[Any, ...], loss: Callable[[Any, Any], Any] | None, names: dict[str, Any]
+) -> Measured:
+    """Measure one member. `names` receives the names of the numbers."""
+    params, state, previous, inputs, targets = arguments
+
+    def of(outputs: Any) -> Array:
+        value = jnp.zeros(()) if loss is None else jnp.asarray(loss(outputs, targets))
+        if value.shape:
+            raise UserError(f"loss returns the shape {value.shape}, not a scalar. Return its mean over examples.")
+        return value
+
+    tapped = network.measure(params, state, previous, inputs, of)
+    sites, grads = tapped.sites, tapped.grads
+    if loss is None:
+        sites, grads = tuple(site._replace(kernel_grad=None) for site in sites), None
+    steps = jax.tree.map(jnp.subtract, params, previous)
+    outputs = _by_example(tapped.outputs, examples_of(inputs))
+    snapshot = Snapshot(sites, outputs, jnp.zeros(()), tapped.loss, None, params, grads, steps)  # type: ignore[arg-type]
+    named = {f"site_{number}": place.name for number, place in enumerate(network.places, 1)} | {"all": "all"}
+    values, dead = _values(snapshot, named)
+    if loss is not None:
+        values = {"loss/all": tapped.loss, **values}
+    counts = {}
+    for name, count in histograms.counts(snapshot, entries=ENTRIES).items():
+        kind, site = name.split(":")
+        if kind != "gradient" or snapshot.named()[site].kernel_grad is not None:
+            counts[f"{kind}/{named[site]}"] = count
+    finite = _finite(snapshot, named, tapped.outputs, loss is not None)
+    names["series"], names["histograms"], names["places"] = tuple(values), tuple(counts), tuple(finite)
+    ranges = {name: bounded(site.activation.values) for name, site in snapshot.named().items()}
+    names["bins"] = {f"post/{named[name]}": span for name, span in ranges.items() if span is not None}
+    stacked = jnp.stack(list(counts.values())) if counts else jnp.zeros((0, histograms.BINS), jnp.int32)
+    numbers = [jnp.asarray(value, jnp.result_type(float)) for value in values.values()]
+    return Measured(jnp.stack(numbers), tuple(dead), stacked, jnp.stack(list(finite.values())))
+
+
+def _values(snapshot: Snapshot, named: Mapping[str, str]) -> tuple[dict[str, Array], list[Array]]:
+    """Return every registered metric that is defined here, with update_ratio and zero_entries, and the packed dead masks."""
+    values: dict[str, Array] = {}
+    dead = []
+    for name in (name for name in metrics if name not in ABSENT):
+        values |= {f"{name}/{named[site]}": value for site, value in metrics[name].read(snapshot).items()}
+    for site in named.values():
+        if (update := values.get(f"update_norm/{site}")) is not None:
+            values[f"update_ratio/{site}"] = update / values[f"weight_norm/{site}"]
+    zeros = {name: jnp.mean(site.post == 0, dtype=float) for name, site in snapshot.named().items()}
+    if snapshot.sites:
+        posts = [site.post for site in snapshot.sites]
+        entries = sum(post.size for post in posts)
+        values["zero_entries/all"] = sum((jnp.sum(post == 0) for post in posts), jnp.zeros(())) / entries
+    values |= {f"zero_entries/{named[name]}": share for name, share in zeros.items()}
+    masks = metrics["dead_fraction"].masks(snapshot)
+    for name in snapshot.named():
+        dead.append(jnp.packbits(masks[name]))
+    return values, dead
+
+
+def _by_example(outputs: Any, examples: int) -> Float[Array, "N O"]:
+    """Return all numbers of an example in one row; zeros where an output has no axis of examples."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
+    if any(leaf.shape[:1] != (examples,) for leaf in leaves):
+        return jnp.zeros((examples, 1))
+    return jnp.concatenate([leaf.reshape(examples, -1) for leaf in leaves], axis=1)
+
+
+def _finite(snapshot: Snapshot, named: Mapping[str, str], outputs: Any, with_loss: bool) -> dict[str, Array]:
+    """Return whether each place is finite: sites in program order, outputs, loss, gradients, parameters."""
+    places = {named[name]: _all_finite((site.pre, site.post)) for name, site in snapshot.named().items()}
+    places["outputs"] = _all_finite(outputs)
+    if with_loss:
+        places |= {"loss": _all_finite(snapshot.train_loss), "gradients": _all_finite(snapshot.grads)}
+    return places | {"parameters": _all_finite(snapshot.params)}
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
+    # The largest magnitude is NaN if an entry is. The norms of gradients and parameters compute it too.
+    return jnp.all(jnp.stack([jnp.isfinite(jnp.max(jnp.abs(leaf))) for leaf in leaves])) if leaves else jnp.array(True)
+
+
+def _differentiable(model: Model) -> Model:
+    """Return a model whose parameters are all floats. Parameters of other types become other state."""
+    if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in map(_shape, jax.tree.leaves(model.params))):
+        return model
+
+    def split(params: Any, state: Any) -> tuple[Any, Any]:
+        floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(_shape(leaf).dtype, jnp.inexact) else None, params)
+        others = jax.tree.map(lambda leaf: None if jnp.issubdtype(_shape(leaf).dtype, jnp.inexact) else leaf, params)
+        return floats, (others, state)
+
+    def function(params: Any, state: Any, *inputs: Any) -> Any:
+        others, state = state
+        whole = jax.tree.map(lambda one, other: other if one is None else one, params, others, is_leaf=_is_none)
+        return model.function(whole, state, *inputs)
+
+    return Model(function, *split(model.params, model.state), lambda given: split(*model.read(given)))
+
+
+# -------------------------------------------------------------------------------------- ensembles
+
+
+def _members(params: Any) -> int:
+    """Return the number of members: the length of the leading axis, which all parameters share."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise UserError("the ensemble has no parameters. Pass the stacked parameters of its members.")
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for _, leaf in leaves}
+    for path, leaf in leaves:
+        if len(sizes) > 1 or not jnp.ndim(leaf):
+            raise UserError(
+                f"ensemble=True needs parameters with one leading axis of members, but {jax.tree_util.keystr(path)} has the "
+                f"shape {jnp.shape(leaf)} and the leading lengths are {sorted(sizes)}. Stack the members, as jax.vmap does."
+            )
+    return sizes.pop()
+
+
+def _mapped(state: Any, members: int) -> Any:
+    """Return the axis of the members in every array of the other state; None: shared by all members."""
+    return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) and jnp.shape(leaf)[0] == members else None, state)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _shape(leaf: Any, drop: int = 0) -> jax.ShapeDtypeStruct:
+    """Return the shape of an array without its first `drop` axes."""
+    return jax.ShapeDtypeStruct(jnp.shape(leaf)[drop:], leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
+
+
+def examples_of(inputs: Any) -> int:
+    """Return the number of examples: the length of the first array's first axis."""
+    return next((int(np.shape(leaf)[0]) for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)), 0)

@@ -1,0 +1,54 @@
+"""One measurement of a monitored training, as `Monitor` returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from relu_study.stats.unit_events import Event
+
+SHOWN = ("dead_fraction", "nearly_dead_fraction", "saturated_fraction", "dormant_fraction", "grad_norm", "update_ratio")
+
+
+@dataclass(frozen=True, repr=False)
+class Measurement:
+    """The numbers of one step. Prints as a table of sites.
+
+    `values["metric/site"]` is a number; of an ensemble, an array over M members. NaN: the member is nonfinite, or there is no
+    earlier measurement to compare with. `dead[site]` flags dead units, U or M x U. `events` are the changes since the last
+    measurement. `nonfinite` maps each nonfinite member to its first nonfinite place: a site, or outputs, loss, gradients or
+    parameters.
+    """
+
+    step: int
+    values: Mapping[str, float | Float[np.ndarray, " M"]]
+    dead: Mapping[str, Bool[np.ndarray, "..."]]
+    events: tuple[Event, ...]
+    nonfinite: Mapping[int, str]
+
+    @property
+    def loss(self) -> float | Float[np.ndarray, " M"]:
+        """The loss on the probe set; NaN without `targets` and `loss`."""
+        return self.values.get("loss/all", np.nan)
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """One row a site and one column a metric, in program order; of an ensemble, means over members."""
+        rows: dict[str, dict[str, float]] = {}
+        for name, value in self.values.items():
+            metric, _, site = name.partition("/")
+            finite = np.asarray(value, float)[np.isfinite(value)]
+            rows.setdefault(site, {})[metric] = float(finite.mean()) if finite.size else np.nan
+        order = [*self.dead, *(site for site in rows if site not in self.dead)]
+        return pd.DataFrame([rows[site] for site in order if site in rows], [site for site in order if site in rows])
+
+    def __repr__(self) -> str:
+        sites = self.sites
+        shown = [name for name in SHOWN if name in sites]
+        loss = np.asarray(self.loss, float)
+        head = f"step {self.step}" + (f", loss {np.nanmean(loss):.4g}" if np.isfinite(loss).any() else "")
+        return f"{head}\n{sites[shown].to_string(float_format='{:.3g}'.format, na_rep='')}"

@@ -1,0 +1,293 @@
+"""A monitor of one's own training loop."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_study.errors import UserError
+from relu_study.monitor.measure import Program, examples_of, measuring_program
+from relu_study.monitor.measurement import Measurement
+from relu_study.monitor.recorder import Recorder
+from relu_study.stats.unit_events import UnitStates
+from relu_study.storage.monitor_log import MonitorInfo, SiteInfo
+from relu_study.watch.models import as_function
+
+NAMED = 5  # members in one line
+
+
+class MonitorWarning(UserWarning):
+    """A trouble of a monitor that does not stop the training."""
+
+
+class _Given(NamedTuple):
+    """The checked structure of a model: a later version must have the same."""
+
+    tree: Any
+    shapes: list[tuple[tuple[int, ...], Any]]
+
+
+class Monitor:
+    """Watch a training loop: measure every site of a model on a probe set, and write TensorBoard, CSV and unit histories.
+
+        monitor = Monitor(model, out="runs/mine", probe=x, targets=y, loss=loss_fn, every=100)
+        for step in range(steps):
+            ...
+            monitor(step, model)
+        monitor.close()
+
+    A measurement has, by site, the fractions of dead, nearly dead, always on, saturated, dormant and zero-gradient units, the
+    norms of gradient, weights and update, update_ratio = norm(theta - theta_last) / norm(theta) since the last measurement, the
+    mean and standard deviation of post, the share of zero entries, and histograms of pre, post and gradients. A metric that is
+    not defined at a site, for example saturated units of a ReLU, is absent. Definitions: `relu_study.inspect`.
+
+    Args:
+      model: an `nnx.Module` (read in evaluation mode), an `nnx.ModelAndOptimizer`, `(linen_module, variables)`, a Flax
+        `TrainState`, or `(fn, params)` with `fn(params, *inputs)`. It is not changed, and no array of it is kept.
+      out: the folder. One with measurements of the same model is continued.
+      probe: N examples, an array or a tuple of the model's arguments. They are copied.
+      targets, loss: `loss(outputs, targets)` is the mean over examples. Without them there are no losses and no gradients.
+      every: steps between measurements. The first call is measured.
+      ensemble: all parameters have a leading axis of M members, as from `jax.vmap`. Each member is measured.
+      unit_axis: axis of the units by site, where it is not the last.
+      on_error: "warn": a trouble during training is a `MonitorWarning`. "raise": it is a `UserError`.
+      call: keyword arguments of the model, for example `train=False`.
+
+    Raises:
+      UserError: an argument is not valid.
+
+    Source: dead: Maas, Hannun & Ng 2013, ICML workshop, section 2. Dormant: Sokar et al. 2023, arXiv 2302.12902, definition 3.1.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        out: str | Path,
+        probe: Any,
+        targets: Any = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        every: int = 100,
+        ensemble: bool = False,
+        unit_axis: Mapping[str, int] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        **call: Any,
+    ):
+        _check_arguments(targets, loss, every, on_error)
+        self.every, self._raises = every, on_error == "raise"
+        self._inputs = _copied(probe if isinstance(probe, tuple) else (probe,))
+        self._targets = _copied(targets)
+        _check_rows(self._inputs, self._targets)
+        form = as_function(model, call)
+        self._program: Program = measuring_program(form, self._inputs, self._targets, loss, dict(unit_axis or {}), ensemble)
+        self._given = _structure((self._program.model.params, self._program.model.state))
+        info = _info(self._program)
+        self._states = UnitStates(info.units, info.members)
+        self._ensemble = ensemble
+        self._previous: Any = None
+        self._last: int | None = None  # step of the last call
+        self._due = -(2**63)
+        self._closed = False
+        self._recorder = Recorder(Path(out).expanduser(), info, self._program.bins, self._report, jax.process_index() == 0)
+        self._states.restore(self._recorder.events, self._recorder.first)
+        if self._program.left_out:
+            self._report(
+                f"the sites {', '.join(self._program.left_out)} are inside branches of lax.cond, which a call may not take. "
+                "They are not measured; use jnp.where to measure them."
+            )
+
+    @property
+    def out(self) -> Path:
+        """The folder of the measurements."""
+        return self._recorder.folder
+
+    def __call__(self, step: int, model: Any) -> Measurement | None:
+        """Measure the model if `every` steps have passed since the last measurement, and return the numbers.
+
+        Args:
+          step: the number of the step, which rises. After a step back, the later measurements move to `earlier-N`.
+          model: in the form given first; of a pair, the variables or parameters suffice.
+        """
+        try:
+            if self._last is not None and self._last < step < self._due:
+                self._last = step
+                return None
+        except jax.errors.ConcretizationTypeError:
+            pass  # `measure` reports the tracer
+        if step is self._last:
+            return None
+        return self.measure(step, model)
+
+    def measure(self, step: int, model: Any) -> Measurement | None:
+        """Measure the model at this step, whatever `every` is. None after a trouble."""
+        try:
+            return self._measure(_integer(step), model)
+        except Exception as error:
+            if self._raises:
+                raise
+            self._report(f"step {step} is not measured. {_sentence(error)}")
+            return None
+
+    def _measure(self, step: int, model: Any) -> Measurement | None:
+        if self._closed:
+            raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
+        if self._last is not None and step == self._last < self._due:
+            return None
+        self._last, self._due = step, (step // self.every + 1) * self.every
+        params, state = self._read(model)
+        if step < self._recorder.last:
+            self._step_back(step)
+        previous = params if self._previous is None else self._previous
+        running = self._program.run(params, state, previous, self._inputs, self._targets)
+        copied = _copy(params)  # while the measurement runs
+        measured = jax.tree.map(np.asarray, running)  # without a copy on a CPU, unlike jax.device_get
+        values = np.array(measured.values)
+        if self._previous is None:
+            values[:, [name.startswith(("update_norm/", "update_ratio/")) for name in self._program.series]] = np.nan
+        self._previous = copied
+        places = [None if row.all() else self._program.places[int(row.argmin())] for row in measured.finite]
+        values[[place is not None for place in places]] = np.nan
+        sites = self._program.sites
+        dead = {
+            site.name: np.unpackbits(bits, axis=-1, count=site.units).astype(bool)
+            for site, bits in zip(sites, measured.dead, strict=True)
+        }
+        was_nonfinite = self._states.nonfinite.copy()
+        events = self._states.update(step, dead, places)
+        self._recorder.write(step, values, events, dict(zip(self._program.histograms, measured.histograms, strict=True)))
+        nonfinite = {member: place for member, place in enumerate(places) if place is not None}
+        self._report_nonfinite(step, {member: place for member, place in nonfinite.items() if not was_nonfinite[member]})
+        numbers = dict(zip(self._program.series, values.T if self._ensemble else values[0].tolist(), strict=True))
+        masks = dead if self._ensemble else {name: mask[0] for name, mask in dead.items()}
+        return Measurement(step, numbers, masks, tuple(events), nonfinite)
+
+    def _read(self, model: Any) -> tuple[Any, Any]:
+        """Return the parameters and the state of a model. Raises UserError if its structure changed, or inside jit."""
+        params, state = self._program.model.read(model)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state))):
+            raise UserError("the monitor is called inside jit, vmap or scan. Call it outside, with the arrays that they return.")
+        given = _structure((params, state))
+        if given == self._given:
+            return params, state
+        if given.tree != self._given.tree:
+            raise UserError("the model has another structure than the first one. Pass it in the form given to Monitor.")
+        for (path, _), now, first in zip(
+            jax.tree_util.tree_leaves_with_path((params, state)), given.shapes, self._given.shapes, strict=True
+        ):
+            if now != first:
+                name = jax.tree_util.keystr(path[1:])
+                raise UserError(f"{name} has the shape {now[0]} of {now[1]}, not {first[0]} of {first[1]}. Pass the same model.")
+        return params, state
+
+    def _step_back(self, step: int) -> None:
+        last, archive = self._recorder.last, self._recorder.rewind(step)
+        self._states = UnitStates(self._recorder.info.units, self._recorder.info.members)
+        self._states.restore(self._recorder.events, self._recorder.first)
+        self._previous = None
+        where = f" are in {archive}" if archive else " are dropped"
+        self._report(f"the step went back from {last} to {step}. The measurements of the steps from {step} on{where}.")
+
+    def _report_nonfinite(self, step: int, places: Mapping[int, str]) -> None:
+        """Report the members that went nonfinite since the last measurement."""
+        if not places:
+            return
+        sites = [site.name for site in self._program.sites]
+        named = [f"site {place!r}" if place in sites else place for place in places.values()]
+        if not self._ensemble:
+            self._warn(f"step {step}: {named[0]} went nonfinite since the last measurement.")
+            return
+        listed = [f"member {member} in {place}" for member, place in zip(places, named, strict=True)]
+        more = f", and {len(listed) - NAMED} more (see events.csv)" if len(listed) > NAMED else ""
+        self._warn(f"step {step}: went nonfinite since the last measurement: {', '.join(listed[:NAMED])}{more}.")
+
+    def _report(self, line: str) -> None:
+        if self._raises:
+            raise UserError(line)
+        self._warn(line)
+
+    def _warn(self, line: str) -> None:
+        warnings.warn(line, MonitorWarning, stacklevel=_outside())
+
+    def close(self) -> None:
+        """Write units.csv and release the folder. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._recorder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _check_arguments(targets: Any, loss: Any, every: Any, on_error: str) -> None:
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise UserError(f"every={every!r} is no number of steps. Pass a whole number of at least 1.")
+    if (targets is None) != (loss is None):
+        missing = "loss" if loss is None else "targets"
+        raise UserError(f"gradients need targets and loss, but {missing} is missing. Pass both, or neither.")
+    if on_error not in ("warn", "raise"):
+        raise UserError(f"on_error={on_error!r} is unknown. Choose warn or raise.")
+
+
+def _check_rows(inputs: Any, targets: Any) -> None:
+    rows = examples_of(inputs)
+    if not rows:
+        raise UserError("probe has no examples on its first axis. Pass an array of examples.")
+    for leaf in jax.tree.leaves(targets):
+        if np.ndim(leaf) and len(leaf) != rows:
+            raise UserError(f"targets has {len(leaf)} rows, but probe has {rows}. Pass a target for every example.")
+
+
+def _info(program: Program) -> MonitorInfo:
+    sites = tuple(SiteInfo(site.name, site.activation, site.units) for site in program.sites)
+    return MonitorInfo(sites, program.series, program.metrics(), program.members, program.examples)
+
+
+def _structure(tree: Any) -> _Given:
+    leaves, treedef = jax.tree.flatten(tree)
+    return _Given(treedef, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves])
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _copied(tree: Any) -> Any:
+    """Return copies of arrays on the device, which later changes of the caller's arrays do not reach."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _integer(step: Any) -> int:
+    if isinstance(step, jax.core.Tracer):
+        raise UserError("the step is an array inside jit. Call the monitor outside, with a number.")
+    if np.ndim(step) or int(step) != step:
+        raise UserError(f"the step {step!r} is no whole number. Pass the number of the training step.")
+    return int(step)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    return text[:1].upper() + text[1:]
+
+
+def _outside() -> int:
+    """Return the stack level of the caller's code."""
+    import sys
+
+    for level in itertools.count(1):
+        frame = sys._getframe(level)
+        if frame.f_back is None or not str(frame.f_globals.get("__name__", "")).startswith("relu_study.monitor"):
+            return level
+    raise AssertionError
