@@ -23,7 +23,7 @@ from relu_study.watch.models import Model
 from relu_study.watch.tap import trace
 
 ABSENT = ("collapsed", "constant", "train_loss", "val_loss")  # metrics of a study's task; the monitor's `loss` is train_loss
-ENTRIES = 2**16  # entries in a histogram of pre or post: more would take as long as all other metrics together
+ENTRIES = 2**15  # entries in a histogram of pre or post: more would take as long as all other metrics together
 OWN = {
     "loss": MetricInfo("lower", False, "loss", 0.0),
     "update_ratio": MetricInfo("none", True, "fraction", 0.0),
@@ -84,7 +84,7 @@ def measuring_program(
     Raises:
       UserError: an ensemble without a leading axis, an axis in `unit_axis` that does not exist, a loss that is no scalar.
     """
-    model = _differentiable(model)
+    model = differentiable(model)
     members = _members(model.params) if ensemble else 1
     mapped = _mapped(model.state, members) if ensemble else None
     params, state = model.params, model.state
@@ -141,7 +141,7 @@ def _measured(
         sites, grads = tuple(site._replace(kernel_grad=None) for site in sites), None
     steps = jax.tree.map(jnp.subtract, params, previous)
     outputs = _by_example(tapped.outputs, examples_of(inputs))
-    snapshot = Snapshot(sites, outputs, jnp.zeros(()), tapped.loss, None, params, grads, steps)  # type: ignore[arg-type]
+    snapshot = Snapshot(sites, outputs, None, tapped.loss, None, params, grads, steps)  # type: ignore[arg-type]
     named = {f"site_{number}": place.name for number, place in enumerate(network.places, 1)} | {"all": "all"}
     values, dead = _values(snapshot, named)
     if loss is not None:
@@ -204,7 +204,7 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(jnp.max(jnp.abs(leaf))) for leaf in leaves])) if leaves else jnp.array(True)
 
 
-def _differentiable(model: Model) -> Model:
+def differentiable(model: Model) -> Model:
     """Return a model whose parameters are all floats. Parameters of other types become other state."""
     if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in map(_shape, jax.tree.leaves(model.params))):
         return model

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from relu_study.errors import UserError
 from relu_study.monitor.measure import Program, examples_of, measuring_program
 from relu_study.monitor.measurement import Measurement
 from relu_study.monitor.recorder import Recorder
-from relu_study.stats.unit_events import UnitStates
+from relu_study.stats.unit_events import Event, UnitStates
 from relu_study.storage.monitor_log import MonitorInfo, SiteInfo
 from relu_study.watch.models import as_function
 
@@ -109,25 +109,23 @@ class Monitor:
         """The folder of the measurements."""
         return self._recorder.folder
 
-    def __call__(self, step: int, model: Any) -> Measurement | None:
+    def __call__(self, step: Any, model: Any) -> Measurement | None:
         """Measure the model if `every` steps have passed since the last measurement, and return the numbers.
 
         Args:
-          step: the number of the step, which rises. After a step back, the later measurements move to `earlier-N`.
+          step: the number of the step, a whole number, which rises. After a step back, later measurements move to `earlier-N`.
           model: in the form given first; of a pair, the variables or parameters suffice.
         """
         try:
-            if self._last is not None and self._last < step < self._due:
+            if self._last is not None and self._last <= step < self._due:
                 self._last = step
                 return None
         except jax.errors.ConcretizationTypeError:
             pass  # `measure` reports the tracer
-        if step is self._last:
-            return None
         return self.measure(step, model)
 
-    def measure(self, step: int, model: Any) -> Measurement | None:
-        """Measure the model at this step, whatever `every` is. None after a trouble."""
+    def measure(self, step: Any, model: Any) -> Measurement | None:
+        """Measure the model at this step, whatever `every` is. None after a trouble. A stored step is not stored again."""
         try:
             return self._measure(_integer(step), model)
         except Exception as error:
@@ -139,8 +137,6 @@ class Monitor:
     def _measure(self, step: int, model: Any) -> Measurement | None:
         if self._closed:
             raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
-        if self._last is not None and step == self._last < self._due:
-            return None
         self._last, self._due = step, (step // self.every + 1) * self.every
         params, state = self._read(model)
         if step < self._recorder.last:
@@ -160,11 +156,15 @@ class Monitor:
             site.name: np.unpackbits(bits, axis=-1, count=site.units).astype(bool)
             for site, bits in zip(sites, measured.dead, strict=True)
         }
-        was_nonfinite = self._states.nonfinite.copy()
-        events = self._states.update(step, dead, places)
-        self._recorder.write(step, values, events, dict(zip(self._program.histograms, measured.histograms, strict=True)))
         nonfinite = {member: place for member, place in enumerate(places) if place is not None}
-        self._report_nonfinite(step, {member: place for member, place in nonfinite.items() if not was_nonfinite[member]})
+        new = {member: place for member, place in nonfinite.items() if not self._states.nonfinite[member]}
+        events: list[Event] = []
+        if step > self._recorder.last:
+            events = self._states.update(step, dead, places)
+            self._recorder.write(step, values, events, dict(zip(self._program.histograms, measured.histograms, strict=True)))
+        elif self._states.differ(dead, places):
+            self._report(f"the model of step {step} differs from the stored one. This measurement of it is not stored.")
+        self._report_nonfinite(step, new)
         numbers = dict(zip(self._program.series, values.T if self._ensemble else values[0].tolist(), strict=True))
         masks = dead if self._ensemble else {name: mask[0] for name, mask in dead.items()}
         return Measurement(step, numbers, masks, tuple(events), nonfinite)
@@ -222,7 +222,7 @@ class Monitor:
             self._closed = True
             self._recorder.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

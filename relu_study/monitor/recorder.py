@@ -57,7 +57,7 @@ class Recorder:
                 self._waits(error)
         self.events: list[Event] = list(self._log.events) if self._log else []
         self.first: int | None = self._log.steps[0] if self._log and self._log.steps else None
-        self.last = self._resumed = self._log.last if self._log else -1
+        self.last = self._log.last if self._log else -1
 
     def _open(self) -> None:
         """Open the folder, or one next to it. Raises WriteError."""
@@ -82,11 +82,7 @@ class Recorder:
         events: list[Event],
         histograms: Mapping[str, Integer[ndarray, " 65"]],
     ) -> None:
-        """Write a measurement, after the waiting ones. A stored step, as after a resumption, is not written again."""
-        if step == self._resumed:
-            if events:
-                self._report(f"the model of step {step} differs from the stored one. This measurement of it is not stored.")
-            return
+        """Write a measurement of a later step than the last, after the waiting ones."""
         self.events += events
         self.first = step if self.first is None else self.first
         self.last = step
@@ -123,7 +119,6 @@ class Recorder:
         self.events = [event for event in self.events if event.step < step]
         steps = [*(self._log.steps if self._log else ()), *(waiting.step for waiting in self._waiting)]
         self.first, self.last = (steps[0], steps[-1]) if steps else (None, -1)
-        self._resumed = -1
         return archive
 
     def close(self) -> None:

@@ -51,6 +51,11 @@ class UnitStates:
         self.measured |= ~bad
         return events
 
+    def differ(self, dead: dict[str, Bool[np.ndarray, "M U"]], places: list[str | None]) -> bool:
+        """Return whether a measurement has another unit dead, or another member nonfinite, than this state."""
+        bad = np.array([place is not None for place in places], bool)
+        return bool((bad != self.nonfinite).any()) or any((now != self.dead[site])[~bad].any() for site, now in dead.items())
+
     def restore(self, events: Iterable[Event], first: int | None) -> None:
         """Apply stored events. `first` is the step of the first stored measurement; None without one."""
         self.measured[:] = first is not None

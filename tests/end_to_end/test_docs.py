@@ -24,8 +24,9 @@ SLOW = (
     "docs/draw_studies.md",
     "docs/extending.md",
     "docs/find_dead_units.md",
+    "docs/monitor.md",
     "docs/writing_a_study.md",
-)  # in the fast tier test_own_study.py runs two of them, and tests/watch has the functions of another
+)  # in the fast tier test_own_study.py runs two of them, tests/watch and tests/monitor have the functions of others
 PRINTING = ("docs/find_dead_units.md",)  # their blocks of text are the output of their Python blocks
 TOP = ("relu_study", "benchmarks", "results", "tests", "docs")
 PARTS = tuple(path.parent.name for path in ROOT.glob("relu_study/*/__init__.py"))

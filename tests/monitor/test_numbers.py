@@ -1,0 +1,217 @@
+"""A monitor's numbers equal those of `inspect` and of NumPy, in every form of a model, and of every member of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from monitored import (
+    NNX,
+    Normalised,
+    NormalisedState,
+    X,
+    Y,
+    forms,
+    forward,
+    killed,
+    loss,
+    nnx_module,
+    params_of,
+    pre_by_hand,
+    shared_programs,
+)
+from tiers import tiered
+
+from relu_study import Monitor, inspect
+from relu_study.stats.histogram_bins import BINS, edges
+
+FRACTIONS = ("dead", "nearly_dead", "always_on", "dormant", "zero_gradient")
+PARAMS = killed(params_of(), "two", 1, 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_program() -> Iterator[None]:
+    with shared_programs():
+        yield
+
+
+def monitor(model: Any, out: Path, **options: Any) -> Monitor:
+    return Monitor(model, out=out, **{"probe": X, "targets": Y, "loss": loss, "every": 1, **options})
+
+
+@pytest.mark.parametrize("form", tiered(forms(PARAMS), "nnx", "linen", "TrainState"))
+def test_equals_inspect_in_every_form(form: str, tmp_path: Path) -> None:
+    model = forms(PARAMS)[form]
+    with monitor(model, tmp_path) as watching:
+        measured = watching(0, model)
+    expected = inspect((forward, PARAMS), X, y=Y, loss=loss)
+    assert measured is not None
+    assert list(measured.dead) == ["one", "two"]
+    for site, row in expected.sites.set_index("site").iterrows():
+        for flag in FRACTIONS:
+            assert measured.values[f"{flag}_fraction/{site}"] == pytest.approx(row[f"{flag}_fraction"], abs=1e-7), flag
+        for name in ("post_mean", "post_std", "grad_norm", "zero_entries"):
+            assert measured.values[f"{name}/{site}"] == pytest.approx(row[name], rel=1e-5), name
+    assert measured.dead["two"].nonzero()[0].tolist() == [1, 3]
+    assert measured.loss == pytest.approx(float(loss(forward(PARAMS, X), Y)), rel=1e-6)
+
+
+def test_all_pools_units_and_entries(tmp_path: Path) -> None:
+    with monitor((forward, PARAMS), tmp_path) as watching:
+        measured = watching(0, PARAMS)
+    assert measured is not None
+    assert measured.values["dead_fraction/all"] == pytest.approx(2 / 11)
+    post = [np.maximum(pre, 0) for pre in pre_by_hand(PARAMS).values()]
+    assert measured.values["zero_entries/all"] == pytest.approx(np.mean(np.concatenate([p.ravel() for p in post]) == 0))
+    grads = jax.grad(lambda p: loss(forward(p, X), Y))(PARAMS)
+    assert measured.values["grad_norm/all"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+
+
+def test_update_ratio_is_since_the_last_measurement(tmp_path: Path) -> None:
+    steps = [jax.tree.map(lambda leaf, s=s: leaf * (1 + 0.1 * s), params_of()) for s in range(4)]
+    with Monitor((forward, steps[0]), out=tmp_path, probe=X, every=3) as watching:
+        first, skipped, _, last = (watching(s, params) for s, params in enumerate(steps))
+    assert first is not None and skipped is None and last is not None
+    assert np.isnan(first.values["update_ratio/one"])
+    assert last.values["update_ratio/one"] == pytest.approx(0.3 / 1.3, rel=1e-5)
+    assert last.values["update_ratio/all"] == pytest.approx(0.3 / 1.3, rel=1e-5)
+    assert "grad_norm/one" not in last.values and "loss/all" not in last.values and np.isnan(last.loss)
+
+
+def test_histograms_count_every_entry_with_exact_zeros_apart(tmp_path: Path) -> None:
+    watching = monitor((forward, PARAMS), tmp_path)
+    counts: dict[str, Any] = {}
+    write = watching._recorder.write
+    watching._recorder.write = lambda *given: (counts.update(given[3]), write(*given))[1]  # type: ignore[method-assign]
+    watching(0, PARAMS)
+    watching.close()
+    for site, pre in pre_by_hand(PARAMS).items():
+        expected, _ = np.histogram(np.clip(pre, -255, 255), edges())
+        assert np.abs(counts[f"pre/{site}"] - expected).sum() <= 2  # an entry next to an edge may be rounded
+        assert counts[f"post/{site}"][BINS // 2] == (pre <= 0).sum()
+        assert counts[f"gradient/{site}"].sum() == PARAMS[site]["kernel"].size + PARAMS[site]["bias"].size
+
+
+def test_batch_statistics_of_a_training_state(tmp_path: Path) -> None:
+    module = Normalised()
+    variables = module.init(jax.random.key(0), X)
+    stats = jax.tree.map(lambda leaf: leaf + 3.0, variables["batch_stats"])
+    state = NormalisedState.create(
+        apply_fn=module.apply, params=variables["params"], tx=optax.sgd(0.1), batch_stats=variables["batch_stats"]
+    )
+    with monitor(state, tmp_path) as watching:
+        before, after = watching(0, state), watching(1, state.replace(batch_stats=stats))
+    assert before is not None and after is not None
+    for measured, given in ((before, variables["batch_stats"]), (after, stats)):
+        found = inspect((module, {"params": variables["params"], "batch_stats": given}), X)
+        assert measured.values["post_mean/BatchNorm_0"] == pytest.approx(found.sites.post_mean[0], rel=1e-5)
+    assert before.values["post_mean/BatchNorm_0"] != after.values["post_mean/BatchNorm_0"]
+
+
+def test_dropout_is_off_and_the_module_is_unchanged(tmp_path: Path) -> None:
+    class Dropped(nnx.Module):
+        def __init__(self) -> None:
+            self.one, self.drop = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+        def __call__(self, x: Any) -> Any:
+            return nnx.relu(self.one(self.drop(x)))
+
+    module = Dropped()
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    with Monitor(module, out=tmp_path, probe=X, every=1) as watching:
+        first, second = watching(0, module), watching(1, module)
+    assert first is not None and second is not None
+    assert first.values["post_mean/one"] == second.values["post_mean/one"]
+    assert not module.drop.deterministic
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def test_every_member_of_an_ensemble_is_measured_as_if_it_were_the_only_one(tmp_path: Path) -> None:
+    members = [params_of(0), killed(params_of(1), "one", 2), params_of(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    with monitor((forward, stacked), tmp_path / "all", ensemble=True) as watching:
+        measured = watching(0, stacked)
+    assert measured is not None
+    for index, params in enumerate(members):
+        with monitor((forward, params), tmp_path / str(index)) as one:
+            expected = one(0, params)
+        assert expected is not None and list(expected.values) == list(measured.values)
+        for name, value in expected.values.items():
+            np.testing.assert_allclose(np.asarray(measured.values[name])[index], value, rtol=2e-5, err_msg=name)
+        for site in expected.dead:
+            np.testing.assert_array_equal(measured.dead[site][index], expected.dead[site])
+
+
+def test_an_ensemble_of_modules(tmp_path: Path) -> None:
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Any:
+        return NNX(rngs)
+
+    module = build(nnx.Rngs(0).fork(split=3))
+    with monitor(module, tmp_path, ensemble=True) as watching:
+        measured = watching(0, module)
+    assert measured is not None and np.asarray(measured.values["dead_fraction/one"]).shape == (3,)
+    assert len(set(np.asarray(measured.loss).tolist())) == 3
+
+
+def test_parameters_that_are_no_floats(tmp_path: Path) -> None:
+    params = {**params_of(), "steps": np.int32(3)}
+    with monitor((lambda p, x: forward(p, x) + p["steps"] * 0, params), tmp_path) as watching:
+        measured = watching(0, params)
+    assert measured is not None and np.isfinite(measured.values["grad_norm/one"])
+
+
+def test_donated_buffers_and_changed_arrays_do_not_matter(tmp_path: Path) -> None:
+    probe, targets = X.copy(), Y.copy()
+    params = jax.tree.map(jnp.asarray, params_of())
+    step = jax.jit(lambda p: jax.tree.map(lambda leaf: leaf * 1.1, p), donate_argnums=0)
+    with monitor((forward, params), tmp_path, probe=probe, targets=targets) as watching:
+        watching(0, params)
+        probe[:], targets[:] = 0, 0
+        params = step(params)
+        measured = watching(1, params)
+    assert measured is not None
+    assert measured.values["update_ratio/all"] == pytest.approx(0.1 / 1.1, rel=1e-4)
+    assert measured.loss == pytest.approx(float(loss(forward(jax.tree.map(np.asarray, params), X), Y)), rel=1e-5)
+
+
+def test_it_compiles_once(tmp_path: Path) -> None:
+    module = nnx_module(params_of())
+    with monitor(module, tmp_path) as watching:
+        for step in range(4):
+            watching(step, module)
+            module.one.bias[...] = module.one.bias[...] + 0.1
+        assert watching._program.run._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_a_call_between_measurements_reads_nothing_of_the_model(tmp_path: Path) -> None:
+    with monitor((forward, PARAMS), tmp_path, every=10) as watching:
+        watching(0, PARAMS)
+        assert watching(1, object()) is None
+        assert watching(9, object()) is None
+
+
+def test_steps_that_skip_a_multiple_are_measured_at_the_next_call(tmp_path: Path) -> None:
+    with monitor((forward, PARAMS), tmp_path, every=100) as watching:
+        measured = [step for step in range(0, 700, 117) if watching(step, PARAMS) is not None]
+    assert measured == [0, 117, 234, 351, 468, 585]
+
+
+def test_a_bounded_activation_has_linear_bins_and_saturated_units(tmp_path: Path) -> None:
+    def smooth(params: Any, x: Any) -> Any:
+        return jnp.tanh(x @ params["w"])
+
+    params = {"w": np.full((4, 3), 100.0, np.float32)}
+    with Monitor((smooth, params), out=tmp_path, probe=np.abs(X) + 1) as watching:
+        measured = watching(0, params)
+        assert watching._program.bins == {"post/w": (-1.0, 1.0)} or list(watching._program.bins.values()) == [(-1.0, 1.0)]
+    assert measured is not None
+    (site,) = measured.dead
+    assert measured.values[f"saturated_fraction/{site}"] == 1.0
