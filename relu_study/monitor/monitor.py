@@ -19,6 +19,7 @@ from relu_study.monitor.measurement import Measurement
 from relu_study.monitor.recorder import Recorder
 from relu_study.stats.unit_events import Event, UnitStates
 from relu_study.storage.monitor_log import MonitorInfo, SiteInfo
+from relu_study.watch.display import NO_SITES
 from relu_study.watch.models import as_function
 
 NAMED = 5  # members in one line
@@ -99,10 +100,13 @@ class Monitor:
         self._recorder = Recorder(Path(out).expanduser(), info, self._program.bins, self._report, jax.process_index() == 0)
         self._states.restore(self._recorder.events, self._recorder.first)
         if self._program.left_out:
-            self._report(
+            self._warn(
                 f"the sites {', '.join(self._program.left_out)} are inside branches of lax.cond, which a call may not take. "
                 "They are not measured; use jnp.where to measure them."
             )
+
+        if not self._program.sites:
+            self._warn(f"the model has no sites: {NO_SITES} Only the whole network is measured.")
 
     @property
     def out(self) -> Path:

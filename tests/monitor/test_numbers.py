@@ -29,7 +29,7 @@ from monitored import (
 )
 from tiers import tiered
 
-from relu_study import Monitor, inspect
+from relu_study import Monitor, MonitorWarning, inspect
 from relu_study.stats.histogram_bins import BINS, edges
 
 FRACTIONS = ("dead", "nearly_dead", "always_on", "dormant", "zero_gradient")
@@ -215,3 +215,42 @@ def test_a_bounded_activation_has_linear_bins_and_saturated_units(tmp_path: Path
     assert measured is not None
     (site,) = measured.dead
     assert measured.values[f"saturated_fraction/{site}"] == 1.0
+
+
+def test_a_model_without_sites_has_the_numbers_of_the_whole_network(tmp_path: Path) -> None:
+    params = {"w": np.ones((4, 2), np.float32)}
+    with pytest.warns(MonitorWarning, match="the model has no sites"):
+        watching = monitor((lambda p, x: x @ p["w"], params), tmp_path)
+    measured = watching(0, params)
+    watching.close()
+    assert measured is not None and not measured.dead
+    assert {"loss/all", "grad_norm/all", "weight_norm/all"} <= set(measured.values)
+
+
+def test_a_site_that_may_not_be_taken_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    def model(params: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ params["one"])
+        return jax.lax.cond(h[0, 0] > 1e9, lambda h: jax.nn.relu(h @ params["two"]), lambda h: h @ params["two"], h)
+
+    params = {"one": np.ones((4, 3), np.float32), "two": np.ones((3, 2), np.float32)}
+    with pytest.warns(MonitorWarning, match="the sites two are inside branches of lax.cond"):
+        watching = monitor((model, params), tmp_path, on_error="raise")
+    measured = watching(0, params)
+    watching.close()
+    assert measured is not None and list(measured.dead) == ["one"] and not measured.nonfinite
+
+
+def test_sites_in_a_scan_and_units_on_another_axis(tmp_path: Path) -> None:
+    def model(params: Any, x: Any) -> Any:
+        h, _ = jax.lax.scan(lambda h, layer: (jax.nn.relu(h @ layer["w"] + layer["b"]), None), x, params["layers"])
+        return jax.nn.relu(jnp.swapaxes(h @ params["out"], 0, 1))
+
+    bias = np.zeros((3, 4), np.float32)
+    bias[1, 2] = -1e3
+    params = {"layers": {"w": np.stack([np.eye(4, dtype=np.float32)] * 3), "b": bias}, "out": np.ones((4, 2), np.float32)}
+    targets = np.zeros((2, 32), np.float32)
+    options: dict[str, Any] = {"targets": None, "loss": None, "unit_axis": {"out": 0}}
+    with monitor((model, params), tmp_path, **options) as watching:
+        measured = watching(0, params)
+    assert measured is not None and list(measured.dead) == ["layers[0]", "layers[1]", "layers[2]", "out"]
+    assert [mask.sum() for mask in measured.dead.values()] == [0, 1, 1, 0] and len(measured.dead["out"]) == len(targets)
