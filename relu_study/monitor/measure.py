@@ -24,6 +24,7 @@ from relu_study.watch.tap import trace
 
 ABSENT = ("collapsed", "constant", "train_loss", "val_loss")  # metrics of a study's task; the monitor's `loss` is train_loss
 ENTRIES = 2**15  # entries in a histogram of pre or post: more would take as long as all other metrics together
+FIRST = ("loss", "dead_fraction", "nearly_dead_fraction", "saturated_fraction", "dormant_fraction", "grad_norm", "update_ratio")
 OWN = {
     "loss": MetricInfo("lower", False, "loss", 0.0),
     "update_ratio": MetricInfo("none", True, "fraction", 0.0),
@@ -56,8 +57,9 @@ class Program:
     examples: int
 
     def metrics(self) -> dict[str, MetricInfo]:
-        """Return the properties of every measured metric."""
-        names = dict.fromkeys(name.partition("/")[0] for name in self.series)
+        """Return the properties of every measured metric, in the order of TensorBoard's charts."""
+        measured = dict.fromkeys(name.partition("/")[0] for name in self.series)
+        names = [*(name for name in FIRST if name in measured), *(name for name in measured if name not in FIRST)]
         return {name: OWN.get(name) or _info(name) for name in names}
 
 

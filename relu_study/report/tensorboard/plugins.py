@@ -45,7 +45,7 @@ def line_charts(series: Collection[str], metrics: Iterable[str]) -> Summary.Valu
     """Return the Custom Scalars tab of a single run: one chart a metric, with a line for each of its sites."""
     tab = layout_pb2.Layout()
     category = tab.category.add(title="sites")
-    for metric in reversed(list(metrics)):  # TensorBoard shows the last one first
+    for metric in metrics:
         chart = category.chart.add(title=metric)
         chart.multiline.tag.extend(f"^{re.escape(name)}$" for name in series if name.partition("/")[0] == metric)
     return _tab(tab)
