@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import numpy as np
@@ -16,6 +16,8 @@ from relu_study.errors import UserError
 from relu_study.monitor.monitor import Monitor
 from relu_study.storage.frames import load
 from relu_study.storage.results import Results
+
+NAMED_STEP = re.compile(r"(?:step|epoch|ckpt|checkpoint|iter)[-_=.]?(\d+)", re.IGNORECASE)
 
 
 def monitor_checkpoints(
@@ -28,7 +30,7 @@ def monitor_checkpoints(
     steps: Sequence[int] | None = None,
     out: str | Path | None = None,
     read: Callable[[Path], Any] | None = None,
-    ensemble: bool = False,
+    ensemble: bool | Literal["params"] = False,
     unit_axis: Mapping[str, int] | None = None,
     **call: Any,
 ) -> Results:
@@ -42,9 +44,10 @@ def monitor_checkpoints(
         `nnx.Module` or `nnx.State`; a `TrainState` is read too. A path is an Orbax folder, a .msgpack file of
         `flax.serialization`, or an .npz file with a dotted name for each array.
       probe, targets, loss, ensemble, unit_axis, call: as for `Monitor`.
-      steps: the step of each checkpoint. Without it, the `step` of a state, the last number in the name of a path, or the place
-        in the list.
-      out: the folder of the measurements, as for `Monitor`; None: a temporary folder.
+      steps: the step of each checkpoint. Without it, the `step` of a state, the number after "step", "epoch" or "ckpt" in the
+        name of a path, the last number there, or the place in the list.
+      out: the folder of the measurements, as for `Monitor`. Its stored steps are not measured again. None: a temporary folder,
+        which is removed.
       read: a function that returns the state at a path, for other formats.
 
     Raises:
@@ -72,7 +75,8 @@ def monitor_checkpoints(
                         on_error="raise",
                         **call,
                     )
-                monitor.measure(numbers[index], model)
+                if numbers[index] not in monitor.steps:
+                    monitor.measure(numbers[index], model)
         finally:
             if monitor is not None:
                 monitor.close()
@@ -92,7 +96,8 @@ def _steps(listed: list[Any], steps: Sequence[int] | None) -> list[int]:
 
 def _step(item: Any, index: int) -> int:
     if isinstance(item, str | Path):
-        found = re.findall(r"\d+", Path(item).name.removesuffix(Path(item).suffix if Path(item).is_file() else ""))
+        name = Path(item).name.removesuffix(Path(item).suffix if Path(item).is_file() else "")
+        found = NAMED_STEP.findall(name) or re.findall(r"\d+", name)
         return int(found[-1]) if found else index
     step = getattr(item, "step", None)
     return index if step is None or np.ndim(step) else int(step)
@@ -100,7 +105,16 @@ def _step(item: Any, index: int) -> int:
 
 def _states(items: Iterable[Any], read: Callable[[Path], Any] | None) -> Iterator[Any]:
     for item in items:
-        yield (read or _read)(Path(item)) if isinstance(item, str | Path) else item
+        if not isinstance(item, str | Path):
+            yield item
+            continue
+        try:
+            yield (read or _read)(Path(item))
+        except UserError:
+            raise
+        except Exception as error:  # each format has its own errors
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"{item} cannot be read ({text}). Pass the path of a complete checkpoint.") from error
 
 
 def _read(path: Path) -> Any:
@@ -141,7 +155,8 @@ def _model(fn: Any, state: Any) -> Any:
             try:
                 nnx.replace_by_pure_dict(current, _integer_keys(state))
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"a checkpoint does not fit the module {type(fn).__name__}: {error} Pass its state.") from None
+                text = " ".join(str(error).split())[:300]
+                raise UserError(f"a checkpoint does not fit the module {type(fn).__name__} ({text}). Pass its state.") from None
             state = current
         return nnx.merge(graph, state)
     if isinstance(fn, nn.Module):

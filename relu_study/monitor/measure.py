@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from relu_study.components.metrics import histograms
 from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.components.registry import metrics
 from relu_study.engine.tapped_sites import TappedNetwork
-from relu_study.errors import UserError
+from relu_study.errors import UserError, printable
 from relu_study.stats.histogram_bins import bounded
 from relu_study.storage.declaration import MetricInfo
 from relu_study.watch.find import Site, listed
@@ -45,8 +45,8 @@ class Measured(NamedTuple):
 class Program:
     """A compiled measurement with the names of its numbers. One call compiles, later ones do not."""
 
-    run: Callable[..., Measured]
-    model: Model
+    run: Callable[..., Measured]  # of parameters, other state, previous parameters, inputs and targets
+    read: Callable[[Any], tuple[Any, Any]]  # parameters and other state of a later version of the model
     sites: tuple[Site, ...]
     left_out: tuple[str, ...]  # sites inside branches that a call may not take
     series: tuple[str, ...]  # "metric/site" of each value
@@ -74,30 +74,51 @@ def measuring_program(
     targets: Any,
     loss: Callable[[Any, Any], Any] | None,
     unit_axis: Mapping[str, int],
-    ensemble: bool,
+    ensemble: bool | str,
 ) -> Program:
     """Return the measuring program of a model, from shapes only.
 
     Args:
-      model: with `ensemble`, its parameters have a leading axis of members.
+      model: with `ensemble`, its parameters and its other state have a leading axis of members; with "params", only its
+        parameters.
       inputs, targets: the probe set.
       loss: `loss(outputs, targets)`, the mean over examples.
 
     Raises:
-      UserError: an ensemble without a leading axis, an axis in `unit_axis` that does not exist, a loss that is no scalar.
+      UserError: a model that cannot be evaluated on the probe set, an ensemble without a leading axis, an axis in `unit_axis`
+        that does not exist, a loss that is no scalar.
     """
-    model = differentiable(model)
+    try:
+        return _program(differentiable(model), inputs, targets, loss, unit_axis, ensemble)
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"the model cannot be evaluated on the probe set ({text}). Check probe, targets, loss, ensemble, and the keyword "
+            "arguments of the model."
+        ) from error
+
+
+def _program(
+    model: Model,
+    inputs: tuple[Any, ...],
+    targets: Any,
+    loss: Callable[[Any, Any], Any] | None,
+    unit_axis: Mapping[str, int],
+    ensemble: bool | str,
+) -> Program:
     members = _members(model.params) if ensemble else 1
-    mapped = _mapped(model.state, members) if ensemble else None
-    params, state = model.params, model.state
-    if ensemble:
-        params = jax.tree.map(lambda leaf: _shape(leaf, 1), params)
-        state = jax.tree.map(lambda leaf, axis: _shape(leaf, 0 if axis is None else 1), state, mapped, is_leaf=_is_none)
+    mapped = _mapped(model.state, members, ensemble) if ensemble else jax.tree.map(lambda _: None, model.state)
+    params = jax.tree.map(lambda leaf: _shape(leaf, 1 if ensemble else 0), model.params)
+    state = jax.tree.map(
+        lambda leaf, axis: None if leaf is None else _shape(leaf, 0 if axis is None else 1), model.state, mapped, is_leaf=_is_none
+    )
     traced = trace(model.function, (params, state, *jax.tree.map(_shape, inputs)), {})
     found = {site.name: site for site in listed(traced.sites, unit_axis)}
     places = [place for place in traced.sites.places if not place.conditional]
     network = TappedNetwork.of_traced(traced, places, unit_axis)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"sites": [_label(place.name) for place in places]}
 
     def one(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> Measured:
         return _measured(network, (params, state, previous, inputs, targets), loss, names)
@@ -110,12 +131,13 @@ def measuring_program(
             result = jax.tree.map(lambda array: array[None], one(*arguments))
         return result._replace(histograms=jnp.sum(result.histograms, axis=0))
 
-    jax.eval_shape(run, model.params, model.state, model.params, inputs, targets)  # fills `names`
+    jitted = jax.jit(run)
+    jax.eval_shape(jitted, model.params, model.state, model.params, inputs, targets)  # fills `names`; the first call reuses it
     return Program(
-        run=jax.jit(run),
-        model=model,
-        sites=tuple(found[place.name] for place in places),
-        left_out=tuple(place.name for place in traced.sites.places if place.conditional),
+        run=jitted,
+        read=model.read,
+        sites=tuple(replace(found[place.name], name=_label(place.name)) for place in places),
+        left_out=tuple(_label(place.name) for place in traced.sites.places if place.conditional),
         series=names["series"],
         histograms=names["histograms"],
         places=names["places"],
@@ -138,13 +160,14 @@ def _measured(
         return value
 
     tapped = network.measure(params, state, previous, inputs, of)
-    sites, grads = tapped.sites, tapped.grads
+    sites, grads = tuple(site._replace(**_exact(site._asdict())) for site in tapped.sites), _exact(tapped.grads)
     if loss is None:
         sites, grads = tuple(site._replace(kernel_grad=None) for site in sites), None
+    params, previous = _exact(params), _exact(previous)
     steps = jax.tree.map(jnp.subtract, params, previous)
     outputs = _by_example(tapped.outputs, examples_of(inputs))
     snapshot = Snapshot(sites, outputs, None, tapped.loss, None, params, grads, steps)  # type: ignore[arg-type]
-    named = {f"site_{number}": place.name for number, place in enumerate(network.places, 1)} | {"all": "all"}
+    named = {f"site_{number}": name for number, name in enumerate(names["sites"], 1)} | {"all": "all"}
     values, dead = _values(snapshot, named)
     if loss is not None:
         values = {"loss/all": tapped.loss, **values}
@@ -160,6 +183,22 @@ def _measured(
     stacked = jnp.stack(list(counts.values())) if counts else jnp.zeros((0, histograms.BINS), jnp.int32)
     numbers = [jnp.asarray(value, jnp.result_type(float)) for value in values.values()]
     return Measured(jnp.stack(numbers), tuple(dead), stacked, jnp.stack(list(finite.values())))
+
+
+def _label(site: str) -> str:
+    """Return the name of a site in files: one line, and other than `all`, the name of the whole network."""
+    return "all_site" if site == "all" else printable(site)
+
+
+def _exact(tree: Any) -> Any:
+    """Return a tree with its low-precision arrays in float32, so that norms and means are not rounded to bfloat16."""
+
+    def exact(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(exact, tree)
 
 
 def _values(snapshot: Snapshot, named: Mapping[str, str]) -> tuple[dict[str, Array], list[Array]]:
@@ -211,6 +250,8 @@ def differentiable(model: Model) -> Model:
     if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in map(_shape, jax.tree.leaves(model.params))):
         return model
 
+    whole_function, read = model.function, model.read  # without the arrays of the model
+
     def split(params: Any, state: Any) -> tuple[Any, Any]:
         floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(_shape(leaf).dtype, jnp.inexact) else None, params)
         others = jax.tree.map(lambda leaf: None if jnp.issubdtype(_shape(leaf).dtype, jnp.inexact) else leaf, params)
@@ -219,9 +260,9 @@ def differentiable(model: Model) -> Model:
     def function(params: Any, state: Any, *inputs: Any) -> Any:
         others, state = state
         whole = jax.tree.map(lambda one, other: other if one is None else one, params, others, is_leaf=_is_none)
-        return model.function(whole, state, *inputs)
+        return whole_function(whole, state, *inputs)
 
-    return Model(function, *split(model.params, model.state), lambda given: split(*model.read(given)))
+    return Model(function, *split(model.params, model.state), lambda given: split(*read(given)))
 
 
 # -------------------------------------------------------------------------------------- ensembles
@@ -242,9 +283,19 @@ def _members(params: Any) -> int:
     return sizes.pop()
 
 
-def _mapped(state: Any, members: int) -> Any:
+def _mapped(state: Any, members: int, ensemble: bool | str) -> Any:
     """Return the axis of the members in every array of the other state; None: shared by all members."""
-    return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) and jnp.shape(leaf)[0] == members else None, state)
+    arrays = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if jnp.ndim(leaf)]
+    shared = [(path, leaf) for path, leaf in arrays if jnp.shape(leaf)[0] != members]
+    if ensemble == "params" or len(shared) == len(arrays):
+        return jax.tree.map(lambda _: None, state)
+    if shared:
+        name = jax.tree_util.keystr(shared[0][0])
+        raise UserError(
+            f"{name} has the shape {jnp.shape(shared[0][1])}, without the axis of the {members} members that other arrays have. "
+            "Stack all of them, or pass ensemble='params' if the members share all but the parameters."
+        )
+    return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, state)
 
 
 def _is_none(leaf: Any) -> bool:

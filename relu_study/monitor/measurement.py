@@ -19,9 +19,9 @@ class Measurement:
     """The numbers of one step. Prints as a table of sites.
 
     `values["metric/site"]` is a number; of an ensemble, an array over M members. NaN: the member is nonfinite, or there is no
-    earlier measurement to compare with. `dead[site]` flags dead units, U or M x U. `events` are the changes since the last
-    measurement. `nonfinite` maps each nonfinite member to its first nonfinite place: a site, or outputs, loss, gradients or
-    parameters.
+    earlier finite measurement to compare with. `dead[site]` flags dead units, U or M x U; a nonfinite member has its last finite
+    flags. `events` are the changes since the last measurement. `nonfinite` maps each nonfinite member to its first nonfinite
+    place: a site, or outputs, loss, gradients or parameters.
     """
 
     step: int

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import operator
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ NAMED = 5  # members in one line
 
 
 class MonitorWarning(UserWarning):
-    """A trouble of a monitor that does not stop the training."""
+    """A problem of a monitor, or a nonfinite model. It does not stop the training."""
 
 
 class _Given(NamedTuple):
@@ -52,18 +54,20 @@ class Monitor:
 
     Args:
       model: an `nnx.Module` (read in evaluation mode), an `nnx.ModelAndOptimizer`, `(linen_module, variables)`, a Flax
-        `TrainState`, or `(fn, params)` with `fn(params, *inputs)`. It is not changed, and no array of it is kept.
+        `TrainState`, or `(fn, params)` with `fn(params, *inputs)`. It is not changed, and only copies of its arrays are kept.
       out: the folder. One with measurements of the same model is continued.
       probe: N examples, an array or a tuple of the model's arguments. They are copied.
       targets, loss: `loss(outputs, targets)` is the mean over examples. Without them there are no losses and no gradients.
       every: steps between measurements. The first call is measured.
-      ensemble: all parameters have a leading axis of M members, as from `jax.vmap`. Each member is measured.
+      ensemble: all parameters and all other state have a leading axis of M members, as from `jax.vmap`. Each member is measured.
+        "params": only the parameters have it.
       unit_axis: axis of the units by site, where it is not the last.
-      on_error: "warn": a trouble during training is a `MonitorWarning`. "raise": it is a `UserError`.
+      on_error: "warn": a problem during training is a `MonitorWarning`. "raise": it is a `UserError`. A nonfinite model is always
+        a warning.
       call: keyword arguments of the model, for example `train=False`.
 
     Raises:
-      UserError: an argument is not valid.
+      UserError: an argument is not valid, or the model cannot be evaluated on the probe set.
 
     Source: dead: Maas, Hannun & Ng 2013, ICML workshop, section 2. Dormant: Sokar et al. 2023, arXiv 2302.12902, definition 3.1.
     """
@@ -76,35 +80,36 @@ class Monitor:
         probe: Any,
         targets: Any = None,
         loss: Callable[[Any, Any], Any] | None = None,
-        every: int = 100,
-        ensemble: bool = False,
+        every: SupportsIndex = 100,
+        ensemble: bool | Literal["params"] = False,
         unit_axis: Mapping[str, int] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         **call: Any,
     ):
-        _check_arguments(targets, loss, every, on_error)
-        self.every, self._raises = every, on_error == "raise"
+        self.every = _check_arguments(targets, loss, every, on_error)
+        self._raises = on_error == "raise"
         self._inputs = _copied(probe if isinstance(probe, tuple) else (probe,))
         self._targets = _copied(targets)
         _check_rows(self._inputs, self._targets)
-        form = as_function(model, call)
-        self._program: Program = measuring_program(form, self._inputs, self._targets, loss, dict(unit_axis or {}), ensemble)
-        self._given = _structure((self._program.model.params, self._program.model.state))
-        info = _info(self._program)
-        self._states = UnitStates(info.units, info.members)
-        self._ensemble = ensemble
+        model_form = as_function(model, call)
+        self._program: Program = measuring_program(model_form, self._inputs, self._targets, loss, dict(unit_axis or {}), ensemble)
+        self._given = _structure(self._program.read(model))
+        self._ensemble = bool(ensemble)
+        self._updates = [i for i, name in enumerate(self._program.series) if name.startswith(("update_norm/", "update_ratio/"))]
         self._previous: Any = None
         self._last: int | None = None  # step of the last call
         self._due = -(2**63)
         self._closed = False
-        self._recorder = Recorder(Path(out).expanduser(), info, self._program.bins, self._report, jax.process_index() == 0)
+        self._told: set[str] = set()
+        info, writes = _info(self._program), jax.process_index() == 0
+        self._recorder = Recorder(Path(out).expanduser(), info, self._program.bins, self._report, writes)
+        self._states = UnitStates(info.units, info.members)
         self._states.restore(self._recorder.events, self._recorder.first)
         if self._program.left_out:
             self._warn(
                 f"the sites {', '.join(self._program.left_out)} are inside branches of lax.cond, which a call may not take. "
                 "They are not measured; use jnp.where to measure them."
             )
-
         if not self._program.sites:
             self._warn(f"the model has no sites: {NO_SITES} Only the whole network is measured.")
 
@@ -112,6 +117,11 @@ class Monitor:
     def out(self) -> Path:
         """The folder of the measurements."""
         return self._recorder.folder
+
+    @property
+    def steps(self) -> list[int]:
+        """The measured steps, those of earlier monitors of the folder included."""
+        return list(self._recorder.steps)
 
     def __call__(self, step: Any, model: Any) -> Measurement | None:
         """Measure the model if `every` steps have passed since the last measurement, and return the numbers.
@@ -124,24 +134,33 @@ class Monitor:
             if self._last is not None and self._last <= step < self._due:
                 self._last = step
                 return None
-        except jax.errors.ConcretizationTypeError:
-            pass  # `measure` reports the tracer
-        return self.measure(step, model)
+        except Exception:
+            pass  # an array of several steps, or no number: `_integer` decides
+        return self._attempt(step, model, at_once=False)
 
     def measure(self, step: Any, model: Any) -> Measurement | None:
-        """Measure the model at this step, whatever `every` is. None after a trouble. A stored step is not stored again."""
+        """Measure the model at this step, whatever `every` is. None if that fails. A stored step is not stored again."""
+        return self._attempt(step, model, at_once=True)
+
+    def _attempt(self, step: Any, model: Any, at_once: bool) -> Measurement | None:
         try:
-            return self._measure(_integer(step), model)
+            number = _integer(step)
+            if self._closed:
+                raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
+            if not at_once and self._last is not None and self._last <= number < self._due:
+                return None
+            self._last, self._due = number, (number // self.every + 1) * self.every
+            return self._measure(number, model)
         except Exception as error:
             if self._raises:
                 raise
-            self._report(f"step {step} is not measured. {_sentence(error)}")
+            text = _sentence(error)
+            if text not in self._told:
+                self._told.add(text)
+                self._warn(f"step {step} is not measured. {text}")
             return None
 
-    def _measure(self, step: int, model: Any) -> Measurement | None:
-        if self._closed:
-            raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
-        self._last, self._due = step, (step // self.every + 1) * self.every
+    def _measure(self, step: int, model: Any) -> Measurement:
         params, state = self._read(model)
         if step < self._recorder.last:
             self._step_back(step)
@@ -150,32 +169,35 @@ class Monitor:
         copied = _copy(params)  # while the measurement runs
         measured = jax.tree.map(np.asarray, running)  # without a copy on a CPU, unlike jax.device_get
         values = np.array(measured.values)
-        if self._previous is None:
-            values[:, [name.startswith(("update_norm/", "update_ratio/")) for name in self._program.series]] = np.nan
+        updates = values[:, self._updates]
+        values[:, self._updates] = np.nan if self._previous is None else np.where(np.isfinite(updates), updates, np.nan)
         self._previous = copied
         places = [None if row.all() else self._program.places[int(row.argmin())] for row in measured.finite]
         values[[place is not None for place in places]] = np.nan
-        sites = self._program.sites
         dead = {
             site.name: np.unpackbits(bits, axis=-1, count=site.units).astype(bool)
-            for site, bits in zip(sites, measured.dead, strict=True)
+            for site, bits in zip(self._program.sites, measured.dead, strict=True)
         }
         nonfinite = {member: place for member, place in enumerate(places) if place is not None}
         new = {member: place for member, place in nonfinite.items() if not self._states.nonfinite[member]}
         events: list[Event] = []
         if step > self._recorder.last:
-            events = self._states.update(step, dead, places)
+            after = self._states.copy()  # an interrupt before the files are written leaves the old state
+            events = after.update(step, dead, places)
             self._recorder.write(step, values, events, dict(zip(self._program.histograms, measured.histograms, strict=True)))
+            self._states = after
         elif self._states.differ(dead, places):
             self._report(f"the model of step {step} differs from the stored one. This measurement of it is not stored.")
         self._report_nonfinite(step, new)
+        masks = {site: np.where(self._states.nonfinite[:, None], self._states.dead[site], mask) for site, mask in dead.items()}
+        if not self._ensemble:
+            masks = {site: mask[0] for site, mask in masks.items()}
         numbers = dict(zip(self._program.series, values.T if self._ensemble else values[0].tolist(), strict=True))
-        masks = dead if self._ensemble else {name: mask[0] for name, mask in dead.items()}
         return Measurement(step, numbers, masks, tuple(events), nonfinite)
 
     def _read(self, model: Any) -> tuple[Any, Any]:
         """Return the parameters and the state of a model. Raises UserError if its structure changed, or inside jit."""
-        params, state = self._program.model.read(model)
+        params, state = self._program.read(model)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state))):
             raise UserError("the monitor is called inside jit, vmap or scan. Call it outside, with the arrays that they return.")
         given = _structure((params, state))
@@ -192,12 +214,15 @@ class Monitor:
         return params, state
 
     def _step_back(self, step: int) -> None:
-        last, archive = self._recorder.last, self._recorder.rewind(step)
+        last = self._recorder.last
+        if self._raises:
+            raise UserError(f"the step went back from {last} to {step}. Pass a rising step, or a new folder.")
+        archive = self._recorder.rewind(step)
         self._states = UnitStates(self._recorder.info.units, self._recorder.info.members)
         self._states.restore(self._recorder.events, self._recorder.first)
         self._previous = None
         where = f" are in {archive}" if archive else " are dropped"
-        self._report(f"the step went back from {last} to {step}. The measurements of the steps from {step} on{where}.")
+        self._warn(f"the step went back from {last} to {step}. The measurements of the steps from {step} on{where}.")
 
     def _report_nonfinite(self, step: int, places: Mapping[int, str]) -> None:
         """Report the members that went nonfinite since the last measurement."""
@@ -233,14 +258,20 @@ class Monitor:
         self.close()
 
 
-def _check_arguments(targets: Any, loss: Any, every: Any, on_error: str) -> None:
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+def _check_arguments(targets: Any, loss: Any, every: Any, on_error: str) -> int:
+    """Return `every` as an integer."""
+    try:
+        steps = operator.index(every)
+    except TypeError:
+        steps = 0
+    if steps < 1:
         raise UserError(f"every={every!r} is no number of steps. Pass a whole number of at least 1.")
     if (targets is None) != (loss is None):
         missing = "loss" if loss is None else "targets"
         raise UserError(f"gradients need targets and loss, but {missing} is missing. Pass both, or neither.")
     if on_error not in ("warn", "raise"):
         raise UserError(f"on_error={on_error!r} is unknown. Choose warn or raise.")
+    return steps
 
 
 def _check_rows(inputs: Any, targets: Any) -> None:
@@ -268,16 +299,20 @@ def _copy(tree: Any) -> Any:
 
 
 def _copied(tree: Any) -> Any:
-    """Return copies of arrays on the device, which later changes of the caller's arrays do not reach."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+    """Return copies of arrays on the device, which later changes of the caller's arrays do not reach. A list is an array."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree, is_leaf=lambda leaf: isinstance(leaf, list))
 
 
 def _integer(step: Any) -> int:
+    """Return a step as a number. An ensemble's training state has an array of equal steps."""
     if isinstance(step, jax.core.Tracer):
         raise UserError("the step is an array inside jit. Call the monitor outside, with a number.")
-    if np.ndim(step) or int(step) != step:
+    numbers = np.unique(np.asarray(step))
+    if len(numbers) != 1 or numbers.dtype.kind not in "iuf" or numbers[0] != np.floor(numbers[0]):
         raise UserError(f"the step {step!r} is no whole number. Pass the number of the training step.")
-    return int(step)
+    if numbers[0] < 0:
+        raise UserError(f"the step {step!r} is negative. Count the steps from 0.")
+    return int(numbers[0])
 
 
 def _sentence(error: BaseException) -> str:
@@ -288,8 +323,6 @@ def _sentence(error: BaseException) -> str:
 
 def _outside() -> int:
     """Return the stack level of the caller's code."""
-    import sys
-
     for level in itertools.count(1):
         frame = sys._getframe(level)
         if frame.f_back is None or not str(frame.f_globals.get("__name__", "")).startswith("relu_study.monitor"):

@@ -18,13 +18,45 @@ from relu_study.storage.atomic_write import WriteError, write_atomically
 from relu_study.storage.monitor_log import MonitorInfo, MonitorLog
 from relu_study.storage.monitor_results import units_frame
 
+Bins = Mapping[str, tuple[float, float]]  # ranges of linear histograms
+
 
 class _Waiting(NamedTuple):
     """A measurement that is not written yet."""
 
     step: int
     values: Float[ndarray, "M V"]
-    events: list[Event]
+    histograms: Mapping[str, Integer[ndarray, " 65"]]
+
+
+class _Files:
+    """The open files of one folder."""
+
+    def __init__(self, folder: Path, info: MonitorInfo, bins: Bins, report: Callable[[str], None]):
+        """Open a folder. Raises UserError, and WriteError if it cannot be written."""
+        self.log = MonitorLog(folder, info, report)
+        self.tensorboard = MonitorEvents(folder, info, bins)
+        if self.log.steps:
+            self.tensorboard.restart(self.log.last + 1)
+
+    def write(self, waiting: list[_Waiting], unseen: list[_Waiting], events: list[Event]) -> None:
+        """Write and remove waiting measurements, with their events, and those that TensorBoard lacks. Raises WriteError."""
+        while waiting:
+            step = waiting[0].step
+            # All earlier events too: a new folder has the whole history of its units.
+            self.log.append(step, waiting[0].values, [event for event in events[len(self.log.events) :] if event.step <= step])
+            del waiting[0]
+        while unseen:
+            self.tensorboard.write(*unseen[0])
+            del unseen[0]
+
+    def close(self, events: list[Event]) -> None:
+        """Write units.csv and release the folder. Raises WriteError."""
+        try:
+            text = units_frame(self.log.info, events).to_csv(index=False, lineterminator="\n")
+            write_atomically(self.log.folder / "units.csv", text.encode())
+        finally:
+            self.log.close()
 
 
 class Recorder:
@@ -35,34 +67,37 @@ class Recorder:
     the waiting measurements.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        info: MonitorInfo,
-        bins: Mapping[str, tuple[float, float]],
-        report: Callable[[str], None],
-        writes: bool,
-    ):
-        """Open the folder. `report` receives a line for each trouble. Without `writes`, nothing is written."""
+    def __init__(self, folder: Path, info: MonitorInfo, bins: Bins, report: Callable[[str], None], writes: bool):
+        """Open the folder. `report` receives a line for each problem. Without `writes`, nothing is written."""
         self.folder, self.info = folder, info
         self._bins, self._report, self._writes = bins, report, writes
-        self._log: MonitorLog | None = None
-        self._tensorboard: MonitorEvents | None = None
-        self._waiting: list[_Waiting] = []
-        self._trouble = ""
+        self._files: _Files | None = None
+        self._waiting: list[_Waiting] = []  # for the CSV files
+        self._unseen: list[_Waiting] = []  # for TensorBoard
+        self._problem = ""
         if writes:
             try:
-                self._open()
+                self._files = self._open()
             except WriteError as error:
-                self._waits(error)
-        self.events: list[Event] = list(self._log.events) if self._log else []
-        self.first: int | None = self._log.steps[0] if self._log and self._log.steps else None
-        self.last = self._log.last if self._log else -1
+                self._wait(error)
+        log = self._files.log if self._files else None
+        self.events: list[Event] = list(log.events) if log else []
+        self.steps: list[int] = list(log.steps) if log else []
 
-    def _open(self) -> None:
+    @property
+    def first(self) -> int | None:
+        """The step of the first measurement; None without one."""
+        return self.steps[0] if self.steps else None
+
+    @property
+    def last(self) -> int:
+        """The step of the last measurement; -1 without one."""
+        return self.steps[-1] if self.steps else -1
+
+    def _open(self) -> _Files:
         """Open the folder, or one next to it. Raises WriteError."""
         try:
-            self._log = MonitorLog(self.folder, self.info, self._report)
+            return _Files(self.folder, self.info, self._bins, self._report)
         except WriteError:
             raise
         except UserError as error:
@@ -70,10 +105,7 @@ class Recorder:
             free = next(path for path in names if not path.exists())
             self._report(f"{error} Until then this monitor writes {free}.")
             self.folder = free
-            self._log = MonitorLog(free, self.info, self._report)
-        self._tensorboard = MonitorEvents(self.folder, self.info, self._bins)
-        if self._log.steps:
-            self._tensorboard.restart(self._log.last + 1)
+            return _Files(free, self.info, self._bins, self._report)
 
     def write(
         self,
@@ -84,69 +116,61 @@ class Recorder:
     ) -> None:
         """Write a measurement of a later step than the last, after the waiting ones."""
         self.events += events
-        self.first = step if self.first is None else self.first
-        self.last = step
+        self.steps.append(step)
         if not self._writes:
             return
-        self._waiting.append(_Waiting(step, values, events))
+        measurement = _Waiting(step, values, histograms)
+        self._waiting.append(measurement)
+        self._unseen.append(measurement)
         try:
-            self._write_waiting()
-            assert self._tensorboard is not None
-            self._tensorboard.write(step, values, histograms)
+            self._files = self._files or self._open()
+            self._files.write(self._waiting, self._unseen, self.events)
+            self._problem = ""
         except WriteError as error:
-            self._waits(error)
+            if self._files is not None and not (self.folder / "manifest.json").exists():  # the folder was removed
+                self._files.log.close()
+                self._files = None
+            self._wait(error)
 
-    def _write_waiting(self) -> None:
-        if self._log is None:
-            self._open()
-        assert self._log is not None
-        while self._waiting:
-            self._log.append(*self._waiting[0])
-            del self._waiting[0]
-        self._trouble = ""
-
-    def _waits(self, error: WriteError) -> None:
-        if self._trouble != str(error):
-            self._trouble = str(error)
-            self._report(f"{error} Measurements wait in memory until then.")
+    def _wait(self, error: WriteError) -> None:
+        if self._problem != str(error):
+            self._problem = str(error)
+            self._report(f"cannot write {error.path}: {error.reason}. {error.hint}; measurements wait in memory until then.")
 
     def rewind(self, step: int) -> Path | None:
         """Move the measurements from a step on to `earlier-N`, and return this folder."""
         self._waiting = [waiting for waiting in self._waiting if waiting.step < step]
-        archive = self._log.rewind(step) if self._log else None
-        if self._tensorboard is not None:
-            self._tensorboard.restart(step)
+        self._unseen = [waiting for waiting in self._unseen if waiting.step < step]
+        archive = self._files.log.rewind(step) if self._files else None
+        if self._files is not None:
+            self._files.tensorboard.restart(step)
         self.events = [event for event in self.events if event.step < step]
-        steps = [*(self._log.steps if self._log else ()), *(waiting.step for waiting in self._waiting)]
-        self.first, self.last = (steps[0], steps[-1]) if steps else (None, -1)
+        self.steps = [stored for stored in self.steps if stored < step]
         return archive
 
     def close(self) -> None:
         """Write units.csv and release the folder. Measurements that still wait go to a temporary folder."""
-        if not self._writes:
+        if not self._writes or not (self._files or self._waiting):
             return
         try:
-            if self._waiting:
-                self._write_waiting()
-            if self._log is not None:
-                write_units(self.folder, self.info, self.events)
+            self._files = self._files or self._open()
+            self._files.write(self._waiting, self._unseen, self.events)
         except WriteError as error:
             self._save_elsewhere(error)
-        finally:
-            if self._log is not None:
-                self._log.close()
+        try:
+            if self._files is not None:
+                self._files.close(self.events)
+        except WriteError as error:
+            self._report(f"cannot write {error.path}: {error.reason}. `relu_study.load` derives the histories of units.")
 
     def _save_elsewhere(self, error: WriteError) -> None:
-        where = Path(tempfile.mkdtemp(prefix="relu_study-"))
-        log = MonitorLog(where, self.info, self._report)
-        for waiting in self._waiting:
-            log.append(*waiting)
-        write_units(where, self.info, self.events)
-        log.close()
-        count = len(self._waiting)
-        self._report(f"{error} {count} measurement{'s' * (count != 1)} and units.csv are in {where}.")
-
-
-def write_units(folder: Path, info: MonitorInfo, events: list[Event]) -> None:
-    """Write units.csv, the history of every unit. Raises WriteError."""
-    write_atomically(folder / "units.csv", units_frame(info, events).to_csv(index=False, lineterminator="\n").encode())
+        count = f"{len(self._waiting)} measurement{'s' * (len(self._waiting) != 1)}"
+        cause = f"cannot write {error.path}: {error.reason}."
+        try:
+            where = Path(tempfile.mkdtemp(prefix="relu_study-"))
+            files = _Files(where, self.info, self._bins, self._report)
+            files.write(self._waiting, self._unseen, self.events)
+            files.close(self.events)
+            self._report(f"{cause} {count} that waited, and the histories of units, are in {where}.")
+        except (OSError, UserError) as other:
+            self._report(f"{cause} {count} that waited: lost. A temporary folder cannot be written either ({other}).")

@@ -32,6 +32,13 @@ class UnitStates:
         self.measured = np.zeros(members, bool)
         self.nonfinite = np.zeros(members, bool)
 
+    def copy(self) -> UnitStates:
+        """Return a copy, which later updates of this state do not change."""
+        other = UnitStates({}, 0)
+        other.dead = {site: dead.copy() for site, dead in self.dead.items()}
+        other.measured, other.nonfinite = self.measured.copy(), self.nonfinite.copy()
+        return other
+
     def update(self, step: int, dead: dict[str, Bool[np.ndarray, "M U"]], places: list[str | None]) -> list[Event]:
         """Return the changes at a measurement.
 

@@ -1,4 +1,4 @@
-"""Files that only grow: each append is one write, and a failed write leaves no part of itself."""
+"""Files that only grow: each append is whole or absent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from relu_study.storage.atomic_write import wrap_os_errors
+from relu_study.storage.atomic_write import WriteError, wrap_os_errors
 
 
 class AppendFile:
@@ -17,16 +17,19 @@ class AppendFile:
         self.size = path.stat().st_size if path.exists() else 0
 
     def append(self, block: bytes) -> None:
-        """Append a block. Raises WriteError, and the file then ends before the block."""
+        """Append a block. Raises WriteError if that fails; the file then ends before the block.
+
+        A file that another program shortened is not written.
+        """
         with wrap_os_errors(self.path):
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             try:
+                if os.fstat(handle).st_size < self.size:
+                    raise WriteError(self.path, "another program removed or shortened it", "Restore it")
                 os.ftruncate(handle, self.size)
                 os.lseek(handle, self.size, os.SEEK_SET)
-                written = 0
                 try:
-                    while written < len(block):
-                        written += os.write(handle, block[written:])
+                    _write_all(handle, block)
                 except OSError:
                     with contextlib.suppress(OSError):
                         os.ftruncate(handle, self.size)
@@ -41,3 +44,9 @@ class AppendFile:
             if self.path.exists():
                 os.truncate(self.path, size)
         self.size = size
+
+
+def _write_all(handle: int, block: bytes) -> None:
+    written = 0
+    while written < len(block):
+        written += os.write(handle, block[written:])

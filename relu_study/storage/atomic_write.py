@@ -29,6 +29,7 @@ class WriteError(UserError, OSError):
     """A path that cannot be written, with the reason and an action."""
 
     def __init__(self, path: Path, reason: str, hint: str = _OTHER_HINT):
+        self.path, self.reason, self.hint = path, reason, hint
         super().__init__(f"cannot write {path}: {reason}. {hint}, then run the same command again")
 
 

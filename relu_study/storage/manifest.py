@@ -78,12 +78,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def is_monitored(folder: Path) -> bool:
-    """Whether a folder was written by a monitor."""
+    """Whether a folder was written by a monitor. False without a readable manifest."""
+    try:
+        return kind_of(folder) == MONITOR
+    except CorruptFileError:
+        return False
+
+
+def kind_of(folder: Path) -> str:
+    """Return the kind in a manifest; empty for a study. Raises CorruptFileError."""
     path = folder / "manifest.json"
     try:
-        return strict_json(path.read_bytes()).get("kind") == MONITOR
-    except (OSError, ValueError, AttributeError):
-        return False
+        return str(strict_json(path.read_bytes()).get("kind", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CorruptFileError(path, "is corrupt", error, "restore it, or name another folder") from None
 
 
 def seeds_of(declaration: Mapping[str, Any]) -> dict[str, int]:

@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Float
 
 from relu_study.errors import UserError
-from relu_study.stats.unit_events import Event
+from relu_study.stats.unit_events import Event, UnitStates
 from relu_study.storage import locks
 from relu_study.storage.append_file import AppendFile
 from relu_study.storage.atomic_write import make_dirs, write_atomically
 from relu_study.storage.checksums import CorruptFileError, strict_json, with_checksum, without_checksum
 from relu_study.storage.declaration import MetricInfo
-from relu_study.storage.manifest import FORMAT, MONITOR, is_monitored
+from relu_study.storage.manifest import FORMAT, MONITOR, kind_of
 
 MEASUREMENTS, EVENTS = "measurements.csv", "events.csv"
 COLUMNS = {MEASUREMENTS: ("step", "member", "metric", "site", "value"), EVENTS: ("step", "member", "site", "unit", "event")}
@@ -109,7 +109,7 @@ def read_stored(folder: Path) -> Stored:
     """
     info = read_info(folder)
     _, blocks = _blocks(folder, info)
-    steps = [_step(block) for block in blocks]
+    steps = [_step(folder, block) for block in blocks]
     path = folder / MEASUREMENTS
     if steps != sorted(set(steps)):
         raise CorruptFileError(path, "is corrupt", "its steps do not rise", "restore it")
@@ -118,7 +118,22 @@ def read_stored(folder: Path) -> Stored:
     except ValueError as error:
         raise CorruptFileError(path, "is corrupt", error, "restore it") from None
     values = np.array(numbers, float).reshape(len(steps), info.members, len(info.series))
-    return Stored(info, steps, values, _events(folder, steps[-1] if steps else -1))
+    stored = Stored(info, steps, values, _events(folder, steps[-1] if steps else -1))
+    _check_events(folder, stored)
+    return stored
+
+
+def _check_events(folder: Path, stored: Stored) -> None:
+    """Raise CorruptFileError if the events do not give the dead units of the last measurement."""
+    if not stored.steps:
+        return
+    states = UnitStates(stored.info.units, stored.info.members)
+    states.restore(stored.events, stored.steps[0])
+    for site, dead in states.dead.items():
+        fractions = stored.values[-1, :, stored.info.series.index(f"dead_fraction/{site}")]
+        if (np.rint(fractions * dead.shape[1]) != dead.sum(axis=1))[np.isfinite(fractions)].any():
+            reason = f"it does not give the dead units of {site} at step {stored.steps[-1]}"
+            raise CorruptFileError(folder / EVENTS, "is corrupt", reason, "restore it")
 
 
 def _blocks(folder: Path, info: MonitorInfo) -> tuple[list[int], list[list[bytes]]]:
@@ -127,28 +142,30 @@ def _blocks(folder: Path, info: MonitorInfo) -> tuple[list[int], list[list[bytes
     content = path.read_bytes() if path.exists() else b""
     header, *lines = content.split(b"\n")[:-1] or [b""]  # the last piece is no complete line
     if header and header.decode(errors="replace") != ",".join(COLUMNS[MEASUREMENTS]):
-        raise CorruptFileError(path, "is corrupt", "its header is another one", "restore it")
+        raise CorruptFileError(path, "is corrupt", "its header differs", "restore it")
     blocks = [lines[i : i + info.rows] for i in range(0, len(lines) - info.rows + 1, info.rows)]
     starts = [len(header) + 1 if header else 0]
     for block in blocks:
         if block[0].partition(b",")[0] != block[-1].partition(b",")[0]:
-            raise CorruptFileError(path, "is corrupt", f"a measurement of step {_step(block)} has missing rows", "restore it")
+            reason = f"the measurement of step {_step(folder, block)} has missing rows"
+            raise CorruptFileError(path, "is corrupt", reason, "restore it")
         starts.append(starts[-1] + sum(map(len, block)) + len(block))
     return starts, blocks
 
 
-def _step(block: Sequence[bytes]) -> int:
+def _step(folder: Path, block: Sequence[bytes]) -> int:
     try:
         return int(block[0].partition(b",")[0])
     except ValueError:
-        raise UserError(f"{MEASUREMENTS} has the row {block[0][:80]!r}, which has no step. Restore the file.") from None
+        reason = f"the row {block[0][:80]!r} has no step"
+        raise CorruptFileError(folder / MEASUREMENTS, "is corrupt", reason, "restore it") from None
 
 
 def _events(folder: Path, last: int) -> list[Event]:
     """Return the events up to a step. Later ones belong to an incomplete measurement."""
     path = folder / EVENTS
-    rows = path.read_text().split("\n")[1:-1] if path.exists() else []
     try:
+        rows = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.exists() else []
         parsed = [(int(step), int(member), site, int(unit or -1), name) for step, member, site, unit, name in map(_fields, rows)]
     except ValueError as error:
         raise CorruptFileError(path, "is corrupt", error, "restore it") from None
@@ -175,10 +192,10 @@ def _unquoted(name: str) -> str:
 class MonitorLog:
     """The measurements of one monitor in a locked folder. `steps` are the complete ones."""
 
-    def __init__(self, folder: Path, info: MonitorInfo, say: Callable[[str], None]):
+    def __init__(self, folder: Path, info: MonitorInfo, report: Callable[[str], None]):
         """Open a folder, new or of an earlier monitor of the same model.
 
-        `say` receives a line for an incomplete measurement, which is dropped.
+        `report` receives a line for an incomplete measurement, which is dropped.
 
         Raises:
           UserError: another process writes it, it contains something else or another model, or it cannot be written.
@@ -190,12 +207,12 @@ class MonitorLog:
         self._lock.enter_context(locks.writer_lock(folder, hint="close the other monitor, or name another folder with out="))
         try:
             check_free(folder, info)
-            self._open(say)
+            self._open(report)
         except BaseException:
             self._lock.close()
             raise
 
-    def _open(self, say: Callable[[str], None]) -> None:
+    def _open(self, report: Callable[[str], None]) -> None:
         if not (self.folder / "manifest.json").exists():
             write_info(self.folder, self.info)
         self._files = {name: AppendFile(self.folder / name) for name in COLUMNS}
@@ -205,13 +222,15 @@ class MonitorLog:
         measurements = self._files[MEASUREMENTS]
         if measurements.size > starts[-1]:
             after = f" after step {self.steps[-1]}" if self.steps else ""
-            say(f"{measurements.path} ends in an incomplete measurement{after}. Its rows are dropped.")
+            report(f"{measurements.path} ends in an incomplete measurement{after}. Its rows are dropped.")
             measurements.cut(starts[-1])
-        for name, file in self._files.items():
-            if not file.size:
-                file.append(f"{','.join(COLUMNS[name])}\n".encode())
-        if self._files[EVENTS].size != (size := _size_of(self.events)):
+        if self._files[EVENTS].size > (size := _size_of(self.events)):
             self._files[EVENTS].cut(size)
+        for name, file in self._files.items():
+            header = f"{','.join(COLUMNS[name])}\n".encode()
+            if file.size < len(header):
+                file.cut(0)
+                file.append(header)
 
     @property
     def last(self) -> int:
@@ -241,7 +260,7 @@ class MonitorLog:
         if kept == len(self.steps):
             return None
         archive = next(path for i in range(1, 10**6) if not (path := self.folder / f"earlier-{i}").exists())
-        make_dirs(archive)
+        write_info(archive, self.info)
         starts, _ = _blocks(self.folder, self.info)
         events = [event for event in self.events if event.step < step]
         tails = {MEASUREMENTS: starts[kept], EVENTS: _size_of(events)}
@@ -263,8 +282,10 @@ def check_free(folder: Path, info: MonitorInfo) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file. Name a folder with out=.")
     if not (folder / "manifest.json").exists():
+        if others := [name for name in (*COLUMNS, "units.csv", "tensorboard") if (folder / name).exists()]:
+            raise UserError(f"{folder} contains {others[0]}, but no manifest.json. Name another folder with out=.")
         return
-    if not is_monitored(folder):
+    if kind_of(folder) != MONITOR:
         raise UserError(f"{folder} contains the results of a study. Name another folder with out=.")
     if difference := read_info(folder).difference(info):
         raise UserError(f"{folder} has the measurements of another model ({difference}). Name another folder with out=.")

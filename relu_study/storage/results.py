@@ -43,10 +43,16 @@ class MonitorResults(Results):
     """The folder of a monitored training in memory.
 
     `runs` has one row a member: its status at the last measurement, the step and the place where it first went nonfinite, and its
-    last value of every metric. `summary` has one row a metric, site and step, over members. `curves` has one row a step, member,
-    metric and site. `units` has one row a unit: born dead, the steps of its first death and revival, its number of deaths, and
-    whether it is dead at the last measurement. `events` has one row a change of a unit or a member.
+    last value of every metric. `summary` has one row a metric, site and step, over members. `units` has one row a unit: born
+    dead, the steps of its first death and revival, its number of deaths, and whether it is dead at the last measurement. `events`
+    has one row a change of a unit or a member.
     """
 
     units: pd.DataFrame
     events: pd.DataFrame
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Every measurement, with columns step, member, metric, site, value. NaN means empty or nonfinite."""
+        assert self.read_curves is not None
+        return self.read_curves

@@ -29,8 +29,8 @@ def as_function(model: Any, call: Mapping[str, Any]) -> Model:
     """Return a model as a function. The caller's module is not changed.
 
     Args:
-      model: an `nnx.Module`, read in evaluation mode, alone, in an `nnx.ModelAndOptimizer`, with its optimiser in a tuple, or as
-        `(graphdef, state, ...)`; `(linen_module, variables)`; a Flax `TrainState`, with further collections as fields; or
+      model: an `nnx.Module`, read in evaluation mode, by itself, in an `nnx.ModelAndOptimizer`, with its optimiser in a tuple,
+        or as `(graphdef, state, ...)`; `(linen_module, variables)`; a Flax `TrainState`, with further collections as fields; or
         `(fn, params)`.
       call: keyword arguments of the model.
 
@@ -38,7 +38,7 @@ def as_function(model: Any, call: Mapping[str, Any]) -> Model:
       UserError: for anything else.
     """
     if isinstance(module := _module(model), nnx.Module):
-        return _nnx(module, call)
+        return _nnx(module, model, call)
     if hasattr(model, "params") and callable(getattr(model, "apply_fn", None)):
         return _train_state(model, call)
     if isinstance(model, tuple) and len(model) == 2:
@@ -84,7 +84,7 @@ def _module(model: Any) -> Any:
     if isinstance(model, nnx.ModelAndOptimizer):
         return model.model
     if isinstance(model, tuple) and model and isinstance(model[0], nnx.GraphDef):
-        return nnx.merge(*model)
+        return _module(nnx.merge(*model))
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], nnx.Optimizer):
         return model[0]
     if hasattr(model, "params") and isinstance(getattr(model, "graphdef", None), nnx.GraphDef):
@@ -92,15 +92,18 @@ def _module(model: Any) -> Any:
     return model
 
 
-def _nnx(module: nnx.Module, call: Mapping[str, Any]) -> Model:
+def _nnx(module: nnx.Module, given: Any, call: Mapping[str, Any]) -> Model:
     copy = nnx.clone(module)
     copy.eval()
     graph, params, state = nnx.split(copy, nnx.Param, ...)
+    given_graph = given[0] if isinstance(given, tuple) and isinstance(given[0], nnx.GraphDef) else None
 
     def function(params: Any, state: Any, *inputs: Any) -> Any:
         return nnx.merge(graph, params, state)(*inputs, **call)
 
     def read(model: Any) -> Arrays:
+        if given_graph is not None and isinstance(model, nnx.State):
+            model = given_graph, model
         if not isinstance(module := _module(model), nnx.Module):
             raise _unknown(model)
         _, params, state = nnx.split(module, nnx.Param, ...)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,12 @@ import pandas as pd
 import pytest
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
-from monitored import Linen, X, Y, forward, killed, loss, nnx_module, params_of, shared_programs
+from monitored import Linen, X, Y, forward, killed, loss, nnx_module, params_of
 
 from relu_study import Monitor, load, monitor_checkpoints
 from relu_study.errors import UserError
 
 STATES = [params_of(), killed(params_of(), "one", 1), killed(params_of(), "two", 0)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_program() -> Iterator[None]:
-    with shared_programs():
-        yield
 
 
 def dotted(tree: Any) -> dict[str, np.ndarray]:
@@ -114,3 +107,27 @@ def test_an_ensemble_of_checkpoints() -> None:
 def test_errors(given: Any, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         monitor_checkpoints(forward, given, probe=X, **options)
+
+
+def test_stored_steps_are_not_measured_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"probe": X, "out": tmp_path / "mine"}
+    first = monitor_checkpoints(forward, STATES[:2], steps=[0, 10], **options)
+    before = (tmp_path / "mine" / "measurements.csv").read_bytes()
+    monitor_checkpoints(forward, STATES[:2], steps=[0, 10], **options)
+    assert (tmp_path / "mine" / "measurements.csv").read_bytes() == before
+    more = monitor_checkpoints(forward, STATES, steps=[0, 10, 20], **options)
+    assert sorted(set(more.curves.step)) == [0, 10, 20] and len(first.curves) == 2 * len(more.curves) // 3
+    with pytest.raises(UserError, match="went back from 20 to 5"):
+        monitor_checkpoints(forward, STATES[:1], steps=[5], **options)
+
+
+def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
+    for name in ("ckpt_1.msgpack", "ckpt_1.npz"):
+        (tmp_path / name).write_bytes(b"\xc1broken")
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            monitor_checkpoints(forward, [tmp_path / name], probe=X)
+
+
+def test_the_step_in_a_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "step5_seed3.npz", **dotted(STATES[0]))
+    assert set(monitor_checkpoints(forward, [tmp_path / "step5_seed3.npz"], probe=X).curves.step) == {5}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,15 @@ from monitored import (
     nnx_module,
     params_of,
     pre_by_hand,
-    shared_programs,
 )
 from tiers import tiered
 
-from relu_study import Monitor, MonitorWarning, inspect
+from relu_study import Monitor, MonitorWarning, inspect, table
+from relu_study.errors import UserError
 from relu_study.stats.histogram_bins import BINS, edges
 
 FRACTIONS = ("dead", "nearly_dead", "always_on", "dormant", "zero_gradient")
 PARAMS = killed(params_of(), "two", 1, 3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_program() -> Iterator[None]:
-    with shared_programs():
-        yield
 
 
 def monitor(model: Any, out: Path, **options: Any) -> Monitor:
@@ -254,3 +249,85 @@ def test_sites_in_a_scan_and_units_on_another_axis(tmp_path: Path) -> None:
         measured = watching(0, params)
     assert measured is not None and list(measured.dead) == ["layers[0]", "layers[1]", "layers[2]", "out"]
     assert [mask.sum() for mask in measured.dead.values()] == [0, 1, 1, 0] and len(measured.dead["out"]) == len(targets)
+
+
+def test_a_site_with_the_name_of_the_whole_network(tmp_path: Path) -> None:
+    def model(params: Any, x: Any) -> Any:
+        return jax.nn.relu(jax.nn.relu(x @ params["all"]) @ params["z"])
+
+    params = {"all": np.stack([np.ones(4), -np.ones(4)], axis=1).astype(np.float32), "z": -np.ones((2, 4), np.float32)}
+    with monitor((model, params), tmp_path, probe=np.abs(X) + 1, targets=None, loss=None) as watching:
+        measured = watching(0, params)
+    assert measured is not None and list(measured.dead) == ["all_site", "z"]
+    assert [measured.values[f"dead_fraction/{site}"] for site in ("all_site", "z", "all")] == [0.5, 1.0, pytest.approx(5 / 6)]
+
+
+def test_other_state_of_an_ensemble_is_stacked_or_shared(tmp_path: Path) -> None:
+    module, members = Normalised(), 6  # as many members as features
+    keys = jax.random.split(jax.random.key(0), members)
+    stacked = jax.vmap(lambda key: module.init(key, X))(keys)
+    stats = jax.tree.map(lambda leaf: leaf + np.arange(members)[:, None], stacked["batch_stats"])
+    shared = {"params": stacked["params"], "batch_stats": jax.tree.map(lambda leaf: leaf[2], stats)}
+    cases = [("all", True, stacked | {"batch_stats": stats}, None), ("params", "params", shared, shared["batch_stats"])]
+    for name, ensemble, variables, common in cases:
+        with Monitor((module, variables), out=tmp_path / name, probe=X, ensemble=ensemble) as watching:
+            measured = watching(0, variables)
+        assert measured is not None
+        for member in range(members):
+            own = jax.tree.map(lambda leaf, member=member: leaf[member], {"params": stacked["params"], "batch_stats": stats})
+            found = inspect((module, own if common is None else {"params": own["params"], "batch_stats": common}), X)
+            value = np.asarray(measured.values["post_mean/BatchNorm_0"])[member]
+            assert value == pytest.approx(found.sites.post_mean[0], rel=1e-4)
+    mixed = {"params": stacked["params"], "batch_stats": stats | {"other": np.zeros(5)}}
+    with pytest.raises(UserError, match=r"\['other'\] has the shape \(5,\).* pass ensemble='params'"):
+        Monitor((module, mixed), out=tmp_path / "mixed", probe=X, ensemble=True)
+
+
+def test_a_nonfinite_member_keeps_its_flags_and_has_no_update(tmp_path: Path) -> None:
+    bad = PARAMS | {"one": PARAMS["one"] | {"kernel": np.full_like(PARAMS["one"]["kernel"], np.inf)}}
+    with monitor((forward, PARAMS), tmp_path) as watching:
+        watching(0, PARAMS)
+        with pytest.warns(MonitorWarning):
+            during = watching(1, bad)
+        after = watching(2, PARAMS)
+    assert during is not None and after is not None
+    assert during.dead["two"].nonzero()[0].tolist() == [1, 3] and np.isnan(during.values["dead_fraction/two"])
+    assert np.isnan(after.values["update_ratio/all"]) and np.isfinite(after.values["dead_fraction/two"])
+    assert "(no earlier finite measurement)" in table(tmp_path)
+
+
+def test_low_precision_is_not_rounded_again(tmp_path: Path) -> None:
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params_of())
+    with Monitor((forward, half), out=tmp_path, probe=jnp.asarray(X, jnp.bfloat16)) as watching:
+        measured = watching(0, half)
+    assert measured is not None
+    expected = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(half)))
+    assert measured.values["weight_norm/all"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_keeps_no_array_of_the_model(tmp_path: Path) -> None:
+    params = jax.tree.map(jnp.asarray, params_of())
+    watching = monitor((forward, params), tmp_path)
+    watching(0, params)
+    held = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+    del params
+    gc.collect()
+    assert not any(reference() is not None for reference in held)
+    watching.close()
+
+
+def test_a_functional_nnx_loop(tmp_path: Path) -> None:
+    module = nnx_module(params_of())
+    optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)
+    graph, state = nnx.split((module, optimizer))
+    with monitor((graph, state), tmp_path) as watching:
+        pair, single = watching(0, (graph, state)), watching.measure(1, state)
+    assert pair is not None and single is not None and pair.values["dead_fraction/all"] == single.values["dead_fraction/all"]
+
+
+def test_a_model_that_does_not_fit_the_probe_is_refused_in_one_line(tmp_path: Path) -> None:
+    for options in ({"probe": X[:, :3]}, {"loss": lambda outputs, targets: outputs["x"]}):
+        with pytest.raises(UserError, match="cannot be evaluated on the probe set"):
+            monitor((forward, PARAMS), tmp_path / "mine", **options)
+    with monitor((forward, PARAMS), tmp_path / "list", probe=X.tolist()) as watching:
+        assert watching(0, PARAMS) is not None

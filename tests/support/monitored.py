@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
+from relu_study import Monitor, load
 from relu_study.monitor.measure import differentiable, measuring_program
+from relu_study.storage.results import MonitorResults
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(32, 2)).astype(np.float32)
@@ -102,11 +105,13 @@ def shared_programs() -> Iterator[None]:
 
     def shared(model: Any, *arguments: Any) -> Any:
         functions = [cell.cell_contents for cell in model.function.__closure__ or () if callable(cell.cell_contents)]
-        shapes = jax.tree.map(np.shape, (model.params, model.state, arguments[:2]))
+        shapes = jax.tree.map(
+            lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None)), (model.params, model.state, arguments[:2])
+        )
         key = repr((functions, arguments[2:], jax.tree.structure(shapes), jax.tree.leaves(shapes)))
         if key not in programs:
             programs[key] = build(model, *arguments)
-        return dataclasses.replace(programs[key], model=differentiable(model))
+        return dataclasses.replace(programs[key], read=differentiable(model).read)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("relu_study.monitor.monitor.measuring_program", shared)
@@ -124,3 +129,26 @@ def killed(params: Any, site: str, *units: int) -> Any:
     bias = params[site]["bias"].copy()
     bias[list(units)] = -1e3
     return params | {site: params[site] | {"bias": bias}}
+
+
+PARAMS = params_of()
+DEAD = killed(PARAMS, "one", 0, 4)
+NAN = PARAMS | {"two": PARAMS["two"] | {"kernel": np.full_like(PARAMS["two"]["kernel"], np.nan)}}
+
+
+def monitor(out: Path, model: Any = (forward, PARAMS), **options: Any) -> Monitor:
+    return Monitor(model, out=out, **{"probe": X, "targets": Y, "loss": loss, "every": 1, **options})
+
+
+def results(folder: Path) -> MonitorResults:
+    found = load(folder)
+    assert isinstance(found, MonitorResults)
+    return found
+
+
+def history(folder: Path, *steps: tuple[int, Any]) -> MonitorResults:
+    """Return the results of a monitor of some steps."""
+    with monitor(folder) as watching:
+        for step, params in steps:
+            watching(step, params)
+    return results(folder)

@@ -63,7 +63,9 @@ def monitor_table(
         steps = {} if "step" in frame else {"step": kept["step"].iloc[0]}
         return frame.drop(columns="column").assign(**steps).to_csv(index=False, lineterminator="\n")
     shown = _rendered(frame, rows, cols, kept, info)
-    return markdown_table(shown) if format == "markdown" else latex_table(shown, "tab:monitor")
+    return (
+        markdown_table(shown) if format == "markdown" else latex_table(shown, f"tab:{'-'.join(dict.fromkeys(frame['metric']))}")
+    )
 
 
 def _usual(info: MonitorInfo) -> list[str]:
@@ -142,7 +144,7 @@ def _rendered(
     steps = kept["step"].unique()
     note = [
         f"Mean ± half width of the 95 % interval over {info.members} members."
-        if info.members > 1 and "member" not in rows
+        if info.members > 1 and "member" not in (*rows, *cols)
         else "",
         f"Step {steps[0]}." if len(steps) == 1 else "",
         f"Fractions on N = {info.probe_examples:,} probe examples." if any(map(is_share, frame["metric"])) else "",
@@ -156,6 +158,6 @@ def _text(entry: Mapping[Any, Any] | None) -> str:
     if entry is None:
         return "- (not defined)"
     if not entry["n_finite"]:
-        return "- (nonfinite)" if entry["metric"] not in ("update_norm", "update_ratio") else "- (no earlier measurement)"
+        return "- (nonfinite)" if entry["metric"] not in ("update_norm", "update_ratio") else "- (no earlier finite measurement)"
     missing = "" if entry["n_finite"] == entry["n"] else f" (n={entry['n_finite']}/{entry['n']})"
     return format_mean_ci(entry["mean"], (entry["ci_hi"] - entry["ci_lo"]) / 2) + missing

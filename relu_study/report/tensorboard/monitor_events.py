@@ -44,7 +44,8 @@ class MonitorEvents:
 
     def write(self, step: int, values: Float[np.ndarray, "M V"], histograms: Mapping[str, Integer[np.ndarray, " 65"]]) -> None:
         """Append a measurement. Raises WriteError."""
-        event, now = Event(wall_time=time.time(), step=step), time.time()
+        now = time.time()
+        event = Event(wall_time=now, step=step)
         for tag, value in self._scalars(values).items():
             event.summary.value.add(tag=tag, simple_value=value)
         event.summary.value.extend(plugins.histogram(tag, counts, self.bins.get(tag)) for tag, counts in histograms.items())
