@@ -66,6 +66,12 @@ def unpack(signature: Signature, rows: Any) -> tuple[Any, Any]:
     return (rows[..., : signature.d_in], rows[..., signature.d_in :]) if packed(signature) else rows
 
 
+def parameter_names(params: Any) -> list[str]:
+    """Return the dotted path of each array of a pytree of parameters, in the order of its leaves."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return [".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value") for path in paths]
+
+
 class MeasureConfig(NamedTuple):
     """How a run is measured. Only requested quantities are computed. The default is all of them."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from relu_study.components.registry import metrics, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
 from relu_study.engine.forward import site_units
-from relu_study.engine.state import Data, MeasureConfig, State, Weights, unpack
+from relu_study.engine.state import Data, MeasureConfig, State, Weights, parameter_names, unpack
 from relu_study.engine.tile_data import datasets_of, draw, init_per_key, numbers, probe_inputs
 from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
@@ -44,6 +45,28 @@ class Extremes(NamedTuple):
     readers: list[RunSpec]
     least: Float[Array, " S"]
     most: Float[Array, " S"]
+
+
+class Dispatch(NamedTuple):
+    """Steps start..stop-1 of an epoch, counted from 0, with the training states before and after them."""
+
+    epoch: int  # counted from 1
+    start: int
+    stop: int
+    before: State
+    after: State
+    data: Data  # of the current phase
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Reads training states within an epoch. It chooses where dispatches end, which changes no bit of the training."""
+
+    def ends(self, epoch: int, steps: int) -> list[int]:
+        """The steps of an epoch at which a dispatch ends, in order; the last one is `steps`."""
+
+    def see(self, dispatch: Dispatch) -> None:
+        """Receive a queued dispatch."""
 
 
 class QueuedTile(NamedTuple):
@@ -99,12 +122,14 @@ def start_tile(
     chunk: int | None = None,
     num_datasets: int | None = None,
     should_continue: Callable[[], bool] = lambda: True,
+    observer: Observer | None = None,
 ) -> QueuedTile | None:
     """Queue the training of up to `width` runs of one cohort and length on a device.
 
     Returns None if `should_continue` returns False before the last epoch.
     `probe=False` measures only before the first and after the last step. `chunk` limits the steps of a dispatch.
     `num_datasets`, if less than the width, lets runs of the same data and seed share one copy of the data.
+    `observer` sees every dispatch, and replaces `chunk`.
     None of these options changes a bit of the training.
     """
     compilation.evict_stale()
@@ -127,9 +152,12 @@ def start_tile(
             drawn += _extremes(readers, data)
         last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
         previous = state.params
-        for start in range(0, last, chunk or max(last, 1)):
-            at = [jax.device_put(np.int32(i), device) for i in (epoch, start, min(start + (chunk or last), last))]
+        ends = observer.ends(epoch, last) if observer else [*range(chunk or last, last, chunk or last or 1), last]
+        for start, stop in itertools.pairwise([0, *ends] if last else []):
+            before, at = state, [jax.device_put(np.int32(i), device) for i in (epoch, start, stop)]
             state = program.advance(state, data.train, seeds, hparams, *at, source, *table)
+            if observer:
+                observer.see(Dispatch(epoch, start, stop, before, state, data))
         if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
             measured.append(program.measure(state, previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
@@ -275,8 +303,8 @@ def _run_arrays(pending: QueuedTile, bad: Bool[np.ndarray, "R E"]) -> dict[str, 
 def _final_params(pending: QueuedTile) -> dict[str, np.ndarray]:
     """The parameters after the last step, as "param:" and their dotted path."""
     params = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(pending.params)):
-        name = ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value")
+    leaves = jax.tree.leaves(jax.device_get(pending.params))
+    for name, leaf in zip(parameter_names(pending.params), leaves, strict=True):
         params[f"param:{name}"] = np.asarray(leaf)[: len(pending.runs)]
     return params
 
