@@ -53,18 +53,7 @@ def make_measure(
     The network is in evaluation mode. `previous` contains the parameters one epoch earlier. `box` contains the bounds of the
     inputs, and is used only if `boxed`.
     """
-    forward, n = forward_of(spec, signature), measure_config.probe_set(signature)
-    entries = networks[spec.network], activations[spec.activation], activations[spec.output]
-    program = MeasureProgram(
-        forward=forward,
-        tapped=TappedNetwork.of(forward, signature, n) if forward.flax else None,
-        bounded=boxed and forward.feature_major,
-        has_user_entries=not all(map(ours, entries)),
-        loss=LOSSES[signature.loss],
-        signature=signature,
-        measure_config=measure_config,
-        options=values(spec, "activation"),
-    )
+    program, n = measure_program(spec, signature, measure_config, boxed), measure_config.probe_set(signature)
 
     def measure(state: State, previous: Any, data: Data, hparams: TracedNumbers, box: Float[Array, "2"]) -> dict[str, Array]:
         train = jax.tree.map(lambda leaf: leaf[:n], data.train)
@@ -74,6 +63,22 @@ def make_measure(
         return measurements(program, snapshot, probe[1], val_outputs, val[1])
 
     return measure
+
+
+def measure_program(spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> MeasureProgram:
+    """Return the constants of the measurement program of a spec."""
+    forward = forward_of(spec, signature)
+    entries = networks[spec.network], activations[spec.activation], activations[spec.output]
+    return MeasureProgram(
+        forward=forward,
+        tapped=TappedNetwork.of(forward, signature, measure_config.probe_set(signature)) if forward.flax else None,
+        bounded=boxed and forward.feature_major,
+        has_user_entries=not all(map(ours, entries)),
+        loss=LOSSES[signature.loss],
+        signature=signature,
+        measure_config=measure_config,
+        options=values(spec, "activation"),
+    )
 
 
 def take_snapshot(
@@ -98,7 +103,7 @@ def take_snapshot(
         probe = probe_pass(program, state, x, y, hparams)
         model = nnx.merge(program.forward.graph, state.params, state.stats, copy=True)
         bounds = _bounds(model, hparams, box, program.signature.d_in) if program.bounded else None
-        sites = site_views(_feeds(model, hparams, x), probe, state.params, steps, bounds, hparams)
+        sites = site_views(site_feeds(model, hparams, x), probe, state.params, steps, bounds, hparams)
     val, _ = program.forward.apply(state.params, state.stats, validation[0], Context(hparams))
     snapshot = Snapshot(
         sites=sites,
@@ -145,7 +150,7 @@ def site_views(
     views = []
     for i, (dense_path, phi) in enumerate(feeds):
         pre, post = probe.sites[i]
-        weights, gradient, step = (_weights(tree, dense_path) for tree in (params, probe.grads, steps))
+        weights, gradient, step = (layer_weights(tree, dense_path) for tree in (params, probe.grads, steps))
         views.append(
             SiteView(
                 activation=phi,
@@ -207,7 +212,7 @@ def _bounds(model: nnx.Module, hparams: TracedNumbers, box: Float[Array, "2"], d
     return [entry[1] for entry in ctx.activations_log if isinstance(entry[0], Site)]
 
 
-def _feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
+def site_feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) -> list[tuple[tuple[Any, ...], Any]]:
     """Return, for each site in call order, the path of the last Dense before it, and its activation."""
     ctx = Context(hparams)
     model(x, ctx)
@@ -221,7 +226,7 @@ def _feeds(model: nnx.Module, hparams: TracedNumbers, x: Float[Array, "N D"]) ->
     return feeds
 
 
-def _weights(tree: Any, path: tuple[Any, ...]) -> tuple[Array, Array]:
+def layer_weights(tree: Any, path: tuple[Any, ...]) -> tuple[Array, Array]:
     """Return the kernel and bias at a path of a tree of parameters, or of a tree with its structure."""
     for key in path:
         tree = tree[key]

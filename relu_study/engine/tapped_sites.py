@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from relu_study.components import random_streams
+from relu_study.components.layers import Context
 from relu_study.components.metrics.snapshot import SiteView
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.forward import Forward, probe_function, site_activation
@@ -30,6 +32,11 @@ class TappedPass(NamedTuple):
     sites: tuple[SiteView, ...]
 
 
+def _train_function(forward: Forward) -> Callable[[Any, Any, Any, Any], Any]:
+    """Return the network in training mode: a function of parameters, other variables, inputs and the key of the dropout."""
+    return lambda params, stats, x, key: forward.apply(params, stats, x, Context({}, train=True, key=key))[0]
+
+
 @dataclass(frozen=True)
 class TappedNetwork:
     """A network with its sites, for batches of one size."""
@@ -41,11 +48,19 @@ class TappedNetwork:
     unit_axis: Mapping[str, int]  # of the sites whose units are not on the last axis
 
     @classmethod
-    def of(cls, forward: Forward, signature: Signature, examples: int) -> TappedNetwork:
-        """Find the sites of a network in evaluation mode, from shapes only."""
+    def of(cls, forward: Forward, signature: Signature, examples: int, train: bool = False) -> TappedNetwork:
+        """Find the sites of a network in evaluation or training mode, from shapes only.
+
+        In training mode the network also takes the key of its dropout.
+        """
         assert forward.flax is not None
         x = jax.ShapeDtypeStruct((examples, *signature.inputs.shape), signature.inputs.dtype)
-        traced = trace(probe_function(forward), (forward.params, forward.flax.rest, x), {})
+        arguments = (forward.params, forward.flax.rest, x)
+        if train:
+            key = jax.eval_shape(lambda: random_streams.stream(0, "dropout"))
+            traced = trace(_train_function(forward), (*arguments, key), {})
+        else:
+            traced = trace(probe_function(forward), arguments, {})
         for place in traced.sites.places:
             if place.conditional:
                 raise UserError(f"site {place.name!r} is inside a branch of lax.cond, which a run may not take. Use jnp.where.")
@@ -58,11 +73,16 @@ class TappedNetwork:
         tapping = Tapping(traced.sites, [(weight.program, weight.value) for weight in weights])
         return cls(traced, tuple(places), tapping, weights, unit_axis or {})
 
-    def measure(self, params: Any, stats: Any, previous: Any, x: Any, loss: Callable[[Any], Float[Array, ""]]) -> TappedPass:
-        """Return the loss, its gradients and all sites. `previous` contains the parameters before the steps of an epoch."""
+    def measure(
+        self, params: Any, stats: Any, previous: Any, x: Any, loss: Callable[[Any], Float[Array, ""]], *key: Array
+    ) -> TappedPass:
+        """Return the loss, its gradients and all sites. `previous` contains the parameters before the steps of an epoch.
+
+        `key` is the key of the dropout in training mode.
+        """
 
         def run(params: Any, shifts: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:
-            outs, taps = self.tapping.run(self.traced.program, jax.tree.leaves((params, stats, x)), shifts)
+            outs, taps = self.tapping.run(self.traced.program, jax.tree.leaves((params, stats, x, *key)), shifts)
             return jax.tree.unflatten(self.traced.out_tree, outs), taps
 
         def of(params: Any, shifts: dict[Any, Any]) -> tuple[Any, Any]:
@@ -76,6 +96,28 @@ class TappedNetwork:
         named = self.tapping.named(taps, {})
         views = [self._view(place, named[place.name], (now, weight_grads, steps)) for place in self.places]
         return TappedPass(value, outputs, grads, tuple(views))
+
+    def own_pre(
+        self, params: Any, after: Any, stats: Any, x: Any, site: Int[Array, ""], unit: Int[Array, ""]
+    ) -> list[Float[Array, "N U"]]:
+        """Return pre of every site if only the incoming weights of one unit of a site had their values in `after`."""
+
+        def run(params: Any, shifts: dict[Any, Any]) -> dict[Any, Any]:
+            return self.tapping.run(self.traced.program, jax.tree.leaves((params, stats, x)), shifts)[1]
+
+        steps = jax.tree.map(jnp.subtract, self._kept(run(after, {})), self._kept(run(params, {})))
+        shifts = jax.tree.map(jnp.zeros_like, steps)
+        for index, place in enumerate(self.traced.sites.places):
+            for weight in self.traced.sites.weights(place):
+                key = weight.program, weight.value
+                loops = place.steps[: len(self.traced.sites.loops[weight.program])]
+                step = steps[key][loops]
+                own = (site == index) & (jnp.arange(step.shape[weight.axis]) == unit)
+                moved = jnp.where(jnp.expand_dims(own, [i for i in range(step.ndim) if i != weight.axis % step.ndim]), step, 0)
+                shifts[key] = shifts[key].at[loops].add(moved)
+        named = self.tapping.named(run(params, shifts), {})
+        places = self.traced.sites.places
+        return [by_unit(named[place.name].pre, self.traced.sites.unit_axis(place)) for place in places]
 
     def _kept(self, taps: dict[Any, Any]) -> dict[Any, Any]:
         return {(weight.program, weight.value): taps[weight.program, weight.value] for weight in self.weights}
