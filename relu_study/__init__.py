@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from relu_study.report.figures.on_demand import figure as figure
     from relu_study.report.tables.pivot_table import compare as compare
     from relu_study.report.tables.pivot_table import table as table
+    from relu_study.runner.replay import replay as replay
     from relu_study.runner.run import run as run
     from relu_study.runner.run import run_draws as run_draws
     from relu_study.storage.frames import load as load
@@ -89,6 +90,7 @@ _MODULES = {
         "compare",
         "table",
     ),
+    "runner.replay": ("replay",),
     "runner.run": (
         "run",
         "run_draws",

@@ -27,7 +27,7 @@ from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
 from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
 from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
-from relu_study.storage.atomic_write import WriteError
+from relu_study.storage.atomic_write import REPLAYS, WriteError
 
 if TYPE_CHECKING:
     from relu_study.study.draw_study import DrawStudy
@@ -179,11 +179,43 @@ def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) ->
     print(f"{folder}/report.md")
 
 
+def replay_run(
+    folder: Folder,
+    run: Annotated[str, arg(metavar="RUN_ID")],
+    around: Annotated[str, arg(metavar="EPOCH|onset")] = "onset",
+    window: Annotated[float, arg(metavar="X")] = 1.0,
+    study: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None,
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: DIR/replays/RUN_ID/MOMENT)")] = None,
+) -> None:
+    """Train one run of a results folder again, and measure every step around a moment of it.
+
+    Names the step, the batch and its rows at which a unit died or revived, its pre-activations before and after, and the
+    gradient and optimizer step. The run repeats bit for bit; its final row is compared with the stored one.
+
+    Args:
+        run: The run_id in runs.csv.
+        around: The moment: an epoch, or "onset" for the first death of a unit (without one: the first nonfinite epoch).
+        window: Epochs to measure before and after the moment.
+        study: Python file of the study, if the run has components of its own. It is executed.
+        out: Folder for events.csv, steps.csv, arrays.npz, replay.json and the figure.
+    """
+    from relu_study.runner.replay_request import replay_request
+
+    request = replay_request(existing_folder(folder), run, around, window)
+    from relu_study.cli.replay_summary import replay_summary
+    from relu_study.runner.replay import run_replay
+
+    replayed = run_replay(request, study)
+    paths = replayed.write(Path(out).expanduser() if out else request.run.folder / REPLAYS / run / request.name)
+    print("\n".join([*replay_summary(replayed.about, replayed.events), *map(str, paths)]))
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_studies,
     "plan": show_plan,
     "run": run,
     "report": rebuild,
+    "replay": replay_run,
     "table": make_table,
     "compare": make_comparison,
     "figure": draw_figure,
@@ -194,6 +226,7 @@ EXAMPLES = {
     "plan": "relu-study plan article --preset full",
     "run": "relu-study run article --seeds 4 --out out/article",
     "report": "relu-study report results/article --all-epochs",
+    "replay": "relu-study replay out/article --run 0f3a6c2b9d41 --around onset",
     "table": "relu-study table results/article --rows arm --cols target --metric dead_fraction val_loss",
     "compare": "relu-study compare results/article --metric dead_fraction --baseline baseline",
     "figure": "relu-study figure results/article --kind curves --metric dead_fraction --out dead.png",

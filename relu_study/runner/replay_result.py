@@ -62,7 +62,11 @@ class Replay:
         """
         folder = Path(folder).expanduser()
         make_dirs(folder)
-        texts = {f"{name}.csv": frame.to_csv(index=False, lineterminator="\n") for name, frame in self._frames().items()}
+        digits = "%.17g" if self.arrays[next(n for n in self.arrays if n.startswith("pre_max:"))].dtype == np.float64 else "%.9g"
+        texts = {
+            f"{name}.csv": frame.to_csv(index=False, float_format=digits, lineterminator="\n")
+            for name, frame in self._frames().items()
+        }
         texts["replay.json"] = json.dumps(self.about, indent=1) + "\n"
         write_arrays(folder / "arrays.npz", self.arrays)
         for name, text in texts.items():

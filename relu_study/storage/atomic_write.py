@@ -13,7 +13,8 @@ from pathlib import Path
 from relu_study.errors import UserError
 
 DERIVED = ("tables", "figures", "tensorboard")  # folders that `report` derives from raw/
-FOLDERS = ("raw", *DERIVED)
+REPLAYS = "replays"  # of single runs: the default folder of `relu-study replay`
+FOLDERS = ("raw", *DERIVED, REPLAYS)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # errors of permissions
 HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space on the disk"),

@@ -171,7 +171,7 @@ def archive_derived(folder: Path, say: Callable[[str], None]) -> None:
         return
     with wrap_os_errors(archive):
         archive.mkdir(exist_ok=True)
-        for name in (*DERIVED, *atomic_write.DERIVED, "manifest.json"):
+        for name in (*DERIVED, *atomic_write.DERIVED, atomic_write.REPLAYS, "manifest.json"):
             if (folder / name).exists():
                 shutil.move(folder / name, archive / name)
     say(f"{folder} had results without raw tiles. They were moved to {archive}.")

@@ -18,7 +18,7 @@ from relu_study.report.figures.canvas import COLOURS, DASHES, FAINT, ROUND, WIDT
 
 UNITS, ACROSS = 6, 3  # panels of single units, and panels per line
 NEAR = 12  # steps shown before and after a unit's event
-ROWS_SHOWN = 3  # rows of a batch in a title
+LONGEST = 30  # characters in a line of a title
 NORMS = {"batch_loss": "batch loss", "grad_norm": "gradient norm", "step_norm": "step norm"}
 MARKS: dict[str, dict[str, Any]] = {
     "died": {"marker": "v", "color": COLOURS[2]},
@@ -164,7 +164,7 @@ def _draw_unit(ax: Axes, event: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         ax.plot(steps[near][chosen], high[chosen], "o", markersize=3.5, color=COLOURS[1], markerfacecolor=face, zorder=3)
     mark = steps[near] == at
     ax.plot(steps[near][mark][-1:], high[mark][-1:], linestyle="none", markersize=6, zorder=4, **MARKS[event["event"]])
-    ax.set_title(f"{site}, unit {unit}: {_verb(event)} at step {at:,}\n{_rows(event)}")
+    ax.set_title(f"{site}, unit {unit}: step {at:,}\n{_rows(event)}")
     ax.set_xlabel("step")
     ax.set_ylabel("largest pre" if first else "")
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=ROUND))
@@ -173,14 +173,13 @@ def _draw_unit(ax: Axes, event: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     ax.margins(y=0.12)
 
 
-def _verb(event: Mapping[str, Any]) -> str:
-    return "dies" if event["event"] == "died" else "revives"
-
-
 def _rows(event: Mapping[str, Any]) -> str:
-    """Return the first rows of the batch of an event: "rows 3, 17, 52, … (128)"."""
-    rows = list(event["batch_rows"])
+    """Return the first rows of the batch of an event, as many as fit: "rows 3, 17, 52, … (128)"."""
+    rows = [str(row) for row in event["batch_rows"]]
     if not rows:
         return "at a change of the data"
-    more = f", … ({len(rows)})" if len(rows) > ROWS_SHOWN else ""
-    return f"rows {', '.join(map(str, rows[:ROWS_SHOWN]))}{more}"
+    whole = f"rows {', '.join(rows)}"
+    if len(whole) <= LONGEST:
+        return whole
+    texts = (f"rows {', '.join(rows[:count])}, … ({len(rows)})" for count in range(len(rows) - 1, 0, -1))
+    return next((text for text in texts if len(text) <= LONGEST), f"{len(rows)} rows")
