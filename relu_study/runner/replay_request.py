@@ -62,7 +62,7 @@ class ReplayRequest:
         return float(before[-1]) if len(before) else bad, bad
 
 
-def replay_request(folder: str | Path, run_id: str, around: Any, window: float) -> ReplayRequest:
+def replay_request(folder: str | Path, run_id: str, around: Any, window: Any) -> ReplayRequest:
     """Find a stored run and check the moment to look at.
 
     Raises:

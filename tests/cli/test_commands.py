@@ -33,6 +33,10 @@ ERRORS = [
     (["table", "nowhere"], "nowhere"),
     (["table", str(HERE)], "no manifest.json"),
     (["figure", str(HERE)], "no manifest.json"),
+    (["replay", "nowhere", "--run", "abc"], "nowhere"),
+    (["replay", str(HERE), "--run", "abc"], "no manifest.json"),
+    (["replay", str(ROOT / "results" / "born_dead"), "--run", "abc"], "draw study"),
+    (["replay", str(ROOT / "results" / "collapse"), "--run", "abc"], "unknown run"),
     (["rnu", SMALL], "run"),
 ]
 
@@ -106,7 +110,7 @@ def test_invalid_study_files(text: str, hint: str, tmp_path: Path, here: Any) ->
 def test_help_does_not_import_jax(done: dict[tuple[str, ...], Done]) -> None:
     status, out, _, imported_jax = done[("--help",)]
     assert status == 0 and not imported_jax
-    for name in ("list", "plan", "run", "report", "figure", "view"):
+    for name in ("list", "plan", "run", "report", "replay", "figure", "view"):
         assert name in out
 
 

@@ -108,6 +108,7 @@ def test_pages_with_python_are_listed() -> None:
         "extending",
         "find_dead_units",
         "networks",
+        "replay",
         "results_folder",
         "statistics",
         "tables_and_figures",
