@@ -73,10 +73,8 @@ def test_windows_in_steps(start: float, end: float, steps: tuple[int, int]) -> N
         [
             dying.replace(dropout="dropout", dropout_rate=0.5, norm="batch_norm", depth=1),
             dying.replace(network="skip", depth=3),
-            *(
-                IMAGES.replace(network=name, optimizer="sgd", learning_rate=RATE, epochs=3.0)
-                for name in ("test_dropout", "test_linen")
-            ),
+            IMAGES.replace(network="test_dropout", optimizer="sgd", learning_rate=RATE, epochs=3.0),
+            IMAGES.replace(network="test_linen", optimizer="sgd", learning_rate=5.0, seed=1),  # of a Linen module
             IMAGES.replace(network="resnet", norm="batch_norm", optimizer="sgd", learning_rate=RATE),
             IMAGES.replace(network="vit", width=4, optimizer="sgd", learning_rate=RATE),
         ],
