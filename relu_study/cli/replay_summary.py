@@ -20,6 +20,8 @@ def replay_summary(about: Mapping[str, Any], events: pd.DataFrame) -> list[str]:
         f"steps {first:,} to {last:,} of {about['total_steps']:,} (epochs {first / per_epoch:.4g} to {last / per_epoch:.4g}): "
         f"{about['died']:,} died, {about['revived']:,} revived",
     ]
+    if about["nonfinite_at_start"]:
+        lines.append("the run is nonfinite at the start of the window, so no unit is counted: choose an earlier epoch")
     lines += [_line(event) for event in events.head(SHOWN).to_dict("records")]
     if len(events) > SHOWN:
         lines.append(f"{len(events) - SHOWN:,} more events are in events.csv")
@@ -34,15 +36,18 @@ def _line(event: Mapping[Any, Any]) -> str:
     """Return one event in words."""
     when = f"step {event['total_step']:,} (epoch {event['epoch']}, step {event['step']})"
     if event["event"] == "nonfinite":
-        names = event["parameters"].split()
         parts = [f"pre of {event['site']}"] if event["site"] else []
-        parts += [f"parameter {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"] if names else []
-        return f"{when}: the run goes nonfinite ({', '.join(parts) or 'the training loss'}); {_rows(event)}"
+        parts += [_first(kind, event[f"{kind}s"].split()) for kind in ("parameter", "gradient") if event[f"{kind}s"]]
+        return f"{when}: nonfinite after it: {', '.join(parts) or 'the training loss'}; {_rows(event)}"
     pre = f"largest pre {event['probe_before_max']:.4g} -> {event['probe_after_max']:.4g}"
     if event["by"] == "data":
         return f"{when}: {event['site']} unit {event['unit']} {event['event']} at a change of the data; {pre}"
     norms = [f"{name} {event[f'{name}_norm']:.4g}" for name in ("grad", "step") if not pd.isna(event[f"{name}_norm"])]
     return f"{when}: {event['site']} unit {event['unit']} {event['event']}; {'; '.join([pre, *norms, _rows(event)])}"
+
+
+def _first(kind: str, names: list[str]) -> str:
+    return f"{kind} {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
 def _rows(event: Mapping[Any, Any]) -> str:

@@ -145,7 +145,7 @@ class Recorder:
             self.events += [
                 Event(kind, "data", site, unit, self.records[-1], record) for kind, site, unit in self._changes(record)
             ]
-        self._nonfinite |= not _is_finite(record)
+        self._nonfinite |= not is_finite(record)
         self.records.append(record)
 
     def _batch_rows(self, dispatch: train_tile.Dispatch) -> Int[np.ndarray, " b"]:
@@ -166,7 +166,7 @@ class Recorder:
     def _changes(self, record: StepRecord) -> Iterator[tuple[str, str, int]]:
         """Yield (died or revived, site, unit) for each unit whose dead flag differs from that of the last record."""
         last = self.records[-1].seen.sites
-        for site, stats in record.seen.sites.items() if _is_finite(record) else ():
+        for site, stats in record.seen.sites.items() if is_finite(record) else ():
             for unit in np.flatnonzero(stats.dead != last[site].dead).tolist():
                 yield DIED if stats.dead[unit] else REVIVED, site, unit
 
@@ -182,7 +182,7 @@ class Recorder:
 
     def _note_nonfinite(self, record: StepRecord) -> None:
         """Add the event of the first step after which the training loss or a parameter is nonfinite."""
-        if self._nonfinite or _is_finite(record):
+        if self._nonfinite or is_finite(record):
             return
         self._nonfinite = True
         sites = [name for name, stats in record.seen.sites.items() if not np.isfinite([stats.low, stats.high]).all()]
@@ -194,7 +194,7 @@ class Recorder:
         self.events.append(Event(NONFINITE, "step", site, None, self.records[-1], record, None, parameters, gradients))
 
 
-def _is_finite(record: StepRecord) -> bool:
+def is_finite(record: StepRecord) -> bool:
     """Whether the training loss and every parameter are finite, as in the status of a run."""
     return bool(np.isfinite(record.seen.train_loss)) and not record.seen.bad_params.any()
 

@@ -14,7 +14,7 @@ from relu_study.components.networks import initializer_of, network_of
 from relu_study.components.registry import activations, initializers, metrics, networks, optimizers, tasks
 from relu_study.engine import cohorts, train_tile
 from relu_study.engine.jax_settings import pinned
-from relu_study.engine.replay_window import Recorder, Window, steps_of
+from relu_study.engine.replay_window import Recorder, Window, is_finite, steps_of
 from relu_study.engine.state import DEFAULT_EXAMPLES, MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.provenance import provenance, with_digest
@@ -86,6 +86,7 @@ def run_replay(request: ReplayRequest, study: str | Path | None = None) -> Repla
     about = {
         **{"first_step": window.first, "last_step": window.stop, "steps_per_epoch": per_epoch, "total_steps": total},
         **{"tile_width": width, "probe_examples": int(numbers["probe_examples"]), "status": str(numbers["status"][0])},
+        "nonfinite_at_start": not is_finite(recorder.records[0]),
         **{"equal_row": run.row is not None, "equal_measurements": 0 if run.tile is None else len(run.tile["epoch"])},
     }
     return replay_result(request, recorder.records, recorder.events, about)

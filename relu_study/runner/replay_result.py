@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relu_study.engine.replay_window import Event, StepRecord
+from relu_study.engine.replay_window import Event, StepRecord, is_finite
 from relu_study.report.figures import canvas
 from relu_study.report.figures.step_traces import step_traces
 from relu_study.runner.replay_request import ReplayRequest
@@ -144,10 +144,10 @@ def _steps_frame(records: Sequence[StepRecord]) -> pd.DataFrame:
         shared = {"total_step": record.number, "epoch": record.epoch, "step": record.step, "train_loss": float(seen.train_loss)}
         shared |= {"batch_loss": float(seen.loss), "grad_norm": float(seen.grad_norm), "step_norm": float(seen.step_norm)}
         for site, stats in seen.sites.items():
-            row = {**shared, "site": site, "units": len(stats.dead), "dead": int(stats.dead.sum())}
+            row = {**shared, "site": site, "units": len(stats.dead), "dead": int(stats.dead.sum()) if is_finite(record) else None}
             row |= {"pre_min": float(stats.low.min()), "pre_max": float(stats.high.max()), "active": float(stats.active.mean())}
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"dead": "Int64"})  # a nonfinite run has no dead units
 
 
 def _arrays(records: Sequence[StepRecord], events: Sequence[Event]) -> dict[str, np.ndarray]:

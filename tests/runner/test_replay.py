@@ -15,6 +15,7 @@ import pytest
 from dying_study import dying, study, study_of
 
 from relu_study import UserError, load, replay, run
+from relu_study.cli.replay_summary import replay_summary
 from relu_study.components import random_streams
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, train_tile
@@ -190,7 +191,13 @@ def test_nonfinite_run_names_its_step_and_place(tmp_path: Path) -> None:
         found.about["status"] == "nonfinite" and np.isfinite(before.train_loss).all() and not np.isfinite(after.train_loss).any()
     )
     assert 1 <= event["total_step"] <= STEPS and len(event["batch_rows"]) == event["batch_size"]
+    assert after.dead.isna().all() and before.dead.notna().all()  # a nonfinite run has no dead units
     assert found.figure("svg")["svg"].startswith(b"<?xml")
+    (line,) = (line for line in replay_summary(found.about, found.events) if "nonfinite" in line)
+    assert line.startswith(f"step {event['total_step']} (epoch 1, step {event['step']}): nonfinite after it: ")
+    late = replay(tmp_path, exploding.run_id, 1, window=0.1)
+    assert late.about["nonfinite_at_start"] and not len(late.events)
+    assert any("nonfinite at the start" in line for line in replay_summary(late.about, late.events))
 
 
 # --------------------------------------------------------------------------------------- refusals

@@ -95,9 +95,9 @@ def _draw_dead(ax: Axes, steps: pd.DataFrame, events: pd.DataFrame) -> list[Line
     most = 1
     for i, (site, rows) in enumerate(steps.groupby("site", sort=False)):
         look: dict[str, Any] = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4]}
-        at, dead = rows["total_step"].to_numpy(), rows["dead"].to_numpy()
+        at, dead = rows["total_step"].to_numpy(), rows["dead"].to_numpy(float, na_value=np.nan)
         ax.plot(at, dead, drawstyle="steps-post", **look)
-        most = max(most, int(dead.max()))
+        most = max(most, int(np.nanmax(dead, initial=0)))
         handles.append(Line2D([], [], label=f"{site} ({rows['units'].iloc[0]:,} units)", **look))
         for kind in ("died", "revived"):
             marked = np.unique(events[(events["site"] == site) & (events["event"] == kind)]["total_step"].to_numpy(float))

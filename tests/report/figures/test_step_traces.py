@@ -79,6 +79,12 @@ def test_units_beyond_six_are_counted(deaths: int, panels: int, more: str) -> No
     assert deaths or said(figure) == "no unit died or revived"
 
 
+def test_an_event_at_a_change_of_the_data_has_no_rows() -> None:
+    steps, events, arrays = traces({3: 5})
+    events = events.assign(by="data", batch_rows=[[]])
+    assert picture(steps, events, arrays).axes[2].get_title() == "site_1, unit 3: step 105\nat a change of the data"
+
+
 def test_titles_stay_within_the_figure() -> None:
     steps, events, arrays = traces({unit: 3 * unit for unit in range(1, 7)})
     events["batch_rows"] = [[138618, 139999, 123456, 100000] * 32] * 6
