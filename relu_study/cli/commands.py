@@ -204,10 +204,11 @@ def replay_run(
     request = replay_request(existing_folder(folder), run, around, window)
     from relu_study.cli.replay_summary import replay_summary
     from relu_study.runner.replay import run_replay
+    from relu_study.runner.replay_result import FILES
 
-    replayed = run_replay(request, study)
-    paths = replayed.write(Path(out).expanduser() if out else request.run.folder / REPLAYS / run / request.name)
-    print("\n".join([*replay_summary(replayed.about, replayed.events), *map(str, paths)]))
+    place = Path(out).expanduser() if out else request.run.folder / REPLAYS / run / request.name
+    replayed = run_replay(request, study, place)
+    print("\n".join([*replay_summary(replayed.about, replayed.events), *(str(place / name) for name in FILES)]))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

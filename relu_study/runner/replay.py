@@ -23,6 +23,7 @@ from relu_study.runner.replay_result import Replay, replay_result
 from relu_study.runner.run import use_devices
 from relu_study.stats import histogram_bins
 from relu_study.stats.numpy_defaults import numpy_defaults
+from relu_study.storage.atomic_write import check_creatable
 from relu_study.storage.provenance import EARLIER, UNKNOWN, differences
 from relu_study.storage.stored_run import StoredRun, dead_masks
 from relu_study.study.loading import load_study
@@ -57,18 +58,17 @@ def replay(
         UserError: an argument is not valid, the provenance differs from that of this process, or a number differs from the
             stored one. Nothing is written then.
     """
-    replayed = run_replay(replay_request(folder, run_id, around, window), study)
-    if out is not None:
-        replayed.write(out)
-    return replayed
+    return run_replay(replay_request(folder, run_id, around, window), study, None if out is None else Path(out).expanduser())
 
 
 @pinned()
 @numpy_defaults()
-def run_replay(request: ReplayRequest, study: str | Path | None = None) -> Replay:
+def run_replay(request: ReplayRequest, study: str | Path | None = None, out: Path | None = None) -> Replay:
     """Run a checked request. Raises UserError like `replay`."""
     use_devices()
     run = request.run
+    if out is not None:
+        check_creatable(out)
     if study is not None:
         _load(Path(study).expanduser(), run)
     _check_registered(run)
@@ -89,7 +89,10 @@ def run_replay(request: ReplayRequest, study: str | Path | None = None) -> Repla
         "nonfinite_at_start": not is_finite(recorder.records[0]),
         **{"equal_row": run.row is not None, "equal_measurements": 0 if run.tile is None else len(run.tile["epoch"])},
     }
-    return replay_result(request, recorder.records, recorder.events, about)
+    replayed = replay_result(request, recorder.records, recorder.events, about)
+    if out is not None:
+        replayed.write(out)
+    return replayed
 
 
 def _train(run: StoredRun, width: int, measure_config: MeasureConfig, recorder: Recorder | None) -> dict[str, np.ndarray]:

@@ -101,6 +101,13 @@ def check_writable(folder: Path) -> None:
             raise WriteError(path, os.strerror(errno.EISDIR), HINTS[errno.EISDIR])
 
 
+def check_creatable(folder: Path) -> None:
+    """Raise WriteError if a folder or a file in it cannot be created. Creates nothing."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    with wrap_os_errors(folder), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+        file.write(b"0")
+
+
 def check_exists(folder: Path) -> None:
     """Raise WriteError if a results folder lost its manifest, since a recreated folder would be incomplete."""
     if not (folder / "manifest.json").is_file():

@@ -106,6 +106,17 @@ def test_steps_of_gradient_descent_are_those_of_the_gradient(spec: RunSpec) -> N
             assert np.array_equal(mask[epoch], record.seen.sites[site].dead), (site, epoch)
 
 
+def test_nonfinite_parameters_are_named() -> None:
+    spec = dying.replace(learning_rate=3e38, gain=10.0, epochs=0.2)  # one step
+    recorder = Recorder(spec, FEW, Window.between(spec, 0, 1), jax.devices()[0])
+    numbers = train_tile.train_tile([spec], 2, measure_config=FEW, num_datasets=1, observer=recorder, keep_params=True)
+    params = {name.removeprefix("param:"): values[0] for name, values in numbers.items() if name.startswith("param:")}
+    bad = {name for name, values in params.items() if not np.isfinite(values).all()}
+    (event,) = recorder.events
+    assert event.kind == "nonfinite" and event.after.number == 1 and event.site in ("site_1", "site_2")
+    assert set(event.parameters) == bad and len(bad) > 0 and not event.gradients
+
+
 def test_rows_of_own_arrays_are_rows_of_the_arrays() -> None:
     x, y = np.random.default_rng(0).normal(size=(50, 3)), np.arange(50.0)
     task_from_arrays("test_arrays", x, y)

@@ -22,6 +22,7 @@ from relu_study.engine import cohorts, train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import report
 from relu_study.runner.replay_result import FILES, Replay
+from relu_study.storage.atomic_write import WriteError
 from relu_study.storage.configurations import collect
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -208,6 +209,13 @@ def test_other_provenance_is_refused_before_training(folder: Path, monkeypatch: 
     monkeypatch.setattr(train_tile, "train_tile", None)
     with pytest.raises(UserError, match=rf"engine: {cohorts.ENGINE - 1} there, {cohorts.ENGINE} here"):
         replay(folder, study.runs()[0].run_id)
+
+
+def test_unwritable_place_is_refused_before_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(train_tile, "train_tile", None)
+    with pytest.raises(WriteError, match="file/below: Not a directory"):
+        replay(folder, study.runs()[0].run_id, out=tmp_path / "file" / "below")
 
 
 # ------------------------------------------------------------------------------------------ files
