@@ -50,7 +50,7 @@ def recorded(spec: RunSpec, start: float, end: float, measure_config: MeasureCon
 
 
 def test_observed_training_has_the_same_bits() -> None:
-    spec = dying.replace(optimizer="adam", epochs=2.4)
+    spec = dying.replace(optimizer="momentum", epochs=2.4, depth=1, learning_rate=0.01)
     recorder, numbers = recorded(spec, 0.5, 2.3)
     plain = train_tile.train_tile([spec], 2, measure_config=FEW, num_datasets=1)
     for name, values in plain.items():
@@ -73,13 +73,13 @@ def test_windows_in_steps(start: float, end: float, steps: tuple[int, int]) -> N
         [
             dying.replace(dropout="dropout", dropout_rate=0.5, norm="batch_norm", depth=1),
             dying.replace(network="skip", depth=3),
-            IMAGES.replace(network="test_dropout", optimizer="sgd", learning_rate=RATE, epochs=3.0),
+            IMAGES.replace(network="test_dropout", optimizer="sgd", learning_rate=3.0, batch_size=10),
             IMAGES.replace(network="test_linen", optimizer="sgd", learning_rate=5.0, seed=1),  # of a Linen module
             IMAGES.replace(network="resnet", norm="batch_norm", optimizer="sgd", learning_rate=RATE),
             IMAGES.replace(network="vit", width=4, optimizer="sgd", learning_rate=RATE),
         ],
         dying.replace(dropout="dropout", dropout_rate=0.5, norm="batch_norm", depth=1),
-        IMAGES.replace(network="test_dropout", optimizer="sgd", learning_rate=RATE, epochs=3.0),
+        IMAGES.replace(network="test_dropout", optimizer="sgd", learning_rate=3.0, batch_size=10),
     ),
     ids=lambda spec: f"{spec.network}-{spec.dropout}",
 )
