@@ -170,7 +170,9 @@ def test_csv_numbers_equal_the_engine_output(finished: Path) -> None:
 def test_clone_without_raw_is_archived(finished: Path, tmp_path: Path) -> None:
     folder, callback = tmp_path / "small", Counted()
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("raw", "tensorboard"))
+    (folder / "replays").mkdir()
     runner.run(study, folder, callback=callback)
+    assert (folder / "earlier-1" / "replays").is_dir() and not (folder / "replays").exists()  # of the earlier runs
     assert len(callback.trained) == 9 and csvs(folder) == csvs(finished) == csvs(folder / "earlier-1")
     assert any("earlier-1" in line for line in callback.said)
 
