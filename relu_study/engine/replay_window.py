@@ -92,7 +92,9 @@ class Recorder:
     records: list[StepRecord] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of the parameters
-    _data: Any = None  # of the phase of the last record
+    _data: Any = None  # of the tile, in the phase of the last record
+    _rows: Any = None  # those of the run
+    _table_rows: Int[np.ndarray, " n"] | None = None  # training rows, as indices of the task's table
     _bytes: int = 0
     _nonfinite: bool = False
 
@@ -123,20 +125,22 @@ class Recorder:
         if self._data is not dispatch.data:
             self._start(dispatch, number)
         rows = self._batch_rows(dispatch)
-        table = None if dispatch.data.table is None else np.asarray(dispatch.data.train[0])[rows]
-        inputs = self._inputs(dispatch.data, rows, number)
+        table = None if self._table_rows is None else self._table_rows[rows]
+        inputs = self._inputs(rows, number)
         seen = jax.device_get(self._observe(dispatch.before, dispatch.after, inputs))
         record = StepRecord(number + 1, dispatch.epoch, dispatch.stop, rows, table, seen)
         for kind, site, unit in () if self._nonfinite else self._changes(record):
             step = self._unit_step(dispatch, inputs, site, unit)
             self.events.append(Event(kind, "step", site, unit, self.records[-1], record, step))
-        self._note_nonfinite(record)
+        self._note_nonfinite(record, "step")
         self.records.append(record)
 
     def _start(self, dispatch: train_tile.Dispatch, number: int) -> None:
         """Record the state before the first step of the window or of a phase of the data."""
         self._data, self.names = dispatch.data, parameter_names(dispatch.before.params)
-        inputs = self._inputs(dispatch.data, self._batch_rows(dispatch), number)
+        self._rows = Data(jax.tree.map(lambda leaf: leaf[0], dispatch.data.train), None, dispatch.data.table)
+        self._table_rows = None if dispatch.data.table is None else np.asarray(self._rows.train)
+        inputs = self._inputs(self._batch_rows(dispatch), number)
         seen = jax.device_get(self._observe(dispatch.before, dispatch.before, inputs))
         nothing = np.full((), np.nan, np.asarray(seen.loss).dtype)
         seen = seen._replace(loss=nothing, grad_norm=nothing, step_norm=nothing, bad_grads=np.zeros_like(seen.bad_grads))
@@ -145,6 +149,8 @@ class Recorder:
             self.events += [
                 Event(kind, "data", site, unit, self.records[-1], record) for kind, site, unit in self._changes(record)
             ]
+        if self.records:
+            self._note_nonfinite(record, "data")
         self._nonfinite |= not is_finite(record)
         self.records.append(record)
 
@@ -152,16 +158,14 @@ class Recorder:
         """The training rows of a step's batch, in its order."""
         first = dispatch.start * self.batch
         size = min(self.batch, self.rows - first)
-        return np.asarray(_rows(np.uint32(self.spec.seed), np.int32(dispatch.epoch), np.uint32(first), size, self.rows)).astype(
-            int
-        )
+        seed, epoch = np.uint32(self.spec.seed), np.int32(dispatch.epoch)
+        return np.asarray(_order(seed, epoch, np.uint32(first), size, self.rows)).astype(int)
 
-    def _inputs(self, data: Data, rows: Int[np.ndarray, " b"], number: int) -> StepInputs:
-        one = Data(jax.tree.map(lambda leaf: leaf[0], data.train), None, data.table)
+    def _inputs(self, rows: Int[np.ndarray, " b"], number: int) -> StepInputs:
         seed, index, at = (
             jax.device_put(x, self.device) for x in (np.uint32(self.spec.seed), rows.astype(np.int32), np.int32(number))
         )
-        return StepInputs(one, self._hparams, seed, index, at)
+        return StepInputs(self._rows, self._hparams, seed, index, at)
 
     def _changes(self, record: StepRecord) -> Iterator[tuple[str, str, int]]:
         """Yield (died or revived, site, unit) for each unit whose dead flag differs from that of the last record."""
@@ -180,7 +184,7 @@ class Recorder:
         self._bytes += sum(array.nbytes for array in step if array is not None)
         return step
 
-    def _note_nonfinite(self, record: StepRecord) -> None:
+    def _note_nonfinite(self, record: StepRecord, by: str) -> None:
         """Add the event of the first step after which the training loss or a parameter is nonfinite."""
         if self._nonfinite or is_finite(record):
             return
@@ -191,7 +195,7 @@ class Recorder:
             for flags in (record.seen.bad_params, record.seen.bad_grads)
         )
         site = sites[0] if sites else ""
-        self.events.append(Event(NONFINITE, "step", site, None, self.records[-1], record, None, parameters, gradients))
+        self.events.append(Event(NONFINITE, by, site, None, self.records[-1], record, None, parameters, gradients))
 
 
 def is_finite(record: StepRecord) -> bool:
@@ -209,6 +213,7 @@ def _first_run(function: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _rows(seed: Any, epoch: Any, first: Any, size: int, rows: int) -> UInt32[Array, " b"]:
+def _order(seed: Any, epoch: Any, first: Any, size: int, rows: int) -> UInt32[Array, " b"]:
+    """Return the rows at positions first..first+size-1 of an epoch's order."""
     positions = first + jnp.arange(size, dtype=jnp.uint32)
     return random_streams.shuffled(random_streams.order_key(seed, epoch), positions, rows)
