@@ -196,7 +196,7 @@ def replay_run(
         run: The run_id in runs.csv.
         around: The moment: an epoch, or "onset" for the first death of a unit (without one: the first nonfinite epoch).
         window: Epochs to measure before and after the moment.
-        study: Python file of the study, if the run has components of its own. It is executed.
+        study: Python file of the study, which a run with own components needs. It is executed.
         out: Folder for events.csv, steps.csv, arrays.npz, replay.json and the figure.
     """
     from relu_study.runner.replay_request import replay_request
