@@ -107,6 +107,7 @@ def test_pages_with_python_are_listed() -> None:
         "draw_studies",
         "extending",
         "find_dead_units",
+        "monitor",
         "networks",
         "replay",
         "results_folder",
