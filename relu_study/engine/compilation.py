@@ -25,6 +25,7 @@ from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fi
 from relu_study.engine.compile_time import timed_lock
 from relu_study.engine.flax_init import make_flax_init
 from relu_study.engine.forward import flax_model
+from relu_study.engine.groups import map_in_groups, measured_bytes, sampled_bytes
 from relu_study.engine.measure_step import make_measure
 from relu_study.engine.state import Data, MeasureConfig, State, Weights
 from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample, make_split
@@ -88,8 +89,9 @@ class ProgramCache:
 
 @ProgramCache
 def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
-    """The programs of a cohort. `measure` maps over the runs sequentially, so that each run stays in the CPU cache."""
+    """The programs of a cohort. On a CPU, `measure` takes one run after the other, so that each stays in the cache."""
     measure_one, n = make_measure(step_spec, signature, measure_config, boxed), measure_config.probe_set(signature)
+    size = functools.partial(measured_bytes, step_spec, signature, measure_config)
 
     def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
         probe = data._replace(train=jax.tree.map(lambda leaf: leaf[:, :n], data.train))
@@ -99,7 +101,8 @@ def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureCo
             train, val = jax.tree.map(lambda leaf: leaf[dataset], (probe.train, probe.val))
             return measure_one(state, previous, Data(train, val, data.table), hparams, box)
 
-        return jax.lax.map(one, (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box))
+        runs = (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box)
+        return map_in_groups(one, runs, size)
 
     constants = compiled_rates(step_spec, signature)
 
@@ -123,10 +126,11 @@ def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> 
     """Data of one phase of a task: seeds and traced options of W runs -> their datasets, without a table."""
     task = tasks[spec.task](spec)
     sample_one = (make_sample if task.table is None else make_split)(task, phase, measure_config)
+    size = functools.partial(sampled_bytes, task.signature)
 
     def sample(seeds: UInt32[Array, " W"], options: Mapping[str, Array] = MappingProxyType({})) -> Data:
-        # lax.map is sequential: rows that are sampled but not kept are freed before the next run samples its own
-        return jax.lax.map(lambda run: sample_one(run[0], **run[1]), (seeds, dict(options)))
+        # Rows that are sampled but not kept are freed before the next group samples its own.
+        return map_in_groups(lambda run: sample_one(run[0], **run[1]), (seeds, dict(options)), size)
 
     return TracedOnce(sample)
 
