@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -42,7 +42,7 @@ class WidthLimits(NamedTuple):
 # On a CPU the steps of a tile should stay in a core's cache (measured: results/speed). An accelerator wants
 # thousands of runs; its limits are not measured yet.
 WIDTH_LIMITS = {"cpu": WidthLimits(2, 32, 4 << 20), "gpu": WidthLimits(2, 4096, 2 << 30), "tpu": WidthLimits(2, 4096, 2 << 30)}
-
+MEASURED_PLATFORMS = frozenset({"gpu", "tpu"})  # here a cohort of several tiles gets its width by a measurement
 
 COMPILING = 4.0  # approximate seconds to compile the programs of a cohort, charged to every shard that trains a part of it
 
@@ -79,11 +79,16 @@ class Cohort:
     starts: Counter[Hashable]  # initial programs of its tiles -> number of tiles
     tiles: list[Tile] = field(default_factory=list)
     stored_cost: float = 0.0  # cost of its stored runs
+    provisional: bool = False  # whether its width is an upper bound until it is measured
 
     def bytes(self) -> int:
         """Memory of its largest tile."""
         sets = max((tile.num_datasets for tile in self.tiles), default=self.width)
         return sets * self.work.data + self.width * (self.work.state + self.work.scratch)
+
+    def with_width(self, wide: int) -> Cohort:
+        """The cohort with its tiles at a measured width."""
+        return replace(self, width=wide, tiles=retiled(self.tiles, wide), provisional=False)
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ class Plan:
         for cohort in self.cohorts:
             steps = sorted({tile.steps for tile in cohort.tiles}) or [cohort.work.steps]
             span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-            counts = f"{cohort.runs:,}", str(cohort.width), f"{len(cohort.tiles):,}"
+            wide = f"up to {cohort.width}" if cohort.provisional else str(cohort.width)
+            counts = f"{cohort.runs:,}", wide, f"{len(cohort.tiles):,}"
             rows.append((cohort.name, cohort.work.title, *counts, span, f"{cohort.bytes() / 2**20:.0f}"))
         return rows
 
@@ -180,10 +186,11 @@ class Plan:
     def halve(self, tiles: Sequence[Tile]) -> list[Tile] | None:
         """The same runs in tiles of half the width; None if the width is the minimum of the platform."""
         wide = tiles[0].width // 2
-        if wide < WIDTH_LIMITS.get(self.platform, WIDTH_LIMITS["cpu"]).least:
-            return None
-        steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
-        return make_tiles(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
+        return None if wide < WIDTH_LIMITS.get(self.platform, WIDTH_LIMITS["cpu"]).least else retiled(tiles, wide)
+
+    def with_width(self, name: str, wide: int) -> Plan:
+        """The plan with the tiles of one cohort at a measured width."""
+        return replace(self, cohorts=[c.with_width(wide) if c.name == name else c for c in self.cohorts])
 
     def describe(self, tile: Tile) -> str:
         """The cohort of a tile, in words."""
@@ -246,6 +253,8 @@ def plan(
 ) -> Plan:
     """Divide the `missing` runs into tiles. Cohorts in `widths` keep their width.
 
+    On an accelerator, the width of a new cohort of more runs than one tile is provisional: `width_search.py` measures it.
+
     `stored` selects the runs whose cost is already paid (default: all that are not missing). For a shard, a run may be
     neither missing nor stored.
     `starts` names the initial programs of a run. Tiles of different width or number of datasets never share one.
@@ -257,8 +266,9 @@ def plan(
         groups.setdefault(work(run).cohort, []).append(run)
     cohorts = []
     for name, members in groups.items():
-        cost = work(members[0])
-        wide = widths.get(name) or width(cost, max(Counter(run.epochs for run in members).values()), platform)
+        cost, most = work(members[0]), max(Counter(run.epochs for run in members).values())
+        wide = widths.get(name) or width(cost, most, platform)
+        provisional = name not in widths and platform in MEASURED_PLATFORMS and most > wide and cost.steps > 0
         todo = [run for run in members if missing(run)]
         rank: dict[object, int] = {}
 
@@ -276,7 +286,7 @@ def plan(
             (wide, tile.num_datasets, key) for tile in tiles for key in {key for run in tile.runs for key in starts(run)}
         )
         stored_cost = sum(seconds(tile, cost) * tile.size / wide for tile in stored_tiles)
-        cohorts.append(Cohort(name, cost, wide, len(todo), initial, tiles, stored_cost))
+        cohorts.append(Cohort(name, cost, wide, len(todo), initial, tiles, stored_cost, provisional))
     return Plan(cohorts, devices, platform)
 
 
@@ -293,6 +303,12 @@ def make_tiles(cohort: str, runs: Iterable[RunSpec], wide: int, steps: Callable[
             for part, num_datasets in zip(parts, dataset_counts(parts, wide), strict=True)
         ]
     return tiles
+
+
+def retiled(tiles: Sequence[Tile], wide: int) -> list[Tile]:
+    """The runs of these tiles of one cohort, in tiles of another width."""
+    steps = {tile.runs[0].epochs: tile.steps for tile in tiles}
+    return make_tiles(tiles[0].cohort, [run for tile in tiles for run in tile.runs], wide, lambda run: steps[run.epochs])
 
 
 def dataset_counts(parts: Sequence[Sequence[RunSpec]], wide: int) -> list[int]:

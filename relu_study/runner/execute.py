@@ -88,6 +88,7 @@ def run_tiles(
     """
     stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
     tensorboard = None if job.shard else job.kind.live(folder, manifest, per_seed)
+    job = job.kind.with_measured_widths(job, folder, callback.on_message)
     work, fallback = job.kind.work(job, keep_params), HalvingFallback(job, folder, callback)
     callback.on_start(job.plan, job.stored)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -57,6 +57,10 @@ class Kind(Protocol[S, P, T]):
     def work(self, job: Job[S, P], keep_params: bool) -> Work[T, Arrays]:
         """The missing tiles, for the scheduler."""
 
+    def with_measured_widths(self, job: Job[S, P], folder: Path, on_message: Callable[[str], None]) -> Job[S, P]:
+        """The job with measured tile widths in place of provisional ones. Draws have none."""
+        return job
+
     def save(self, folder: Path, tile: T, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
         """Store a finished tile. Returns the path of its file."""
 
@@ -102,6 +106,11 @@ class Training(Kind[Study, Plan, Tile]):
         from relu_study.engine import scheduler
 
         return scheduler.training(job.plan, job.measure_config, keep_params)
+
+    def with_measured_widths(self, job: Job[Study, Plan], folder: Path, on_message: Callable[[str], None]) -> Job[Study, Plan]:
+        from relu_study.runner import measured_width
+
+        return measured_width.with_measured_widths(job, folder, on_message)
 
     def save(self, folder: Path, tile: Tile, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
         header = {

@@ -65,7 +65,7 @@ def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
     Every other device is assumed to train another of the largest cohorts at the same time.
     It trains the same cohort if that has more work than the share of one device.
     """
-    base, limit = resident(), _limit()
+    base, limit = resident(), device_memory()
     todo = [cohort for cohort in job.plan.cohorts if cohort.tiles]
     if not todo:
         return MemoryEstimate(base + _reported(job), 0, limit)
@@ -107,7 +107,7 @@ def _reported(job: Job[Study, Plan]) -> int:
 
 def predict_memory_draws(job: Job[DrawStudy, DrawPlan]) -> MemoryEstimate:
     """Peak memory of computing the missing draws of a job. Compiles the program of the costliest cell."""
-    base, limit = resident(), _limit()
+    base, limit = resident(), device_memory()
     if not job.plan.tiles:
         return MemoryEstimate(base, 0, limit)
     with _RssMonitor() as grown:
@@ -230,7 +230,8 @@ class _RssMonitor:
             self.peak = max(self.peak, resident())
 
 
-def _limit() -> int | None:
+def device_memory() -> int | None:
+    """Bytes of an accelerator that this process may use; None on a CPU, or if the device does not tell."""
     device = jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     return int(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None

@@ -51,7 +51,7 @@ class Job(Generic[S, P]):
     kind: Kind[S, P, Any]
     measure_config: MeasureConfig  # draw studies ignore it
     provenance: dict[str, Any]
-    widths: dict[str, int]  # of the tiles of each cohort
+    widths: dict[str, int]  # of the tiles of each cohort, without provisional widths
     plan: P  # of the missing tiles
     stored: int  # number of stored runs or draws
     declaration: dict[str, Any]
@@ -128,6 +128,8 @@ def begin(job: Job[Any, Any], folder: Path, on_message: Callable[[str], None], c
         if (job.folder_state.stored or other_writers) and (folder / "manifest.json").exists():
             existing = read_manifest(folder)
             manifest["timing"] = existing["timing"]
+            if other_writers:  # which may have measured widths since this job was prepared
+                manifest["widths"] = dict(sorted({**existing["widths"], **manifest["widths"]}.items()))
             for name in ("declaration_hash", "provenance", "widths") if other_writers else ():
                 if existing[name] != manifest[name]:
                     raise UserError(

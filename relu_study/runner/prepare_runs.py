@@ -74,7 +74,7 @@ def _plan(runs: list[RunSpec], measure_config: MeasureConfig, state: FolderState
         stored=lambda run: run.run_id in state.stored,
         starts=_cached(cohorts.init_programs),
     )
-    widths = {**state.widths, **{c.name: c.width for c in planned.cohorts}}
+    widths = {**state.widths, **{c.name: c.width for c in planned.cohorts if not c.provisional}}
     return planned, widths, len(requested) - len(missing)
 
 

@@ -45,6 +45,8 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         check_writable(out)
     spec = runs[run_id]
     name = cohorts.cost_of(spec).cohort
+    planned = {cohort.name: cohort.width for cohort in job.plan.cohorts}  # also provisional widths
+    job = replace(job, widths={**planned, **job.widths})
     if sweep is not None and (sweep / "manifest.json").exists():  # also of an earlier version, whose tiles are not continued
         job = replace(job, widths={**job.widths, **read_manifest(sweep)["widths"]})
     tile = Tile(name, job.widths[name], (spec,), 0, num_datasets=1)

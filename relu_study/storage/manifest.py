@@ -43,6 +43,16 @@ def amend_manifest(folder: Path, seconds: Mapping[str, float], **entries: Any) -
         write_manifest(folder, {**manifest, "timing": spent, **entries})
 
 
+def fix_width(folder: Path, cohort: str, width: int) -> int:
+    """Return the tile width of a cohort in the manifest. If it has none, add `width`, under the manifest mutex."""
+    with locks.manifest_mutex(folder):
+        manifest = read_manifest(folder)
+        widths = {cohort: width} | manifest["widths"]
+        if widths != manifest["widths"]:
+            write_manifest(folder, {**manifest, "widths": dict(sorted(widths.items()))})
+        return int(widths[cohort])
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a results folder, without its checksum. Format 1 has no checksum.
 
