@@ -34,8 +34,8 @@ def loss(params: Params, x: Array, y: Array) -> Array:
     """Mean squared error of a ReLU network."""
     *hidden, (kernel, bias) = params
     for w, b in hidden:
-        x = jax.nn.relu(x @ w + b)
-    return jnp.mean((x @ kernel + bias - y) ** 2)
+        x = jax.nn.relu(jnp.dot(x, w, precision="highest") + b)
+    return jnp.mean((jnp.dot(x, kernel, precision="highest") + bias - y) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "batch"))
@@ -48,13 +48,14 @@ def order(key: Array, rows: int, batch: int) -> Array:
 class JitVmap:
     """`width` networks in one vmap.
 
-    A piece is made of calls of about a third of a second each, and of an epoch at most: where all networks together need
-    longer for one epoch, a call is a part of it.
+    A piece is made of calls of about a third of a second each on a CPU, and of an epoch at most: where all networks together
+    need longer for one epoch, a call is a part of it. Products have full float precision, which is a CPU's own.
     """
 
     def __init__(self, job: peer.Job, width: int) -> None:
         self.job, self.width, self.networks = job, width, width
-        self.call = min(job.steps, math.ceil(0.3 / (job.seconds() * width)))
+        on_cpu = jax.default_backend() == "cpu"  # `job.seconds` is a CPU's; an accelerator takes an epoch a call
+        self.call = min(job.steps, math.ceil(0.3 / (job.seconds() * width))) if on_cpu else job.steps
         self.x, self.y = (jnp.asarray(array) for array in peer.data(job))
         self.key, adam, mine = jax.random.key(0), optax.adam(1e-3), 0 if OWN else None
 

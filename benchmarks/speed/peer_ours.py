@@ -24,7 +24,7 @@ WATCHED = MeasureConfig()  # everything there is
 
 
 class Ours:
-    """The engine at the width that the plan gives; a piece is whole epochs."""
+    """The engine at the width that the plan gives, or at the chosen one; a piece is whole epochs."""
 
     def __init__(self, job: peer.Job, choice: Any) -> None:
         base = timing.NETS[job.net]
@@ -33,7 +33,7 @@ class Ours:
         signature = tasks[base.task](self.spec).signature
         assert signature.train_rows == job.rows
         self.per_epoch = steps_per_epoch(job.rows, job.batch)
-        self.width = plan.width(cohorts.cost_of(self.spec, WATCHED), 1000, jax.devices()[0].platform)
+        self.width = choice or plan.width(cohorts.cost_of(self.spec, WATCHED), 1000, jax.devices()[0].platform)
         self.networks = self.width * len(jax.devices())
         self.piece(1)  # compiles
 

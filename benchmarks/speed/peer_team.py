@@ -28,6 +28,8 @@ class Competitor:
     layouts: tuple[str, ...] = (EACH,)
     choices: tuple[Any, ...] = (None,)
     argument: str = ""
+    platform: str = "cpu"  # of the processes; on "gpu" and "tpu" one process uses the accelerator
+    cores: int | None = None  # at most so many
 
 
 class Missing(Exception):
@@ -40,8 +42,12 @@ class Process:
     def __init__(self, competitor: Competitor, cores: Sequence[int], stack: ExitStack) -> None:
         self.errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115  (the stack closes it)
         words = [sys.executable, str(Path(__file__).with_name(competitor.script)), *filter(None, [competitor.argument])]
-        # Everyone on the CPU. A child is born with its parent's affinity: however a library counts cores, it counts these.
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(len(cores))}
+        # A child is born with its parent's affinity: however a library counts cores, it counts these.
+        env = {**os.environ, "OMP_NUM_THREADS": str(len(cores)), "PEER_PLATFORM": competitor.platform}
+        if competitor.platform == "cpu":
+            env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        else:  # the processes of several competitors share the accelerator's memory
+            env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         mine = allowed()
         pin(cores)
         try:
@@ -104,7 +110,8 @@ class Team:
 
     def __init__(self, competitor: Competitor, stack: ExitStack) -> None:
         self.competitor, self.spinning = competitor, 0.0
-        shares = {EACH: [[core] for core in allowed()], ALL: [allowed()]}
+        mine = allowed()[: competitor.cores]
+        shares = {EACH: [[core] for core in mine], ALL: [mine]}
         self.layouts = [[Process(competitor, share, stack) for share in shares[name]] for name in competitor.layouts]
 
     def started(self) -> str:

@@ -14,6 +14,7 @@ import peer
 import torch
 from torch import nn
 
+DEVICE = {"cpu": "cpu", "gpu": "cuda"}[os.environ.get("PEER_PLATFORM", "cpu")]
 ADAMS: dict[str, dict[str, bool]] = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 
 
@@ -28,17 +29,24 @@ def network(layers: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
+def waited() -> None:
+    """Wait until the device has computed everything."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 class Rows:
     """The training rows, and the batches of an epoch."""
 
     def __init__(self, job: peer.Job) -> None:
-        self.x, self.y = (torch.from_numpy(array) for array in peer.data(job))
+        self.x, self.y = (torch.from_numpy(array).to(DEVICE) for array in peer.data(job))
         self.batch = job.batch
         self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def shuffle(self) -> None:
-        order = torch.randperm(len(self.x))
+        order = torch.randperm(len(self.x), device=DEVICE)
         self.batches = list(zip(self.x[order].split(self.batch), self.y[order].split(self.batch), strict=True))
+        waited()
 
     def first(self, steps: int) -> Any:
         """So many batches; from the first again where an epoch has fewer."""
@@ -51,7 +59,7 @@ class Eager:
     width = networks = 1
 
     def __init__(self, job: peer.Job, adam: str) -> None:
-        self.job, self.rows, self.model = job, Rows(job), network(job.layers)
+        self.job, self.rows, self.model = job, Rows(job), network(job.layers).to(DEVICE)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-3, **ADAMS[adam])
 
     def piece(self, steps: int) -> tuple[int, float]:
@@ -61,6 +69,7 @@ class Eager:
                 self.adam.zero_grad()
                 loss_of(self.model(x), y).backward()
                 self.adam.step()
+            waited()
             return steps
 
         return peer.in_proportion(self.rows.shuffle, train, len(self.rows.x) / self.job.batch)
@@ -71,7 +80,7 @@ class Vmap:
 
     def __init__(self, job: peer.Job, width: int) -> None:
         self.job, self.rows, self.width, self.networks = job, Rows(job), width, width
-        models = [network(job.layers) for _ in range(width)]
+        models = [network(job.layers).to(DEVICE) for _ in range(width)]
         stacks, _ = torch.func.stack_module_state(models)
         # Leaves that record no graph of their own: torch.func differentiates, and the optimiser only reads `.grad`.
         self.params = {name: stack.detach() for name, stack in stacks.items()}
@@ -89,11 +98,14 @@ class Vmap:
                 for name, grad in self.grads(self.params, x, y).items():
                     self.params[name].grad = grad
                 self.adam.step()
+            waited()
             return steps
 
         return peer.in_proportion(self.rows.shuffle, train, len(self.rows.x) / self.job.batch)
 
 
 if __name__ == "__main__":
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} has no CUDA device")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peer.serve(f"torch {torch.__version__}", {"eager": Eager, "vmap": Vmap}[sys.argv[1]])
