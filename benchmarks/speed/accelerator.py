@@ -76,7 +76,7 @@ FULL = Size(
     5,
     ("--preset", "full"),
 )
-SMALL = Size(((NETS["A"], 128), (NETS["B"], 128)), 1_400, (2, 4), (2,), 2, 0.05, 16, 1, ())
+SMALL = Size(((NETS["A"], 128),), 1_400, (2, 4), (2,), 2, 0.5, 16, 1, ())
 
 
 def kept(folder: Path, parts: Sequence[str], nets: Sequence[str]) -> list[dict[str, Any]]:

@@ -62,14 +62,16 @@ def peers(size: Size) -> Iterator[dict[str, Any]]:
                 yield missing(teams, name, reason)
         for net, batch in size.cases:
             layers = tuple(int(units) for units in net.split()[1].split("-"))
-            yield from race(peer.Job(net, layers, batch, size.rows), teams, versions, size)
+            yield from race(peer.Job(net, layers, batch, size.rows), teams, versions, size, stack)
 
 
-def race(job: peer.Job, teams: dict[str, Team], versions: dict[str, str], size: Size) -> Iterator[dict[str, Any]]:
+def race(
+    job: peer.Job, teams: dict[str, Team], versions: dict[str, str], size: Size, stack: ExitStack
+) -> Iterator[dict[str, Any]]:
     """Measure one job, and the ratios of relu_study to the others."""
     for name in list(teams):
         try:
-            teams[name].settle(job, size.seconds, None)
+            teams[name] = settled(teams[name], job, size.seconds, stack)
         except Missing as reason:
             yield missing(teams, name, reason, job)
     took = timing.interleaved({name: team.measure for name, team in teams.items()}, size.repeats)
@@ -79,6 +81,24 @@ def race(job: peer.Job, teams: dict[str, Team], versions: dict[str, str], size: 
         if name != OURS:
             ratios = [ours / other for ours, other in zip(took[OURS], rates, strict=True)]
             yield line(f"{OURS} over {name}", ratios, "1", job.net, job.batch, teams[OURS].width)
+
+
+def settled(team: Team, job: peer.Job, seconds: float, stack: ExitStack) -> Team:
+    """Return a team that is ready for a job at its best width.
+
+    A process that ends, as without memory, is started again, and its widest width is left out. Raises Missing if none is left.
+    """
+    for tries in range(len(team.competitor.choices), 0, -1):
+        try:
+            team.settle(job, seconds, tries)
+            return team
+        except Missing as reason:
+            if tries == 1:
+                raise
+            print(f"{team.competitor.name} without its widest width: {reason}", flush=True)
+            team = Team(team.competitor, stack)
+            team.started()
+    raise AssertionError("a competitor has a choice")
 
 
 def missing(teams: dict[str, Team], name: str, reason: Missing, job: peer.Job | None = None) -> dict[str, Any]:

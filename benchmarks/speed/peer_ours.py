@@ -19,8 +19,17 @@ from relu_study.engine import cohorts, plan
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
 from relu_study.runner import run
+from relu_study.runner.memory import device_memory
 
 WATCHED = MeasureConfig()  # everything there is
+
+
+def fitting(width: int, work: plan.RunCost) -> int:
+    """The width, halved until a tile takes at most a quarter of an accelerator's memory, which other processes use too."""
+    memory = device_memory()
+    while memory is not None and width > 2 and 4 * width * (work.data + work.state + work.scratch) > memory:
+        width //= 2
+    return width
 
 
 class Ours:
@@ -33,7 +42,8 @@ class Ours:
         signature = tasks[base.task](self.spec).signature
         assert signature.train_rows == job.rows
         self.per_epoch = steps_per_epoch(job.rows, job.batch)
-        self.width = choice or plan.width(cohorts.cost_of(self.spec, WATCHED), 1000, jax.devices()[0].platform)
+        work = cohorts.cost_of(self.spec, WATCHED)
+        self.width = fitting(choice, work) if choice else plan.width(work, 1000, jax.devices()[0].platform)
         self.networks = self.width * len(jax.devices())
         self.piece(1)  # compiles
 

@@ -43,7 +43,9 @@ def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
         elif row["part"] == "bits":
             assert row["value"] in ("yes", "no") or 0 <= float(row["value"]) <= 1, row
         else:
-            assert 0 < float(row["least"]) <= float(row["value"]) <= float(row["most"]), row
+            assert float(row["least"]) <= float(row["value"]) <= float(row["most"]), row
+            # A rate of relu_study next to peers comes from a difference of two times. At this size, noise may exceed it.
+            assert row["part"] == "peers" or float(row["least"]) > 0, row
     values = {row["quantity"]: row["value"] for row in rows if row["value"]}
     assert values["equal bits in the same process"] == values["equal bits in other processes"] == "yes"  # as on any CPU
     assert values["networks in one study"] == "16" and values["networks in the study"] == "4"
@@ -52,10 +54,10 @@ def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         assert [row["note"] for row in torch] == ["not measured: ModuleNotFoundError: No module named 'torch'"]
 
-    again = benchmark("--small", "--out", str(out), "--parts", "shares", "--nets", "A", cache=tmp_path)
+    again = benchmark("--small", "--out", str(out), "--parts", "shares", cache=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    places = [[(row["part"], row["net"], row["quantity"]) for row in some] for some in (rows, rows_of(out))]
-    assert sorted(places[0]) == sorted(places[1]), "the rows of the other parts and nets stay"
+    others = [[row for row in some if row["part"] != "shares"] for some in (rows, rows_of(out))]
+    assert others[0] == others[1] and len(rows_of(out)) == len(rows), "the rows of the other parts stay"
 
 
 def test_the_committed_table_is_not_written_on_a_cpu(tmp_path: Path) -> None:
@@ -64,3 +66,42 @@ def test_the_committed_table_is_not_written_on_a_cpu(tmp_path: Path) -> None:
         done = benchmark(*words, cache=tmp_path)
         assert done.returncode == 1 and "Give --out" in done.stderr
     assert sorted((ROOT / "results" / "speed").glob("gpu.*")) == before
+
+
+RETRIES = """
+import accelerator_studies
+from peer_team import Competitor, Missing
+
+class Team:
+    started_teams = []
+
+    def __init__(self, competitor, stack):
+        self.competitor = competitor
+        self.started_teams.append(self)
+
+    def started(self):
+        return "versions"
+
+    def settle(self, job, seconds, tries):
+        if tries > fitting:
+            raise Missing("out of memory")
+
+accelerator_studies.Team = Team
+competitor = Competitor("vmap", "peer_jax.py", "nothing", choices=(8, 16, 32))
+fitting = 2
+first = Team(competitor, None)
+team = accelerator_studies.settled(first, None, 1.0, None)
+assert Team.started_teams == [first, team], "started again once"
+fitting = 0
+try:
+    accelerator_studies.settled(first, None, 1.0, None)
+except Missing as reason:
+    print(reason)
+"""
+
+
+def test_a_peer_without_memory_is_started_again_without_its_widest_width(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SCRIPT.parent)]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", RETRIES], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "out of memory" and done.stdout.count("without its widest width") == 3
