@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from relu_study.components.entry_errors import entry_errors
 from relu_study.engine import width_search
 from relu_study.engine.plan import Plan
 from relu_study.runner.memory import device_memory
@@ -15,6 +16,7 @@ from relu_study.storage.manifest import fix_width, read_manifest
 from relu_study.study.study import Study
 
 
+@entry_errors()
 def with_measured_widths(
     job: Job[Study, Plan], folder: Path, on_message: Callable[[str], None], rate: width_search.Rate | None = None
 ) -> Job[Study, Plan]:

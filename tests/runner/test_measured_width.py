@@ -15,9 +15,11 @@ from relu_study import Experiment, Study
 from relu_study.engine import cohorts, plan, train_tile, width_search
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
+from relu_study.errors import UserError
 from relu_study.runner import run as runner
 from relu_study.runner.measured_width import with_measured_widths
 from relu_study.runner.prepare import Job, begin, prepare
+from relu_study.runner.single_run import run_single
 from relu_study.storage import locks, tile_files
 from relu_study.storage.manifest import amend_manifest, fix_width, read_manifest
 from relu_study.study.shard import shard_of
@@ -159,6 +161,27 @@ def test_without_memory_a_measured_width_is_halved(tmp_path: Path, tried: list[i
     results = runner.run(bare, tmp_path)
     assert set(results.runs.status) == {"ok"} and stored_widths(tmp_path) == {(RELU, 2), (TANH, 8)}
     assert read_manifest(tmp_path)["widths"] == {RELU: 2, TANH: 8}
+
+
+@pytest.mark.slow
+def test_a_single_run_needs_no_measurement(tmp_path: Path, tried: list[int]) -> None:
+    chosen = base.replace(seed=1)
+    run_single(bare, chosen.run_id, None, tmp_path / "one", MeasureConfig())
+    assert tried == [] and stored_widths(tmp_path / "one") == {(RELU, 8)}, "without a sweep: the provisional width"
+    runner.run(relu_only, tmp_path / "sweep")
+    run_single(relu_only, chosen.run_id, tmp_path / "sweep", tmp_path / "again", MeasureConfig())
+    assert stored_widths(tmp_path / "again") == {(RELU, 4)}
+
+
+def test_a_failed_measurement_fixes_no_width(tmp_path: Path) -> None:
+    job = started(tmp_path)
+
+    def wrong(tile: Tile) -> float:
+        raise UserError("Activation 'mine' raises. Correct it.")
+
+    with pytest.raises(UserError, match="Correct it"):
+        with_measured_widths(job, tmp_path, lambda line: None, wrong)
+    assert read_manifest(tmp_path)["widths"] == {TANH: 8}
 
 
 def test_a_cpu_measures_no_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
