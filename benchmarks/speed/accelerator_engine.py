@@ -219,9 +219,9 @@ def bits(size: Size) -> Iterator[dict[str, Any]]:
     script = Path(__file__).with_name("accelerator.py")
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     words = [sys.executable, str(script), "--digest", str(width), str(rows)]
-    found = {subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.strip() for _ in range(2)}
+    digests = {subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.strip() for _ in range(2)}
     note = "two processes, each with programs of its compilation"
-    yield line("equal bits in other processes", [yes(found == {digest(width, rows)})], width=width, note=note, **about)
+    yield line("equal bits in other processes", [yes(digests == {digest(width, rows)})], width=width, note=note, **about)
     share = float(equal(first, half).mean())
     yield line("share of runs with equal bits at half the width", [share], "1", width=width, **about)
     apart = max(float(np.max(np.abs(a - b))) for a, b in zip(first, half, strict=True))

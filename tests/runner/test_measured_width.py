@@ -62,14 +62,14 @@ def widths_of(job: Job[Any, Any]) -> dict[str, set[int]]:
 
 
 def test_the_measured_width_is_in_the_manifest_before_the_first_tile(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     job = started(tmp_path)
     assert job.widths == {TANH: 8} == read_manifest(tmp_path)["widths"]
-    settled = with_measured_widths(job, tmp_path, said.append, rate)
+    settled = with_measured_widths(job, tmp_path, messages.append, rate)
     assert settled.widths == {RELU: 4, TANH: 8} == read_manifest(tmp_path)["widths"]
     assert widths_of(settled) == {RELU: {4}, TANH: {8}}
     assert settled.tile_provenance(settled.plan.cohorts[0].tiles[0])["width"] == 4
-    (line,) = said
+    (line,) = messages
     assert RELU in line and "width 4" in line and "2: 90, 4: 98, 8: 100" in line
 
 
