@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
-from scipy import stats as scipy_stats
 
 from relu_study.errors import UserError, nearest
 from relu_study.stats.intervals import t_interval, wilson
@@ -92,7 +91,9 @@ def _binomial(k: int, n: int, share: float) -> tuple[float, float]:
         return 1.0, 1.0
     if not 0 <= share <= 1:  # every true share is on the same side of an impossible one
         return (0.0, 1.0) if share < 0 else (1.0, 0.0)
-    above, below = (float(scipy_stats.binomtest(k, n, share, alternative=side).pvalue) for side in ("greater", "less"))
+    from scipy.stats import binomtest  # at first use: importing scipy.stats takes half a second
+
+    above, below = (float(binomtest(k, n, share, alternative=side).pvalue) for side in ("greater", "less"))
     return above, below
 
 
@@ -137,8 +138,10 @@ def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " m"]) -> Float[np
 
     Source: Benjamini & Hochberg 1995, Journal of the Royal Statistical Society B 57, 289-300.
     """
+    from scipy.stats import false_discovery_control  # at first use: importing scipy.stats takes half a second
+
     p = np.asarray(p, np.float64)
-    return scipy_stats.false_discovery_control(p, method="bh") if p.size else p
+    return false_discovery_control(p, method="bh") if p.size else p
 
 
 def improvement(difference: Float[np.ndarray, " n"], better: str) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Real
 from scipy import special
-from scipy import stats as scipy_stats
 
 from relu_study.errors import UserError
 
@@ -45,6 +44,8 @@ def summarise(values: Real[np.ndarray, "n ..."]) -> dict[str, np.ndarray]:
 
 
 def _moments(ordered: Float[np.ndarray, "k cells"]) -> dict[str, np.ndarray]:
+    from scipy.stats import trim_mean  # at first use: importing scipy.stats takes half a second
+
     mean, std, half = t_interval(ordered, 0.95)
     return {
         "mean": mean,
@@ -52,7 +53,7 @@ def _moments(ordered: Float[np.ndarray, "k cells"]) -> dict[str, np.ndarray]:
         "ci_hi": mean + half,
         "std": std,
         "median": np.median(ordered, axis=0),
-        "iqm": scipy_stats.trim_mean(ordered, 0.25, axis=0),
+        "iqm": trim_mean(ordered, 0.25, axis=0),
         "min": ordered[0],
         "max": ordered[-1],
     }

@@ -18,7 +18,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -81,6 +80,8 @@ def render(draw: Callable[[], Figure], formats: Sequence[str] = ("png", "svg")) 
             FigureCanvasSVG(picture).print_svg(buffers["svg"], metadata={"Date": None, "Creator": None})
         picture.set_dpi(DPI)  # reset after the previous format, since embedded images use it
         if "pdf" in buffers:
+            from matplotlib.backends.backend_pdf import FigureCanvasPdf  # a fifth of a second, for a format that few request
+
             FigureCanvasPdf(picture).print_pdf(buffers["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return {name: buffers[name].getvalue() for name in formats}
 
