@@ -102,7 +102,7 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
 
     def measure(device: Any) -> Any:
         state, data, _, hparams, box, *_ = begun[device]
-        return program.measure(state, state.params, data, hparams, box)
+        return program.measure(state._replace(opt=None), state.params, data, hparams, box)
 
     for part in PARTS[:3]:
         go = compilation.TracedOnce(repeated(cohorts.cohort(base, signature)[0], signature, part))

@@ -47,7 +47,8 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
     def measuring(measure_config: MeasureConfig) -> Callable[[Any], Any]:
         def measure(device: Any) -> Any:
             (state, data, _, hparams, box, _), _ = begun[device]
-            return compilation.tile_programs(base, measure_config).measure(state, state.params, data, hparams, box)
+            program = compilation.tile_programs(base, measure_config)
+            return program.measure(state._replace(opt=None), state.params, data, hparams, box)
 
         return measure
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from relu_study.components.networks import network_of
-from relu_study.components.options import values
+from relu_study.components.options import program_options, values
 from relu_study.components.registry import Registry, optimizers, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
@@ -37,7 +37,7 @@ class Programs:
     """The compiled programs of one cohort."""
 
     advance: Callable[..., State]
-    measure: Callable[..., dict[str, Array]]
+    measure: Callable[..., dict[str, Array]]  # of states without optimiser state; cohorts of one network and task share it
     init_optimizer: Callable[..., Any]  # initial optimiser state, from parameters, traced hyperparameters and seeds
 
 
@@ -88,10 +88,13 @@ class ProgramCache:
 
 
 @ProgramCache
-def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
-    """The programs of a cohort. On a CPU, `measure` takes one run after the other, so that each stays in the cache."""
-    measure_one, n = make_measure(step_spec, signature, measure_config, boxed), measure_config.probe_set(signature)
-    size = functools.partial(measured_bytes, step_spec, signature, measure_config)
+def measure_program(spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> TracedOnce:
+    """Measurement of W runs, of all cohorts with this network and task.
+
+    On a CPU it takes one run after the other, so that each stays in the cache.
+    """
+    measure_one, n = make_measure(spec, signature, measure_config, boxed), measure_config.probe_set(signature)
+    size = functools.partial(measured_bytes, spec, signature, measure_config)
 
     def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
         probe = data._replace(train=jax.tree.map(lambda leaf: leaf[:, :n], data.train))
@@ -104,13 +107,20 @@ def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureCo
         runs = (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box)
         return map_in_groups(one, runs, size)
 
+    return TracedOnce(measure)
+
+
+@ProgramCache
+def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
+    """The programs of a cohort."""
+    measure = measure_program(_measured(step_spec), signature, measure_config, boxed)
     constants = compiled_rates(step_spec, signature)
 
     def init_optimizer(params: Any, hparams: Any, seed: Array) -> Any:
         rates = {**values(step_spec), **hparams, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed, rates)
 
-    return Programs(TracedOnce(make_advance(step_spec, signature)), TracedOnce(measure), TracedOnce(jax.vmap(init_optimizer)))
+    return Programs(TracedOnce(make_advance(step_spec, signature)), measure, TracedOnce(jax.vmap(init_optimizer)))
 
 
 @ProgramCache
@@ -135,7 +145,8 @@ def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> 
     return TracedOnce(sample)
 
 
-CACHES = {"programs": programs, "init": init_program, "sample": sample_program}  # by the kind of a key
+# By the kind of a key.
+CACHES = {"programs": programs, "measure": measure_program, "init": init_program, "sample": sample_program}
 
 
 def evict_stale() -> None:
@@ -161,10 +172,26 @@ def _programs_key(spec: RunSpec, measure_config: MeasureConfig) -> tuple[Any, ..
     return *cohort(spec, task.signature), measure_config, task.box is not None
 
 
+def _measured(step_spec: RunSpec) -> RunSpec:
+    """The fields of a cohort's program that its measurement reads, with constants in the others."""
+    options = program_options(step_spec, "network", "activation")
+    default = RunSpec()
+    return step_spec.replace(
+        optimizer=default.optimizer,
+        batch_size=default.batch_size,
+        learning_rate=default.learning_rate,
+        weight_decay=default.weight_decay,
+        options=options,
+    )
+
+
 def required_programs(runs: Iterable[RunSpec], measure_config: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
     """The keys of the programs that these runs require, for `evict`."""
-    distinct = {program_fields(spec): spec for spec in runs}.values()
-    return {key for spec in distinct for key in (("programs", *_programs_key(spec, measure_config)), *init_programs(spec))}
+    keys: set[tuple[Any, ...]] = set()
+    for spec in {program_fields(spec): spec for spec in runs}.values():
+        step_spec, *rest = _programs_key(spec, measure_config)
+        keys |= {("programs", step_spec, *rest), ("measure", _measured(step_spec), *rest), *init_programs(spec)}
+    return keys
 
 
 def evict(key: tuple[Any, ...]) -> None:

@@ -142,7 +142,7 @@ def start_tile(
     state, data, seeds, hparams, box, source = init_tile(specs, device, measure_config, num_datasets)
     phase, drawn = 0, _extremes(readers, data)
     table = () if data.table is None else (data.table,)
-    measured = [program.measure(state, state.params, data, hparams, box, source)]
+    measured = [program.measure(state._replace(opt=None), state.params, data, hparams, box, source)]
     for epoch in range(1, num_epochs + 1):
         if not should_continue():
             return None
@@ -159,7 +159,7 @@ def start_tile(
             if observer:
                 observer.see(Dispatch(epoch, start, stop, before, state, data))
         if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
-            measured.append(program.measure(state, previous, data, hparams, box, source))
+            measured.append(program.measure(state._replace(opt=None), previous, data, hparams, box, source))
         if len(measured) > IN_FLIGHT:
             jax.block_until_ready(measured[-IN_FLIGHT])
     epochs = epochs_measured(total, measure_config.measure_every)

@@ -165,7 +165,7 @@ def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> t
     at, table = [shape(kind=np.int32)] * 3, () if data.table is None else (data.table,)
     sizes = {
         "advance": _size(programs.advance, state, data.train, seeds, hparams, *at, source, *table),
-        "measure": _size(programs.measure, state, state.params, data, hparams, box, source),
+        "measure": _size(programs.measure, state._replace(opt=None), state.params, data, hparams, box, source),
     }
     return sizes, _bytes(data), _bytes(state)
 

@@ -206,3 +206,15 @@ def test_last_batch_of_one_shared_dataset_compiles() -> None:
     # A compilation has no timeout, so it runs in a separate process. Without the barrier in `gather` it does not end.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", LAST_BATCH], env=env, check=True, timeout=120)
+
+
+def test_cohorts_that_differ_in_their_optimiser_share_a_measurement() -> None:
+    cohorts = [SMALL.replace(optimizer=name, batch_size=size) for name, size in (("adam", 32), ("sgd", 32), ("sgd", 16))]
+    programs = [compilation.tile_programs(spec, LOSS) for spec in cohorts]
+    assert len({id(program.advance) for program in programs}) == 3 and len({id(program.measure) for program in programs}) == 1
+    for other in (SMALL.replace(activation="tanh"), SMALL.replace(norm="layer_norm"), SMALL.replace(dropout="dropout")):
+        assert compilation.tile_programs(other, LOSS).measure is not programs[0].measure
+    keys = [compilation.required_programs([spec], LOSS) for spec in cohorts]
+    assert {key for key in set.intersection(*keys) if key[0] == "measure"} and not any(
+        k[0] == "programs" for k in keys[0] & keys[1]
+    )
