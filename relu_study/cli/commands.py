@@ -75,7 +75,7 @@ def show_plan(
     print_plan(job, title, "" if no_memory else f"{job.kind.memory(job)}; ")
     for note in job.declaration.get("notes", []):
         print(f"note: {note}")
-    for line in doubts(job.provenance["own"], folder):
+    for line in [*filter(None, [job.undecidable_rows]), *doubts(job.provenance["own"], folder)]:
         print(line)
     for error in job.folder_state.damaged:
         print(f"{error.path} is damaged ({error.reason}). A run moves it into damaged/ and computes its contents again.")

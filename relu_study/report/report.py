@@ -13,6 +13,7 @@ import pandas as pd
 
 from relu_study.errors import UserError, nearest
 from relu_study.report.cell_report import report_draws
+from relu_study.report.claim_rows import arms_and_targets
 from relu_study.report.figures import study_figures
 from relu_study.report.figures.inputs import FigureData, missing_input
 from relu_study.report.figures.study_figures import draw_from
@@ -179,19 +180,9 @@ def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
 def _arms_and_targets(
     declaration: Declaration, configurations: dict[str, Configuration]
 ) -> tuple[dict[tuple[str, str], Configuration], list[Target]]:
-    """Return the stored runs by (arm, target), and the targets of this preset.
-
-    Without declared targets there is one target for all arms, with the name that they share or an empty name.
-    """
-    present = dict.fromkeys(entry.target for entry in declaration.configurations)
-    targets = [target for target in declaration.targets if target.name in present]
-    shared = "" if len(present) > 1 else next(iter(present), "")
-    arms = {
-        (entry.arm, entry.target if targets else shared): configurations[entry.config_id]
-        for entry in declaration.configurations
-        if entry.config_id in configurations
-    }
-    return arms, targets or [Target(shared)]
+    """Return the stored runs by (arm, target), and the targets of this preset."""
+    arms, targets = arms_and_targets(declaration)
+    return {key: configurations[e.config_id] for key, e in arms.items() if e.config_id in configurations}, targets
 
 
 def _read(folder: Path, manifest: StudyManifest, messages: list[str]) -> dict[str, pd.DataFrame]:

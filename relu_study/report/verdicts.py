@@ -80,12 +80,17 @@ def evaluate_claims(claims: Sequence[Claim], configurations: Configurations, tar
 def assign_verdicts(rows: Sequence[Row]) -> list[Row]:
     """Fill in the verdicts of measured rows in place. Return all rows, with an `overall` row after the rows of each claim."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
-    for row, corrected in zip(tested, holm([min(1.0, 2 * row["p"]) for row in tested]), strict=True):
+    for row, corrected in zip(tested, corrected_p([row["p"] for row in tested]), strict=True):
         row["p_corrected"] = float(corrected)
         row["verdict"], why = _judge(row, len(tested))
         row["reason"] = "; ".join(filter(None, (why, row["reason"])))
     ids = dict.fromkeys(row["claim"] for row in rows)
     return [row for name in ids for row in _with_overall([r for r in rows if r["claim"] == name])]
+
+
+def corrected_p(p: Sequence[float]) -> Float[np.ndarray, " m"]:
+    """Return Holm's correction of the one-sided p values of all testable rows, doubled because a row has two tests."""
+    return holm([min(1.0, 2 * value) for value in p])
 
 
 def empty_row(claim: str, statement: str) -> Row:
@@ -108,7 +113,7 @@ def _measure(claim: Claim, target: Target, configurations: Configurations) -> Ro
     if len(numbers) < needed:
         reason = f"not testable because the seeds left to compare are {len(numbers)} and {needed} are needed"
         return row | {"n": len(numbers), "verdict": "not testable", "reason": "; ".join(filter(None, (reason, note)))}
-    if _is_share(claim):
+    if is_share(claim):
         result = share_test(numbers, float(claim.against), claim.direction, margin)
     else:
         result = paired_test(numbers - others, claim.direction, margin)
@@ -173,7 +178,7 @@ def _paired(
     claim: Claim, target: Target, configurations: Configurations
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], str]:
     """Return the numbers of the arm and of its comparison, paired by seed, and a note on omitted pairs."""
-    labels, against = _labels(claim), claim.against
+    labels, against = arm_labels(claim), claim.against
     arm = _mean_by_seed(claim, labels, claim.epoch, target, configurations)
     if claim.off_floor is not None:
         _refuse_at_floor(claim, claim.off_floor, target, configurations)
@@ -266,25 +271,26 @@ def _refuse_at_floor(claim: Claim, off_floor: float, target: Target, configurati
     """Raise NotTestable if the arm's mean loss exceeds the floor by less than `off_floor` of the target's variance."""
     epoch = "last" if claim.epoch in ("min", "max") else claim.epoch
     loss = replace(claim, metric="val_loss", site="all", over=None, equals=None, excess=True)
-    above = np.nanmean(list(_mean_by_seed(loss, _labels(claim), epoch, target, configurations).values()))
+    above = np.nanmean(list(_mean_by_seed(loss, arm_labels(claim), epoch, target, configurations).values()))
     if not above >= off_floor * target.variance:
         share = f"{100 * off_floor:.3g} % of the target's variance"
         raise NotTestable(f"the mean loss of {_named(claim)} is {above:.3g} above the floor, less than {share}")
 
 
-def _is_share(claim: Claim) -> bool:
+def is_share(claim: Claim) -> bool:
     """Whether the row compares a share of runs with a constant."""
     is_event = claim.equals is not None or (claim.metric in EVENTS and claim.over is None and not claim.excess)
-    return is_event and len(_labels(claim)) == 1 and not isinstance(claim.against, str)
+    return is_event and len(arm_labels(claim)) == 1 and not isinstance(claim.against, str)
 
 
-def _labels(claim: Claim) -> list[str]:
+def arm_labels(claim: Claim) -> list[str]:
+    """Return the labels of the claim's arm or arms."""
     return [claim.arm] if isinstance(claim.arm, str) else list(claim.arm)
 
 
 def _named(claim: Claim) -> str:
     """Return the words for the claim's arm, or for the mean of its arms."""
-    labels = _labels(claim)
+    labels = arm_labels(claim)
     return labels[0] if len(labels) == 1 else f"the mean of {', '.join(labels[:-1])} and {labels[-1]}"
 
 

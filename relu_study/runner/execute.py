@@ -61,6 +61,8 @@ def execute(
             check_per_seed(len(job.ids))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
+        if job.undecidable_rows:
+            callback.on_message(job.undecidable_rows)
         written = run_tiles(job, folder, callback, command_info, keep_params, per_seed)
         for line in [_shard_summary(job, folder)] if shard else derive(folder, all_epochs, per_seed, written):
             callback.on_message(line)

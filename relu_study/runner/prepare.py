@@ -39,6 +39,7 @@ class Request(Generic[P]):
     provenance: dict[str, Any]  # without the digest
     ids: Collection[Any]  # all runs or blocks
     plan: Callable[[FolderState, Shard | None], Planned[P]]  # needs the stored files
+    undecidable_rows: str  # a message, or empty
     measure_config: MeasureConfig = MeasureConfig()
     derived: Collection[str] = ()  # declared metrics outside the metric registry: task metrics and revivals
 
@@ -57,6 +58,7 @@ class Job(Generic[S, P]):
     declaration: dict[str, Any]
     ids: Collection[Any]  # all runs or blocks of the study, including other shards
     folder_state: FolderState
+    undecidable_rows: str = ""  # a message about claims that the seeds cannot decide
     shard: Shard | None = None
 
     def tile_provenance(self, tile: Tile | Block) -> dict[str, Any]:
@@ -87,7 +89,18 @@ def prepare(
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
     return Job(
-        study, kind, request.measure_config, provenance, widths, plan, stored, request.declaration, request.ids, state, shard
+        study,
+        kind,
+        request.measure_config,
+        provenance,
+        widths,
+        plan,
+        stored,
+        request.declaration,
+        request.ids,
+        state,
+        request.undecidable_rows,
+        shard,
     )
 
 

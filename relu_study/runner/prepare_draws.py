@@ -17,6 +17,7 @@ from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.plan import shard_tiles
 from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
+from relu_study.report.claim_rows import undecidable_rows
 from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import host, sources
 from relu_study.storage.declaration import parse_cell_declaration
@@ -38,10 +39,10 @@ def request_draws(study: DrawStudy) -> Request[DrawPlan]:
     for _, _, cell in requested:
         check_functions.check_drawn(cell, checked)
     declaration = build_draw_declaration(study, requested)
-    cell_report.check(parse_cell_declaration(declaration))
+    cell_report.check(parsed := parse_cell_declaration(declaration))
     provenance = {**host(), "own": sources(_entries(requested))}
     ids = {(cell["cell_id"], *block) for cell in declaration["cells"] for block in blocks_of(cell["draws"])}
-    return Request(declaration, provenance, ids, functools.partial(_plan, requested))
+    return Request(declaration, provenance, ids, functools.partial(_plan, requested), undecidable_rows(parsed))
 
 
 def _plan(requested: RequestedCells, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:

@@ -21,6 +21,7 @@ from relu_study.engine import cohorts
 from relu_study.engine.plan import Plan, plan, seconds, shard_tiles
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError, nearest
+from relu_study.report.claim_rows import undecidable_rows
 from relu_study.report.report import check
 from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import provenance
@@ -43,7 +44,7 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, measure_config.metrics))
     if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
         declaration["notes"] = notes
-    check(parse_declaration(declaration))
+    check(parsed := parse_declaration(declaration))
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
         measure_config = measure_config._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
     ids, derived = {run.run_id for run in runs}, {*METRICS, *(f"val_{name}" for name in METRICS), *revivals.declared()}
@@ -52,6 +53,7 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
         provenance(measure_config, [spec.replace(initializer=_shown(spec)["initializer"]) for spec in specs]),
         ids,
         functools.partial(_plan, runs, measure_config),
+        undecidable_rows(parsed),
         measure_config,
         derived,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -69,6 +71,26 @@ def counted_test(k: int, n: int, against: float, direction: str, margin: float) 
     lo, hi = (float(end) for end in wilson(k, n, _level(direction))) if n > 1 else (np.nan, np.nan)
     p, p_refute = _both_p(direction, margin, lambda bound: _binomial(k, n, against + bound))
     return _result(k / n - against if n else np.nan, lo - against, hi - against, n, p, p_refute)
+
+
+def least_counted_p(n: int, against: float, direction: str, margin: float) -> float:
+    """Return the smallest p of `counted_test` over all k of 0 to n hits, of the claim or of its opposite.
+
+    One-sided p values are monotone in k, so the smallest is at k = 0 or n. The p of an equivalence is the larger of two that
+    run in opposite directions, so it is smallest where they cross.
+    """
+
+    def tails(k: int, bound: float) -> tuple[float, float]:
+        return _binomial(k, n, against + bound)
+
+    def crossed(k: int) -> bool:
+        return tails(k, margin)[1] >= tails(k, -margin)[0]
+
+    hits = [0, n]
+    if direction == "equivalent":
+        k = bisect.bisect_left(range(n), True, key=crossed)
+        hits += [max(k - 1, 0), k]
+    return min(min(_both_p(direction, margin, functools.partial(tails, k))) for k in hits)
 
 
 def normal_test(effect: float, error: float, n: int, direction: str, margin: float) -> dict[str, float]:

@@ -45,6 +45,11 @@ def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return 1 - fewer / patterns, 1 - more / patterns
 
 
+def least_sign_flip(n: int) -> float:
+    """Return the smallest p of `sign_flip` for n differences: that of n differences with the same sign."""
+    return 2.0**-n if n <= EXACT else 1 / PATTERNS
+
+
 @lru_cache(maxsize=2)
 def _flips(n: int) -> Float[np.ndarray, "patterns n"]:
     """Return the sampled sign patterns; 1 flips a difference. Sums of only the flipped ones keep small differences."""

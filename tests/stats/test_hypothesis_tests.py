@@ -34,6 +34,15 @@ def test_paired_test_has_scipys_interval_and_brute_force_p(direction: str, level
     assert found["n"] == 10
 
 
+@pytest.mark.parametrize("direction", ["less", "greater", "equivalent"])
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+@pytest.mark.parametrize(("against", "margin"), [(0.5, 0.1), (0.5, 0.45), (0.02, 0.05), (0.9, 0.02), (0.0, 0.05), (1.0, 0.2)])
+def test_least_counted_p_is_the_smallest_of_all_counts(against: float, margin: float, n: int, direction: str) -> None:
+    every = [hypothesis_tests.counted_test(k, n, against, direction, margin) for k in range(n + 1)]
+    least = hypothesis_tests.least_counted_p(n, against, direction, margin)
+    assert least == min(found[name] for found in every for name in ("p", "p_refute"))
+
+
 def test_paired_test_of_constant_differences_has_no_width() -> None:
     found = hypothesis_tests.paired_test(np.full(7, 0.1), "greater", 0.05)
     assert found == {"effect": 0.1, "ci_lo": 0.1, "ci_hi": 0.1, "n": 7, "p": 2.0**-7, "p_refute": 1.0}

@@ -164,3 +164,8 @@ def test_sign_flip_is_valid_with_many_ties() -> None:
     for alpha in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2):
         assert (p <= alpha).mean() <= alpha
     assert any((half <= alpha).mean() > alpha for alpha in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 32, 33, 50])
+def test_least_p_is_that_of_equal_signs(n: int) -> None:
+    assert sign_flips.least_sign_flip(n) == sign_flips.sign_flip(np.linspace(1, 2, n))[0]
