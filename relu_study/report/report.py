@@ -52,7 +52,9 @@ def check(declaration: Declaration) -> None:
     """Raise UserError for a table, figure, claim or section with an unknown name. Needs no results."""
     study_tables.check(declaration)
     study_figures.check(declaration)
-    series = [(c.metric, site, f"claim {c.claim}") for c in declaration.claims for site in (c.site, c.over) if site]
+    series = [
+        (c.metric, site, f"claim {c.claim}") for c in declaration.claims for site in (c.site, c.over, c.against_site) if site
+    ]
     for metric, site, where in series:
         if metric not in declaration.metrics:
             raise nearest(metric, declaration.metrics, f"metric of {where}")

@@ -184,7 +184,7 @@ def _paired(
         _refuse_at_floor(claim, claim.off_floor, target, configurations)
     if isinstance(against, str):
         epoch = claim.epoch if claim.against_epoch is None else claim.against_epoch
-        other = _mean_by_seed(claim, [against], epoch, target, configurations)
+        other = _mean_by_seed(replace(claim, site=claim.against_site or claim.site), [against], epoch, target, configurations)
         if claim.against_dead_site:
             other = {seed: other[seed] for seed in _seeds_with_dead_site(configurations[against, target.name])}
     elif claim.against_dead_site:
@@ -304,6 +304,11 @@ def _when(epoch: str | float) -> str:
     return words[str(epoch)] if epoch in words else f" at epoch {float(epoch):g}"
 
 
+def _where(site: str) -> str:
+    """Return the words for a site, such as " at site_1"."""
+    return {"last": " at its last site", "all": " at all sites"}.get(site, f" at {site}")
+
+
 def _contrast(claim: Claim) -> str:
     """Return the words for the compared numbers, such as "relu vs baseline"."""
     against_epoch = claim.against_epoch if isinstance(claim.against, str) else None
@@ -311,8 +316,10 @@ def _contrast(claim: Claim) -> str:
         "" if claim.equals is None else f"share of runs at {claim.equals:g}, ",
         _named(claim),
         "" if against_epoch is None else _when(claim.epoch),
+        "" if claim.against_site is None else _where(claim.site),
         f" vs {_short(claim.against)}",
         "" if against_epoch is None else _when(against_epoch),
+        "" if claim.against_site is None else _where(claim.against_site),
         " with a dead site" if claim.against_dead_site else "",
         ", above the floor" if claim.excess else "",
     ]

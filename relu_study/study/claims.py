@@ -33,7 +33,8 @@ class Claim:
 
     Args:
       arm: one label, or several; several are averaged per seed.
-      against: a label, compared seed by seed at `against_epoch` (default: `epoch`), or a constant.
+      against: a label, compared seed by seed at `against_epoch` (default: `epoch`) and `against_site` (default: `site`), or
+        a constant.
       direction: "less", "greater" or "equivalent".
       margin: the smallest difference that matters. With `less` and `greater` a negative margin claims "no better than":
         `greater` with -0.05 is confirmed if the whole interval is above -0.05.
@@ -44,7 +45,7 @@ class Claim:
       targets: targets of the row; empty: every target that all its arms have.
 
     Raises:
-      UserError: for an unknown direction or epoch, or an equivalence without a positive margin.
+      UserError: for an unknown direction or epoch, an equivalence without a positive margin, or the site of a constant.
     """
 
     claim: str
@@ -66,10 +67,13 @@ class Claim:
     off_floor: float | None = None
     why: str = ""
     targets: tuple[str, ...] = ()
+    against_site: str | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise nearest(self.direction, DIRECTIONS, f"direction of claim {self.claim}")
+        if self.against_site is not None and not isinstance(self.against, str):
+            raise UserError(f"claim {self.claim}: a constant has no site. Omit against_site, or compare with an arm.")
         for epoch in (self.epoch, self.against_epoch):
             if epoch is not None:
                 parse_epoch(epoch, f"claim {self.claim}", EPOCHS)

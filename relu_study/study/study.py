@@ -228,6 +228,8 @@ class Study:
         for claim in plain["claims"]:  # no shared target: an empty list, every target "not testable"
             labels = [*_labels(claim["arm"]), *([claim["against"]] if isinstance(claim["against"], str) else [])]
             shared = set.intersection(*(targets_of.get(label, set()) for label in labels))
+            if claim["against_site"] is None:  # the hash of earlier declarations does not change
+                del claim["against_site"]
             claim["targets"] = list(claim["targets"]) or [t["name"] for t in plain["targets"] if t["name"] in shared]
         return plain
 

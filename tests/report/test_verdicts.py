@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,18 @@ def test_against_epoch_compares_an_arm_with_itself() -> None:
     arm = stored({"val_loss/all": np.array([1.0, 5.0, 3.0]) + NOISE[:, None]})
     row = ask(loss_claim(against="arm", against_epoch=1, direction="less"), arm=arm)
     assert row["effect"] == pytest.approx(-2) and row["contrast"] == "arm at the last epoch vs arm at epoch 1"
+
+
+def test_against_site_compares_two_sites_of_an_arm() -> None:
+    sites = {"dead_fraction/site_1": 0.2 + NOISE, "dead_fraction/site_2": 0.9 + NOISE, "dead_fraction/site_3": 0.7 + NOISE}
+    claim = loss_claim(against="arm", metric="dead_fraction", site="last", against_site="site_1")
+    row = ask(claim, arm=stored(sites, sites=3))
+    assert row["effect"] == pytest.approx(0.5) and row["verdict"] == "confirmed"
+    assert row["contrast"] == "arm at its last site vs arm at site_1" and row["site"] == "last"
+    without = ask(replace(claim, against_site="site_4"), arm=stored(sites, sites=3))
+    assert without["reason"] == "not testable because dead_fraction/site_4 of 'arm' was not measured"
+    with pytest.raises(UserError, match="a constant has no site"):
+        loss_claim(against=0.0, against_site="site_1")
 
 
 def test_min_and_max_skip_empty_epochs_and_drop_nonfinite_runs() -> None:

@@ -123,3 +123,10 @@ def test_table_of_counts_names_factors_and_events() -> None:
     for wrong in (replace(counts, experiments=("fuw",)), replace(counts, arms=("rely",))):
         with pytest.raises(UserError, match=r"Did you mean (few|relu)"):
             study(tables=(wrong,), figures=(Figure("f", "F", "survival"),))
+
+
+def test_declaration_has_a_claims_against_site_only_if_it_is_set() -> None:
+    claim = Claim("C", "it is so", "dead_fraction", "a", "a", "greater", 0.1, site="last", against_site="site_1")
+    study = Study("s", "S", "", [Experiment("main", {"a": RunSpec()})], claims=[claim, replace(claim, against_site=None)])
+    one, other = study.declaration()["claims"]
+    assert one["against_site"] == "site_1" and "against_site" not in other
