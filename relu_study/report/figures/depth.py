@@ -126,7 +126,7 @@ def arrange_depth(
                 label += stacked(", ".join(filter(None, [title(target, declaration), at_epoch(epoch)])))
                 sizes = {stored[ids[arm]].probe_examples for arm in drawn if ids[arm] in stored}
                 if is_share(metric) and sizes:
-                    label += f"\n{stacked(probe_set(sizes))}"
+                    label += "\n" + probe_set(sizes).replace(" probe", "\nprobe")  # in one line it reaches the next panel
                 groups.append(FanGroup(label, scale, drawn, log))
     if not any(np.isfinite(fan.quantiles).any() for group in groups for fan in group.fans.values()):
         return None
