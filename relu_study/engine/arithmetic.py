@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from relu_study.components.tasks.task import Signature
-from relu_study.engine.forward import Forward, probe_function
+from relu_study.components.networks import Network
+from relu_study.engine.forward import flax_model
+from relu_study.study.run_spec import RunSpec
 from relu_study.watch.program import Op, Program
 
 
@@ -20,13 +22,17 @@ class Arithmetic(NamedTuple):
     weights: int
 
 
-def arithmetic(forward: Forward, signature: Signature) -> Arithmetic:
-    """Return the sizes of a Flax network. Only products and convolutions count."""
-    assert forward.flax is not None
-    x = jax.ShapeDtypeStruct((1, *signature.inputs.shape), signature.inputs.dtype)
-    program = Program.of(jax.make_jaxpr(probe_function(forward))(forward.params, forward.flax.rest, x))
-    flops, activations = _counted(program)
-    return Arithmetic(flops, activations, sum(leaf.size for leaf in jax.tree.leaves(forward.params)))
+@functools.lru_cache(maxsize=256)
+def arithmetic(network: Network, spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct) -> Arithmetic:
+    """Return the sizes of a Flax network. Only products and convolutions count. `spec` has the fields that the network reads."""
+    model = flax_model(network, spec, inputs, outputs)
+    x = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
+
+    def outputs_of(params: Any, rest: Any, x: Any) -> Any:
+        return model.apply(params, rest, x, False)[0]
+
+    flops, activations = _counted(Program.of(jax.make_jaxpr(outputs_of)(model.params, model.rest, x)))
+    return Arithmetic(flops, activations, sum(leaf.size for leaf in jax.tree.leaves(model.params)))
 
 
 def _counted(program: Program) -> tuple[int, int]:

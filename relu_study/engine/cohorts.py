@@ -13,7 +13,7 @@ from relu_study.components.registry import activations, initializers, networks, 
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_flax_networks, check_functions, check_networks, check_tasks
 from relu_study.engine.arithmetic import arithmetic
-from relu_study.engine.forward import forward_of, network_spec, site_units
+from relu_study.engine.forward import network_spec, site_units
 from relu_study.engine.plan import RunCost
 from relu_study.engine.state import MeasureConfig, packed
 from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
@@ -131,7 +131,7 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     flops, activations = 2 * weights, sum(widths[1:])
     if not network_of(spec).sized:
-        flops, activations, weights = arithmetic(forward_of(program, signature), signature)
+        flops, activations, weights = arithmetic(network_of(spec), network_spec(program), signature.inputs, signature.outputs)
     columns = signature.d_in + signature.d_out
     shared = (program.changed(), *_identified(signature), task.box is not None, task.phases)
     if task.table is not None:  # the runs of a tile share one table

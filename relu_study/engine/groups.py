@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from relu_study.components.networks import network_of
 from relu_study.components.tasks.task import Signature
 from relu_study.engine.arithmetic import arithmetic
-from relu_study.engine.forward import forward_of, site_units
+from relu_study.engine.forward import network_spec, site_units
 from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
 
@@ -42,7 +42,7 @@ def measured_bytes(spec: RunSpec, signature: Signature, measure_config: MeasureC
     if network_of(spec).sized:
         entries = sum(site_units(spec, signature).values()) + signature.d_out
     else:
-        entries = arithmetic(forward_of(spec, signature), signature).activations
+        entries = arithmetic(network_of(spec), network_spec(spec), signature.inputs, signature.outputs).activations
     examples = measure_config.probe_set(signature) + measure_config.validation(signature)
     return jnp.result_type(float).itemsize * examples * (signature.d_in + COPIES * entries)
 
