@@ -19,7 +19,7 @@ from relu_study.components import random_streams
 from relu_study.components.flax_models import FlaxModel
 from relu_study.components.networks import network_of
 from relu_study.components.registry import tasks
-from relu_study.engine import cohorts, measure_step, train_tile
+from relu_study.engine import check_flax_networks, cohorts, measure_step, train_tile
 from relu_study.engine.forward import Forward, flax_model, forward_of, network_spec
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
@@ -154,3 +154,11 @@ def unused(*args: Any) -> Any:
 def signature_of(spec: RunSpec) -> tuple[Any, Any]:
     signature = tasks[spec.task](spec).signature
     return signature.inputs, signature.outputs
+
+
+@pytest.mark.parametrize("name", ("cnn", "resnet", "vit"))
+def test_networks_of_the_package_keep_the_contract_of_own_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study does not check their calls and weights again."""
+    monkeypatch.setattr(check_flax_networks, "ours", lambda entry: False)
+    spec = RunSpec(network=name, task="digits_image", depth=2, width=4, norm="layer_norm")
+    assert check_flax_networks.check_flax_network(spec, tasks[spec.task](spec).signature) == []
