@@ -2,7 +2,7 @@
 
 Net A at 50 learning rates with 2,000 seeds each, 25 epochs, every metric and histogram. One tile is trained. The other tiles have
 its numbers in another order, with the ids and specs of their runs. Then `relu-study report` derives CSV files, a table, a figure,
-verdicts and TensorBoard in a process of its own. Writes results/speed/large.csv and .md.
+verdicts and TensorBoard in a separate process. Writes results/speed/large.csv and .md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -68,6 +69,22 @@ def _info(name: str) -> MetricInfo:
     return MetricInfo(metric.direction, metric.sites, metric.unit, metric.low, metric.high)
 
 
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Raise an error of the user's model or loss as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"the model cannot be evaluated on the probe set ({text}). Check probe, targets, loss, ensemble, and the keyword "
+            "arguments of the model."
+        ) from error
+
+
+@_one_line_errors()
 def measuring_program(
     model: Model,
     inputs: tuple[Any, ...],
@@ -88,31 +105,15 @@ def measuring_program(
       UserError: a model that cannot be evaluated on the probe set, an ensemble without a leading axis, an axis in `unit_axis`
         that does not exist, a loss that is no scalar.
     """
-    try:
-        return _program(differentiable(model), inputs, targets, loss, unit_axis, ensemble)
-    except UserError:
-        raise
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"the model cannot be evaluated on the probe set ({text}). Check probe, targets, loss, ensemble, and the keyword "
-            "arguments of the model."
-        ) from error
-
-
-def _program(
-    model: Model,
-    inputs: tuple[Any, ...],
-    targets: Any,
-    loss: Callable[[Any, Any], Any] | None,
-    unit_axis: Mapping[str, int],
-    ensemble: bool | str,
-) -> Program:
+    model = differentiable(model)
     members = _members(model.params) if ensemble else 1
     mapped = _mapped(model.state, members, ensemble) if ensemble else jax.tree.map(lambda _: None, model.state)
     params = jax.tree.map(lambda leaf: _shape(leaf, 1 if ensemble else 0), model.params)
     state = jax.tree.map(
-        lambda leaf, axis: None if leaf is None else _shape(leaf, 0 if axis is None else 1), model.state, mapped, is_leaf=_is_none
+        lambda leaf, axis: None if leaf is None else _shape(leaf, 0 if axis is None else 1),
+        model.state,
+        mapped,
+        is_leaf=_is_none,
     )
     traced = trace(model.function, (params, state, *jax.tree.map(_shape, inputs)), {})
     found = {site.name: site for site in listed(traced.sites, unit_axis)}
@@ -132,7 +133,8 @@ def _program(
         return result._replace(histograms=jnp.sum(result.histograms, axis=0))
 
     jitted = jax.jit(run)
-    jax.eval_shape(jitted, model.params, model.state, model.params, inputs, targets)  # fills `names`; the first call reuses it
+    # Fills `names`. The first call reuses this trace.
+    jax.eval_shape(jitted, model.params, model.state, model.params, inputs, targets)
     return Program(
         run=jitted,
         read=model.read,
