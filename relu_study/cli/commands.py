@@ -284,7 +284,8 @@ def main() -> None:
         print(f"relu-study: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"relu-study: interrupted; resume with: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)
+        again = "nothing was written; run again" if sys.argv[1:2] == ["replay"] else "resume with"
+        print(f"relu-study: interrupted; {again}: {shlex.join(['relu-study', *sys.argv[1:]])}", file=sys.stderr)
         sys.exit(_status(stop))
     except SystemExit as stop:
         if stop.code in (None, 0):

@@ -19,7 +19,7 @@ from relu_study.engine.state import DEFAULT_EXAMPLES, MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.provenance import provenance, with_digest
 from relu_study.runner.replay_request import ONSET, ReplayRequest, replay_request
-from relu_study.runner.replay_result import Replay, replay_result
+from relu_study.runner.replay_result import Replay, check_replay_folder, replay_result
 from relu_study.runner.run import use_devices
 from relu_study.stats import histogram_bins
 from relu_study.stats.numpy_defaults import numpy_defaults
@@ -68,6 +68,7 @@ def run_replay(request: ReplayRequest, study: str | Path | None = None, out: Pat
     use_devices()
     run = request.run
     if out is not None:
+        check_replay_folder(out, run.run_id)
         check_creatable(out)
     if study is not None:
         _load(Path(study).expanduser(), run)

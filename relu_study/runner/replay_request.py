@@ -30,8 +30,8 @@ class ReplayRequest:
     @property
     def name(self) -> str:
         """The name of the folder of its files: `onset`, `epoch-7`, `epoch-7-window-0.5`."""
-        moment = self.around if isinstance(self.around, str) else f"epoch-{self.around:g}"
-        return moment if self.window == 1 else f"{moment}-window-{self.window:g}"
+        moment = self.around if isinstance(self.around, str) else f"epoch-{_exact(self.around)}"
+        return moment if self.window == 1 else f"{moment}-window-{_exact(self.window)}"
 
     @property
     def needs_masks(self) -> bool:
@@ -62,13 +62,20 @@ class ReplayRequest:
         return float(before[-1]) if len(before) else bad, bad
 
 
+def _exact(number: float) -> str:
+    """Return a number as text, different for different numbers."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 def replay_request(folder: str | Path, run_id: str, around: Any, window: Any) -> ReplayRequest:
     """Find a stored run and check the moment to look at.
 
     Raises:
         UserError: the folder, the run id, the moment or the window is not valid, or there is no onset.
     """
-    if not (isinstance(window, int | float) and not isinstance(window, bool) and 0 < window < math.inf):
+    is_number = isinstance(window, int | float | np.number) and not isinstance(window, bool)
+    if not is_number or not 0 < window < math.inf:
         raise UserError(f"the window is {window!r}. Give a finite number of epochs above 0.")
     run = find_run(Path(folder).expanduser(), run_id)
     epochs = run.spec.epochs

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from relu_study.engine.replay_window import Event, StepRecord, is_finite
+from relu_study.errors import UserError
 from relu_study.report.figures import canvas
 from relu_study.report.figures.step_traces import step_traces
 from relu_study.runner.replay_request import ReplayRequest
@@ -25,7 +26,20 @@ STATS = {"low": "pre_min", "mean": "pre_mean", "high": "pre_max", "active": "act
 FILES = ("events.csv", "steps.csv", "arrays.npz", "replay.json", "replay.png", "replay.svg")
 
 
-@dataclass
+def check_replay_folder(folder: Path, run_id: str) -> None:
+    """Raise UserError if a folder has files with the names of a replay that are not of this run."""
+    taken = [name for name in ("manifest.json", *FILES) if (folder / name).exists()]
+    if not taken:
+        return
+    try:
+        ours = taken[0] != "manifest.json" and json.loads((folder / "replay.json").read_text())["run_id"] == run_id
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{folder} has {taken[0]}, which is not of a replay of run {run_id}. Name another folder with --out.")
+
+
+@dataclass(repr=False)
 class Replay:
     """A run trained again, with every step of a window measured. Its numbers equal the stored ones bit for bit.
 
@@ -44,6 +58,13 @@ class Replay:
     steps: pd.DataFrame
     arrays: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        about = self.about
+        counts = self.events["event"].value_counts().to_dict()
+        named = ", ".join(f"{count} {event}" for event, count in counts.items()) or "no event"
+        window = f"steps {about['first_step']} to {about['last_step']}"
+        return f"Replay of run {about['run_id']} of {about['study']}: {window}, {named}"
+
     @property
     def run_id(self) -> str:
         """The id of the run."""
@@ -59,8 +80,10 @@ class Replay:
 
         Raises:
           WriteError: the folder cannot be written.
+          UserError: it has files of something else.
         """
         folder = Path(folder).expanduser()
+        check_replay_folder(folder, self.run_id)
         make_dirs(folder)
         digits = "%.17g" if self.arrays[next(n for n in self.arrays if n.startswith("pre_max:"))].dtype == np.float64 else "%.9g"
         texts = {
@@ -145,7 +168,8 @@ def _steps_frame(records: Sequence[StepRecord]) -> pd.DataFrame:
         shared |= {"batch_loss": float(seen.loss), "grad_norm": float(seen.grad_norm), "step_norm": float(seen.step_norm)}
         for site, stats in seen.sites.items():
             row = {**shared, "site": site, "units": len(stats.dead), "dead": int(stats.dead.sum()) if is_finite(record) else None}
-            row |= {"pre_min": float(stats.low.min()), "pre_max": float(stats.high.max()), "active": float(stats.active.mean())}
+            row |= {"pre_min": float(stats.low.min()), "pre_max": float(stats.high.max())}
+            row["active"] = float(stats.active.mean()) if is_finite(record) else np.nan
             rows.append(row)
     return pd.DataFrame(rows).astype({"dead": "Int64"})  # a nonfinite run has no dead units
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from relu_study.errors import UserError, nearest
-from relu_study.storage.checksums import one_line, strict_json
+from relu_study.storage.checksums import CorruptFileError, one_line, strict_json
 from relu_study.storage.configurations import Configuration
 from relu_study.storage.csv_files import csv_text, read_runs
 from relu_study.storage.declaration import StudyManifest, read_declared
@@ -32,7 +32,7 @@ class StoredRun:
     """A run of a results folder.
 
     `tile` has the arrays of the run's tile in raw/, cut to this run; None in a clone. `row` is its row of runs.csv, by column;
-    None before a report. At least one of them is there.
+    None before a report. At least one is not None.
     """
 
     folder: Path
@@ -90,17 +90,24 @@ def find_run(folder: Path, run_id: str) -> StoredRun:
 
 def _tile_of(folder: Path, run_id: str, manifest: StudyManifest) -> tuple[Mapping[str, Any], TileArrays | None]:
     """Return the provenance of a run, and its part of its tile; the manifest's provenance and None without a tile."""
+    corrupt: CorruptFileError | None = None  # it may have this run
     for path in tile_paths(folder):
-        with reading(path):
-            raw = identified(path)
-            runs = raw["run_id"].tolist()
-            if run_id not in runs:
-                continue
-            tile = tile_arrays(raw, leave_out=(HISTOGRAM, "param:"))
-            provenance = strict_json(str(tile["provenance"]))
+        try:
+            with reading(path):
+                raw = identified(path)
+                runs = raw["run_id"].tolist()
+                if run_id not in runs:
+                    continue
+                tile = tile_arrays(raw, leave_out=(HISTOGRAM, "param:"))
+                provenance = strict_json(str(tile["provenance"]))
+        except CorruptFileError as error:
+            corrupt = corrupt or error
+            continue
         check_provenance(path, provenance, provenance.get("cohort", ""), manifest)
         row = runs.index(run_id)
         return provenance, {name: a[row : row + 1] if name.startswith(NUMBERS) else a for name, a in tile.items()}
+    if corrupt is not None:
+        raise corrupt
     return manifest.provenance, None
 
 

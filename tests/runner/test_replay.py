@@ -242,3 +242,22 @@ def test_stored_arrays_and_tables_are_those_of_the_result(folder: Path, replayed
     rows = " ".join(map(str, replayed.events["batch_rows"].iloc[0]))
     assert f",{rows}," in lines[0]
     assert (place / "steps.csv").read_text().count("\n") == 1 + len(replayed.steps) == 1 + 2 * (2 * STEPS + 1)
+
+
+def test_files_of_something_else_are_not_overwritten(folder: Path, replayed: Replay, tmp_path: Path) -> None:
+    for name in ("events.csv", "manifest.json", "replay.json"):
+        other = tmp_path / name.partition(".")[0]
+        other.mkdir()
+        (other / name).write_text('{"run_id": "another"}')
+        with pytest.raises(UserError, match=f"has {name}, which is not of a replay of run {replayed.run_id}"):
+            replayed.write(other)
+        with pytest.raises(UserError, match="Name another folder"):
+            replay(folder, replayed.run_id, out=other)
+        assert [path.name for path in other.iterdir()] == [name]
+    before = (folder / "replays" / "one" / "events.csv").read_bytes()
+    replayed.write(folder / "replays" / "one")  # its own files
+    assert (folder / "replays" / "one" / "events.csv").read_bytes() == before
+
+
+def test_repr_is_one_line(replayed: Replay) -> None:
+    assert repr(replayed).startswith(f"Replay of run {replayed.run_id} of dying: steps 0 to 10, ") and len(repr(replayed)) < 200

@@ -150,3 +150,25 @@ def test_a_wider_tile_than_the_manifest_is_refused(folder: Path, tmp_path: Path)
     assert "width: 8 there, 4 here" in refused(tmp_path / "wide", RUN)
     with pytest.raises(UserError):
         report(tmp_path / "wide")
+
+
+def test_different_moments_have_different_names(folder: Path) -> None:
+    names = {replay_request(folder, RUN, around, 1.0).name for around in (0.1, 0.1000001, np.float32(0.1), 1)}
+    assert len(names) == 4 and "epoch-1" in names
+    windows = {replay_request(folder, RUN, 1, window).name for window in (0.12345678, 0.12345679, np.float32(0.5))}
+    assert len(windows) == 3 and "epoch-1-window-0.5" in windows
+
+
+def test_a_window_that_is_no_number_is_refused(folder: Path) -> None:
+    for window in (None, 0, -1, "long", True):
+        assert "the window is" in refused(folder, RUN, window=window)
+
+
+def test_a_corrupt_tile_of_other_runs_is_skipped(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    for path in tile_paths(copied):
+        if RUN not in read_tile(path)["run_id"].tolist():
+            path.write_bytes(path.read_bytes()[:100])
+    assert find_run(copied, RUN).tile is not None
+    assert "tile" in refused(copied, SOUND)

@@ -169,7 +169,10 @@ def _draw_unit(ax: Axes, event: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     ax.set_ylabel("largest pre" if first else "")
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=ROUND))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+    if np.nanmax(np.abs(high), initial=0) > 1e3 * np.nanmax(np.abs(high[np.abs(steps[near] - at) <= 1]), initial=0) > 0:
+        ax.set_yscale("symlog", linthresh=float(np.nanmax(np.abs(high[np.abs(steps[near] - at) <= 1]))))  # it explodes later
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
     ax.margins(y=0.12)
 
 
