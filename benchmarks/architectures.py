@@ -172,13 +172,13 @@ SECTIONS = [
         "Do ReLU units die in every architecture?",
         """
         A unit is a coordinate of a pre-activation. In a CNN or a ResNet it is a channel, in a ViT a hidden unit of a block's MLP.
-        A channel is dead only if it is off at every position of every example. The map has all ReLU arms with He's start.
+        A channel is dead only if it is off at every position of every example. The map has all ReLU arms with He's initialiser.
 
-        At 0.001 few units die in training. At 0.1 most ReLU units of an unnormalised network are dead in every architecture, and
-        the unnormalised ViT goes nonfinite in nearly all runs. So the article's story holds beyond MLPs, but only at a high
-        rate. The claims are about 0.01, since their rate was chosen without knowledge of the deaths. There the effects are near
-        the margin or below it. The MLP has the most dead units on digits, but about half of them are dead before training.
-        The ViT has the fewest. On MNIST-1D the CNN and the ResNet do not have fewer than the MLP.
+        At 0.001 few units die in training. At 0.1 most ReLU units of the unnormalised MLP, CNN and ResNet are dead. Nearly all
+        runs of the unnormalised ViT go nonfinite there, and say little. So the article's story holds in CNNs and ResNets too,
+        but only at a high rate. The claims are about 0.01, since their rate was chosen without knowledge of the deaths. There
+        the effects are near the margin or below it. The MLP has the most dead units on digits, but about half of them are dead
+        before training. The ViT has the fewest. On MNIST-1D the CNN and the ResNet do not have fewer than the MLP.
         """,
         ("A1", "A2"),
         ("architectures",),
@@ -215,7 +215,7 @@ SECTIONS = [
         """
         A leaky ReLU has no flat piece, so its units cannot be dead. GELU and SELU have flat limits: in float32 their slope is
         exactly 0 at very negative pre-activations, and a unit there counts as dead. SELU is not normalised here, since it is
-        meant to replace normalisation (Klambauer et al. 2017, arXiv 1706.02515). Dead units alone do not show a cost.
+        meant to replace normalisation (Klambauer et al. 2017, arXiv 1706.02515). A count of dead units shows no cost.
         The tables with tuned rates compare each arm at its best rate.
 
         At 0.1 the leaky ReLU is more accurate in the CNN on both tasks, and in the ResNet on MNIST-1D. In the MLP, and in the
@@ -231,8 +231,8 @@ SECTIONS = [
         """
         The MLP's own initialiser is glorot_uniform, the ViT's is lecun_normal. For the CNN and the ResNet it is he_normal itself.
 
-        The MLP ends with more dead units from its own start, by nearly the margin. The ViT has hardly any from both starts. Its
-        own start is more accurate at 0.001 and at 0.01. Most of its layers are not followed by a ReLU, and He's factor is made
+        The MLP ends with more dead units from its own initialiser, by nearly the margin. The ViT has hardly any from both. Its
+        own one is more accurate at 0.001 and at 0.01. Most of its layers are not followed by a ReLU, and He's factor is made
         for layers that are.
         """,
         ("A6",),
@@ -258,7 +258,7 @@ study = Study(
     text="""
     The article "Is ReLU Dead?" (2019) saw dead units in multilayer perceptrons on one synthetic task. Here an MLP, a CNN, a
     residual network and a vision transformer classify two sets of small data, scikit-learn's digits and MNIST-1D. Each is
-    trained with ReLU, leaky ReLU, GELU and SELU, from He's start and from its own, with and without normalisation, and at three
+    trained with ReLU, leaky ReLU, GELU and SELU, from He's initialiser and its own, with and without normalisation, and at three
     rates of Adam: 0.001, 0.01 and 0.1. Every cell has twelve seeds; batches have 64 rows, and training takes ten epochs.
 
     MNIST-1D is cut to 1,500 training rows, drawn by the seed, so that both tasks give about 235 steps. The MLP sees the digits
