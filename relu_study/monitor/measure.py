@@ -24,7 +24,7 @@ from relu_study.watch.models import Model
 from relu_study.watch.tap import trace
 
 ABSENT = ("collapsed", "constant", "train_loss", "val_loss")  # metrics of a study's task; the monitor's `loss` is train_loss
-ENTRIES = 2**15  # entries in a histogram of pre or post: more would take as long as all other metrics together
+ENTRIES = 2**14  # in a histogram: more would take as long as all other metrics together
 FIRST = ("loss", "dead_fraction", "nearly_dead_fraction", "saturated_fraction", "dormant_fraction", "grad_norm", "update_ratio")
 OWN = {
     "loss": MetricInfo("lower", False, "loss", 0.0),
@@ -46,7 +46,9 @@ class Measured(NamedTuple):
 class Program:
     """A compiled measurement with the names of its numbers. One call compiles, later ones do not."""
 
-    run: Callable[..., Measured]  # of parameters, other state, previous parameters, inputs and targets
+    # Of parameters, other state, previous parameters, inputs and targets. Returns copies of the parameters too: the caller's
+    # arrays may be donated.
+    run: Callable[..., tuple[Measured, Any]]
     read: Callable[[Any], tuple[Any, Any]]  # parameters and other state of a later version of the model
     sites: tuple[Site, ...]
     left_out: tuple[str, ...]  # sites inside branches that a call may not take
@@ -124,13 +126,13 @@ def measuring_program(
     def one(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> Measured:
         return _measured(network, (params, state, previous, inputs, targets), loss, names)
 
-    def run(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> Measured:
+    def run(params: Any, state: Any, previous: Any, inputs: Any, targets: Any) -> tuple[Measured, Any]:
         arguments = (params, state, previous, inputs, targets)
         if ensemble:
             result = jax.vmap(one, in_axes=(0, mapped, 0, None, None))(*arguments)
         else:
             result = jax.tree.map(lambda array: array[None], one(*arguments))
-        return result._replace(histograms=jnp.sum(result.histograms, axis=0))
+        return result._replace(histograms=jnp.sum(result.histograms, axis=0)), jax.tree.map(jnp.copy, params)
 
     jitted = jax.jit(run)
     # Fills `names`. The first call reuses this trace.

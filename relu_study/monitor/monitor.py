@@ -165,8 +165,7 @@ class Monitor:
         if step < self._recorder.last:
             self._step_back(step)
         previous = params if self._previous is None else self._previous
-        running = self._program.run(params, state, previous, self._inputs, self._targets)
-        copied = _copy(params)  # while the measurement runs
+        running, copied = self._program.run(params, state, previous, self._inputs, self._targets)
         measured = jax.tree.map(np.asarray, running)  # without a copy on a CPU, unlike jax.device_get
         values = np.array(measured.values)
         updates = values[:, self._updates]
@@ -290,12 +289,7 @@ def _info(program: Program) -> MonitorInfo:
 
 def _structure(tree: Any) -> _Given:
     leaves, treedef = jax.tree.flatten(tree)
-    return _Given(treedef, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves])
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
+    return _Given(treedef, [(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else ((), type(leaf)) for leaf in leaves])
 
 
 def _copied(tree: Any) -> Any:

@@ -24,9 +24,10 @@ class AppendFile:
         with wrap_os_errors(self.path):
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             try:
-                if os.fstat(handle).st_size < self.size:
+                if (size := os.fstat(handle).st_size) < self.size:
                     raise WriteError(self.path, "another program removed or shortened it", "Restore it")
-                os.ftruncate(handle, self.size)
+                if size > self.size:
+                    os.ftruncate(handle, self.size)
                 os.lseek(handle, self.size, os.SEEK_SET)
                 try:
                     _write_all(handle, block)

@@ -100,8 +100,8 @@ def counts(snapshot: Snapshot, linear: bool = True, entries: int | None = None) 
     """Return the histograms of each site, as "pre:site_1", "post:site_1" and "gradient:site_1".
 
     Pre and post are counted over units and the first 2,048 probe examples, at one position of each, the next from example to
-    example. With `entries`, fewer examples are counted in sites that have more entries. The gradient of the probe-set loss is
-    counted over the site's kernel and bias. With `linear`, the post of a bounded activation has linear bins.
+    example. The gradient of the probe-set loss is counted over the site's kernel and bias. With `entries`, sites with more count
+    fewer examples, and every k-th gradient. With `linear`, the post of a bounded activation has linear bins.
     """
     histograms = {}
     for name, site in snapshot.named().items():
@@ -111,5 +111,7 @@ def counts(snapshot: Snapshot, linear: bool = True, entries: int | None = None) 
         histograms[f"pre:{name}"] = histogram(pre)
         histograms[f"post:{name}"] = histogram(post, bounded(site.activation.values) if linear else None)
         gradients = [gradient.ravel() for gradient in (site.kernel_grad, site.bias_grad) if gradient is not None]
-        histograms[f"gradient:{name}"] = histogram(jnp.concatenate(gradients) if gradients else jnp.zeros(0))
+        gradient = jnp.concatenate(gradients) if gradients else jnp.zeros(0)
+        stride = 1 if entries is None else max(1, gradient.size // entries)
+        histograms[f"gradient:{name}"] = histogram(gradient[::stride] if stride > 1 else gradient)
     return histograms
