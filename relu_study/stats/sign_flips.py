@@ -14,6 +14,7 @@ from relu_study.stats.intervals import generator
 
 EXACT = 32  # up to here all sign patterns are counted, meet in the middle
 PATTERNS = 1 << 17  # sampled beyond that
+BLOCK = 1 << 12  # patterns at a time
 ROUNDING = 2.0**-40  # relative to the flipped differences: closer sums are ties
 SHORT = 45  # a number with at most this many binary digits is exact
 
@@ -33,9 +34,13 @@ def sign_flip(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """
     difference = np.asarray(difference, np.float64)
     if len(difference) > EXACT:
-        flips = _flips(len(difference))
-        above, below = (np.mean(flips @ (side - _rounding(side)) <= 0) for side in (difference, -difference))
-        return float(above), float(below)
+        sides = np.stack([side - _rounding(side) for side in (difference, -difference)], axis=1)
+        flips, counts = _flips(len(difference)), np.zeros(2, int)
+        for first in range(0, PATTERNS, BLOCK):  # all patterns as floats would take 2 GiB for 2,000 differences
+            block = flips[first : first + BLOCK].astype(float)
+            counts += [int((block @ side <= 0).sum()) for side in sides.T]
+        above, below = (counts / PATTERNS).tolist()
+        return above, below
     if (exponent := np.frexp(np.abs(difference).max(initial=0))[1]) > 0:  # no sum of the largest doubles overflows
         scaled = np.ldexp(difference, -exponent)
         difference = scaled if (np.ldexp(scaled, exponent) == difference).all() else difference
@@ -51,9 +56,9 @@ def least_sign_flip(n: int) -> float:
 
 
 @lru_cache(maxsize=2)
-def _flips(n: int) -> Float[np.ndarray, "patterns n"]:
+def _flips(n: int) -> Int[np.ndarray, "patterns n"]:
     """Return the sampled sign patterns; 1 flips a difference. Sums of only the flipped ones keep small differences."""
-    flips = generator(f"sign_flip/{n}").integers(0, 2, (PATTERNS, n), dtype=np.int8).astype(float)
+    flips = generator(f"sign_flip/{n}").integers(0, 2, (PATTERNS, n), dtype=np.int8)
     flips[0] = 0  # the observed pattern
     return flips
 

@@ -169,3 +169,12 @@ def test_sign_flip_is_valid_with_many_ties() -> None:
 @pytest.mark.parametrize("n", [0, 1, 7, 32, 33, 50])
 def test_least_p_is_that_of_equal_signs(n: int) -> None:
     assert sign_flips.least_sign_flip(n) == sign_flips.sign_flip(np.linspace(1, 2, n))[0]
+
+
+@pytest.mark.parametrize("n", [33, 70])
+def test_sampled_patterns_are_counted_in_blocks(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.2, 1, n)
+    flips = sign_flips._flips(n)
+    sums = [flips.astype(float) @ (side - sign_flips._rounding(side)) for side in (values, -values)]
+    assert sign_flips.sign_flip(values) == tuple(float(np.mean(one <= 0)) for one in sums)
+    assert not flips[0].any() and 0.45 < flips.mean() < 0.55
