@@ -148,6 +148,7 @@ class Monitor:
             if self._closed:
                 raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
             if not at_once and self._last is not None and self._last <= number < self._due:
+                self._last = number
                 return None
             self._last, self._due = number, (number // self.every + 1) * self.every
             return self._measure(number, model)

@@ -94,10 +94,14 @@ class Recorder:
         """The step of the last measurement; -1 without one."""
         return self.steps[-1] if self.steps else -1
 
-    def _open(self) -> _Files:
-        """Open the folder, or one next to it. Raises WriteError."""
+    def _open(self, late: bool = False) -> _Files:
+        """Open the folder, or one next to it. Raises WriteError. A folder that opens `late` is continued only if it is empty."""
         try:
-            return _Files(self.folder, self.info, self._bins, self._report)
+            files = _Files(self.folder, self.info, self._bins, self._report)
+            if late and files.log.steps:  # this monitor has not read them: their units have other histories
+                files.log.close()
+                raise UserError(f"{self.folder} has measurements of another monitor. Make a new monitor to continue it.")
+            return files
         except WriteError:
             raise
         except UserError as error:
@@ -123,7 +127,7 @@ class Recorder:
         self._waiting.append(measurement)
         self._unseen.append(measurement)
         try:
-            self._files = self._files or self._open()
+            self._files = self._files or self._open(late=True)
             self._files.write(self._waiting, self._unseen, self.events)
             self._problem = ""
         except WriteError as error:
@@ -139,9 +143,9 @@ class Recorder:
 
     def rewind(self, step: int) -> Path | None:
         """Move the measurements from a step on to `earlier-N`, and return this folder."""
+        archive = self._files.log.rewind(step) if self._files else None  # first: it may fail
         self._waiting = [waiting for waiting in self._waiting if waiting.step < step]
         self._unseen = [waiting for waiting in self._unseen if waiting.step < step]
-        archive = self._files.log.rewind(step) if self._files else None
         if self._files is not None:
             self._files.tensorboard.restart(step)
         self.events = [event for event in self.events if event.step < step]
@@ -153,7 +157,7 @@ class Recorder:
         if not self._writes or not (self._files or self._waiting):
             return
         try:
-            self._files = self._files or self._open()
+            self._files = self._files or self._open(late=True)
             self._files.write(self._waiting, self._unseen, self.events)
         except WriteError as error:
             self._save_elsewhere(error)

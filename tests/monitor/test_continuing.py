@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from relu_study import Monitor, MonitorWarning, table
 from relu_study.errors import UserError
+from relu_study.storage.atomic_write import WriteError
 
 
 def test_a_second_monitor_continues_the_folder(tmp_path: Path) -> None:
@@ -139,3 +141,21 @@ def test_a_step_back_with_on_error_raise_moves_nothing(tmp_path: Path) -> None:
     with monitor(tmp_path, on_error="raise") as watching, pytest.raises(UserError, match="went back from 10 to 5"):
         watching(5, PARAMS)
     assert sorted(set(results(tmp_path).curves.step)) == [0, 10]
+
+
+def test_a_folder_that_opens_late_is_not_continued_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "mine"
+    before = history(out, (0, PARAMS), (10, DEAD)).curves
+    with monkeypatch.context() as full:
+        full.setattr("relu_study.storage.monitor_log.MonitorLog._open", _unwritable)
+        with pytest.warns(MonitorWarning, match="measurements wait in memory"):
+            watching = monitor(out)
+    with pytest.warns(MonitorWarning, match=r"mine has measurements of another monitor.*this monitor writes .*mine-2"):
+        watching(5, DEAD)
+    watching.close()
+    assert results(out).curves.equals(before) and set(results(out).curves.step) == {0, 10}
+    assert set(results(tmp_path / "mine-2").curves.step) == {5} and results(tmp_path / "mine-2").units.born_dead.sum() == 2
+
+
+def _unwritable(*_: Any) -> None:
+    raise WriteError(Path("mine"), "No space left on device", "Free space on the disk")

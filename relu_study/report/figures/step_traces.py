@@ -177,7 +177,7 @@ def _draw_unit(ax: Axes, event: Mapping[str, Any], arrays: Mapping[str, np.ndarr
 
 
 def _rows(event: Mapping[str, Any]) -> str:
-    """Return the first rows of the batch of an event, as many as fit: "rows 3, 17, 52, … (128)"."""
+    """Return the first rows of an event's batch that fit in a line: "rows 3, 17, 52, … (128)"."""
     rows = [str(row) for row in event["batch_rows"]]
     if not rows:
         return "at a change of the data"
