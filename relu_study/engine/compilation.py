@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,7 @@ from relu_study.engine.flax_init import make_flax_init
 from relu_study.engine.forward import flax_model
 from relu_study.engine.groups import map_in_groups, measured_bytes, sampled_bytes
 from relu_study.engine.measure_step import make_measure
+from relu_study.engine.places import variant_of
 from relu_study.engine.state import Data, MeasureConfig, State, Weights
 from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample, make_split
 from relu_study.study.run_spec import RunSpec
@@ -42,17 +43,24 @@ class Programs:
 
 
 class TracedOnce:
-    """A function jitted with the engine's compiler options, traced once for all devices."""
+    """A function jitted with the engine's compiler options, traced once, and compiled once per device and shapes."""
 
     def __init__(self, function: Callable[..., Any]):
         self.jitted = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()))
         self._tracing = threading.Lock()
+        self._compiling: dict[Hashable, threading.Lock] = {}
+        self._compiled: set[Hashable] = set()
 
     def __call__(self, *args: Any) -> Any:
-        # A second device waits for the trace of the first, but not for its compilation.
+        if (variant := variant_of(args)) in self._compiled:
+            return self.jitted(*args)
+        # A second place waits for the trace of the first, and for its compilation only if they share a device.
         with timed_lock(self._tracing):
             self.jitted.trace(*args)
-        return self.jitted(*args)
+        with timed_lock(self._compiling.setdefault(variant, threading.Lock())):
+            results = self.jitted(*args)
+        self._compiled.add(variant)
+        return results
 
 
 class ProgramCache:

@@ -114,9 +114,10 @@ class Plan:
         """
         shared = sum((c.starts for c in self.cohorts), Counter())
         alike = Counter((c.name, tile.num_datasets) for c in self.cohorts for tile in c.tiles)
-        own = sum(2 * min(self.devices, tiles) for tiles in alike.values())
-        own += sum(min(self.devices, len(c.tiles)) for c in self.cohorts)
-        return own + sum(min(self.devices, tiles) for tiles in shared.values())
+        compilers = 1 if self.platform == "cpu" else self.devices  # places of a CPU share their programs
+        own = sum(2 * min(compilers, tiles) for tiles in alike.values())
+        own += sum(min(compilers, len(c.tiles)) for c in self.cohorts)
+        return own + sum(min(compilers, tiles) for tiles in shared.values())
 
     def cost(self, tile: Tile) -> float:
         """Relative cost of a tile: seconds on the reference CPU."""

@@ -21,6 +21,7 @@ from relu_study.components.entry_errors import entry_errors, out_of_memory_reaso
 from relu_study.engine import compilation, draw_block, train_tile
 from relu_study.engine.compile_time import thread_compile_seconds
 from relu_study.engine.draw_plan import Block, DrawPlan
+from relu_study.engine.places import places
 from relu_study.engine.plan import Plan, Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.stats.streaming_moments import Sums
@@ -43,11 +44,11 @@ class Fallback(Protocol):
 
 
 class Finished(NamedTuple, Generic[T, N]):
-    """A finished tile or block, its numbers and the number of its device."""
+    """A finished tile or block, its numbers and the number of its place."""
 
     tile: T
     numbers: N
-    device: int
+    place: int
     compiling: float  # compile time in seconds
 
 
@@ -90,23 +91,23 @@ def drawing(plan: DrawPlan) -> Work[Block, Sums]:
 def finished(work: Work[T, N], fallback: Fallback | None = None) -> Generator[Finished[T, N], None, None]:
     """Run every tile. Yields tiles with their numbers in the order of completion.
 
-    The numbers of a tile are `work.collect(work.start(tile, device, should_continue))`. One thread per device queues tiles
+    The numbers of a tile are `work.collect(work.start(tile, device, should_continue))`. One thread per place queues tiles
     asynchronously, each before the previous one has finished.
-    By `work.cost`, each cohort is assigned to a device. The same plan then finds most programs in JAX's cache, whose keys
-    include the device.
+    By `work.cost`, each cohort is assigned to a place. On accelerators the same plan then finds most programs in JAX's cache,
+    whose keys include the device.
     A program is evicted after the last tile that requires it, so memory does not grow with the number of cohorts or
     datasets.
     If a tile does not fit in memory, `fallback` retiles its whole cohort. If it cannot, the tile is retried after all
     others, with no other tile in memory.
     """
     scheduler = _Scheduler(work, fallback)
-    threads = [threading.Thread(target=scheduler.run_on, args=(i, device), daemon=True) for i, device in enumerate(jax.devices())]
+    threads = [threading.Thread(target=scheduler.run_on, args=(i, device), daemon=True) for i, device in enumerate(places())]
     for thread in threads:
         thread.start()
     with entry_errors():
         try:
             yield from scheduler.finished()
-            yield from scheduler.retry_serially(jax.devices()[0])
+            yield from scheduler.retry_serially(places()[0])
         except KeyboardInterrupt:
             scheduler.stop()
             for thread in threads:
@@ -125,13 +126,13 @@ class _Pending(Generic[T]):
 
     tile: T
     pending: Any
-    device: int
+    place: int
     compiling: float = 0.0
     why: str = ""
 
 
 class _Scheduler(Generic[T, N]):
-    """The unfinished tiles, shared by the device threads that start them and the caller that collects them."""
+    """The unfinished tiles, shared by the threads of the places that start them and the caller that collects them."""
 
     def __init__(self, work: Work[T, N], fallback: Fallback | None) -> None:
         self.work, self.fallback, self.last_trim = work, fallback, time.monotonic()
@@ -140,7 +141,7 @@ class _Scheduler(Generic[T, N]):
         self.unfinished: dict[str, list[T]] = {}  # cohort -> its unfinished tiles
         for tile in work.tiles:
             self.unfinished.setdefault(tile.cohort, []).append(tile)
-        self.assigned = assign_devices(work.tiles, work.cost, len(jax.devices()))
+        self.assigned = assign_devices(work.tiles, work.cost, len(places()))
         self.started: set[str] = set()
         self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no device takes their tiles
         self.in_flight = 0  # tiles started and not yet collected
@@ -148,7 +149,7 @@ class _Scheduler(Generic[T, N]):
         self.done: queue.Queue[_Pending[T] | BaseException] = queue.Queue()
 
     def run_on(self, number: int, device: jax.Device) -> None:
-        """Queue tiles on a device until none is unfinished."""
+        """Queue tiles on the device of a place until none is unfinished."""
         compiled: set[str] = set()
         while (tile := self._next_tile(number, compiled)) is not None:
             try:
@@ -167,8 +168,8 @@ class _Scheduler(Generic[T, N]):
                 self.done.put(_Pending(tile, None, number, why=why))
 
     def _next_tile(self, number: int, compiled: set[str]) -> T | None:
-        # Each cohort compiles once per device. Preference: a cohort this device has compiled, an unstarted one assigned to it,
-        # any unstarted one, any.
+        # Each cohort compiles once per device. Preference: a cohort this place has started, an unstarted one assigned to it, any
+        # unstarted one, any.
         with self.changed:
             while not self.stopped and self.unfinished:
                 for fits in (
@@ -200,7 +201,7 @@ class _Scheduler(Generic[T, N]):
             if why:
                 self._retile(item.tile, why)
             else:
-                yield Finished(item.tile, numbers, item.device, item.compiling)
+                yield Finished(item.tile, numbers, item.place, item.compiling)
                 self._finish(item.tile)
 
     def already_finished(self) -> Iterator[Finished[T, N]]:
@@ -210,7 +211,7 @@ class _Scheduler(Generic[T, N]):
             if isinstance(item, _Pending) and self._current(item.tile):
                 numbers, why = self._numbers(item)
                 if not why:
-                    yield Finished(item.tile, numbers, item.device, item.compiling)
+                    yield Finished(item.tile, numbers, item.place, item.compiling)
 
     def retry_serially(self, device: jax.Device) -> Iterator[Finished[T, N]]:
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""

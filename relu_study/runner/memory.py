@@ -17,6 +17,7 @@ from relu_study.components.networks import network_of
 from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
 from relu_study.engine.draw_plan import Block, DrawPlan
+from relu_study.engine.places import places
 from relu_study.engine.plan import Cohort, Plan, Tile
 from relu_study.engine.state import MeasureConfig, State, pack
 from relu_study.runner.prepare import Job
@@ -75,20 +76,23 @@ def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
     each = sum(costs.values()) / devices or 1.0
     shares = {name: math.ceil(cost / each) or 1 for name, cost in costs.items()}
 
-    def concurrent(need: Callable[[Cohort], float]) -> float:
-        """The need of all devices at the same time / the need of `largest`."""
-        needs = sorted((need(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name]))), reverse=True)[:devices]
-        return sum(needs) / need(largest)
+    def concurrent(need: Callable[[Cohort], float], most: int = devices) -> float:
+        """The need of all places at the same time, at most `most` with the same cohort."""
+        return sum(
+            sorted((need(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name], most))), reverse=True)[:devices]
+        )
 
-    device = scheduler.assign_devices(planned, job.plan.cost, job.plan.devices)[largest.name]
+    place = places()[scheduler.assign_devices(planned, job.plan.cost, job.plan.devices)[largest.name]]
+    compilers = 1 if job.plan.platform == "cpu" else devices  # places of a CPU share their programs
     with _CacheHitCounter() as cache, _RssMonitor() as grown:
         tile = max(largest.tiles, key=lambda tile: tile.num_datasets)
-        one = of_tile(tile, job.measure_config, jax.devices()[device], only=devices == len(planned))
+        one = of_tile(tile, job.measure_config, place, only=devices == len(planned))
     # This device will read the program just compiled from the cache. If every program was a cache hit, the other devices
     # are assumed to have theirs in the cache too.
-    compiling = (grown.bytes or _compiler(largest)) * (concurrent(_compiler) - (0 if cache.all_found else 1 - CACHE_READ_RATIO))
-    tiles = one * concurrent(Cohort.bytes) if limit is None else 0.0
-    initialised, runs = base + devices * PROCESS_BYTES, job.stored + sum(tile.size for tile in planned)
+    others = concurrent(_compiler, compilers) / _compiler(largest) - (0 if cache.all_found else 1 - CACHE_READ_RATIO)
+    compiling = (grown.bytes or _compiler(largest)) * others
+    tiles = concurrent(lambda cohort: one if cohort is largest else cohort.bytes()) if limit is None else 0.0
+    initialised, runs = base + compilers * PROCESS_BYTES, job.stored + sum(tile.size for tile in planned)
     training = initialised + round(compiling + tiles) + runs * RUN_BYTES // 3
     return MemoryEstimate(max(training, initialised + _reported(job)), one, limit)
 

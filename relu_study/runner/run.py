@@ -27,7 +27,7 @@ from relu_study.study.study import Study
 
 
 def use_devices() -> None:
-    """Configure JAX: one XLA device per core without an accelerator, and a compilation cache for every program."""
+    """Configure JAX: one CPU device per core without an accelerator, and a compilation cache for every program."""
     with contextlib.suppress(RuntimeError):  # JAX is already initialised: its devices stay
         if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update(

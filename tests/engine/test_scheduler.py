@@ -7,18 +7,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
 from relu_study.engine import compilation, scheduler
+from relu_study.engine.places import places
 from relu_study.engine.plan import Tile
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) != 2, reason="two devices meet")
+
+
+@pytest.fixture
+def a_place_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places as on accelerators."""
+    monkeypatch.setattr(scheduler, "places", jax.devices)
 
 
 def tile(cohort: str, steps: int) -> Tile:
@@ -46,6 +55,7 @@ def test_device_loads_are_equal_to_within_a_cohort(tiles: list[tuple[str, int]],
     assert max(load.values()) - min(load.values()) <= max(costs.values())
 
 
+@pytest.mark.usefixtures("a_place_per_device")
 def test_cohort_starts_on_its_assigned_device() -> None:
     """Else a study that is carried out again compiles what JAX's cache has for the other device."""
     first, together = jax.devices()[0], threading.Barrier(2, timeout=60)
@@ -57,8 +67,8 @@ def test_cohort_starts_on_its_assigned_device() -> None:
 
     tiles = [tile(cohort, 10) for cohort in "abcdefghij"]
     done = carried_out(tiles, start)
-    assert {one.tile.cohort: one.device for one in done} == scheduler.assign_devices(tiles, cost, 2)
-    assert all(one.device == one.numbers for one in done)
+    assert {one.tile.cohort: one.place for one in done} == scheduler.assign_devices(tiles, cost, 2)
+    assert all(one.place == one.numbers for one in done)
 
 
 def test_idle_device_helps_a_started_cohort() -> None:
@@ -70,9 +80,10 @@ def test_idle_device_helps_a_started_cohort() -> None:
         return int(device.id)
 
     done = carried_out([tile("a", 10), tile("a", 10), tile("b", 1)], start)
-    assert {one.device for one in done if one.tile.cohort == "a"} == {0, 1}
+    assert {one.place for one in done if one.tile.cohort == "a"} == {0, 1}
 
 
+@pytest.mark.usefixtures("a_place_per_device")
 def test_idle_device_prefers_an_unstarted_cohort() -> None:
     """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
     begun, taken, mine = threading.Event(), threading.Event(), list[str]()
@@ -92,6 +103,44 @@ def test_idle_device_prefers_an_unstarted_cohort() -> None:
 
     carried_out(tiles, start)
     assert mine[:3] == ["a", "a", "c"]
+
+
+def test_places_of_a_cpu_share_a_program() -> None:
+    """Two threads call one program at the same time: it is traced and compiled once."""
+    heard, together = Counter[str](), threading.Barrier(2, timeout=60)
+
+    def on_duration(event: str, duration: float, fun_name: str = "", **_: object) -> None:
+        heard[event.rpartition("/")[2]] += fun_name.removeprefix("jit(").removesuffix(")") == "shared"
+
+    def shared(x: Any) -> Any:
+        return x + 1.0
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    program = compilation.TracedOnce(shared)
+
+    def start(tile: Tile, device: Any, wanted: Any) -> Any:
+        together.wait()
+        return program(jax.device_put(np.float32(tile.steps), device))
+
+    done = carried_out([tile("a", 1), tile("a", 2)], start)
+    assert {one.place for one in done} == {0, 1} and {float(one.numbers) for one in done} == {2.0, 3.0}
+    assert heard["jaxpr_trace_duration"] == heard["backend_compile_duration"] == 1, heard
+
+
+def test_tiles_on_one_cpu_device_run_at_the_same_time() -> None:
+    meet = threading.Barrier(2, timeout=60)  # broken unless two executions are inside
+
+    def inside(x: Any) -> Any:
+        if x:
+            meet.wait()
+        return x
+
+    program = compilation.TracedOnce(lambda x: jax.pure_callback(inside, jax.ShapeDtypeStruct((), jnp.float32), x))
+    first, second = places()
+    program(jax.device_put(np.float32(0), first))  # compiled
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(program, jax.device_put(np.float32(x), place)) for x, place in ((1, first), (2, second))]
+        assert [float(call.result()) for call in calls] == [1, 2] and first is second
 
 
 def test_waiting_for_a_trace_counts_as_compile_time() -> None:
@@ -127,7 +176,7 @@ def test_serially_retried_tile_reports_its_compile_time() -> None:
             raise AssertionError(why)
 
     (one,) = carried_out([tile("a", 7)], start, Settled())
-    assert (one.device, one.numbers) == (0, 7) and one.compiling > 0
+    assert (one.place, one.numbers) == (0, 7) and one.compiling > 0
 
 
 def test_compile_time_is_reported_with_its_tile() -> None:

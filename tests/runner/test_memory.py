@@ -105,8 +105,12 @@ def asking(**arms: Any) -> Study:
     return replace(study, metrics=("val_loss",), claims=(), tables=(), figures=(), experiments=(main,), seeds=2)
 
 
-def test_plan_compiles_the_programs_of_the_run(cached: Callable[[], set[str]], tmp_path: Path) -> None:
-    """On the very device that begins the cohort, which need not be the first."""
+def test_plan_compiles_the_programs_of_the_run(
+    cached: Callable[[], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator, on the very device that begins the cohort, which need not be the first."""
+    monkeypatch.setattr(memory, "places", jax.devices)
+    monkeypatch.setattr(scheduler, "places", jax.devices)
     both = asking(deep={"depth": 2, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
     homes = scheduler.assign_devices(job.plan.tiles, job.plan.cost, 2)
@@ -158,22 +162,22 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 def test_memory_grows_with_devices(said: Callable[..., int]) -> None:
     one, two = prepare(asking(a={}), None, FEW), prepare(replace(asking(a={}), seeds=64), None, FEW)
     assert (len(one.plan.tiles), len(two.plan.tiles)) == (1, 2)
-    assert said(one) == 40 + 10 + 60 and said(two) == 2 * (40 + 10 + 60)
+    assert said(one) == 40 + 10 + 60 and said(two) == 40 + 10 + 2 * 60, "places of a CPU share programs, not tiles"
     four = prepare(replace(asking(a={}), seeds=128), None, FEW)
-    assert said(four) == 2 * (40 + 10 + 100), "the next tile's rows are there"
-    assert said(four, found=False) == 2 * (40 + 100) + 14, "one device reads what the other compiles"
-    assert said(four, grown=0) == 2 * (40 + 100 + 100 + 15 * 7), "where the system does not say"
+    assert said(four) == 40 + 10 + 2 * 100, "the next tile's rows are there"
+    assert said(four, found=False) == 40 + 4 + 2 * 100, "the run reads what the plan compiles"
+    assert said(four, grown=0) == 40 + 2 * 100 + 100 + 15 * 7, "where the system does not say"
 
 
 def test_small_cohort_next_to_a_large_one_needs_less(said: Callable[..., int]) -> None:
     job = prepare(asking(large={"rows": 100_000}, small={}), None, FEW)
     large, small = sorted((cohort.bytes() for cohort in job.plan.cohorts), reverse=True)
-    assert said(job) == round(2 * 50 + 60 * (1 + small / large))
+    assert said(job) == round(40 + 2 * 10 + 60 + small / memory.MIB)
     deep = prepare(asking(large={"rows": 100_000}, deep={"depth": 9}), None, FEW)
     large, small = sorted((cohort.bytes() for cohort in deep.plan.cohorts), reverse=True)
     assert large - small < 8 * memory.LAYER_BYTES, "what is compiled is the deep one"
     compiling = 10 * (1 + (100 + 15 * 7) / (100 + 15 * 15))
-    assert said(deep) == round(2 * 40 + compiling + 60 * (1 + large / small)), "and a tile is as large as it was measured there"
+    assert said(deep) == round(40 + compiling + 60 + large / memory.MIB), "only its own tile is measured"
 
 
 @pytest.mark.slow
@@ -182,7 +186,7 @@ def test_report_memory_includes_stored_runs(said: Callable[..., int], monkeypatc
     few = asking(a={"epochs": 3}, b={"epochs": 1})
     fresh = said(prepare(few, tmp_path, FEW))
     columns = len(prepare(few, None, FEW).declaration["columns"])
-    assert fresh == 2 * 40 + 4 * 4 * columns * 2 * (4 + 2)
+    assert fresh == 40 + 4 * 4 * columns * 2 * (4 + 2)
     execute.execute(replace(few, seeds=1), tmp_path, FEW, callback.Callback(), {"command": "", "preset": "default"})
     assert (resumed := prepare(few, tmp_path, FEW)).stored == 2
     assert said(resumed) == fresh
