@@ -5,6 +5,7 @@ The post of a bounded activation has equal bins over its range (`relu_study.stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,21 +80,25 @@ def linear_bin_of(values: Float[Array, "*n"], low: float, high: float) -> Int[Ar
     return jnp.where(is_zero, BINS_PER_SIDE, jnp.where(index < BINS_PER_SIDE, index, index + 1))
 
 
-def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Array, "65"]:
-    """Return the number of values in each bin of `bin_of`, or of `linear_bin_of` over `span`. NaN is in no bin."""
+def count(values: Float[Array, "..."], bins_of: Callable[[Array], Array], bins: int) -> Int[Array, "bins"]:
+    """Return the number of values in each of `bins` bins. NaN is in no bin."""
     # Pad as integers: padding floats may flush subnormals to zero.
     bits = jax.lax.bitcast_convert_type(values.ravel(), f"int{jnp.finfo(values.dtype).bits}")
     blocks = jnp.pad(bits, (0, -bits.size % BLOCK), constant_values=-1).reshape(-1, BLOCK)  # all ones: a NaN
 
-    def add(counted: Int[Array, "66"], block: Int[Array, "n"]) -> tuple[Int[Array, "66"], None]:
+    def add(counted: Int[Array, "bins_and_nan"], block: Int[Array, "n"]) -> tuple[Int[Array, "bins_and_nan"], None]:
         floats = jax.lax.bitcast_convert_type(block, values.dtype)
-        valid_bins = bin_of(floats) if span is None else linear_bin_of(floats, *span)
-        bins = jnp.where(jnp.isnan(floats), BINS, valid_bins)
-        return counted.at[bins].add(1, mode="promise_in_bounds"), None
+        valid_bins = bins_of(floats)
+        return counted.at[jnp.where(jnp.isnan(floats), bins, valid_bins)].add(1, mode="promise_in_bounds"), None
 
     # Scan over blocks: otherwise XLA fuses the bins with the computation of the values, in a loop that it cannot vectorise.
-    counted, _ = jax.lax.scan(add, jnp.zeros(BINS + 1, jnp.int32), blocks)
-    return counted[:BINS]
+    counted, _ = jax.lax.scan(add, jnp.zeros(bins + 1, jnp.int32), blocks)
+    return counted[:bins]
+
+
+def histogram(values: Float[Array, "..."], span: Range | None = None) -> Int[Array, "65"]:
+    """Return the number of values in each bin of `bin_of`, or of `linear_bin_of` over `span`. NaN is in no bin."""
+    return count(values, bin_of if span is None else lambda floats: linear_bin_of(floats, *span), BINS)
 
 
 def counts(snapshot: Snapshot, linear: bool = True, entries: int | None = None) -> dict[str, Int[Array, "65"]]:
