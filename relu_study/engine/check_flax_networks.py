@@ -13,6 +13,7 @@ import numpy as np
 from relu_study.components import random_keys
 from relu_study.components.entry_errors import calling
 from relu_study.components.flax_models import FlaxModel, Kernel, as_functions
+from relu_study.components.metrics.metric import default_metrics
 from relu_study.components.networks import OWN, initializer_of, network_of
 from relu_study.components.options import filled
 from relu_study.components.registry import activations, initializers, metrics, networks, ours
@@ -79,8 +80,12 @@ def _weight_notes(what: str, model: FlaxModel, spec: RunSpec, kernels: Sequence[
 
 
 def unbounded(network: str, requested: Sequence[str]) -> list[str]:
-    """Return a note for requested metrics of interval bounds, which a Flax network does not have."""
-    without = [name for name in requested if "bound" in metrics[name].requires]
+    """Return a note for requested metrics of interval bounds, which a Flax network does not have.
+
+    A study that requests all default metrics names none of them itself.
+    """
+    implied = set(default_metrics()) if set(default_metrics()) <= set(requested) else set[str]()
+    without = [name for name in requested if "bound" in metrics[name].requires and name not in implied]
     if not without:
         return []
     return [f"network {network!r} is a Flax module without interval bounds, so {', '.join(without)} has no values"]

@@ -73,12 +73,12 @@ def parameter_names(params: Any) -> list[str]:
 
 
 class MeasureConfig(NamedTuple):
-    """How a run is measured. Only requested quantities are computed. The default is all of them."""
+    """How a run is measured. Only requested quantities are computed. The default is all but the optional metrics."""
 
     probe_examples: int | None = None  # None: DEFAULT_EXAMPLES, or all if fewer
     val_examples: int | None = 8192  # maximum of validation examples; None: all
     histograms: bool = True
-    metrics: tuple[str, ...] | None = None  # None: every registered one
+    metrics: tuple[str, ...] | None = None  # None: every default one
     measure_every: int = 1  # epochs between measurements; the last epoch is always measured
     linear_bins: bool = True  # for outputs of bounded activations; False: powers of two
 

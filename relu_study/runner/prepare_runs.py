@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import jax
 
 from relu_study.components.metrics import revivals
-from relu_study.components.metrics.metric import declared
+from relu_study.components.metrics.metric import declared, default_metrics
 from relu_study.components.networks import initializer_of
 from relu_study.components.options import values
+from relu_study.components.registry import metrics as registered
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import METRICS, rows_of
 from relu_study.components.tasks.task import declared_metrics as task_metrics
@@ -29,9 +31,10 @@ from relu_study.stats import histogram_bins
 from relu_study.storage import tile_files
 from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.resume import FolderState
+from relu_study.study.outputs import Table
 from relu_study.study.run_spec import FIELDS, RunSpec
 from relu_study.study.shard import Shard
-from relu_study.study.study import REPORT_EPOCHS, Study
+from relu_study.study.study import DEFAULT_METRICS, REPORT_EPOCHS, Study
 
 
 def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfig) -> Request[Plan]:
@@ -44,6 +47,7 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     declaration = build_declaration(study, _cached(cohorts.sites), declared_metrics(runs, measure_config.metrics))
     if notes := list(dict.fromkeys(note for notes in checked.values() for note in notes)):
         declaration["notes"] = notes
+    _check_optional(study, declaration["metrics"])
     check(parsed := parse_declaration(declaration))
     if folder is not None and tile_files.stored_bins(folder) == histogram_bins.POWERS:
         measure_config = measure_config._replace(linear_bins=False)  # the bins of an earlier version: its tiles stay valid
@@ -86,13 +90,32 @@ def _measure_config(study: Study, measure_config: MeasureConfig) -> MeasureConfi
     measure_config = measure_config._replace(measure_every=study.every, probe_examples=examples)
     if not study.metrics:
         return measure_config
-    registered, specs = declared(), {run.task: run for run in study.runs()}.values()
+    specs = {run.task: run for run in study.runs()}.values()
     of_tasks = {name for spec in specs for name in task_metrics(tasks[spec.task](spec).signature)}  # always measured
     for name in study.metrics:
-        if name not in (*registered, *of_tasks):
-            raise nearest(name, [*registered, *of_tasks], f"metric of study {study.name}")
-    names = tuple(name for name in registered if name in {*study.metrics, "dead_fraction"})
-    return measure_config._replace(metrics=names, histograms=False)
+        if name not in (*registered, *of_tasks, DEFAULT_METRICS):
+            raise nearest(name, [*registered, *of_tasks, DEFAULT_METRICS], f"metric of study {study.name}")
+    with_default = DEFAULT_METRICS in study.metrics
+    wanted = {*study.metrics, "dead_fraction", *(default_metrics() if with_default else ())}
+    names = tuple(name for name in registered if name in wanted)
+    if with_default and names == default_metrics():  # as if the study named none
+        return measure_config
+    return measure_config._replace(metrics=names, histograms=measure_config.histograms and with_default)
+
+
+def _check_optional(study: Study, measured: Collection[str]) -> None:
+    """Raise UserError if a claim, table or figure reads an optional metric that the study does not measure."""
+    used = [(f"claim {claim.claim}", (claim.metric,)) for claim in study.claims]
+    used += [(f"table {table.name}", tuple(table.metrics)) for table in study.tables if isinstance(table, Table)]
+    used += [(f"figure {figure.name}", tuple(figure.metrics)) for figure in study.figures]
+    for user, names in used:
+        for name in (re.split("[/@]", name)[0] for name in names):
+            if name in registered and name not in measured and not registered[name].default:
+                named = tuple(study.metrics) or (DEFAULT_METRICS,)
+                raise UserError(
+                    f"{user} reads {name}, an optional metric that study {study.name} does not measure. "
+                    f"Declare metrics={(*named, name)!r}."
+                )
 
 
 def _cached(function: Callable[[RunSpec], Any]) -> Callable[[RunSpec], Any]:
@@ -114,10 +137,10 @@ def _columns(runs: list[RunSpec], sites: Callable[[RunSpec], list[str]], metrics
 
 
 def declared_metrics(runs: list[RunSpec], requested: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The manifest entries of all metrics of these runs: the `requested` metrics (None: all) and those of the tasks."""
+    """The manifest entries of all metrics of these runs: the `requested` metrics (None: default) and those of the tasks."""
     signatures = [tasks[run.task](run).signature for run in {run.task: run for run in runs}.values()]
     of_tasks = {name: entry for signature in signatures for name, entry in task_metrics(signature).items()}
-    of_metrics = {name: info for name, info in declared().items() if requested is None or name in requested}
+    of_metrics = declared(requested)
     revived = {name: revivals.declared()[name] for kind, name in revivals.KINDS.items() if f"{kind}_fraction" in of_metrics}
     entries = {**of_metrics, **revived, **of_tasks}
     return dict(sorted(entries.items()))

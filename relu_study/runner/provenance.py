@@ -37,7 +37,7 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
         for name in {getattr(run, field) for run in runs}
         if name in registry  # a network's own initialisation is no entry
     }
-    measured = [name for name in declared() if measure_config.metrics is None or name in measure_config.metrics]
+    measured = list(declared(measure_config.metrics))
     entries |= {f"metric {name}": registered[name] for name in measured}
     of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
     entries |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}

@@ -13,6 +13,7 @@ from relu_study.study.outputs import EventTable, Figure, Section, Table, check_f
 from relu_study.study.run_spec import RunSpec
 
 REPORT_EPOCHS = (0, 1, 2, 5, 10)
+DEFAULT_METRICS = "default"  # in `Study.metrics`: every default metric, histograms too
 MAX_SEEDS = 2**32  # a seed has 32 bits
 MAX_RUNS = 2_000_000  # one process lists every run in memory
 SIZES = ("seeds", "epochs", "use_targets", "skip", "probe_examples", "every")  # settings of a preset
@@ -60,7 +61,8 @@ class Study:
     skip: tuple[str, ...] = ()  # experiments left out at this size
     probe_examples: int | None = None  # N; None: the default
     every: int = 1  # epochs between measurements; the first is before training, the last at its end
-    metrics: tuple[str, ...] = ()  # metrics in addition to dead_fraction; empty: every metric, histograms too
+    # Metrics in addition to dead_fraction. Empty: every default metric, histograms too; ("default", "zero_entries"): one more.
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_sizes()

@@ -10,11 +10,13 @@
 - "unit": SiteView -> a mask over its units, or None where the metric is undefined. `measure` turns masks into fractions.
 - "site": Snapshot -> one number per site, and one for `all`.
 - "network": Snapshot -> one number.
+
+`default=False` makes a metric optional: only studies that name it in `Study.metrics` measure it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,8 @@ from jaxtyping import Array, Bool, Float
 
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.registry import metrics
-from relu_study.errors import nearest
+from relu_study.errors import UserError, nearest
+from relu_study.study.study import DEFAULT_METRICS
 
 PER = ("unit", "site", "network")
 DIRECTIONS = ("lower", "higher", "none")
@@ -41,6 +44,7 @@ class Metric:
     per: str
     requires: tuple[str, ...]  # fields of the SiteView (per unit) or Snapshot; the metric is empty if one is None
     store_mask: bool  # store the mask of units, not only the fraction
+    default: bool  # measured unless the study names other metrics
     text: str
     source: str
     function: Callable[..., Any]
@@ -83,6 +87,7 @@ def metric(
     high: float | None = None,
     requires: tuple[str, ...] = (),
     store_mask: bool = False,
+    default: bool = True,
     source: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that registers a function as the metric `name`.
@@ -96,11 +101,14 @@ def metric(
       low, high: range of the value; None: unbounded.
       requires: fields of SiteView (per unit) or Snapshot without which the metric is empty.
       store_mask: store the mask of units too.
+      default: whether a study that names no metrics measures it; if not, the metric is optional.
       source: reference of the definition.
 
     Raises:
-      UserError: for an unknown `per`, direction or required field.
+      UserError: for an unknown `per`, direction or required field, or the reserved name "default".
     """
+    if name == DEFAULT_METRICS:
+        raise UserError(f"{name!r} stands for all default metrics, so no metric can have this name. Choose another.")
     view = SiteView if per == "unit" else Snapshot
     values: list[tuple[str, tuple[str, ...], str]] = [(per, PER, "per"), (direction, DIRECTIONS, "direction")]
     values += [(required, view._fields, "required field") for required in requires]
@@ -110,7 +118,7 @@ def metric(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         text = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
-        metrics.add(name, Metric(name, unit, direction, low, high, per, requires, store_mask, text, source, function))
+        metrics.add(name, Metric(name, unit, direction, low, high, per, requires, store_mask, default, text, source, function))
         return function
 
     return register
@@ -119,7 +127,7 @@ def metric(
 def measure(
     snapshot: Snapshot, only: tuple[str, ...] | None = None
 ) -> tuple[dict[str, Float[Array, ""]], dict[str, Bool[Array, "U"]]]:
-    """Evaluate every metric, or `only` those named, on a snapshot of one run.
+    """Evaluate every default metric, or `only` those named, on a snapshot of one run.
 
     Returns:
       Values by "metric/site": metrics in name order, each for `all`, site_1, site_2, ...; NaN where undefined.
@@ -128,7 +136,7 @@ def measure(
     values: dict[str, Array] = {}
     masks: dict[str, Array] = {}
     dtype = jnp.result_type(float)
-    for name in metrics if only is None else only:
+    for name in default_metrics() if only is None else only:
         metric: Metric = metrics[name]
         reading = metric.read(snapshot)
         for site in ("all", *(snapshot.named() if metric.sites else ())):
@@ -138,10 +146,16 @@ def measure(
     return values, masks
 
 
-def declared() -> dict[str, dict[str, Any]]:
-    """Return every metric as plain data for the manifest, in name order."""
+def default_metrics() -> tuple[str, ...]:
+    """Return the names of the default metrics, in name order. The other registered metrics are optional."""
+    return tuple(name for name in metrics if metrics[name].default)
+
+
+def declared(only: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the default metrics, or `only` those named, as plain data for the manifest, in name order."""
     fields = ("unit", "direction", "low", "high", "sites", "text", "source")
-    return {name: {field: getattr(metrics[name], field) for field in fields} for name in metrics}
+    chosen = default_metrics() if only is None else only
+    return {name: {field: getattr(metrics[name], field) for field in fields} for name in metrics if name in chosen}
 
 
 def _fractions(masks: dict[str, Bool[Array, "U"]]) -> dict[str, Float[Array, ""]]:
