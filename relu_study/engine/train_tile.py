@@ -235,8 +235,10 @@ def _from_first_nonfinite(values: Float[np.ndarray, "R E"]) -> Bool[np.ndarray, 
     return ~np.logical_and.accumulate(np.isfinite(values), axis=1)
 
 
-def _reads_validation(metric: str) -> bool:
-    return metric.startswith("val_") or (metric in metrics and "val_loss" in metrics[metric].requires)
+def _requires(name: str, *fields: str) -> bool:
+    """Whether an array of a tile is a registered metric that requires one of these fields of a snapshot."""
+    metric = name.removeprefix("metric:").partition("/")[0]
+    return name.startswith("metric:") and metric in metrics and not set(fields).isdisjoint(metrics[metric].requires)
 
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:
@@ -271,7 +273,7 @@ def _unit_masks(pending: QueuedTile, tile: dict[str, np.ndarray]) -> dict[str, n
 
 
 def _drop_undefined(tile: dict[str, np.ndarray], bad: Bool[np.ndarray, "R E"], epochs: np.ndarray) -> None:
-    """Replace the measurements of nonfinite runs, and the update norms at epoch 0, by NaN or zero counts."""
+    """Replace the measurements of nonfinite runs, and the metrics of updates at epoch 0, by NaN or zero counts."""
     for name, values in tile.items():
         if name.startswith("metric:"):
             values[bad] = np.nan
@@ -279,12 +281,12 @@ def _drop_undefined(tile: dict[str, np.ndarray], bad: Bool[np.ndarray, "R E"], e
             values[_from_first_nonfinite(values)] = np.nan
         if name.startswith("histogram:"):
             values[bad] = 0
-        if name.startswith("metric:update_norm/"):
+        if _requires(name, "steps", "kernel_step", "bias_step"):
             values[:, epochs == 0] = np.nan
     if "metric:val_loss/all" in tile:  # the run and its probe-set metrics stay finite
         nonfinite = _from_first_nonfinite(tile["metric:val_loss/all"])
         for name, values in tile.items():
-            if name.startswith("metric:") and _reads_validation(name.removeprefix("metric:").partition("/")[0]):
+            if name.startswith("metric:val_") or _requires(name, "val_loss"):
                 values[nonfinite] = np.nan
 
 
