@@ -18,7 +18,7 @@ from tiers import tiered
 from relu_study.components import random_streams
 from relu_study.components.flax_models import FlaxModel
 from relu_study.components.networks import network_of
-from relu_study.components.registry import tasks
+from relu_study.components.registry import metrics, tasks
 from relu_study.engine import check_flax_networks, cohorts, measure_step, train_tile
 from relu_study.engine.forward import Forward, flax_model, forward_of, network_spec
 from relu_study.engine.state import MeasureConfig
@@ -108,7 +108,7 @@ def test_cnn_agrees_with_a_plain_nnx_training_loop(norm: str) -> None:
 @pytest.mark.parametrize("norm", ["none", "batch_norm"])
 def test_both_ways_of_measuring_agree_on_mlp(norm: str) -> None:
     spec = RunSpec(rows=60, width=6, depth=2, norm=norm, batch_size=8, epochs=2, learning_rate=0.3, initializer="he_normal")
-    config = MeasureConfig(30, 18)
+    config = MeasureConfig(30, 18, metrics=tuple(metrics))
     step, signature = cohorts.cohort(spec, tasks[spec.task](spec).signature)
     begun = train_tile.init_tile([spec], jax.devices()[0], config)
     state, data = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (begun.state, begun.data))

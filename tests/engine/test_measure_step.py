@@ -17,7 +17,8 @@ import reference
 from tiers import tiered
 
 from relu_study.components import random_streams
-from relu_study.components.registry import metrics, tasks
+from relu_study.components.metrics.metric import default_metrics
+from relu_study.components.registry import tasks
 from relu_study.engine import train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
@@ -213,7 +214,7 @@ def test_tile_matches_the_reference(name, run, epoch):
     tile = trained(name, RUNS[name][run].epochs)
     got = {key.removeprefix("metric:"): value[run, epoch] for key, value in tile.items() if key.startswith("metric:")}
     got = {key: value for key, value in got.items() if "revived" not in key}  # no probe of a state: formed of the masks
-    assert {key.partition("/")[0] for key in got} == set(metrics)
+    assert {key.partition("/")[0] for key in got} == set(default_metrics())
     assert {key for key, value in got.items() if not np.isnan(value)} == set(values)
     for key, value in values.items():
         assert got[key] == pytest.approx(value, rel=1e-4, abs=1e-7), key
@@ -255,7 +256,7 @@ def test_histograms_match_the_reference(name, run, epoch):
 def test_every_comparison_has_values():
     """Each kind of unit is there at some site, and some site has others beside it; both kinds of network as well."""
     seen = [wanted(*each)[0] for each in EACH]
-    for metric in metrics:
+    for metric in default_metrics():
         found = {float(value) for values in seen for key, value in values.items() if key.partition("/")[0] == metric}
         assert max(found) > 0 and len(found) > 1, metric
 

@@ -71,3 +71,20 @@ def update_norm(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
     """Norm of theta_e - theta_(e-1), what the epoch did to the kernel and bias that feed the site; empty before training."""
     sites = {name: (site.kernel_step, site.bias_step) for name, site in snapshot.named().items()}
     return {"all": norm(snapshot.steps), **_norms(sites)}
+
+
+@metric(
+    "update_ratio",
+    per="site",
+    unit="ratio",
+    direction="none",
+    low=0,
+    requires=("steps", "params"),
+    default=False,
+    source="after the update ratio of one step in Stanford's course CS231n, notes on neural networks, part 3",
+)
+def update_ratio(snapshot: Snapshot) -> dict[str, Float[Array, ""]]:
+    """update_norm / weight_norm; empty before training and where every weight is 0."""
+    updates, weights = update_norm(snapshot), weight_norm(snapshot)
+    sites = (name for name in (*snapshot.named(), "all") if name in updates)
+    return {name: updates[name] / jnp.where(weights[name] == 0, jnp.nan, weights[name]) for name in sites}

@@ -1,4 +1,4 @@
-"""Fractions of dead, nearly dead, always on, saturated, dormant and zero-gradient units on the probe set.
+"""Fractions of dead, nearly dead, always on, saturated, dormant, zero-gradient, quiet and silent units on the probe set.
 
 These metrics count units, not zero entries of activations.
 """
@@ -17,6 +17,8 @@ from relu_study.components.metrics.snapshot import SiteView
 NEARLY = 100  # a nearly dead unit is active on fewer than 1 in 100 examples
 SATURATED = 0.01  # slopes of a saturated unit, as a share of the maximal slope
 TAU = 0.025  # mean abs(post) of a dormant unit, as a share of its layer's average
+QUIET = 1e-5  # abs(post) of a quiet unit is smaller on all but 1 in 20 examples
+EXCEPTIONS = 20
 
 fraction = functools.partial(metric, per="unit", unit="fraction", low=0, high=1)
 
@@ -70,6 +72,29 @@ def zero_gradient(site: SiteView) -> Bool[Array, "U"] | None:
         return None
     zero_kernel = jnp.all(site.kernel_grad == 0, axis=range(site.kernel_grad.ndim - 1))
     return zero_kernel if site.bias_grad is None else zero_kernel & (site.bias_grad == 0)
+
+
+@fraction(
+    "quiet_fraction",
+    requires=("pre", "post"),
+    default=False,
+    source="Ben Braiek & Khomh 2022, arXiv 2204.00694 (TheDeepChecker): the 95th percentile of abs(post) is below 1e-5",
+)
+def quiet(site: SiteView) -> Bool[Array, "U"]:
+    """abs(post) < 1e-5 on at least 95 % of the probe examples; of a unit with several outputs, each of them."""
+    loud = jnp.sum(~(jnp.abs(site.post) < QUIET), axis=0)
+    return _of_units(loud <= len(site.post) // EXCEPTIONS, site)
+
+
+@fraction("silent_fraction", requires=("pre", "post"), default=False, source="the rule of keras-contrib's DeadReluDetector")
+def silent(site: SiteView) -> Bool[Array, "U"]:
+    """post = 0 on every probe example; of a unit with several outputs, each of them. The slope may differ from 0."""
+    return _of_units(jnp.all(site.post == 0, axis=0), site)
+
+
+def _of_units(outputs: Bool[Array, "V"], site: SiteView) -> Bool[Array, "U"]:
+    """Return which units have all their outputs in a mask over the columns of post, in blocks of U columns."""
+    return outputs.reshape(-1, site.pre.shape[1]).all(axis=0)
 
 
 def _active_examples(site: SiteView) -> Int[Array, "U"]:

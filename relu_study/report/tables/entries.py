@@ -126,7 +126,7 @@ class RunLookup:
         rows = self.place[0] == self.row[config_id]
         if self.alive[self.row[config_id]] and self.frame.loc[rows, at_sites].isna().all(axis=None):
             return "no sites"
-        if metric == "update_norm" and epoch == 0:
+        if metric in ("update_norm", "update_ratio") and epoch == 0:
             return "no step yet"
         return UNDEFINED.get(metric, "not measured")
 
