@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from relu_study.components.metrics import histograms
+from relu_study.components.metrics.metric import default_metrics
 from relu_study.components.metrics.snapshot import Snapshot
 from relu_study.components.registry import metrics
 from relu_study.engine.tapped_sites import TappedNetwork
@@ -26,11 +27,8 @@ from relu_study.watch.tap import trace
 ABSENT = ("collapsed", "constant", "train_loss", "val_loss")  # metrics of a study's task; the monitor's `loss` is train_loss
 ENTRIES = 2**14  # in a histogram: more would take as long as all other metrics together
 FIRST = ("loss", "dead_fraction", "nearly_dead_fraction", "saturated_fraction", "dormant_fraction", "grad_norm", "update_ratio")
-OWN = {
-    "loss": MetricInfo("lower", False, "loss", 0.0),
-    "update_ratio": MetricInfo("none", True, "fraction", 0.0),
-    "zero_entries": MetricInfo("none", True, "fraction", 0.0, 1.0),
-}
+MEASURED = ("update_ratio", "zero_entries")  # optional metrics that every monitor measures
+LOSS = MetricInfo("lower", False, "loss", 0.0)
 
 
 class Measured(NamedTuple):
@@ -63,7 +61,7 @@ class Program:
         """Return the properties of every measured metric, in the order of TensorBoard's charts."""
         measured = dict.fromkeys(name.partition("/")[0] for name in self.series)
         names = [*(name for name in FIRST if name in measured), *(name for name in measured if name not in FIRST)]
-        return {name: OWN.get(name) or _info(name) for name in names}
+        return {name: LOSS if name == "loss" else _info(name) for name in names}
 
 
 def _info(name: str) -> MetricInfo:
@@ -206,20 +204,11 @@ def _exact(tree: Any) -> Any:
 
 
 def _values(snapshot: Snapshot, named: Mapping[str, str]) -> tuple[dict[str, Array], list[Array]]:
-    """Return every registered metric that is defined here, with update_ratio and zero_entries, and the packed dead masks."""
+    """Return every default metric that is defined here, with those of `MEASURED`, and the packed dead masks."""
     values: dict[str, Array] = {}
     dead = []
-    for name in (name for name in metrics if name not in ABSENT):
+    for name in (*(name for name in default_metrics() if name not in ABSENT), *MEASURED):
         values |= {f"{name}/{named[site]}": value for site, value in metrics[name].read(snapshot).items()}
-    for site in named.values():
-        if (update := values.get(f"update_norm/{site}")) is not None:
-            values[f"update_ratio/{site}"] = update / values[f"weight_norm/{site}"]
-    zeros = {name: jnp.mean(site.post == 0, dtype=float) for name, site in snapshot.named().items()}
-    if snapshot.sites:
-        posts = [site.post for site in snapshot.sites]
-        entries = sum(post.size for post in posts)
-        values["zero_entries/all"] = sum((jnp.sum(post == 0) for post in posts), jnp.zeros(())) / entries
-    values |= {f"zero_entries/{named[name]}": share for name, share in zeros.items()}
     masks = metrics["dead_fraction"].masks(snapshot)
     for name in snapshot.named():
         dead.append(jnp.packbits(masks[name]))
