@@ -1,8 +1,9 @@
 """What it costs to watch: `python benchmarks/speed/price.py`.
 
 For each net and tile width, on every device at once: an epoch of training alone (140,000 rows, batch 128, each run's own data and
-order), and the measurement at its end, as percent of that epoch: every metric, loss and histogram, at every epoch and at
-every fourth; at the plan's own width also each metric by itself. 8,192 probe examples and 8,192 validation rows.
+order), and the measurement at its end, as percent of that epoch: every default metric, loss and histogram, at every epoch and at
+every fourth; at the plan's own width also the optional metrics on top, and each metric by itself. 8,192 probe examples and 8,192
+validation rows.
 
 A metric by itself pays for the passes over the probe set and validation rows that it needs (what nobody asks for, XLA does not
 compute), so the single prices add up to more than the price of all. Writes results/speed/price.csv and .md, and a picture.
@@ -29,6 +30,7 @@ from relu_study.study.run_spec import RunSpec
 
 WIDTHS = (8, 32, 128, 512)
 NOTHING = ()
+OPTIONAL = "all and optional"
 
 
 def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[str, Callable[[], float]]:
@@ -57,9 +59,12 @@ def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[s
 
 
 def kinds_of(alone: bool) -> dict[str, MeasureConfig]:
-    """Everything, and where asked for each metric and the histograms by themselves."""
-    each = {name: MeasureConfig(histograms=False, metrics=(name,)) for name in metrics} if alone else {}
-    return {"all": MeasureConfig(), **each, **({"histograms": MeasureConfig(metrics=NOTHING)} if alone else {})}
+    """Everything by default, and with `alone` the optional metrics on top, each metric and the histograms by themselves."""
+    if not alone:
+        return {"all": MeasureConfig()}
+    each = {name: MeasureConfig(histograms=False, metrics=(name,)) for name in metrics}
+    with_optional = MeasureConfig(metrics=tuple(metrics))
+    return {"all": MeasureConfig(), OPTIONAL: with_optional, **each, "histograms": MeasureConfig(metrics=NOTHING)}
 
 
 def rows(name: str, base: RunSpec, width: int, alone: bool, repeats: int) -> list[dict[str, Any]]:
