@@ -26,6 +26,8 @@ UNDEFINED = {  # reasons why a finite run has no value
     "certified_always_on_fraction": "no box, bound or identity piece",
     "always_on_fraction": "no identity piece",
     "saturated_fraction": "no smooth activation",
+    "grad_ratio": "no gradient at the last site",
+    "update_ratio": "all weights are 0",
 }
 
 
