@@ -105,7 +105,7 @@ def _measure_config(study: Study, measure_config: MeasureConfig) -> MeasureConfi
 
 def _check_optional(study: Study, measured: Collection[str]) -> None:
     """Raise UserError if a claim, table or figure reads an optional metric that the study does not measure."""
-    used = [(f"claim {claim.claim}", (claim.metric,)) for claim in study.claims]
+    used: list[tuple[str, tuple[str, ...]]] = [(f"claim {claim.claim}", (claim.metric,)) for claim in study.claims]
     used += [(f"table {table.name}", tuple(table.metrics)) for table in study.tables if isinstance(table, Table)]
     used += [(f"figure {figure.name}", tuple(figure.metrics)) for figure in study.figures]
     for user, names in used:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ STUDY = replace(
 EXTRA = ("default", "zero_entries", "update_ratio")
 
 
-def prepared(study: Study) -> prepare.Job:
+def prepared(study: Study) -> prepare.Job[Any, Any]:
     return prepare.prepare(study, None, MeasureConfig())
 
 
@@ -83,7 +84,7 @@ def test_unknown_metric_names_optional_ones_and_default() -> None:
         ({"figures": [Figure("zeros", "Zeros.", "curves", ("main",), metrics=("zero_entries/*",))]}, "figure zeros"),
     ],
 )
-def test_output_of_an_optional_metric_that_is_not_measured_names_the_cure(outputs: dict, user: str) -> None:
+def test_output_of_an_optional_metric_that_is_not_measured_names_the_cure(outputs: dict[str, Any], user: str) -> None:
     study = replace(STUDY, **outputs)
     cure = re.escape("Declare metrics=('default', 'zero_entries').")
     with pytest.raises(UserError, match=f"{user} reads zero_entries, an optional metric that study small .* {cure}"):
