@@ -1,0 +1,1 @@
+"""Rules of other tools on activations, re-implemented from their descriptions."""

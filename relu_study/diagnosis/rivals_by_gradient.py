@@ -1,0 +1,1 @@
+"""Rules of other tools on gradients and losses, re-implemented from their descriptions."""
