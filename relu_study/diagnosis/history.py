@@ -68,6 +68,11 @@ class History:
         """Return values halfway to the last finite measurement, as `latest`. The index is rounded down."""
         return self._at(values, self._last() // 2)
 
+    def later_half(self) -> Bool[np.ndarray, "*runs E"]:
+        """Return which measurements are in the later half of each run's finite ones. Of n, the first n // 2 are not."""
+        place = np.cumsum(self.finite, axis=-1)
+        return self.finite & (place > self.finite.sum(axis=-1, keepdims=True) // 2)
+
     def until(self, count: int) -> History:
         """Return the first `count` measurements."""
         return dataclasses.replace(
