@@ -6,7 +6,8 @@
         return history.latest(history.by_site("dead_fraction"))
 
 A function returns scores by site, "*runs L", or of the whole network, "*runs". It reduces over the last axes only, so that
-one call scores any number of runs. Higher scores are more suspicious. A NaN score abstains.
+one call scores any number of runs. There is at least one axis of runs and one measurement. Higher scores are more suspicious.
+A NaN score abstains.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Detector:
     def _read(self, history: History) -> Float[np.ndarray, "..."]:
         if not len(history) or not all(history.has(name) for name in self.requires):
             return np.full(history.runs, np.nan)
+        batch = history if history.runs else history.flat()  # rules always see an axis of runs
         with np.errstate(all="ignore"):  # NaN and infinity are valid inputs and scores
-            return np.asarray(self.function(history), np.float64)
+            scores = np.asarray(self.function(batch), np.float64)
+        return scores if history.runs else np.asarray(scores[0])
 
 
 def _largest(scores: Float[np.ndarray, "*runs L"]) -> Float[np.ndarray, "*runs"]:

@@ -134,7 +134,7 @@ def autotrainer_slow_convergence(history: History) -> Float[np.ndarray, "*runs"]
     """Rule re-implemented from its description: from 30 % of training on, accuracy never gained 0.01 between two epochs."""
     loss = history.overall("train_loss")
     gains = np.fmax.reduce(-np.diff(loss, axis=-1), axis=-1, initial=np.nan) / _reference(history)
-    return np.where(_judged(history), -np.fmax(gains, 0), np.nan)
+    return np.where(_judged(history), -np.maximum(gains, 0), np.nan)  # NaN without two measurements
 
 
 @rival(

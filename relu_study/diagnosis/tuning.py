@@ -29,7 +29,7 @@ def choose_threshold(scores: Float[np.ndarray, " n"], sick: Bool[np.ndarray, " n
     finite = np.unique(scores[np.isfinite(scores)])
     if not finite.size:
         raise UserError("no run has a finite score. Record the metrics that the detector requires")
-    middle = (finite[1:] + finite[:-1]) / 2
+    middle = finite[1:] / 2 + finite[:-1] / 2
     candidates = np.unique(np.concatenate([finite[:1], middle, np.nextafter(finite[-1:], np.inf)]))
     fires = scores >= candidates[:, None]
     alarms = fires[:, ~sick].mean(axis=1)
