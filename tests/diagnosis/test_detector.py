@@ -94,7 +94,7 @@ def test_first_flag_is_the_first_firing_measurement() -> None:
 
 
 def test_unknown_names_and_problems_get_the_nearest_ones() -> None:
-    with pytest.raises(UserError, match="unknown detector 'dyin'. Did you mean dying"):
+    with pytest.raises(UserError, match=r"unknown detector 'dyin'\. Did you mean dying"):
         detectors["dyin"]
     assert "dying" in detectors and "dyin" not in detectors and len(detectors) == len(list(detectors))
     with pytest.raises(UserError, match="unknown problem 'dead'"):
@@ -105,7 +105,7 @@ def test_a_name_belongs_to_one_function() -> None:
     registry, dying, exploding = Registry(), detectors["dying"], detectors["exploding"]
     registry.add(dying)
     registry.add(dataclasses.replace(dying, threshold=0.1))  # the same function again
-    with pytest.raises(UserError, match="'dying' is registered already, by relu_study.diagnosis.ours.dying"):
+    with pytest.raises(UserError, match=r"'dying' is registered already, by relu_study\.diagnosis\.ours\.dying"):
         registry.add(dataclasses.replace(exploding, name="dying"))
 
 

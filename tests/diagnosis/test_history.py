@@ -56,5 +56,5 @@ def test_of_run_and_flat_agree_with_indexing() -> None:
 
 def test_a_metric_of_another_shape_is_refused() -> None:
     finite = np.ones((2, 3), bool)
-    with pytest.raises((UserError, TypeError), match="a/all|shape|finite"):
+    with pytest.raises((UserError, TypeError), match=r"a/all|shape|finite"):
         History(np.arange(3.0), (), {"a/all": np.zeros((3, 2))}, finite, np.full(2, NAN), 2.0)

@@ -1,0 +1,88 @@
+"""Findings of runs by hand: site, units, onset, first flag, evidence; and their summary over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from recorded_runs import NAN, recorded, sparse_but_healthy
+
+from relu_study.diagnosis.detector import PROBLEMS, detectors
+from relu_study.diagnosis.diagnose import ADVICE, OURS, diagnose, summarise
+from relu_study.errors import UserError
+
+
+def test_a_finding_names_site_units_onset_and_first_flag() -> None:
+    dead = [[0, 0.25, 0.25, 0.25, 0.25], [0, 0.6, 0.2, 0.6, 0.8]]
+    history = recorded({"dead_fraction": dead}, units={"site_1": 40, "site_2": 20})
+    ((finding,),) = diagnose(history, only=["dying"])
+    assert (finding.problem, finding.detector, finding.site) == ("dying", "dying", "site_2")
+    assert finding.units == (16, 20) and finding.score == 0.8 and finding.threshold == detectors["dying"].threshold
+    assert (finding.first_flag, finding.onset) == (1, 3)  # it stopped firing at epoch 2
+    assert finding.evidence == "share of dead units at site_2: 16 of 20 units, 0.8, threshold 0.5, since epoch 3"
+    assert finding.advice == ADVICE["dying"]
+
+
+def test_a_problem_that_is_over_is_no_finding() -> None:
+    assert diagnose(recorded({"dead_fraction": [[0, 0.9, 0.1]]})) == [[]]
+
+
+def test_unknown_units_are_none() -> None:
+    ((finding,),) = diagnose(recorded({"dead_fraction": [[0, 0.9]]}))
+    assert finding.units is None and "units, " not in finding.evidence
+
+
+def test_a_finding_of_the_whole_network_has_no_site() -> None:
+    ((finding,),) = diagnose(recorded(network={"train_loss": [1, 0.9, 0.8, 0.7]}, first_bad=2), only=["exploding"])
+    assert finding.site == "" and finding.units is None and finding.onset == 2 and np.isinf(finding.score)
+    assert finding.evidence == "train loss over its first value: infinite, threshold 10, since epoch 2"
+
+
+def test_findings_of_many_runs_agree_with_each_run() -> None:
+    draw = np.random.default_rng(3)
+    sites = {name: [draw.uniform(0, 1, (2, 3, 8)) for _ in range(2)] for name in ("dead_fraction", "update_norm", "weight_norm")}
+    history = recorded(sites, {"train_loss": draw.uniform(0.5, 2, (2, 3, 8))}, constant_loss=np.ones((2, 3)))
+    together = diagnose(history)
+    assert together == [diagnose(history.of_run(index))[0] for index in np.ndindex(2, 3)]
+    assert any(together) and len({finding.problem for run in together for finding in run}) > 1
+
+
+@pytest.mark.parametrize("active", [25, 4])
+def test_a_sparse_but_healthy_network_has_no_finding(active: int) -> None:
+    assert diagnose(sparse_but_healthy(active)) == [[]]
+
+
+def test_an_empty_record_has_no_finding() -> None:
+    assert diagnose(sparse_but_healthy(25).until(0)) == [[]]
+
+
+def test_unknown_detectors_are_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean dying"):
+        diagnose(sparse_but_healthy(25), only=["dyin"])
+
+
+def test_every_problem_has_advice_and_a_rule_of_ours() -> None:
+    assert set(ADVICE) == set(PROBLEMS) == {detectors[name].problem for name in OURS}
+    assert set(OURS) == {name for name in detectors if not detectors[name].rival}
+
+
+def test_a_summary_counts_all_seeds() -> None:
+    dead = np.zeros((4, 2, 6))  # runs, sites, measurements
+    dead[0, 1, 2:], dead[1, 1, 4:], dead[2, 0, 5:] = 0.7, 0.6, 0.9
+    history = recorded({"dead_fraction": [dead[:, 0], dead[:, 1]]})
+    (row,) = summarise(diagnose(history))
+    assert (row.problem, row.detector, row.count, row.runs, row.share) == ("dying", "dying", 3, 4, 0.75)
+    assert row.onset == 4 and row.site == "site_2"
+    assert row.evidence == "3 of 4 runs, median score 0.7, median onset at epoch 4, most often at site_2 (2 of 3)"
+
+
+def test_among_equally_frequent_sites_the_largest_score_is_worst() -> None:
+    history = recorded({"dead_fraction": [[[0.6], [0]], [[0], [0.9]]]})
+    assert summarise(diagnose(history))[0].site == "site_2"
+
+
+def test_a_summary_is_sorted_by_share() -> None:
+    history = recorded({"dead_fraction": [[[0, 0.9], [0, 0]]]}, {"train_loss": [[1, 99], [1, NAN]]})
+    history.finite[1, 1] = False
+    rows = summarise(diagnose(history, only=["dying", "exploding"]))
+    assert [(row.problem, row.share) for row in rows] == [("exploding", 1), ("dying", 0.5)]
+    assert summarise([]) == [] and summarise([[], []]) == []
