@@ -12,7 +12,14 @@ from relu_study.diagnosis.detector import PROBLEMS, Registry, above, detector, d
 from relu_study.diagnosis.history import History
 from relu_study.errors import UserError
 
-METRICS = ("zero_entries", "dead_fraction", "nearly_dead_fraction", "silent_fraction", "quiet_fraction", "dormant_fraction")
+METRICS: tuple[str, ...] = (
+    "zero_entries",
+    "dead_fraction",
+    "nearly_dead_fraction",
+    "silent_fraction",
+    "quiet_fraction",
+    "dormant_fraction",
+)
 METRICS += ("post_mean", "grad_mean_abs", "grad_norm", "weight_norm", "update_norm", "zero_gradients")
 
 

@@ -91,8 +91,8 @@ def test_updates_of_nonfinite_measurements_do_not_count() -> None:
     np.testing.assert_allclose(ours.vanishing.scores(history), 1)
 
 
-def flat_loss(share: float, count: int = 9, **settings: float) -> History:
-    return recorded(network={"train_loss": [share] * count}, **settings)
+def flat_loss(share: float, constant_loss: float = NAN) -> History:
+    return recorded(network={"train_loss": [share] * 9}, constant_loss=constant_loss)
 
 
 def test_not_learning_compares_with_the_best_constant_or_else_the_first_loss() -> None:
@@ -108,7 +108,7 @@ def test_not_learning_fires_from_its_threshold_on() -> None:
 
 def test_not_learning_abstains_early() -> None:
     after = ours.NUMBERS["not_learning"]["after"]
-    history = flat_loss(1, count=9, constant_loss=1)  # epochs 0 to 8
+    history = flat_loss(1, constant_loss=1)  # epochs 0 to 8
     scores = ours.not_learning.over_time(history)
     assert np.isnan(scores).tolist() == [epoch < after * 8 for epoch in range(9)]
 
