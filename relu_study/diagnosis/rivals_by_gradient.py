@@ -15,7 +15,9 @@ rival = functools.partial(detector, rival=True)
 
 PROBE = "the probe set's gradient after each epoch in place of a batch's"
 AUTOTRAINER = "Zhang, Zhai, Ma & Shen 2021, ICSE, AUTOTRAINER; shiningrain/AUTOTRAINER, AutoTrainer/utils/monitor.py"
-UNCONVERGED = "train loss above 0.3 of the best constant's (else of the first) in place of accuracy below 0.7"
+UNCONVERGED = (
+    "accuracy on the probe set; where none is recorded, 1 - train loss / loss of the best constant (else the first loss)"
+)
 START = 0.3  # share of training before which AUTOTRAINER does not judge convergence
 THETA = 0.7  # its accuracy of a converged model
 STEPS = 10  # between the losses that SageMaker's LossNotDecreasing compares
@@ -128,12 +130,11 @@ def autotrainer_exploding(history: History) -> Float[np.ndarray, "*runs"]:
     requires=("train_loss",),
     source=f"{AUTOTRAINER}: delta 0.01",
     quantity="minus the largest gain between measurements",
-    adaptation="falls of train loss as a share of the best constant's loss (else of the first) in place of gains of accuracy",
+    adaptation=UNCONVERGED,
 )
 def autotrainer_slow_convergence(history: History) -> Float[np.ndarray, "*runs"]:
     """Rule re-implemented from its description: from 30 % of training on, accuracy never gained 0.01 between two epochs."""
-    loss = history.overall("train_loss")
-    gains = np.fmax.reduce(-np.diff(loss, axis=-1), axis=-1, initial=np.nan) / _reference(history)
+    gains = np.fmax.reduce(np.diff(_accuracy(history), axis=-1), axis=-1, initial=np.nan)
     return np.where(_judged(history), -np.maximum(gains, 0), np.nan)  # NaN without two measurements
 
 
@@ -202,9 +203,14 @@ def _ends(history: History) -> tuple[Float[np.ndarray, "*runs E"], Float[np.ndar
     return norms[..., 0], norms[..., -1]
 
 
-def _reference(history: History) -> Float[np.ndarray, "*runs"]:
-    """Return the loss of the best constant, or the first loss where that is unknown."""
-    return np.where(np.isnan(history.constant_loss), history.overall("train_loss")[..., 0], history.constant_loss)
+def _accuracy(history: History) -> Float[np.ndarray, "*runs E"]:
+    """Return the accuracy, or where none is recorded 1 - train loss / reference.
+
+    The reference is the loss of the best constant, or the first loss where that is unknown.
+    """
+    loss, accuracy = history.overall("train_loss"), history.overall("accuracy")
+    reference = np.where(np.isnan(history.constant_loss), loss[..., 0], history.constant_loss)
+    return np.where(np.isnan(accuracy), 1 - loss / reference[..., None], accuracy)
 
 
 def _judged(history: History) -> Bool[np.ndarray, "*runs"]:
@@ -215,7 +221,6 @@ def _judged(history: History) -> Bool[np.ndarray, "*runs"]:
 
 def _if_unconverged(history: History, scores: Float[np.ndarray, "*runs"]) -> Float[np.ndarray, "*runs"]:
     """Return scores of unconverged runs, 0 for converged ones, NaN before convergence is judged."""
-    lowest = np.fmin.reduce(history.overall("train_loss"), axis=-1)
-    converged = lowest <= (1 - THETA) * _reference(history)
-    known = _judged(history) & ~np.isnan(scores) & ~np.isnan(lowest)
-    return np.where(known, np.where(converged, 0.0, scores), np.nan)
+    best = np.fmax.reduce(_accuracy(history), axis=-1)
+    known = _judged(history) & ~np.isnan(scores) & ~np.isnan(best)
+    return np.where(known, np.where(best >= THETA, 0.0, scores), np.nan)

@@ -51,6 +51,14 @@ def test_autotrainer_judges_unconverged_networks_from_thirty_percent_on() -> Non
     assert rule.fires(gradients([0.9e-4], [0.1], loss=0.31))
 
 
+def test_autotrainer_reads_accuracy_where_it_is_recorded() -> None:
+    losses, accuracy = np.ones((3, 5)), np.array([[0, 0.2, 0.69, 0.5, 0.5], [0, 0.2, 0.7, 0.5, 0.5], [NAN] * 5])
+    sites = {"grad_norm": [np.full((3, 5), 1e-5), np.ones((3, 5))]}
+    history = recorded(sites, {"train_loss": losses, "accuracy": accuracy})
+    assert rivals.autotrainer_vanishing.fires(history).tolist() == [True, False, True]
+    assert rivals.autotrainer_slow_convergence.fires(history).tolist() == [False, False, True]
+
+
 def test_autotrainer_exploding_is_a_ratio_above_seventy_or_a_nonfinite_value() -> None:
     rule = rivals.autotrainer_exploding
     assert rule.fires(gradients([71], [1])) and not rule.fires(gradients([70], [1]))

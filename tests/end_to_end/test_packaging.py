@@ -216,7 +216,7 @@ def test_wheel_contains_the_package_and_its_studies(wheel):
     places = (place for pattern in ("*.py", "article_parts/*.py") for place in (ROOT / "benchmarks").glob(pattern))
     studies = {f"relu_study/{path.relative_to(ROOT)}" for path in places}
     assert "relu_study/benchmarks/article.py" in studies
-    assert held == package | studies | {"relu_study/py.typed"}
+    assert held == package | studies | {"relu_study/py.typed", "relu_study/diagnosis/thresholds.json"}
 
 
 def test_an_installed_wheel_finds_its_studies(installed, tmp_path):
