@@ -1,4 +1,4 @@
-"""Our rules: few, on counts of units and on the movement of whole sites, with numbers from `thresholds.json`."""
+"""Our rules: few, on counts of units, gradients of whole sites and the loss, with numbers from `thresholds.json`."""
 
 from __future__ import annotations
 
@@ -45,24 +45,25 @@ def exploding(history: History) -> Float[np.ndarray, "*runs"]:
     "vanishing",
     problem="vanishing",
     threshold=NUMBERS["vanishing"]["threshold"],
-    requires=("update_norm", "weight_norm"),
-    quantity="orders of magnitude less movement than a later site",
+    requires=("grad_norm", "weight_norm"),
+    quantity="orders of magnitude less gradient than a later site",
 )
 def vanishing(history: History) -> Float[np.ndarray, "*runs L"]:
-    """Orders of magnitude by which a site moved less than the fastest later site since the start.
+    """Orders of magnitude by which a site received less gradient than the later site with the most.
 
-    The movement of a site is the sum of update_norm over the epochs, over its first weight_norm. The sum includes the early
-    epochs, so a converged network, in which all sites rest, keeps its score. A site that never moved scores infinity if a later
-    one moved. With one site, or if no site moved, there is no comparison: NaN.
+    The gradient of a site is the sum of grad_norm over the measurements, over its first weight_norm. In a converged network all
+    gradients are small; their ratios, and the sums with the early measurements, are not. Gradients count, not updates: Adam
+    moves a site by the same amount whatever its gradient. A site without any gradient scores infinity if a later one has some.
+    With one site, or without any gradient, there is no comparison: NaN.
     """
-    updates, weights = history.by_site("update_norm"), history.by_site("weight_norm")
-    if len(history) < 2 or len(history.sites) < 2:
+    gradients, weights = history.by_site("grad_norm"), history.by_site("weight_norm")
+    if len(history.sites) < 2:
         return np.full((*history.runs, len(history.sites)), np.nan)
-    counted = np.isfinite(updates) & history.finite[..., None]
-    movement = np.where(counted, updates, 0).sum(axis=-2) / weights[..., 0, :]
-    movement = np.where(counted.any(axis=-2), movement, np.nan)
-    fastest = np.fmax.accumulate(movement[..., ::-1], axis=-1)[..., ::-1]
-    return np.log10(fastest / movement)
+    counted = np.isfinite(gradients) & history.finite[..., None]
+    received = np.where(counted, gradients, 0).sum(axis=-2) / weights[..., 0, :]
+    received = np.where(counted.any(axis=-2), received, np.nan)
+    most = np.fmax.accumulate(received[..., ::-1], axis=-1)[..., ::-1]
+    return np.log10(most / received)
 
 
 @rule(

@@ -39,7 +39,7 @@ def test_a_finding_of_the_whole_network_has_no_site() -> None:
 
 def test_findings_of_many_runs_agree_with_each_run() -> None:
     draw = np.random.default_rng(3)
-    sites = {name: [draw.uniform(0, 1, (2, 3, 8)) for _ in range(2)] for name in ("dead_fraction", "update_norm", "weight_norm")}
+    sites = {name: [draw.uniform(0, 1, (2, 3, 8)) for _ in range(2)] for name in ("dead_fraction", "grad_norm", "weight_norm")}
     history = recorded(sites, {"train_loss": draw.uniform(0.5, 2, (2, 3, 8))}, constant_loss=np.ones((2, 3)))
     together = diagnose(history)
     assert together == [diagnose(history.of_run(index))[0] for index in np.ndindex(2, 3)]

@@ -52,42 +52,39 @@ def test_a_nonfinite_run_explodes_from_its_first_nonfinite_measurement(first_bad
     assert ours.exploding.scores(history) == INF and ours.exploding.first_flag(history) == first_bad
 
 
-def test_vanishing_compares_the_movement_of_a_site_with_the_fastest_later_one() -> None:
-    updates = [[NAN, 0.01, 0.01], [NAN, 2, 2], [NAN, 0.5, 0.5]]
-    history = recorded({"update_norm": updates, "weight_norm": [[2, 3, 3], [4, 9, 9], [10, 1, 1]]})
-    # movements 0.02 / 2, 4 / 4, 1 / 10; the fastest from each site on: 1, 1, 0.1
+def test_vanishing_compares_the_gradient_of_a_site_with_the_largest_later_one() -> None:
+    gradients = [[0, 0.01, 0.01], [1, 2, 1], [0.2, 0.4, 0.4]]
+    history = recorded({"grad_norm": gradients, "weight_norm": [[2, 3, 3], [4, 9, 9], [10, 1, 1]]})
+    # sums over first weight norms: 0.02 / 2, 4 / 4, 1 / 10; the largest from each site on: 1, 1, 0.1
     np.testing.assert_allclose(ours.vanishing.site_scores(history), [2, 0, 0], atol=1e-12)
 
 
 def test_vanishing_fires_from_its_threshold_on() -> None:
-    slow = 10.0**-ours.vanishing.threshold
-    updates = [[[NAN, slow * 0.999], [NAN, slow * 1.001]], [[NAN, 1], [NAN, 1]]]
-    history = recorded({"update_norm": updates, "weight_norm": [np.ones((2, 2)), np.ones((2, 2))]})
+    small = 10.0**-ours.vanishing.threshold
+    gradients = [[[small * 0.999], [small * 1.001]], [[1], [1]]]
+    history = recorded({"grad_norm": gradients, "weight_norm": [np.ones((2, 1)), np.ones((2, 1))]})
     assert ours.vanishing.fires(history).tolist() == [True, False]
 
 
 def test_a_converged_network_is_not_vanishing() -> None:
-    rest = [NAN, *0.5 ** np.arange(20.0)]  # both sites come to rest, the first one a little earlier
-    early = [NAN, *0.4 ** np.arange(20.0)]
-    history = recorded({"update_norm": [early, rest], "weight_norm": [[1] * 21, [1] * 21]})
-    assert history.by_site("update_norm")[-1, 1] / history.by_site("update_norm")[-1, 0] > 60
+    early, late = 0.4 ** np.arange(20.0), 0.5 ** np.arange(20.0)  # both gradients fall, the first one a little faster
+    history = recorded({"grad_norm": [early.tolist(), late.tolist()], "weight_norm": [[1] * 20, [1] * 20]})
+    assert late[-1] / early[-1] > 60 and early[-1] < 1e-7
     np.testing.assert_allclose(ours.vanishing.scores(history), np.log10(2 / (1 / 0.6)), atol=1e-4)
 
 
-def test_a_site_that_never_moves_is_infinitely_slow_unless_no_later_one_moves() -> None:
+def test_a_site_without_gradient_is_infinite_unless_no_later_one_has_any() -> None:
     ones = [[1, 1], [1, 1]]
-    assert ours.vanishing.scores(recorded({"update_norm": [[NAN, 0], [NAN, 1]], "weight_norm": ones})) == INF
-    assert np.isnan(ours.vanishing.scores(recorded({"update_norm": [[NAN, 0], [NAN, 0]], "weight_norm": ones})))
+    assert ours.vanishing.scores(recorded({"grad_norm": [[0, 0], [0, 1]], "weight_norm": ones})) == INF
+    assert np.isnan(ours.vanishing.scores(recorded({"grad_norm": [[0, 0], [0, 0]], "weight_norm": ones})))
 
 
-def test_vanishing_needs_two_sites_and_an_update() -> None:
-    one = recorded({"update_norm": [[NAN, 1]], "weight_norm": [[1, 1]]})
-    short = recorded({"update_norm": [[NAN], [NAN]], "weight_norm": [[1], [1]]})
-    assert np.isnan(ours.vanishing.scores(one)) and np.isnan(ours.vanishing.scores(short))
+def test_vanishing_needs_two_sites() -> None:
+    assert np.isnan(ours.vanishing.scores(recorded({"grad_norm": [[1, 1]], "weight_norm": [[1, 1]]})))
 
 
-def test_updates_of_nonfinite_measurements_do_not_count() -> None:
-    history = recorded({"update_norm": [[NAN, 0.1, 99], [NAN, 1, 1]], "weight_norm": [[1] * 3, [1] * 3]}, first_bad=2)
+def test_gradients_of_nonfinite_measurements_do_not_count() -> None:
+    history = recorded({"grad_norm": [[0, 0.1, 99], [0, 1, 1]], "weight_norm": [[1] * 3, [1] * 3]}, first_bad=2)
     np.testing.assert_allclose(ours.vanishing.scores(history), 1)
 
 
