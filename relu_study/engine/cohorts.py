@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from typing import Any
 
 from relu_study.components.networks import OWN, initializer_of, network_of
@@ -18,6 +17,7 @@ from relu_study.engine.plan import RunCost
 from relu_study.engine.state import MeasureConfig, packed
 from relu_study.engine.train_step import BLOCK, compiled_rates, steps_per_epoch
 from relu_study.errors import UserError
+from relu_study.study.measurement_times import measured_epochs
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
 
 ENGINE = 3  # version of the numbers: grows with each change that moves a bit, and committed results are then regenerated
@@ -146,10 +146,16 @@ def cost_of(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> R
         data=4 * (signature.train_rows + measure_config.validation(signature)) * (columns if task.table is None else 1),
         state=16 * weights,
         layers=len(widths) + FIXED_LAYERS,
-        num_measurements=len(range(0, math.ceil(spec.epochs), measure_config.measure_every)) + 1 if spec.epochs else 1,
+        num_measurements=len(epochs_measured(spec, measure_config)),
         measured_rows=measure_config.probe_set(signature) + measure_config.validation(signature),
         sites=len(units),
     )
+
+
+def epochs_measured(spec: RunSpec, measure_config: MeasureConfig) -> list[float]:
+    """Return the measured epochs of a run: 0, those of its measurement settings, and its length."""
+    per_epoch = steps_per_epoch(tasks[spec.task](spec).signature.train_rows, spec.batch_size)
+    return measured_epochs(spec.epochs, per_epoch, measure_config.measure_every)
 
 
 def _title(spec: RunSpec, program: RunSpec, signature: Signature, widths: list[int]) -> str:

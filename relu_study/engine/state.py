@@ -11,6 +11,7 @@ from flax import nnx
 
 from relu_study.components.networks import network_of
 from relu_study.components.tasks.task import Signature, targets
+from relu_study.study.measurement_times import Every
 from relu_study.study.run_spec import RunSpec
 
 DEFAULT_EXAMPLES = 8192  # of the probe set, or all if fewer
@@ -79,7 +80,7 @@ class MeasureConfig(NamedTuple):
     val_examples: int | None = 8192  # maximum of validation examples; None: all
     histograms: bool = True
     metrics: tuple[str, ...] | None = None  # None: every default one
-    measure_every: int = 1  # epochs between measurements; the last epoch is always measured
+    measure_every: Every = 1  # epochs between measurements, or measured epochs; the end is always measured
     linear_bins: bool = True  # for outputs of bounded activations; False: powers of two
 
     def probe_set(self, signature: Signature) -> int:

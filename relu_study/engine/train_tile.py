@@ -23,6 +23,7 @@ from relu_study.engine.state import Data, MeasureConfig, State, Weights, paramet
 from relu_study.engine.tile_data import datasets_of, draw, init_per_key, numbers, probe_inputs
 from relu_study.engine.train_step import ranges, steps_per_epoch
 from relu_study.errors import UserError
+from relu_study.study.measurement_times import measured_epochs, measured_steps, steps_in
 from relu_study.study.run_spec import RunSpec
 
 IN_FLIGHT = 3  # measured epochs queued on a device ahead of the current one
@@ -82,11 +83,6 @@ class QueuedTile(NamedTuple):
     drawn: list[Extremes]  # inputs of each phase, if a user's task has a box
 
 
-def epochs_measured(epochs: float, every: int = 1) -> np.ndarray:
-    """The measured epochs: 0, every `every`-th, and the last, which may be fractional."""
-    return np.append(np.arange(0, math.ceil(epochs), every), epochs).astype(float) if epochs else np.zeros(1)
-
-
 def init_tile(
     specs: list[RunSpec], device: Any, measure_config: MeasureConfig = MeasureConfig(), num_datasets: int | None = None
 ) -> TileState:
@@ -141,6 +137,7 @@ def start_tile(
     readers, _ = datasets_of(specs, num_datasets)
     state, data, seeds, hparams, box, source = init_tile(specs, device, measure_config, num_datasets)
     phase, drawn = 0, _extremes(readers, data)
+    measured_at = measured_steps(total, per_epoch, measure_config.measure_every if probe else (num_epochs + 1,))
     table = () if data.table is None else (data.table,)
     measured = [program.measure(state._replace(opt=None), state.params, data, hparams, box, source)]
     for epoch in range(1, num_epochs + 1):
@@ -150,19 +147,21 @@ def start_tile(
         if now != phase:
             data, phase = draw(readers, now, device, measure_config), now
             drawn += _extremes(readers, data)
-        last = per_epoch if epoch <= total else round((total - epoch + 1) * per_epoch)
+        last, due = steps_in(epoch, total, per_epoch), measured_at.get(epoch, ())
+        ends = observer.ends(epoch, last) if observer else range(chunk or last, last, chunk or last or 1)
         previous = state.params
-        ends = observer.ends(epoch, last) if observer else [*range(chunk or last, last, chunk or last or 1), last]
-        for start, stop in itertools.pairwise([0, *ends] if last else []):
-            before, at = state, [jax.device_put(np.int32(i), device) for i in (epoch, start, stop)]
-            state = program.advance(state, data.train, seeds, hparams, *at, source, *table)
-            if observer:
-                observer.see(Dispatch(epoch, start, stop, before, state, data))
-        if (probe and epoch % measure_config.measure_every == 0) or epoch == num_epochs:
-            measured.append(program.measure(state._replace(opt=None), previous, data, hparams, box, source))
-        if len(measured) > IN_FLIGHT:
-            jax.block_until_ready(measured[-IN_FLIGHT])
-    epochs = epochs_measured(total, measure_config.measure_every)
+        for start, stop in itertools.pairwise([0, *sorted({*ends, *due, last})]):
+            if stop > start:
+                before, at = state, [jax.device_put(np.int32(i), device) for i in (epoch, start, stop)]
+                state = program.advance(state, data.train, seeds, hparams, *at, source, *table)
+                if observer:
+                    observer.see(Dispatch(epoch, start, stop, before, state, data))
+            if stop in due:
+                measured.append(program.measure(state._replace(opt=None), previous, data, hparams, box, source))
+                previous = state.params
+            if len(measured) > IN_FLIGHT:
+                jax.block_until_ready(measured[-IN_FLIGHT])
+    epochs = np.array(measured_epochs(total, per_epoch, measure_config.measure_every))
     return QueuedTile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],

@@ -22,6 +22,7 @@ from relu_study.engine.plan import Cohort, Plan, Tile
 from relu_study.engine.state import MeasureConfig, State, pack
 from relu_study.runner.prepare import Job
 from relu_study.study.draw_study import DrawStudy
+from relu_study.study.run_spec import RunSpec
 from relu_study.study.study import Study
 
 MIB = 1 << 20
@@ -105,7 +106,10 @@ def _compiler(cohort: Cohort) -> int:
 def _reported(job: Job[Study, Plan]) -> int:
     """Bytes of the report of all runs, stored or not; a shard writes no report."""
     runs = [] if job.shard else job.study.runs()
-    measurements = sum(len(train_tile.epochs_measured(run.epochs, job.measure_config.measure_every)) for run in runs)
+    by_length: dict[Any, list[RunSpec]] = {}
+    for run in runs:
+        by_length.setdefault((run.task, run.rows, run.batch_size, run.epochs, run.options), []).append(run)
+    measurements = sum(len(alike) * len(cohorts.epochs_measured(alike[0], job.measure_config)) for alike in by_length.values())
     return len(runs) * RUN_BYTES + REPORT_BYTES * 4 * len(job.declaration["columns"]) * measurements
 
 
@@ -128,7 +132,7 @@ def of_tile(tile: Tile, measure_config: MeasureConfig, device: Any = None, only:
     Includes the data of the next tile, which is sampled during the last epochs, unless the tile is the `only` one of its device.
     """
     sizes, rows, state = compiled(tile, measure_config, device)
-    measured = sizes["measure"].output * len(train_tile.epochs_measured(tile.runs[0].epochs, measure_config.measure_every))
+    measured = sizes["measure"].output * len(cohorts.epochs_measured(tile.runs[0], measure_config))
     return max(sum(size) for size in sizes.values()) + (0 if only else rows) + train_tile.IN_FLIGHT * state + measured
 
 

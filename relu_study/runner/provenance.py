@@ -37,6 +37,7 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
         for name in {getattr(run, field) for run in runs}
         if name in registry  # a network's own initialisation is no entry
     }
+    every = measure_config.measure_every
     measured = list(declared(measure_config.metrics))
     entries |= {f"metric {name}": registered[name] for name in measured}
     of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
@@ -45,7 +46,7 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
         **host(),
         "probe_examples": measure_config.probe_examples or DEFAULT_EXAMPLES,
         "val_examples": measure_config.val_examples,
-        "measured_every": measure_config.measure_every,
+        "measured_every": list(every) if isinstance(every, tuple) else every,
         "histogram_bins": histogram_bins.LINEAR if measure_config.linear_bins else histogram_bins.POWERS,
         "metrics": None if measure_config.metrics is None else ", ".join(measure_config.metrics),
         "measured": measured,

@@ -132,13 +132,13 @@ def _measure_config(run: StoredRun) -> MeasureConfig:
     stored: Mapping[str, Any] = {**EARLIER, **run.provenance}
     chosen = stored.get("metrics")
     probe = stored["probe_examples"]
-    histograms = stored["histograms"]
+    histograms, every = stored["histograms"], stored["measured_every"]
     return MeasureConfig(
         probe_examples=None if probe == DEFAULT_EXAMPLES else probe,
         val_examples=stored["val_examples"],
         histograms=chosen is None if histograms is UNKNOWN else histograms,
         metrics=None if chosen is None else tuple(chosen.split(", ")),
-        measure_every=stored["measured_every"],
+        measure_every=tuple(every) if isinstance(every, list) else every,
         linear_bins=stored["histogram_bins"] == histogram_bins.LINEAR,
     )
 

@@ -19,6 +19,7 @@ from relu_study.errors import UserError, nearest
 from relu_study.storage.checksums import one_line
 from relu_study.storage.manifest import read_manifest
 from relu_study.study.claims import CellClaim, Claim, Target
+from relu_study.study.measurement_times import Every, checked_every
 from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, FIRST_INITIALIZER, RunSpec
 
@@ -85,6 +86,7 @@ class _WithoutTables(_Common):
     report_epochs: tuple[float, ...]
     seeds: Annotated[int, Meta(ge=1)]
     metrics: Mapping[str, MetricInfo]
+    every: Every = 1  # that of earlier versions
     skip: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # set in some configuration, in name order
 
@@ -247,7 +249,8 @@ def parse_declaration(plain: Any) -> Declaration:
         UserError: an entry is missing or invalid. The message has its path.
     """
     read = _convert(plain, _WithoutTables)
-    found = {**vars(read), "options": read.options}  # msgspec leaves an absent entry to the class
+    # msgspec leaves an absent entry to the class
+    found = {**vars(read), "options": read.options, "every": checked_every(read.every, "`$.every`")}
     pairs = enumerate(_convert(plain.get("tables"), list[dict[str, Any]], "$.tables"))
     tables = tuple(_convert(table, EventTable if "events" in table else Table, f"$.tables[{i}]") for i, table in pairs)
     entries = tuple(_completed(entry, found, i) for i, entry in enumerate(found["configurations"]))

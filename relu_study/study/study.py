@@ -9,6 +9,7 @@ from typing import Any
 
 from relu_study.errors import UserError, nearest
 from relu_study.study.claims import Claim, Target
+from relu_study.study.measurement_times import Every, checked_every
 from relu_study.study.outputs import EventTable, Figure, Section, Table, check_factors
 from relu_study.study.run_spec import RunSpec
 
@@ -60,7 +61,7 @@ class Study:
     use_targets: tuple[str, ...] = ()  # targets to train on at this size; empty: all
     skip: tuple[str, ...] = ()  # experiments left out at this size
     probe_examples: int | None = None  # N; None: the default
-    every: int = 1  # epochs between measurements; the first is before training, the last at its end
+    every: Every = 1  # epochs between measurements, or a tuple of measured epochs; 0 and the end are always measured
     # Metrics in addition to dead_fraction. Empty: every default metric, histograms too; ("default", "zero_entries"): one more.
     metrics: tuple[str, ...] = ()
 
@@ -71,7 +72,8 @@ class Study:
 
     def _check_sizes(self) -> None:
         seeds = [(f"seeds of experiment {e.name}", e.seeds) for e in self.experiments if e.seeds is not None]
-        for size, number in [("seeds", self.seeds), ("every", self.every), *seeds]:
+        object.__setattr__(self, "every", checked_every(self.every, f"study {self.name}: every"))
+        for size, number in [("seeds", self.seeds), *seeds]:
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise UserError(f"study {self.name}: {size} must be a whole number of at least 1, not {number!r}")
             if number > MAX_SEEDS:

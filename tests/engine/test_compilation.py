@@ -28,22 +28,6 @@ PROBE = MeasureConfig(200, 100)
 LOSS = PROBE._replace(histograms=False, metrics=("train_loss",))  # quick to compile
 
 
-@pytest.mark.parametrize(
-    ("epochs", "every", "when"),
-    [
-        (0, 3, [0]),
-        (0.25, 3, [0, 0.25]),
-        (3, 1, [0, 1, 2, 3]),
-        (3, 3, [0, 3]),
-        (4, 3, [0, 3, 4]),
-        (6.5, 3, [0, 3, 6, 6.5]),
-        (6.5, 7, [0, 6.5]),
-    ],
-)
-def test_measured_epochs(epochs: float, every: int, when: list[float]) -> None:
-    assert train_tile.epochs_measured(epochs, every).tolist() == when
-
-
 def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, taken = RunSpec(task="lu_targets", rows=4_000, batch_size=64, width=2, epochs=5_000 / 47), []
     assert cost_of(spec).steps == 5_000
@@ -61,6 +45,10 @@ def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyP
         5_000 / 47,
     ]
     assert len(taken) == 107 and taken[:106] == [47] * 106 and sum(taken) == 5_000
+    taken.clear()
+    within = train_tile.train_tile([spec], 2, measure_config=MeasureConfig(measure_every=(0.1, 0.5, 106.2, 106.375)))["epoch"]
+    np.testing.assert_allclose(within * 47, [0, 5, 24, 4_991, 5_000], rtol=1e-8)  # 106.375 rounds to the last step
+    assert taken[:3] == [5, 19, 23] and taken[-2:] == [9, 9] and sum(taken) == 5_000
 
 
 class Heard:

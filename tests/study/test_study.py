@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from relu_study.errors import UserError
@@ -93,10 +95,9 @@ def test_claims_apply_to_shared_targets_of_their_arms() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
-def test_seeds_and_every_are_whole_numbers(wrong: object) -> None:
+def test_seeds_are_whole_numbers(wrong: object) -> None:
     for changes, what in (
         ({"seeds": wrong}, "seeds"),
-        ({"every": wrong}, "every"),
         ({"experiments": (replace(FEW, seeds=wrong),)}, "seeds of experiment few"),
     ):
         with pytest.raises(UserError, match=rf"study s: {what} must be a whole number of at least 1"):
@@ -107,8 +108,15 @@ def test_preset_says_how_often_it_measures() -> None:
     assert study().every == 1 and study().with_preset("full").every == 4 and study().declaration()["every"] == 1
     with pytest.raises(UserError, match=r"unknown setting of preset full 'ever'. Did you mean every"):
         study(presets={"full": {"ever": 4}})
-    with pytest.raises(UserError, match="every must be a whole number"):
-        study(presets={"full": {"every": 0.5}}).with_preset("full")
+    with pytest.raises(UserError, match="study s: every must be a whole number of at least 1, a fraction"):
+        study(presets={"full": {"every": 1.5}}).with_preset("full")
+
+
+def test_study_measures_within_epochs_and_declares_plain_numbers() -> None:
+    often = study(presets={"full": {"every": 0.5}}).with_preset("full")
+    early = study(every=[0.1, 1.0, np.float64(2.5)])
+    assert (often.every, early.every, study(every=2.0).every) == (0.5, (0.1, 1, 2.5), 2)
+    assert json.dumps(early.declaration()["every"]) == "[0.1, 1, 2.5]" and json.dumps(study().declaration()["every"]) == "1"
 
 
 def test_table_of_counts_names_factors_and_events() -> None:

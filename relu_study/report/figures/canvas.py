@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 7.0  # inches
 DPI = 150
@@ -143,6 +144,13 @@ def runs(counts: Collection[int]) -> str:
     """Return a number of runs as text: "32 runs", "3 to 16 runs"."""
     span = f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return f"{span} run{'s' if max(counts) > 1 else ''}"
+
+
+def epoch_ticks(most: int, epochs: Iterable[np.ndarray]) -> MaxNLocator:
+    """Return the ticks of an axis of epochs: whole numbers, unless it is short and shows measurements within epochs."""
+    lines = [line for line in epochs if len(line)]
+    within = any((line[:-1] % 1).any() for line in lines) and max(line[-1] for line in lines) < most / 2
+    return MaxNLocator(most, integer=not within, steps=ROUND)
 
 
 def log_scale(ax: Axes, values: np.ndarray) -> None:

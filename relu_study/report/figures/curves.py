@@ -72,10 +72,10 @@ def curves(rows: Sequence[Row], columns: Sequence[str], arms: Sequence[str], tit
             _share_limits(list(axes[i]), row)
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name)
+    bands = [band for row in rows for cell in row.cells for band in cell.values()]
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
-    bands = [band for row in rows for cell in row.cells for band in cell.values()]
+        ax.xaxis.set_major_locator(canvas.epoch_ticks(6, [band.epochs for band in bands]))
     legend = legend_below(picture, handles, f"{title} {runs({band.runs for band in bands})}", note)
     picture.set_size_inches(picture.get_figwidth(), 1.6 * len(rows) + 0.5 + legend)
     return picture

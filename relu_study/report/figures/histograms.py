@@ -26,6 +26,7 @@ from relu_study.report.figures.canvas import (
     ROUND,
     SEQUENTIAL,
     Panel,
+    epoch_ticks,
     legend_below,
     num_rows,
     panel_grid,
@@ -260,7 +261,7 @@ def _spread(ax: Axes, cell: ValueHistogram, scale: AnyScale, norm: Normalize) ->
         bottom, top = _span(scale)
         ax.add_patch(Rectangle((edges[i], bottom), edges[i + 1] - edges[i], top - bottom, **HATCHED))
     ax.set_xlim(edges[0], edges[-1])
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    ax.xaxis.set_major_locator(epoch_ticks(5, [epochs]))
     return len(counted) < len(epochs)
 
 

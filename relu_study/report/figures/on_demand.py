@@ -242,7 +242,7 @@ def _empty(request: Figure, numbers: FigureData) -> str:
     epochs = pd.unique(np.sort(numbers.summary["epoch"]))
     if request.kind in ("depth", "map") and not _at_the_end(request):
         when = ", ".join(f"{epoch:g}" for epoch in request.epochs if epoch != "last")
-        return f"no value of {what} at epoch {when}, only at {', '.join(f'{epoch:g}' for epoch in epochs)}"
+        return f"no value of {what} at epoch {when}, only at {', '.join(f'{epoch:.9g}' for epoch in epochs)}"
     if len(numbers.summary) and not numbers.summary["n_finite"].any():
         return "none of the runs is finite"
     return f"no value of {what} in {len(numbers.summary['config_id'].unique()) or len(numbers.configurations)} configurations"

@@ -259,7 +259,7 @@ def _frames(folder: Path, manifest: StudyManifest, epoch: float | None) -> tuple
 
 def _check_epoch(folder: Path, epoch: float | None, available: Sequence[float], hint: str = "") -> None:
     if epoch not in (available := sorted(set(available))):
-        few = ", ".join(f"{e:g}" for e in available) if len(available) < 12 else f"{available[0]:g} to {available[-1]:g}"
+        few = ", ".join(f"{e:.9g}" for e in available) if len(available) < 12 else f"{available[0]:g} to {available[-1]:g}"
         raise UserError(f"{folder} has no epoch {epoch:g}. It has the epochs {few}{hint}.")
 
 

@@ -30,6 +30,7 @@ from relu_study.storage.configurations import Configuration
 from relu_study.storage.declaration import StudyManifest
 from relu_study.storage.frames import summary_frame
 from relu_study.storage.tile_identity import LOSSES
+from relu_study.study.measurement_times import tensorboard_scale
 
 EVENT_FILE = "events.out.tfevents.0.relu_study"
 LONGEST_NAME = 120  # bytes of a run's name: file systems allow 255, the list in TensorBoard shows far fewer
@@ -43,9 +44,10 @@ def write_events(manifest: StudyManifest, configurations: dict[str, Configuratio
     """Write `folder`/tensorboard: a run per configuration with tags `metric/site/mean`, `/lo` and `/hi`.
 
     The values are those in `summary.csv`, at every epoch. The step is the epoch, rounded up (a run of 12.5 epochs ends at step
-    13). A point of an undefined metric is left out of all three tags. A value that nonfinite runs make unknown is NaN. A tag
-    without values is left out (a single seed has a mean, but no interval). Each run also has a layout of Custom Scalars, a row
-    of HParams and, for configurations with histograms, histograms (`plugins`).
+    13). In a study that measures within epochs, an epoch is 1,000 steps or more (`tensorboard_scale`). A point of an undefined
+    metric is left out of all three tags. A value that nonfinite runs make unknown is NaN. A tag without values is left out (a
+    single seed has a mean, but no interval). Each run also has a layout of Custom Scalars, a row of HParams and, for
+    configurations with histograms, histograms (`plugins`).
 
     `per_seed` adds the run NAME/seed-003 for seed 3 of a configuration, with tags `metric/site/run`, for at most 500 runs.
     Without it, earlier single-seed runs are removed, since they may be out of date.
@@ -61,7 +63,8 @@ def write_events(manifest: StudyManifest, configurations: dict[str, Configuratio
         check_per_seed(sum(declaration.seeds_of.values()))
     root = folder / "tensorboard"
     names = run_names(manifest)
-    points = _points(summary_frame(configurations, manifest, epochs=None))
+    scale = tensorboard_scale(declaration.every)
+    points = _points(summary_frame(configurations, manifest, epochs=None), scale)
     shown = {str(config_id): rows for config_id, rows in points.groupby("config_id", sort=False)}
     with wrap_os_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -70,8 +73,8 @@ def write_events(manifest: StudyManifest, configurations: dict[str, Configuratio
             name, rows = names[config_id], shown.get(config_id, points[:0])
             session = list(plugins.session(configuration, declaration.factors, name))
             first = [plugins.layout(_banded(rows), declaration.metrics), *session]
-            _write_run(root / name, _events(first, _aggregated(rows), plugins.histograms(configuration)))
-            _write_seeds(root / name, configuration if per_seed else None, session)
+            _write_run(root / name, _events(first, _aggregated(rows), plugins.histograms(configuration, scale)))
+            _write_seeds(root / name, configuration if per_seed else None, session, scale)
 
 
 def check_per_seed(runs: int) -> None:
@@ -132,14 +135,14 @@ def _is_ours(run: Path) -> bool:
     return {path.name for path in left if path not in seeds} == {EVENT_FILE}
 
 
-def _write_seeds(run: Path, configuration: Configuration | None, session: list[Summary.Value]) -> None:
+def _write_seeds(run: Path, configuration: Configuration | None, session: list[Summary.Value], scale: int) -> None:
     """Write the single-seed runs of a configuration and remove other ones. None removes all."""
     wanted: dict[str, Iterable[bytes]] = {}
     if configuration is not None:
         digits = max(3, len(str(configuration.num_requested - 1)))
         for row, seed in enumerate(configuration.seeds):
             # In its configuration's group a single seed adds no row to the HParams tab.
-            wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row), {})
+            wanted[f"seed-{seed:0{digits}}"] = _events(session, _of_one_seed(configuration, row, scale), {})
     for old in run.iterdir():
         if _SEED.fullmatch(old.name) and old.name not in wanted and (old / EVENT_FILE).is_file():
             (old / EVENT_FILE).unlink()
@@ -176,10 +179,10 @@ def _events(first: list[Summary.Value], scalars: Scalars, histograms: Mapping[in
         yield event.SerializeToString()
 
 
-def _of_one_seed(configuration: Configuration, row: int) -> Scalars:
+def _of_one_seed(configuration: Configuration, row: int, scale: int) -> Scalars:
     """Return the measurements of one run. Of points on one step the last with a value counts."""
     scalars: Scalars = {}
-    steps = np.ceil(configuration.epochs).astype(int).tolist()
+    steps = plugins.axis_steps(configuration.epochs, scale).tolist()
     for name, values in configuration.values.items():
         for step, value in zip(steps, values[row].tolist(), strict=True):
             if math.isfinite(value):
@@ -202,11 +205,11 @@ def _banded(points: pd.DataFrame) -> list[str]:
     return points["name"][points[list(TAGS.values())].notna().all(axis=1)].unique().tolist()
 
 
-def _points(summary: pd.DataFrame) -> pd.DataFrame:
+def _points(summary: pd.DataFrame, scale: int = 1) -> pd.DataFrame:
     """Return config_id, name (metric/site), step and the value of each tag. Of points on one step the last counts."""
     names = [f"{metric}/{site}" for metric, site in zip(summary["metric"].tolist(), summary["site"].tolist(), strict=True)]
     points = pd.DataFrame({"config_id": summary["config_id"], "name": np.array(names, dtype=object)})
-    points["step"] = np.ceil(summary["epoch"]).astype(int)
+    points["step"] = plugins.axis_steps(summary["epoch"].to_numpy(float), scale)
     with np.errstate(over="ignore"):  # the files have single precision; larger values overflow to infinity
         values = summary[list(TAGS.values())].astype(np.float32).replace([np.inf, -np.inf], np.nan)
     alive = summary.groupby(["config_id", "epoch"], sort=False)["n_finite"].transform("max")

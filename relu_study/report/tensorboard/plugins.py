@@ -84,13 +84,18 @@ def session(configuration: Configuration, factors: Iterable[str], group: str) ->
         yield _value(_SESSION.format(when), "hparams", _numbers(np.zeros(0, np.float32)), content)
 
 
-def histograms(configuration: Configuration) -> dict[int, list[Summary.Value]]:
+def axis_steps(epochs: Float[np.ndarray, " E"], scale: int = 1) -> Integer[np.ndarray, " E"]:
+    """Return the TensorBoard steps of some epochs, rounded up. An epoch is `scale` steps."""
+    return np.ceil(epochs if scale == 1 else np.round(epochs * scale, 6)).astype(int)
+
+
+def histograms(configuration: Configuration, scale: int = 1) -> dict[int, list[Summary.Value]]:
     """Return step -> the histograms `pre/SITE`, `post/SITE` and `gradient/SITE` over all runs, with the steps of the scalars.
 
     A histogram spans the bins with counts and always has the bin of exact zero, which is [-2^-24, 2^-24] in TensorBoard. One with
     linear bins has all of them. Epochs without counts are left out. Of more than a hundred epochs, some in between are left out.
     """
-    steps, by_step = np.ceil(configuration.epochs).astype(int), dict[int, list[Summary.Value]]()
+    steps, by_step = axis_steps(configuration.epochs, scale), dict[int, list[Summary.Value]]()
     for kind in KINDS:
         for name in (name for name in configuration.histograms if name.startswith(f"{kind}:")):
             counts = configuration.histograms[name]
