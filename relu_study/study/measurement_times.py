@@ -28,7 +28,7 @@ def checked_every(every: Any, where: str) -> Every:
     number = _plain(every)
     if number is not None and (isinstance(number, int) or number < 1):
         return number
-    if number is not None or isinstance(every, str) or not isinstance(every, Iterable):
+    if number is not None or isinstance(every, str) or not isinstance(every, Iterable) or getattr(every, "shape", None) == ():
         raise UserError(
             f"{where} must be a whole number of at least 1, a fraction of an epoch between 0 and 1, or a tuple of epochs, "
             f"not {every!r}. For other intervals name the epochs: every=(0.5, 1, 2.5)"

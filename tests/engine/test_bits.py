@@ -196,6 +196,49 @@ def test_measurement_interval_changes_no_bit() -> None:
     assert np.nanmin(often["metric:update_norm/all"]) > 0
 
 
+def test_measurements_within_epochs_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a task with three phases and 14 steps an epoch, and with half an epoch at the end."""
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._entries))
+    tasks.add("shifting", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
+    base = SMALL.replace(task="shifting", target="sum", epochs=3.5)
+    whole, quarters, listed = (
+        train_tile.train_tile(runs(2, base), 2, measure_config=FEW._replace(measure_every=every), keep_params=True)
+        for every in (1, 0.25, (0.05, 0.1, 0.5, 1, 1.7, 2))
+    )
+    assert len(quarters["epoch"]) == 15 and len(listed["epoch"]) == 7  # 0.05 and 0.1 round to one step
+    for within in (quarters, listed):
+        shared, at, kept = np.intersect1d(whole["epoch"], within["epoch"], return_indices=True)
+        assert len(shared) >= 3 and len(within["epoch"]) > len(whole["epoch"])
+        for name in whole:
+            history = "revived" in name or "update_norm" in name  # since the measurement before
+            if name.startswith(("metric:", "dead:", "certified_dead:")) and not history:
+                assert within[name][:, kept].tobytes() == whole[name][:, at].tobytes(), name
+            elif name.startswith("param:"):
+                assert within[name].tobytes() == whole[name].tobytes(), name
+        update, loss = within["metric:update_norm/all"], within["metric:val_loss/all"]
+        assert (update[:, 1:] > 0).all() and len(np.unique(loss[0])) == loss.shape[1]
+
+
+def test_update_norm_is_since_the_last_measurement_in_the_epoch() -> None:
+    config, spec = FEW._replace(measure_every=(0.3, 1.7, 2)), SMALL.replace(rows=128, epochs=2)  # three steps an epoch
+    states: dict[int, np.ndarray] = {}
+
+    class Watcher:
+        def ends(self, epoch: int, steps: int) -> list[int]:
+            return list(range(1, steps + 1))
+
+        def see(self, dispatch: train_tile.Dispatch) -> None:
+            for step, state in ((dispatch.start, dispatch.before), (dispatch.stop, dispatch.after)):
+                leaves = [np.ravel(np.asarray(leaf)[0]) for leaf in jax.tree.leaves(state.params)]
+                states[3 * (dispatch.epoch - 1) + step] = np.concatenate(leaves).astype(np.float64)
+
+    tile = train_tile.train_tile([spec], 2, measure_config=config, observer=Watcher())
+    assert tile["epoch"].tolist() == [0, 0.333333333, 1.66666667, 2] and sorted(states) == list(range(7))
+    # After step 5 the change is that of epoch 2: the last measurement is in epoch 1.
+    expected = [np.linalg.norm(states[to] - states[since]) for since, to in ((0, 1), (3, 5), (5, 6))]
+    np.testing.assert_allclose(tile["metric:update_norm/all"][0, 1:], expected, rtol=1e-5)
+
+
 def test_training_changes_the_parameters(whole: dict[str, np.ndarray]) -> None:
     loss = whole["metric:train_loss/all"]
     assert (loss[:, -1] < loss[:, 0]).all() and np.isfinite(loss).all()

@@ -91,6 +91,14 @@ def test_one_trace_per_cohort_and_one_compilation_per_device() -> None:
     assert heard.compiles["sample"] == 4 * len(devices), heard.compiles
 
 
+def test_measurements_within_epochs_compile_nothing() -> None:
+    heard, spec = Heard(), SMALL.replace(width=11, rows=623, epochs=2.5, depth=1, optimizer="sgd")
+    heard.on = True
+    train_tile.train_tile([spec], 2, measure_config=LOSS._replace(measure_every=(0.1, 0.3, 0.35, 1, 1.9)))
+    heard.on = False
+    assert (heard.traces["advance"], heard.compiles["advance"], heard.compiles["measure"]) == (1, 1, 1), heard.compiles
+
+
 COLD_START = """
 import jax, json, sys
 from collections import Counter
