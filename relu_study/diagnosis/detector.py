@@ -40,6 +40,7 @@ class Detector:
     adaptation: str  # differences between the source's rule and this one
     rival: bool  # another tool's rule
     quantity: str  # noun phrase of the score
+    counts_units: bool  # the score by site is a share of its units
     text: str
     function: Rule
 
@@ -143,6 +144,7 @@ def detector(
     quantity: str = "score",
     adaptation: str = "",
     rival: bool = False,
+    counts_units: bool = False,
 ) -> Callable[[Rule], Detector]:
     """Return a decorator that registers a function as the detector `name` and returns the detector.
 
@@ -155,7 +157,19 @@ def detector(
 
     def decorate(function: Rule) -> Detector:
         text = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        entry = Detector(name, problem, threshold, requires, source, adaptation, rival, quantity, text, function)
+        entry = Detector(
+            name=name,
+            problem=problem,
+            threshold=threshold,
+            requires=requires,
+            source=source,
+            adaptation=adaptation,
+            rival=rival,
+            quantity=quantity,
+            counts_units=counts_units,
+            text=text,
+            function=function,
+        )
         detectors.add(entry)
         return entry
 

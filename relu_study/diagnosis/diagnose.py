@@ -12,7 +12,6 @@ from relu_study.diagnosis.finding import ConfigurationFinding, Finding
 from relu_study.diagnosis.history import History
 
 OURS = ("exploding", "dying", "vanishing", "not_learning")  # causes first
-UNITS = ("dying",)  # problems whose score, by site, is a share of units
 
 ADVICE = {
     "exploding": "Lower the learning rate or clip gradients, and look at train_loss and weight_norm by site before the onset.",
@@ -83,8 +82,8 @@ def _finding(detector: Detector, history: History, over_time: Float[np.ndarray, 
 
 
 def _units(detector: Detector, history: History, site: str, score: float) -> tuple[int, int] | None:
-    """Return the number of affected units and of units of the site, for a score that is a share of units."""
-    if detector.name not in UNITS or site not in history.units:
+    """Return the number of affected units and of units of the site, if the score is a share of units."""
+    if not detector.counts_units or site not in history.units:
         return None
     return round(score * history.units[site]), history.units[site]
 

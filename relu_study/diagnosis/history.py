@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from relu_study.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class History:
     """Metrics of runs with the same sites and epochs. Leading axes are any number of runs; a single run has none.
 
-    Metrics have keys such as "dead_fraction/site_1" and "train_loss/all", as in tiles.
+    Metrics have keys such as "dead_fraction/site_1" and "train_loss/all": those of tiles without "metric:".
     """
 
     epochs: Float[np.ndarray, "E"]

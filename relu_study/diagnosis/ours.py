@@ -22,6 +22,7 @@ rule = functools.partial(detector, source="ours", rival=False)
     threshold=NUMBERS["dying"]["threshold"],
     requires=("dead_fraction",),
     quantity="share of dead units",
+    counts_units=True,
 )
 def dying(history: History) -> Float[np.ndarray, "*runs L"]:
     """Share of dead units of each site at the last finite measurement. It counts units, not zero entries."""

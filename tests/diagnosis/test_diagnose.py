@@ -31,6 +31,12 @@ def test_unknown_units_are_none() -> None:
     assert finding.units is None and "units, " not in finding.evidence
 
 
+def test_every_rule_on_units_counts_them() -> None:
+    history = recorded({"silent_fraction": [[0.25]], "zero_entries": [[0.75]]}, units={"site_1": 8})
+    findings = diagnose(history, only=["keras_contrib_dead_relu", "deepdiagnosis_dead_node"])[0]
+    assert [finding.units for finding in findings] == [(2, 8), None]
+
+
 def test_a_finding_of_the_whole_network_has_no_site() -> None:
     ((finding,),) = diagnose(recorded(network={"train_loss": [1, 0.9, 0.8, 0.7]}, first_bad=2), only=["exploding"])
     assert finding.site == "" and finding.units is None and finding.onset == 2 and np.isinf(finding.score)

@@ -11,7 +11,7 @@ from relu_study.diagnosis import thresholds
 from relu_study.errors import UserError
 
 
-def test_the_packaged_file_is_what_as_json_writes() -> None:
+def test_as_json_writes_the_packaged_file() -> None:
     packaged = thresholds.packaged()
     text = (Path(thresholds.__file__).parent / thresholds.FILE).read_text(encoding="utf-8")
     assert thresholds.as_json(packaged) == text and json.loads(text) == packaged
