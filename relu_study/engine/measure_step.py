@@ -16,6 +16,7 @@ from relu_study.components.metrics import certified, histograms, metric
 from relu_study.components.metrics.snapshot import SiteView, Snapshot
 from relu_study.components.options import values
 from relu_study.components.registry import activations, networks, ours
+from relu_study.components.tasks.best_constant import constant_loss
 from relu_study.components.tasks.task import LABELLED, LOSSES, METRICS, Signature
 from relu_study.engine.forward import Forward, forward_of
 from relu_study.engine.state import Data, MeasureConfig, State, TracedNumbers, unpack
@@ -177,7 +178,8 @@ def measurements(
 ) -> dict[str, Array]:
     """Return the arrays of one measurement by name: metrics, histograms, packed unit masks, `unsound` counts and `finite`.
 
-    The metrics of the task are measured on the probe set, and as `val_...` on the validation rows.
+    `constant_loss` is the loss of the best constant prediction on the probe set. The metrics of the task are measured on the
+    probe set, and as `val_...` on the validation rows.
     """
     measure_config, signature = program.measure_config, program.signature
     metrics, masks = metric.measure(snapshot, measure_config.metrics)
@@ -194,6 +196,7 @@ def measurements(
         **{f"histogram:{name}": count for name, count in counts.items()},
         **packed,
         "finite": finite,
+        "constant_loss": constant_loss(signature, y),
     }
 
 

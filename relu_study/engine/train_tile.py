@@ -247,6 +247,7 @@ def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarra
     tile = {name: np.stack([e[name][: len(pending.runs)] for e in epochs], axis=1) for name in epochs[0]}
     # After its first nonfinite epoch a run has no measurements.
     bad = ~np.logical_and.accumulate(tile.pop("finite"), axis=1)
+    constant_loss = tile.pop("constant_loss")[:, 0]  # of the first phase's data
     precision = np.float64 if jax.config.jax_enable_x64 else np.float32
     # A metric may return another dtype; the provenance of a tile states one.
     tile = {name: values.astype(precision, copy=False) if name.startswith("metric:") else values for name, values in tile.items()}
@@ -258,7 +259,7 @@ def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarra
         fractions = revivals.fractions(masks, list(pending.units), precision)
         tile |= {f"metric:{name}": values for name, values in fractions.items() if name.partition("/")[0] in revived}
     _drop_undefined(tile, bad, pending.epochs)
-    tile |= _run_arrays(pending, bad)
+    tile |= _run_arrays(pending, bad) | {"constant_loss": constant_loss}
     return tile | _final_params(pending) if keep_params else tile
 
 

@@ -61,6 +61,7 @@ class Configuration:
     certified_dead: dict[str, np.ndarray] = field(default_factory=dict)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # "pre:site_1" -> E x 65 counts, summed over runs
     bins: dict[str, tuple[float, float]] = field(default_factory=dict)  # "post:site_1" -> range of its linear bins
+    constant_loss: np.ndarray | None = None  # loss of each run's best constant prediction; None: not stored
 
     @property
     def sites(self) -> list[str]:
@@ -195,6 +196,7 @@ def _configuration(
         certified_dead=_unpacked("certified_dead", first, stack),
         histograms=histograms,
         bins={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
+        constant_loss=stack("constant_loss") if all("constant_loss" in tile for _, tile, _ in rows) else None,
     )
 
 
