@@ -1,0 +1,48 @@
+"""Measured error rates of detectors, from the packaged `error_rates.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+FILE = "error_rates.json"
+UNMEASURED = "not measured"
+
+Interval = tuple[float, float, float]  # value, low, high
+
+
+@dataclass(frozen=True)
+class ErrorRates:
+    """Error rates of a detector on labelled configurations that did not set its threshold, with 95 % intervals.
+
+    `recall` is the share of sick configurations with a finding, `false_alarms` the share of healthy ones.
+    """
+
+    recall: Interval
+    false_alarms: Interval
+    configurations: int
+
+
+def error_rates(detector: str) -> ErrorRates | None:
+    """Return the measured error rates of a detector; None: not measured."""
+    entry = _packaged().get(detector)
+    if entry is None:
+        return None
+    return ErrorRates(_interval(entry["recall"]), _interval(entry["false_alarms"]), int(entry["configurations"]))
+
+
+def as_text(rate: Interval | None) -> str:
+    """Return a rate with its interval, such as "0.94 [0.88, 0.97]", or "not measured"."""
+    return UNMEASURED if rate is None else f"{rate[0]:.2f} [{rate[1]:.2f}, {rate[2]:.2f}]"
+
+
+def _packaged() -> dict[str, Any]:
+    file = resources.files("relu_study.diagnosis").joinpath(FILE)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _interval(numbers: list[float]) -> Interval:
+    value, low, high = map(float, numbers)
+    return value, low, high
