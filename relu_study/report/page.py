@@ -10,15 +10,21 @@ from typing import Any
 import pandas as pd
 
 from relu_study.report.figures.inputs import select_arms
+from relu_study.report.health import Health, health_section
 from relu_study.report.markup import markdown_grid, markdown_text
 from relu_study.storage.declaration import CellDeclaration, CellManifest, Declaration, StudyManifest, output_names
 from relu_study.study.outputs import CellFigure, Figure, Section
 
 
 def page(
-    folder: Path, manifest: StudyManifest, runs: pd.DataFrame, units: pd.DataFrame, verdicts: Sequence[dict[str, Any]]
+    folder: Path,
+    manifest: StudyManifest,
+    runs: pd.DataFrame,
+    units: pd.DataFrame,
+    verdicts: Sequence[dict[str, Any]],
+    health: Health,
 ) -> str:
-    """Return the text of report.md: the study's prose, and each section with its tables, figures, verdicts and answer.
+    """Return the text of report.md: prose, sections with tables, figures, verdicts and answers, and the findings of detectors.
 
     Only tables and figures in `folder` are shown. A survival figure is followed by the counts of its units.
     Every number comes from the files or the manifest.
@@ -28,7 +34,8 @@ def page(
     def below(figure: Figure) -> str:
         return _lives(figure, declaration, units) if figure.kind == "survival" else ""
 
-    return _composed(folder, declaration, verdicts, _size(declaration, runs), below, _closing(manifest, runs))
+    closing = f"{health_section(health, declaration)}\n\n{_closing(folder, manifest, runs)}"
+    return _composed(folder, declaration, verdicts, _size(declaration, runs), below, closing)
 
 
 def draw_page(folder: Path, manifest: CellManifest, cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
@@ -182,7 +189,7 @@ def _effect(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['effect']:.3g} [{row['ci_lo']:.3g}, {row['ci_hi']:.3g}]", claimed, f"{row['n']:.0f}", row["verdict"]]
 
 
-def _closing(manifest: StudyManifest, runs: pd.DataFrame) -> str:
+def _closing(folder: Path, manifest: StudyManifest, runs: pd.DataFrame) -> str:
     details = [
         ("command", f"`{manifest.command}`"),
         ("preset", manifest.preset),
@@ -191,7 +198,8 @@ def _closing(manifest: StudyManifest, runs: pd.DataFrame) -> str:
     provenance = {name: value for name, value in manifest.provenance.items() if name != "probe_examples" and value != {}}
     details += [(name.replace("_", " "), _flat(value)) for name, value in provenance.items()]
     lines = [f"- {name}: {text}" for name, text in details]
-    files = ", ".join(f"[{name}]({name})" for name in (*(f"{n}.csv" for n in _CSVS), "manifest.json"))
+    names = [f"{name}.csv" for name in _CSVS if name != "health" or (folder / "health.csv").is_file()]
+    files = ", ".join(f"[{name}]({name})" for name in (*names, "manifest.json"))
     return "\n\n".join(
         [
             "## How this page was made",
@@ -203,7 +211,7 @@ def _closing(manifest: StudyManifest, runs: pd.DataFrame) -> str:
     )
 
 
-_CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
+_CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts", "health")
 _DRAW_RULE = (
     "Every draw is a network of its own, from a stream of its own. A share has Wilson's 95 % interval, a mean the t interval; "
     "z = (estimate - theory) / standard error, that of a share as it is if the theory holds, with the error of a theory that is "

@@ -17,6 +17,7 @@ from relu_study.report.claim_rows import arms_and_targets
 from relu_study.report.figures import study_figures
 from relu_study.report.figures.inputs import FigureData, missing_input
 from relu_study.report.figures.study_figures import draw_from
+from relu_study.report.health import health, read_health, recorded, stored_health
 from relu_study.report.html import html
 from relu_study.report.page import page
 from relu_study.report.tables import columns, study_tables
@@ -37,6 +38,7 @@ from relu_study.storage.frames import (
     summary_frame,
     survival_frame,
 )
+from relu_study.storage.histories import tile_histories
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.schema import COLUMNS
 from relu_study.storage.tile_files import OOM_HINT, tile_paths
@@ -123,7 +125,8 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     messages += _drop_stale(folder, kept)
     if {"runs", "units", "verdicts"} <= set(csvs):
         check_exists(folder)
-        text = page(folder, manifest, csvs["runs"], csvs["units"], _rows(csvs))
+        found = stored_health(folder, manifest) or read_health(folder, manifest)
+        text = page(folder, manifest, csvs["runs"], csvs["units"], _rows(csvs), found)
         write_atomically(folder / "report.md", text.encode())
         write_atomically(folder / "report.html", html(text, manifest.declaration.title, folder).encode())
     else:
@@ -149,6 +152,8 @@ def _derive(
     csvs["verdicts"] = pd.DataFrame(
         evaluate_claims(manifest.declaration.claims, arms, targets), columns=list(COLUMNS["verdicts"])
     )
+    histories = tile_histories(configurations, manifest.declaration)
+    csvs["health"] = health(histories, recorded(manifest.declaration)).frame
     check_exists(folder)
     for name, frame in csvs.items():
         write_atomically(folder / f"{name}.csv", csv_text(frame, manifest.declaration.options).encode())

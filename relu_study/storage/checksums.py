@@ -28,7 +28,9 @@ from numpy.lib import format as npy
 from relu_study.errors import UserError
 
 SUMS = "SHA256SUMS"
-CHECKSUMMED = tuple(f"{name}.csv" for name in ("runs", "experiments", "summary", "units", "survival", "cells", "verdicts"))
+CHECKSUMMED = tuple(
+    f"{name}.csv" for name in ("runs", "experiments", "summary", "units", "survival", "cells", "verdicts", "health")
+)
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, ArithmeticError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),

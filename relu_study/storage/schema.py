@@ -32,6 +32,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # of each CSV file, without the metric 
     "survival": (
         *("config_id", "site", "epoch", "probe_examples", "runs", "at_risk", "died", "censored", "survival", "lo", "hi"),
     ),
+    "health": (
+        *("config_id", "problem", "detector", "n", "n_scored", "n_sick", "share", "ci_lo", "ci_hi"),
+        *("onset", "site", "units", "site_units", "score", "threshold"),
+    ),
     "verdicts": (
         *("claim", "statement", "contrast", "target", "metric", "site", "epoch", "direction", "margin"),
         *("effect", "ci_lo", "ci_hi", "n", "p", "p_corrected", "verdict", "reason"),

@@ -75,7 +75,7 @@ def test_page_is_complete_and_titled(folder: Path, page: Reader) -> None:
     assert {"charset": "utf-8"} in page.of("meta")
     assert [m["content"] for m in page.of("meta") if m.get("name") == "viewport"] == ["width=device-width, initial-scale=1"]
     assert re.search("<title>(.*)</title>", text)[1] == "Is &lt;b&gt;&amp;amp;&lt;/b&gt; dead?"
-    assert len(page.of("h1")) == 1 and len(page.of("h2")) == 3
+    assert len(page.of("h1")) == 1 and len(page.of("h2")) == 4
 
 
 def test_page_loads_and_runs_nothing(folder: Path, page: Reader) -> None:

@@ -24,7 +24,7 @@ from relu_study.storage.declaration import parse_declaration
 from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.storage.schema import COLUMNS
 
-CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts")
+CSVS = ("runs", "experiments", "summary", "units", "survival", "verdicts", "health")
 
 
 def files(folder: Path, *left_out: str) -> dict[str, bytes]:
@@ -216,7 +216,7 @@ def test_every_verdict_is_on_the_page_with_the_numbers_of_the_file(reported: Pat
 
 def test_a_study_without_sections_gets_one_page_of_everything(whole: Path) -> None:
     text = (whole / "report.md").read_text()
-    assert re.findall("^## (.*)", text, re.M) == ["Results", "How this page was made"]
+    assert re.findall("^## (.*)", text, re.M) == ["Results", "Health", "How this page was made"]
     assert all((whole / "tables" / f"{name}.md").read_text().strip() in text for name in ("initialisers", "shapes", "tuned"))
     assert all(f"**{claim}: " in text for claim in ("P1", "P2", "P3"))
 
@@ -226,7 +226,7 @@ def test_items_without_a_section_come_last(bare: Path) -> None:
     redeclare(bare, lambda d: d.update(sections=[section]))
     report(bare)
     text = (bare / "report.md").read_text()
-    assert re.findall("^## (.*)", text, re.M) == ["One", "Further results", "How this page was made"]
+    assert re.findall("^## (.*)", text, re.M) == ["One", "Further results", "Health", "How this page was made"]
     first, rest = text.split("## Further results")
     assert "**Shapes**" in first and "**P2: " in first and "**Shapes**" not in rest and "**P2: " not in rest
     assert "**At its best rate**" in rest and "**P3: " in rest

@@ -71,7 +71,7 @@ def rows(folder: Path) -> dict[str, str]:
 
 def test_folder_follows_the_contract(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    derived = {"runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv"}
+    derived = {"runs.csv", "experiments.csv", "summary.csv", "units.csv", "survival.csv", "verdicts.csv", "health.csv"}
     assert names == derived | {
         "SHA256SUMS",
         "report.md",
@@ -101,6 +101,7 @@ HEADERS = {
     "units": "config_id site probe_examples runs units born_dead died revived dead_at_end dead_at_end_fraction ci_lo ci_hi "
     "certified_revived",
     "survival": "config_id site epoch probe_examples runs at_risk died censored survival lo hi",
+    "health": "config_id problem detector n n_scored n_sick share ci_lo ci_hi onset site units site_units score threshold",
     "verdicts": "claim statement contrast target metric site epoch direction margin effect ci_lo ci_hi n p p_corrected verdict "
     "reason",
 }
