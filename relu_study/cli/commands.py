@@ -23,6 +23,7 @@ from relu_study.cli.arguments import (
     resolve_study,
     strip_shard,
 )
+from relu_study.cli.diagnose_command import diagnose_runs
 from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
 from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
 from relu_study.cli.signals import StopSignal, handle_signals
@@ -217,6 +218,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
     "report": rebuild,
     "replay": replay_run,
+    "diagnose": diagnose_runs,
     "table": make_table,
     "compare": make_comparison,
     "figure": draw_figure,
@@ -228,6 +230,7 @@ EXAMPLES = {
     "run": "relu-study run article --seeds 4 --out out/article",
     "report": "relu-study report results/article --all-epochs",
     "replay": "relu-study replay out/article --run 0f3a6c2b9d41 --around onset",
+    "diagnose": "relu-study diagnose results/article --check",
     "table": "relu-study table results/article --rows arm --cols target --metric dead_fraction val_loss",
     "compare": "relu-study compare results/article --metric dead_fraction --baseline baseline",
     "figure": "relu-study figure results/article --kind curves --metric dead_fraction --out dead.png",

@@ -33,9 +33,9 @@ def error_rates(detector: str) -> ErrorRates | None:
     return ErrorRates(_interval(entry["recall"]), _interval(entry["false_alarms"]), int(entry["configurations"]))
 
 
-def as_text(rate: Interval | None) -> str:
-    """Return a rate with its interval, such as "0.94 [0.88, 0.97]", or "not measured"."""
-    return UNMEASURED if rate is None else f"{rate[0]:.2f} [{rate[1]:.2f}, {rate[2]:.2f}]"
+def as_text(rate: Interval) -> str:
+    """Return a rate with its interval, such as "0.94 [0.88, 0.97]"."""
+    return f"{rate[0]:.2f} [{rate[1]:.2f}, {rate[2]:.2f}]"
 
 
 def _packaged() -> dict[str, Any]:

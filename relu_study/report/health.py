@@ -209,10 +209,3 @@ def health_section(health: Health, declaration: Declaration) -> str:
     note = "Seeds with the problem at the end [95 % interval of their share], median units and median epoch of the onset."
     lines = "\n".join(f"- {markdown_text(line)}" for line in closing_lines(health))
     return "\n\n".join(filter(None, ["## Health", grid, note if rows else "", lines]))
-
-
-def with_labels(health: Health, named: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """Return every row with the arm and the target of its configuration in front."""
-    pairs = [named[config_id] for config_id in health.frame["config_id"]]
-    heads = pd.DataFrame({"arm": [arm for arm, _ in pairs], "target": [target for _, target in pairs]})
-    return pd.concat([heads, health.frame], axis=1)
