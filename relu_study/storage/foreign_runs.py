@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from relu_study.diagnosis.detector import detectors
 from relu_study.diagnosis.history import History
@@ -124,55 +124,69 @@ def read_metric_csv(path: Path, columns: Mapping[str, str], constant_loss: float
 
     Raises:
         UserError: a metric or column is unknown, a cell is no number, or a run has an epoch twice.
-        CorruptFileError: the file cannot be read.
+        CorruptFileError: the file is not comma-separated UTF-8.
     """
     if EPOCH not in columns:
         raise UserError("the column of epochs is not named. Add epoch=COLUMN with the column of epochs or steps.")
     keys = {metric_key(name): column for name, column in columns.items() if name not in (EPOCH, RUN)}
     if not keys:
         raise UserError("no metric is named. Add for example train_loss=COLUMN.")
-    frame = _texts(path, [*dict.fromkeys(columns.values())])
-    epochs = [_number(path, line, columns[EPOCH], text) for line, text in enumerate(frame[columns[EPOCH]], 2)]
-    names = frame[columns[RUN]].tolist() if RUN in columns else [path.stem] * len(frame)
-    series: dict[str, dict[str, dict[float, float]]] = {name: {} for name in dict.fromkeys(names)}
+    rows = _rows(path, [*dict.fromkeys(columns.values())])
+    series: dict[str, dict[str, dict[float, float]]] = {}
     seen: set[tuple[str, float]] = set()
-    for line, (name, epoch) in enumerate(zip(names, epochs, strict=True), 2):
-        if not math.isfinite(epoch):
-            raise UserError(f"{path}, line {line}: {columns[EPOCH]} is {epoch:g}. Give each row a finite epoch or step.")
+    for line, row in rows:
+        name, epoch = row[columns[RUN]] if RUN in columns else path.stem, _epoch(path, line, columns[EPOCH], row)
         if (name, epoch) in seen:
             raise UserError(
                 f"{path}, line {line}: run {name!r} has {columns[EPOCH]} {epoch:g} twice. "
                 "Name the column of runs with run=COLUMN, or a column with one row per measurement as epoch."
             )
         seen.add((name, epoch))
-    for key, column in keys.items():
-        for line, (name, epoch, text) in enumerate(zip(names, epochs, frame[column], strict=True), 2):
-            if text.strip():
-                series[name].setdefault(key, {})[epoch] = _number(path, line, column, text)
+        run = series.setdefault(name, {})
+        for key, column in keys.items():
+            if row[column].strip():
+                run.setdefault(key, {})[epoch] = _number(path, line, column, row)
     if not any(series.values()):
         raise UserError(f"{path} has no value in {', '.join(keys.values())}. Name other columns.")
-    return foreign_runs(series, constant_loss)
+    ordered = {name: {key: run[key] for key in keys if key in run} for name, run in series.items()}
+    return foreign_runs(ordered, constant_loss)
 
 
-def _texts(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Return columns of a CSV file as texts. Raises UserError and CorruptFileError like `read_metric_csv`."""
+def _rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the last line and the cells of each row. Raises UserError and CorruptFileError like `read_metric_csv`."""
     if not path.is_file():
         raise UserError(f"There is no file {path}. Give a CSV file with one row per measurement.")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            header = next(reader, [])
+            rows = [(reader.line_num, cells) for cells in reader if cells]
+    except (OSError, ValueError, csv.Error) as error:
         raise CorruptFileError(path, "is not a readable CSV file", error, "write it again as comma-separated UTF-8") from None
     for column in columns:
-        if column not in frame:
-            raise nearest(column, map(str, frame.columns), f"column of {path}")
-    if frame.empty:
+        if column not in header:
+            raise nearest(column, header, f"column of {path}")
+        if header.count(column) > 1:
+            raise UserError(f"{path} has several columns {column!r}. Rename all but one.")
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, line {line}: it has {len(cells)} cells, and the header has {len(header)}. Correct the line."
+            )
+    if not rows:
         raise UserError(f"{path} has no rows. Give a CSV file with one row per measurement.")
-    return frame
+    return [(line, dict(zip(header, cells, strict=True))) for line, cells in rows]
 
 
-def _number(path: Path, line: int, column: str, text: str) -> float:
+def _epoch(path: Path, line: int, column: str, row: Mapping[str, str]) -> float:
+    epoch = _number(path, line, column, row)
+    if not math.isfinite(epoch):
+        raise UserError(f"{path}, line {line}: {column} is {epoch:g}. Give each row a finite epoch or step.")
+    return epoch
+
+
+def _number(path: Path, line: int, column: str, row: Mapping[str, str]) -> float:
     try:
-        return float(text)
+        return float(row[column])
     except ValueError:
-        problem = f"{path}, line {line}: {column} has {text!r}, which is not a number."
-        raise UserError(f"{problem} Correct it, or leave it blank.") from None
+        raise UserError(f"{path}, line {line}: {column} has {row[column]!r}, which is not a number. Correct the line.") from None

@@ -33,7 +33,10 @@ def clone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", tiered([f"{name}.csv" for name in ("runs", "summary", "survival", "units", "verdicts", "health")], "units.csv", "health.csv"))
+@pytest.mark.parametrize(
+    "name",
+    tiered([f"{name}.csv" for name in ("runs", "summary", "survival", "units", "verdicts", "health")], "units.csv", "health.csv"),
+)
 def test_corrupt_file_of_a_clone_is_named(clone: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(clone, tmp_path / "damaged"))
     whole = (folder / name).read_text()
