@@ -135,12 +135,14 @@ def _of_other_tool(
 
 def _notes(runs: ForeignRuns, pairs: Mapping[str, str], noun: str) -> list[str]:
     """Return lines on the named columns or tags, and on epochs and runs that are left out."""
+    from relu_study.report.markup import counted
+
     lines = [f"{noun}s read: {', '.join(f'{name} = {value}' for name, value in pairs.items())}."]
     if runs.dropped:
-        lines.append(f"{runs.dropped:,} epochs without a value of every named metric are left out.")
+        lines.append(f"Left out: {counted(runs.dropped, 'epoch')} without a value of every named metric.")
     if runs.skipped:
         some = ", ".join(runs.skipped[:4])
-        lines.append(f"{len(runs.skipped):,} runs without any of these {noun}s are left out, such as {some}.")
+        lines.append(f"Left out: {counted(len(runs.skipped), 'run')} without any of these {noun}s, such as {some}.")
     return lines
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from relu_study.diagnosis.detector import Detector, detectors
 from relu_study.diagnosis.diagnose import ADVICE, OURS, diagnose, summarise
 from relu_study.diagnosis.finding import Finding
-from relu_study.report.markup import markdown_grid, markdown_text
+from relu_study.report.markup import counted, markdown_grid, markdown_text
 from relu_study.stats import intervals
 from relu_study.storage.csv_files import read_csv
 from relu_study.storage.declaration import Declaration, StudyManifest
@@ -80,7 +80,7 @@ def read_health(
     now = {name: detectors[name].threshold for name in names}
     if not tile_paths(folder) and (stored := stored_health(folder, manifest)) is not None:
         frame = stored.frame[stored.frame["detector"].isin(now)]
-        current = np.isclose(frame["threshold"], frame["detector"].map(now), rtol=1e-8, atol=0).all()
+        current = np.isclose(frame["threshold"], [now[name] for name in frame["detector"]], rtol=1e-8, atol=0).all()
         if current and set(frame["detector"]) == set(now):
             kept = frame if only is None else frame[frame["config_id"].isin(only)]
             return replace(stored, frame=kept.reset_index(drop=True))
@@ -180,7 +180,7 @@ def evidence(row: Mapping[str, Any]) -> str:
 def closing_lines(health: Health, noun: str = "configuration") -> list[str]:
     """Return lines on the healthy configurations, the abstaining detectors, and what to look at next."""
     total = health.configurations
-    lines = [f"{health.healthy:,} of {total:,} {noun}{'' if total == 1 else 's'}: no finding."]
+    lines = [f"{health.healthy:,} of {counted(total, noun)}: no finding."]
     if health.last_only:
         lines.append(LAST_ONLY)
     for name, group in health.frame.groupby("detector", sort=False):
@@ -189,7 +189,7 @@ def closing_lines(health: Health, noun: str = "configuration") -> list[str]:
             continue
         needs = [metric for metric in detectors[str(name)].requires if metric not in health.metrics]
         why = f": {' and '.join(needs)} {'is' if len(needs) == 1 else 'are'} not recorded" if needs else ""
-        lines.append(f"{name} abstains in {silent:,} of {total:,} {noun}{'' if total == 1 else 's'}{why}.")
+        lines.append(f"{name} abstains in {silent:,} of {counted(total, noun)}{why}.")
     lines += [f"{problem}: {ADVICE[problem]}" for problem in health.sick["problem"].unique()]
     return lines
 

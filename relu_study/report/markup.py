@@ -67,6 +67,11 @@ def format_mean_ci(mean: float, half: float) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in singular or plural: "1 run", "1,200 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def markdown_text(text: str) -> str:
     """Return text with Markdown's special characters escaped."""
     marks = r"[\\`*|]|<(?=[\w/!?])|\](?=[(\[])|(?<!\w)_|_(?!\w)"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from relu_study.report.figures.inputs import select_arms
 from relu_study.report.health import Health, health_section
-from relu_study.report.markup import markdown_grid, markdown_text
+from relu_study.report.markup import counted, markdown_grid, markdown_text
 from relu_study.storage.declaration import CellDeclaration, CellManifest, Declaration, StudyManifest, output_names
 from relu_study.study.outputs import CellFigure, Figure, Section
 
@@ -94,14 +94,10 @@ def _size(declaration: Declaration, runs: pd.DataFrame) -> str:
     targets = ", ".join(dict.fromkeys(runs["target"]))
     several = "s" if runs["target"].nunique() > 1 else ""
     return (
-        f"{_counted(len(runs), 'run')} of {_counted(runs['config_id'].nunique(), 'configuration')} with "
-        f"{_counted(declaration.seeds, 'seed')} each, "
+        f"{counted(len(runs), 'run')} of {counted(runs['config_id'].nunique(), 'configuration')} with "
+        f"{counted(declaration.seeds, 'seed')} each, "
         f"on the target{several} {markdown_text(targets)}: {status}. {_lost_losses(runs)}{_probed(runs)}"
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _lost_losses(runs: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ from relu_study.diagnosis.error_rates import UNMEASURED, as_text, error_rates
 from relu_study.errors import UserError
 from relu_study.report import conditions as selection
 from relu_study.report.health import Health, closing_lines, evidence, health, labels, onset, read_health, seeds, units
+from relu_study.report.markup import counted
 from relu_study.storage.declaration import read_declared
 from relu_study.storage.foreign_runs import ForeignRuns
 from relu_study.storage.histories import monitor_history
@@ -105,7 +106,7 @@ def diagnose_study(folder: Path, detectors: Sequence[str], where: Sequence[str] 
         raise UserError(f"{folder} has no stored run of these configurations. Run the study, then diagnose it.")
     declared = sum(declaration.seeds_of[config_id] for config_id in selected)
     stored = int(found.frame.drop_duplicates("config_id")["n"].sum())
-    notes = (f"{declared - stored:,} of {declared:,} runs are not stored, and not diagnosed.",) if stored < declared else ()
+    notes = (f"Not stored, and not diagnosed: {declared - stored:,} of {counted(declared, 'run')}.",) if stored < declared else ()
     several = len({entry.target for entry in declaration.configurations}) > 1
     heads = ("configuration", "target") if several else ("configuration",)
     return Diagnosis(found, labels(declaration), "configuration", heads, notes)
