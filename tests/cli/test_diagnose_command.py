@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from command_line import commands
 from known_results import UNITS, planted_arms, planted_folder, planted_study
+from monitored import NAN, PARAMS, history, killed
 from paths import ROOT
 from tensorboardX import SummaryWriter
 
@@ -124,6 +125,23 @@ def test_without_an_applicable_detector_there_is_no_result(planted: Path, here: 
     assert "no detector can be applied" in err and "silent_fraction is not recorded" in err
 
 
+@pytest.mark.filterwarnings("ignore::relu_study.monitor.monitor.MonitorWarning")
+def test_a_monitored_training_is_one_configuration(here: Any, tmp_path: Path) -> None:
+    silent = killed(PARAMS, "one", *range(6))
+    history(tmp_path / "watched", (0, PARAMS), (10, silent), (20, silent))
+    status, out, _ = here("diagnose", "watched", "--check", "--detector", "dying", "exploding")
+    (line,) = table(out)
+    assert status == SICK and line.split()[:5] == ["watched", "dying", "1", "of", "1"]
+    assert " 10  one   6 of 6  share of dead units: 1, threshold" in line and "Onsets are steps." in out
+    assert "configuration  problem" in out
+    history(tmp_path / "lost", (0, PARAMS), (5, NAN))
+    here("diagnose", "lost", "--detector", "exploding", "--csv", "found.csv")
+    (row,) = rows((tmp_path / "found.csv").read_text())
+    assert (row["n_sick"], row["onset"], row["score"]) == ("1", "5", "inf")
+    status, _, err = here("diagnose", "watched", "--where", "arm=a")
+    assert status == 2 and "a monitored training has one" in err
+
+
 # ------------------------------------------------------------------------------------- other tools
 
 
@@ -167,7 +185,7 @@ def test_a_tensorboard_folder_of_another_tool(here: Any, tmp_path: Path) -> None
     words = ["diagnose", "--from-tensorboard", "logs", "--tags", "train_loss=loss/train*", "--csv", "out.csv"]
     status, out, err = here(*words)
     assert status == 0 and not err
-    assert [line.split()[:3] for line in table(out)][0] == ["bad", "exploding", "1"] and "fine" not in "".join(table(out))
+    assert table(out)[0].split()[:3] == ["bad", "exploding", "1"] and "fine" not in "".join(table(out))
     assert "tags read: train_loss = loss/train*." in out
     assert "Left out: 1 run without any of these tags, such as eval." in out
     assert {row["name"] for row in rows((tmp_path / "out.csv").read_text())} == {"bad", "fine"}
