@@ -21,6 +21,7 @@ PAGES = {
 }
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.items())}
 SLOW = (
+    "docs/diagnosis.md",
     "docs/draw_studies.md",
     "docs/extending.md",
     "docs/find_dead_units.md",
@@ -104,6 +105,7 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, request: pytest.F
 def test_pages_with_python_are_listed() -> None:
     names = (
         "concepts",
+        "diagnosis",
         "draw_studies",
         "extending",
         "find_dead_units",
