@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relu_study import compare, figure, load, load_cells, table
+from relu_study.diagnosis.diagnose import OURS
 from relu_study.errors import UserError
 from relu_study.report.report import report
+from relu_study.report.tables.health_table import diagnose_study
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.csv_files import csv_text
 from relu_study.storage.resume import read_folder_state
@@ -61,6 +63,7 @@ TRAINED: dict[str, Use] = {
     "an epoch": lambda folder: table(folder, epoch=1, format="csv"),
     "compare": lambda folder: csv_text(compare(folder)),
     "figure": _drawn,
+    "diagnose": lambda folder: csv_text(diagnose_study(folder, OURS).frame()),
 }
 OF_DRAWS: dict[str, Use] = {"load": lambda folder: csv_text(load_cells(folder)), "report": _reported}
 

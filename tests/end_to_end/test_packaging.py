@@ -216,7 +216,8 @@ def test_wheel_contains_the_package_and_its_studies(wheel):
     places = (place for pattern in ("*.py", "article_parts/*.py") for place in (ROOT / "benchmarks").glob(pattern))
     studies = {f"relu_study/{path.relative_to(ROOT)}" for path in places}
     assert "relu_study/benchmarks/article.py" in studies
-    assert held == package | studies | {"relu_study/py.typed", "relu_study/diagnosis/thresholds.json"}
+    data = {"relu_study/py.typed", *(str(path.relative_to(ROOT)) for path in (ROOT / "relu_study" / "diagnosis").glob("*.json"))}
+    assert held == package | studies | data
 
 
 def test_an_installed_wheel_finds_its_studies(installed, tmp_path):
