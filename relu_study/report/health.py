@@ -15,6 +15,7 @@ from relu_study.diagnosis.diagnose import ADVICE, OURS, diagnose, summarise
 from relu_study.diagnosis.finding import Finding
 from relu_study.report.markup import counted, markdown_grid, markdown_text
 from relu_study.stats import intervals
+from relu_study.storage.checksums import CorruptFileError
 from relu_study.storage.csv_files import read_csv
 from relu_study.storage.declaration import Declaration, StudyManifest
 from relu_study.storage.histories import StoredHistory, stored_histories
@@ -89,10 +90,24 @@ def read_health(
 
 
 def stored_health(folder: Path, manifest: StudyManifest) -> Health | None:
-    """Read health.csv; None without it. Raises CorruptFileError."""
-    if not (folder / "health.csv").is_file():
+    """Read health.csv; None without it. Raises CorruptFileError, also for unknown configurations or detectors."""
+    path = folder / "health.csv"
+    if not path.is_file():
         return None
-    return Health(read_csv(folder / "health.csv", TEXTS), False, recorded(manifest.declaration))
+    frame = read_csv(path, TEXTS)
+    unknown = [name for name in frame["config_id"] if name not in manifest.declaration.specs]
+    rules = [name for name in frame["detector"] if name not in detectors]
+    problems = zip(frame["detector"], frame["problem"], strict=True)
+    counts = frame[["n", "n_scored", "n_sick"]]
+    if unknown or rules:
+        reason = f"it has the unknown {'configuration' if unknown else 'detector'} {[*unknown, *rules][0]!r}"
+    elif any(detectors[name].problem != problem for name, problem in problems):
+        reason = "a problem is not that of its detector"
+    elif len(frame) and not all(pd.api.types.is_integer_dtype(dtype) for dtype in counts.dtypes):
+        reason = "its numbers of runs are not whole"
+    else:
+        return Health(frame, False, recorded(manifest.declaration))
+    raise CorruptFileError(path, "is corrupt", reason, f"restore it, or remove it and run 'relu-study report {folder}'")
 
 
 def health(

@@ -189,3 +189,21 @@ def test_a_page_of_a_study_with_one_target_has_no_target_column(folder: Path, tm
     write_manifest(path, manifest)
     report(path)
     assert "| arm | problem | site | evidence | seeds | units | onset |" in (path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (ARMS["stuck", "wave"].config_id, "0" * 12, "the unknown configuration '000000000000'"),
+        (",dying,dying,", ",dying,dyng,", "the unknown detector 'dyng'"),
+        (",dying,dying,", ",exploding,dying,", "a problem is not that of its detector"),
+        (",dying,dying,4,", ",dying,dying,4.5,", "its numbers of runs are not whole"),
+    ],
+)
+def test_a_forged_health_csv_is_refused(clone: Path, old: str, new: str, reason: str) -> None:
+    (clone / "SHA256SUMS").unlink()
+    path = clone / "health.csv"
+    path.write_text(path.read_text().replace(old, new))
+    for use in (report, lambda folder: read_health(folder, read_declared(folder))):
+        with pytest.raises(UserError, match=rf"health\.csv is corrupt.*{reason}"):
+            use(clone)
