@@ -29,7 +29,7 @@ from relu_study.storage.csv_files import csv_text
 from relu_study.storage.resume import read_folder_state
 
 DAMAGES, FORGERIES = 400, 100
-COSTLY = ("report", "figure")  # a fifth as often as quick readers
+COSTLY = ("report", "figure", "diagnose")  # a fifth as often as other readers
 TIERS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
 HOSTILE = (
     *("", "../../x", "/etc/passwd", "\0", "\ud800", "=1+1", "nan", "x" * 300, "\n\n", "$(touch x)", "\x1b[2J"),

@@ -31,6 +31,9 @@ SITES = {key: [f"site_{k + 1}" for k in range(spec.depth)] for key, spec in ARMS
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = planted_folder(tmp_path_factory.mktemp("health") / "planted", SEEDS, EPOCHS)
+    manifest = read_manifest(path)
+    manifest["declaration"].update(figures=[], tables=[], sections=[])
+    write_manifest(path, manifest)
     report(path)
     return path
 
@@ -182,10 +185,10 @@ def test_an_unknown_detector_is_named(folder: Path) -> None:
 
 
 def test_a_page_of_a_study_with_one_target_has_no_target_column(folder: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("tensorboard", "figures", "tables")))
+    path = Path(shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("tensorboard")))
     manifest = read_manifest(path)
     entries = [e for e in manifest["declaration"]["configurations"] if e["spec"]["target"] == "wave"]
-    manifest["declaration"].update(configurations=entries, figures=[], sections=[], tables=[])
+    manifest["declaration"].update(configurations=entries)
     write_manifest(path, manifest)
     report(path)
     assert "| arm | problem | site | evidence | seeds | units | onset |" in (path / "report.md").read_text()
