@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from diagnosis_page import PAGE, generated, rates, rivals, thresholds
 
 from relu_study.diagnosis import error_rates
@@ -31,7 +32,7 @@ def test_every_rule_of_another_tool_is_listed_with_its_source() -> None:
     assert "> 1000 |" in strict and ">= 0.7 |" in at_least
 
 
-def test_measured_rates_make_a_table(monkeypatch) -> None:
+def test_measured_rates_make_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"dying": {"recall": [0.9, 0.8, 0.95], "false_alarms": [0.02, 0.0, 0.1], "configurations": 1200}}
     monkeypatch.setattr(error_rates, "_packaged", lambda: found)
     assert rates().splitlines()[2:] == ["| `dying` | 0.90 [0.80, 0.95] | 0.02 [0.00, 0.10] | 1,200 |"]
