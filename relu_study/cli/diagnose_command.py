@@ -152,13 +152,13 @@ def _print(diagnosis: Diagnosis) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from relu_study.report.tables.health_table import RIGHT
+    from relu_study.report.tables.health_table import FOLDED, RIGHT
 
     header, rows = diagnosis.table()
     if rows:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
         for title in header:
-            table.add_column(title, justify="right" if title in RIGHT else "left", overflow="fold")
+            table.add_column(title, justify="right" if title in RIGHT else "left", overflow="fold", no_wrap=title not in FOLDED)
         for row in rows:
             table.add_row(*map(Text, row))
         console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

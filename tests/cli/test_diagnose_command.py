@@ -43,8 +43,7 @@ def test_findings_with_their_evidence(planted: Path, here: Any) -> None:
     status, out, err = here("diagnose", str(planted), "--where", "arm=stuck", "--detector", "dying")
     assert status == 0 and not err
     header, *lines = out.split("\n\n")[0].splitlines()
-    titles = ["configuration", "target", "problem", "seeds", "onset", "site", "units", "evidence", "recall, false alarms"]
-    assert header.split() == " ".join(titles).split()
+    assert header.split() == ["configuration", "target", "problem", "seeds", "onset", "site", "units", "evidence"]
     assert len(lines) == 2 and [line.split()[:3] for line in lines] == [["stuck", t, "dying"] for t in ("wave", "coin_flip")]
     for line in lines:
         for part in (
@@ -52,7 +51,6 @@ def test_findings_with_their_evidence(planted: Path, here: Any) -> None:
             "site_2",
             f"{UNITS} of {UNITS}",
             "share of dead units: median 1, threshold",
-            "not measured",
         ):
             assert part in line
     assert "0 of 2 configurations: no finding." in out and "dying: Look at dead_fraction" in out
@@ -63,6 +61,7 @@ def test_the_error_rates_of_a_measured_rule(planted: Path, here: Any, monkeypatc
     rates = {"dying": {"recall": [0.9, 0.8, 0.95], "false_alarms": [0.02, 0.0, 0.1], "configurations": 120}}
     monkeypatch.setattr(error_rates, "_packaged", lambda: rates)
     _, out, _ = here("diagnose", str(planted), "--where", "arm=stuck", "target=wave", "--csv", "found.csv")
+    assert out.splitlines()[0].endswith("recall, false alarms")
     dying, other = table(out)
     assert dying.endswith("0.90, 0.02") and other.endswith("not measured")
     expected = "recall 0.90 [0.80, 0.95], false alarms 0.02 [0.00, 0.10]"

@@ -142,7 +142,8 @@ def test_a_clone_without_health_csv_is_diagnosed_at_the_last_epoch(folder: Path,
     dying, full = (h.frame[h.frame["detector"] == "dying"].set_index("config_id") for h in (found, whole))
     assert dying[["n_sick", "site"]].equals(full[["n_sick", "site"]]) and dying["onset"].isna().all()
     exploding = found.frame[found.frame["detector"] == "exploding"].set_index("config_id")
-    assert exploding.loc[ARMS["he_normal", "wave"].config_id, ["n_sick", "onset"]].tolist() == [1, EPOCHS[2]]
+    config_id = ARMS["he_normal", "wave"].config_id
+    assert (exploding["n_sick"][config_id], exploding["onset"][config_id]) == (1, EPOCHS[2])
     assert exploding["n_sick"].sum() == 1
     report(clone)
     text = (clone / "report.md").read_text()

@@ -20,6 +20,7 @@ from relu_study.storage.foreign_runs import ForeignRuns
 from relu_study.storage.histories import monitor_history
 
 RIGHT = ("seeds", "units", "onset")  # right-aligned columns
+FOLDED = ("configuration", "run", "evidence")  # columns that may take several lines in a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,22 @@ class Diagnosis:
         return replace(self, notes=(*self.notes, *notes))
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headers and the rows of findings. The site of the whole network is "-"."""
-        several, rivals = self.noun == "configuration", (self.health.frame["detector"] != self.health.frame["problem"]).any()
-        headers = [*self.heads, "problem", *(["detector"] if rivals else []), *(["seeds"] if several else [])]
-        headers += ["onset", "site", "units", "evidence", "recall, false alarms"]
-        rows = []
-        for row in self.health.rows():
-            cells = [*self.names[row["config_id"]][: len(self.heads)], row["problem"], *([row["detector"]] if rivals else [])]
-            cells += [*([seeds(row)] if several else []), onset(row), row["site"] or "-", units(row), evidence(row)]
+        """Return the headers and the rows of findings. The site of the whole network is "-".
+
+        The columns of detectors, seeds and error rates are there if they say more than the others and the lines below.
+        """
+        found, rows = self.health.rows(), []
+        rivals = any(row["detector"] != row["problem"] for row in found)
+        measured = any(error_rates(row["detector"]) for row in found)
+        several = self.noun == "configuration"
+        headers = [*self.heads, "problem", *["detector"] * rivals, *["seeds"] * several, "onset", "site", "units", "evidence"]
+        for row in found:
+            cells = [*self.names[row["config_id"]][: len(self.heads)], row["problem"], *[row["detector"]] * rivals]
+            cells += [*[seeds(row)] * several, onset(row), row["site"] or "-", units(row), evidence(row)]
             rates = error_rates(row["detector"])
-            rows.append([*cells, f"{rates.recall[0]:.2f}, {rates.false_alarms[0]:.2f}" if rates else UNMEASURED])
-        return headers, rows
+            short = f"{rates.recall[0]:.2f}, {rates.false_alarms[0]:.2f}" if rates else UNMEASURED
+            rows.append([*cells, *[short] * measured])
+        return [*headers, *["recall, false alarms"] * measured], rows
 
     def frame(self) -> pd.DataFrame:
         """Return one row per configuration and detector: names, numbers, evidence, error rates, and what to look at next."""
