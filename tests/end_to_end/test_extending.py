@@ -30,7 +30,8 @@ from relu_study.study.study import Experiment, Study
 
 SEEDS = 6  # of fewer the bootstrap's interval is all there is, however it is drawn
 study = replace(small, seeds=SEEDS)
-KEYS = {"runs": 2, "summary": 1, "units": 1, "survival": 1, "experiments": 2, "verdicts": 3}  # columns that say whose a row is
+# columns that say whose a row is
+KEYS = {"runs": 2, "summary": 1, "units": 1, "survival": 1, "experiments": 2, "verdicts": 3, "health": 1}
 ADDED = {
     "in a cohort of its own": base.replace(activation="sigmoid"),
     "in a cohort that is there": base.replace(gain=2),
