@@ -1,0 +1,40 @@
+"""Histories from the arrays of a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from relu_study.diagnosis.history import History
+
+METRIC, UNITS = "metric:", "units:"
+
+
+def history_of(
+    arrays: Mapping[str, Any],
+    *,
+    constant_loss: Float[np.ndarray, " R"] | None = None,
+    total_epochs: float | None = None,
+) -> History:
+    """Return the record of the R runs of a tile. `History.of_run` selects some of them, for example those of a configuration.
+
+    Args:
+      arrays: the arrays of a tile by name: `epoch`, `first_bad_epoch`, R x E arrays such as `metric:dead_fraction/site_1`, and
+        `units:site_1`, nearest the input first. Other arrays are ignored.
+      constant_loss: the loss of the best constant prediction of each run. None: unknown.
+      total_epochs: the planned length of training. None: the last measured epoch.
+    """
+    epochs, first_bad = np.asarray(arrays["epoch"], float), np.asarray(arrays["first_bad_epoch"], float)
+    units = {name.removeprefix(UNITS): int(values) for name, values in arrays.items() if name.startswith(UNITS)}
+    return History(
+        epochs=epochs,
+        sites=tuple(units),
+        metrics={name.removeprefix(METRIC): values for name, values in arrays.items() if name.startswith(METRIC)},
+        finite=~(epochs >= first_bad[:, None]),  # NaN: never nonfinite
+        constant_loss=np.full(first_bad.shape, np.nan) if constant_loss is None else np.asarray(constant_loss, float),
+        total_epochs=float(epochs[-1]) if total_epochs is None else total_epochs,
+        units=units,
+    )
