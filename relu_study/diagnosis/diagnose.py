@@ -36,12 +36,12 @@ def diagnose(history: History, only: Iterable[str] = OURS) -> list[list[Finding]
     history = history.flat()
     findings: list[list[Finding]] = [[] for _ in range(history.runs[0])]
     for detector in [detectors[name] for name in only]:
-        over_time, by_site = detector.over_time(history), detector.site_scores(history)
-        fires = over_time >= detector.threshold
-        if not fires.size:
+        sick = np.flatnonzero(detector.fires(history))  # only these need the scores over time
+        if not sick.size:
             continue
-        for run in np.flatnonzero(fires[:, -1]):
-            findings[run].append(_finding(detector, history, over_time[run], by_site[run]))
+        some = history.of_run(sick)
+        for run, over_time, by_site in zip(sick, detector.over_time(some), detector.site_scores(some), strict=True):
+            findings[run].append(_finding(detector, history, over_time, by_site))
     return findings
 
 
@@ -59,24 +59,33 @@ def summarise(findings: Sequence[Sequence[Finding]]) -> list[ConfigurationFindin
 
 def _finding(detector: Detector, history: History, over_time: Float[np.ndarray, "E"], by_site: Float[np.ndarray, "L"]) -> Finding:
     """Return the finding of one run in which the detector fires at the end."""
-    fires, score = over_time >= detector.threshold, float(over_time[-1])
+    fires = over_time >= detector.threshold
     quiet = np.flatnonzero(~fires)
-    onset = float(history.epochs[quiet[-1] + 1 if quiet.size else 0])
+    first, onset = int(np.argmax(fires)), quiet[-1] + 1 if quiet.size else 0
+    times = float(history.epochs[first]), float(history.epochs[onset])
+    return finding_of(detector, history, float(over_time[-1]), by_site, *times)
+
+
+def finding_of(
+    detector: Detector, history: History, score: float, by_site: Float[np.ndarray, "L"], first_flag: float, onset: float
+) -> Finding:
+    """Return the finding of a run with a known first flag and onset. `history` gives sites, units and the clock."""
     site = history.sites[int(np.nanargmax(by_site))] if not np.isnan(by_site).all() else ""
     units = _units(detector, history, site, score)
     amount = f"{units[0]} of {units[1]} units, " if units else ""
     amount += "infinite" if np.isinf(score) else f"{score:.3g}"
     place = f" at {site}" if site else ""
+    since = f", since {history.clock} {onset:g}" if history.clock else ""
     return Finding(
         problem=detector.problem,
         detector=detector.name,
         site=site,
         units=units,
         onset=onset,
-        first_flag=float(history.epochs[int(np.argmax(fires))]),
+        first_flag=first_flag,
         score=score,
         threshold=detector.threshold,
-        evidence=f"{detector.quantity}{place}: {amount}, threshold {detector.threshold:.3g}, since epoch {onset:g}",
+        evidence=f"{detector.quantity}{place}: {amount}, threshold {detector.threshold:.3g}{since}",
         advice=ADVICE[detector.problem],
     )
 

@@ -13,8 +13,8 @@ class Finding:
     detector: str
     site: str  # the site with the largest score; "": the whole network
     units: tuple[int, int] | None  # units affected, and units of the site; None: unknown, or the problem has none
-    onset: float  # epoch from which the detector fires until the end of the record
-    first_flag: float  # epoch at which the detector first fires
+    onset: float  # epoch (in `Monitor`: step) from which the detector fires until the end of the record
+    first_flag: float  # epoch (step) at which the detector first fires
     score: float
     threshold: float
     evidence: str  # one line with the numbers

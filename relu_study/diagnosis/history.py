@@ -27,6 +27,7 @@ class History:
     constant_loss: Float[np.ndarray, "*runs"]  # loss of the best constant prediction; NaN: unknown
     total_epochs: float  # planned length of training
     units: Mapping[str, int] = field(default_factory=dict)  # number of units by site, if known
+    clock: str = "epoch"  # unit of `epochs` in messages, for example step; "": one moment, without a time
 
     def __post_init__(self) -> None:
         for name, values in self.metrics.items():

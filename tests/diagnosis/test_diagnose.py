@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from recorded_runs import NAN, recorded, sparse_but_healthy
 
-from relu_study.diagnosis.detector import PROBLEMS, detectors
+from relu_study.diagnosis import diagnose as diagnosing
+from relu_study.diagnosis.detector import PROBLEMS, Detector, detectors
 from relu_study.diagnosis.diagnose import ADVICE, OURS, diagnose, summarise
+from relu_study.diagnosis.history import History
 from relu_study.errors import UserError
 
 
@@ -92,3 +96,25 @@ def test_a_summary_is_sorted_by_share() -> None:
     rows = summarise(diagnose(history, only=["dying", "exploding"]))
     assert [(row.problem, row.share) for row in rows] == [("exploding", 1), ("dying", 0.5)]
     assert summarise([]) == [] and summarise([[], []]) == []
+
+
+@pytest.mark.parametrize(("clock", "since"), [("epoch", ", since epoch 1"), ("step", ", since step 1"), ("", "")])
+def test_the_evidence_names_the_clock_of_the_record(clock: str, since: str) -> None:
+    history = dataclasses.replace(recorded({"dead_fraction": [[0, 0.9, 0.9]]}), clock=clock)
+    ((finding,),) = diagnose(history)
+    assert finding.evidence.endswith(f"threshold {finding.threshold:.3g}{since}")
+
+
+def test_healthy_runs_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class Counted(Detector):
+        def _read(self, history: History) -> np.ndarray:
+            shapes.append(history.runs)
+            return super()._read(history)
+
+    counted = Counted(**vars(detectors["dying"]))
+    monkeypatch.setattr(diagnosing, "detectors", {"dying": counted})
+    history = recorded({"dead_fraction": [[[0, 0.1], [0, 0.9], [0, 0.2]]]})
+    assert [len(run) for run in diagnose(history, only=["dying"])] == [0, 1, 0]
+    assert shapes[0] == (3,) and set(shapes[1:]) == {(1,)}  # the scores over time are those of the sick run only
