@@ -46,15 +46,18 @@ class Detector:
 
     def scores(self, history: History) -> Float[np.ndarray, "*runs"]:
         """Return the score of each run, the largest over sites; NaN: the detector abstains."""
-        scores = self._read(history)
-        return _largest(scores) if scores.ndim > len(history.runs) else scores
+        return self.read(history)[0]
 
     def site_scores(self, history: History) -> Float[np.ndarray, "*runs L"]:
         """Return the score of each site; NaN at every site for a rule of the whole network."""
+        return self.read(history)[1]
+
+    def read(self, history: History) -> tuple[Float[np.ndarray, "*runs"], Float[np.ndarray, "*runs L"]]:
+        """Return `scores` and `site_scores` of one evaluation."""
         scores = self._read(history)
         if scores.ndim > len(history.runs):
-            return scores
-        return np.full((*history.runs, len(history.sites)), np.nan)
+            return _largest(scores), scores
+        return scores, np.full((*history.runs, len(history.sites)), np.nan)
 
     def fires(self, history: History) -> Bool[np.ndarray, "*runs"]:
         """Return whether the score of each run is at least the threshold."""

@@ -33,3 +33,10 @@ class ConfigurationFinding:
     onset: float  # median over the runs with the problem
     site: str  # most frequent site; among equals the one with the largest score; "": the whole network
     evidence: str
+
+
+@dataclass(frozen=True)
+class MemberFinding(Finding):
+    """A problem of one member of an ensemble that trains. A single model is member 0."""
+
+    member: int
