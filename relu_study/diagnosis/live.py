@@ -70,7 +70,7 @@ class LiveDiagnosis:
         place = self._next_place()
         self._steps[place] = step
         self._bad_since = np.where(finite, self._bad_since, np.minimum(self._bad_since, step))
-        for name in {key for key in values if key.rpartition("/")[0] in self._required} | self._metrics.keys():
+        for name in {key for key in values if key.partition("/")[0] in self._required} | self._metrics.keys():
             column = self._metrics.setdefault(name, np.full((self._members, self._kept), np.nan))
             column[:, place] = np.where(self._bad_since <= step, np.nan, values.get(name, np.nan))
         history, new = self.history(), []

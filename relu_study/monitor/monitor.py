@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from relu_study.diagnosis.finding import MemberFinding
 from relu_study.errors import UserError
-from relu_study.monitor.measure import Program, examples_of, measuring_program
+from relu_study.monitor.arguments import check_arguments, check_rows, step_number
+from relu_study.monitor.measure import Program, measuring_program
 from relu_study.monitor.measurement import Measurement
+from relu_study.monitor.problems import Problems
 from relu_study.monitor.recorder import Recorder
 from relu_study.stats.unit_events import Event, UnitStates
 from relu_study.storage.monitor_log import MonitorInfo, SiteInfo
@@ -25,6 +27,8 @@ from relu_study.watch.display import NO_SITES
 from relu_study.watch.models import as_function
 
 NAMED = 5  # members in one line
+
+OnProblem = TypeVar("OnProblem", bound=Callable[[MemberFinding], Any])
 
 
 class MonitorWarning(UserWarning):
@@ -45,12 +49,16 @@ class Monitor:
         for step in range(steps):
             ...
             monitor(step, model)
+            if monitor.should_stop:
+                break
         monitor.close()
 
     A measurement has, by site, the fractions of dead, nearly dead, always on, saturated, dormant and zero-gradient units, the
     norms of gradient, weights and update, update_ratio = norm(theta - theta_last) / norm(theta) since the last measurement, the
     mean and standard deviation of post, the share of zero entries, and histograms of pre, post and gradients. A metric that is
     not defined at a site, for example saturated units of a ReLU, is absent. Definitions: `relu_study.inspect`.
+
+    After each measurement the detectors judge the measurements of this monitor. `findings` lists the problems that hold now.
 
     Args:
       model: an `nnx.Module` (read in evaluation mode), an `nnx.ModelAndOptimizer`, `(linen_module, variables)`, a Flax
@@ -62,6 +70,8 @@ class Monitor:
       ensemble: all parameters and all other state have a leading axis of M members, as from `jax.vmap`. Each member is measured.
         "params": only the parameters have it.
       unit_axis: axis of the units by site, where it is not the last.
+      stop_on: problems that set `should_stop`: exploding, dying, vanishing, not_learning.
+      total_steps: the planned length of training. Without it, not_learning is not judged.
       on_error: "warn": a problem during training is a `MonitorWarning`. "raise": it is a `UserError`. A nonfinite model is always
         a warning.
       call: keyword arguments of the model, for example `train=False`.
@@ -83,14 +93,16 @@ class Monitor:
         every: SupportsIndex = 100,
         ensemble: bool | Literal["params"] = False,
         unit_axis: Mapping[str, int] | None = None,
+        stop_on: str | Iterable[str] = (),
+        total_steps: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         **call: Any,
     ):
-        self.every = _check_arguments(targets, loss, every, on_error)
+        self.every = check_arguments(targets, loss, every, on_error)
         self._raises = on_error == "raise"
         self._inputs = _copied(probe if isinstance(probe, tuple) else (probe,))
         self._targets = _copied(targets)
-        _check_rows(self._inputs, self._targets)
+        check_rows(self._inputs, self._targets)
         model_form = as_function(model, call)
         self._program: Program = measuring_program(model_form, self._inputs, self._targets, loss, dict(unit_axis or {}), ensemble)
         self._given = _structure(self._program.read(model))
@@ -102,6 +114,7 @@ class Monitor:
         self._closed = False
         self._told: set[str] = set()
         info, writes = _info(self._program), jax.process_index() == 0
+        self._problems = Problems(info, stop_on, total_steps)
         self._recorder = Recorder(Path(out).expanduser(), info, self._program.bins, self._report, writes)
         self._states = UnitStates(info.units, info.members)
         self._states.restore(self._recorder.events, self._recorder.first)
@@ -123,6 +136,25 @@ class Monitor:
         """The measured steps, those of earlier monitors of the folder included."""
         return list(self._recorder.steps)
 
+    @property
+    def findings(self) -> tuple[MemberFinding, ...]:
+        """The problems that hold at the last measurement, by member. Earlier monitors of the folder do not count."""
+        return self._problems.findings
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a problem of `stop_on` was found, of an ensemble in every member. It stays True until the step goes back."""
+        return self._problems.should_stop
+
+    def on_problem(self, callback: OnProblem) -> OnProblem:
+        """Call `callback(finding)` once for each problem, site and member, at the measurement that shows it first.
+
+        The call that measures makes it, after the measurement is stored, in its thread. An error of the callback is raised there.
+        Returns the callback, so that this method is a decorator too.
+        """
+        self._problems.on_problem(callback)
+        return callback
+
     def __call__(self, step: Any, model: Any) -> Measurement | None:
         """Measure the model if `every` steps have passed since the last measurement, and return the numbers.
 
@@ -135,16 +167,21 @@ class Monitor:
                 self._last = step
                 return None
         except Exception:
-            pass  # an array of several steps, or no number: `_integer` decides
-        return self._attempt(step, model, at_once=False)
+            pass  # an array of several steps, or no number: `step_number` decides
+        return self._called_back(self._attempt(step, model, at_once=False))
 
     def measure(self, step: Any, model: Any) -> Measurement | None:
         """Measure the model at this step, whatever `every` is. None if that fails. A stored step is not stored again."""
-        return self._attempt(step, model, at_once=True)
+        return self._called_back(self._attempt(step, model, at_once=True))
+
+    def _called_back(self, measurement: Measurement | None) -> Measurement | None:
+        if measurement is not None:
+            self._problems.call_back()
+        return measurement
 
     def _attempt(self, step: Any, model: Any, at_once: bool) -> Measurement | None:
         try:
-            number = _integer(step)
+            number = step_number(step)
             if self._closed:
                 raise UserError("the monitor is closed. Make a new one with the same folder to continue.")
             if not at_once and self._last is not None and self._last <= number < self._due:
@@ -186,6 +223,7 @@ class Monitor:
             events = after.update(step, dead, places)
             self._recorder.write(step, values, events, dict(zip(self._program.histograms, measured.histograms, strict=True)))
             self._states = after
+            self._problems.add(step, values, np.array([place is None for place in places]))
         elif self._states.differ(dead, places):
             self._report(f"the model of step {step} differs from the stored one. This measurement of it is not stored.")
         self._report_nonfinite(step, new)
@@ -193,7 +231,7 @@ class Monitor:
         if not self._ensemble:
             masks = {site: mask[0] for site, mask in masks.items()}
         numbers = dict(zip(self._program.series, values.T if self._ensemble else values[0].tolist(), strict=True))
-        return Measurement(step, numbers, masks, tuple(events), nonfinite)
+        return Measurement(step, numbers, masks, tuple(events), nonfinite, self._problems.findings)
 
     def _read(self, model: Any) -> tuple[Any, Any]:
         """Return the parameters and the state of a model. Raises UserError if its structure changed, or inside jit."""
@@ -221,6 +259,7 @@ class Monitor:
         self._states = UnitStates(self._recorder.info.units, self._recorder.info.members)
         self._states.restore(self._recorder.events, self._recorder.first)
         self._previous = None
+        self._problems.rewind(step)
         where = f" are in {archive}" if archive else " are dropped"
         self._warn(f"the step went back from {last} to {step}. The measurements of the steps from {step} on{where}.")
 
@@ -258,31 +297,6 @@ class Monitor:
         self.close()
 
 
-def _check_arguments(targets: Any, loss: Any, every: Any, on_error: str) -> int:
-    """Return `every` as an integer."""
-    try:
-        steps = operator.index(every)
-    except TypeError:
-        steps = 0
-    if steps < 1:
-        raise UserError(f"every={every!r} is no number of steps. Pass a whole number of at least 1.")
-    if (targets is None) != (loss is None):
-        missing = "loss" if loss is None else "targets"
-        raise UserError(f"gradients need targets and loss, but {missing} is missing. Pass both, or neither.")
-    if on_error not in ("warn", "raise"):
-        raise UserError(f"on_error={on_error!r} is unknown. Choose warn or raise.")
-    return steps
-
-
-def _check_rows(inputs: Any, targets: Any) -> None:
-    rows = examples_of(inputs)
-    if not rows:
-        raise UserError("probe has no examples on its first axis. Pass an array of examples.")
-    for leaf in jax.tree.leaves(targets):
-        if np.ndim(leaf) and len(leaf) != rows:
-            raise UserError(f"targets has {len(leaf)} rows, but probe has {rows}. Pass a target for every example.")
-
-
 def _info(program: Program) -> MonitorInfo:
     sites = tuple(SiteInfo(site.name, site.activation, site.units) for site in program.sites)
     return MonitorInfo(sites, program.series, program.metrics(), program.members, program.examples)
@@ -296,18 +310,6 @@ def _structure(tree: Any) -> _Given:
 def _copied(tree: Any) -> Any:
     """Return copies of arrays on the device, which later changes of the caller's arrays do not reach. A list is an array."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree, is_leaf=lambda leaf: isinstance(leaf, list))
-
-
-def _integer(step: Any) -> int:
-    """Return a step as a number. An ensemble's training state has an array of equal steps."""
-    if isinstance(step, jax.core.Tracer):
-        raise UserError("the step is an array inside jit. Call the monitor outside, with a number.")
-    numbers = np.unique(np.asarray(step))
-    if len(numbers) != 1 or numbers.dtype.kind not in "iuf" or numbers[0] != np.floor(numbers[0]):
-        raise UserError(f"the step {step!r} is no whole number. Pass the number of the training step.")
-    if numbers[0] < 0:
-        raise UserError(f"the step {step!r} is negative. Count the steps from 0.")
-    return int(numbers[0])
 
 
 def _sentence(error: BaseException) -> str:
