@@ -21,6 +21,8 @@ def history_of(
 ) -> History:
     """Return the record of the R runs of a tile. `History.of_run` selects some of them, for example those of a configuration.
 
+    Without a recorded train loss its values are NaN, so that nonfinite runs are found in any case.
+
     Args:
       arrays: the arrays of a tile by name: `epoch`, `first_bad_epoch`, R x E arrays such as `metric:dead_fraction/site_1`, and
         `units:site_1`, nearest the input first. Other arrays are ignored.
@@ -29,10 +31,12 @@ def history_of(
     """
     epochs, first_bad = np.asarray(arrays["epoch"], float), np.asarray(arrays["first_bad_epoch"], float)
     units = {name.removeprefix(UNITS): int(values) for name, values in arrays.items() if name.startswith(UNITS)}
+    metrics = {name.removeprefix(METRIC): values for name, values in arrays.items() if name.startswith(METRIC)}
+    metrics.setdefault("train_loss/all", np.full((len(first_bad), len(epochs)), np.nan))
     return History(
         epochs=epochs,
         sites=tuple(units),
-        metrics={name.removeprefix(METRIC): values for name, values in arrays.items() if name.startswith(METRIC)},
+        metrics=metrics,
         finite=~(epochs >= first_bad[:, None]),  # NaN: never nonfinite
         constant_loss=np.full(first_bad.shape, np.nan) if constant_loss is None else np.asarray(constant_loss, float),
         total_epochs=float(epochs[-1]) if total_epochs is None else total_epochs,

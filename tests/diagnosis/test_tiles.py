@@ -47,3 +47,10 @@ def test_runs_of_a_tile_have_their_own_findings() -> None:
 def test_a_known_length_and_constant_loss_are_kept() -> None:
     history = history_of(tile(), constant_loss=np.array([1, 2.0]), total_epochs=8)
     assert history.total_epochs == 8 and history.of_run(1).constant_loss == 2
+
+
+def test_a_nonfinite_run_is_found_without_a_recorded_loss() -> None:
+    arrays = tile()
+    del arrays["metric:train_loss/all"]
+    healthy, sick = diagnose(history_of(arrays), only=["exploding", "not_learning"])
+    assert healthy == [] and [finding.problem for finding in sick] == ["exploding"]
