@@ -148,7 +148,7 @@ def _run_study(
         return f"{kind.count(kind.stored(folder, [])):,} {kind.stored_noun} are kept in {folder}"
 
     command = as_typed(["relu-study", *sys.argv[1:]])
-    with Progress() as progress:
+    with Progress(folder) as progress:
         try:
             use_devices()
             info = {"command": command, "preset": size.preset}
@@ -162,7 +162,7 @@ def _run_study(
         whole = shlex.join(["relu-study", *strip_shard(sys.argv[1:])])
         print(f"when all {part.of} shards are done, write the report with: {whole}")
     else:
-        print("\n".join(summary(folder)))
+        print("\n".join(summary(folder, progress.counts)))
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,18 +19,26 @@ from relu_study.cli.eta import EtaEstimator
 from relu_study.runner.callback import Callback
 
 if TYPE_CHECKING:
+    from relu_study.diagnosis.finding import Finding
     from relu_study.engine.draw_plan import Block, DrawPlan
     from relu_study.engine.plan import Plan, Tile
+    from relu_study.runner.findings import FindingCounts
     from relu_study.runner.prepare import Job
+    from relu_study.study.run_spec import RunSpec
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 BAR_INTERVAL = 1.0  # seconds between updates of the note
+MAX_FINDINGS = 20  # printed; a study has up to thousands of configurations
 
 
 class Progress(Callback):
-    """Progress bar: finished runs or draws, mean dead fraction so far, estimated time left."""
+    """Progress bar: finished runs or draws, mean dead fraction, estimated time left. A line for each sick configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | Path = "DIR") -> None:
+        """`folder` is the results folder, for messages."""
+        self.folder = folder
+        self.counts: FindingCounts | None = None  # at the end
+        self._findings = 0
         self.console = Console(stderr=True)
         self.done = 0
         self._bar: Bar | None = None
@@ -81,9 +91,29 @@ class Progress(Callback):
         """Update the estimate for narrower tiles."""
         self.eta.retile(old, new)
 
+    def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
+        """Print one line above the bar; after 20 of them, the command that lists them all."""
+        self._findings += 1
+        if self._findings <= MAX_FINDINGS:
+            self._print(f"{finding.problem}: {arm}, seed {run.seed}, run {run.run_id}: {finding.evidence}")
+        elif self._findings == MAX_FINDINGS + 1:
+            self._print(f"further findings: {list_findings(self.folder)}")
+
+    def on_finding_counts(self, counts: FindingCounts) -> None:
+        """Keep the counts for the summary."""
+        self.counts = counts
+
     def on_message(self, line: str) -> None:
         """Print one line above the bar."""
         self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def list_findings(folder: str | Path) -> str:
+    """Return the command that lists the findings of a results folder."""
+    return shlex.join(["relu-study", "diagnose", str(folder)])
 
 
 def print_plan(job: Job[Any, Any], title: str, memory: str = "") -> None:

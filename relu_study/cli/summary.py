@@ -7,26 +7,43 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relu_study.storage.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from relu_study.runner.findings import FindingCounts
 
 VERDICTS = ("confirmed", "refuted", "inconclusive")
 
 
-def summary(folder: Path) -> list[str]:
-    """The lines that end `relu-study run`: results, report path and next commands."""
+def summary(folder: Path, findings: FindingCounts | None = None) -> list[str]:
+    """The lines that end `relu-study run`: results, findings, report path and next commands."""
     manifest = read_manifest(folder)
     is_draw_study = "cells" in manifest["declaration"]
     size = _draws(manifest["declaration"]) if is_draw_study else _runs(manifest["counts"])
     lines = [f"{manifest['study']}: {size}, {_duration(manifest['timing'])}"]
     if claims := _claims(folder / "verdicts.csv"):
         lines.append(f"claims: {claims}")
+    if findings:
+        lines.append(f"findings: {_findings(findings)}")
     lines += [f"results: {folder}", f"report: {folder}/report.md"]
     if is_draw_study:
         return [*lines, f"next: open {folder}/report.html, or read the cells with relu_study.load_cells({str(folder)!r})"]
     name = shlex.quote(str(folder))
-    return [*lines, "next:", f"  relu-study view {name}   open TensorBoard", f"  relu-study table {name}  print a table"]
+    steps = [f"  relu-study view {name}   open TensorBoard", f"  relu-study table {name}  print a table"]
+    if findings and findings.sick:
+        steps.insert(0, f"  relu-study diagnose {name}  list the findings")
+    return [*lines, "next:", *steps]
+
+
+def _findings(counts: FindingCounts) -> str:
+    """The number of configurations with a finding, by problem."""
+    total = f"{counts.configurations:,} configuration{'s' * (counts.configurations != 1)}"
+    if not counts.sick:
+        return f"none in {total}"
+    problems = ", ".join(f"{count:,} {problem.replace('_', ' ')}" for problem, count in counts.by_problem.items())
+    return f"{counts.sick:,} of {total} ({problems})"
 
 
 def _runs(counts: Mapping[str, int]) -> str:

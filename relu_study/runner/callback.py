@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from relu_study.diagnosis.finding import Finding
     from relu_study.engine.draw_plan import Block, DrawPlan
     from relu_study.engine.plan import Plan, Tile
+    from relu_study.runner.findings import FindingCounts
+    from relu_study.study.run_spec import RunSpec
 
 
 class Callback:
@@ -25,6 +28,15 @@ class Callback:
         `device` is the device number, `compiling` the compile time in seconds.
         `dead_fraction` is the mean over the runs of the tile (NaN for draws).
         """
+
+    def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
+        """Called once for each configuration of a training study, when a tile with its first sick run is stored.
+
+        `arm` names the configuration by experiment, arm and target. `finding` is the one of the run with the earliest onset.
+        """
+
+    def on_finding_counts(self, counts: FindingCounts) -> None:
+        """Called after the last tile of a training study, with the number of configurations with a finding."""
 
     def on_message(self, line: str) -> None:
         """Called with one line of text for the user."""

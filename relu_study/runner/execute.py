@@ -89,6 +89,7 @@ def run_tiles(
     TensorBoard files.
     """
     stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
+    findings = job.kind.findings(folder, manifest, job.stored)
     tensorboard = None if job.shard else job.kind.live(folder, manifest, per_seed)
     job = job.kind.with_measured_widths(job, folder, callback.on_message)
     work, fallback = job.kind.work(job, keep_params), HalvingFallback(job, folder, callback)
@@ -107,7 +108,11 @@ def run_tiles(
             if tensorboard is not None:
                 tensorboard.tile(path, tile.ids)
             callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
+            for sick in findings.tile(tile.runs, numbers) if findings else ():
+                callback.on_finding(*sick)
         fallback.raise_if_blocked()
+    if findings is not None:
+        callback.on_finding_counts(findings.counts())
     return set() if tensorboard is None else tensorboard.shown
 
 

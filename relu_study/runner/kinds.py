@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from relu_study.engine.scheduler import Work
     from relu_study.engine.state import MeasureConfig
     from relu_study.report.tensorboard.live import Live
+    from relu_study.runner.findings import StudyFindings
     from relu_study.runner.memory import MemoryEstimate
     from relu_study.runner.prepare import Job, Request
 
@@ -76,6 +77,10 @@ class Kind(Protocol[S, P, T]):
 
     def live(self, folder: Path, manifest: Mapping[str, Any], per_seed: bool) -> Live | None:
         """TensorBoard files during the run; None for draws."""
+        return None
+
+    def findings(self, folder: Path, manifest: Mapping[str, Any], stored: int) -> StudyFindings | None:
+        """The findings of the stored runs, to which finished tiles are added; None for draws."""
         return None
 
 
@@ -135,6 +140,14 @@ class Training(Kind[Study, Plan, Tile]):
         from relu_study.report.tensorboard.live import Live
 
         return Live(folder, manifest, per_seed)
+
+    def findings(self, folder: Path, manifest: Mapping[str, Any], stored: int) -> StudyFindings | None:
+        from relu_study.runner.findings import StudyFindings
+
+        findings = StudyFindings(manifest["declaration"])
+        if stored:
+            findings.stored(folder)
+        return findings
 
 
 class Drawing(Kind[DrawStudy, DrawPlan, Block]):
