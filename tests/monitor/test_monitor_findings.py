@@ -157,11 +157,11 @@ def test_a_continued_folder_begins_without_findings(tmp_path: Path) -> None:
         first(1, SICK)
         assert first.findings
     with monitor(tmp_path / "mine", stop_on="exploding") as second:
-        assert second.findings == () and not second.should_stop
+        assert list(second.findings) == [] and not second.should_stop
         second(2, DIVERGED)  # its loss is the first of this monitor
-        assert second.findings == ()
+        assert list(second.findings) == []
         second(3, SICK)
-        assert [(finding.problem, finding.first_flag) for finding in second.findings] == [("dying", 3)]
+        assert [(found.problem, found.first_flag) for found in second.findings] == [("dying", 3)]
 
 
 def test_findings_change_no_stored_byte(tmp_path: Path) -> None:
