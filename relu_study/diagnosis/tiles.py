@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from relu_study.diagnosis.history import History
+from relu_study.study.claims import Target
 
 METRIC, UNITS = "metric:", "units:"
 
@@ -42,3 +43,14 @@ def history_of(
         total_epochs=float(epochs[-1]) if total_epochs is None else total_epochs,
         units=units,
     )
+
+
+def constant_losses(targets: Iterable[Target]) -> dict[str, float]:
+    """Return the loss of the best constant prediction by target: its declared variance.
+
+    A study that declares no target has `Target(name)` for each in its manifest. Its variances are unknown and left out.
+    """
+    declared = list(targets)
+    if all(target == Target(target.name) for target in declared):
+        return {}
+    return {target.name: target.variance for target in declared}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ import numpy as np
 from relu_study.diagnosis.detector import detectors
 from relu_study.diagnosis.diagnose import OURS, diagnose
 from relu_study.diagnosis.finding import Finding
-from relu_study.diagnosis.tiles import METRIC, UNITS, history_of
+from relu_study.diagnosis.history import History
+from relu_study.diagnosis.tiles import METRIC, UNITS, constant_losses, history_of
 from relu_study.storage.checksums import CorruptFileError
 from relu_study.storage.tile_files import NEEDED, identified, reading, tile_arrays, tile_paths
+from relu_study.study.claims import Target
 from relu_study.study.run_spec import RunSpec, id_of
 
 
@@ -42,6 +44,7 @@ class StudyFindings:
     def __init__(self, declaration: Mapping[str, Any]):
         """Begin without a run. `declaration` is that of the manifest."""
         self._arms = _arms(declaration["configurations"])
+        self._losses = constant_losses(Target(**target) for target in declaration["targets"])
         self._problems: dict[str, set[str]] = {}  # by config_id, of every configuration with a run
 
     def stored(self, folder: Path) -> None:
@@ -53,15 +56,14 @@ class StudyFindings:
                 names = [name for name in raw if name in NEEDED or name.startswith(UNITS) or _metric(name) in required]
                 tile = tile_arrays(raw, names)
                 specs = [json.loads(text) for text in tile["spec"].tolist()]
-                for _ in self._sick([id_of({k: v for k, v in spec.items() if k != "seed"}) for spec in specs], tile):
-                    pass
+                ids = [id_of({name: value for name, value in spec.items() if name != "seed"}) for spec in specs]
+                self._sick(ids, self._history(tile, [spec.get("target", RunSpec.target) for spec in specs]))
 
     def tile(self, runs: Sequence[RunSpec], numbers: Mapping[str, np.ndarray]) -> list[SickRun]:
         """Count the runs of a finished tile, and return a run of each configuration that has its first finding."""
-        first = list(self._sick([run.config_id for run in runs], numbers))
-        if not first:
-            return []
-        found = diagnose(history_of(numbers).of_run(np.array(first)))
+        history = self._history(numbers, [run.target for run in runs])
+        first = self._sick([run.config_id for run in runs], history)
+        found = diagnose(history.of_run(np.array(first))) if first else []
         return [
             SickRun(runs[i], self._arms.get(runs[i].config_id, ""), min(findings, key=lambda finding: finding.onset))
             for i, findings in zip(first, found, strict=True)
@@ -73,16 +75,20 @@ class StudyFindings:
         sick = sum(map(bool, self._problems.values()))
         return FindingCounts(len(self._problems), sick, dict(by_problem.most_common()))
 
-    def _sick(self, configurations: Sequence[str], numbers: Mapping[str, np.ndarray]) -> Iterator[int]:
-        """Count the runs of a tile, and yield the first sick one of each configuration without a finding so far."""
-        history = history_of(numbers)
+    def _history(self, numbers: Mapping[str, np.ndarray], targets: Sequence[str]) -> History:
+        return history_of(numbers, constant_loss=np.array([self._losses.get(target, np.nan) for target in targets]))
+
+    def _sick(self, configurations: Sequence[str], history: History) -> list[int]:
+        """Count the runs of a tile, and return the first sick one of each configuration without a finding so far."""
         fires = {name: detectors[name].fires(history) for name in OURS}
+        first = []
         for i, config_id in enumerate(configurations):
             problems = self._problems.setdefault(config_id, set())
             known = bool(problems)
             problems.update(detectors[name].problem for name in OURS if fires[name][i])
             if problems and not known:
-                yield i
+                first.append(i)
+        return first
 
 
 def _metric(name: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from relu_study.diagnosis.diagnose import diagnose
-from relu_study.diagnosis.tiles import history_of
+from relu_study.diagnosis.tiles import constant_losses, history_of
+from relu_study.study.claims import Target
 
 NAN = float("nan")
 
@@ -54,3 +55,8 @@ def test_a_nonfinite_run_is_found_without_a_recorded_loss() -> None:
     del arrays["metric:train_loss/all"]
     healthy, sick = diagnose(history_of(arrays), only=["exploding", "not_learning"])
     assert healthy == [] and [finding.problem for finding in sick] == ["exploding"]
+
+
+def test_the_loss_of_the_best_constant_is_the_declared_variance() -> None:
+    assert constant_losses([Target("wave", 1.0), Target("sum", 0.25)]) == {"wave": 1, "sum": 0.25}
+    assert constant_losses([Target("wave"), Target("sum")]) == {}  # none is declared
