@@ -183,7 +183,7 @@ def rebuild(folder: Folder, all_epochs: bool = False, per_seed: bool = False) ->
 def replay_run(
     folder: Folder,
     run: Annotated[str, arg(metavar="RUN_ID")],
-    around: Annotated[str, arg(metavar="EPOCH|onset")] = "onset",
+    around: Annotated[str, arg(metavar="EPOCH|onset|death")] = "death",
     window: Annotated[float, arg(metavar="X")] = 1.0,
     study: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None,
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: DIR/replays/RUN_ID/MOMENT)")] = None,
@@ -195,7 +195,8 @@ def replay_run(
 
     Args:
         run: The run_id in runs.csv.
-        around: The moment: an epoch, or "onset" for the first death of a unit (without one: the first nonfinite epoch).
+        around: The moment: an epoch; "onset" for that of the run's first finding; or "death" for the first death of a unit
+            (without one: the first nonfinite epoch).
         window: Epochs to measure before and after the moment.
         study: Python file of the study, which a run with own components needs. It is executed.
         out: Folder for events.csv, steps.csv, arrays.npz, replay.json and the figure.

@@ -20,6 +20,8 @@ def replay_summary(about: Mapping[str, Any], events: pd.DataFrame) -> list[str]:
         f"steps {first:,} to {last:,} of {about['total_steps']:,} (epochs {first / per_epoch:.4g} to {last / per_epoch:.4g}): "
         f"{about['died']:,} died, {about['revived']:,} revived",
     ]
+    if "finding" in about:
+        lines.append(about["finding"])
     if about["nonfinite_at_start"]:
         lines.append("the run is nonfinite at the start of the window, so no unit is counted: choose an earlier epoch")
     lines += [_line(event) for event in events.head(SHOWN).to_dict("records")]

@@ -18,7 +18,7 @@ from relu_study.engine.replay_window import Recorder, Window, is_finite, steps_o
 from relu_study.engine.state import DEFAULT_EXAMPLES, MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.provenance import provenance, with_digest
-from relu_study.runner.replay_request import ONSET, ReplayRequest, replay_request
+from relu_study.runner.replay_request import DEATH, ONSET, ReplayRequest, replay_request
 from relu_study.runner.replay_result import Replay, check_replay_folder, replay_result
 from relu_study.runner.run import use_devices
 from relu_study.stats import histogram_bins
@@ -32,7 +32,7 @@ from relu_study.study.loading import load_study
 def replay(
     folder: str | Path,
     run_id: str,
-    around: str | float = ONSET,
+    around: str | float = DEATH,
     *,
     window: float = 1.0,
     out: str | Path | None = None,
@@ -46,8 +46,10 @@ def replay(
     Args:
         folder: Results folder of the sweep.
         run_id: The run.
-        around: "onset" (the first death of a unit, or else the first nonfinite epoch), or an epoch.
-        window: Epochs measured before and after the moment. The window of an onset begins at the last measurement before it.
+        around: "death" (the first death of a unit, or else the first nonfinite epoch), "onset" (that of the run's first finding),
+            or an epoch.
+        window: Epochs measured before and after the moment. The window of a death or an onset begins at the last measurement
+            before it.
         out: Folder for events.csv, steps.csv, arrays.npz, replay.json and the figure; None writes nothing.
         study: File of the study, if the run has components that this process has not registered.
 
@@ -78,13 +80,15 @@ def run_replay(request: ReplayRequest, study: str | Path | None = None, out: Pat
         cohorts.check(run.spec, measure_config)
         _check_provenance(run, measure_config)
         width = _width(run, measure_config)
-        earlier = _train(run, width, measure_config, None) if request.needs_masks else None
+        earlier = _train(run, width, measure_config, None) if request.needs_numbers else None
         window = Window.between(run.spec, *request.span(earlier))
         recorder = Recorder(run.spec, measure_config, window, jax.devices()[0])
         numbers = _train(run, width, measure_config, recorder)
     _check_masks(recorder, numbers)
     per_epoch, total = steps_of(run.spec)
+    finding = request.finding(earlier) if request.around == ONSET else None
     about = {
+        **({} if finding is None else {"finding": f"{finding.problem}: {finding.evidence}"}),
         **{"first_step": window.first, "last_step": window.stop, "steps_per_epoch": per_epoch, "total_steps": total},
         **{"tile_width": width, "probe_examples": int(numbers["probe_examples"]), "status": str(numbers["status"][0])},
         "nonfinite_at_start": not is_finite(recorder.records[0]),

@@ -100,7 +100,7 @@ def test_replay_of_a_run_measured_within_its_epochs(early: Callable[..., tuple[i
     run_id = load("out").runs.run_id[0]
     again = replay("out", run_id)
     assert again.about["equal_row"] and again.about["equal_measurements"] == len(WHEN)
-    # The window of an onset begins at the last measurement before it, at most an epoch earlier.
+    # The window of a death begins at the last measurement before it, at most an epoch earlier.
     assert again.about["died"] and again.about["first_step"] == 0 and again.about["last_step"] <= 10
     (stored,) = (c for c in collect(Path("out")).values() if run_id in c.run_ids)
     at = again.arrays["total_step"].tolist()

@@ -48,7 +48,7 @@ def test_command_names_the_events_and_writes_below_the_folder(here: Callable[...
     assert status == 0 and not err, err
     first, second, *events = out.splitlines()
     assert first == f"run {run_id} of one: its final row equals runs.csv and all 4 measurements equal raw/, bit for bit"
-    place = Path("out/replays") / run_id / "onset"
+    place = Path("out/replays") / run_id / "death"
     assert events[-6:] == [str(place / name) for name in FILES] and all((place / name).is_file() for name in FILES)
     about = json.loads((place / "replay.json").read_text())
     assert second == f"steps 0 to 10 of 15 (epochs 0 to 2): {about['died']} died, {about['revived']} revived"

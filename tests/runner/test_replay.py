@@ -167,7 +167,7 @@ def test_window_around_an_epoch(folder: Path) -> None:
     assert (about["first_step"], about["last_step"]) == (11, 14)
 
 
-def test_clone_has_the_same_onset(folder: Path, replayed: Replay, tmp_path: Path) -> None:
+def test_clone_has_the_same_first_death(folder: Path, replayed: Replay, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "clone", ignore=shutil.ignore_patterns("raw", "replays"))
     again = replay(tmp_path / "clone", replayed.run_id)
     assert again.events.equals(replayed.events) and again.about["equal_row"] and not again.about["equal_measurements"]
@@ -196,6 +196,11 @@ def test_nonfinite_run_names_its_step_and_place(tmp_path: Path) -> None:
     assert found.figure("svg")["svg"].startswith(b"<?xml")
     (line,) = (line for line in replay_summary(found.about, found.events) if "nonfinite" in line)
     assert line.startswith(f"step {event['total_step']} (epoch 1, step {event['step']}): nonfinite after it: ")
+    shutil.copytree(tmp_path, tmp_path / "clone", ignore=shutil.ignore_patterns("raw"))
+    for place in (tmp_path, tmp_path / "clone"):  # stored measurements, and measurements of a first training
+        onset = replay(place, exploding.run_id, "onset")
+        assert onset.events.equals(found.events) and onset.about["finding"].startswith("exploding: train loss")
+        assert onset.about["finding"] in replay_summary(onset.about, onset.events)
     late = replay(tmp_path, exploding.run_id, 1, window=0.1)
     assert late.about["nonfinite_at_start"] and not len(late.events)
     assert any("nonfinite at the start" in line for line in replay_summary(late.about, late.events))

@@ -34,9 +34,9 @@ def refused(*arguments: Any, **more: Any) -> str:
     return str(error.value)
 
 
-def test_onset_is_the_first_epoch_with_a_new_dead_unit(folder: Path) -> None:
-    request = replay_request(folder, RUN, "onset", 0.5)
-    assert request.span() == (0.0, 1.5) and request.name == "onset-window-0.5" and not request.needs_masks
+def test_death_is_the_first_epoch_with_a_new_dead_unit(folder: Path) -> None:
+    request = replay_request(folder, RUN, "death", 0.5)
+    assert request.span() == (0.0, 1.5) and request.name == "death-window-0.5" and not request.needs_numbers
     assert replay_request(folder, RUN, "1.5", 1).span() == (0.5, 2.5)
     assert replay_request(folder, RUN, 2, 1).name == "epoch-2"
 
@@ -44,7 +44,7 @@ def test_onset_is_the_first_epoch_with_a_new_dead_unit(folder: Path) -> None:
 @pytest.mark.parametrize("around", ["onst", 2.1, -1, "nan", None])
 def test_invalid_moments_name_the_valid_ones(folder: Path, around: Any) -> None:
     message = refused(folder, RUN, around=around)
-    assert repr(around) in message and "'onset', or an epoch between 0 and 2" in message
+    assert repr(around) in message and "'onset', 'death', or an epoch between 0 and 2" in message
 
 
 @pytest.mark.parametrize("window", [0, -1, float("inf"), float("nan"), "1"])
@@ -52,9 +52,40 @@ def test_invalid_windows(folder: Path, window: Any) -> None:
     assert "above 0" in refused(folder, RUN, window=window)
 
 
-def test_run_without_an_onset_is_refused_with_the_alternative(folder: Path) -> None:
+def test_a_run_without_the_moment_is_refused_with_the_alternatives(folder: Path) -> None:
     message = refused(folder, SOUND)
-    assert f"run {SOUND} has no onset" in message and "epoch between 0 and 2 with --around" in message
+    assert f"run {SOUND} has no finding, so it has no onset" in message
+    assert message.endswith("Give an epoch between 0 and 2 with --around.") and "\n" not in message
+    assert "Give --around death (epoch 1), or an epoch between" in refused(folder, RUN)  # one of three units died
+    assert f"run {SOUND} has no death" in refused(folder, SOUND, around="death")
+
+
+def changed(folder: Path, copied: Path, **arrays: Any) -> Path:
+    """Copy a folder, with other arrays in the tile of RUN."""
+    shutil.copytree(folder, copied, ignore=shutil.ignore_patterns("runs.csv", "SHA256SUMS"))
+    (path,) = (path for path in tile_paths(copied) if RUN in read_tile(path)["run_id"])
+    write_tile(copied, read_tile(path) | arrays)
+    return copied
+
+
+def test_onset_is_that_of_the_first_finding(folder: Path, tmp_path: Path) -> None:
+    share = np.repeat(np.array([[0, 1 / 3, 1]], np.float32), 3, axis=0)  # the first unit dies first, the others with the onset
+    sick = changed(folder, tmp_path / "sick", **{"metric:dead_fraction/site_1": share})
+    request = replay_request(sick, RUN, "onset", 0.5)
+    assert request.span() == (1.0, 2.5) and request.name == "onset-window-0.5"
+    assert (found := request.finding()) is not None and found.problem == "dying" and found.onset == 2
+    bad = np.repeat(np.array([[0, 1, np.nan]], np.float32), 3, axis=0)
+    both = {"metric:dead_fraction/site_1": bad, "first_bad_epoch": np.full(3, 2.0), "status": np.full(3, "nonfinite")}
+    first = replay_request(changed(folder, tmp_path / "both", **both), RUN, "onset", 0.5)
+    assert first.span() == (0.0, 1.5)  # it dies before it explodes
+    explodes = {"first_bad_epoch": np.full(3, 2.0), "status": np.full(3, "nonfinite")}
+    assert replay_request(changed(folder, tmp_path / "bad", **explodes), RUN, "onset", 1).span() == (1.0, 3.0)
+
+
+def test_an_onset_without_a_death_names_the_finding(folder: Path, tmp_path: Path) -> None:
+    arrays = {"dead:site_1": np.zeros((3, 3, 1), np.uint8)}
+    arrays |= {"metric:dead_fraction/site_1": np.ones((3, 3), np.float32)}
+    assert "Give --around onset (dying, epoch 0), or" in refused(changed(folder, tmp_path / "x", **arrays), RUN, around="death")
 
 
 def test_unknown_runs_have_the_nearest_ids(folder: Path) -> None:
