@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relu_study.diagnosis.finding import Finding
+
 WIDTH = 100  # of a printed table, in characters
 HEADERS = {
     "site": "site",
@@ -44,8 +46,8 @@ LONGEST_ACTIVATION = 15
 LISTED_SITES, LISTED_UNITS = 8, 12  # in the list of dead units
 
 
-def as_text(units: pd.DataFrame, sites: pd.DataFrame) -> str:
-    """Return the sites as a table of at most 100 columns. The examples, the dead units and the columns left out follow."""
+def as_text(units: pd.DataFrame, sites: pd.DataFrame, findings: Sequence[Finding] = ()) -> str:
+    """Return the sites as a table of at most 100 columns. Examples, dead units, columns left out and findings follow."""
     if sites.empty:
         return f"No sites: {NO_SITES}"
     columns = _shown(sites)
@@ -65,15 +67,17 @@ def as_text(units: pd.DataFrame, sites: pd.DataFrame) -> str:
         console.print(table)
     lines = [line.rstrip() for line in capture.get().rstrip().split("\n")]
     lines.insert(max(HEADERS[name].count("\n") for name in columns) + 1, "─" * _width(lines))
-    return "\n".join([*lines, "", *(textwrap.fill(note, WIDTH) for note in notes(units, sites))])
+    return "\n".join([*lines, "", *(textwrap.fill(note, WIDTH) for note in [*notes(units, sites), *finding_lines(findings)])])
 
 
-def as_html(units: pd.DataFrame, sites: pd.DataFrame) -> str:
+def as_html(units: pd.DataFrame, sites: pd.DataFrame, findings: Sequence[Finding] = ()) -> str:
     """Return the table as HTML."""
     if sites.empty:
         return f"<p>No sites: {NO_SITES}</p>"
     shown = pd.DataFrame({_title(name): [entry(name, value) for value in sites[name]] for name in _shown(sites)})
-    return shown.to_html(index=False, border=0) + "".join(f"<p>{html.escape(note)}</p>" for note in notes(units, sites))
+    return shown.to_html(index=False, border=0) + "".join(
+        f"<p>{html.escape(note)}</p>" for note in [*notes(units, sites), *finding_lines(findings)]
+    )
 
 
 def notes(units: pd.DataFrame, sites: pd.DataFrame) -> list[str]:
@@ -92,6 +96,14 @@ def notes(units: pd.DataFrame, sites: pd.DataFrame) -> list[str]:
         reasons = [f"{_title(name)}{f' (needs {needs[name]})' if name in needs else ''}" for name in absent]
         lines.append(f"Not measurable at any site: {', '.join(reasons)}.")
     return lines
+
+
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return one line for each finding, at most eight, and the advice of each problem once."""
+    lines = [f"Finding: {finding.problem}: {finding.evidence}." for finding in findings[:LISTED_SITES]]
+    if len(findings) > LISTED_SITES:
+        lines.append(f"And {len(findings) - LISTED_SITES} more findings.")
+    return lines + list(dict.fromkeys(finding.advice for finding in findings))
 
 
 def entry(name: str, value: Any) -> str:

@@ -15,8 +15,10 @@ import pandas as pd
 
 from relu_study.components.metrics.norms import norm
 from relu_study.components.metrics.unit_fractions import is_dead, is_dormant, is_nearly_dead, is_saturated
+from relu_study.diagnosis.finding import Finding
+from relu_study.diagnosis.moment import findings_of_moment
 from relu_study.errors import UserError
-from relu_study.watch.display import NO_SITES, as_html, as_text
+from relu_study.watch.display import NO_SITES, SHARES, as_html, as_text
 from relu_study.watch.facts import Weight
 from relu_study.watch.find import Site, check_axes, listed
 from relu_study.watch.models import Model, as_function
@@ -39,11 +41,22 @@ class Inspection:
     units: pd.DataFrame  # one row a unit in program order: site, unit, n, firing_rate and the flags
     sites: pd.DataFrame  # one row a site: its activation, the fraction of units with each flag, moments of post, grad_norm
 
+    @property
+    def findings(self) -> list[Finding]:
+        """One finding for each site with too many dead units, in program order. Other problems need a training."""
+        units = {str(site): int(count) for site, count in zip(self.sites["site"], self.sites["units"], strict=True)}
+        metrics = {
+            f"{name}/{site}": float("nan") if pd.isna(value) else float(value)
+            for name in SHARES
+            for site, value in zip(units, self.sites[name], strict=True)
+        }
+        return findings_of_moment(units, metrics)
+
     def __repr__(self) -> str:
-        return as_text(self.units, self.sites)
+        return as_text(self.units, self.sites, self.findings)
 
     def _repr_html_(self) -> str:
-        return as_html(self.units, self.sites)
+        return as_html(self.units, self.sites, self.findings)
 
 
 def inspect(

@@ -175,3 +175,23 @@ def test_call_reaches_the_model() -> None:
     trained = inspect((Net(), variables), x, train=True, mutable=["batch_stats"])
     assert list(evaluated.sites.site) == list(trained.sites.site) == ["BatchNorm_0"]
     assert not evaluated.units.firing_rate.equals(trained.units.firing_rate)
+
+
+def test_a_site_with_many_dead_units_is_a_finding() -> None:
+    def model(params: Any, x: Any) -> Any:
+        return jnp.tanh(jax.nn.relu(x @ params["one"] + params["bias"]) @ params["two"])
+
+    rng = np.random.default_rng(0)
+    params = {"one": rng.normal(size=(4, 20)), "two": rng.normal(size=(20, 5)), "bias": np.where(np.arange(20) < 19, -1e3, 0)}
+    x = rng.normal(size=(64, 4))
+    found = inspect((model, params), x)
+    (finding,) = found.findings
+    assert (finding.problem, finding.site, finding.units) == ("dying", "one", (19, 20))
+    assert f"Finding: dying: {finding.evidence}." in " ".join(str(found).split()) and finding.advice in found._repr_html_()
+    healthy = inspect((model, params | {"bias": np.zeros(20)}), x)
+    assert healthy.findings == [] and "Finding" not in str(healthy)
+
+
+def test_sites_with_nonfinite_entries_have_no_finding() -> None:
+    found = inspect((lambda w, x: jax.nn.relu(x @ w), np.full((3, 4), np.nan)), np.ones((8, 3)))
+    assert found.sites["dead_fraction"].isna().all() and found.findings == []
