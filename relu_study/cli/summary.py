@@ -31,10 +31,15 @@ def summary(folder: Path, findings: FindingCounts | None = None) -> list[str]:
     if is_draw_study:
         return [*lines, f"next: open {folder}/report.html, or read the cells with relu_study.load_cells({str(folder)!r})"]
     name = shlex.quote(str(folder))
-    steps = [f"  relu-study view {name}   open TensorBoard", f"  relu-study table {name}  print a table"]
+    steps = {"view": "open TensorBoard", "table": "print a table"}
     if findings and findings.sick:
-        steps.insert(0, f"  relu-study diagnose {name}  list the findings")
-    return [*lines, "next:", *steps]
+        steps = {"diagnose": "list the findings", **steps}
+    width = max(map(len, steps))
+    return [
+        *lines,
+        "next:",
+        *(f"  relu-study {f'{word} {name}':{width + len(name) + 1}}  {text}" for word, text in steps.items()),
+    ]
 
 
 def _findings(counts: FindingCounts) -> str:
