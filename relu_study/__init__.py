@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from relu_study.components.untrained.statistic import Quantity as Quantity
     from relu_study.components.untrained.statistic import Theory as Theory
     from relu_study.components.untrained.statistic import statistic as statistic
+    from relu_study.diagnosis.finding import Finding as Finding
+    from relu_study.diagnosis.finding import MemberFinding as MemberFinding
     from relu_study.errors import UserError as UserError
     from relu_study.monitor.checkpoints import monitor_checkpoints as monitor_checkpoints
     from relu_study.monitor.measurement import Measurement as Measurement
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from relu_study.report.figures.on_demand import figure as figure
     from relu_study.report.tables.pivot_table import compare as compare
     from relu_study.report.tables.pivot_table import table as table
+    from relu_study.runner.callback import Callback as Callback
     from relu_study.runner.replay import replay as replay
     from relu_study.runner.run import run as run
     from relu_study.runner.run import run_draws as run_draws
@@ -77,6 +80,10 @@ _MODULES = {
         "Theory",
         "statistic",
     ),
+    "diagnosis.finding": (
+        "Finding",
+        "MemberFinding",
+    ),
     "errors": ("UserError",),
     "monitor.checkpoints": ("monitor_checkpoints",),
     "monitor.measurement": ("Measurement",),
@@ -90,6 +97,7 @@ _MODULES = {
         "compare",
         "table",
     ),
+    "runner.callback": ("Callback",),
     "runner.replay": ("replay",),
     "runner.run": (
         "run",
