@@ -71,8 +71,9 @@ class LiveDiagnosis:
         self._steps[place] = step
         self._bad_since = np.where(finite, self._bad_since, np.minimum(self._bad_since, step))
         for name in {key for key in values if key.partition("/")[0] in self._required} | self._metrics.keys():
-            column = self._metrics.setdefault(name, np.full((self._members, self._kept), np.nan))
-            column[:, place] = np.where(self._bad_since <= step, np.nan, values.get(name, np.nan))
+            if name not in self._metrics:
+                self._metrics[name] = np.full((self._members, self._kept), np.nan)
+            self._metrics[name][:, place] = np.where(self._bad_since <= step, np.nan, values.get(name, np.nan))
         history, new = self.history(), []
         for detector in self._detectors:
             track = self._tracks[detector.name]
@@ -155,7 +156,10 @@ class _Track:
     ) -> Bool[np.ndarray, "M"]:
         """Take the scores at a step, and return which members fire at a site for the first time."""
         self.scores, self.by_site = scores, by_site
-        fires = scores >= threshold
+        fires = np.asarray(scores >= threshold)
+        if not fires.any():  # the usual case
+            self.onset[:] = np.nan
+            return fires
         self.first_flag = np.where(fires & np.isnan(self.first_flag), step, self.first_flag)
         self.onset = np.where(fires, np.where(np.isnan(self.onset), step, self.onset), np.nan)
         known = np.concatenate([np.where(np.isnan(by_site), -np.inf, by_site), np.full((len(scores), 1), -np.inf)], axis=1)

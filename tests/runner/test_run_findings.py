@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_study import base, study
 
 from relu_study.cli.progress import MAX_FINDINGS, Progress
@@ -15,6 +18,8 @@ from relu_study.cli.summary import summary
 from relu_study.diagnosis.diagnose import diagnose
 from relu_study.diagnosis.finding import Finding
 from relu_study.diagnosis.tiles import history_of
+from relu_study.engine import plan as planning
+from relu_study.engine.plan import RunCost
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
 from relu_study.runner.findings import FindingCounts, StudyFindings
@@ -129,6 +134,18 @@ def test_the_progress_prints_a_bounded_number_of_lines(capsys: pytest.CaptureFix
     run_id = base.replace(seed=7).run_id
     assert lines[0] == f"dying: main/[red]0, seed 7, run {run_id}: share of dead units at site_1: 8 of 8 units"
     assert len(lines) == MAX_FINDINGS + 1 and lines[-1] == "further findings: relu-study diagnose 'my results'"
+
+
+def test_findings_are_above_the_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    with Progress("out") as progress:
+        progress.console = Console(file=screen, force_terminal=True, width=200)
+        progress.on_start(planning.plan(sick.runs(), lambda _: RunCost("a", "", 10, 10, 32, 1, 1), {"a": 2}, 1, "cpu"), 0)
+        finding = Finding("exploding", "exploding", "", None, 1, 1, float("inf"), 10, "train loss: infinite, since epoch 1", "")
+        progress.on_finding(base, "main/relu", finding)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    line = f"exploding: main/relu, seed 0, run {base.run_id}: train loss: infinite, since epoch 1"
+    assert line in text and "0/6" in text.partition(line)[2]  # the bar is drawn again below it
 
 
 def test_the_summary_counts_configurations(done: tuple[Path, Heard]) -> None:
