@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from relu_study.diagnosis.history import History
-from relu_study.study.claims import Target
 
-METRIC, UNITS = "metric:", "units:"
+METRIC, UNITS, CONSTANT_LOSS = "metric:", "units:", "constant_loss"
 
 
 def history_of(
     arrays: Mapping[str, Any],
-    *,
-    constant_loss: Float[np.ndarray, " R"] | None = None,
     total_epochs: float | None = None,
 ) -> History:
     """Return the record of the R runs of a tile. `History.of_run` selects some of them, for example those of a configuration.
@@ -26,8 +22,7 @@ def history_of(
 
     Args:
       arrays: the arrays of a tile by name: `epoch`, `first_bad_epoch`, R x E arrays such as `metric:dead_fraction/site_1`, and
-        `units:site_1`, nearest the input first. Other arrays are ignored.
-      constant_loss: the loss of the best constant prediction of each run. None: unknown.
+        `units:site_1`, nearest the input first. Without `constant_loss` it is unknown. Other arrays are ignored.
       total_epochs: the planned length of training. None: the last measured epoch.
     """
     epochs, first_bad = np.asarray(arrays["epoch"], float), np.asarray(arrays["first_bad_epoch"], float)
@@ -39,18 +34,7 @@ def history_of(
         sites=tuple(units),
         metrics=metrics,
         finite=~(epochs >= first_bad[:, None]),  # NaN: never nonfinite
-        constant_loss=np.full(first_bad.shape, np.nan) if constant_loss is None else np.asarray(constant_loss, float),
+        constant_loss=np.asarray(arrays.get(CONSTANT_LOSS, np.full(first_bad.shape, np.nan)), float),
         total_epochs=float(epochs[-1]) if total_epochs is None else total_epochs,
         units=units,
     )
-
-
-def constant_losses(targets: Iterable[Target]) -> dict[str, float]:
-    """Return the loss of the best constant prediction by target: its declared variance.
-
-    A study that declares no target has `Target(name)` for each in its manifest. Its variances are unknown and left out.
-    """
-    declared = list(targets)
-    if all(target == Target(target.name) for target in declared):
-        return {}
-    return {target.name: target.variance for target in declared}

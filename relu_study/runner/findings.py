@@ -15,10 +15,9 @@ from relu_study.diagnosis.detector import detectors
 from relu_study.diagnosis.diagnose import OURS, diagnose
 from relu_study.diagnosis.finding import Finding
 from relu_study.diagnosis.history import History
-from relu_study.diagnosis.tiles import METRIC, UNITS, constant_losses, history_of
+from relu_study.diagnosis.tiles import CONSTANT_LOSS, METRIC, UNITS, history_of
 from relu_study.storage.checksums import CorruptFileError
 from relu_study.storage.tile_files import NEEDED, identified, reading, tile_arrays, tile_paths
-from relu_study.study.claims import Target
 from relu_study.study.run_spec import RunSpec, id_of
 
 
@@ -44,7 +43,6 @@ class StudyFindings:
     def __init__(self, declaration: Mapping[str, Any]):
         """Begin without a run. `declaration` is that of the manifest."""
         self._arms = _arms(declaration["configurations"])
-        self._losses = constant_losses(Target(**target) for target in declaration["targets"])
         self._problems: dict[str, set[str]] = {}  # by config_id, of every configuration with a run
 
     def stored(self, folder: Path) -> None:
@@ -53,15 +51,16 @@ class StudyFindings:
         for path in tile_paths(folder):
             with contextlib.suppress(CorruptFileError), reading(path):
                 raw = identified(path)
-                names = [name for name in raw if name in NEEDED or name.startswith(UNITS) or _metric(name) in required]
+                needed = {*NEEDED, CONSTANT_LOSS}
+                names = [name for name in raw if name in needed or name.startswith(UNITS) or _metric(name) in required]
                 tile = tile_arrays(raw, names)
                 specs = [json.loads(text) for text in tile["spec"].tolist()]
                 ids = [id_of({name: value for name, value in spec.items() if name != "seed"}) for spec in specs]
-                self._sick(ids, self._history(tile, [spec.get("target", RunSpec.target) for spec in specs]))
+                self._sick(ids, history_of(tile))
 
     def tile(self, runs: Sequence[RunSpec], numbers: Mapping[str, np.ndarray]) -> list[SickRun]:
         """Count the runs of a finished tile, and return a run of each configuration that has its first finding."""
-        history = self._history(numbers, [run.target for run in runs])
+        history = history_of(numbers)
         first = self._sick([run.config_id for run in runs], history)
         found = diagnose(history.of_run(np.array(first))) if first else []
         return [
@@ -74,9 +73,6 @@ class StudyFindings:
         by_problem = Counter(problem for problems in self._problems.values() for problem in problems)
         sick = sum(map(bool, self._problems.values()))
         return FindingCounts(len(self._problems), sick, dict(by_problem.most_common()))
-
-    def _history(self, numbers: Mapping[str, np.ndarray], targets: Sequence[str]) -> History:
-        return history_of(numbers, constant_loss=np.array([self._losses.get(target, np.nan) for target in targets]))
 
     def _sick(self, configurations: Sequence[str], history: History) -> list[int]:
         """Count the runs of a tile, and return the first sick one of each configuration without a finding so far."""

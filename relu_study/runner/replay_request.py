@@ -11,7 +11,7 @@ import numpy as np
 
 from relu_study.diagnosis.diagnose import diagnose
 from relu_study.diagnosis.finding import Finding
-from relu_study.diagnosis.tiles import constant_losses, history_of
+from relu_study.diagnosis.tiles import history_of
 from relu_study.errors import UserError
 from relu_study.storage.stored_run import StoredRun, find_run, first_deaths
 from relu_study.study.epochs import epoch_number
@@ -62,9 +62,7 @@ class ReplayRequest:
         """Return the finding of the run with the earliest onset; None without one. `tile` is that of `span`."""
         tile = self.run.tile if tile is None else tile
         assert tile is not None
-        spec, losses = self.run.spec, constant_losses(self.run.manifest.declaration.targets)
-        reference = np.array([losses.get(spec.target, math.nan)])
-        (findings,) = diagnose(history_of(tile, constant_loss=reference, total_epochs=float(spec.epochs)))
+        (findings,) = diagnose(history_of(tile, total_epochs=float(self.run.spec.epochs)))
         return min(findings, key=lambda finding: finding.onset, default=None)
 
     def _onset(self, tile: dict[str, np.ndarray]) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from relu_study.diagnosis.history import History
 from relu_study.errors import UserError
@@ -61,10 +61,9 @@ def stored_histories(
 
 def tile_histories(configurations: Mapping[str, Configuration], declaration: Declaration) -> dict[str, StoredHistory]:
     """Return every measurement of configurations read from tiles."""
-    losses = constant_losses(declaration)
+    losses = constant_losses(declaration)  # of folders without constant_loss in their tiles
     found = {}
     for config_id, c in configurations.items():
-        shape = len(c.seeds), len(c.epochs)
         bad = np.where(np.isnan(c.first_bad_epoch), np.inf, c.first_bad_epoch)
         metrics = {name: np.asarray(values, np.float64) for name, values in c.values.items()}
         finite = c.epochs < bad[:, None]
@@ -75,11 +74,11 @@ def tile_histories(configurations: Mapping[str, Configuration], declaration: Dec
             sites=tuple(c.sites),
             metrics={name: np.where(finite, values, np.nan) for name, values in metrics.items()},
             finite=finite,
-            constant_loss=np.full(shape[0], losses.get(str(c.spec["target"]), math.nan)),
+            constant_loss=_declared(losses, c) if c.constant_loss is None else np.asarray(c.constant_loss, np.float64),
             total_epochs=float(c.spec["epochs"]),
             units={site: dead.shape[2] for site, dead in c.dead.items()},
         )
-        found[config_id] = StoredHistory(history, np.ones(shape[0], bool))
+        found[config_id] = StoredHistory(history, np.ones(len(c.seeds), bool))
     return found
 
 
@@ -107,7 +106,7 @@ def last_histories(
             sites=tuple(site for site in sites if site != "all"),
             metrics=metrics,
             finite=finite,
-            constant_loss=np.full(len(bad), losses.get(str(c.spec["target"]), math.nan)),
+            constant_loss=_declared(losses, c),
             total_epochs=last,
             units=units.get(config_id, {}),
         )
@@ -152,6 +151,10 @@ def constant_losses(declaration: Declaration) -> dict[str, float]:
     if all(target == Target(target.name) for target in declaration.targets):
         return {}
     return {target.name: target.variance for target in declaration.targets}
+
+
+def _declared(losses: Mapping[str, float], configuration: Configuration) -> Float[np.ndarray, " R"]:
+    return np.full(len(configuration.seeds), losses.get(str(configuration.spec["target"]), math.nan))
 
 
 def unit_counts(folder: Path) -> dict[str, dict[str, int]]:

@@ -24,7 +24,7 @@ from relu_study.storage.tile_identity import STORED
 from relu_study.study.run_spec import RunSpec
 
 SERIES = ("metric:", "dead:", "certified_dead:")
-NUMBERS = (*SERIES, "status", "first_bad_epoch")  # of one run, one row per run
+NUMBERS = (*SERIES, "status", "first_bad_epoch", "constant_loss")  # of one run, one row per run
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from relu_study.diagnosis.diagnose import diagnose
-from relu_study.diagnosis.tiles import constant_losses, history_of
-from relu_study.study.claims import Target
+from relu_study.diagnosis.tiles import history_of
 
 NAN = float("nan")
 
@@ -46,7 +45,7 @@ def test_runs_of_a_tile_have_their_own_findings() -> None:
 
 
 def test_a_known_length_and_constant_loss_are_kept() -> None:
-    history = history_of(tile(), constant_loss=np.array([1, 2.0]), total_epochs=8)
+    history = history_of(tile() | {"constant_loss": np.array([1, 2.0])}, total_epochs=8)
     assert history.total_epochs == 8 and history.of_run(1).constant_loss == 2
 
 
@@ -55,8 +54,3 @@ def test_a_nonfinite_run_is_found_without_a_recorded_loss() -> None:
     del arrays["metric:train_loss/all"]
     healthy, sick = diagnose(history_of(arrays), only=["exploding", "not_learning"])
     assert healthy == [] and [finding.problem for finding in sick] == ["exploding"]
-
-
-def test_the_loss_of_the_best_constant_is_the_declared_variance() -> None:
-    assert constant_losses([Target("wave", 1.0), Target("sum", 0.25)]) == {"wave": 1, "sum": 0.25}
-    assert constant_losses([Target("wave"), Target("sum")]) == {}  # none is declared
