@@ -36,11 +36,12 @@ class Detector:
     problem: str
     threshold: float
     requires: tuple[str, ...]  # metrics; without one of them the detector abstains
+    reads: tuple[str, ...]  # metrics that it also reads where they are recorded
     source: str
     adaptation: str  # differences between the source's rule and this one
     rival: bool  # another tool's rule
     quantity: str  # noun phrase of the score
-    counts_units: bool  # the score by site is a share of its units
+    units_of: str  # the affected share of a site's units: a metric, or "score"; "": the rule is not about units
     text: str
     function: Rule
 
@@ -58,6 +59,12 @@ class Detector:
         if scores.ndim > len(history.runs):
             return _largest(scores), scores
         return scores, np.full((*history.runs, len(history.sites)), np.nan)
+
+    def shares(self, history: History) -> Float[np.ndarray, "*runs L"] | None:
+        """Return the affected share of each site's units at the last finite measurement; None for a rule not about units."""
+        if self.units_of == "score":
+            return self.site_scores(history)
+        return history.latest(history.by_site(self.units_of)) if self.units_of else None
 
     def fires(self, history: History) -> Bool[np.ndarray, "*runs"]:
         """Return whether the score of each run is at least the threshold."""
@@ -143,11 +150,12 @@ def detector(
     problem: str,
     threshold: float,
     requires: tuple[str, ...],
+    reads: tuple[str, ...] = (),
     source: str,
     quantity: str = "score",
     adaptation: str = "",
     rival: bool = False,
-    counts_units: bool = False,
+    units_of: str = "",
 ) -> Callable[[Rule], Detector]:
     """Return a decorator that registers a function as the detector `name` and returns the detector.
 
@@ -165,11 +173,12 @@ def detector(
             problem=problem,
             threshold=threshold,
             requires=requires,
+            reads=reads,
             source=source,
             adaptation=adaptation,
             rival=rival,
             quantity=quantity,
-            counts_units=counts_units,
+            units_of=units_of,
             text=text,
             function=function,
         )

@@ -40,8 +40,10 @@ def diagnose(history: History, only: Iterable[str] = OURS) -> list[list[Finding]
         if not sick.size:
             continue
         some = history.of_run(sick)
-        for run, over_time, by_site in zip(sick, detector.over_time(some), detector.site_scores(some), strict=True):
-            findings[run].append(_finding(detector, history, over_time, by_site))
+        over_time, by_site, shares = detector.over_time(some), detector.site_scores(some), detector.shares(some)
+        for i, run in enumerate(sick):
+            share = None if shares is None else shares[i]
+            findings[run].append(_finding(detector, history, over_time[i], by_site[i], share))
     return findings
 
 
@@ -57,21 +59,36 @@ def summarise(findings: Sequence[Sequence[Finding]]) -> list[ConfigurationFindin
     return sorted(rows, key=lambda row: (-row.share, row.detector))
 
 
-def _finding(detector: Detector, history: History, over_time: Float[np.ndarray, "E"], by_site: Float[np.ndarray, "L"]) -> Finding:
+def _finding(
+    detector: Detector,
+    history: History,
+    over_time: Float[np.ndarray, "E"],
+    by_site: Float[np.ndarray, "L"],
+    shares: Float[np.ndarray, "L"] | None,
+) -> Finding:
     """Return the finding of one run in which the detector fires at the end."""
     fires = over_time >= detector.threshold
     quiet = np.flatnonzero(~fires)
     first, onset = int(np.argmax(fires)), quiet[-1] + 1 if quiet.size else 0
     times = float(history.epochs[first]), float(history.epochs[onset])
-    return finding_of(detector, history, float(over_time[-1]), by_site, *times)
+    return finding_of(detector, history, float(over_time[-1]), by_site, shares, *times)
 
 
 def finding_of(
-    detector: Detector, history: History, score: float, by_site: Float[np.ndarray, "L"], first_flag: float, onset: float
+    detector: Detector,
+    history: History,
+    score: float,
+    by_site: Float[np.ndarray, "L"],
+    shares: Float[np.ndarray, "L"] | None,
+    first_flag: float,
+    onset: float,
 ) -> Finding:
-    """Return the finding of a run with a known first flag and onset. `history` gives sites, units and the clock."""
+    """Return the finding of a run with a known first flag and onset. `history` gives sites, units and the clock.
+
+    `shares` are the affected shares of each site's units; None: the detector is not about units.
+    """
     site = history.sites[int(np.nanargmax(by_site))] if not np.isnan(by_site).all() else ""
-    units = _units(detector, history, site, score)
+    units = None if shares is None else _units(history, site, shares)
     amount = f"{units[0]} of {units[1]} units, " if units else ""
     amount += "infinite" if np.isinf(score) else f"{score:.3g}"
     place = f" at {site}" if site else ""
@@ -90,11 +107,11 @@ def finding_of(
     )
 
 
-def _units(detector: Detector, history: History, site: str, score: float) -> tuple[int, int] | None:
-    """Return the number of affected units and of units of the site, if the score is a share of units."""
-    if not detector.counts_units or site not in history.units:
+def _units(history: History, site: str, shares: Float[np.ndarray, "L"]) -> tuple[int, int] | None:
+    """Return the number of affected units and of units of the site, if they are known."""
+    if site not in history.units or np.isnan(share := shares[history.sites.index(site)]):
         return None
-    return round(score * history.units[site]), history.units[site]
+    return round(share * history.units[site]), history.units[site]
 
 
 def _row(found: Sequence[Finding], runs: int) -> ConfigurationFinding:

@@ -45,7 +45,7 @@ class LiveDiagnosis:
         """
         self._sites, self._units, self._members, self._total = tuple(sites), dict(units), members, total
         self._detectors = [detectors[name] for name in only]
-        self._required = {metric for detector in self._detectors for metric in detector.requires}
+        self._required = {metric for detector in self._detectors for metric in (*detector.requires, *detector.reads)}
         self._kept, self._stride, self._length = kept, 1, 0
         self._numbers = np.zeros(kept, int)  # of the kept measurements, counted from 0
         self._steps = np.zeros(kept)
@@ -137,7 +137,8 @@ class LiveDiagnosis:
 
     def _finding(self, detector: Detector, track: _Track, member: int, history: History) -> MemberFinding:
         times = float(track.first_flag[member]), float(track.onset[member])
-        finding = finding_of(detector, history, float(track.scores[member]), track.by_site[member], *times)
+        shares = None if (every := detector.shares(history)) is None else every[member]
+        finding = finding_of(detector, history, float(track.scores[member]), track.by_site[member], shares, *times)
         return MemberFinding(**vars(finding), member=member)
 
 

@@ -34,10 +34,10 @@ def findings_of_moment(units: Mapping[str, int], metrics: Mapping[str, float]) -
     )
     places: list[tuple[int, Finding]] = []
     for detector in (detectors[name] for name in OURS):
-        score, by_site = detector.read(history)
+        (score, by_site), shares = detector.read(history), detector.shares(history)
         for place in np.flatnonzero(by_site >= detector.threshold).tolist():
             only = np.where(np.arange(len(by_site)) == place, by_site, np.nan)
-            places.append((place, finding_of(detector, history, float(by_site[place]), only, 0.0, 0.0)))
+            places.append((place, finding_of(detector, history, float(by_site[place]), only, shares, 0.0, 0.0)))
         if np.isnan(by_site).all() and score >= detector.threshold:
-            places.append((-1, finding_of(detector, history, float(score), by_site, 0.0, 0.0)))
+            places.append((-1, finding_of(detector, history, float(score), by_site, shares, 0.0, 0.0)))
     return [finding for _, finding in sorted(places, key=lambda entry: entry[0])]

@@ -21,12 +21,22 @@ rule = functools.partial(detector, source="ours", rival=False)
     problem="dying",
     threshold=NUMBERS["dying"]["threshold"],
     requires=("dead_fraction",),
-    quantity="share of dead units",
-    counts_units=True,
+    quantity="share of dead units (of the network, or of a site less a margin)",
+    units_of="dead_fraction",
 )
 def dying(history: History) -> Float[np.ndarray, "*runs L"]:
-    """Share of dead units of each site at the last finite measurement. It counts units, not zero entries."""
-    return history.latest(history.by_site("dead_fraction"))
+    """Share of dead units of the whole network, or of one site less `margin`. It counts units, not zero entries.
+
+    Healthy narrow networks have sites with half of their units dead; few of them have so many in the whole network. A site with
+    less than the share `site` of its units dead scores 0, and the worst site has the network's score. The last finite
+    measurement counts.
+    """
+    numbers, sites = NUMBERS["dying"], history.latest(history.by_site("dead_fraction"))
+    known = np.where(np.isnan(sites), -1.0, sites)
+    network = history.latest(history.overall("dead_fraction"))[..., None]
+    worst = known.max(axis=-1, keepdims=True, initial=-1.0)
+    score = np.fmax(sites - numbers["margin"], np.where(known == worst, network, 0.0))
+    return np.where(np.isnan(sites), np.nan, np.where(sites >= numbers["site"], np.maximum(score, 0.0), 0.0))
 
 
 @rule(
@@ -72,17 +82,22 @@ def vanishing(history: History) -> Float[np.ndarray, "*runs L"]:
     problem="not_learning",
     threshold=NUMBERS["not_learning"]["threshold"],
     requires=("train_loss",),
-    quantity="train loss over the loss of the best constant",
+    reads=("constant",),
+    quantity="train loss over the loss of the best constant, or over its first value where that is unknown",
 )
 def not_learning(history: History) -> Float[np.ndarray, "*runs"]:
     """Train loss over the loss of the best constant prediction, or over the first loss where that is unknown.
 
-    The rule abstains before the share `after` of training. It scores 0 where the loss still falls: by more than the share
-    `fall` between the middle and the last finite measurement.
+    A slow start is no failure: before the share `after` of training the rule scores 0 unless the output is constant, the run is
+    nonfinite, or the loss is at least `early` times the reference. In the first fifth of that share it abstains.
     """
-    numbers, loss = NUMBERS["not_learning"], history.overall("train_loss")
-    reference = np.where(np.isnan(history.constant_loss), loss[..., 0], history.constant_loss)
-    last, middle = history.latest(loss), history.middle(loss)
-    score = np.where(1 - last / middle > numbers["fall"], 0.0, last / reference)
-    epoch = history.latest(np.broadcast_to(history.epochs, loss.shape))
-    return np.where(epoch >= numbers["after"] * history.total_epochs, np.where(np.isnan(last), np.nan, score), np.nan)
+    numbers, loss = NUMBERS["not_learning"], history.overall("train_loss")[..., -1]
+    first = history.overall("train_loss")[..., 0]
+    reference = np.where(np.isnan(history.constant_loss), first, history.constant_loss)
+    finite = history.finite[..., -1]
+    score = np.where(finite, loss / reference, np.inf)
+    clear = ~finite | (history.overall("constant")[..., -1] > 0) | (score >= numbers["early"])
+    progress = history.epochs[-1] / history.total_epochs
+    if progress < numbers["after"]:
+        score = np.where(clear, score, np.where(np.isnan(score), np.nan, 0.0))
+    return score if progress >= numbers["after"] / 5 else np.full(score.shape, np.nan)

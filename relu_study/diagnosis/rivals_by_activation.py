@@ -24,7 +24,7 @@ PROBE = "the probe set after each epoch in place of a training batch"
     requires=("dead_fraction", "nearly_dead_fraction"),
     source="SageMaker Debugger, List of Debugger built-in rules, DeadRelu: threshold_inactivity 1 %, threshold_layer 50 %",
     quantity="share of units active on fewer than 1 % of the examples",
-    counts_units=True,
+    units_of="score",
     adaptation=f"{PROBE}; active means a nonzero slope",
 )
 def sagemaker_dead_relu(history: History) -> Float[np.ndarray, "*runs L"]:
@@ -65,7 +65,7 @@ def deeplocalize_zero_mean(history: History) -> Float[np.ndarray, "*runs L"]:
     requires=("quiet_fraction",),
     source="Ben Braiek & Khomh 2022, arXiv 2204.00694; thedeepchecker/thedeepchecker, deep_checker/checkers.py",
     quantity="share of units whose 95th percentile of abs activation is below 1e-5",
-    counts_units=True,
+    units_of="score",
     adaptation="the probe set after each epoch in place of a buffer of batches",
 )
 def thedeepchecker_dead(history: History) -> Float[np.ndarray, "*runs L"]:
@@ -120,7 +120,7 @@ def dlcheck_dead_activations(history: History) -> Float[np.ndarray, "*runs L"]:
     requires=("silent_fraction",),
     source="keras-team/keras-contrib, keras_contrib/callbacks/dead_relu_detector.py, with verbose=False",
     quantity="share of units that output 0 on every example",
-    counts_units=True,
+    units_of="score",
     adaptation="the probe set in place of the whole training set; outputs 0 everywhere in place of a sum of 0",
 )
 def keras_contrib_dead_relu(history: History) -> Float[np.ndarray, "*runs L"]:
@@ -134,7 +134,7 @@ def keras_contrib_dead_relu(history: History) -> Float[np.ndarray, "*runs L"]:
     requires=("dormant_fraction",),
     source="Sokar, Agarwal, Castro & Evci 2023, arXiv 2302.12902, definition 3.1, tau 0.025",
     quantity="share of dormant units",
-    counts_units=True,
+    units_of="score",
     adaptation="the paper reports the share and has no threshold for it; 50 % is ours, as in the other rules on units",
 )
 def dormant_fraction(history: History) -> Float[np.ndarray, "*runs L"]:

@@ -47,7 +47,7 @@ class StudyFindings:
 
     def stored(self, folder: Path) -> None:
         """Count the stored runs of a results folder. Unreadable tiles are left out."""
-        required = {metric for name in OURS for metric in detectors[name].requires}
+        required = {metric for name in OURS for metric in (*detectors[name].requires, *detectors[name].reads)}
         for path in tile_paths(folder):
             with contextlib.suppress(CorruptFileError), reading(path):
                 raw = identified(path)

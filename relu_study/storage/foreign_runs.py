@@ -43,7 +43,7 @@ def metric_key(name: str) -> str:
         UserError: no detector reads the metric.
     """
     metric, _, site = name.partition("/")
-    known = {need for detector in detectors.values() for need in detector.requires} | {*OPTIONAL}
+    known = {need for detector in detectors.values() for need in (*detector.requires, *detector.reads)} | {*OPTIONAL}
     if metric not in known:
         raise nearest(metric, known, "metric")
     return f"{metric}/{site or 'all'}"

@@ -67,7 +67,9 @@ def tile_histories(configurations: Mapping[str, Configuration], declaration: Dec
         bad = np.where(np.isnan(c.first_bad_epoch), np.inf, c.first_bad_epoch)
         metrics = {name: np.asarray(values, np.float64) for name, values in c.values.items()}
         finite = c.epochs < bad[:, None]
-        if LOSS in metrics:
+        if LOSS not in metrics:  # nonfinite runs are found without it
+            metrics[LOSS] = np.full(finite.shape, np.nan)
+        else:
             finite &= np.logical_and.accumulate(np.isfinite(metrics[LOSS]), axis=1)
         history = History(
             epochs=np.asarray(c.epochs, np.float64),

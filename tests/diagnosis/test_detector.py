@@ -91,8 +91,8 @@ def test_one_site_and_no_site_give_one_score_per_run(name: str) -> None:
 
 
 def test_the_score_is_the_largest_known_one_over_sites() -> None:
-    history = recorded({"dead_fraction": [[[0, 0.2], [0, NAN]], [[0, NAN], [0, NAN]], [[0, 0.1], [0, NAN]]]})
-    np.testing.assert_array_equal(detectors["dying"].scores(history), [0.2, NAN])
+    history = recorded({"dormant_fraction": [[[0, 0.2], [0, NAN]], [[0, NAN], [0, NAN]], [[0, 0.1], [0, NAN]]]})
+    np.testing.assert_array_equal(detectors["dormant_fraction"].scores(history), [0.2, NAN])
 
 
 def test_first_flag_is_the_first_firing_measurement() -> None:

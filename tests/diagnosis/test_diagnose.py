@@ -12,17 +12,20 @@ from relu_study.diagnosis import diagnose as diagnosing
 from relu_study.diagnosis.detector import PROBLEMS, Detector, detectors
 from relu_study.diagnosis.diagnose import ADVICE, OURS, diagnose, summarise
 from relu_study.diagnosis.history import History
+from relu_study.diagnosis.ours import NUMBERS
 from relu_study.errors import UserError
 
 
 def test_a_finding_names_site_units_onset_and_first_flag() -> None:
-    dead = [[0, 0.25, 0.25, 0.25, 0.25], [0, 0.6, 0.2, 0.6, 0.8]]
+    dead = [[0, 0.25, 0.25, 0.25, 0.25], [0, 0.9, 0.2, 0.9, 0.95]]
     history = recorded({"dead_fraction": dead}, units={"site_1": 40, "site_2": 20})
     ((finding,),) = diagnose(history, only=["dying"])
     assert (finding.problem, finding.detector, finding.site) == ("dying", "dying", "site_2")
-    assert finding.units == (16, 20) and finding.score == 0.8 and finding.threshold == detectors["dying"].threshold
+    assert finding.units == (19, 20) and finding.score == 0.95 - NUMBERS["dying"]["margin"]
+    assert finding.threshold == detectors["dying"].threshold
     assert (finding.first_flag, finding.onset) == (1, 3)  # it stopped firing at epoch 2
-    assert finding.evidence == "share of dead units at site_2: 16 of 20 units, 0.8, threshold 0.5, since epoch 3"
+    amount = f"19 of 20 units, {finding.score:.3g}, threshold {finding.threshold:.3g}, since epoch 3"
+    assert finding.evidence == f"{detectors['dying'].quantity} at site_2: {amount}"
     assert finding.advice == ADVICE["dying"]
 
 
@@ -77,12 +80,12 @@ def test_every_problem_has_advice_and_a_rule_of_ours() -> None:
 
 def test_a_summary_counts_all_seeds() -> None:
     dead = np.zeros((4, 2, 6))  # runs, sites, measurements
-    dead[0, 1, 2:], dead[1, 1, 4:], dead[2, 0, 5:] = 0.7, 0.6, 0.9
+    dead[0, 1, 2:], dead[1, 1, 4:], dead[2, 0, 5:] = 0.95, 0.9, 1
     history = recorded({"dead_fraction": [dead[:, 0], dead[:, 1]]})
     (row,) = summarise(diagnose(history))
     assert (row.problem, row.detector, row.count, row.runs, row.share) == ("dying", "dying", 3, 4, 0.75)
     assert row.onset == 4 and row.site == "site_2"
-    assert row.evidence == "3 of 4 runs, median score 0.7, median onset at epoch 4, most often at site_2 (2 of 3)"
+    assert row.evidence == "3 of 4 runs, median score 0.5, median onset at epoch 4, most often at site_2 (2 of 3)"
 
 
 def test_among_equally_frequent_sites_the_largest_score_is_worst() -> None:

@@ -10,6 +10,7 @@ import pytest
 from relu_study.diagnosis.diagnose import OURS, diagnose
 from relu_study.diagnosis.history import History
 from relu_study.diagnosis.live import KEPT, LiveDiagnosis
+from relu_study.diagnosis.ours import NUMBERS
 
 NAN = float("nan")
 
@@ -36,17 +37,20 @@ def test_a_finding_is_new_once_for_each_site() -> None:
 
 def test_first_flag_and_onset_are_steps() -> None:
     record = live()
-    for step, dead in enumerate([0, 0.9, 0, 0.9, 0.8]):
+    for step, dead in enumerate([0, 0.9, 0, 0.9, 0.85]):
         add(record, 100 * step, dead=(dead, 0))
     (finding,) = record.findings()
-    assert (finding.first_flag, finding.onset, finding.units, finding.member) == (100, 300, (16, 20), 0)
+    assert (finding.first_flag, finding.onset, finding.units, finding.member) == (100, 300, (17, 20), 0)
     assert finding.evidence.endswith("since step 300")
 
 
 def test_members_have_their_own_findings() -> None:
     record, dead = live(members=3), np.array([0, 0.9, 1])
     new = record.add(5, {"dead_fraction/two": dead, "train_loss/all": np.ones(3)}, np.ones(3, bool))
-    assert [(finding.member, finding.site, finding.score) for finding in new] == [(1, "two", 0.9), (2, "two", 1)]
+    assert [(finding.member, finding.site, finding.score) for finding in new] == [
+        (1, "two", 0.9 - NUMBERS["dying"]["margin"]),
+        (2, "two", 1 - NUMBERS["dying"]["margin"]),
+    ]
     assert record.sick("dying").tolist() == [False, True, True] and not record.sick("exploding").any()
 
 

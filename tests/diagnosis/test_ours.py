@@ -14,21 +14,47 @@ INF = float("inf")
 BELOW = np.nextafter(1.0, 0)
 
 
-def test_dying_is_the_largest_share_of_dead_units_at_the_end() -> None:
-    history = recorded({"dead_fraction": [[0, 0.9, 0.25], [0, 0, 0.75]]})
-    assert ours.dying.scores(history) == 0.75
-    assert ours.dying.site_scores(history).tolist() == [0.25, 0.75]
+DYING, LEARNING = ours.NUMBERS["dying"], ours.NUMBERS["not_learning"]
+
+
+def dead(*sites: float, network: float = 0.0) -> History:
+    """Shares of dead units by site, and in the network."""
+    return recorded({"dead_fraction": [[0, share] for share in sites]}, {"dead_fraction": [0, network]})
+
+
+def test_the_worst_site_has_the_share_of_the_network() -> None:
+    assert ours.dying.site_scores(dead(0.25, 0.75, 0.5, network=0.6)).tolist() == [0, 0.6, 0.5 - DYING["margin"]]
+    assert ours.dying.scores(dead(0.25, 0.75, network=0.6)) == 0.6
+
+
+def test_a_dead_site_counts_less_the_margin_in_a_network_that_lives() -> None:
+    assert ours.dying.scores(dead(1, 0, 0, network=0.1)) == 1 - DYING["margin"]
+    assert ours.dying.fires(dead(1, 0, 0, network=0.1))
+    assert not ours.dying.fires(dead(0.7, 0, 0, network=0.2)), "many healthy narrow networks have such a site"
+
+
+def test_a_site_below_its_least_share_scores_zero() -> None:
+    just = DYING["site"] * BELOW
+    assert ours.dying.scores(dead(just, just, network=just)) == 0
+    assert ours.dying.scores(dead(DYING["site"], network=DYING["site"])) == DYING["site"]
 
 
 def test_dying_fires_from_its_threshold_on() -> None:
     bound = ours.dying.threshold
-    history = recorded({"dead_fraction": [[[0, bound], [0, bound * BELOW]]]})
+    both = [[0, bound], [0, bound * BELOW]]
+    history = recorded({"dead_fraction": [[[0, 0.6], [0, 0.6]]]}, {"dead_fraction": both})
     assert ours.dying.fires(history).tolist() == [True, False]
 
 
+def test_dying_needs_no_share_of_the_network() -> None:
+    """Scalars of another tool may have sites only."""
+    assert ours.dying.scores(recorded({"dead_fraction": [[0, 0.95]]})) == 0.95 - DYING["margin"]
+
+
 def test_dying_keeps_the_last_finite_measurement_of_a_nonfinite_run() -> None:
-    assert ours.dying.scores(recorded({"dead_fraction": [[0, 0.75, 0]]}, first_bad=2)) == 0.75
-    assert np.isnan(ours.dying.scores(recorded({"dead_fraction": [[0, 0.75, 0]]}, first_bad=0)))
+    lost = {"dead_fraction": [0, 0.75, 0]}
+    assert ours.dying.scores(recorded({"dead_fraction": [lost["dead_fraction"]]}, lost, first_bad=2)) == 0.75
+    assert np.isnan(ours.dying.scores(recorded({"dead_fraction": [lost["dead_fraction"]]}, lost, first_bad=0)))
 
 
 @pytest.mark.parametrize("active", [25, 4])
@@ -103,23 +129,33 @@ def test_not_learning_fires_from_its_threshold_on() -> None:
     assert not ours.not_learning.fires(flat_loss(bound * BELOW, constant_loss=1))
 
 
-def test_not_learning_abstains_early() -> None:
-    after = ours.NUMBERS["not_learning"]["after"]
-    history = flat_loss(1, constant_loss=1)  # epochs 0 to 8
-    scores = ours.not_learning.over_time(history)
-    assert np.isnan(scores).tolist() == [epoch < after * 8 for epoch in range(9)]
+def test_not_learning_abstains_in_the_first_fifth_and_waits_until_after() -> None:
+    """Of 100 epochs: silent before epoch 5; a flat loss counts from epoch 25 on, clear evidence from epoch 5 on."""
+    assert LEARNING["after"] == 0.25
+    flat = recorded(network={"train_loss": [1.0] * 101}, constant_loss=1)
+    scores = ours.not_learning.over_time(flat)
+    assert np.isnan(scores[:5]).all() and (scores[5:25] == 0).all() and (scores[25:] == 1).all()
 
 
-def test_a_loss_that_still_falls_is_learning() -> None:
-    fall = ours.NUMBERS["not_learning"]["fall"]
-    losses = [9, 8, 7, 6, 4, 4, 4, 4, 4 * (1 - fall) * 0.999], [9, 8, 7, 6, 4, 4, 4, 4, 4 * (1 - fall) * 1.001]
-    history = recorded(network={"train_loss": np.array(losses)}, constant_loss=2)
-    scores = ours.not_learning.scores(history)
-    assert scores[0] == 0 and scores[1] == pytest.approx(2 * (1 - fall) * 1.001)
+@pytest.mark.parametrize("share", [1.0, BELOW])
+def test_a_loss_far_above_the_best_constant_counts_early(share: float) -> None:
+    loss = LEARNING["early"] * share
+    history = recorded(network={"train_loss": [loss] * 101}, constant_loss=1)
+    assert ours.not_learning.over_time(history)[5] == (loss if share == 1 else 0)
 
 
-def test_a_run_that_ends_early_as_nonfinite_is_not_judged() -> None:
-    assert np.isnan(ours.not_learning.scores(recorded(network={"train_loss": [1] * 9}, first_bad=2, constant_loss=1)))
+def test_a_constant_output_counts_early() -> None:
+    history = recorded(network={"train_loss": [1.0] * 101, "constant": [1.0] * 101}, constant_loss=1)
+    assert ours.not_learning.first_flag(history) == 5
+
+
+def test_a_nonfinite_run_does_not_learn() -> None:
+    history = recorded(network={"train_loss": [1.0] * 101}, first_bad=8, constant_loss=1)
+    assert ours.not_learning.first_flag(history) == 8 and ours.not_learning.scores(history) == INF
+
+
+def test_a_record_that_is_too_short_is_not_judged() -> None:
+    assert np.isnan(ours.not_learning.scores(recorded(network={"train_loss": [1.0]}, constant_loss=1)))
 
 
 def test_every_rule_has_at_most_three_numbers() -> None:

@@ -53,4 +53,4 @@ def test_a_nonfinite_run_is_found_without_a_recorded_loss() -> None:
     arrays = tile()
     del arrays["metric:train_loss/all"]
     healthy, sick = diagnose(history_of(arrays), only=["exploding", "not_learning"])
-    assert healthy == [] and [finding.problem for finding in sick] == ["exploding"]
+    assert healthy == [] and [finding.problem for finding in sick] == ["exploding", "not_learning"]

@@ -14,8 +14,10 @@ from relu_study.report.markup import markdown_grid, markdown_text
 
 PAGE = ROOT / "docs" / "diagnosis.md"
 MEANINGS = {  # of the numbers besides thresholds
-    "after": "share of training before which the rule abstains",
-    "fall": "share by which a loss still falls between the middle and the last finite measurement",
+    "after": "share of training before which only clear evidence counts; the rule abstains in its first fifth",
+    "early": "loss over the reference that is clear evidence",
+    "margin": "taken off the share of dead units of a site before it is compared",
+    "site": "least share of dead units of a site",
 }
 
 
