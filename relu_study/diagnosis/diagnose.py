@@ -11,7 +11,7 @@ from relu_study.diagnosis.detector import Detector, detectors
 from relu_study.diagnosis.finding import ConfigurationFinding, Finding
 from relu_study.diagnosis.history import History
 
-OURS = ("exploding", "dying", "vanishing", "not_learning")  # causes first
+OURS = ("exploding", "vanishing", "dying", "not_learning")  # causes first
 
 ADVICE = {
     "exploding": "Lower the learning rate or clip gradients, and look at train_loss and weight_norm by site before the onset.",
