@@ -21,7 +21,7 @@ rule = functools.partial(detector, source="ours", rival=False)
     problem="dying",
     threshold=NUMBERS["dying"]["threshold"],
     requires=("dead_fraction",),
-    quantity="share of dead units (of the network, or of a site less a margin)",
+    quantity="score of dead units",
     units_of="dead_fraction",
 )
 def dying(history: History) -> Float[np.ndarray, "*runs L"]:

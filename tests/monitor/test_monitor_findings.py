@@ -16,7 +16,7 @@ from relu_study import MonitorWarning
 from relu_study.diagnosis.finding import MemberFinding
 from relu_study.errors import UserError
 
-SICK = killed(PARAMS, "two", 0, 1, 2, 3)  # of 5 units
+SICK = killed(PARAMS, "two", *range(5))  # every unit
 DIVERGED = PARAMS | {"out": {"kernel": 1e4 * PARAMS["out"]["kernel"], "bias": PARAMS["out"]["bias"]}}
 
 
@@ -38,7 +38,7 @@ def test_a_finding_names_problem_site_units_and_step(tmp_path: Path) -> None:
         for step, params in ((0, PARAMS), (100, DEAD), (200, SICK)):
             measured = watching(step, params)
         (finding,) = watching.findings
-        assert (finding.problem, finding.site, finding.units, finding.onset) == ("dying", "two", (4, 5), 200)
+        assert (finding.problem, finding.site, finding.units, finding.onset) == ("dying", "two", (5, 5), 200)
         assert measured is not None and measured.findings == (finding,)
         assert f"dying: {finding.evidence}" in repr(measured) and "since step 200" in finding.evidence
         watching(300, PARAMS)
@@ -61,7 +61,9 @@ def test_a_callback_hears_of_each_problem_and_site_once(tmp_path: Path) -> None:
             assert finding.first_flag in watching.steps  # it is stored already
             found.append((finding.problem, finding.site, finding.first_flag))
 
-        for step, params in enumerate((PARAMS, SICK, SICK, PARAMS, SICK, killed(SICK, "one", 0, 1, 2, 3, 4, 5), NAN, NAN)):
+        for step, params in enumerate(
+            (PARAMS, SICK, SICK, PARAMS, SICK, killed(PARAMS, "one", *range(len(PARAMS["one"]["bias"]))), NAN, NAN)
+        ):
             watching(step, params)
     assert found == [("dying", "two", 1), ("dying", "one", 1), ("exploding", "", 6)]
 
@@ -145,7 +147,7 @@ def test_members_have_their_own_findings(tmp_path: Path) -> None:
         watching(0, start)
         measured = watching(1, stacked(healthy, sick, sick))
         assert found == [1, 2] and [finding.member for finding in watching.findings] == [1, 2]
-        assert "member 1 dying: share of dead units at two" in repr(measured)
+        assert "member 1 dying: score of dead units at two" in repr(measured)
         assert not watching.should_stop  # member 0 is healthy
         watching(2, stacked(sick, healthy, healthy))
         assert found == [1, 2, 0] and watching.should_stop  # each member has had the problem

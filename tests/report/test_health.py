@@ -14,6 +14,7 @@ from known_results import UNITS, dead_flags, nonfinite, planted_arms, planted_fo
 
 from relu_study.diagnosis.detector import detectors
 from relu_study.diagnosis.diagnose import ADVICE, OURS
+from relu_study.diagnosis.ours import NUMBERS
 from relu_study.errors import UserError
 from relu_study.report.health import TEXTS, closing_lines, evidence, health, health_section, labels, read_health, recorded
 from relu_study.report.report import report
@@ -63,12 +64,13 @@ def test_one_row_for_each_configuration_and_detector(folder: Path) -> None:
     ("arm", "target"), [("stuck", "wave"), ("stuck", "coin_flip"), ("baseline", "wave"), ("shallow", "wave")]
 )
 def test_dying_seeds_follow_the_flags(folder: Path, arm: str, target: str) -> None:
-    threshold = detectors["dying"].threshold
-    last = {
-        seed: {site: dead_flags(arm, target, seed, site, len(EPOCHS)).mean(axis=1) for site in SITES[arm, target]}
-        for seed in range(SEEDS)
-    }
-    sick = [seed for seed in range(SEEDS) if max(shares[-1] for shares in last[seed].values()) >= threshold]
+    threshold, numbers = detectors["dying"].threshold, NUMBERS["dying"]
+    sick = []
+    for seed in range(SEEDS):
+        flags = [dead_flags(arm, target, seed, site, len(EPOCHS))[-1] for site in SITES[arm, target]]
+        worst = max(np.mean(dead) for dead in flags)
+        score = max(np.mean(np.concatenate(flags)), worst - numbers["margin"]) if worst >= numbers["site"] else 0
+        sick += [seed] if score >= threshold else []
     found = row(folder, arm, target, "dying")
     assert (found["n_sick"], found["n_scored"], found["share"]) == (len(sick), SEEDS, len(sick) / SEEDS)
     low, high = intervals.wilson(len(sick), SEEDS)
@@ -80,7 +82,11 @@ def test_dying_seeds_follow_the_flags(folder: Path, arm: str, target: str) -> No
 def test_site_units_and_onset_of_dying_seeds(folder: Path) -> None:
     found = row(folder, "stuck", "wave", "dying")
     assert found["site"] == "site_2" and (found["units"], found["site_units"]) == (UNITS, UNITS)
-    assert found["score"] == 1 and found["onset"] == EPOCHS[2] and found["threshold"] == detectors["dying"].threshold
+    assert (
+        found["score"] == pytest.approx(1 - NUMBERS["dying"]["margin"])
+        and found["onset"] == EPOCHS[2]
+        and found["threshold"] == detectors["dying"].threshold
+    )
 
 
 def test_a_nonfinite_run_explodes_at_its_first_bad_epoch(folder: Path) -> None:
