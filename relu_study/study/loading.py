@@ -21,11 +21,15 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def studies() -> dict[str, Path]:
-    """Return the path of every study by name, from a clone's `benchmarks` or an installed wheel."""
+    """Return the path of every study by name, from a clone's `benchmarks` or an installed wheel.
+
+    A file that never writes "Study(" is a separate command, such as the benchmark of detectors.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parent / "benchmarks", here / "benchmarks"):
         if (folder / "article.py").is_file():
-            return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+            files = (path for path in sorted(folder.glob("*.py")) if path.stem != "__init__")
+            return {path.stem: path for path in files if "Study(" in path.read_text(encoding="utf-8")}
     return {}
 
 
