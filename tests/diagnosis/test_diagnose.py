@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from recorded_runs import NAN, recorded, sparse_but_healthy
+from detector_parts.sparse import sparse_but_healthy
+from recorded_runs import NAN, recorded
 
 from relu_study.diagnosis import diagnose as diagnosing
 from relu_study.diagnosis.detector import PROBLEMS, Detector, detectors
@@ -47,7 +48,8 @@ def test_every_rule_on_units_counts_them() -> None:
 def test_a_finding_of_the_whole_network_has_no_site() -> None:
     ((finding,),) = diagnose(recorded(network={"train_loss": [1, 0.9, 0.8, 0.7]}, first_bad=2), only=["exploding"])
     assert finding.site == "" and finding.units is None and finding.onset == 2 and np.isinf(finding.score)
-    assert finding.evidence == "train loss over its first value: infinite, threshold 10, since epoch 2"
+    bound = f"threshold {detectors['exploding'].threshold:.3g}"
+    assert finding.evidence == f"train loss over its first value: infinite, {bound}, since epoch 2"
 
 
 def test_findings_of_many_runs_agree_with_each_run() -> None:

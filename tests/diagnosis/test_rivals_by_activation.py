@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from recorded_runs import NAN, recorded, sparse_but_healthy
+from detector_parts.sparse import sparse_but_healthy
+from recorded_runs import NAN, recorded
 
 from relu_study.diagnosis import rivals_by_activation as rivals
 from relu_study.diagnosis.detector import Detector, detectors

@@ -41,30 +41,3 @@ def recorded(
         total_epochs=float(shape[-1] - 1) if total_epochs is None else total_epochs,
         units=units or {},
     )
-
-
-def sparse_but_healthy(active: int, examples: int = 100, units: int = 50, measurements: int = 6) -> History:
-    """Return the record of a one-site ReLU network in which each unit is active on `active` of 100 examples.
-
-    The units take turns, so that no unit is dead. The metrics follow their definitions, one entry at a time.
-    """
-    post = np.zeros((examples, units))
-    for unit in range(units):
-        for turn in range(active):
-            post[(unit * active + turn) % examples, unit] = 1.0
-    on = [int(np.count_nonzero(post[:, unit])) for unit in range(units)]
-    mean = [float(np.mean(post[:, unit])) for unit in range(units)]
-    values = {
-        "zero_entries": np.count_nonzero(post == 0) / post.size,
-        "dead_fraction": sum(count == 0 for count in on) / units,
-        "nearly_dead_fraction": sum(0 < count < examples / 100 for count in on) / units,
-        "silent_fraction": sum(count == 0 for count in on) / units,
-        "dormant_fraction": sum(m <= 0.025 * np.mean(mean) for m in mean) / units,
-        "quiet_fraction": sum(np.percentile(np.abs(post[:, unit]), 95) < 1e-5 for unit in range(units)) / units,
-        "post_mean": float(np.mean(post)),
-    }
-    sites = {name: [[value] * measurements] for name, value in values.items()}
-    sites |= {"zero_gradients": [[0.0] * measurements], "grad_norm": [[0.1] * measurements]}
-    loss = [2.0 ** -(k + 1) for k in range(measurements)]
-    network = {"train_loss": loss, "zero_gradients": [0.0] * measurements}
-    return recorded(sites, network, constant_loss=0.5, units={"site_1": units})

@@ -1,0 +1,58 @@
+"""Prose of the benchmark's page."""
+
+# ruff: noqa: E501
+
+NOTES = {
+    "question": (
+        "A detector reads the recorded metrics of one run up to a measurement and gives a score. It fires at its threshold. "
+        "How often does it miss a sick network, how often does it flag a healthy one, and how late is it?"
+    ),
+    "networks": (
+        "{runs:,} networks of {configurations} configurations. Each configuration is one fault at one dose in one small network. "
+        "Its twin has the same seeds and no fault. Every run has {measurements} measurements, half of them in the first quarter. "
+        "Detectors see 256 training examples. Tuning and held-out half share no architecture and no source of data."
+    ),
+    "truth": (
+        "The truth is measured on all training rows. A run is *sick* with a problem if three things hold:\n\n"
+        "- **Family**: the fault may cause the problem (table above).\n"
+        "- **Harm**: the mean final validation loss over the seeds is worse than the twin's by 10 % of the range from the twin's "
+        "loss to the best constant's, or accuracy by 5 points.\n"
+        "- **Sign**, at the end of training. *Dying*: half of the units of a site are dead. *Exploding*: nonfinite, or a loss above "
+        "10 times its first value. *Vanishing*: the relative movement of every layer of the first half is below 1 % of the last "
+        "layer's, and freezing that half at the start changes the final loss by no more than the margin of harm. *Not learning*: "
+        "a loss within 5 % of the range from the best constant's, although the twin has removed half of that loss.\n\n"
+        "Movement is the sum of update norms over measurements, over the initial norm. The onset is the first measurement from "
+        "which the sign holds to the end. *Healthy* is a run of a twin that beats the best constant by half of its loss."
+    ),
+    "rates": (
+        "Percent, with 95 % bootstrap intervals over configurations, each resampled with its twin. A false alarm is a flag at any "
+        "measurement of a healthy run. A detector that abstains on a sick run misses it. Delay is the median from onset to first "
+        "flag, in measurements; it is negative for early flags. Every rival is a rule re-implemented from its description."
+    ),
+    "misses": (
+        "Every miss is a figure of `not_learning`. Its false alarms are 12 of 184 healthy runs, all of `skip gelu 10x16`: such networks start far "
+        "above the best constant's loss, and some are still 1.5 times above it at 5 % of training, where the rule takes that as clear "
+        "evidence. No architecture of the tuning half does so. Of the 109 misses most end just below the best constant's loss (median "
+        "0.97 of it): their sign holds within 5 % of the range, but the threshold is the loss itself. Rules were not changed after the "
+        "held-out half was read.\n\n"
+        "Our `exploding` and `vanishing` are exact here, but so nearly are rules of others: every `vanishing` rival has an AUC of 100 %, and differs in its "
+        "threshold or its wait. Without the sign (below), recall of `exploding` and `dying` is low for every rule: most harmed networks "
+        "of these families have another problem."
+    ),
+    "truths": "The signs and the detectors' inputs are kin. Recall without the sign, and with half and double its threshold, shows how much that matters.",
+    "apart": "Percent of runs of the held-out half that a detector flags, in classes that count neither as sick nor as healthy.",
+    "sparse": (
+        "Two records of a ReLU layer whose units take turns: each is active on 25 or 4 of 100 examples, and none is dead. Flags here are "
+        "false alarms. They are no part of the rates above."
+    ),
+    "files": (
+        "- `detections.csv`: run, detector, problem, largest score, epoch of the first flag.\n"
+        "- `truth.csv`: run, configuration, class, and the problems that it has, with their onsets.\n"
+        "- `detectors.csv`: detector x problem x split x definition of truth, every rate with its interval.\n\n"
+        "`python benchmarks/detectors.py` writes all of them; `--tune` first chooses our thresholds on the tuning half."
+    ),
+}
+CITED = (
+    "These are their authors' figures, on other networks. None of them is a result of this benchmark.\n\n"
+    "- DeepFD diagnoses 52 % of its faulty programs rightly (Cao et al. 2022, doi 10.1145/3510003.3510099, abstract), the best tool before it 27 %."
+)
