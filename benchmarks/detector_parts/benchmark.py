@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,16 +73,19 @@ def read(raw: Path) -> Measured:
     )
 
 
-def run(out: Path, seeds: int, tune: bool) -> None:
-    """Train, tune if asked to, evaluate every detector and write the outputs."""
+def run(out: Path, seeds: int, tune: bool, package: Path = tuning.PACKAGE) -> None:
+    """Train, tune if asked to, evaluate every detector and write the outputs.
+
+    `package` is the folder of the thresholds and error rates that the rules ship with.
+    """
     measured = measure(out / "raw", seeds)
     found = evaluation.scores(measured.truths["sign"], measured.seen)
     if tune:
-        found = tuning.tuned(found, measured.labels(), measured.members("tuning"))
-    write(out, measured, found)
+        found = tuning.tuned(found, measured.labels(), measured.members("tuning"), package)
+    write(out, measured, found, package)
 
 
-def write(out: Path, measured: Measured, found: dict[str, Scores]) -> None:
+def write(out: Path, measured: Measured, found: dict[str, Scores], package: Path) -> None:
     """Write every output of the benchmark."""
     out.mkdir(parents=True, exist_ok=True)
     run_ids = np.concatenate([runs.run_ids for runs in measured.seen])
@@ -100,7 +102,7 @@ def write(out: Path, measured: Measured, found: dict[str, Scores]) -> None:
         split: evaluation.named_rightly(found, tuning.OURS, measured.truths["sign"], measured.members(split)) for split in SPLITS
     }
     (out / "detectors.md").write_text(page.page(measured, found, rates, named), encoding="utf-8")
-    tuning.write_error_rates(rates)
+    tuning.write_error_rates(rates, package)
 
 
 def truth_table(measured: Measured, run_ids: Sequence[str], epochs: Float[np.ndarray, "E"]) -> pd.DataFrame:
@@ -121,8 +123,3 @@ def truth_table(measured: Measured, run_ids: Sequence[str], epochs: Float[np.nda
             row |= {problem: sick.astype(int), f"{problem}_onset": np.where(sick, epochs[onset], np.nan)}
         rows.append(pd.DataFrame(row))
     return pd.concat(rows)
-
-
-def dumps(values: object) -> str:
-    """Return JSON with a line per name."""
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"

@@ -34,11 +34,13 @@ def chosen(found: Mapping[str, Scores], labels: Sequence[Labels], members: Bool[
     return result
 
 
-def tuned(found: Mapping[str, Scores], labels: Sequence[Labels], members: Bool[np.ndarray, " C"]) -> dict[str, Scores]:
-    """Write the chosen thresholds and return the scores of our rules with them. A threshold changes no score."""
+def tuned(
+    found: Mapping[str, Scores], labels: Sequence[Labels], members: Bool[np.ndarray, " C"], folder: Path
+) -> dict[str, Scores]:
+    """Write the chosen thresholds into a folder and return the scores of our rules with them. A threshold changes no score."""
     new = chosen(found, labels, members)
     numbers = {name: {**values, "threshold": new[name]} for name, values in thresholds.packaged().items()}
-    (PACKAGE / thresholds.FILE).write_text(thresholds.as_json(numbers), encoding="utf-8")
+    (folder / thresholds.FILE).write_text(thresholds.as_json(numbers), encoding="utf-8")
     return {
         name: dataclasses.replace(scored, detector=dataclasses.replace(scored.detector, threshold=new[name]))
         if name in new
@@ -47,8 +49,8 @@ def tuned(found: Mapping[str, Scores], labels: Sequence[Labels], members: Bool[n
     }
 
 
-def write_error_rates(rates: pd.DataFrame) -> None:
-    """Write recall and false alarms of our rules on the held-out half into the package."""
+def write_error_rates(rates: pd.DataFrame, folder: Path) -> None:
+    """Write recall and false alarms of our rules on the held-out half into a folder."""
     rows = rates[(rates.split == "held_out") & (rates.truth == "sign") & ~rates.rival]
     values = {
         row.detector: {
@@ -61,4 +63,4 @@ def write_error_rates(rates: pd.DataFrame) -> None:
         for _, row in rows.iterrows()
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(values[name], sort_keys=True)}" for name in sorted(values)]
-    (PACKAGE / "error_rates.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    (folder / "error_rates.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

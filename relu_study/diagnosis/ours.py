@@ -12,6 +12,7 @@ from relu_study.diagnosis.history import History
 from relu_study.diagnosis.thresholds import packaged
 
 NUMBERS = packaged()
+ROUNDING = 1e-10  # variance of equal targets in float32, over the first loss
 
 rule = functools.partial(detector, source="ours", rival=False)
 
@@ -89,11 +90,13 @@ def not_learning(history: History) -> Float[np.ndarray, "*runs"]:
     """Train loss over the loss of the best constant prediction, or over the first loss where that is unknown.
 
     A slow start is no failure: before the share `after` of training the rule scores 0 unless the output is constant, the run is
-    nonfinite, or the loss is at least `early` times the reference. In the first fifth of that share it abstains.
+    nonfinite, or the loss is at least `early` times the reference. In the first fifth of that share it abstains. It also
+    abstains where a constant is perfect, as with a single class: there is nothing to learn.
     """
     numbers, loss = NUMBERS["not_learning"], history.overall("train_loss")[..., -1]
     first = history.overall("train_loss")[..., 0]
     reference = np.where(np.isnan(history.constant_loss), first, history.constant_loss)
+    reference = np.where(reference > ROUNDING * np.maximum(first, 1), reference, np.nan)
     finite = history.finite[..., -1]
     score = np.where(finite, loss / reference, np.inf)
     clear = ~finite | (history.overall("constant")[..., -1] > 0) | (score >= numbers["early"])
