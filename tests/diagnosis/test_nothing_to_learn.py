@@ -23,9 +23,7 @@ def nothing_to_learn(spec: RunSpec) -> Task:
 
     def sample(key, phase):  # type: ignore[no-untyped-def]
         x = jax.random.normal(key, (ROWS, 3))
-        label = (
-            jnp.zeros(ROWS, int) if spec.target == "one_class" else jax.random.randint(jax.random.fold_in(key, 1), (ROWS,), 0, 2)
-        )
+        label = jax.random.randint(jax.random.fold_in(key, 1), (ROWS,), 0, 1 if spec.target == "one_class" else 2)
         return x, jnp.full((ROWS, 1), 0.7) if spec.target == "constant" else jax.nn.one_hot(label, 2)
 
     return Task(Signature(300, 100, 3, 1 if spec.target == "constant" else 2, loss=loss), sample)

@@ -213,11 +213,8 @@ def test_wheel_contains_the_package_and_its_studies(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "relu_study").rglob("*.py")}
-    places = (
-        place
-        for pattern in ("*.py", "article_parts/*.py", "detector_parts/*.py")
-        for place in (ROOT / "benchmarks").glob(pattern)
-    )
+    patterns = ("*.py", "article_parts/*.py", "detector_parts/*.py")
+    places = (place for pattern in patterns for place in (ROOT / "benchmarks").glob(pattern))
     studies = {f"relu_study/{path.relative_to(ROOT)}" for path in places}
     assert "relu_study/benchmarks/article.py" in studies
     data = {"relu_study/py.typed", *(str(path.relative_to(ROOT)) for path in (ROOT / "relu_study" / "diagnosis").glob("*.json"))}
