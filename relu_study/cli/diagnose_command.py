@@ -90,7 +90,7 @@ def _check_options(
         if value and source not in of:
             raise UserError(f"{option} applies to {of[0]} only, not to {source}. Leave it out.")
     if constant_loss is not None and source == "DIR":
-        raise UserError("--constant-loss does not apply to DIR: a study declares the variance of its targets. Leave it out.")
+        raise UserError("--constant-loss does not apply to DIR: a study knows the loss of its best constants. Leave it out.")
     if source == "--from-csv" and not columns:
         raise UserError("--from-csv needs --columns with the file's columns, such as --columns epoch=step train_loss=loss.")
     if source == "--from-tensorboard" and not tags:

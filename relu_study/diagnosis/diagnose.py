@@ -17,7 +17,7 @@ ADVICE = {
     "exploding": "Lower the learning rate or clip gradients, and look at train_loss and weight_norm by site before the onset.",
     "dying": "Look at dead_fraction by site and epoch, then try a smaller learning rate or a leaky activation.",
     "vanishing": "Look at grad_norm and update_norm by site, then try another initialiser, normalisation or a skip connection.",
-    "not_learning": "Look for another problem first, then at the rate, the loss, and whether the data can be learned at all.",
+    "not_learning": "Look for another problem first, then at the learning rate, and whether the data can be learned at all.",
 }
 
 

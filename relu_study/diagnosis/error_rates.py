@@ -15,9 +15,10 @@ Interval = tuple[float, float, float]  # value, low, high
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Error rates of a detector on labelled configurations that did not set its threshold, with 95 % intervals.
+    """Error rates of a detector on labelled runs that did not set its threshold, with 95 % intervals.
 
-    `recall` is the share of sick configurations with a finding, `false_alarms` the share of healthy ones.
+    `recall` is the share of sick runs that it flags, `false_alarms` the share of healthy ones, at any measurement.
+    `configurations` counts those with a sick or healthy run.
     """
 
     recall: Interval

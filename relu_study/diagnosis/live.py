@@ -13,7 +13,7 @@ from relu_study.diagnosis.diagnose import OURS, finding_of
 from relu_study.diagnosis.finding import MemberFinding
 from relu_study.diagnosis.history import History
 
-KEPT = 128  # measurements in memory; more change no rule's verdict much
+KEPT = 128  # measurements in memory; more hardly change a verdict
 
 
 class LiveDiagnosis:

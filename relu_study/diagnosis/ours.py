@@ -12,7 +12,6 @@ from relu_study.diagnosis.history import History
 from relu_study.diagnosis.thresholds import packaged
 
 NUMBERS = packaged()
-ROUNDING = 1e-10  # variance of equal targets in float32, over the first loss
 
 rule = functools.partial(detector, source="ours", rival=False)
 
@@ -26,18 +25,24 @@ rule = functools.partial(detector, source="ours", rival=False)
     units_of="dead_fraction",
 )
 def dying(history: History) -> Float[np.ndarray, "*runs L"]:
-    """Share of dead units of the whole network, or of one site less `margin`. It counts units, not zero entries.
+    """The larger of two shares of dead units: the network's, and the worst site's minus `margin`. Units count, not zero entries.
 
-    Healthy narrow networks have sites with half of their units dead; few of them have so many in the whole network. A site with
-    less than the share `site` of its units dead scores 0, and the worst site has the network's score. The last finite
-    measurement counts.
+    Healthy narrow networks have sites with half of their units dead, but rarely so many in the whole network. A site with less
+    than the share `site` of its units dead scores 0. The worst site has the network's share. The last finite measurement counts.
     """
     numbers, sites = NUMBERS["dying"], history.latest(history.by_site("dead_fraction"))
     known = np.where(np.isnan(sites), -1.0, sites)
-    network = history.latest(history.overall("dead_fraction"))[..., None]
+    network = history.latest(history.overall("dead_fraction"))
+    network = np.where(np.isnan(network), _pooled(sites, history), network)[..., None]
     worst = known.max(axis=-1, keepdims=True, initial=-1.0)
     score = np.fmax(sites - numbers["margin"], np.where(known == worst, network, 0.0))
     return np.where(np.isnan(sites), np.nan, np.where(sites >= numbers["site"], np.maximum(score, 0.0), 0.0))
+
+
+def _pooled(shares: Float[np.ndarray, "*runs L"], history: History) -> Float[np.ndarray, "*runs"]:
+    """Return the share over all known sites, weighted by their units where these are known."""
+    units = np.array([history.units.get(site, 1) for site in history.sites], float)
+    return np.nansum(shares * units, axis=-1) / (units * ~np.isnan(shares)).sum(axis=-1)
 
 
 @rule(
@@ -48,9 +53,13 @@ def dying(history: History) -> Float[np.ndarray, "*runs L"]:
     quantity="train loss over its first value",
 )
 def exploding(history: History) -> Float[np.ndarray, "*runs"]:
-    """Train loss over its first value; infinite once a measurement is nonfinite."""
+    """Train loss over its first value; infinite once a measurement is nonfinite.
+
+    A loss that begins at 0 or below has no such ratio: the rule then waits for a nonfinite measurement.
+    """
     loss = history.overall("train_loss")
-    return np.where(history.finite.all(axis=-1), loss[..., -1] / loss[..., 0], np.inf)
+    ratio = np.where(loss[..., 0] > 0, loss[..., -1] / loss[..., 0], np.nan)
+    return np.where(history.finite.all(axis=-1), ratio, np.inf)
 
 
 @rule(
@@ -96,7 +105,7 @@ def not_learning(history: History) -> Float[np.ndarray, "*runs"]:
     numbers, loss = NUMBERS["not_learning"], history.overall("train_loss")[..., -1]
     first = history.overall("train_loss")[..., 0]
     reference = np.where(np.isnan(history.constant_loss), first, history.constant_loss)
-    reference = np.where(reference > ROUNDING * np.maximum(first, 1), reference, np.nan)
+    reference = np.where(reference > 0, reference, np.nan)
     finite = history.finite[..., -1]
     score = np.where(finite, loss / reference, np.inf)
     clear = ~finite | (history.overall("constant")[..., -1] > 0) | (score >= numbers["early"])

@@ -25,7 +25,7 @@ from relu_study.storage.tile_files import tile_paths
 TEXTS = ("problem", "detector")
 LAST_ONLY = (
     "Each run is diagnosed at its last epoch, since raw/ is missing. The onset is known for nonfinite runs only, and rules that "
-    "compare epochs abstain. not_learning does not see whether the loss still falls."
+    "compare epochs abstain."
 )
 
 

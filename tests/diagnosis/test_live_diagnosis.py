@@ -10,7 +10,6 @@ import pytest
 from relu_study.diagnosis.diagnose import OURS, diagnose
 from relu_study.diagnosis.history import History
 from relu_study.diagnosis.live import KEPT, LiveDiagnosis
-from relu_study.diagnosis.ours import NUMBERS
 
 NAN = float("nan")
 
@@ -48,8 +47,8 @@ def test_members_have_their_own_findings() -> None:
     record, dead = live(members=3), np.array([0, 0.9, 1])
     new = record.add(5, {"dead_fraction/two": dead, "train_loss/all": np.ones(3)}, np.ones(3, bool))
     assert [(finding.member, finding.site, finding.score) for finding in new] == [
-        (1, "two", 0.9 - NUMBERS["dying"]["margin"]),
-        (2, "two", 1 - NUMBERS["dying"]["margin"]),
+        (1, "two", 0.9),
+        (2, "two", 1),
     ]
     assert record.sick("dying").tolist() == [False, True, True] and not record.sick("exploding").any()
 

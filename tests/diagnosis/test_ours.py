@@ -47,9 +47,11 @@ def test_dying_fires_from_its_threshold_on() -> None:
     assert ours.dying.fires(history).tolist() == [True, False]
 
 
-def test_dying_needs_no_share_of_the_network() -> None:
-    """Scalars of another tool may have sites only."""
-    assert ours.dying.scores(recorded({"dead_fraction": [[0, 0.95]]})) == 0.95 - DYING["margin"]
+def test_a_missing_share_of_the_network_is_that_of_the_known_sites() -> None:
+    """Scalars of another tool, and an inspection, have sites only."""
+    history = recorded({"dead_fraction": [[0, 0.5], [0, 0.75], [0, NAN]]}, units={"site_1": 30, "site_2": 10, "site_3": 5})
+    assert ours.dying.scores(history) == (15 + 7.5) / 40
+    assert ours.dying.scores(recorded({"dead_fraction": [[0, 0.5], [0, 0.75]]})) == 0.625
 
 
 def test_dying_keeps_the_last_finite_measurement_of_a_nonfinite_run() -> None:
@@ -77,6 +79,21 @@ def test_exploding_is_the_loss_over_its_first_value() -> None:
 def test_a_nonfinite_run_explodes_from_its_first_nonfinite_measurement(first_bad: int) -> None:
     history = recorded(network={"train_loss": [0.5, 0.4, 0.3]}, first_bad=first_bad)
     assert ours.exploding.scores(history) == INF and ours.exploding.first_flag(history) == first_bad
+
+
+@pytest.mark.parametrize("loss", [[-1.0, -5, -20], [0.0, 1, 2]])
+def test_a_loss_that_begins_at_zero_or_below_has_no_ratio(loss: list[float]) -> None:
+    assert np.isnan(ours.exploding.scores(recorded(network={"train_loss": loss})))
+    assert ours.exploding.scores(recorded(network={"train_loss": loss}, first_bad=1)) == INF
+
+
+def test_a_fall_from_a_huge_loss_to_the_best_constant_is_not_learning() -> None:
+    history = recorded(network={"train_loss": [1e12, *[5.0] * 100]}, constant_loss=1)
+    assert ours.not_learning.scores(history) == 5
+
+
+def test_where_a_constant_is_perfect_there_is_nothing_to_learn() -> None:
+    assert np.isnan(ours.not_learning.scores(recorded(network={"train_loss": [1.0] * 101}, constant_loss=0)))
 
 
 def test_vanishing_compares_the_gradient_of_a_site_with_the_largest_later_one() -> None:
