@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from detector_parts.studies import ALL, FROZEN, SEEN_STUDY, TRUTH_STUDY
 from detector_parts.truth import Signs, Truth, truths
 from relu_study import run as run_study
 from relu_study.diagnosis.detector import PROBLEMS
+from relu_study.errors import UserError
 from relu_study.storage.configurations import Configuration as Stored
 from relu_study.storage.configurations import collect
 
@@ -59,17 +61,24 @@ def measure(raw: Path, seeds: int) -> Measured:
 
 
 def read(raw: Path) -> Measured:
-    """Return everything that is measured, from stored runs."""
+    """Return everything that is measured, from stored runs.
+
+    Raises:
+        UserError: a configuration is not stored.
+    """
     seen, all_rows = collect(raw / "seen"), collect(raw / "truth")
-    arms = SEEN_STUDY.arms() | {label: spec for label, spec in FROZEN.items()}
-    by_label = {label: all_rows[spec.config_id] for label, spec in arms.items() if spec.config_id in all_rows}
-    configurations = [one for one in ALL if one.spec.config_id in seen and one.label in by_label and one.twin in by_label]
-    frozen = {label.removesuffix(", frozen"): label for label in FROZEN if label in by_label}
+    arms = {one.label: one.spec for one in ALL} | FROZEN
+    missing = [label for label, spec in arms.items() if spec.config_id not in all_rows]
+    missing += [one.label for one in ALL if one.spec.config_id not in seen]
+    if missing:
+        raise UserError(f"{raw} lacks {len(missing)} configurations, such as {missing[0]!r}. Run the benchmark again")
+    by_label = {label: all_rows[spec.config_id] for label, spec in arms.items()}
+    frozen = {label.removesuffix(", frozen"): label for label in FROZEN}
     signs = {"sign": Signs(), "half": Signs().scaled(0.5), "double": Signs().scaled(2.0)}
     return Measured(
-        configurations,
-        [seen[one.spec.config_id] for one in configurations],
-        {name: truths(configurations, by_label, frozen, some) for name, some in signs.items()},
+        ALL,
+        [seen[one.spec.config_id] for one in ALL],
+        {name: truths(ALL, by_label, frozen, some) for name, some in signs.items()},
     )
 
 
@@ -82,7 +91,21 @@ def run(out: Path, seeds: int, tune: bool, package: Path = tuning.PACKAGE) -> No
     found = evaluation.scores(measured.truths["sign"], measured.seen)
     if tune:
         found = tuning.tuned(found, measured.labels(), measured.members("tuning"), package)
+    found |= evaluation.unknown_constant(found["not_learning"].detector, measured.seen)
     write(out, measured, found, package)
+
+
+def manifest(raw: Path) -> dict[str, Any]:
+    """Return command, sizes, times, versions and devices of the trainings."""
+    parts = {name: json.loads((raw / name / "manifest.json").read_text(encoding="utf-8")) for name in ("seen", "truth")}
+    cohorts = {cohort for part in parts.values() for cohort in part["widths"]}
+    kept = ("seeds", "counts", "timing", "device", "provenance")
+    return {
+        "command": "python benchmarks/detectors.py --tune",
+        "configurations": len(ALL),
+        "cohorts": len(cohorts),
+        **{name: {key: part[key] for key in kept if key in part} for name, part in parts.items()},
+    }
 
 
 def write(out: Path, measured: Measured, found: dict[str, Scores], package: Path) -> None:
@@ -102,6 +125,8 @@ def write(out: Path, measured: Measured, found: dict[str, Scores], package: Path
         split: evaluation.named_rightly(found, tuning.OURS, measured.truths["sign"], measured.members(split)) for split in SPLITS
     }
     (out / "detectors.md").write_text(page.page(measured, found, rates, named), encoding="utf-8")
+    text = json.dumps(manifest(out / "raw"), indent=2, sort_keys=True) + "\n"
+    (out / "manifest.json").write_text(text, encoding="utf-8")
     tuning.write_error_rates(rates, package)
 
 

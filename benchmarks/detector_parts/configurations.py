@@ -1,4 +1,4 @@
-"""Networks with one fault each, next to their healthy twins: 32 architectures, their tasks, and the doses of every fault."""
+"""Networks with one fault each, next to their healthy twins: 31 architectures, their tasks, and the doses of every fault."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,9 @@ from relu_study.diagnosis.detector import Detector, detectors
 from relu_study.diagnosis.history import History
 from relu_study.storage.configurations import Configuration as Stored
 
-EPOCHS = 20
 RESAMPLES = 1_000
 EARLY = (0.10, 0.25)  # shares of training
 BASE_RATES = (0.01, 0.10, 0.50)
-RATES = ("recall", "false_alarms", "balanced_accuracy", "auc", "coverage", "delay", "delay_share")
 
 
 def history(runs: Stored, constant_loss: float) -> History:
@@ -48,6 +47,11 @@ class Scores:
         return np.logical_or.accumulate(self.over_time >= self.detector.threshold, axis=1)
 
     @property
+    def at_end(self) -> Bool[np.ndarray, " R"]:
+        """Whether the detector fires at the end of training, as `diagnose` reports it."""
+        return np.asarray(self.over_time[:, -1] >= self.detector.threshold)
+
+    @property
     def first(self) -> Int[np.ndarray, " R"]:
         """The first measurement that fires; the number of measurements if none does."""
         fires = self.fires
@@ -67,6 +71,16 @@ def scores(truths: Sequence[Truth], stored: Sequence[Stored], only: Sequence[str
         name: Scores(detectors[name], np.concatenate([detectors[name].over_time(one) for one in histories]))
         for name in (detectors if only is None else only)
     }
+
+
+def unknown_constant(detector: Detector, stored: Sequence[Stored]) -> dict[str, Scores]:
+    """Return the scores of a detector that does not know the loss of the best constant, as in a monitor."""
+    name = f"{detector.name}_unknown_constant"
+    histories = [
+        dataclasses.replace(one, constant_loss=one.constant_loss * np.nan) for one in (history(runs, 1.0) for runs in stored)
+    ]
+    over_time = np.concatenate([detector.over_time(one) for one in histories])
+    return {name: Scores(dataclasses.replace(detector, name=name), over_time)}
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,8 @@ def rates(found: Scores, truth: Labels, weight: Float[np.ndarray, "B R"]) -> dic
             "balanced_accuracy": (recall + 1 - alarms) / 2,
             "auc": auc(found.largest, sick, healthy),
             "coverage": _mean(~np.isnan(found.largest), sick + healthy),
+            "recall_at_end": _mean(found.at_end, sick),
+            "false_alarms_at_end": _mean(found.at_end, healthy),
             **{f"precision_at_{rate:g}": recall * rate / (recall * rate + alarms * (1 - rate)) for rate in BASE_RATES},
         }
         last = len(truth.progress) - 1
@@ -141,7 +157,7 @@ def rates(found: Scores, truth: Labels, weight: Float[np.ndarray, "B R"]) -> dic
             before = truth.progress[np.minimum(truth.onset, last)] <= share
             by_then = truth.progress[np.minimum(first, last)] <= share
             result[f"recall_at_{share:g}"] = _mean(fires & by_then, sick * before)
-        delayed = sick * fires
+        delayed = sick * fires * (truth.onset <= last)  # without a sign there is no onset
         result["delay"] = _median(first - truth.onset, delayed)
         progress = truth.progress[np.minimum(first, last)] - truth.progress[np.minimum(truth.onset, last)]
         result["delay_share"] = _median(progress, delayed)

@@ -16,21 +16,31 @@ from detector_parts.evaluation import Labels, Scores
 from relu_study.diagnosis import thresholds
 from relu_study.diagnosis.diagnose import OURS
 from relu_study.diagnosis.tuning import choose_threshold
+from relu_study.errors import UserError
 
 PACKAGE = Path(relu_study.diagnosis.__file__).parent
 MAX_FALSE_ALARMS = 0.01  # on the tuning half; the goal on the held-out half is 2 %
-DIGITS = 3  # of a threshold
+DIGITS = 6  # of a threshold
 
 
 def chosen(found: Mapping[str, Scores], labels: Sequence[Labels], members: Bool[np.ndarray, " C"]) -> dict[str, float]:
-    """Return the threshold of each of our rules. Only runs of `members`, the tuning half, are read."""
+    """Return the threshold of each of our rules. Only runs of `members`, the tuning half, are read.
+
+    Raises:
+        UserError: scores do not tell sick from healthy runs.
+    """
     result = {}
     for truth in labels:
         if truth.truth == "sign" and truth.problem in OURS:
             inside = truth.only(members)
             counted = inside.sick | inside.healthy
             largest = found[truth.problem].largest[counted]
-            result[truth.problem] = float(f"{choose_threshold(largest, inside.sick[counted], MAX_FALSE_ALARMS):.{DIGITS}g}")
+            threshold = choose_threshold(largest, inside.sick[counted], MAX_FALSE_ALARMS)
+            if not (largest >= threshold).any():
+                raise UserError(
+                    f"no threshold of {truth.problem!r} is better than never firing. Look for false alarms, or change the rule"
+                )
+            result[truth.problem] = float(f"{threshold:.{DIGITS}g}")
     return result
 
 
@@ -51,7 +61,7 @@ def tuned(
 
 def write_error_rates(rates: pd.DataFrame, folder: Path) -> None:
     """Write recall and false alarms of our rules on the held-out half into a folder."""
-    rows = rates[(rates.split == "held_out") & (rates.truth == "sign") & ~rates.rival]
+    rows = rates[(rates.split == "held_out") & (rates.truth == "sign") & rates.detector.isin(OURS)]
     values = {
         row.detector: {
             **{

@@ -33,7 +33,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("registered", "few")
 def test_every_output_is_written(tmp_path: Path) -> None:
     benchmark.run(tmp_path, seeds=2, tune=False, package=tmp_path)
     rates = pd.read_csv(tmp_path / "detectors.csv")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import Signature, Task, task
 from relu_study.diagnosis.diagnose import diagnose
 from relu_study.diagnosis.tiles import history_of
@@ -15,7 +18,13 @@ from relu_study.study.run_spec import RunSpec
 ROWS, SEEDS = 400, 4
 
 
-@task("nothing_to_learn", rows=ROWS)
+@pytest.fixture
+def registered() -> Iterator[None]:
+    task("nothing_to_learn", rows=ROWS)(nothing_to_learn)
+    yield
+    tasks._entries.pop("nothing_to_learn")
+
+
 def nothing_to_learn(spec: RunSpec) -> Task:
     """Normal inputs. The target says which targets they have."""
     loss = "squared_error" if spec.target == "constant" else "cross_entropy"
@@ -28,6 +37,7 @@ def nothing_to_learn(spec: RunSpec) -> Task:
     return Task(Signature(300, 100, 3, 1 if spec.target == "constant" else 2, loss=loss), sample)
 
 
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("target", ["shuffled", "constant", "one_class"])
 def test_what_cannot_be_learned_is_not_dying(target: str) -> None:
     spec = RunSpec(task="nothing_to_learn", target=target, width=16, depth=2, batch_size=50, epochs=8, initializer="he_normal")

@@ -72,6 +72,7 @@ def test_metric_of_a_nonfinite_validation_loss_is_missing() -> None:
     measured = [
         {
             "finite": np.ones(4, bool),
+            "constant_loss": np.ones(4),
             "metric:val_loss/all": loss[:, e],
             "metric:_low/all": loss[:, e] < 2,
             "metric:other/all": [1] * 4,

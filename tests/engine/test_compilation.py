@@ -36,7 +36,8 @@ def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyP
         taken.append(int(stop) - int(start))
         return state
 
-    spy = compilation.Programs(advance, lambda *_: {"finite": np.ones(2, bool)}, lambda params, hparams, seeds: ())
+    measured = {"finite": np.ones(2, bool), "constant_loss": np.ones(2)}
+    spy = compilation.Programs(advance, lambda *_: measured, lambda params, hparams, seeds: ())
     monkeypatch.setattr(compilation, "tile_programs", lambda spec, measure_config: spy)
     assert train_tile.train_tile([spec], 2, measure_config=MeasureConfig(measure_every=50))["epoch"].tolist() == [
         0,
