@@ -91,8 +91,9 @@ def test_steps_of_gradient_descent_are_those_of_the_gradient(spec: RunSpec) -> N
     for event in events:
         own = event.unit_step
         assert own is not None and own.gradient is not None and own.step is not None and own.weights is not None
-        size = 3e-7 * max(np.abs(own.weights).max(), 1)  # of the rounding of weights
-        np.testing.assert_allclose(own.step, -spec.learning_rate * own.gradient, rtol=1e-4, atol=size)
+        expected = -spec.learning_rate * own.gradient
+        size = 3e-7 * max(np.abs(own.weights).max(), np.abs(expected).max(), 1)  # of the rounding of weights and of sums
+        np.testing.assert_allclose(own.step, expected, rtol=1e-4, atol=size)
         assert (own.probe_before > 0).any() == (event.kind == "died") == (not (own.probe_after > 0).any())
         before, after = event.before.seen.sites[event.site], event.after.seen.sites[event.site]
         for pre, stats in ((own.probe_before, before), (own.probe_after, after)):
