@@ -95,7 +95,7 @@ def run(out: Path, seeds: int, tune: bool, package: Path = tuning.PACKAGE) -> No
     write(out, measured, found, package)
 
 
-def manifest(raw: Path) -> dict[str, Any]:
+def trainings(raw: Path) -> dict[str, Any]:
     """Return command, sizes, times, versions and devices of the trainings."""
     parts = {name: json.loads((raw / name / "manifest.json").read_text(encoding="utf-8")) for name in ("seen", "truth")}
     cohorts = {cohort for part in parts.values() for cohort in part["widths"]}
@@ -125,8 +125,8 @@ def write(out: Path, measured: Measured, found: dict[str, Scores], package: Path
         split: evaluation.named_rightly(found, tuning.OURS, measured.truths["sign"], measured.members(split)) for split in SPLITS
     }
     (out / "detectors.md").write_text(page.page(measured, found, rates, named), encoding="utf-8")
-    text = json.dumps(manifest(out / "raw"), indent=2, sort_keys=True) + "\n"
-    (out / "manifest.json").write_text(text, encoding="utf-8")
+    text = json.dumps(trainings(out / "raw"), indent=2, sort_keys=True) + "\n"
+    (out / "trainings.json").write_text(text, encoding="utf-8")
     tuning.write_error_rates(rates, package)
 
 

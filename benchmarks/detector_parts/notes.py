@@ -39,7 +39,7 @@ NOTES = {
     ),
     "misses": (
         "In the committed run the goals missed are those of `not_learning`, and vanishing has 17 sick configurations where 30 were wanted. The "
-        "benchmark has 69 cohorts where 60 were wanted, and took longer than 25 minutes (`manifest.json`, on a machine that other work "
+        "benchmark has 69 cohorts where 60 were wanted, and took longer than 25 minutes (`trainings.json`, on a machine that other work "
         "shared). Most onsets of the other problems lie in the first 2 % of training, so that recall at 10 and 25 % is nearly recall.\n\n"
         "`not_learning`: its false alarms are 12 of 184 healthy runs, all of `skip gelu 10x16`: such networks start far "
         "above the best constant's loss, and some are still 1.5 times above it at 5 % of training, where the rule takes that as clear "
@@ -60,7 +60,7 @@ NOTES = {
     "files": (
         "- `detections.csv`: run, detector, problem, largest score, epoch of the first flag.\n"
         "- `truth.csv`: run, configuration, class, and the problems that it has, with their onsets.\n"
-        "- `manifest.json`: sizes, times, versions.\n"
+        "- `trainings.json`: sizes, times, versions.\n"
         "- `detectors.csv`: detector x problem x split x definition of truth, every rate with its interval.\n\n"
         "`python benchmarks/detectors.py` writes all of them; `--tune` first chooses our thresholds on the tuning half."
     ),
