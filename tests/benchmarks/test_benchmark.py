@@ -36,13 +36,14 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("registered", "few")
 def test_every_output_is_written(tmp_path: Path) -> None:
     benchmark.run(tmp_path, seeds=2, tune=False, package=tmp_path)
+    scored = {*detectors, "not_learning_unknown_constant"}
     rates = pd.read_csv(tmp_path / "detectors.csv")
-    assert set(rates.problem) == set(PROBLEMS) and set(rates.detector) == set(detectors)
+    assert set(rates.problem) == set(PROBLEMS) and set(rates.detector) == scored
     assert set(rates.split) == {"tuning", "held_out"} and set(rates.truth) == {"sign", "half", "double", "harm only"}
     truth = pd.read_csv(tmp_path / "truth.csv", keep_default_na=False)
     assert len(truth) == 2 * len(benchmark.ALL) and set(truth["class"]) & {"sick", "healthy"}
     found = pd.read_csv(tmp_path / "detections.csv")
-    assert len(found) == len(detectors) * len(truth) and set(found.run_id) == set(truth.run_id)
+    assert len(found) == len(scored) * len(truth) and set(found.run_id) == set(truth.run_id)
     assert set(json.loads((tmp_path / "error_rates.json").read_text())) == set(OURS)
     page = (tmp_path / "detectors.md").read_text()
     assert "## Goals" in page and all(f"### {problem}" in page for problem in PROBLEMS)
