@@ -18,7 +18,7 @@ class ErrorRates:
     """Error rates of a detector on labelled runs that did not set its threshold, with 95 % intervals.
 
     `recall` is the share of sick runs that it flags, `false_alarms` the share of healthy ones, at any measurement.
-    `configurations` counts those with a sick or healthy run.
+    `configurations` counts those with a sick run.
     """
 
     recall: Interval
