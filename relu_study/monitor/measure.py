@@ -19,7 +19,7 @@ from relu_study.components.registry import metrics
 from relu_study.engine.tapped_sites import TappedNetwork
 from relu_study.errors import UserError, printable
 from relu_study.stats.histogram_bins import bounded
-from relu_study.storage.declaration import MetricInfo
+from relu_study.storage.quantities import MetricInfo
 from relu_study.watch.find import Site, listed
 from relu_study.watch.models import Model
 from relu_study.watch.tap import trace

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from relu_study.report.verdicts import SIGNIFICANT, arm_labels, corrected_p, is_share
 from relu_study.stats.hypothesis_tests import least_counted_p
 from relu_study.stats.sign_flips import EXACT, least_sign_flip
-from relu_study.storage.declaration import CellDeclaration, Declaration, DeclaredConfiguration, Values
+from relu_study.storage.declaration import CellDeclaration, Declaration, DeclaredConfiguration
+from relu_study.storage.quantities import Values
 from relu_study.study.claims import CellClaim, Claim, Target
 
 MOST = 1 << 20  # seeds or draws that a hint names

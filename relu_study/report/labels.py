@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Collection
 from typing import Any
 
-from relu_study.storage.declaration import MetricInfo
 from relu_study.storage.frames import BINARY_METRICS
+from relu_study.storage.quantities import MetricInfo
 
 ALONG = 25  # characters per line along the height of a panel
 FACTOR_UNITS = {"depth": "hidden layers", "width": "units", "batch_size": "examples", "rows": "examples", "epochs": "epochs"}

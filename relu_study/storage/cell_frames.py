@@ -16,8 +16,9 @@ from relu_study.stats import intervals
 from relu_study.stats.streaming_moments import BINS, Sums, merge, quantiles
 from relu_study.storage.block_files import Place, block_paths, read_block
 from relu_study.storage.checksums import CorruptFileError
-from relu_study.storage.declaration import CellDeclaration, CellManifest, DeclaredCell, Theory
+from relu_study.storage.declaration import CellDeclaration, CellManifest, DeclaredCell
 from relu_study.storage.provenance import check_provenance
+from relu_study.storage.quantities import Theory
 from relu_study.storage.schema import CELL_COLUMNS
 from relu_study.storage.tile_files import RERUN_HINT
 from relu_study.study.draw_study import blocks_of

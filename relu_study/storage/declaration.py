@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -18,13 +18,13 @@ from msgspec import Meta
 from relu_study.errors import UserError, nearest
 from relu_study.storage.checksums import one_line
 from relu_study.storage.manifest import read_manifest
+from relu_study.storage.quantities import DeclaredMetric, QuantityInfo, Theory
 from relu_study.study.claims import CellClaim, Claim, Target
 from relu_study.study.measurement_times import Every, checked_every
 from relu_study.study.outputs import CellFigure, CellTable, EventTable, Figure, Section, Table
 from relu_study.study.run_spec import FIELDS, FIRST_INITIALIZER, RunSpec
 
 MAX_RUNS, MAX_DRAWS = 10**7, 2**32  # limits of a study and of a cell: a larger declaration would exhaust memory
-Values = float | tuple[float | None, ...] | None  # of a scalar, or of a quantity along a factor
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,6 @@ class DeclaredConfiguration:
         return str(self.spec["target"])
 
 
-@dataclass(frozen=True)
-class MetricInfo:
-    """Properties of a metric: its better direction, whether it has sites, its unit and its possible range."""
-
-    direction: str = "none"
-    sites: bool = False
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Common:
     """Entries of every declaration."""
@@ -85,7 +74,7 @@ class _WithoutTables(_Common):
     columns: tuple[str, ...]
     report_epochs: tuple[float, ...]
     seeds: Annotated[int, Meta(ge=1)]
-    metrics: Mapping[str, MetricInfo]
+    metrics: Mapping[str, DeclaredMetric]
     every: Every = 1  # that of earlier versions
     skip: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # set in some configuration, in name order
@@ -124,26 +113,6 @@ class DeclaredExperiment:
     name: str
     statistic: str
     theory: str
-
-
-@dataclass(frozen=True)
-class QuantityInfo:
-    """Properties of a quantity: whether it is a share, the factor along it (or empty), and the range of its histogram."""
-
-    share: bool
-    along: str
-    spread: tuple[float, float] | None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Theory:
-    """The theoretical value of a quantity, its standard error, and proven bounds."""
-
-    value: Values = None
-    error: Values = None
-    lower: Values = None
-    upper: Values = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +159,7 @@ class Manifest(Generic[AnyDeclaration]):
     command: str = ""
     preset: str = "default"
     oom: Sequence[str] = ()  # run_ids or cell_ids that did not fit in memory
+    crashed: Mapping[str, str] = field(default_factory=dict)  # run_ids or cell_ids whose workers died -> the reason
 
 
 StudyManifest = Manifest[Declaration]
@@ -237,7 +207,8 @@ def parse_manifest(manifest: Mapping[str, Any]) -> StudyManifest:
 
 
 def _manifest(manifest: Mapping[str, Any], declaration: AnyDeclaration) -> Manifest[AnyDeclaration]:
-    kinds: dict[str, Any] = {"widths": dict[str, int], "command": str, "preset": str, "oom": tuple[str, ...]}
+    unstored: dict[str, Any] = {"oom": tuple[str, ...], "crashed": dict[str, str]}
+    kinds: dict[str, Any] = {"widths": dict[str, int], "command": str, "preset": str, **unstored}
     found = {name: _convert(manifest[name], kind, f"$.{name}") for name, kind in kinds.items() if name in manifest}
     return Manifest(manifest["study"], manifest["provenance"], declaration=declaration, **found)
 

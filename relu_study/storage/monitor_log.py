@@ -23,8 +23,8 @@ from relu_study.storage import locks
 from relu_study.storage.append_file import AppendFile
 from relu_study.storage.atomic_write import make_dirs, write_atomically
 from relu_study.storage.checksums import CorruptFileError, strict_json, with_checksum, without_checksum
-from relu_study.storage.declaration import MetricInfo
 from relu_study.storage.manifest import FORMAT, MONITOR, kind_of
+from relu_study.storage.quantities import MetricInfo
 
 MEASUREMENTS, EVENTS = "measurements.csv", "events.csv"
 COLUMNS = {MEASUREMENTS: ("step", "member", "metric", "site", "value"), EVENTS: ("step", "member", "site", "unit", "event")}

@@ -10,7 +10,8 @@ import pytest
 from known_results import planted_manifest, planted_study
 
 from relu_study.errors import UserError
-from relu_study.storage.declaration import MetricInfo, parse_cell_declaration, parse_declaration
+from relu_study.storage.declaration import parse_cell_declaration, parse_declaration
+from relu_study.storage.quantities import DeclaredMetric
 from relu_study.study.outputs import EventTable, Table
 
 CELLS: dict[str, Any] = {
@@ -43,7 +44,7 @@ def test_parsed_entries_are_typed_and_the_json_stays() -> None:
     declaration = parse_declaration(plain)
     assert plain == before
     assert isinstance(declaration.tables[0], Table) and isinstance(declaration.tables[-1], EventTable)
-    assert declaration.metrics["val_loss"] == MetricInfo("lower", False, "", 0.0, None)
+    assert declaration.metrics["val_loss"] == DeclaredMetric("lower", False, "", 0.0, None)
     assert declaration.seeds_of == {entry["config_id"]: entry["seeds"] for entry in plain["configurations"]}
     runs = [run for config_id in declaration.specs for run in declaration.run_ids(config_id)]
     assert sorted(runs) == sorted(run.run_id for run in planted_study().runs())

@@ -12,7 +12,7 @@ from relu_study.report.figures import curves, depth, forest, heatmap, histograms
 from relu_study.report.figures.curves import Band, Row
 from relu_study.report.figures.forest import Effect
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE
-from relu_study.storage.declaration import MetricInfo
+from relu_study.storage.quantities import MetricInfo
 
 WAVE, COIN = "target: wave", "target: coin_flip"
 LONG = "where activation=relu,selu, learning_rate>=0.001, dead_fraction/site_1<0.5, seed=0,1,2,3,4,5,6,7,8,9,10,11"

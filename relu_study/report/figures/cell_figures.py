@@ -29,7 +29,7 @@ from relu_study.report.figures.canvas import (
     panel_grid,
 )
 from relu_study.report.labels import factor, stacked, words
-from relu_study.storage.declaration import QuantityInfo
+from relu_study.storage.quantities import QuantityInfo
 from relu_study.study.outputs import CellFigure
 
 Numbers = Mapping[str, Mapping[str, QuantityInfo]]  # statistic -> its declared quantities

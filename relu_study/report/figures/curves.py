@@ -20,7 +20,8 @@ from relu_study.report.figures import canvas, inputs
 from relu_study.report.figures.canvas import COLOURS, DASHES, FAINT, ROUND, finite, legend_below, log_scale, new_figure, runs
 from relu_study.report.figures.inputs import FigureData, nine_digits, not_run_counts
 from relu_study.report.labels import at_site, count, is_share, probe_set, stacked, unit
-from relu_study.storage.declaration import Declaration, MetricInfo
+from relu_study.storage.declaration import Declaration
+from relu_study.storage.quantities import MetricInfo
 from relu_study.storage.tile_identity import LOSSES
 from relu_study.study import outputs
 

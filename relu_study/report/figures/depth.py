@@ -19,7 +19,8 @@ from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below,
 from relu_study.report.figures.inputs import Draw, expand_metrics, finite_runs, layout, title
 from relu_study.report.labels import at_epoch, count, is_share, probe_set, stacked, unit, words
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.declaration import Declaration, MetricInfo
+from relu_study.storage.declaration import Declaration
+from relu_study.storage.quantities import MetricInfo
 from relu_study.study import outputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -20,7 +20,8 @@ from relu_study.report.figures.canvas import FAINT, ROUND, finite, legend_below,
 from relu_study.report.figures.inputs import nine_digits
 from relu_study.report.labels import count, unit, words
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.declaration import Declaration, MetricInfo
+from relu_study.storage.declaration import Declaration
+from relu_study.storage.quantities import MetricInfo
 from relu_study.study.claims import Claim
 
 CLAIMED = "#E3E3E3"

@@ -36,7 +36,8 @@ from relu_study.report.figures.canvas import (
 from relu_study.report.figures.inputs import Draw, expand_metrics, nine_digits, select_arms, targets_of, title
 from relu_study.report.labels import WHICH_END, at_epoch, at_site, factor, is_share, probe_set, unit, words
 from relu_study.report.tables.entries import Entry, SummaryLookup
-from relu_study.storage.declaration import Declaration, DeclaredConfiguration, MetricInfo
+from relu_study.storage.declaration import Declaration, DeclaredConfiguration
+from relu_study.storage.quantities import MetricInfo
 from relu_study.study import outputs
 from relu_study.study.epochs import epoch_number
 

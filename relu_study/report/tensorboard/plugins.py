@@ -17,7 +17,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
 from relu_study.stats.histogram_bins import BINS, BINS_PER_SIDE, KINDS, MIN_EXPONENT, Range, edges, linear_edges
 from relu_study.storage.configurations import Configuration
-from relu_study.storage.declaration import MetricInfo
+from relu_study.storage.quantities import MetricInfo
 
 HEADLINE = ("val_loss", "train_loss", "dead_fraction", "certified_dead_fraction", "collapsed", "grad_norm")
 KEPT_HISTOGRAMS = 100  # per tag: of more, TensorBoard drops some at random
