@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from relu_study.errors import UserError, nearest
 from relu_study.report.factors import LABELS, factor, format_value
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration
+from relu_study.storage.statuses import STATUSES
 from relu_study.study.run_spec import FIELDS
 
 OF_A_RUN = ("seed", "status")
@@ -49,8 +50,8 @@ class Condition:
 def parse(where: Sequence[str], declaration: Declaration) -> list[Condition]:
     """Parse conditions: `activation=relu,selu`, `learning_rate>=0.01`, `arm!=baseline`, `dead_fraction/site_1<0.5`.
 
-    Names are RunSpec fields, options, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | interrupted), and metrics of
-    the study at the end of a run. A configuration without an option meets no condition on it but !=.
+    Names are RunSpec fields, options, `experiment`, `arm`, `seed`, `status` (ok | nonfinite | oom | crashed | interrupted), and
+    metrics of the study at the end of a run. A configuration without an option meets no condition on it but !=.
 
     Raises:
         UserError: a condition is malformed, or its name or value does not occur in the study.
@@ -86,7 +87,7 @@ def _values(name: str, compared: str, values: Sequence[str], declaration: Declar
     if name == "seed":
         return [_as_number(value, text) for value in values]
     if name == "status":
-        known: list[Any] = ["ok", "nonfinite", "oom", "interrupted"]
+        known: list[Any] = list(STATUSES)
     else:
         found = dict.fromkeys(factor(entry, name) for entry in declaration.configurations)
         known = [value for value in found if value is not None]

@@ -97,7 +97,7 @@ def run_tiles(
 
     def close() -> None:
         check_exists(folder)
-        amend_manifest(folder, stopwatch.spent(), **job.kind.counts(folder, job.ids, len(fallback.oom_ids)))
+        amend_manifest(folder, stopwatch.spent(), **job.kind.counts(folder, job.ids))
         if tensorboard is not None:
             tensorboard.write()
 

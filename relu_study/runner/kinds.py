@@ -17,6 +17,8 @@ from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.plan import Plan, Tile
 from relu_study.storage import block_files, tile_files
 from relu_study.storage.checksums import CorruptFileError
+from relu_study.storage.manifest import read_manifest
+from relu_study.storage.statuses import LISTED, STATUSES, listed
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.study import Study
 
@@ -71,8 +73,8 @@ class Kind(Protocol[S, P, T]):
     def count(self, ids: Collection[Any]) -> int:
         """The number of results of these runs or blocks."""
 
-    def counts(self, folder: Path, ids: Collection[Any], oom: int) -> dict[str, Any]:
-        """The manifest's entry with the number of runs by status; empty for draws."""
+    def counts(self, folder: Path, ids: Collection[Any]) -> dict[str, Any]:
+        """The manifest's entry with the number of runs by status, from raw/ and the manifest; empty for draws."""
         return {}
 
     def live(self, folder: Path, manifest: Mapping[str, Any], per_seed: bool) -> Live | None:
@@ -131,10 +133,10 @@ class Training(Kind[Study, Plan, Tile]):
     def count(self, ids: Collection[Any]) -> int:
         return len(ids)
 
-    def counts(self, folder: Path, ids: Collection[Any], oom: int) -> dict[str, Any]:
-        stored = Counter(status for run, (status, _) in tile_files.stored_runs(folder, []).items() if run in ids)
-        counts = {"ok": stored["ok"], "nonfinite": stored["nonfinite"], **({"oom": oom} if oom else {})}
-        return {"counts": counts | {"interrupted": len(ids) - sum(counts.values())}}
+    def counts(self, folder: Path, ids: Collection[Any]) -> dict[str, Any]:
+        stored, unstored = tile_files.stored_runs(folder, []), listed(read_manifest(folder))
+        found = Counter(stored[run][0] if run in stored else unstored.get(run, "interrupted") for run in ids)
+        return {"counts": {status: found[status] for status in STATUSES if found[status] or status not in LISTED}}
 
     def live(self, folder: Path, manifest: Mapping[str, Any], per_seed: bool) -> Live | None:
         from relu_study.report.tensorboard.live import Live

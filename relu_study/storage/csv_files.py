@@ -15,14 +15,14 @@ import pandas as pd
 from relu_study.errors import UserError
 from relu_study.storage.checksums import UNREADABLE, CorruptFileError, check_sum
 from relu_study.storage.declaration import Declaration, StudyManifest
-from relu_study.storage.schema import COLUMNS
+from relu_study.storage.schema import COLUMNS, REASON
 from relu_study.storage.tile_identity import number_type
 from relu_study.study.run_spec import FIELDS, RunSpec
 
 CONFIG_FIELDS = tuple(name for name in FIELDS if name != "seed")
 _KINDS = {"str": "str", "int": "int64", "float": "float64"}
 DTYPES = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(RunSpec) if f.name in FIELDS}
-_STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site")
+_STRING_COLUMNS = ("run_id", "config_id", "status", "experiment", "metric", "site", REASON)
 
 
 def option_dtypes(declaration: Declaration) -> dict[str, str]:
@@ -139,7 +139,9 @@ def _parsed(
 
 def _options(stem: str, header: Iterable[str]) -> list[str]:
     """Return the columns of options in the header of runs.csv or summary.csv."""
-    return [name for name in header if name not in COLUMNS[stem] and "/" not in name] if stem in ("runs", "summary") else []
+    if stem not in ("runs", "summary"):
+        return []
+    return [name for name in header if name not in (*COLUMNS[stem], REASON) and "/" not in name]
 
 
 def _dtypes(header: Collection[str], string_columns: Iterable[str], numbers: Any) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from relu_study.storage.declaration import Declaration, StudyManifest, read_decl
 from relu_study.storage.manifest import is_monitored
 from relu_study.storage.monitor_results import load_monitor
 from relu_study.storage.results import Results
-from relu_study.storage.schema import COLUMNS
+from relu_study.storage.schema import COLUMNS, REASON
+from relu_study.storage.statuses import STORED, listed, reasons_text
 from relu_study.storage.tile_files import tile_paths
-from relu_study.storage.tile_identity import STORED, number_type
+from relu_study.storage.tile_identity import number_type
 from relu_study.study.epochs import epoch_number
 from relu_study.study.outputs import Table
 
@@ -62,7 +63,8 @@ def frames(
 def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest, epoch: float | None = None) -> pd.DataFrame:
     """Return one row per declared run, seeds innermost, with its metrics at `epoch` (None: its last).
 
-    The status of a missing run is `oom` if the manifest lists it so, else `interrupted`.
+    The status of a missing run is `oom` or `crashed` if the manifest lists it so, else `interrupted`. The column `reason` exists
+    only if a run crashed.
     """
     seeds, specs = manifest.declaration.seeds_of, manifest.declaration.specs
     stored = _ordered({name for c in configurations.values() for name in c.values}, manifest.declaration.metrics)
@@ -71,7 +73,6 @@ def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest
     runs = [(config_id, seed) for config_id in specs for seed in range(seeds[config_id])]
     first = dict(zip(specs, np.cumsum([0, *(seeds[config_id] for config_id in specs)]).tolist(), strict=False))
     status = np.full(len(runs), "interrupted", dtype=object)
-    oom_runs = set(manifest.oom)
     bad_epoch, num_probe = np.full((2, len(runs)), np.nan)
     numbers = np.full((len(runs), len(names)), np.nan, number_type(manifest.provenance))
     for config_id in specs:
@@ -85,10 +86,20 @@ def runs_frame(configurations: dict[str, Configuration], manifest: StudyManifest
     fields = _spec_columns(specs, [config_id for config_id, _ in runs], option_dtypes(manifest.declaration))
     fields.insert(len(CONFIG_FIELDS) + 1, "seed", [seed for _, seed in runs])
     fields.insert(0, "run_id", [run_id for config_id in specs for run_id in manifest.declaration.run_ids(config_id)])
-    status[(status == "interrupted") & fields["run_id"].isin(oom_runs).to_numpy()] = "oom"
-    fields = fields.assign(status=status, first_bad_epoch=bad_epoch, probe_examples=pd.array(num_probe, "Int64"))
+    missing, unstored = status == "interrupted", listed(vars(manifest))
+    status[missing] = [unstored.get(run_id, "interrupted") for run_id in fields["run_id"][missing]]
+    fields = fields.assign(status=status)
+    if (status == "crashed").any():
+        fields[REASON] = _reasons(fields["run_id"], status, manifest.crashed)
+    fields = fields.assign(first_bad_epoch=bad_epoch, probe_examples=pd.array(num_probe, "Int64"))
     metrics = pd.DataFrame(numbers, columns=names)
     return pd.concat([fields, metrics], axis=1)
+
+
+def _reasons(run_ids: pd.Series, status: np.ndarray, crashed: Mapping[str, str]) -> list[str]:
+    """Return the reason of each crashed run in one line, and an empty text for the others."""
+    pairs = zip(run_ids, status, strict=True)
+    return [reasons_text([crashed[run_id]]) if state == "crashed" else "" for run_id, state in pairs]
 
 
 def report_epochs(declaration: Declaration) -> set[float]:
@@ -194,7 +205,7 @@ def configurations_from_runs_csv(runs: pd.DataFrame) -> dict[str, Configuration]
     """Return the runs of runs.csv by configuration, with the metrics of their last epoch only."""
     configurations = {}
     columns = [name for name in runs.columns if "/" in name]
-    options = [name for name in runs.columns if name not in COLUMNS["runs"] and "/" not in name]
+    options = [name for name in runs.columns if name not in (*COLUMNS["runs"], REASON) and "/" not in name]
     for config_id, rows in runs.groupby("config_id", sort=False):
         stored = rows[rows["status"].isin(STORED)]
         if len(stored):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from relu_study.stats.intervals import MOMENTS
 from relu_study.study.run_spec import FIELDS
 
+REASON = "reason"  # of crashed runs: a column of runs.csv after `status`, only if a run crashed
+
 CELL_COLUMNS = (  # of cells.csv, without the factors, which follow `cell_id`
     *("experiment", "cell", "statistic", "cell_id"),
     *("number", "draws", "n", "estimate", "ci_lo", "ci_hi", "std", "q05", "q25", "median", "q75", "q95"),

@@ -19,8 +19,8 @@ from relu_study.storage.csv_files import csv_text, read_runs
 from relu_study.storage.declaration import StudyManifest, read_declared
 from relu_study.storage.frames import runs_frame
 from relu_study.storage.provenance import check_provenance
+from relu_study.storage.statuses import STORED
 from relu_study.storage.tile_files import HISTOGRAM, TileArrays, identified, reading, tile_arrays, tile_paths
-from relu_study.storage.tile_identity import STORED
 from relu_study.study.run_spec import RunSpec
 
 SERIES = ("metric:", "dead:", "certified_dead:")

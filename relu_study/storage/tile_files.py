@@ -17,7 +17,6 @@ from relu_study.storage.tile_identity import check_arrays, check_identity, same_
 
 NEEDED = ("run_id", "spec", "epoch", "status", "first_bad_epoch", "probe_examples", "provenance")
 HISTOGRAM = "histogram:"
-OOM_HINT = "free memory or use a larger device, then run the study again to retry them"
 RERUN_HINT = "move it away and run the study again"
 TileArrays = dict[str, np.ndarray]
 Stored = dict[str, tuple[str, dict[str, Any]]]  # run_id -> status, provenance

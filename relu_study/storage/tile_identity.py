@@ -11,9 +11,9 @@ import numpy as np
 from relu_study.stats.histogram_bins import BINS, KINDS, bounded
 from relu_study.storage.checksums import strict_json
 from relu_study.storage.provenance import is_provenance
+from relu_study.storage.statuses import STORED
 from relu_study.study.run_spec import id_of
 
-STORED = ("ok", "nonfinite")  # statuses of runs with numbers
 LOSSES = ("train_loss", "val_loss")  # metrics of every run at every epoch: NaN means that the run went nonfinite
 
 

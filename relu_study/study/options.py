@@ -15,7 +15,7 @@ Options = tuple[tuple[str, Scalar], ...]
 LARGEST = 2**53  # larger whole numbers have no exact float
 RESERVED = frozenset(  # columns of the CSV files and of tables, and names of conditions
     {
-        *("options", "seed", "arm", "experiment", "run_id", "config_id", "status", "first_bad_epoch", "probe_examples"),
+        *("options", "seed", "arm", "experiment", "run_id", "config_id", "status", "reason", "first_bad_epoch", "probe_examples"),
         *("metric", "site", "epoch", "n", "n_finite", "mean", "ci_lo", "ci_hi", "std", "median", "iqm", "min", "max"),
         *("best", "near", "pairs", "difference", "difference_lo", "difference_hi", "improvement", "p", "p_corrected"),
     }

@@ -16,7 +16,8 @@ from relu_study.report.markup import BETTER, NEAR, WORSE, format_mean_ci
 from relu_study.stats import intervals
 from relu_study.stats.hypothesis_tests import holm, two_sided
 from relu_study.storage.frames import BINARY_METRICS
-from relu_study.storage.tile_identity import LOSSES, STORED
+from relu_study.storage.statuses import STORED
+from relu_study.storage.tile_identity import LOSSES
 
 SIGNIFICANT = 0.05
 VERSUS = {"better": BETTER, "worse": WORSE}

@@ -19,7 +19,7 @@ from relu_study.report.tables.columns import arm_entries
 from relu_study.stats import intervals
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration
 from relu_study.storage.frames import BINARY_METRICS
-from relu_study.storage.tile_identity import STORED
+from relu_study.storage.statuses import STORED
 from relu_study.study.epochs import parse_epoch
 from relu_study.study.outputs import EventTable
 
