@@ -26,10 +26,11 @@ from relu_study.storage.block_files import block_paths
 from relu_study.storage.cell_frames import cells_frame
 from relu_study.storage.checksums import SUMS, UNREADABLE, CorruptFileError, check_sum, sentence, sums_of
 from relu_study.storage.csv_files import csv_text, only_numbers
-from relu_study.storage.declaration import CellDeclaration, QuantityInfo, check_sections, read_declared_cells
+from relu_study.storage.declaration import CellDeclaration, check_sections, read_declared_cells
+from relu_study.storage.quantities import QuantityInfo
 from relu_study.storage.schema import CELL_COLUMNS as OF_CELLS
 from relu_study.storage.schema import COLUMNS
-from relu_study.storage.tile_files import OOM_HINT
+from relu_study.storage.statuses import AGAIN, OOM_HINT, listed, reasons_text
 from relu_study.study.claims import CellClaim
 
 Row = dict[str, Any]
@@ -45,7 +46,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
     declaration = manifest.declaration
     check(declaration)
     path = folder / "cells.csv"
-    if block_paths(folder):
+    if block_paths(folder) or (listed(vars(manifest)) and not path.is_file()):
         frame = cells_frame(folder, manifest)
         write_atomically(path, csv_text(frame).encode())
         write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # omits verdicts.csv until it is rewritten
@@ -54,6 +55,8 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
             messages.append(f"{missing} of {cells:,} cells lack draws. Run the study again.")
         if oom := manifest.oom:
             messages.append(f"{len(oom):,} of these cells did not fit in memory. {sentence(OOM_HINT)}")
+        if crashed := manifest.crashed:
+            messages.append(f"{len(crashed):,} of these cells crashed ({reasons_text(crashed.values())}). {sentence(AGAIN)}")
     elif not path.is_file():
         raise UserError(f"{folder} has neither raw/ nor cells.csv, so there is nothing to report. Run the study again.")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pandas as pd
 
 from relu_study.report.figures.inputs import select_arms
-from relu_study.report.health import Health, health_section
+from relu_study.report.health import Health, health_section, labels
 from relu_study.report.markup import counted, markdown_grid, markdown_text
+from relu_study.storage.checksums import sentence
 from relu_study.storage.declaration import CellDeclaration, CellManifest, Declaration, StudyManifest, output_names
+from relu_study.storage.schema import REASON
+from relu_study.storage.statuses import AGAIN, STATUSES, reasons_text
 from relu_study.study.outputs import CellFigure, Figure, Section
 
 
@@ -34,8 +38,8 @@ def page(
     def below(figure: Figure) -> str:
         return _lives(figure, declaration, units) if figure.kind == "survival" else ""
 
-    closing = f"{health_section(health, declaration)}\n\n{_closing(folder, manifest, runs)}"
-    return _composed(folder, declaration, verdicts, _size(declaration, runs), below, closing)
+    closing = [_crashed_runs(declaration, runs), health_section(health, declaration), _closing(folder, manifest, runs)]
+    return _composed(folder, declaration, verdicts, _size(declaration, runs), below, "\n\n".join(filter(None, closing)))
 
 
 def draw_page(folder: Path, manifest: CellManifest, cells: pd.DataFrame, verdicts: Sequence[dict[str, Any]]) -> str:
@@ -50,6 +54,7 @@ def draw_page(folder: Path, manifest: CellManifest, cells: pd.DataFrame, verdict
     details = [("command", f"`{manifest.command}`"), ("preset", manifest.preset)]
     details += [(name, _flat(value)) for name, value in manifest.provenance.items() if value != {}]
     closing = [
+        *([crashed] if (crashed := _crashed_cells(manifest)) else []),
         "## How this page was made",
         "\n".join(f"- {name}: {text}" for name, text in details),
         _DRAW_RULE,
@@ -90,7 +95,7 @@ def _sections(declaration: Declaration | CellDeclaration) -> list[Section]:
 
 def _size(declaration: Declaration, runs: pd.DataFrame) -> str:
     counts = runs["status"].value_counts()
-    status = ", ".join(f"{counts[s]:,} {s}" for s in ("ok", "nonfinite", "oom", "interrupted") if s in counts)
+    status = ", ".join(f"{counts[s]:,} {s}" for s in STATUSES if s in counts)
     targets = ", ".join(dict.fromkeys(runs["target"]))
     several = "s" if runs["target"].nunique() > 1 else ""
     return (
@@ -98,6 +103,30 @@ def _size(declaration: Declaration, runs: pd.DataFrame) -> str:
         f"{counted(declaration.seeds, 'seed')} each, "
         f"on the target{several} {markdown_text(targets)}: {status}. {_lost_losses(runs)}{_probed(runs)}"
     )
+
+
+def _crashed_runs(declaration: Declaration, runs: pd.DataFrame) -> str:
+    """Return the section on crashed runs, with the number of each configuration and reason; empty without such runs."""
+    crashed = runs[runs["status"] == "crashed"]
+    if crashed.empty:
+        return ""
+    named = labels(declaration)
+    counts = Counter(zip(crashed["config_id"], crashed[REASON], strict=True))
+    rows = [[*named[config_id], f"{size:,}", reason] for (config_id, reason), size in counts.items()]
+    grid = markdown_grid(["arm", "target", "runs", "reason"], [[markdown_text(text) for text in row] for row in rows], 2)
+    text = f"{counted(len(crashed), 'run')} crashed. No number of this page counts them. {sentence(AGAIN)}"
+    return f"## Crashed runs\n\n{text}\n\n{grid}"
+
+
+def _crashed_cells(manifest: CellManifest) -> str:
+    """Return the section on crashed cells, with their reasons; empty without such cells."""
+    if not manifest.crashed:
+        return ""
+    named = {cell.cell_id: (cell.experiment, cell.label) for cell in reversed(manifest.declaration.cells)}
+    rows = [[*named.get(name, ("", name)), reasons_text([reason])] for name, reason in manifest.crashed.items()]
+    grid = markdown_grid(["experiment", "cell", "reason"], [[markdown_text(text) for text in row] for row in rows], 3)
+    text = f"{counted(len(rows), 'cell')} crashed, and their stored draws are fewer than requested. {sentence(AGAIN)}"
+    return f"## Crashed cells\n\n{text}\n\n{grid}"
 
 
 def _lost_losses(runs: pd.DataFrame) -> str:

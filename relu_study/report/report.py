@@ -41,8 +41,8 @@ from relu_study.storage.frames import (
 from relu_study.storage.histories import tile_histories
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.schema import COLUMNS
-from relu_study.storage.tile_files import OOM_HINT, tile_paths
-from relu_study.storage.tile_identity import STORED
+from relu_study.storage.statuses import AGAIN, OOM_HINT, STORED, listed, reasons_text
+from relu_study.storage.tile_files import tile_paths
 from relu_study.study.claims import Target
 from relu_study.study.outputs import Figure
 
@@ -105,7 +105,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     check(manifest.declaration)
     if per_seed:
         check_per_seed(sum(manifest.declaration.seeds_of.values()))
-    raw, messages = bool(tile_paths(folder) or manifest.oom), []
+    raw, messages = _has_raw(folder, manifest), []
     if raw:
         whole, configurations = _derive(folder, manifest, all_epochs, per_seed, shown, messages)
     else:
@@ -162,10 +162,19 @@ def _derive(
     return whole, configurations
 
 
+def _has_raw(folder: Path, manifest: StudyManifest) -> bool:
+    """Whether the CSV files follow from raw/. A folder without tiles is a clone, unless the manifest lists why none is stored."""
+    if tile_paths(folder) or not listed(vars(manifest)):
+        return bool(tile_paths(folder))
+    if not (folder / "runs.csv").is_file():
+        return not (folder / "summary.csv").is_file()
+    return not read_csv(folder / "runs.csv", numbers=np.float64)["status"].isin(STORED).any()
+
+
 def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
     """Return lines about missing runs. Raises UserError if raw/ lost runs that are finished in runs.csv."""
-    interrupted, oom = (set(runs["run_id"][runs["status"] == status]) for status in ("interrupted", "oom"))
-    missing = interrupted | oom
+    ids = {status: set(rows) for status, rows in runs["run_id"].groupby(runs["status"]) if status not in STORED}
+    missing = set().union(*ids.values())
     if missing and (folder / "runs.csv").is_file():
         before = set()
         with contextlib.suppress(UserError):  # a corrupt file has no runs to lose
@@ -177,10 +186,13 @@ def _missing(folder: Path, runs: pd.DataFrame) -> list[str]:
                 "Restore it, run the study again, or move runs.csv away to report the remaining runs."
             )
     stored, messages = f"{len(runs) - len(missing):,} of {len(runs):,} runs are stored", []
-    if interrupted:
-        messages.append(f"{stored}; {'the others' if not oom else f'{len(interrupted):,}'} are interrupted")
-    if oom:
+    if interrupted := ids.get("interrupted"):
+        messages.append(f"{stored}; {'the others' if missing == interrupted else f'{len(interrupted):,}'} are interrupted")
+    if oom := ids.get("oom"):
         messages.append(f"{stored}; {len(oom):,} did not fit in memory (status oom). {sentence(OOM_HINT)}")
+    if crashed := ids.get("crashed"):
+        why = reasons_text(runs["reason"][runs["status"] == "crashed"])
+        messages.append(f"{stored}; {len(crashed):,} crashed (status crashed; {why}). {sentence(AGAIN)}")
     return messages
 
 

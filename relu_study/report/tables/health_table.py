@@ -112,10 +112,12 @@ def diagnose_study(folder: Path, detectors: Sequence[str], where: Sequence[str] 
         raise UserError(f"{folder} has no stored run of these configurations. Run the study, then diagnose it.")
     declared = sum(declaration.seeds_of[config_id] for config_id in selected)
     stored = int(found.frame.drop_duplicates("config_id")["n"].sum())
-    notes = (f"Not stored, and not diagnosed: {declared - stored:,} of {counted(declared, 'run')}.",) if stored < declared else ()
+    ids = {run_id for config_id in selected for run_id in declaration.run_ids(config_id)} if manifest.crashed else set()
+    crashed = f" ({len(ids & set(manifest.crashed)):,} crashed)" if ids & set(manifest.crashed) else ""
+    notes = (f"Not stored, and not diagnosed: {declared - stored:,} of {counted(declared, 'run')}{crashed}.",)
     several = len({entry.target for entry in declaration.configurations}) > 1
     heads = ("configuration", "target") if several else ("configuration",)
-    return Diagnosis(found, labels(declaration), "configuration", heads, notes)
+    return Diagnosis(found, labels(declaration), "configuration", heads, notes if stored < declared else ())
 
 
 def diagnose_monitor(folder: Path, detectors: Sequence[str]) -> Diagnosis:
