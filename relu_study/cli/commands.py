@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from relu_study.study.shard import Shard
     from relu_study.study.study import Study
 
+CRASHED = 3  # exit status of `run` if runs crashed
 INTERRUPTED = 130
 
 Size = Annotated[SizeOptions, arg(name="")]
@@ -94,7 +95,8 @@ def run(
 ) -> int:
     """Run a study and write its results folder. The same command resumes an interrupted run.
 
-    Ctrl-C or SIGTERM keeps finished tiles and prints the command to resume with; a second one exits immediately.
+    Ctrl-C or SIGTERM keeps finished tiles and prints the command to resume with; a second one exits immediately. The exit status
+    is 3 if runs crashed: the report has all others, and the same command tries them again.
 
     Args:
         only: Train only this run and print its row of runs.csv. A folder is written only with --out.
@@ -138,7 +140,7 @@ def _run_study(
 ) -> int:
     """Run a study with a progress bar, then print its summary; the exit status."""
     from relu_study.cli.progress import Progress
-    from relu_study.cli.summary import summary
+    from relu_study.cli.summary import crashed_line, summary
     from relu_study.runner.execute import execute
     from relu_study.runner.kinds import kind_of
     from relu_study.runner.run import use_devices
@@ -163,6 +165,9 @@ def _run_study(
         print(f"when all {part.of} shards are done, write the report with: {whole}")
     else:
         print("\n".join(summary(folder, progress.counts)))
+        if crashed := crashed_line(folder):
+            print(f"relu-study: {crashed}", file=sys.stderr)
+            return CRASHED
     return 0
 
 

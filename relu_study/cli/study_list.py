@@ -12,6 +12,7 @@ from typing import Any
 from relu_study.errors import UserError
 from relu_study.runner.kinds import kind_of
 from relu_study.storage.manifest import seeds_of
+from relu_study.storage.statuses import STORED
 from relu_study.study.loading import load_study, studies
 
 HEADER = ("STUDY", "SIZE", "MINUTES", "QUESTION")
@@ -53,11 +54,11 @@ def _size_and_minutes(path: Path) -> tuple[str, str]:
 
 
 def _stored_work(manifest: Mapping[str, Any]) -> float:
-    """Return the work of the manifest's recorded time: the epochs of all runs that are not interrupted, or the draws."""
+    """Return the work of the manifest's recorded time: the epochs of all stored runs, or the draws."""
     declaration, counts = manifest["declaration"], manifest["counts"]
     if "cells" in declaration:
         return sum(cell["draws"] for cell in declaration["cells"])
     configurations = {entry["config_id"]: entry for entry in declaration["configurations"]}.values()
     seeds = seeds_of(declaration)
     epochs = sum(seeds[entry["config_id"]] * entry["spec"]["epochs"] for entry in configurations)
-    return epochs * (1 - counts.get("interrupted", 0) / sum(counts.values()))
+    return epochs * sum(counts.get(status, 0) for status in STORED) / sum(counts.values())

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relu_study.storage.checksums import sentence
 from relu_study.storage.manifest import read_manifest
+from relu_study.storage.statuses import AGAIN, reasons_text
 
 if TYPE_CHECKING:
     from relu_study.runner.findings import FindingCounts
@@ -21,7 +23,7 @@ def summary(folder: Path, findings: FindingCounts | None = None) -> list[str]:
     """The lines that end `relu-study run`: results, findings, report path and next commands."""
     manifest = read_manifest(folder)
     is_draw_study = "cells" in manifest["declaration"]
-    size = _draws(manifest["declaration"]) if is_draw_study else _runs(manifest["counts"])
+    size = _draws(manifest) if is_draw_study else _runs(manifest["counts"])
     lines = [f"{manifest['study']}: {size}, {_duration(manifest['timing'])}"]
     if claims := _claims(folder / "verdicts.csv"):
         lines.append(f"claims: {claims}")
@@ -57,9 +59,19 @@ def _runs(counts: Mapping[str, int]) -> str:
     return f"{total:,} run{'s' * (total != 1)} ({statuses})"
 
 
-def _draws(declaration: Mapping[str, Any]) -> str:
-    cells = {cell["cell_id"]: cell["draws"] for cell in declaration["cells"]}
-    return f"{sum(cells.values()):,} draws in {len(cells):,} cell{'s' * (len(cells) != 1)}"
+def _draws(manifest: Mapping[str, Any]) -> str:
+    cells = {cell["cell_id"]: cell["draws"] for cell in manifest["declaration"]["cells"]}
+    crashed = f" ({len(manifest['crashed']):,} crashed)" if manifest.get("crashed") else ""
+    return f"{sum(cells.values()):,} draws in {len(cells):,} cell{'s' * (len(cells) != 1)}{crashed}"
+
+
+def crashed_line(folder: Path) -> str:
+    """The line on the crashed runs or cells of a study, with their reasons; empty without any."""
+    manifest = read_manifest(folder)
+    if not (crashed := manifest.get("crashed")):
+        return ""
+    noun = "cell" if "cells" in manifest["declaration"] else "run"
+    return f"{len(crashed):,} {noun}{'s' * (len(crashed) != 1)} crashed ({reasons_text(crashed.values())}). {sentence(AGAIN)}"
 
 
 def _duration(timing: Mapping[str, float]) -> str:
