@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +21,7 @@ from relu_study.runner.kinds import Kind, kind_of
 from relu_study.runner.provenance import with_digest
 from relu_study.storage import block_files, locks, tile_files
 from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
+from relu_study.storage.provenance import differences
 from relu_study.storage.resume import FolderState, archive_derived, doubts, move_damaged, read_folder_state
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.shard import Shard
@@ -83,9 +84,9 @@ def prepare(
     """
     kind = kind_of(study)
     request = kind.request(study, folder, measure_config)
-    has_raw_files = folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
     # Only stored files need the digest, which trains a tiny network.
-    provenance = with_digest(request.provenance) if has_raw_files else request.provenance
+    needs_digest = folder is not None and _has_raw_files(folder)
+    provenance = with_digest(request.provenance) if needs_digest else request.provenance
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
     return Job(
@@ -129,7 +130,8 @@ def begin(job: Job[Any, Any], folder: Path, on_message: Callable[[str], None], c
     """Write and return the manifest of a job, with the recorded time of earlier sessions.
 
     Corrupt files and derived files without raw files are moved first. `on_message` receives a line for each.
-    Raises UserError if another shard writes the folder with a different declaration, provenance or widths.
+    Raises UserError if another shard writes the folder with a different declaration, provenance or widths, or has stored results
+    of a different provenance since the job was prepared.
     """
     manifest = {**manifest_of(job, command_info), "timing": {}, "counts": {}}
     for line in doubts(job.provenance["own"], folder):
@@ -138,16 +140,45 @@ def begin(job: Job[Any, Any], folder: Path, on_message: Callable[[str], None], c
         move_damaged(folder, job.folder_state.damaged, on_message)
         archive_derived(folder, on_message)
         other_writers = locks.other_writers(folder, job.shard)
-        if (job.folder_state.stored or other_writers) and (folder / "manifest.json").exists():
+        if (job.folder_state.stored or other_writers or _has_raw_files(folder)) and (folder / "manifest.json").exists():
             existing = read_manifest(folder)
             manifest["timing"] = existing["timing"]
-            if other_writers:  # which may have measured widths since this job was prepared
+            if other_writers or not job.folder_state.stored:  # shards may have measured widths since this job was prepared
                 manifest["widths"] = dict(sorted({**existing["widths"], **manifest["widths"]}.items()))
-            for name in ("declaration_hash", "provenance", "widths") if other_writers else ():
-                if existing[name] != manifest[name]:
-                    raise UserError(
-                        f"{folder} is being written by {other_writers[0]} with a different {name}. Wait until it ends, or "
-                        "start all shards with the same study, size and version."
-                    )
+            _refuse_unlike_shards(folder, existing, manifest, other_writers)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _refuse_unlike_shards(
+    folder: Path, existing: Mapping[str, Any], manifest: Mapping[str, Any], other_writers: Sequence[locks.Writer]
+) -> None:
+    """Raise UserError if the results of running shards, or of shards that ended meanwhile, cannot be combined with new ones."""
+    why = _unlike(existing, manifest)
+    for name in ("declaration_hash", "provenance", "widths") if other_writers else ():
+        if existing[name] != manifest[name]:
+            raise UserError(
+                f"{folder} is being written by {other_writers[0]} with a different {name}{why}. Wait until it ends, or start all "
+                "shards with the same study, size and version on the same kind of processor."
+            )
+    if why:
+        raise UserError(
+            f"{folder} has results of a shard that ended meanwhile, with a different provenance{why}. Start all shards on "
+            "the same kind of processor, or name another folder with --out."
+        )
+
+
+def _has_raw_files(folder: Path) -> bool:
+    return bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
+
+
+def _unlike(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Return the differences of two manifests' provenances and, for unlike arithmetic, the two processors; empty if equal."""
+    differing = differences(manifest["provenance"], existing["provenance"])
+    if any(text.startswith("digest: ") for text in differing):
+        there, here = (
+            " with ".join(filter(None, [about.get("processor", "unknown"), about.get("instructions")]))
+            for about in (existing.get("device", {}), manifest["device"])
+        )
+        differing.append(f"processor: {there} there, {here} here")
+    return f" ({'; '.join(differing)})" if differing else ""

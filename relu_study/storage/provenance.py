@@ -21,6 +21,7 @@ def is_provenance(value: Any) -> bool:
 
 
 UNKNOWN = object()  # earlier versions did not store it, so it is not compared
+UNLIKE = " (the arithmetic differs: another processor, instruction set or XLA flag)"
 # The value of each newer key for a provenance without it: folders of earlier versions stay valid.
 EARLIER = {
     "measured_every": 1,
@@ -41,7 +42,9 @@ def differences(current: Mapping[str, Any], stored: Mapping[str, Any]) -> list[s
     stored = {**EARLIER, **stored}
     current = {"histogram_bins": POWERS, **current}
     differing = [
-        _metrics(stored[name], value) if name == "measured" else f"{name}: {stored.get(name)} there, {value} here"
+        _metrics(stored[name], value)
+        if name == "measured"
+        else f"{name}: {stored.get(name)} there, {value} here{UNLIKE if name == 'digest' else ''}"
         for name, value in current.items()
         if name != "own" and stored.get(name) is not UNKNOWN and stored.get(name) != value
     ]

@@ -174,6 +174,68 @@ def test_shard_of_another_provenance_is_refused_before_storing(beside: Any, monk
         carried_out(declared, folder, Shard(1, 3))
 
 
+class Unlike:
+    """A processor with another arithmetic."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        patched.setattr(provenance, "digest", lambda: "0" * 12)
+        patched.setattr(preparation, "processor", lambda: {"processor": "Other CPU", "instructions": "avx", "xla_flags": ""})
+
+
+NAMED = r"\(digest: [0-9a-f]{12} there, 0{12} here \(the arithmetic differs: another processor, instruction set or XLA flag\)"
+PROCESSORS = r"; processor: .+ there, Other CPU with avx here\)"
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".gate" not in path.name}
+
+
+@pytest.mark.parametrize("sharded", ["trained"], indirect=True)
+def test_shard_on_an_unlike_processor_is_refused(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other shards have ended: their tiles are stored."""
+    declared, folder = sharded[0], Path(shutil.copytree(sharded[1], tmp_path / "ended"))
+    before = tree(folder)
+    Unlike(monkeypatch)
+    with pytest.raises(UserError, match=f"has a different provenance {NAMED}.* cannot be combined"):
+        carried_out(declared, folder, Shard(1, 3))
+    assert tree(folder) == before
+
+
+def test_shard_on_an_unlike_processor_is_refused_while_others_run(beside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other shard runs, and no tile is stored yet."""
+    declared, folder = beside
+    shutil.rmtree(folder / "raw")
+    before = (folder / "manifest.json").read_bytes()
+    Unlike(monkeypatch)
+    match = f"by shard 2/3, .* with a different provenance {NAMED}{PROCESSORS}. Wait .*same kind of processor"
+    with pytest.raises(UserError, match=match):
+        carried_out(declared, folder, Shard(1, 3))
+    assert (folder / "manifest.json").read_bytes() == before and not tile_files.tile_paths(folder)
+
+
+def test_shard_that_ends_during_the_start_of_an_unlike_one(sharded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other shard stores its tiles and ends after this one has read the empty folder, before it writes the manifest."""
+    declared, source, _ = sharded
+    folder, found = tmp_path / "meanwhile", tree(source)
+
+    def slow(*args: Any) -> Any:
+        for path, content in found.items():
+            (folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(source)).write_bytes(content)
+        return begin(*args)
+
+    begin = execute.begin
+    monkeypatch.setattr(execute, "begin", slow)
+    with monkeypatch.context() as patched:
+        Unlike(patched)
+        with pytest.raises(UserError, match=f"shard that ended meanwhile, .*provenance {NAMED}{PROCESSORS}. Start all shards on"):
+            carried_out(declared, folder, Shard(1, 3))
+    kept = {path.relative_to(folder): content for path, content in tree(folder).items()}
+    assert kept == {path.relative_to(source): content for path, content in found.items()}
+    carried_out(declared, folder, Shard(1, 3))  # on the same processor it goes on
+    assert read_manifest(folder)["timing"]["wall_s"] >= 1000
+
+
 def test_concurrent_shards_leave_a_correct_manifest(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
     monkeypatch.setattr(compile_time.Stopwatch, "spent", lambda clock: {"wall_s": 0.5, "compile_s": 0.0})

@@ -44,7 +44,7 @@ def test_parsed_entries_are_typed_and_the_json_stays() -> None:
     declaration = parse_declaration(plain)
     assert plain == before
     assert isinstance(declaration.tables[0], Table) and isinstance(declaration.tables[-1], EventTable)
-    assert declaration.metrics["val_loss"] == DeclaredMetric("lower", False, "", 0.0, None)
+    assert declaration.metrics["val_loss"] == DeclaredMetric("lower", False, "", 0.0, None, "planted")
     assert declaration.seeds_of == {entry["config_id"]: entry["seeds"] for entry in plain["configurations"]}
     runs = [run for config_id in declaration.specs for run in declaration.run_ids(config_id)]
     assert sorted(runs) == sorted(run.run_id for run in planted_study().runs())
