@@ -43,7 +43,7 @@ def load(folder: str | Path) -> Results:
         return load_monitor(folder)
     manifest = read_declared(folder)
     stored = curves(collect(folder, manifest)) if tile_paths(folder) else None
-    return Results(folder, read_runs(folder, manifest), read_summary(folder, manifest), stored)
+    return Results(folder, read_runs(folder, manifest), read_summary(folder, manifest), stored, manifest=manifest)
 
 
 def frames(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from relu_study.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray
+
+    from relu_study.storage.declaration import StudyManifest
 
 
 @dataclass
 class Results:
     """A results folder in memory: `runs` (one row per run) and `summary` (one row per configuration, metric, site and epoch).
 
-    `params` maps run_id to final parameters, if the training call kept them.
+    `params` maps run_id to final parameters, if the training call kept them. `manifest` is the declaration with its provenance.
     """
 
     folder: Path
@@ -23,6 +28,7 @@ class Results:
     summary: pd.DataFrame
     read_curves: pd.DataFrame | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    manifest: StudyManifest | None = None
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -36,6 +42,23 @@ class Results:
         if self.read_curves is None:
             raise UserError(f"curves need {self.folder / 'raw'}, which a clone does not have. Run the study again.")
         return self.read_curves
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The results as an xarray Dataset with the dimensions config, seed, epoch and site.
+
+        Each metric is a variable with its unit, range, better direction, definition and source as attributes. A metric of the
+        whole network has no dimension site. NaN: no measurement of this seed, epoch or site, an empty metric, or a nonfinite run.
+        `status`, `run_id`, `first_bad_epoch` and the `reason` of crashed runs have the dimensions config and seed. A seed that a
+        configuration does not have is "not requested". Coordinates of config are `config_id` (indexed), experiment, arm, target,
+        the varied factors, the options and `probe_examples`. Without raw/, each run has its last epoch only, as the attribute
+        `epochs` says.
+
+        Raises:
+            UserError: xarray is not installed, these are no results of a study, or a metric has the name of a coordinate.
+        """
+        from relu_study.storage.xarray_dataset import dataset
+
+        return dataset(self)
 
 
 @dataclass(kw_only=True)
