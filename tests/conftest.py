@@ -35,8 +35,6 @@ if not os.environ.setdefault("RELU_STUDY_CHECKS", "all" if "-m" in sys.argv else
 # An int is valid where a float is annotated, as in mypy.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
-for _registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
-    _registry.load()  # before tests add and remove entries
 
 # On two devices tiles finish in any order. More devices would only compile every program more often.
 # The settings are not environment variables, so a subprocess of a test starts like a user's process.
@@ -65,6 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
     The fast tier compiles with the flags of `QUICK` in this process. Its programs differ in their last bits from a user's, so
     they have a separate folder. Tests with `as_shipped`, the slow tier and most subprocesses run a user's programs.
     """
+    if config.option.dist != "no" and not config.option.collectonly:
+        return  # the controller runs no test, and its workers start only after it
+    for registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
+        registry.load()  # before tests add and remove entries
     if quick := compiles_quickly(config):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"
