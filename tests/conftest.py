@@ -82,7 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Folders by duration, the longest first. Each worker takes whole files in this order, so all workers end at about the same time.
-FOLDERS = ("engine", "components", "end_to_end", "report", "watch", "runner", "monitor", "study", "cli", "storage", "stats")
+FOLDERS = ("engine", "components", "end_to_end", "benchmarks", "report", "watch", "runner", "monitor", "diagnosis", "study")
+FOLDERS += ("cli", "storage", "stats")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
