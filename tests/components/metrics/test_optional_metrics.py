@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -47,10 +48,23 @@ def f32(values: Any) -> Any:
     return np.array(values, np.float32)
 
 
+@functools.cache
+def program(structure: Any, fixed: tuple[Any, ...]) -> Any:
+    """Return the compiled program of every optional metric. `fixed` has the leaves that are no arrays, and None for arrays."""
+
+    def of(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        return measure(structure.unflatten([next(rest) if leaf is None else leaf for leaf in fixed]), OPTIONAL)
+
+    return jax.jit(of, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def taken(shot: Snapshot) -> dict[str, float]:
     """Every optional metric of a snapshot."""
-    shot = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, shot)
-    values, masks = jax.jit(lambda: measure(shot, OPTIONAL), compiler_options={"xla_backend_optimization_level": 0})()
+    leaves, structure = jax.tree.flatten(shot)
+    are_arrays = [isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves]
+    fixed = tuple(None if is_array else leaf for leaf, is_array in zip(leaves, are_arrays, strict=True))
+    values, masks = program(structure, fixed)([leaf for leaf, is_array in zip(leaves, are_arrays, strict=True) if is_array])
     assert not masks
     return {name: float(value) for name, value in values.items()}
 
