@@ -14,12 +14,12 @@ import optax
 import pytest
 from flax import nnx
 from monitored import (
+    FORMS,
     NNX,
     Normalised,
     NormalisedState,
     X,
     Y,
-    forms,
     forward,
     killed,
     loss,
@@ -41,9 +41,9 @@ def monitor(model: Any, out: Path, **options: Any) -> Monitor:
     return Monitor(model, out=out, **{"probe": X, "targets": Y, "loss": loss, "every": 1, **options})
 
 
-@pytest.mark.parametrize("form", tiered(forms(PARAMS), "nnx", "linen", "TrainState"))
+@pytest.mark.parametrize("form", tiered(FORMS, "nnx", "linen", "TrainState"))
 def test_equals_inspect_in_every_form(form: str, tmp_path: Path) -> None:
-    model = forms(PARAMS)[form]
+    model = FORMS[form](PARAMS)
     with monitor(model, tmp_path) as watching:
         measured = watching(0, model)
     expected = inspect((forward, PARAMS), X, y=Y, loss=loss)

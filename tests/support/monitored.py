@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from relu_study.storage.results import MonitorResults
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(32, 2)).astype(np.float32)
 SIZES = ((4, 6), (6, 5), (5, 2))
+TX = optax.sgd(0.1)
 
 
 def loss(outputs: Any, targets: Any) -> Any:
@@ -80,21 +81,22 @@ def nnx_module(params: Any) -> NNX:
     return module
 
 
-def forms(params: Any) -> dict[str, Any]:
-    """Return the model in every form."""
-    tx = optax.sgd(0.1)
-    module = nnx_module(params)
-    return {
-        "function": (forward, params),
-        "nnx": module,
-        "nnx with optimizer": (module, nnx.Optimizer(module, tx, wrt=nnx.Param)),
-        "nnx.ModelAndOptimizer": nnx.ModelAndOptimizer(module, tx, wrt=nnx.Param),
-        "nnx.split": tuple(nnx.split(module)),
-        "nnx.TrainState": nnx.TrainState.create(nnx.split(module)[0], params=nnx.state(module), tx=tx),
-        "linen": (Linen(), {"params": params}),
-        "TrainState": TrainState.create(apply_fn=Linen().apply, params=params, tx=tx),
-        "TrainState of a function": TrainState.create(apply_fn=forward, params=params, tx=tx),
-    }
+def train_state(module: NNX) -> nnx.TrainState:  # type: ignore[type-arg]
+    return nnx.TrainState.create(nnx.split(module)[0], params=nnx.state(module), tx=TX)
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "function": lambda params: (forward, params),
+    "nnx": lambda params: nnx_module(params),
+    "nnx with optimizer": lambda params: (module := nnx_module(params), nnx.Optimizer(module, TX, wrt=nnx.Param)),
+    "nnx.ModelAndOptimizer": lambda params: nnx.ModelAndOptimizer(nnx_module(params), TX, wrt=nnx.Param),
+    "nnx.split": lambda params: tuple(nnx.split(nnx_module(params))),
+    "nnx.TrainState": lambda params: train_state(nnx_module(params)),
+    "linen": lambda params: (Linen(), {"params": params}),
+    "TrainState": lambda params: TrainState.create(apply_fn=Linen().apply, params=params, tx=TX),
+    "TrainState of a function": lambda params: TrainState.create(apply_fn=forward, params=params, tx=TX),
+}
+"""The model in every form, from its parameters."""
 
 
 @contextlib.contextmanager
