@@ -86,6 +86,44 @@ def snapshot(params, names, x, y, previous=None, box=BOX) -> Snapshot:
     return Snapshot(tuple(views), prediction, jnp.sum(jnp.var(y, axis=0)), value, jnp.asarray(0.5), params, grads, steps)
 
 
+def split(tree):
+    """Return the arrays among the leaves, and all else in a hashable form, for `join`."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray | jax.Array)]
+    return arrays, (structure, tuple(None if isinstance(leaf, np.ndarray | jax.Array) else leaf for leaf in leaves))
+
+
+def join(arrays, form):
+    """Return the tree of the arrays and the form from `split`."""
+    rest, (structure, fixed) = iter(arrays), form
+    return structure.unflatten([next(rest) if leaf is None else leaf for leaf in fixed])
+
+
+def compiled_snapshot(params, names, x, y, previous=None):
+    """Return the snapshot of concrete arrays, computed by one program. Outside a program each operation is compiled."""
+    forms = []
+
+    def of(*args):
+        arrays, form = split(snapshot(args[0], names, *args[1:]))
+        forms.append(form)
+        return arrays
+
+    return join(jax.jit(of, compiler_options={"xla_backend_optimization_level": 0})(params, x, y, previous), forms[0])
+
+
+@functools.cache
+def snapshot_program(form, names):
+    """Return the compiled program of the metrics of all snapshots of a form."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(lambda arrays: measure(join(arrays, form), names), compiler_options=options)
+
+
+def measured_snapshot(shot, names):
+    """Return the metrics and the masks of a snapshot of concrete arrays."""
+    arrays, form = split(shot)
+    return snapshot_program(form, names)(arrays)
+
+
 @functools.cache
 def program(names, box=BOX, metrics=()):
     """Return the compiled program that measures such networks, as in the engine.

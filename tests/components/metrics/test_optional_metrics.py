@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from typing import Any
@@ -13,7 +12,22 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax_networks import IMAGES, registered
-from metric_reference import DEAD, HPARAMS, MIXED, NAMES, ON, OUT, data, layer, random_net, read, snapshot, summing
+from metric_reference import (
+    DEAD,
+    HPARAMS,
+    MIXED,
+    NAMES,
+    ON,
+    OUT,
+    compiled_snapshot,
+    data,
+    layer,
+    measured_snapshot,
+    random_net,
+    read,
+    snapshot,
+    summing,
+)
 from paths import ROOT
 
 from relu_study import inspect
@@ -48,23 +62,9 @@ def f32(values: Any) -> Any:
     return np.array(values, np.float32)
 
 
-@functools.cache
-def program(structure: Any, fixed: tuple[Any, ...]) -> Any:
-    """Return the compiled program of every optional metric. `fixed` has the leaves that are no arrays, and None for arrays."""
-
-    def of(arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        return measure(structure.unflatten([next(rest) if leaf is None else leaf for leaf in fixed]), OPTIONAL)
-
-    return jax.jit(of, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def taken(shot: Snapshot) -> dict[str, float]:
     """Every optional metric of a snapshot."""
-    leaves, structure = jax.tree.flatten(shot)
-    are_arrays = [isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves]
-    fixed = tuple(None if is_array else leaf for leaf, is_array in zip(leaves, are_arrays, strict=True))
-    values, masks = program(structure, fixed)([leaf for leaf, is_array in zip(leaves, are_arrays, strict=True) if is_array])
+    values, masks = measured_snapshot(shot, OPTIONAL)
     assert not masks
     return {name: float(value) for name, value in values.items()}
 
@@ -144,7 +144,8 @@ def test_random_networks_agree_with_the_loops(name: str) -> None:
     sizes, names = NETS[name]
     x, y = data(n=60, outputs=sizes[-1])
     for seed in (0, 1):
-        values = assert_as_slow(snapshot(net(sizes, names, seed), names, x, y, net(sizes, names, seed + 50)))
+        shot = compiled_snapshot(net(sizes, names, seed), names, x, y, net(sizes, names, seed + 50))
+        values = assert_as_slow(shot)
     assert 0 < values["zero_entries/all"] < 1 and values["update_ratio/all"] > 0 and values["grad_max_abs/all"] > 0
     assert name == "three sites" or values["grad_ratio/all"] == 1
 
@@ -154,7 +155,7 @@ def test_a_dead_an_always_on_and_a_mixed_unit_by_hand() -> None:
     x, y = f32([[-1, 0, 0, 0], [0, -1, 0, 0]]), np.zeros((2, 1), np.float32)
     params = [layer(DEAD, ON, MIXED), OUT]
     moved = [(params[0][0] - np.float32(0.5), params[0][1]), OUT]
-    values = assert_as_slow(snapshot(params, ["relu"], x, y, moved))
+    values = assert_as_slow(compiled_snapshot(params, ["relu"], x, y, moved))
     assert values["zero_entries/site_1"] == values["zero_entries/all"] == 0.5
     assert values["silent_fraction/site_1"] == values["quiet_fraction/all"] == pytest.approx(1 / 3)
     assert values["post_p95/site_1"] == 1  # an end of a bin is exact
@@ -188,7 +189,7 @@ def test_silent_units_of_a_relu_are_the_dead_ones() -> None:
     x, y = data()
     for seed in range(5):
         params = random_net([4, 12, 9, 1], seed, bias=1.0)
-        shot = snapshot(params, ["relu", "relu"], x, y)
+        shot = compiled_snapshot(params, ["relu", "relu"], x, y)
         values, dead = taken(shot), registry["dead_fraction"].read(shot)
         assert all(values[f"silent_fraction/{site}"] == float(share) for site, share in dead.items())
 
