@@ -24,12 +24,12 @@ from relu_study.components.tasks.task import Signature
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
 from relu_study.engine.compile_time import timed_lock
 from relu_study.engine.flax_init import make_flax_init
-from relu_study.engine.forward import flax_model
+from relu_study.engine.forward import flax_model, site_units
 from relu_study.engine.groups import map_in_groups, measured_bytes, sampled_bytes
 from relu_study.engine.measure_step import make_measure
 from relu_study.engine.places import variant_of
 from relu_study.engine.state import Data, MeasureConfig, State, Weights
-from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample, make_split
+from relu_study.engine.train_step import compiled_rates, make_advance, make_init, make_sample, make_split, ranges
 from relu_study.study.run_spec import RunSpec
 
 
@@ -153,8 +153,22 @@ def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> 
     return TracedOnce(sample)
 
 
+@ProgramCache
+def site_layout(
+    step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig
+) -> tuple[dict[str, int], dict[str, tuple[float, float]]]:
+    """The units of each site of a cohort, and the ranges of its linear histograms. The network is traced for them."""
+    return site_units(step_spec, signature), ranges(step_spec, signature, measure_config)
+
+
 # By the kind of a key.
-CACHES = {"programs": programs, "measure": measure_program, "init": init_program, "sample": sample_program}
+CACHES = {
+    "programs": programs,
+    "measure": measure_program,
+    "init": init_program,
+    "sample": sample_program,
+    "layout": site_layout,
+}
 
 
 def evict_stale() -> None:

@@ -18,10 +18,9 @@ from relu_study.components.networks import network_of
 from relu_study.components.registry import metrics, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
-from relu_study.engine.forward import site_units
 from relu_study.engine.state import Data, MeasureConfig, State, Weights, parameter_names, unpack
 from relu_study.engine.tile_data import datasets_of, draw, init_per_key, numbers, probe_inputs
-from relu_study.engine.train_step import ranges, steps_per_epoch
+from relu_study.engine.train_step import steps_per_epoch
 from relu_study.errors import UserError
 from relu_study.study.measurement_times import measured_epochs, measured_steps, steps_in
 from relu_study.study.run_spec import RunSpec
@@ -152,7 +151,7 @@ def start_tile(
         previous = state.params
         for start, stop in itertools.pairwise([0, *sorted({*ends, *due, last})]):
             if stop > start:
-                before, at = state, [jax.device_put(np.int32(i), device) for i in (epoch, start, stop)]
+                before, at = state, [np.int32(i) for i in (epoch, start, stop)]
                 state = program.advance(state, data.train, seeds, hparams, *at, source, *table)
                 if observer:
                     observer.see(Dispatch(epoch, start, stop, before, state, data))
@@ -165,8 +164,7 @@ def start_tile(
     return QueuedTile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
-        site_units(*cohorts.cohort(specs[0], task.signature)),
-        ranges(*cohorts.cohort(specs[0], task.signature), measure_config),
+        *compilation.site_layout(*cohorts.cohort(specs[0], task.signature), measure_config),
         measured,
         state.params,
         measure_config.probe_set(task.signature),
