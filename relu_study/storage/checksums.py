@@ -8,6 +8,7 @@ arrays without pickle, strict JSON and text.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -40,6 +41,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 _DIGEST = 64  # hexadecimal digits
 _EMPTY = b"\0\0"  # the last two bytes of a zip archive without a comment: the comment's length
 _LENGTH = _DIGEST.to_bytes(2, "little")
+_SIZES = 10  # bytes of an .npy member before its header: magic, version, and the length of the header
 
 
 class CorruptFileError(UserError):
@@ -130,19 +132,26 @@ class CheckedNpz:
         """Read one array. `np.load` is avoided because it allocates the size that the header declares."""
         if name not in self._members:
             raise ValueError(f"it has no {name}")
-        size = self._members[name].file_size
+        declared = self._members[name].file_size
         with self._archive.open(self._members[name]) as file:
-            if npy.read_magic(file) != (1, 0):
-                raise ValueError(f"its {name} has another format")
-            shape, fortran, dtype = npy.read_array_header_1_0(file)
-            size -= file.tell()
-            if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-                raise ValueError(f"the size of its {name} does not match its shape")
-            data = bytearray(file.read(size + 1))
-            if len(data) != size:
-                raise ValueError(f"its {name} is truncated")
-        values = np.frombuffer(data, dtype) if size else np.empty(0, dtype)
+            member = file.read(declared + 1)
+        if len(member) != declared:
+            raise ValueError(f"its {name} is truncated")
+        start = _SIZES + int.from_bytes(member[_SIZES - 2 : _SIZES], "little")
+        if (header := _parsed(member[:start])) is None:
+            raise ValueError(f"its {name} has another format")
+        shape, fortran, dtype = header
+        if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != declared - start:
+            raise ValueError(f"the size of its {name} does not match its shape")
+        values = np.frombuffer(bytearray(memoryview(member)[start:]), dtype) if declared > start else np.empty(0, dtype)
         return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+@functools.lru_cache(maxsize=1024)  # the arrays of a study have few distinct headers, and parsing one takes 0.1 ms
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]] | None:
+    """Return shape, order and dtype of an .npy header, or None if its version is not 1.0. Raises ValueError for other bytes."""
+    file = io.BytesIO(header)
+    return npy.read_array_header_1_0(file) if npy.read_magic(file) == (1, 0) else None
 
 
 # ---------------------------------------------------------------------------------------------- JSON
