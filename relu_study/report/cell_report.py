@@ -13,8 +13,6 @@ import pandas as pd
 
 from relu_study.errors import UserError, nearest
 from relu_study.report.conditions import select
-from relu_study.report.figures import canvas
-from relu_study.report.figures.cell_figures import arranged
 from relu_study.report.html import html
 from relu_study.report.page import draw_page
 from relu_study.report.tables.cell_tables import cell_tables
@@ -72,16 +70,27 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
         written["tables"].add(name)
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
-    for figure in declaration.figures:
-        if (picture := arranged(figure, select(frame, figure.where), declaration.numbers)) is not None:
-            written["figures"].add(figure.name)
-            for kind, content in canvas.render(picture).items():
-                write_atomically(folder / "figures" / f"{figure.name}.{kind}", content)
+    if declaration.figures:
+        written["figures"] = _draw(folder, declaration, frame)
     check_exists(folder)
     text = draw_page(folder, manifest, frame, rows)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", html(text, declaration.title, folder).encode())
     return messages, written
+
+
+def _draw(folder: Path, declaration: CellDeclaration, frame: pd.DataFrame) -> set[str]:
+    """Draw the declared figures with values, and return their names."""
+    from relu_study.report.figures import canvas  # at first use: importing Matplotlib takes half a second
+    from relu_study.report.figures.cell_figures import arranged
+
+    names = set()
+    for figure in declaration.figures:
+        if (picture := arranged(figure, select(frame, figure.where), declaration.numbers)) is not None:
+            names.add(figure.name)
+            for kind, content in canvas.render(picture).items():
+                write_atomically(folder / "figures" / f"{figure.name}.{kind}", content)
+    return names
 
 
 def _requested_draws(frame: pd.DataFrame, declaration: CellDeclaration) -> pd.Series:

@@ -14,9 +14,7 @@ import pandas as pd
 from relu_study.errors import UserError, nearest
 from relu_study.report.cell_report import report_draws
 from relu_study.report.claim_rows import arms_and_targets
-from relu_study.report.figures import study_figures
 from relu_study.report.figures.inputs import FigureData, missing_input
-from relu_study.report.figures.study_figures import draw_from
 from relu_study.report.health import health, read_health, recorded, stored_health
 from relu_study.report.html import html
 from relu_study.report.page import page
@@ -53,7 +51,10 @@ NEEDED = ("runs", "summary", "units", "survival", "verdicts")  # CSVs behind the
 def check(declaration: Declaration) -> None:
     """Raise UserError for a table, figure, claim or section with an unknown name. Needs no results."""
     study_tables.check(declaration)
-    study_figures.check(declaration)
+    if declaration.figures:
+        from relu_study.report.figures import study_figures  # at first use: importing Matplotlib takes half a second
+
+        study_figures.check(declaration)
     series = [
         (c.metric, site, f"claim {c.claim}") for c in declaration.claims for site in (c.site, c.over, c.against_site) if site
     ]
@@ -118,7 +119,7 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     figures = manifest.declaration.figures if raw else _drawable(folder, manifest, csvs, messages)
     drawable = replace(manifest, declaration=replace(manifest.declaration, figures=tuple(figures)))
     inputs = FigureData(whole, csvs.get("survival", survival_frame({})), _rows(csvs), configurations)
-    drawn = draw_from(drawable, inputs, folder)
+    drawn = _draw(drawable, inputs, folder)
     declared = {kind: set(names) for kind, names in output_names(manifest.declaration).items()}
     kept = {"tables": declared["tables"] if tables is None else set(tables)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
@@ -238,6 +239,15 @@ def _write_tables(
         for suffix, text in texts.items():
             write_atomically(folder / "tables" / f"{name}.{suffix}", text.encode())
     return tables
+
+
+def _draw(manifest: StudyManifest, inputs: FigureData, folder: Path) -> list[Path]:
+    """Draw the declared figures and return the written paths."""
+    if not manifest.declaration.figures:
+        return []
+    from relu_study.report.figures.study_figures import draw_from
+
+    return draw_from(manifest, inputs, folder)
 
 
 def _drawable(folder: Path, manifest: StudyManifest, csvs: dict[str, pd.DataFrame], messages: list[str]) -> list[Figure]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Picture
 
 from relu_study.errors import UserError, nearest
 from relu_study.stats.histogram_bins import KINDS
@@ -26,7 +25,7 @@ NEEDED = {  # CSV files needed by each kind; histograms are only in raw/
     "map": ("summary",),
 }
 
-Draw = Callable[[], Picture]
+Draw = Callable[[], Any]  # of a Matplotlib figure: a study without figures never imports Matplotlib
 
 
 # ------------------------------------------------------------------------------ arguments
