@@ -21,6 +21,7 @@ from relu_study.components.networks import network_of
 from relu_study.components.options import program_options, values
 from relu_study.components.registry import Registry, optimizers, tasks
 from relu_study.components.tasks.task import Signature
+from relu_study.engine.bundle import Bundle
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
 from relu_study.engine.compile_time import timed_lock
 from relu_study.engine.flax_init import make_flax_init
@@ -38,7 +39,7 @@ class Programs:
     """The compiled programs of one cohort."""
 
     advance: Callable[..., State]
-    measure: Callable[..., dict[str, Array]]  # of states without optimiser state; cohorts of one network and task share it
+    measure: Callable[..., Bundle]  # of states without optimiser state; cohorts of one network and task share it
     init_optimizer: Callable[..., Any]  # initial optimiser state, from parameters, traced hyperparameters and seeds
 
 
@@ -104,7 +105,7 @@ def measure_program(spec: RunSpec, signature: Signature, measure_config: Measure
     measure_one, n = make_measure(spec, signature, measure_config, boxed), measure_config.probe_set(signature)
     size = functools.partial(measured_bytes, spec, signature, measure_config)
 
-    def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> dict[str, Array]:
+    def measure(state: State, previous: Any, data: Data, hparams: Any, box: Array, source: Any = None) -> Bundle:
         probe = data._replace(train=jax.tree.map(lambda leaf: leaf[:, :n], data.train))
 
         def one(run: Any) -> dict[str, Array]:
@@ -113,7 +114,7 @@ def measure_program(spec: RunSpec, signature: Signature, measure_config: Measure
             return measure_one(state, previous, Data(train, val, data.table), hparams, box)
 
         runs = (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box)
-        return map_in_groups(one, runs, size)
+        return Bundle.of(map_in_groups(one, runs, size))
 
     return TracedOnce(measure)
 

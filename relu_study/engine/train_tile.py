@@ -18,6 +18,7 @@ from relu_study.components.networks import network_of
 from relu_study.components.registry import metrics, ours, tasks
 from relu_study.components.tasks.task import Signature
 from relu_study.engine import check_tasks, cohorts, compilation
+from relu_study.engine.bundle import Bundle, separate
 from relu_study.engine.state import Data, MeasureConfig, State, Weights, parameter_names, unpack
 from relu_study.engine.tile_data import datasets_of, draw, init_per_key, numbers, probe_inputs
 from relu_study.engine.train_step import steps_per_epoch
@@ -76,7 +77,7 @@ class QueuedTile(NamedTuple):
     epochs: np.ndarray
     units: dict[str, int]
     ranges: dict[str, tuple[float, float]]  # of the histograms with linear bins
-    measured: list[dict[str, Array]]
+    measured: list[Bundle]
     params: Any
     probe_examples: int
     drawn: list[Extremes]  # inputs of each phase, if a user's task has a box
@@ -160,11 +161,13 @@ def start_tile(
                 previous = state.params
             if len(measured) > IN_FLIGHT:
                 jax.block_until_ready(measured[-IN_FLIGHT])
+    units, spans = compilation.site_layout(*cohorts.cohort(specs[0], task.signature), measure_config)
     epochs = np.array(measured_epochs(total, per_epoch, measure_config.measure_every))
     return QueuedTile(
         runs,
         epochs if probe else epochs[[0, -1]][: len(measured)],
-        *compilation.site_layout(*cohorts.cohort(specs[0], task.signature), measure_config),
+        units,
+        spans,
         measured,
         state.params,
         measure_config.probe_set(task.signature),
@@ -240,9 +243,8 @@ def _requires(name: str, *fields: str) -> bool:
 
 def fetch(pending: QueuedTile, keep_params: bool = False) -> dict[str, np.ndarray]:
     """Wait for a tile and return its numbers as arrays [runs, epochs, ...] without padding."""
-    epochs = jax.device_get(pending.measured)
+    tile = separate(pending.measured, len(pending.runs))
     _check_inputs(pending.drawn)
-    tile = {name: np.stack([e[name][: len(pending.runs)] for e in epochs], axis=1) for name in epochs[0]}
     # After its first nonfinite epoch a run has no measurements.
     bad = ~np.logical_and.accumulate(tile.pop("finite"), axis=1)
     constant_loss = tile.pop("constant_loss")[:, 0]  # of the first phase's data

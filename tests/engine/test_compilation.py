@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from relu_study.components.metrics import revivals
 from relu_study.components.registry import activations, tasks
 from relu_study.components.tasks.task import Task
 from relu_study.engine import compilation, train_tile
+from relu_study.engine.bundle import Bundle
 from relu_study.engine.cohorts import check, cost_of
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
@@ -36,7 +38,7 @@ def test_fractional_epoch_is_a_whole_number_of_steps(monkeypatch: pytest.MonkeyP
         taken.append(int(stop) - int(start))
         return state
 
-    measured = {"finite": np.ones(2, bool), "constant_loss": np.ones(2)}
+    measured = Bundle.of({"finite": jnp.ones(2, bool), "constant_loss": jnp.ones(2)})
     spy = compilation.Programs(advance, lambda *_: measured, lambda params, hparams, seeds: ())
     monkeypatch.setattr(compilation, "tile_programs", lambda spec, measure_config: spy)
     assert train_tile.train_tile([spec], 2, measure_config=MeasureConfig(measure_every=50))["epoch"].tolist() == [
