@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 
@@ -73,6 +74,7 @@ def order_key(seed: int | UInt32[Array, ""], epoch: int | Int[Array, ""]) -> UIn
     return jax.random.bits(stream(seed, "order", epoch), (ROUNDS,), jnp.uint32)
 
 
+@functools.partial(jax.jit, static_argnums=2)  # traced once for all programs of a shape, not twice in each of them
 def shuffled(key: UInt32[Array, "12"], position: UInt32[Array, " *n"], rows: int) -> UInt32[Array, " *n"]:
     """Return the row at each `position` of an epoch's order: a keyed bijection of 0..rows-1.
 
