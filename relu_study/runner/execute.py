@@ -29,7 +29,6 @@ from relu_study.study.draw_study import DrawStudy
 from relu_study.study.shard import Shard
 from relu_study.study.study import Study
 
-
 ALLOCATIONS = 50_000  # of Python objects between two garbage collections; Python's own is 700
 
 
