@@ -25,6 +25,7 @@ from relu_study.cli.arguments import (
 )
 from relu_study.cli.diagnose_command import diagnose_runs
 from relu_study.cli.encoding import as_typed, quiet, use_utf8, write_plainly
+from relu_study.cli.export_command import export_results
 from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
 from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
@@ -229,6 +230,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": make_comparison,
     "figure": draw_figure,
     "view": view,
+    "export": export_results,
 }
 EXAMPLES = {
     "list": "relu-study list",
@@ -241,6 +243,7 @@ EXAMPLES = {
     "compare": "relu-study compare results/article --metric dead_fraction --baseline baseline",
     "figure": "relu-study figure results/article --kind curves --metric dead_fraction --out dead.png",
     "view": "relu-study view results/article --port 6007",
+    "export": "relu-study export results/article --to wandb --offline",
 }
 
 

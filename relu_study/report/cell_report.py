@@ -49,7 +49,7 @@ def report_draws(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
         write_atomically(path, csv_text(frame).encode())
         write_atomically(folder / SUMS, sums_of(folder, [path.name]).encode())  # omits verdicts.csv until it is rewritten
         cells = frame["cell_id"].nunique()
-        if missing := frame.loc[frame["draws"] < _requested_draws(frame, declaration), "cell_id"].nunique():
+        if missing := incomplete_cells(frame, declaration):
             messages.append(f"{missing} of {cells:,} cells lack draws. Run the study again.")
         if oom := manifest.oom:
             messages.append(f"{len(oom):,} of these cells did not fit in memory. {sentence(OOM_HINT)}")
@@ -91,6 +91,11 @@ def _draw(folder: Path, declaration: CellDeclaration, frame: pd.DataFrame) -> se
             for kind, content in canvas.render(picture).items():
                 write_atomically(folder / "figures" / f"{figure.name}.{kind}", content)
     return names
+
+
+def incomplete_cells(frame: pd.DataFrame, declaration: CellDeclaration) -> int:
+    """Return the number of cells in cells.csv that lack draws."""
+    return frame.loc[frame["draws"] < _requested_draws(frame, declaration), "cell_id"].nunique()
 
 
 def _requested_draws(frame: pd.DataFrame, declaration: CellDeclaration) -> pd.Series:

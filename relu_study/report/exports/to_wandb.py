@@ -1,0 +1,123 @@
+"""Weights & Biases: one run per exported run, with curves, summary, tables and images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from relu_study.errors import UserError
+from relu_study.report.exports.tracker import ExportedRun, Scalar
+
+LONGEST_TAG = 64  # of W&B
+
+
+class WandbProject:
+    """A project of W&B.
+
+    A run with a known run_id is replaced: online by W&B itself, offline by removing the earlier folder that is not uploaded yet.
+    The summary has final values under `final/`. W&B's own summary of the curves is off, since it shows the last finite value.
+    """
+
+    def __init__(self, project: str, offline: bool, out: Path | None):
+        import wandb
+
+        self.errors = (wandb.Error, ValueError)
+        self._wandb, self._project, self._mode = wandb, project, "offline" if offline else None
+        self._folder = Path(out or os.environ.get("WANDB_DIR") or ".").expanduser()
+        self._offline = offline or os.environ.get("WANDB_MODE") == "offline"
+        self._earlier = self._earlier_folders()
+        self._run: Any = None
+        self._url = ""
+        self._settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            disable_job_creation=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=False,
+        )
+
+    def start(self, run: ExportedRun) -> None:
+        """Begin a run."""
+        for folder in self._earlier.pop(run.run_id, ()):
+            shutil.rmtree(folder)
+        self._run = self._wandb.init(
+            project=self._project,
+            id=run.run_id,
+            name=run.name,
+            group=run.group,
+            job_type=run.kind,
+            tags=[tag[:LONGEST_TAG] for tag in run.tags],
+            config=dict(run.config),
+            dir=str(self._folder),
+            mode=self._mode,
+            settings=self._settings,
+            reinit="create_new",
+        )
+        self._run.define_metric("*", step_metric="epoch", summary="none")
+        if not self._offline:
+            self._url = self._run.project_url or ""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of metrics at a step."""
+        self._current.log(dict(values), step=step)
+
+    def summary(self, values: Mapping[str, Scalar]) -> None:
+        """Set final values."""
+        self._current.summary.update(dict(values))
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Add a table."""
+        rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+        table = self._wandb.Table(columns=list(map(str, frame.columns)), data=rows, allow_mixed_types=True)
+        self._current.log({f"tables/{name}": table}, step=0)
+
+    def figure(self, name: str, path: Path) -> None:
+        """Add an image."""
+        self._current.log({f"figures/{name}": self._wandb.Image(str(path))}, step=0)
+
+    def finish(self, complete: bool) -> None:
+        """End the run."""
+        self._current.finish(exit_code=0 if complete else 1)
+        self._run = None
+
+    def close(self) -> list[str]:
+        """Return where the runs are."""
+        folder = self._folder / "wandb"
+        if self._offline:
+            return [
+                f"W&B project {self._project}: offline in {folder}. Run 'wandb sync' in {self._folder.resolve()} to upload it."
+            ]
+        return [f"W&B project {self._project}: {self._url or 'uploaded'}"]
+
+    @property
+    def _current(self) -> Any:
+        assert self._run is not None, "no run is started"
+        return self._run
+
+    def _earlier_folders(self) -> dict[str, list[Path]]:
+        """Return run_id -> the folders of offline runs that are not uploaded."""
+        found: dict[str, list[Path]] = {}
+        for path in self._folder.glob("wandb/offline-run-*"):
+            run_id = path.name.split("-", 3)[-1]
+            if path.is_dir() and not path.is_symlink() and not list(path.glob("*.synced")):
+                found.setdefault(run_id, []).append(path)
+        return found
+
+
+def open_project(project: str, offline: bool, out: Path | None) -> WandbProject:
+    """Return a project of W&B. Offline runs are below `out`, WANDB_DIR or the current folder.
+
+    Raises:
+        UserError: W&B is switched off by WANDB_MODE.
+    """
+    if os.environ.get("WANDB_MODE") == "disabled" and not offline:
+        raise UserError("WANDB_MODE=disabled writes no runs. Unset it, or use --offline.")
+    return WandbProject(project, offline, out)
