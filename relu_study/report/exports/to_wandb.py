@@ -14,6 +14,16 @@ from relu_study.errors import UserError
 from relu_study.report.exports.tracker import ExportedRun, Scalar
 
 LONGEST_TAG = 64  # of W&B
+SETTINGS = {  # an export has no process, code or console of the training to record
+    "console": "off",
+    "silent": True,
+    "disable_git": True,
+    "disable_code": True,
+    "disable_job_creation": True,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
 
 
 class WandbProject:
@@ -33,16 +43,6 @@ class WandbProject:
         self._earlier = self._earlier_folders()
         self._run: Any = None
         self._url = ""
-        self._settings = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,
-            disable_code=True,
-            disable_job_creation=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_save_requirements=False,
-        )
 
     def start(self, run: ExportedRun) -> None:
         """Begin a run."""
@@ -58,10 +58,11 @@ class WandbProject:
             config=dict(run.config),
             dir=str(self._folder),
             mode=self._mode,
-            settings=self._settings,
+            settings=dict(SETTINGS),
             reinit="create_new",
         )
-        self._run.define_metric("*", step_metric="epoch", summary="none")
+        if run.points:  # W&B shows tables and images by their summary
+            self._run.define_metric("*", step_metric="epoch", summary="none")
         if not self._offline:
             self._url = self._run.project_url or ""
 

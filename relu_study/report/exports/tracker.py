@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ class ExportedRun:
     tags: tuple[str, ...]
     config: Mapping[str, Scalar]
     complete: bool
-    points: Iterable[Point] = ()
+    points: Sequence[Point] = ()
     summary: Mapping[str, Scalar] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Path] = field(default_factory=dict)
