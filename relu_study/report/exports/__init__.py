@@ -1,1 +1,1 @@
-"""Results folders in experiment trackers and as a dataset: one file a destination. The libraries are imported inside functions."""
+"""Results folders in experiment trackers and as a dataset: one file a destination. Libraries are imported inside functions."""

@@ -30,6 +30,7 @@ from relu_study.storage.tile_files import tile_paths
 from relu_study.storage.tile_identity import STORED
 from relu_study.study.measurement_times import tensorboard_scale
 
+ORDER = ("ok", "nonfinite", "oom", "crashed", "interrupted", "confirmed", "refuted", "inconclusive", "not testable")
 LONGEST_STUDY = 40  # characters of a study's name in a run_id, which some trackers limit to 64
 
 
@@ -192,7 +193,10 @@ def _status(statuses: Iterable[str]) -> dict[str, Scalar]:
 
 def _counts(counts: Counter[str]) -> str:
     """Return the only name of the counts, or each name with its count: "30 ok, 2 nonfinite"."""
-    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    if len(counts) == 1:
+        return next(iter(counts))
+    rank = {name: number for number, name in enumerate(ORDER)}
+    return ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts, key=lambda name: (rank.get(name, len(rank)), name)))
 
 
 def _verdicts(stored: StoredStudy) -> dict[str, dict[str, Scalar]]:

@@ -101,7 +101,9 @@ def open_project(project: str, offline: bool, out: Path | None) -> TrackioProjec
         UserError: the environment names a remote store, in which an export cannot replace runs.
     """
     if named := [name for name in REMOTE if os.environ.get(name)]:
-        raise UserError(f"{named[0]} names a remote store. Unset it to export to the local one, then upload it with trackio sync.")
+        raise UserError(
+            f"{named[0]} names a remote store. Unset it to export to the local one, then upload it with trackio sync."
+        )
     return TrackioProject(project)
 
 

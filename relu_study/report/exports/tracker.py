@@ -105,7 +105,10 @@ def check_destination(to: str, given: Mapping[str, Any]) -> None:
     for option, value in given.items():
         if value and option not in OPTIONS[to]:
             raise UserError(f"--{option.replace('_', '-')} does not apply to {to}: {REASONS[option, to]}. Leave it out.")
-    if to != CARD and importlib.util.find_spec(TRACKERS[to].library) is None:
+    if to == CARD:
+        return
+    found = importlib.util.find_spec(TRACKERS[to].library)
+    if found is None or found.origin is None:  # a local folder wandb/ is a package without origin
         raise UserError(f"--to {to} needs the extra `{to}`. Install it with pip install 'relu_study[{to}]'.")
 
 

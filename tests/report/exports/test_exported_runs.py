@@ -16,7 +16,6 @@ from minimal_folders import drawn
 from paths import ROOT
 
 from relu_study.errors import UserError
-from relu_study.report.exports import tracker as trackers
 from relu_study.report.exports.export import export, send
 from relu_study.report.exports.stored_study import (
     StoredStudy,
@@ -85,7 +84,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Replace every tracker by a recorder."""
     recorder = Recorder()
     monkeypatch.setattr("relu_study.report.exports.export.open_tracker", lambda *_, **__: recorder)
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("relu_study.report.exports.export.check_destination", lambda to, given: None)
     return recorder
 
 
@@ -258,7 +257,7 @@ def test_old_derived_files_are_refused(planted: Path, tmp_path: Path, recorded: 
     with pytest.raises(UserError, match=r"is older than .*raw: 1 runs have another status. Run 'relu-study report"):
         export(part, "wandb")
     (part / "runs.csv").unlink()
-    with pytest.raises(UserError, match="runs.csv is missing. Rebuild it with 'relu-study report"):
+    with pytest.raises(UserError, match=r"runs.csv is missing. Rebuild it with 'relu-study report"):
         export(part, "wandb")
     assert not recorded.calls
 
@@ -270,7 +269,7 @@ def test_a_draw_study_is_one_run_with_its_cells(tmp_path: Path, recorded: Record
     (run,) = recorded.runs.values()
     assert run.tables["cells"].shape[0] == len(pd.read_csv(folder / "cells.csv")) and "verdicts" in run.tables
     assert run.summary["cells/unfinished"] == 0 and run.complete and "verdict/K1" in run.summary
-    with pytest.raises(UserError, match="is a draw study and has no seeds. Leave out --per-seed"):
+    with pytest.raises(UserError, match=r"is a draw study and has no seeds. Leave out --per-seed"):
         export(folder, "wandb", per_seed=True)
 
 
@@ -290,7 +289,7 @@ def test_a_refused_request_is_one_line(planted: Path, recorded: Recorder, monkey
     recorder = Recorder(errors=(Refused,))
     monkeypatch.setattr(recorder, "start", refuse)
     monkeypatch.setattr("relu_study.report.exports.export.open_tracker", lambda *_, **__: recorder)
-    with pytest.raises(UserError, match="^wandb refuses the export after 0 runs: no such project$"):
+    with pytest.raises(UserError, match=r"^wandb refuses the export after 0 runs: no such project$"):
         export(planted, "wandb")
 
 
