@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from relu_study.errors import UserError
 from relu_study.report.exports.tracker import ExportedRun, Scalar
+from relu_study.storage.checksums import one_line
 
 ID = "export_id"  # the tag that identifies a run: MLflow chooses its own ids
 PAGE = 1000  # runs of one search
@@ -93,8 +95,17 @@ class MlflowExperiment:
 
 
 def open_project(project: str, offline: bool, out: Path | None) -> MlflowExperiment:
-    """Return an experiment at MLFLOW_TRACKING_URI, or in MLflow's local store."""
-    return MlflowExperiment(project)
+    """Return an experiment at MLFLOW_TRACKING_URI, or in MLflow's local store.
+
+    Raises:
+        UserError: the store cannot be opened. mlflow-skinny has none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowExperiment(project)
+    except MlflowException as error:
+        raise UserError(f"mlflow cannot open its store: {one_line(error)}") from error
 
 
 def _key(name: str) -> str:
