@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class TrackioProject:
     def __init__(self, project: str):
         import trackio
 
-        self.errors = (ValueError, RuntimeError)
+        self.errors = (ValueError, RuntimeError, UserWarning)
         self._trackio, self._project = trackio, project
         self._earlier: dict[str, list[Any]] = {}
         with contextlib.suppress(ValueError):  # a new project
@@ -61,26 +62,32 @@ class TrackioProject:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of metrics at a step."""
         self._step = step
-        self._run.log(dict(values), step=step)
+        self._send(dict(values), step)
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Add final numbers at the last step."""
-        self._run.log({name: value for name, value in values.items() if not isinstance(value, str)}, step=self._step)
+        self._send({name: value for name, value in values.items() if not isinstance(value, str)}, self._step)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Add a table."""
         cells = frame.astype(object).where(frame.notna(), None)
-        self._run.log({f"tables/{name}": self._trackio.Table(dataframe=cells)}, step=0)
+        self._send({f"tables/{name}": self._trackio.Table(dataframe=cells)}, 0)
 
     def figure(self, name: str, path: Path) -> None:
         """Add an image."""
-        self._run.log({f"figures/{name}": self._trackio.Image(str(path))}, step=0)
+        self._send({f"figures/{name}": self._trackio.Image(str(path))}, 0)
 
     def finish(self, complete: bool) -> None:
         """End the run."""
-        self._run.log({"complete": int(complete)}, step=self._step)
+        self._send({"complete": int(complete)}, self._step)
         with _quiet():
             self._trackio.finish()
+
+    def _send(self, values: Mapping[str, Any], step: int) -> None:
+        """Log values. Trackio skips what it cannot log with a warning, which is an error here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            self._run.log(dict(values), step=step)
 
     def close(self) -> list[str]:
         """Return where the runs are.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +20,22 @@ from relu_study.report.exports.export import export
 from relu_study.report.exports.stored_study import configuration_runs, read_study, seed_runs
 from relu_study.report.report import report
 
-trackio = pytest.importorskip("trackio", reason="needs the extra trackio, in an environment without pillow 13")
-from trackio.sqlite_storage import SQLiteStorage  # noqa: E402
+STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"  # Trackio reads its folder once, at its import
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRACKIO_DIR", str(STORE))
+    trackio = pytest.importorskip("trackio", reason="needs the extra trackio, in an environment without pillow 13")
+    from trackio.sqlite_storage import SQLiteStorage
 
 pytestmark = pytest.mark.filterwarnings("default")  # warnings of Trackio are not ours
 SEEDS = 2
 
 
 @pytest.fixture(autouse=True)
-def local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put Trackio's store, which is fixed at its import, into the test's folder."""
-    store = tmp_path / "store"
-    for module in ("trackio", "trackio.utils", "trackio.sqlite_storage"):
-        for name, folder in (("TRACKIO_DIR", store), ("MEDIA_DIR", store / "media")):
-            if hasattr(__import__("sys").modules[module], name):
-                monkeypatch.setattr(f"{module}.{name}", folder)
+def local_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
-    return store
+    yield
+    shutil.rmtree(STORE, ignore_errors=True)
 
 
 def stored(project: str) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
@@ -95,6 +97,15 @@ def test_seeds_without_numbers_have_their_status(tmp_path: Path) -> None:
     assert set(found) == {run.run_id for run in seed_runs(read_study(folder))} | {"planted-study-all"}
     about, log = found[f"planted-seed-{lost.run_id}"]
     assert about.config["status"] == "interrupted" and not curves(log) and log[-1]["complete"] == 0
+
+
+def test_a_part_that_trackio_skips_is_an_error(tmp_path: Path) -> None:
+    folder = planted_folder(tmp_path / "planted", SEEDS)
+    report(folder)
+    for picture in (folder / "figures").glob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"trackio refuses the export after 0 runs: .*skipped metric 'figures/"):
+        export(folder, "trackio")
 
 
 def test_a_remote_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,10 @@ def test_without_an_account_the_error_is_one_line(planted: Path, tmp_path: Path)
     done = subprocess.run(line, capture_output=True, text=True, timeout=170, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("relu-study: wandb refuses the export after 0 runs: ")
+
+
+def test_sync_takes_no_tensorboard_folder(tmp_path: Path) -> None:
+    # docs/export.md names `relu-study export` in its place.
+    line = [sys.executable, "-m", "wandb", "sync", "--sync-tensorboard", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=170, stdin=subprocess.DEVNULL)
+    assert done.returncode and "have been removed: --sync-tensorboard" in " ".join((done.stdout + done.stderr).split())
