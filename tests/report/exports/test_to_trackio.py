@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from known_results import planted_arms, planted_folder, planted_study
 from minimal_folders import trained
+from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from relu_study.errors import UserError
+from relu_study.report.exports import to_trackio
 from relu_study.report.exports.export import export
 from relu_study.report.exports.stored_study import configuration_runs, read_study, seed_runs
+from relu_study.report.exports.tracker import ExportedRun
 from relu_study.report.report import report
 
 STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"  # Trackio reads its folder once, at its import
@@ -99,13 +102,18 @@ def test_seeds_without_numbers_have_their_status(tmp_path: Path) -> None:
     assert about.config["status"] == "interrupted" and not curves(log) and log[-1]["complete"] == 0
 
 
-def test_a_part_that_trackio_skips_is_an_error(tmp_path: Path) -> None:
-    folder = planted_folder(tmp_path / "planted", SEEDS)
-    report(folder)
-    for picture in (folder / "figures").glob("*.png"):
-        picture.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"trackio refuses the export after 0 runs: .*skipped metric 'figures/"):
-        export(folder, "trackio")
+def test_a_part_that_trackio_skips_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_media(*_: Any) -> None:
+        raise ValueError("no media")
+
+    monkeypatch.setattr(trackio.run.Run, "_process_media", no_media)
+    project = to_trackio.TrackioProject("p")
+    project.start(ExportedRun("id", "run", "study", "study", (), {}, True))
+    with pytest.raises(UserWarning, match="no media"):
+        project.figure("headline", ROOT / "results" / "article" / "figures" / "headline.png")
+    assert UserWarning in project.errors
+    project.finish(True)
+    assert project.close()
 
 
 def test_a_remote_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
