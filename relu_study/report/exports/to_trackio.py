@@ -29,7 +29,7 @@ class TrackioProject:
     def __init__(self, project: str):
         import trackio
 
-        self.errors = (ValueError, RuntimeError, UserWarning)
+        self.errors = (ValueError, RuntimeError)
         self._trackio, self._project = trackio, project
         self._earlier: dict[str, list[Any]] = {}
         with contextlib.suppress(ValueError):  # a new project
@@ -84,10 +84,15 @@ class TrackioProject:
             self._trackio.finish()
 
     def _send(self, values: Mapping[str, Any], step: int) -> None:
-        """Log values. Trackio skips what it cannot log with a warning, which is an error here."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+        """Log values. Trackio skips what it cannot log with a warning, which is an error here.
+
+        A filter that raises would not do: Trackio catches what its warnings raise.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             self._run.log(dict(values), step=step)
+        if skipped := [str(one.message) for one in caught if str(one.message).startswith("trackio.log()")]:
+            raise RuntimeError(skipped[0])
 
     def close(self) -> list[str]:
         """Return where the runs are.

@@ -109,9 +109,9 @@ def test_a_part_that_trackio_skips_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(trackio.run.Run, "_process_media", no_media)
     project = to_trackio.TrackioProject("p")
     project.start(ExportedRun("id", "run", "study", "study", (), {}, True))
-    with pytest.raises(UserWarning, match="no media"):
+    with pytest.raises(RuntimeError, match="no media"):
         project.figure("headline", ROOT / "results" / "article" / "figures" / "headline.png")
-    assert UserWarning in project.errors
+    assert RuntimeError in project.errors
     project.finish(True)
     assert project.close()
 
