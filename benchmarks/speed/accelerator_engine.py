@@ -24,7 +24,7 @@ from relu_study.components.registry import tasks
 from relu_study.engine import cohorts, plan, train_step, train_tile, width_search
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
-from relu_study.runner.memory import device_memory
+from relu_study.runner.machine import device_memory
 from relu_study.study.run_spec import RunSpec
 
 if TYPE_CHECKING:

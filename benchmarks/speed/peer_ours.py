@@ -19,7 +19,7 @@ from relu_study.engine import cohorts, plan
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
 from relu_study.runner import run
-from relu_study.runner.memory import device_memory
+from relu_study.runner.machine import device_memory
 
 WATCHED = MeasureConfig()  # everything there is
 

@@ -29,6 +29,7 @@ from relu_study.cli.export_command import export_results
 from relu_study.cli.result_commands import draw_figure, make_comparison, make_table, view
 from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
+from relu_study.runner.cluster_address import check_request
 from relu_study.storage.atomic_write import REPLAYS, WriteError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ INTERRUPTED = 130
 Size = Annotated[SizeOptions, arg(name="")]
 DEFAULT_SIZE = SizeOptions()
 OutFolder = Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: results/STUDY)")]
+ClusterName = Annotated[str | None, arg(metavar="ray|ray:HOST:PORT|ray:local", help_behavior_hint="")]
+Workers = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one a CPU node or GPU)")]
 ShardName = Annotated[str | None, arg(metavar="I/N", help_behavior_hint="")]
 
 
@@ -53,7 +56,13 @@ def list_studies() -> None:
 
 
 def show_plan(
-    study: StudyName, size: Size = DEFAULT_SIZE, shard: ShardName = None, no_memory: bool = False, out: OutFolder = None
+    study: StudyName,
+    size: Size = DEFAULT_SIZE,
+    shard: ShardName = None,
+    no_memory: bool = False,
+    out: OutFolder = None,
+    cluster: ClusterName = None,
+    workers: Workers = None,
 ) -> None:
     """Print cohorts, tiles, compilations, memory and time of a study without running it.
 
@@ -64,18 +73,25 @@ def show_plan(
         shard: Plan only the part that `run --shard I/N` trains.
         no_memory: Compile nothing and omit the peak memory.
         out: Results folder. Stored runs are not planned again, and their time gives the speed of this machine.
+        cluster: Plan for the workers of a Ray cluster, and list them.
+        workers: With --cluster: the number of workers to ask for.
     """
     part = parse_shard(shard)
+    check_request(cluster, workers, "--shard" if part else "")
     declared, folder = resolve_study(study, size, out)
     from relu_study.cli.progress import print_plan
+    from relu_study.runner.devices import use_devices
+    from relu_study.runner.execute import places_of
     from relu_study.runner.prepare import prepare
-    from relu_study.runner.run import use_devices
     from relu_study.storage.resume import doubts
 
     use_devices()
-    job = prepare(declared, folder, size.measure_config(), shard=part)
-    title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
-    print_plan(job, title, "" if no_memory else f"{job.kind.memory(job)}; ")
+    with places_of(cluster, declared, workers, print) as places:
+        job = prepare(declared, folder, size.measure_config(), shard=part, machine=places and places.machine)
+        title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
+        print_plan(job, title, "" if no_memory or places else f"{job.kind.memory(job)}; ")
+        for line in places.forecast(job.plan) if places else ():
+            print(line)
     for note in job.declaration.get("notes", []):
         print(f"note: {note}")
     for line in [*filter(None, [job.undecidable_rows]), *doubts(job.provenance["own"], folder)]:
@@ -93,6 +109,8 @@ def run(
     per_seed: bool = False,
     shard: ShardName = None,
     out: OutFolder = None,
+    cluster: ClusterName = None,
+    workers: Workers = None,
 ) -> int:
     """Run a study and write its results folder. The same command resumes an interrupted run.
 
@@ -106,8 +124,12 @@ def run(
         per_seed: Add a TensorBoard run for each seed of each configuration (at most 500 runs).
         shard: Train part I of N into a folder that N processes share (a job array). Afterwards run without --shard.
         out: Results folder.
+        cluster: Train on a Ray cluster: the one of RAY_ADDRESS or the latest one of this machine, one by address, or a new one on
+            this machine.
+        workers: With --cluster: the number of workers to ask for.
     """
     part = parse_shard(shard)
+    check_request(cluster, workers, "--shard" if part else "--only" if only is not None else "")
     if part and only is not None:
         raise UserError("--shard selects a part of a study and --only RUN_ID one run. Use one of them.")
     declared, folder = resolve_study(study, size, out)
@@ -120,7 +142,7 @@ def run(
         sweep = Path(existing_folder(widths_from) if widths_from else f"results/{declared.name}")
         print(run_single(declared, only, sweep, folder if out else None, size.measure_config()))
         return 0
-    return _run_study(declared, folder, size, part, all_epochs, per_seed)
+    return _run_study(declared, folder, size, part, all_epochs, per_seed, cluster, workers)
 
 
 def _check_options(
@@ -137,14 +159,21 @@ def _check_options(
 
 
 def _run_study(
-    declared: Study | DrawStudy, folder: Path, size: SizeOptions, part: Shard | None, all_epochs: bool, per_seed: bool
+    declared: Study | DrawStudy,
+    folder: Path,
+    size: SizeOptions,
+    part: Shard | None,
+    all_epochs: bool,
+    per_seed: bool,
+    cluster: str | None,
+    workers: int | None,
 ) -> int:
     """Run a study with a progress bar, then print its summary; the exit status."""
     from relu_study.cli.progress import Progress
-    from relu_study.cli.summary import crashed_line, summary
+    from relu_study.cli.summary import summary
+    from relu_study.runner.devices import use_devices
     from relu_study.runner.execute import execute
     from relu_study.runner.kinds import kind_of
-    from relu_study.runner.run import use_devices
 
     def stored() -> str:
         kind = kind_of(declared)
@@ -155,7 +184,8 @@ def _run_study(
         try:
             use_devices()
             info = {"command": command, "preset": size.preset}
-            execute(declared, folder, size.measure_config(), progress, info, all_epochs=all_epochs, per_seed=per_seed, shard=part)
+            options = all_epochs, per_seed, part, cluster, workers
+            execute(declared, folder, size.measure_config(), progress, info, False, *options)
         except KeyboardInterrupt as stop:
             progress.on_message(f"interrupted: {stored()}; resume with: {command}")
             return _status(stop)

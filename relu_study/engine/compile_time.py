@@ -26,6 +26,12 @@ class Stopwatch:
         return {"wall_s": time.perf_counter() - self.started, "compile_s": _total_compile_seconds() - self.compiled_before}
 
 
+def thread_programs() -> int:
+    """Number of programs that this thread has compiled or read from JAX's cache. Use differences of two values."""
+    _listen()
+    return _programs[threading.get_ident()]
+
+
 def thread_compile_seconds() -> float:
     """Total compile time of this thread in seconds. Use differences of two values."""
     _listen()
@@ -42,6 +48,7 @@ def timed_lock(lock: threading.Lock) -> Iterator[None]:
 
 
 _compiling: defaultdict[int, float] = defaultdict(float)  # thread -> seconds
+_programs: defaultdict[int, int] = defaultdict(int)  # thread -> programs
 
 
 def _total_compile_seconds() -> float:
@@ -54,5 +61,7 @@ def _listen() -> None:
     def on_duration(event: str, duration_secs: float, **_: str | int) -> None:
         if event in STAGES:
             _compiling[threading.get_ident()] += duration_secs
+        if event == STAGES[-1]:
+            _programs[threading.get_ident()] += 1
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)

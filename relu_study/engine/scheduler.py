@@ -1,16 +1,15 @@
-"""Scheduler of tiles and blocks: queue them on every device, collect them, and retile cohorts that do not fit in memory."""
+"""Scheduler of tiles and blocks: start them at every place, collect them, and retile cohorts that do not fit in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import gc
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -19,28 +18,37 @@ import numpy as np
 
 from relu_study.components.entry_errors import entry_errors, out_of_memory_reason
 from relu_study.engine import compilation, draw_block, train_tile
-from relu_study.engine.compile_time import thread_compile_seconds
 from relu_study.engine.draw_plan import Block, DrawPlan
-from relu_study.engine.places import places
+from relu_study.engine.flights import Flight, Flights, differing
+from relu_study.engine.places import DevicePlace, DevicePlaces, Place, PlaceLost, Places, Started, places
 from relu_study.engine.plan import Plan, Tile
 from relu_study.engine.state import MeasureConfig
+from relu_study.errors import UserError
 from relu_study.stats.streaming_moments import Sums
 
 T = TypeVar("T", bound=Tile | Block)
 N = TypeVar("N")
 Arrays = dict[str, np.ndarray]
 TRIM_INTERVAL = 10.0  # seconds between calls of malloc_trim, which takes some milliseconds
+IDLE_POLL, PLACES_POLL = (
+    0.5,
+    1.0,
+)  # seconds between looks of an idle place for a tile to repeat, and for new, lost and slow places
+NO_PLACE_SECONDS = 600.0  # without a place, until the run ends
 
 
 @runtime_checkable
 class Fallback(Protocol):
-    """Policy for a cohort that does not fit in memory. Called in the thread that collects."""
+    """Policy for tiles that cannot be computed as planned. Called in the thread that collects."""
 
     def retile(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
-        """The same runs in narrower tiles; None if the width is minimal or fixed."""
+        """The same runs in narrower tiles, if a cohort does not fit in memory; None if the width is minimal or fixed."""
 
     def give_up(self, tiles: Sequence[Any], why: str) -> None:
         """Called with tiles that do not fit even when no other tile is in memory."""
+
+    def crash(self, tile: Any, why: str) -> None:
+        """Called with a tile that ended several workers. It is not tried again."""
 
 
 class Finished(NamedTuple, Generic[T, N]):
@@ -88,164 +96,292 @@ def drawing(plan: DrawPlan) -> Work[Block, Sums]:
     return Work(plan.tiles, plan.cost, start, lambda sums: sums, programs, draw_block.evict)
 
 
-def finished(work: Work[T, N], fallback: Fallback | None = None) -> Generator[Finished[T, N], None, None]:
+def finished(
+    work: Work[T, N], fallback: Fallback | None = None, at: Places | None = None
+) -> Generator[Finished[T, N], None, None]:
     """Run every tile. Yields tiles with their numbers in the order of completion.
 
-    The numbers of a tile are `work.collect(work.start(tile, device, should_continue))`. One thread per place queues tiles
-    asynchronously, each before the previous one has finished.
+    `at` gives the places (default: the devices of this machine, which queue tiles asynchronously, each before the previous one
+    has finished). Each slot of a place has a thread.
     By `work.cost`, each cohort is assigned to a place. On accelerators the same plan then finds most programs in JAX's cache,
     whose keys include the device.
     A program is evicted after the last tile that requires it, so memory does not grow with the number of cohorts or
     datasets.
     If a tile does not fit in memory, `fallback` retiles its whole cohort. If it cannot, the tile is retried after all
     others, with no other tile in memory.
+    The tiles of a lost place go to other places. At the end, idle places repeat overdue tiles; the first answer counts.
+
+    Raises:
+        UserError: two places return different numbers for one tile although their bits must be equal, or no place is left.
     """
-    scheduler = _Scheduler(work, fallback)
-    threads = [threading.Thread(target=scheduler.run_on, args=(i, device), daemon=True) for i, device in enumerate(places())]
-    for thread in threads:
-        thread.start()
+    if at is None:
+        at = DevicePlaces([DevicePlace(i, device, work.start, work.collect) for i, device in enumerate(places())])
+    scheduler = _Scheduler(work, fallback, at)
+    scheduler.open()
     with entry_errors():
         try:
             yield from scheduler.finished()
-            yield from scheduler.retry_serially(places()[0])
+            yield from scheduler.retry_serially()
         except KeyboardInterrupt:
-            scheduler.stop()
-            for thread in threads:
-                thread.join()
+            scheduler.close()
             yield from scheduler.already_finished()
             raise
         finally:
-            scheduler.stop()
-            for thread in threads:
-                thread.join()
+            scheduler.close()
 
 
-@dataclass(frozen=True)
-class _Pending(Generic[T]):
-    """A queued tile, or the reason (`why`) why it does not fit."""
+class _Arrival(NamedTuple, Generic[T]):
+    """The end of a flight: a started tile, the reason (`why`) why it does not fit, or the loss of its place."""
 
-    tile: T
-    pending: Any
-    place: int
-    compiling: float = 0.0
+    flight: Flight
+    started: Started | None = None
     why: str = ""
+    lost: PlaceLost | None = None
 
 
 class _Scheduler(Generic[T, N]):
     """The unfinished tiles, shared by the threads of the places that start them and the caller that collects them."""
 
-    def __init__(self, work: Work[T, N], fallback: Fallback | None) -> None:
-        self.work, self.fallback, self.last_trim = work, fallback, time.monotonic()
+    def __init__(self, work: Work[T, N], fallback: Fallback | None, at: Places) -> None:
+        self.work, self.fallback, self.at, self.last_trim = work, fallback, at, time.monotonic()
         self.todo: list[T] = list(work.tiles)
         self.remaining = Counter(key for tile in work.tiles for key in work.required_programs(tile))
         self.unfinished: dict[str, list[T]] = {}  # cohort -> its unfinished tiles
         for tile in work.tiles:
             self.unfinished.setdefault(tile.cohort, []).append(tile)
-        self.assigned = assign_devices(work.tiles, work.cost, len(places()))
+        self.assigned: dict[str, int] = {}  # cohort -> number of a place
         self.started: set[str] = set()
-        self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no device takes their tiles
-        self.in_flight = 0  # tiles started and not yet collected
+        self.compiled: dict[Hashable, set[str]] = {}  # worker -> its cohorts
+        self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no place takes their tiles
+        self.flights = Flights(work.cost)
+        self.answers: dict[int, tuple[N, Flight]] = {}  # id of a tile in flight at another place -> its first numbers
+        self.known: list[Place] = []  # places with threads
         self.changed, self.stopped = threading.Condition(), False
-        self.done: queue.Queue[_Pending[T] | BaseException] = queue.Queue()
+        self.lost = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.done: queue.Queue[_Arrival[T] | BaseException] = queue.Queue()
 
-    def run_on(self, number: int, device: jax.Device) -> None:
-        """Queue tiles on the device of a place until none is unfinished."""
-        compiled: set[str] = set()
-        while (tile := self._next_tile(number, compiled)) is not None:
+    # ------------------------------------------------------------------------------------- places
+
+    def open(self) -> None:
+        """Start the threads of all places."""
+        first = self.at.current()
+        numbers = [place.number for place in first]
+        loads = assign_devices(self.work.tiles, self.work.cost, len(numbers)) if numbers else {}
+        self.assigned = {cohort: numbers[i] for cohort, i in loads.items()}
+        self._update(first)
+        if self.at.changing:
+            self._run(self._watch)
+
+    def close(self) -> None:
+        """Start no further tile, and wait for the threads."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        self.lost.set()
+        self.at.close()
+        for thread in self.threads:
+            thread.join()
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.threads.append(thread := threading.Thread(target=function, args=arguments, daemon=True))
+        thread.start()
+
+    def _update(self, current: Sequence[Place]) -> None:
+        """Start the threads of new places. The threads of lost places end."""
+        with self.changed:
+            new = [place for place in current if not any(place is one for one in self.known)]
+            self.known = list(current)
+            self.changed.notify_all()
+        for place in new:
+            for _ in range(place.slots):
+                self._run(self.run_at, place)
+
+    def _watch(self) -> None:
+        """Follow the places, and end workers that are far over the forecast of a tile."""
+        last_place = time.monotonic()
+        try:
+            while not self.stopped:
+                self.lost.wait(PLACES_POLL)
+                self.lost.clear()
+                if self.stopped:
+                    return
+                self._update(current := self.at.current())
+                last_place = time.monotonic() if current else last_place
+                if time.monotonic() - last_place > NO_PLACE_SECONDS:
+                    raise UserError(
+                        f"no place to train was left for {NO_PLACE_SECONDS / 60:.0f} minutes. Stored results are kept; start "
+                        "workers and run the same command again."
+                    )
+                with self.changed:
+                    slow = self.flights.slow()
+                for flight, elapsed in slow:
+                    self.at.kill(flight.place, f"a tile takes {elapsed:,.0f} s, far over its forecast")
+        except BaseException as error:
+            self.done.put(error)
+
+    def run_at(self, place: Place) -> None:
+        """Start tiles at a place until none is unfinished."""
+        own: set[str] = set()
+        while (flight := self._next_flight(place, own)) is not None:
             try:
-                before = thread_compile_seconds()
-                pending = self.work.start(tile, device, lambda: not self.stopped)
-                if pending is not None:
-                    self.done.put(_Pending(tile, pending, number, thread_compile_seconds() - before))
+                started = place.start(flight.tile, lambda: not self.stopped)
+            except PlaceLost as lost:
+                self.done.put(_Arrival(flight, lost=lost))
+                return
             except BaseException as error:
                 why = out_of_memory_reason(error) if self.fallback else ""
                 if not why:
                     self.done.put(error)
                     return
                 with self.changed:
-                    if self._current(tile):
-                        self.oom_cohorts.add(tile.cohort)
-                self.done.put(_Pending(tile, None, number, why=why))
+                    if self._current(flight.tile):
+                        self.oom_cohorts.add(flight.tile.cohort)
+                self.done.put(_Arrival(flight, why=why))
+            else:
+                if started is not None:
+                    self.done.put(_Arrival(flight, started))
 
-    def _next_tile(self, number: int, compiled: set[str]) -> T | None:
-        # Each cohort compiles once per device. Preference: a cohort this place has started, an unstarted one assigned to it, any
-        # unstarted one, any.
+    def _next_flight(self, place: Place, own: set[str]) -> Flight | None:
+        # Each cohort compiles once per worker. Preference: a cohort this thread has started, an unstarted one assigned to its
+        # place, one that the worker has compiled, any unstarted one, any.
         with self.changed:
-            while not self.stopped and self.unfinished:
+            compiled = self.compiled.setdefault(place.worker, set())
+            while not self.stopped and self.unfinished and any(place is one for one in self.known):
                 for fits in (
+                    lambda t: t.cohort in own,
+                    lambda t: t.cohort not in self.started and self.assigned.get(t.cohort) == place.number,
                     lambda t: t.cohort in compiled,
-                    lambda t: t.cohort not in self.started and self.assigned[t.cohort] == number,
                     lambda t: t.cohort not in self.started,
                     lambda t: True,
                 ):
                     for i, tile in enumerate(self.todo):
-                        if fits(tile) and tile.cohort not in self.oom_cohorts:
+                        if fits(tile) and tile.cohort not in self.oom_cohorts and not self.flights.crowded(tile, place):
                             self.started.add(tile.cohort)
                             compiled.add(tile.cohort)
-                            self.in_flight += 1
-                            return self.todo.pop(i)
-                self.changed.wait()  # a tile in flight may still be retiled
+                            own.add(tile.cohort)
+                            return self.flights.begin(self.todo.pop(i), place)
+                idle = self.at.changing and not any(flight.place is place for flight in self.flights.current)
+                if idle and (tile := self.flights.to_repeat(place, lambda t: t.cohort in compiled)) is not None:
+                    return self.flights.begin(tile, place)
+                poll = IDLE_POLL + len(self.flights.current) / 200 if self.at.changing else None
+                self.changed.wait(poll)  # a tile in flight may still be retiled, lost or repeated
         return None
+
+    # --------------------------------------------------------------------------------- collection
 
     def finished(self) -> Iterator[Finished[T, N]]:
         """Yield tiles in the order of completion, until only those of `oom_cohorts` are unfinished."""
-        while self.in_flight or self.unfinished.keys() - self.oom_cohorts:
+        while self.flights.awaited or self.unfinished.keys() - self.oom_cohorts:
             item = self.done.get()
             if isinstance(item, BaseException):
                 raise item
-            with self.changed:
-                self.in_flight -= 1
-            if not self._current(item.tile):
-                continue  # its cohort has been retiled since
+            yield from self._received(item)
+
+    def _received(self, item: _Arrival[T]) -> Iterator[Finished[T, N]]:
+        tile, started = item.flight.tile, item.started
+        with self.changed:
+            self.flights.end(item.flight, started.seconds if started else None, started.compiling if started else 0.0)
+        if item.lost is not None:
+            self._lose(item.flight, item.lost)
+        elif item.flight.answered:
+            self._compare(item)
+        elif self._current(tile):  # else its cohort has been retiled since
             numbers, why = self._numbers(item)
             if why:
-                self._retile(item.tile, why)
-            else:
-                yield Finished(item.tile, numbers, item.place, item.compiling)
-                self._finish(item.tile)
+                self._retile(tile, why)
+                return
+            with self.changed:
+                for other in self.flights.of(tile):
+                    other.answered = True
+                    self.answers[id(tile)] = numbers, item.flight
+            yield Finished(tile, numbers, item.flight.place.number, started.compiling if started else 0.0)
+            self._finish(tile)
 
     def already_finished(self) -> Iterator[Finished[T, N]]:
         """Yield the tiles that were finished when the caller was interrupted."""
         while not self.done.empty():
             item = self.done.get()
-            if isinstance(item, _Pending) and self._current(item.tile):
+            if isinstance(item, _Arrival) and item.started and not item.flight.answered and self._current(item.flight.tile):
                 numbers, why = self._numbers(item)
                 if not why:
-                    yield Finished(item.tile, numbers, item.place, item.compiling)
+                    yield Finished(item.flight.tile, numbers, item.flight.place.number, item.started.compiling)
 
-    def retry_serially(self, device: jax.Device) -> Iterator[Finished[T, N]]:
+    def retry_serially(self) -> Iterator[Finished[T, N]]:
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""
         for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
             for tile in list(self.unfinished[cohort]):
-                before = thread_compile_seconds()
-                numbers, why = self._catch_oom(functools.partial(self._run_serially, tile, device))
+                item = self._run_serially(tile)
+                numbers, why = self._numbers(item)
                 if why:
                     assert self.fallback is not None
                     self.fallback.give_up(self.unfinished[cohort], why)
                     break
-                yield Finished(tile, numbers, 0, thread_compile_seconds() - before)
+                yield Finished(tile, numbers, item.flight.place.number, item.started.compiling if item.started else 0.0)
                 self._finish(tile)
 
-    def stop(self) -> None:
-        """Start no further tile."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-    def _numbers(self, item: _Pending[T]) -> tuple[Any, str]:
-        return (None, item.why) if item.why else self._catch_oom(lambda: self.work.collect(item.pending))
-
-    def _catch_oom(self, collect: Callable[[], N]) -> tuple[Any, str]:
-        """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
+    def _run_serially(self, tile: T) -> _Arrival[T]:
+        """Run a tile at the first place. A lost place counts as lacking memory."""
+        waiting = time.monotonic()
+        while not (current := self.at.current()):
+            if time.monotonic() - waiting > NO_PLACE_SECONDS:
+                raise UserError("no place to train is left. Stored results are kept; run the same command again.")
+            time.sleep(PLACES_POLL)
+        flight = Flight(tile, current[0], time.monotonic())
         try:
-            return collect(), ""
+            return _Arrival(flight, current[0].start(tile, lambda: True))
+        except PlaceLost as lost:
+            return _Arrival(flight, why=lost.reason)
+        except Exception as error:
+            if not self.fallback or not (why := out_of_memory_reason(error)):
+                raise
+            return _Arrival(flight, why=why)
+
+    def _numbers(self, item: _Arrival[T]) -> tuple[Any, str]:
+        """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
+        if item.started is None:
+            return None, item.why
+        try:
+            return item.flight.place.collect(item.started.pending), ""
         except Exception as error:
             if not self.fallback or not (why := out_of_memory_reason(error)):
                 raise
             return None, why
 
-    def _run_serially(self, tile: T, device: jax.Device) -> N:
-        return self.work.collect(self.work.start(tile, device, lambda: True))
+    def _lose(self, flight: Flight, lost: PlaceLost) -> None:
+        """Return the tile of a lost place, or give it up if it has ended too many workers."""
+        tile = flight.tile
+        with self.changed:
+            self.known = [place for place in self.known if place is not flight.place]
+            given_up = lost.counted and self.flights.died(flight) and self._current(tile)
+            if self._current(tile) and not given_up and not self.flights.of(tile):
+                self.todo.insert(0, tile)
+            if given_up:
+                self.todo = [other for other in self.todo if other is not tile]
+                for other in self.flights.of(tile):
+                    other.answered = True
+            self.changed.notify_all()
+        self.lost.set()
+        if given_up:
+            if self.fallback is None:
+                raise UserError(
+                    f"a tile of cohort {tile.cohort} ended {len(self.flights.deaths[id(tile)])} workers: {lost.reason}"
+                )
+            self.fallback.crash(tile, lost.reason)
+            self._finish(tile)
+
+    def _compare(self, item: _Arrival[T]) -> None:
+        """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
+        if item.started is None or id(item.flight.tile) not in self.answers:
+            return
+        first, flight = self.answers.pop(id(item.flight.tile))
+        if names := differing(first, item.flight.place.collect(item.started.pending)):
+            text = f"{flight.place.name} and {item.flight.place.name} return different numbers for the same runs ({', '.join(names)})"
+            if self.at.exact:
+                raise UserError(
+                    f"{text}. Stored results are kept; leave out one of these machines and run the study again in a new folder."
+                )
+            self.at.on_message(f"{text}; the first answer is stored")
 
     def _current(self, tile: T) -> bool:
         return any(tile is one for one in self.unfinished.get(tile.cohort, ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +22,7 @@ from relu_study.runner.callback import Callback
 from relu_study.runner.oom_fallback import HalvingFallback
 from relu_study.runner.prepare import Job, begin, prepare
 from relu_study.runner.provenance import with_digest
+from relu_study.runner.remote_places import RemotePlaces
 from relu_study.storage import locks
 from relu_study.storage.atomic_write import check_exists, check_writable
 from relu_study.storage.manifest import amend_manifest
@@ -56,32 +57,47 @@ def execute(
     all_epochs: bool = False,
     per_seed: bool = False,
     shard: Shard | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
 ) -> None:
     """Compute the missing runs or draws of a sized study in `folder`, and derive the results.
 
-    A shard computes only its own part and derives nothing.
+    A shard computes only its own part and derives nothing. On a cluster, workers compute and this process writes every file.
 
     Args:
       command_info: entries of the manifest.
       keep_params: store the trained parameters.
       all_epochs: write every epoch to summary.csv.
       per_seed: add a TensorBoard run for each seed.
+      cluster: address of a cluster, such as "ray" (None: this machine).
+      workers: workers to ask the cluster for.
 
     Raises:
       UserError: before training, if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
-    with locks.writer_lock(folder, shard):
-        job = prepare(study, folder, measure_config, shard=shard)
-        job = replace(job, provenance=with_digest(job.provenance))
+    with locks.writer_lock(folder, shard), places_of(cluster, study, workers, callback.on_message) as places:
+        job = prepare(study, folder, measure_config, shard=shard, machine=places and places.machine)
+        job = replace(job, provenance=with_digest(job.provenance, job.machine.digest))
         if per_seed:
             check_per_seed(len(job.ids))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
         if job.undecidable_rows:
             callback.on_message(job.undecidable_rows)
-        written = run_tiles(job, folder, callback, command_info, keep_params, per_seed)
+        written = run_tiles(job, folder, callback, command_info, keep_params, per_seed, places)
         for line in [_shard_summary(job, folder)] if shard else derive(folder, all_epochs, per_seed, written):
             callback.on_message(line)
+
+
+def places_of(
+    cluster: str | None, study: Study | DrawStudy, workers: int | None, on_message: Callable[[str], None]
+) -> contextlib.AbstractContextManager[RemotePlaces | None]:
+    """The places of a cluster for a study; None without a cluster, for this machine. Raises UserError."""
+    if cluster is None:
+        return contextlib.nullcontext()
+    from relu_study.runner.cluster import connected
+
+    return connected(cluster, study, workers, on_message)
 
 
 def _shard_summary(job: Job[Any, Any], folder: Path) -> str:
@@ -98,17 +114,21 @@ def run_tiles(
     command_info: Mapping[str, Any],
     keep_params: bool = False,
     per_seed: bool = False,
+    places: RemotePlaces | None = None,
 ) -> set[str]:
     """Compute the missing tiles of a job, and store each as soon as it is finished.
 
     Configurations appear in TensorBoard as soon as they are complete. Return the configurations in TensorBoard. A shard writes no
-    TensorBoard files.
+    TensorBoard files. `places` are those of a cluster (default: this machine).
     """
     stopwatch, manifest = Stopwatch(), begin(job, folder, callback.on_message, command_info)
     findings = job.kind.findings(folder, manifest, job.stored)
     tensorboard = None if job.shard else job.kind.live(folder, manifest, per_seed)
-    job = job.kind.with_measured_widths(job, folder, callback.on_message)
+    rate = None if places is None else functools.partial(places.rate, measure_config=job.measure_config)
+    job = job.kind.with_measured_widths(job, folder, callback.on_message, rate)
     work, fallback = job.kind.work(job, keep_params), HalvingFallback(job, folder, callback)
+    if places is not None:
+        work = places.work(work, job.measure_config, keep_params)
     callback.on_start(job.plan, job.stored)
 
     def close() -> None:
@@ -117,7 +137,7 @@ def run_tiles(
         if tensorboard is not None:
             tensorboard.write()
 
-    with _always_closed(close), contextlib.closing(scheduler.finished(work, fallback)) as finished:
+    with _always_closed(close), contextlib.closing(scheduler.finished(work, fallback, places)) as finished:
         for tile, numbers, device, compiling in finished:
             check_exists(folder)
             path = job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
@@ -127,6 +147,8 @@ def run_tiles(
             for sick in findings.tile(tile.runs, numbers) if findings else ():
                 callback.on_finding(*sick)
         fallback.raise_if_blocked()
+    for line in places.summary(job.kind.noun) if places is not None else ():
+        callback.on_message(line)
     if findings is not None:
         callback.on_finding_counts(findings.counts())
     return set() if tensorboard is None else tensorboard.shown

@@ -25,8 +25,10 @@ from relu_study.study.study import Study
 if TYPE_CHECKING:
     from relu_study.engine.scheduler import Work
     from relu_study.engine.state import MeasureConfig
+    from relu_study.engine.width_search import Rate
     from relu_study.report.tensorboard.live import Live
     from relu_study.runner.findings import StudyFindings
+    from relu_study.runner.machine import Machine
     from relu_study.runner.memory import MemoryEstimate
     from relu_study.runner.prepare import Job, Request
 
@@ -51,7 +53,7 @@ class Kind(Protocol[S, P, T]):
     def amount(self, study: S) -> tuple[int, float]:
         """The number of results, and the work that their time is proportional to."""
 
-    def request(self, study: S, folder: Path | None, measure_config: MeasureConfig) -> Request[P]:
+    def request(self, study: S, folder: Path | None, measure_config: MeasureConfig, machine: Machine) -> Request[P]:
         """Check and declare every run or cell."""
 
     def memory(self, job: Job[S, P]) -> MemoryEstimate:
@@ -60,8 +62,10 @@ class Kind(Protocol[S, P, T]):
     def work(self, job: Job[S, P], keep_params: bool) -> Work[T, Arrays]:
         """The missing tiles, for the scheduler."""
 
-    def with_measured_widths(self, job: Job[S, P], folder: Path, on_message: Callable[[str], None]) -> Job[S, P]:
-        """The job with measured tile widths in place of provisional ones. Draws have none."""
+    def with_measured_widths(
+        self, job: Job[S, P], folder: Path, on_message: Callable[[str], None], rate: Rate | None = None
+    ) -> Job[S, P]:
+        """The job with measured tile widths in place of provisional ones. Draws have none. `rate` measures a tile."""
         return job
 
     def save(self, folder: Path, tile: T, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
@@ -99,10 +103,10 @@ class Training(Kind[Study, Plan, Tile]):
         runs = study.runs()
         return len(runs), sum(run.epochs for run in runs)
 
-    def request(self, study: Study, folder: Path | None, measure_config: MeasureConfig) -> Request[Plan]:
+    def request(self, study: Study, folder: Path | None, measure_config: MeasureConfig, machine: Machine) -> Request[Plan]:
         from relu_study.runner.prepare_runs import request_runs
 
-        return request_runs(study, folder, measure_config)
+        return request_runs(study, folder, measure_config, machine)
 
     def memory(self, job: Job[Study, Plan]) -> MemoryEstimate:
         from relu_study.runner.memory import predict_memory
@@ -114,10 +118,12 @@ class Training(Kind[Study, Plan, Tile]):
 
         return scheduler.training(job.plan, job.measure_config, keep_params)
 
-    def with_measured_widths(self, job: Job[Study, Plan], folder: Path, on_message: Callable[[str], None]) -> Job[Study, Plan]:
+    def with_measured_widths(
+        self, job: Job[Study, Plan], folder: Path, on_message: Callable[[str], None], rate: Rate | None = None
+    ) -> Job[Study, Plan]:
         from relu_study.runner import measured_width
 
-        return measured_width.with_measured_widths(job, folder, on_message)
+        return measured_width.with_measured_widths(job, folder, on_message, rate)
 
     def save(self, folder: Path, tile: Tile, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
         header = {
@@ -165,10 +171,12 @@ class Drawing(Kind[DrawStudy, DrawPlan, Block]):
         draws = sum(experiment.draws * len(experiment.cells) for experiment in study.experiments)
         return draws, draws
 
-    def request(self, study: DrawStudy, folder: Path | None, measure_config: MeasureConfig) -> Request[DrawPlan]:
+    def request(
+        self, study: DrawStudy, folder: Path | None, measure_config: MeasureConfig, machine: Machine
+    ) -> Request[DrawPlan]:
         from relu_study.runner.prepare_draws import request_draws
 
-        return request_draws(study)
+        return request_draws(study, machine)
 
     def memory(self, job: Job[DrawStudy, DrawPlan]) -> MemoryEstimate:
         from relu_study.runner.memory import predict_memory_draws

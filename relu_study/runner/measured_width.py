@@ -10,7 +10,6 @@ from pathlib import Path
 from relu_study.components.entry_errors import entry_errors
 from relu_study.engine import width_search
 from relu_study.engine.plan import Plan
-from relu_study.runner.memory import device_memory
 from relu_study.runner.prepare import Job
 from relu_study.storage.manifest import fix_width, read_manifest
 from relu_study.study.study import Study
@@ -32,7 +31,7 @@ def with_measured_widths(
             continue
         wide = read_manifest(folder)["widths"].get(cohort.name)
         if wide is None:
-            fastest, rates = width_search.fastest_width(cohort, plan.platform, device_memory(), rate)
+            fastest, rates = width_search.fastest_width(cohort, plan.platform, job.machine.memory, rate)
             wide = fix_width(folder, cohort.name, fastest)
             measured = ", ".join(f"{one:,}: {steps:,.0f}" for one, steps in sorted(rates.items()))
             on_message(

@@ -20,6 +20,7 @@ from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.places import places
 from relu_study.engine.plan import Cohort, Plan, Tile
 from relu_study.engine.state import MeasureConfig, State, pack
+from relu_study.runner.machine import device_memory
 from relu_study.runner.prepare import Job
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.run_spec import RunSpec
@@ -236,13 +237,6 @@ class _RssMonitor:
     def _poll(self) -> None:
         while not self._stop.wait(0.005):
             self.peak = max(self.peak, resident())
-
-
-def device_memory() -> int | None:
-    """Bytes of an accelerator that this process may use; None on a CPU, or if the device does not tell."""
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    return int(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None
 
 
 def resident() -> int:

@@ -1,4 +1,4 @@
-"""Out of memory: narrower tiles while no tile of a cohort is stored, and an error afterwards."""
+"""Tiles that cannot be computed: narrower tiles when memory is short, and a status for runs that do not fit or crash."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from relu_study.storage import manifest
 class HalvingFallback:
     """A `scheduler.Fallback` that halves the width of a cohort, records it in the manifest and reports it.
 
+    It also records the tiles that end every worker.
+
     A run's bits depend on the width of its tile. The width is therefore fixed once a tile of the cohort is stored.
     A shard never changes a width, because all shards share it.
     """
@@ -25,6 +27,7 @@ class HalvingFallback:
         self.job, self.folder, self.callback = job, folder, callback
         self.widths = dict(job.widths)
         self.oom_ids: list[str] = []  # runs and cells that do not fit
+        self.crashed: dict[str, str] = {}  # run or cell -> reason
         self.blocked: list[str] = []  # errors of the cohorts whose width is fixed
 
     def retile(self, tiles: Sequence[Tile | Block], why: str) -> Sequence[Any] | None:
@@ -63,6 +66,15 @@ class HalvingFallback:
         self.callback.on_message(
             f"{self.job.plan.describe(first)} does not fit in memory at its narrowest width, {first.width:,} ({why}): "
             "its runs are skipped"
+        )
+
+    def crash(self, tile: Tile | Block, why: str) -> None:
+        """Mark the runs of a tile `crashed`. A later run tries them again."""
+        self.crashed = dict(sorted({**self.crashed, **dict.fromkeys(tile.ids, why)}.items()))
+        manifest.amend_manifest(self.folder, {}, crashed=self.crashed)
+        self.callback.on_message(
+            f"{self.job.plan.describe(tile)}: a tile of {tile.size:,} {self.job.kind.noun} has ended several workers and is not "
+            f"tried again in this run ({why})"
         )
 
     def raise_if_blocked(self) -> None:

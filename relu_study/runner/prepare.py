@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import jax
-
 from relu_study.components.entry_errors import entry_errors
 from relu_study.engine.draw_plan import Block, DrawPlan
-from relu_study.engine.jax_settings import pinned, processor
+from relu_study.engine.jax_settings import pinned
 from relu_study.engine.plan import Plan, Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.kinds import Kind, kind_of
+from relu_study.runner.machine import Machine, local_machine
 from relu_study.runner.provenance import with_digest
 from relu_study.storage import block_files, locks, tile_files
 from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
@@ -59,6 +58,7 @@ class Job(Generic[S, P]):
     declaration: dict[str, Any]
     ids: Collection[Any]  # all runs or blocks of the study, including other shards
     folder_state: FolderState
+    machine: Machine
     undecidable_rows: str = ""  # a message about claims that the seeds cannot decide
     shard: Shard | None = None
 
@@ -75,18 +75,19 @@ def prepare(
     measure_config: MeasureConfig = MeasureConfig(),
     hint: str = "name another folder with --out",
     shard: Shard | None = None,
+    machine: Machine | None = None,
 ) -> Job[S, Any]:
     """Check every run or cell of a study, and plan the tiles that are missing in `folder`.
 
     Compiles no program of the study, and writes nothing. A `shard` plans and counts only its own part.
     Raises UserError if a run or cell is invalid, or if the folder cannot be continued. `hint` is the suggested action for the
-    folder.
+    folder. `machine` computes the tiles (default: this one).
     """
-    kind = kind_of(study)
-    request = kind.request(study, folder, measure_config)
+    kind, machine = kind_of(study), machine or local_machine()
+    request = kind.request(study, folder, measure_config, machine)
+    has_raw_files = folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
     # Only stored files need the digest, which trains a tiny network.
-    needs_digest = folder is not None and _has_raw_files(folder)
-    provenance = with_digest(request.provenance) if needs_digest else request.provenance
+    provenance = with_digest(request.provenance, machine.digest) if has_raw_files else request.provenance
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
     return Job(
@@ -100,6 +101,7 @@ def prepare(
         request.declaration,
         request.ids,
         state,
+        machine,
         request.undecidable_rows,
         shard,
     )
@@ -117,9 +119,9 @@ def manifest_of(job: Job[Any, Any], command_info: Mapping[str, Any]) -> dict[str
         "widths": dict(sorted(job.widths.items())),
         "device": {
             "platform": job.plan.platform,
-            "kind": jax.devices()[0].device_kind,
+            "kind": job.machine.kind,
             "devices": job.plan.devices,
-            **processor(),
+            **job.machine.processor,
         },
         "declaration_hash": hashlib.sha256(declaration_text.encode()).hexdigest()[:12],
         "declaration": job.declaration,

@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,8 +17,9 @@ from relu_study.engine.plan import shard_tiles
 from relu_study.errors import UserError, nearest
 from relu_study.report import cell_report
 from relu_study.report.claim_rows import undecidable_rows
+from relu_study.runner.machine import Machine
 from relu_study.runner.prepare import Planned, Request
-from relu_study.runner.provenance import host, sources
+from relu_study.runner.provenance import sources
 from relu_study.storage.declaration import parse_cell_declaration
 from relu_study.storage.resume import FolderState
 from relu_study.storage.schema import CELL_COLUMNS
@@ -30,7 +30,7 @@ Cell = dict[str, Any]
 RequestedCells = list[tuple[Draws, str, Cell]]  # experiment, label, cell
 
 
-def request_draws(study: DrawStudy) -> Request[DrawPlan]:
+def request_draws(study: DrawStudy, machine: Machine) -> Request[DrawPlan]:
     """Check every cell of a draw study and return its request. Compiles nothing."""
     requested = [
         (experiment, label, _cell(study, experiment, label)) for experiment in study.experiments for label in experiment.cells
@@ -40,20 +40,20 @@ def request_draws(study: DrawStudy) -> Request[DrawPlan]:
         check_functions.check_drawn(cell, checked)
     declaration = build_draw_declaration(study, requested)
     cell_report.check(parsed := parse_cell_declaration(declaration))
-    provenance = {**host(), "own": sources(_entries(requested))}
+    provenance = {**machine.host, "own": sources(_entries(requested))}
     ids = {(cell["cell_id"], *block) for cell in declaration["cells"] for block in blocks_of(cell["draws"])}
-    return Request(declaration, provenance, ids, functools.partial(_plan, requested), undecidable_rows(parsed))
+    return Request(declaration, provenance, ids, functools.partial(_plan, requested, machine), undecidable_rows(parsed))
 
 
-def _plan(requested: RequestedCells, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:
+def _plan(requested: RequestedCells, machine: Machine, state: FolderState, shard: Shard | None) -> Planned[DrawPlan]:
     """Return the plan of the missing blocks of a shard, the widths of all cohorts, and the number of stored draws."""
-    widths, platform = dict(state.widths), jax.devices()[0].platform
+    widths, platform = dict(state.widths), machine.platform
     blocks = _blocks(requested, widths, platform)
     if shard is not None:
         blocks = shard_tiles([(block, block.cohort, draw_block.seconds(block)) for block in blocks], shard)
     missing = [block for block in blocks if (block.cohort, block.first, block.count) not in state.stored]
     # The most expensive blocks come first, so no device waits for one at the end.
-    plan = DrawPlan(sorted(missing, key=lambda block: -block.cost), len(jax.devices()), platform)
+    plan = DrawPlan(sorted(missing, key=lambda block: -block.cost), machine.devices, platform)
     return plan, widths, sum(block.count for block in blocks) - sum(block.count for block in missing)
 
 

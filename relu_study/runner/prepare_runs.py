@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from relu_study.components.metrics import revivals
 from relu_study.components.metrics.metric import declared, default_metrics
 from relu_study.components.networks import initializer_of
@@ -25,6 +23,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError, nearest
 from relu_study.report.claim_rows import undecidable_rows
 from relu_study.report.report import check
+from relu_study.runner.machine import Machine
 from relu_study.runner.prepare import Planned, Request
 from relu_study.runner.provenance import provenance
 from relu_study.stats import histogram_bins
@@ -37,7 +36,7 @@ from relu_study.study.shard import Shard
 from relu_study.study.study import DEFAULT_METRICS, REPORT_EPOCHS, Study
 
 
-def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfig) -> Request[Plan]:
+def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfig, machine: Machine) -> Request[Plan]:
     """Check every run of a study. Compiles nothing."""
     runs, measure_config = study.runs(), _measure_config(study, measure_config)
     checked: dict[Any, Any] = {}
@@ -54,17 +53,19 @@ def request_runs(study: Study, folder: Path | None, measure_config: MeasureConfi
     ids, derived = {run.run_id for run in runs}, {*METRICS, *(f"val_{name}" for name in METRICS), *revivals.declared()}
     return Request(
         declaration,
-        provenance(measure_config, [spec.replace(initializer=_shown(spec)["initializer"]) for spec in specs]),
+        provenance(measure_config, [spec.replace(initializer=_shown(spec)["initializer"]) for spec in specs], machine.host),
         ids,
-        functools.partial(_plan, runs, measure_config),
+        functools.partial(_plan, runs, measure_config, (machine.devices, machine.platform)),
         undecidable_rows(parsed),
         measure_config,
         derived,
     )
 
 
-def _plan(runs: list[RunSpec], measure_config: MeasureConfig, state: FolderState, shard: Shard | None) -> Planned[Plan]:
-    work, machine = _cached(lambda run: cohorts.cost_of(run, measure_config)), (len(jax.devices()), jax.devices()[0].platform)
+def _plan(
+    runs: list[RunSpec], measure_config: MeasureConfig, machine: tuple[int, str], state: FolderState, shard: Shard | None
+) -> Planned[Plan]:
+    work = _cached(lambda run: cohorts.cost_of(run, measure_config))
     requested = {run.run_id for run in runs}
     if shard is not None:
         # Ignore stored runs and widths, so that every shard computes the same partition no matter when it starts.

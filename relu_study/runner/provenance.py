@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,16 +11,22 @@ from relu_study.components.metrics.metric import declared
 from relu_study.components.registry import activations, function_of, initializers, networks, optimizers, ours, tasks
 from relu_study.components.registry import metrics as registered
 from relu_study.components.tasks.task import METRICS
-from relu_study.engine import cohorts, compilation, draw_block
+from relu_study.engine import compilation, draw_block
 from relu_study.engine.jax_settings import digest
 from relu_study.engine.state import DEFAULT_EXAMPLES, MeasureConfig
+from relu_study.runner.machine import local_host
 from relu_study.stats import histogram_bins
 from relu_study.study.fingerprint import essence, fingerprint, source_hash
 from relu_study.study.run_spec import RunSpec
 
 
-def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> dict[str, Any]:
-    """Everything that the numbers of these runs depend on besides RunSpecs and tile widths, without the digest."""
+def provenance(
+    measure_config: MeasureConfig, runs: Iterable[RunSpec] = (), host: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that the numbers of these runs depend on besides RunSpecs and tile widths, without the digest.
+
+    `host` is the part that the machine decides (default: this one).
+    """
     runs = list({run.replace(seed=0): None for run in runs})
     kinds = (
         ("activation", "activation", activations),
@@ -43,7 +48,7 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
     of_tasks = {name for run in {r.task: r for r in runs}.values() for name in tasks[run.task](run).signature.metrics}
     entries |= {f"metric {name}": METRICS[name] for name in of_tasks if name in METRICS}
     return {
-        **host(),
+        **(local_host() if host is None else host),
         "probe_examples": measure_config.probe_examples or DEFAULT_EXAMPLES,
         "val_examples": measure_config.val_examples,
         "measured_every": list(every) if isinstance(every, tuple) else every,
@@ -52,18 +57,6 @@ def provenance(measure_config: MeasureConfig, runs: Iterable[RunSpec] = ()) -> d
         "measured": measured,
         "histograms": measure_config.histograms,
         "own": sources(entries),
-    }
-
-
-def host() -> dict[str, Any]:
-    """The provenance common to all numbers: versions of engine and packages, device, precision."""
-    device = jax.devices()[0]
-    return {
-        "engine": cohorts.ENGINE,
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "device": f"{device.platform}: {device.device_kind}",
-        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
-        "matmul_precision": jax.config.jax_default_matmul_precision,
     }
 
 
@@ -91,6 +84,6 @@ def _evict_changed(fingerprints: Mapping[str, Any]) -> None:
         jax.clear_caches()
 
 
-def with_digest(provenance: dict[str, Any]) -> dict[str, Any]:
-    """A provenance with the digest of the arithmetic of this device."""
-    return {**provenance, "digest": digest()}
+def with_digest(provenance: dict[str, Any], machine_digest: Callable[[], str | None] = digest) -> dict[str, Any]:
+    """A provenance with the digest of the arithmetic of a machine (default: this one)."""
+    return {**provenance, "digest": machine_digest()}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
 
-import jax
 import pandas as pd
 
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.cell_report import load_cells
 from relu_study.runner.callback import Callback
+from relu_study.runner.cluster_address import check_request
+from relu_study.runner.devices import use_devices
 from relu_study.runner.execute import execute
 from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage import configurations
@@ -24,20 +24,6 @@ from relu_study.storage.results import Results
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.shard import Shard, shard_of
 from relu_study.study.study import Study
-
-
-def use_devices() -> None:
-    """Configure JAX: one CPU device per core without an accelerator, and a compilation cache for every program."""
-    with contextlib.suppress(RuntimeError):  # JAX is already initialised: its devices stay
-        if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-            jax.config.update(
-                "jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            )
-    if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "relu_study" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # ------------------------------------------------------------------------------------------ run
@@ -55,6 +41,8 @@ class RunSettings(TypedDict, total=False):
     all_epochs: bool
     per_seed: bool
     callback: Callback | None
+    cluster: str | None
+    workers: int | None
 
 
 @overload
@@ -79,6 +67,8 @@ def run(
     per_seed: bool = False,
     callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
 ) -> Results | None:
     """Train the missing runs of a study, write its results folder and return runs, curves and summary.
 
@@ -98,6 +88,8 @@ def run(
         callback: Receives the events of the run.
         shard: (i, n) trains part i of n into a shared folder and returns None.
             After all parts, the same call without `shard` writes the report.
+        cluster: Train on a Ray cluster: "ray", "ray:HOST:PORT" or "ray:local". None: on this machine.
+        workers: Number of workers to ask the cluster for. None: one a CPU node or GPU.
 
     Raises:
         UserError: The study, the folder or an argument is not valid.
@@ -105,8 +97,10 @@ def run(
     sized, measure_config = study.with_preset(preset, seeds=seeds, epochs=epochs), MeasureConfig(probe_examples, val_examples)
     command_info = {"command": "relu_study.run", "preset": preset or "default"}
     part = _shard(shard, out)
+    check_request(cluster, workers, "shard" if part else "")
     with _results_folder(out) as folder:
-        execute(sized, folder, measure_config, callback or Callback(), command_info, keep_params, all_epochs, per_seed, part)
+        options = keep_params, all_epochs, per_seed, part, cluster, workers
+        execute(sized, folder, measure_config, callback or Callback(), command_info, *options)
         if part:
             return None
         results = load(folder)
@@ -139,6 +133,8 @@ class DrawSettings(TypedDict, total=False):
     preset: str | None
     draws: int | None
     callback: Callback | None
+    cluster: str | None
+    workers: int | None
 
 
 @overload
@@ -159,6 +155,8 @@ def run_draws(
     draws: int | None = None,
     callback: Callback | None = None,
     shard: tuple[int, int] | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
 ) -> pd.DataFrame | None:
     """Compute the missing draws of a draw study, write its results folder and return its cells.csv as a DataFrame.
 
@@ -172,12 +170,16 @@ def run_draws(
         callback: Receives the events of the run.
         shard: (i, n) draws part i of n into a shared folder and returns None.
             After all parts, the same call without `shard` writes the report.
+        cluster: Draw on a Ray cluster: "ray", "ray:HOST:PORT" or "ray:local". None: on this machine.
+        workers: Number of workers to ask the cluster for. None: one a CPU node or GPU.
 
     Raises:
         UserError: The study, the folder or an argument is not valid.
     """
     command_info = {"command": "relu_study.run_draws", "preset": preset or "default"}
     part = _shard(shard, out)
+    check_request(cluster, workers, "shard" if part else "")
     with _results_folder(out) as folder:
-        execute(study.with_preset(preset, draws), folder, MeasureConfig(), callback or Callback(), command_info, shard=part)
+        options = {"shard": part, "cluster": cluster, "workers": workers}
+        execute(study.with_preset(preset, draws), folder, MeasureConfig(), callback or Callback(), command_info, **options)
         return None if part else load_cells(folder)

@@ -40,7 +40,7 @@ def run_single(study: Study, run_id: str, sweep: Path | None, out: Path | None, 
         unknown = nearest(run_id, runs, f"run of study {study.name} at this size")
         raise UserError(f"{unknown} (--preset, --seeds and --epochs determine the runs)")
     job = prepare(study, sweep, measure_config, hint="name the folder of its sweep with --widths-from")
-    job = replace(job, provenance=with_digest(job.provenance))
+    job = replace(job, provenance=with_digest(job.provenance, job.machine.digest))
     if out is not None:
         check_writable(out)
     spec = runs[run_id]

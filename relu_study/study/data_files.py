@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path, PurePath
 from types import CodeType
@@ -10,6 +11,8 @@ from types import CodeType
 from relu_study.errors import UserError
 
 opened_by: dict[tuple[str, CodeType], dict[str, None]] = {}  # the data files of a function, by its file and code
+moved: dict[str, str] = {}  # on a worker of a cluster: path on the driver -> path of the copy
+other_folders: list[str] = []  # the current folder of the driver
 
 
 class DataFile(str):
@@ -35,6 +38,8 @@ def data_file(path: str | PurePath) -> DataFile:
     found = Path(path)
     if not found.is_absolute() and not found.exists():
         found = Path(caller.f_globals.get("__file__", ".")).parent / found
+    for folder in other_folders if not found.is_file() else ():
+        found = Path(moved.get(os.path.normpath(os.path.join(folder, path)), found))
     if not found.is_file():
         raise UserError(f"no data file {str(path)!r}. Give the path of a file, absolute or from the folder of the study")
     opened_by.setdefault((caller.f_code.co_filename, caller.f_code), {})[str(found.resolve())] = None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from relu_study.study.draw_study import DrawStudy
     from relu_study.study.study import Study
 
+MODULE_PREFIX = "relu_study_of_"  # of the modules of study files
 STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
@@ -106,7 +107,7 @@ def load_study(path: Path) -> Study | DrawStudy:
     from relu_study.study.draw_study import DrawStudy
     from relu_study.study.study import Study
 
-    module_spec = importlib.util.spec_from_file_location(f"relu_study_of_{path.stem}", path)
+    module_spec = importlib.util.spec_from_file_location(f"{MODULE_PREFIX}{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{path} is no Python file. Give a file that ends in .py")
     module = importlib.util.module_from_spec(module_spec)

@@ -24,7 +24,7 @@ from relu_study.engine.plan import COMPILING, shard_tiles
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
-from relu_study.runner import execute, provenance
+from relu_study.runner import execute, machine
 from relu_study.runner import prepare as preparation
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
@@ -167,9 +167,8 @@ def test_shard_of_another_count_is_refused(beside: Any) -> None:
 def test_shard_of_another_provenance_is_refused_before_storing(beside: Any, monkeypatch: Any) -> None:
     declared, folder = beside
     shutil.rmtree(folder / "raw")
-    made = provenance.host()
-    for home in ("relu_study.runner.provenance.host", "relu_study.runner.prepare_draws.host"):
-        monkeypatch.setattr(home, lambda: {**made, "engine": 0})
+    made = machine.local_host()
+    monkeypatch.setattr(machine, "local_host", lambda: {**made, "engine": 0})
     with pytest.raises(UserError, match="with a different provenance"):
         carried_out(declared, folder, Shard(1, 3))
 

@@ -175,6 +175,9 @@ def test_serially_retried_tile_reports_its_compile_time() -> None:
         def give_up(self, tiles: Any, why: str) -> None:
             raise AssertionError(why)
 
+        def crash(self, tile: Any, why: str) -> None:
+            raise AssertionError(why)
+
     (one,) = carried_out([tile("a", 7)], start, Settled())
     assert (one.place, one.numbers) == (0, 7) and one.compiling > 0
 

@@ -17,6 +17,7 @@ from relu_study.report.verdicts import evaluate_claims
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import prepare
+from relu_study.runner.machine import local_machine
 from relu_study.runner.prepare_draws import request_draws
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration, parse_cell_declaration
 from relu_study.study.claims import CellClaim, Claim, Target
@@ -142,7 +143,7 @@ def test_shares_of_draws_have_a_limit_and_means_have_none() -> None:
 
     def message(*claims: CellClaim, draws: int) -> str:
         study = type(coins)(coins.name, coins.title, coins.text, coins.experiments, claims).with_preset(draws=draws)
-        return undecidable_rows(parse_cell_declaration(request_draws(study).declaration))
+        return undecidable_rows(parse_cell_declaration(request_draws(study, local_machine()).declaration))
 
     assert message(of_shares, draws=5).startswith("5 draws give p = 0.0312 at best")
     assert message(of_shares, draws=5).endswith("Use at least 6 draws.") and not message(of_shares, draws=6)

@@ -28,7 +28,8 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.runner.prepare_runs import _cached, _measure_config
-from relu_study.runner.provenance import host, provenance, with_digest
+from relu_study.runner.machine import local_host
+from relu_study.runner.provenance import provenance, with_digest
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences
 from relu_study.study.draw_study import cell_id
@@ -206,7 +207,7 @@ def test_committed_manifests_are_read_and_can_be_continued(path: Path):
         measure_config = _measure_config(sized, MeasureConfig(there["probe_examples"], there["val_examples"], linear_bins=bins))
         made = with_digest(provenance(measure_config, sized.runs()))
     else:
-        made = with_digest({**host(), "own": {}})
+        made = with_digest({**local_host(), "own": {}})
     assert made["own"] == {}
     of_machine = {"engine", "versions", "device", "precision", "digest"} & there.keys()
     now = {**made, **{name: there[name] for name in of_machine}}

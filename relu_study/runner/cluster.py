@@ -1,0 +1,219 @@
+"""Ray clusters: the only module that imports Ray, and only inside functions. The driver connects, workers are actors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from relu_study.engine.places import PlaceLost
+from relu_study.errors import UserError
+from relu_study.runner.cluster_address import Address, check_cluster
+from relu_study.runner.remote_places import SLOTS, Node, RemotePlaces
+from relu_study.runner.worker import Answer, Report, Worker
+from relu_study.study.draw_study import DrawStudy
+from relu_study.study.study import Study
+from relu_study.study.travelling_sources import TravellingSources, travelling_sources
+
+CALLS = 4  # threads of an actor besides those of tiles: reports and evictions
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")  # of the driver, which change bits
+VARIABLES = ("XLA_FLAGS",)
+
+
+@contextlib.contextmanager
+def connected(
+    text: str, study: Study | DrawStudy, workers: int | None, on_message: Callable[[str], None]
+) -> Iterator[RemotePlaces]:
+    """Connect to a cluster, and give the places of its workers, which have loaded the study's own sources.
+
+    The driver uses only its CPU. At the end the workers are ended, and the connection is closed.
+
+    Raises:
+        UserError: the cluster cannot be reached, or no worker can compute the study.
+    """
+    address = check_cluster(text)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # without effect if JAX has started before
+    from relu_study.components.registry import function_of
+    from relu_study.runner.machine import package_digest, precision, software
+    from relu_study.runner.own_entries import own_entries
+    from relu_study.runner.provenance import sources
+
+    entries = own_entries(study)
+    own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()})
+    with _ray(address, workers):
+        places = RemotePlaces(
+            RayBackend(shipped, workers if address.local else None),
+            ({**software(), **precision()}, package_digest()),
+            own,
+            on_message,
+            workers,
+        )
+        try:
+            places.start("cpu" if address.local and os.environ.get("JAX_PLATFORMS") == "cpu" else None)
+            yield places
+        finally:
+            places.close()
+
+
+@contextlib.contextmanager
+def _ray(address: Address, workers: int | None) -> Iterator[None]:
+    """A connection to a cluster, or a cluster on this machine that listens on the loopback device only."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        yield  # the caller's connection stays
+        return
+    options: dict[str, Any] = {"include_dashboard": False} if address.local else {"address": f"{address.host}:{address.port}"}
+    if address.local:
+        options |= {"num_cpus": _cores(), "_node_ip_address": "127.0.0.1"}
+    listens_wide = ray_constants.ENABLE_RAY_CLUSTER
+    if address.local or address.host in ("localhost", "127.0.0.1"):
+        ray_constants.ENABLE_RAY_CLUSTER = False  # as Ray does on macOS: every listener is on the loopback device
+    with _own_signals(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)  # the child starts another program
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"the Ray cluster at {address.host}:{address.port} cannot be used: {line}") from error
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = listens_wide
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Install the signal handlers of this process again at the end: Ray replaces that of SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class RayBackend:
+    """Workers as actors. They never restart: a lost worker is replaced by a new one."""
+
+    def __init__(self, sources: TravellingSources | None, split: int | None) -> None:
+        """`sources` are sent once to each node. `split` divides the cores of this machine among so many workers."""
+        import jax
+        import ray
+
+        self.ray, self.split = ray, split
+        self.sources = None if sources is None else ray.put(sources)
+        self.settings = {name: getattr(jax.config, name) for name in SETTINGS}
+        self.environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        self.reports: dict[Any, Any] = {}  # handle -> reference of its report
+        self.homes: dict[Any, str] = {}  # handle -> node
+
+    def nodes(self) -> Sequence[Node]:
+        """The nodes that are alive."""
+        nodes = [_node(entry) for entry in self.ray.nodes() if entry["Alive"]]
+        if not self.split:
+            return nodes
+        cpus = max(1, nodes[0].cpus // self.split)  # one machine for several workers
+        return [nodes[0]._replace(id=f"{nodes[0].id}/{i}", cpus=cpus) for i in range(self.split)]
+
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
+        """Ask for an actor on a node."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options: dict[str, Any] = {"num_cpus": places} if platform == "cpu" else {"num_cpus": 1, "num_gpus": 1}
+        if platform == "tpu":
+            options = {"num_cpus": 1, "resources": {"TPU": 1}}
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node.id.partition("/")[0], soft=False)
+        actor = self.ray.remote(Worker).options(
+            max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
+        )
+        handle = actor.remote(platform, places, self.settings, self.environment, self.sources)
+        self.reports[handle] = handle.machine.remote(own)
+        if node is not None:
+            self.homes[handle] = node.id
+        return handle
+
+    def report(self, handle: Any) -> tuple[str, Report] | None:
+        """The node and the machine of an actor; None while it starts."""
+        reference = self.reports[handle]
+        ready, _ = self.ray.wait([reference], timeout=0, fetch_local=False)
+        if not ready:
+            return None
+        try:
+            report = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise _as_user_error(error) from error
+        except self.ray.exceptions.RayError as error:
+            raise self._lost(handle, error) from error
+        if handle not in self.homes:
+            from ray.util.state import get_actor
+
+            self.homes[handle] = str(getattr(get_actor(handle._actor_id.hex()), "node_id", ""))
+        return self.homes[handle], report
+
+    def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
+        """Call a method of an actor and wait for its answer."""
+        try:
+            return self.ray.get(getattr(handle, method).remote(*arguments))
+        except self.ray.exceptions.RayTaskError as error:
+            raise _as_user_error(error) from error
+        except self.ray.exceptions.RayError as error:
+            raise self._lost(handle, error) from error
+
+    def send(self, handle: Any, method: str, *arguments: Any) -> None:
+        """Call a method of an actor without waiting."""
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            getattr(handle, method).remote(*arguments)
+
+    def kill(self, handle: Any) -> None:
+        """End an actor at once."""
+        with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+            self.ray.kill(handle)
+        self.reports.pop(handle, None)
+
+    def _lost(self, handle: Any, error: Any) -> PlaceLost:
+        """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
+        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+        line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
+        node = self.homes.get(handle, "").partition("/")[0]
+        if getattr(error, "preempted", False):
+            return PlaceLost("its node was preempted", counted=False)
+        if not isinstance(error, self.ray.exceptions.RayActorError):
+            return PlaceLost(f"its result is lost: {type(error).__name__}", counted=False)
+        if "node has died" in str(error) or not any(entry["Alive"] and entry["NodeID"] == node for entry in self.ray.nodes()):
+            return PlaceLost("its node has ended", counted=False)
+        return PlaceLost(line or type(error).__name__)
+
+
+def _as_user_error(error: Any) -> UserError:
+    """An exception of an actor's constructor or method, with its last line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError):
+        return UserError(str(cause))
+    return UserError(f"a worker raises {type(cause or error).__name__}: {str(error).strip().splitlines()[-1]}")
+
+
+def _node(entry: Mapping[str, Any]) -> Node:
+    resources = entry["Resources"]
+    counts = (int(resources.get(name, 0)) for name in ("CPU", "GPU", "TPU"))
+    return Node(entry["NodeID"], entry["NodeManagerHostname"], *counts)

@@ -1,0 +1,104 @@
+"""Values of `--cluster`: parsed and probed without an import of Ray or JAX."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from relu_study.errors import UserError
+
+FORMS = "ray, ray:HOST:PORT or ray:local"
+PROBE_SECONDS = 2.0  # to reach the port of a cluster
+
+
+class Address(NamedTuple):
+    """A parsed value of `--cluster`."""
+
+    local: bool  # start a cluster on this machine
+    host: str = ""  # empty: RAY_ADDRESS, or else the cluster that was started last on this machine
+    port: int = 0
+
+
+def parse_address(text: str) -> Address:
+    """Return the address of a value of `--cluster`. Raises UserError for an invalid one."""
+    kind, _, rest = text.partition(":")
+    if text == "ray://" or text.startswith("ray://"):
+        raise UserError(
+            f"--cluster {text!r} is an address of Ray Client, which is not supported. Run this command on a node of the cluster "
+            "with --cluster ray, or give ray:HOST:PORT with the port of the head (6379)."
+        )
+    if kind != "ray":
+        raise UserError(f"--cluster {text!r} is no cluster. Give {FORMS}.")
+    if rest in ("", "local") and (rest or ":" not in text):
+        return Address(local=bool(rest))
+    host, _, port = rest.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"--cluster {text!r} has no host and port. Give {FORMS}, for example ray:10.0.0.1:6379.")
+    return Address(False, host, int(port))
+
+
+def check_request(cluster: str | None, workers: int | None, other: str = "") -> None:
+    """Check the options of a cluster before anything is loaded. `other` is an option that excludes a cluster.
+
+    Raises:
+        UserError: an option is invalid, or the cluster cannot be reached.
+    """
+    if cluster is None:
+        if workers is not None:
+            raise UserError("workers are those of a cluster. Give a cluster too, for example ray.")
+        return
+    if other:
+        raise UserError(f"{other} does not apply to a cluster, which divides the study itself. Use one of them.")
+    if workers is not None and workers < 1:
+        raise UserError(f"{workers} is no number of workers. Give a whole number of at least 1.")
+    check_cluster(cluster)
+
+
+def check_cluster(text: str) -> Address:
+    """Return the address of a cluster that can be reached. Imports no Ray.
+
+    Raises:
+        UserError: the value is invalid, Ray is not installed, or there is no cluster at the address.
+    """
+    address = parse_address(text)
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--cluster needs Ray, which is not installed. Install it with: pip install 'relu-study[ray]'")
+    if address.local:
+        return address
+    if not address.host:
+        found = _running_cluster()
+        if not found:
+            raise UserError("there is no Ray cluster. Start one with 'ray start --head', or give --cluster ray:local.")
+        if "://" in found:
+            raise UserError(
+                f"RAY_ADDRESS is {found}, an address of Ray Client, which is not supported. Run this command on a node of the "
+                "cluster, and set RAY_ADDRESS to HOST:PORT of its head."
+            )
+        host, _, port = found.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"the address of the Ray cluster, {found!r}, is not HOST:PORT. Correct RAY_ADDRESS.")
+        address = Address(False, host, int(port))
+    try:
+        socket.create_connection((address.host.strip("[]"), address.port), PROBE_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(
+            f"no Ray cluster answers at {address.host}:{address.port} ({reason}). Start one with 'ray start --head', correct the "
+            "address, or give --cluster ray:local."
+        ) from None
+    return address
+
+
+def _running_cluster() -> str:
+    """The address in RAY_ADDRESS, or else of the cluster that was started last on this machine; empty without one."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given and given not in ("auto", "local"):
+        return given
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    with contextlib.suppress(OSError):
+        return file.read_text().strip()
+    return ""

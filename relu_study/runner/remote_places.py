@@ -1,0 +1,406 @@
+"""Places of a cluster: its workers, their agreement on bits, their deaths, and a summary. It knows no cluster software."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from relu_study.engine.draw_plan import Block, DrawPlan
+from relu_study.engine.places import Place, PlaceLost, Started
+from relu_study.engine.plan import Plan
+from relu_study.engine.scheduler import Work, assign_devices
+from relu_study.engine.state import MeasureConfig
+from relu_study.errors import UserError
+from relu_study.runner.machine import Machine
+from relu_study.runner.worker import Answer, Report, numbers_of
+
+NODES_EVERY = 10.0  # seconds between looks for new nodes
+GRACE = 30.0  # seconds that the first worker waits for the others of the start
+WAITING_EVERY = 30.0  # seconds between lines about a wait
+START_FAILURES = 3  # of the workers of one node, until the node is left out
+SLOTS = 2  # tiles in flight at a place: one computes, one waits
+
+
+class Node(NamedTuple):
+    """A machine of the cluster that is alive."""
+
+    id: str
+    host: str
+    cpus: int
+    gpus: int
+    tpus: int
+
+    def count(self, platform: str) -> int:
+        """The places of a platform."""
+        return {"cpu": self.cpus, "gpu": self.gpus, "tpu": self.tpus}[platform]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The calls of a cluster software. A handle is a worker."""
+
+    def nodes(self) -> Sequence[Node]:
+        """The nodes that are alive."""
+
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
+        """Ask for a worker on a node (None: on any node, new ones too). Returns its handle at once."""
+
+    def report(self, handle: Any) -> tuple[str, Report] | None:
+        """The node and the machine of a worker; None while it starts. Raises PlaceLost or UserError if it cannot start."""
+
+    def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
+        """Call a method of `Worker` and wait for its answer. Raises PlaceLost."""
+
+    def send(self, handle: Any, method: str, *arguments: Any) -> None:
+        """Call a method of `Worker` without waiting."""
+
+    def kill(self, handle: Any) -> None:
+        """End a worker at once."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker, from its request to its end."""
+
+    handle: Any
+    node: Node | None
+    asked: float
+    name: str = ""
+    report: Report | None = None
+    places: list[RemotePlace] = field(default_factory=list)
+    dead: bool = False
+    killed: bool = False
+
+
+@dataclass
+class Account:
+    """The work of one worker, for the summary."""
+
+    tiles: int = 0
+    results: int = 0  # runs or draws
+    seconds: float = 0.0  # of training
+    programs: int = 0
+    deaths: int = 0
+    places: int = 1
+
+
+class RemotePlace:
+    """One device of a worker. It starts a tile there and waits for its numbers."""
+
+    slots = SLOTS
+
+    def __init__(self, number: int, index: int, member: Member, cluster: RemotePlaces) -> None:
+        self.number, self.index, self.member, self.cluster = number, index, member, cluster
+        self.worker, self.name = member.name, f"place {index} of {member.name}"
+
+    def start(self, tile: Any, should_continue: Callable[[], bool]) -> Started | None:
+        """Compute a tile, and return its numbers. Raises PlaceLost if the worker ends."""
+        answer = self.cluster.call(self.member, *self.cluster.request(tile, self.index))
+        if not should_continue():
+            return None
+        numbers = numbers_of(answer, self.member.name)
+        self.cluster.count(self.member, tile, answer)
+        return Started(numbers, answer.compiling, answer.seconds)
+
+    def collect(self, pending: Any) -> Any:
+        """Return the numbers of a tile."""
+        return pending
+
+
+class RemotePlaces:
+    """The places of all usable workers of a cluster, for `scheduler.finished`."""
+
+    changing = True
+
+    def __init__(
+        self,
+        backend: Backend,
+        here: tuple[dict[str, Any], str],
+        own: Mapping[str, Any],
+        on_message: Callable[[str], None],
+        workers: int | None = None,
+    ) -> None:
+        """Prepare without starting a worker.
+
+        Args:
+            backend: The cluster software.
+            here: Versions and precision of the driver, and the hash of its package.
+            own: The fingerprints of the study's own entries in the driver.
+            on_message: Receives lines for the user.
+            workers: Number of workers to ask for (None: one a CPU node or GPU, also of later nodes).
+        """
+        self.backend, self.here, self.own, self.wanted = backend, here, own, workers
+        self.on_message = on_message
+        self.members: list[Member] = []  # starting or usable
+        self.left_out: dict[str, str] = {}  # node -> reason
+        self.accounts: dict[str, Account] = {}  # by worker
+        self.machine: Machine | None = None
+        self.request: Callable[[Any, int], tuple[Any, ...]] = lambda tile, index: ()  # a tile and a place -> a call of `Worker`
+        self.platform, self.closed = "cpu", False
+        self._failures: Counter[str] = Counter()
+        self._named: Counter[str] = Counter()
+        self._numbers: list[int] = []  # free numbers of places
+        self._next_number, self._looked = 0, float("-inf")
+        self._lock = threading.RLock()
+
+    @property
+    def exact(self) -> bool:
+        """Whether all places give the same bits: CPUs do."""
+        return self.platform == "cpu"
+
+    # ----------------------------------------------------------------------------------- start
+
+    def start(self, platform: str | None = None) -> Machine:
+        """Ask for workers, wait for the first ones, and return the machine that they agree on.
+
+        Raises:
+            UserError: no worker can be used, or no majority has equal versions and arithmetic.
+        """
+        nodes = self.backend.nodes()
+        self.platform = platform or next((name for name in ("gpu", "tpu") if any(n.count(name) for n in nodes)), "cpu")
+        self._look(force=True)
+        reports = self._wait_for_first()
+        groups = Counter(member.report.bits for member in reports if member.report is not None)
+        (chosen, most), *others = groups.most_common()
+        if others and others[0][1] == most:
+            names = "; ".join(f"{', '.join(m.name for m in reports if m.report and m.report.bits == bits)}" for bits in groups)
+            raise UserError(
+                f"the workers do not agree on the bits of a small training, and no group is largest ({names}). Use machines of "
+                "one kind, or one of these groups with --workers."
+            )
+        first = next(member.report for member in reports if member.report is not None and member.report.bits == chosen)
+        places = sum(member.report.devices for member in reports if member.report and member.report.bits == chosen)
+        about = first.platform, first.kind, places, first.host, first.processor, first.memory
+        self.machine = Machine(*about, lambda: first.digest)
+        with self._lock:
+            for member in reports:
+                self._admit(member)
+        return self.machine
+
+    def _wait_for_first(self) -> list[Member]:
+        """Wait until a worker is ready, and then at most `GRACE` seconds for the others."""
+        began = told = time.monotonic()
+        first = None
+        while True:
+            starting = [member for member in list(self.members) if member.report is None]
+            for member in starting:
+                self._poll(member)
+            ready = [member for member in self.members if member.report is not None]
+            starting = [member for member in self.members if member.report is None]
+            now = time.monotonic()
+            if ready:
+                first = first or now
+                if not starting or now - first > GRACE:
+                    return ready
+            elif not starting:
+                if self.left_out:
+                    raise UserError("no worker of the cluster can be used: " + "; ".join(self.left_out.values()))
+                self._look(force=True)
+            if not ready and now - told > WAITING_EVERY:
+                told = now
+                self.on_message(
+                    f"waiting for a worker since {now - began:.0f} s: its {self.platform.upper()}s are in use or starting"
+                )
+            time.sleep(0.05)
+
+    def _look(self, force: bool = False) -> None:
+        """Ask for workers on the nodes that have none."""
+        if not force and time.monotonic() - self._looked < NODES_EVERY:
+            return
+        self._looked = time.monotonic()
+        per_node = Counter(member.node.id for member in self.members if member.node is not None)
+        asked = len(self.members)
+        nodes = [node for node in self.backend.nodes() if node.id not in self.left_out and node.count(self.platform)]
+        for node in nodes:
+            workers = 1 if self.platform == "cpu" else node.count(self.platform)
+            for _ in range(workers - per_node[node.id]):
+                if self.wanted is None or asked < self.wanted:
+                    self._ask(node)
+                    asked += 1
+        for _ in range(asked, self.wanted or 0):
+            self._ask(None, max((node.cpus for node in nodes), default=1))
+
+    def _ask(self, node: Node | None, cpus: int = 1) -> None:
+        places = (node.cpus if node is not None else cpus) if self.platform == "cpu" else 1
+        handle = self.backend.start(node, self.platform, places, sorted(self.own))
+        self.members.append(Member(handle, node, time.monotonic()))
+
+    def _poll(self, member: Member) -> None:
+        """Take the report of a starting worker. A worker that cannot start, or differs from the driver, is left out."""
+        try:
+            found = self.backend.report(member.handle)
+        except (PlaceLost, UserError) as error:
+            self._drop(member)
+            node = member.node
+            if node is not None:
+                self._failures[node.id] += 1
+                if isinstance(error, UserError) or self._failures[node.id] >= START_FAILURES:
+                    self._leave_out(node, f"a worker on {node.host} does not start ({error})")
+            else:
+                self.on_message(f"a worker does not start ({error})")
+            return
+        if found is None:
+            return
+        node_id, report = found
+        if member.node is None or member.node.id != node_id:
+            nodes = {node.id: node for node in self.backend.nodes()}
+            member.node = nodes.get(node_id, Node(node_id, node_id[:8], report.devices, 0, 0))
+        self._named[member.node.host] += 1
+        member.name = f"{member.node.host}-{self._named[member.node.host]}"
+        member.report = report
+        if reason := self._difference(report):
+            self._leave_out(member.node, f"worker {member.name} {reason}")
+            self._drop(member)
+
+    def _difference(self, report: Report) -> str:
+        """The reason why a worker cannot compute the driver's study; empty if it can."""
+        software, package = self.here
+        for name, value in software.items():
+            if report.host.get(name) != value:
+                return f"has {name} {report.host.get(name)}, and the driver {value}"
+        if report.package != package:
+            return "has another version of relu_study than the driver (its source files differ)"
+        if report.platform != self.platform:
+            return f"has the platform {report.platform}, not {self.platform}"
+        for name, parts in self.own.items():
+            if report.own.get(name) != parts:
+                return f"loads {name} with other content than the driver"
+        return ""
+
+    def _admit(self, member: Member) -> None:
+        """Make the places of a worker usable if it agrees with the others."""
+        report, machine = member.report, self.machine
+        assert report is not None and machine is not None and member.node is not None
+        if (report.platform, report.host, report.digest) != (machine.platform, machine.host, machine.digest()):
+            about = f"device {report.host['device']}, digest {report.digest} instead of {machine.digest()}"
+            self._leave_out(member.node, f"worker {member.name} does not give the bits of the others ({about})")
+            self._drop(member)
+            return
+        for index in range(report.devices):
+            if self._numbers:
+                number = heapq.heappop(self._numbers)
+            else:
+                number, self._next_number = self._next_number, self._next_number + 1
+            member.places.append(RemotePlace(number, index, member, self))
+        self.accounts[member.name] = Account(places=report.devices)
+
+    def _leave_out(self, node: Node, reason: str) -> None:
+        self.left_out[node.id] = reason
+        self.on_message(f"{reason}: it is left out")
+
+    def _drop(self, member: Member) -> None:
+        """Forget a worker, and end it."""
+        with self._lock:
+            if member not in self.members:
+                return
+            self.members.remove(member)
+            member.dead = True
+            for place in member.places:
+                heapq.heappush(self._numbers, place.number)
+        self.backend.kill(member.handle)
+
+    # ------------------------------------------------------------------------------------- run
+
+    def current(self) -> Sequence[Place]:
+        """The places of the usable workers. Looks for new nodes and started workers."""
+        with self._lock:
+            if self.closed:
+                return []
+            self._look()
+            for member in [member for member in self.members if member.report is None]:
+                self._poll(member)
+                if member.report is not None and not member.dead:
+                    self._admit(member)
+                    if not member.dead:
+                        self.on_message(f"worker {member.name} has joined with {len(member.places)} places")
+            return [place for member in self.members for place in member.places]
+
+    def call(self, member: Member, method: str, *arguments: Any) -> Answer:
+        """Call a worker. Raises PlaceLost at its end, after a line for the user."""
+        if member.dead or self.closed:
+            raise PlaceLost(f"worker {member.name} has ended", counted=False)
+        try:
+            return self.backend.call(member.handle, method, *arguments)
+        except PlaceLost as lost:
+            with self._lock:
+                first, self._looked = not member.dead and not self.closed, float("-inf")
+                if first:
+                    self.accounts[member.name].deaths += 1
+            self._drop(member)
+            if first:
+                self.on_message(f"worker {member.name} has ended ({lost.reason}): its tiles go to other places")
+            raise
+
+    def count(self, member: Member, tile: Any, answer: Answer) -> None:
+        """Add a finished tile to the summary."""
+        with self._lock:
+            account = self.accounts[member.name]
+            account.tiles += 1
+            account.results += tile.size
+            account.seconds += answer.seconds
+            account.programs += answer.programs
+
+    def work(self, work: Work[Any, Any], measure_config: MeasureConfig, keep_params: bool) -> Work[Any, Any]:
+        """The work of a plan at these places: a worker evicts the programs of a finished cohort itself."""
+
+        def request(tile: Any, index: int) -> tuple[Any, ...]:
+            return ("draw", tile, index) if isinstance(tile, Block) else ("train", tile, index, measure_config, keep_params)
+
+        self.request = request
+        return replace(work, required_programs=lambda tile: {(tile.cohort,)}, evict=lambda key: self.forget(*key))
+
+    def forget(self, cohort: str) -> None:
+        """Let all workers evict the programs of a finished cohort."""
+        with self._lock:
+            usable = [member for member in self.members if member.places]
+        for member in usable:
+            self.backend.send(member.handle, "forget", cohort)
+
+    def rate(self, tile: Any, measure_config: MeasureConfig) -> float:
+        """The training steps per second of a tile, measured by the first worker."""
+        member = next(member for member in self.members if member.places)
+        return float(numbers_of(self.call(member, "rate", tile, measure_config), member.name)["steps_per_second"])
+
+    def kill(self, place: Place, reason: str) -> None:
+        """End the worker of a place."""
+        with self._lock:
+            member = next((one for one in self.members if any(other is place for other in one.places)), None)
+        if member is not None and not member.killed:
+            member.killed = True
+            self.on_message(f"worker {member.name} is ended: {reason}")
+            self.backend.kill(member.handle)
+
+    def close(self) -> None:
+        """End all workers, and with them all waiting calls."""
+        with self._lock:
+            self.closed, members = True, list(self.members)
+        for member in members:
+            self._drop(member)
+
+    def forecast(self, plan: Plan | DrawPlan) -> list[str]:
+        """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""
+        numbers = [place.number for member in self.members for place in member.places]
+        assigned = assign_devices(plan.tiles, plan.cost, len(numbers))
+        cohorts = Counter(numbers[i] for i in assigned.values())
+        return [
+            f"worker {member.name}: {len(member.places)} places on {member.report.host['device']}, "
+            f"{member.report.processor.get('processor', '')}, "
+            f"compiles about {sum(cohorts[place.number] for place in member.places)} {'cells' if plan.noun == 'draws' else 'cohorts'}"
+            for member in self.members
+            if member.report is not None
+        ]
+
+    def summary(self, noun: str) -> list[str]:
+        """One line a worker: tiles, rate, compiled programs, deaths."""
+        lines = []
+        for name, account in sorted(self.accounts.items()):
+            rate = account.results * account.places / account.seconds if account.seconds else 0.0
+            text = f"worker {name}: {account.tiles:,} tiles, {account.results:,} {noun}, {rate:,.1f} {noun}/s, "
+            ended = ", ended" if account.deaths else ""
+            lines.append(text + f"{account.programs:,} programs compiled or read from the cache{ended}")
+        return lines

@@ -1,0 +1,143 @@
+"""Own source files of a study as text, for workers on other machines: modules, their siblings and their data files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relu_study.errors import UserError
+from relu_study.study import data_files
+from relu_study.study.imports import imports, located, package_of, parents, submodules
+from relu_study.study.loading import MODULE_PREFIX, load_study
+from relu_study.study.origins import package
+from relu_study.study.source_text import nested
+
+
+@dataclass(frozen=True)
+class TravellingSources:
+    """Files with their relative layout, and how to load them."""
+
+    root: str  # the folder of all files on the driver
+    here: str  # the current folder of the driver
+    files: Mapping[str, bytes]  # path from the root -> content
+    studies: tuple[str, ...]  # study files, as paths from the root
+    modules: tuple[str, ...]  # other modules to import
+    search: tuple[str, ...]  # folders of these modules, as paths from the root
+
+    def unpack(self, folder: Path) -> None:
+        """Write the files below a new folder, and load them: their entries are then registered."""
+        for name, content in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        data_files.moved.update({os.path.join(self.root, name): str(folder / name) for name in self.files})
+        data_files.other_folders[:] = [self.here]
+        for name in self.search:
+            sys.path.append(str(folder / name))
+        importlib.invalidate_caches()
+        for name in self.studies:
+            load_study(folder / name)
+        for name in self.modules:
+            importlib.import_module(name)
+
+
+def travelling_sources(functions: Mapping[str, Any]) -> TravellingSources | None:
+    """Return the files that define these functions, by entry; None without own functions.
+
+    Raises:
+        UserError: a function is defined in a notebook or in the running script, which workers cannot load.
+    """
+    homes = {entry: module_of(function) for entry, function in functions.items()}
+    if not homes:
+        return None
+    for entry, name in homes.items():
+        if name == "__main__" or not isinstance(getattr(sys.modules.get(name), "__file__", None), str):
+            raise UserError(
+                f"{entry} is defined in a notebook or in the running script, which the workers of a cluster cannot load. Move it "
+                "to a module file next to it, and import it from there."
+            )
+    studies = [name for name in sys.modules if name.startswith(MODULE_PREFIX)]
+    roots = dict.fromkeys([*sorted({*homes.values()}), *(name for name in studies if _loaded_last(name))])
+    paths: dict[str, None] = {}
+    for name in roots:
+        _collect(Path(str(sys.modules[name].__file__)).resolve(), package_of(vars(sys.modules[name])), paths)
+    data = {path for (file, _), opened in data_files.opened_by.items() if str(Path(file).resolve()) in paths for path in opened}
+    every = sorted({*paths, *data})
+    root = os.path.commonpath([os.path.dirname(path) for path in every])
+    relative = {path: os.path.relpath(path, root) for path in every}
+    modules = [name for name in roots if not name.startswith(MODULE_PREFIX)]
+    return TravellingSources(
+        root,
+        os.getcwd(),
+        {relative[path]: _content(path) for path in every},
+        tuple(relative[str(Path(str(sys.modules[name].__file__)).resolve())] for name in roots if name.startswith(MODULE_PREFIX)),
+        tuple(modules),
+        tuple(sorted({os.path.relpath(_search_folder(name), root) for name in modules})),
+    )
+
+
+def module_of(function: Any) -> str:
+    """Return the name of the module that defines a function, a partial or a callable object."""
+    while hasattr(function, "func"):
+        function = function.func
+    name = getattr(function, "__module__", None)
+    return str(name if isinstance(name, str) else type(function).__module__)
+
+
+def _loaded_last(name: str) -> bool:
+    """Whether a study file may register entries: its folder is still searched for modules."""
+    file = getattr(sys.modules[name], "__file__", None)
+    return isinstance(file, str) and Path(file).is_file() and str(Path(file).resolve().parent) in sys.path
+
+
+def _search_folder(name: str) -> Path:
+    """Return the folder that contains a top-level module or package."""
+    path = Path(str(sys.modules[name].__file__)).resolve()
+    depth = name.count(".") + (path.name == "__init__.py")
+    return path.parents[depth]
+
+
+def _collect(path: Path, home: str, paths: dict[str, None]) -> None:
+    """Add a user's file, and the user's modules that it imports."""
+    if str(path) in paths:
+        return
+    paths[str(path)] = None
+    try:
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return
+    for part in nested(code):
+        for one in imports(part)[0]:
+            try:
+                name = one.absolute(home)
+            except ImportError:
+                continue
+            _collect_module(name, one.names, paths)
+
+
+def _collect_module(name: str, names: Iterable[str], paths: dict[str, None]) -> None:
+    spec = None
+    for step in parents(name):
+        if (spec := located(step)) is None or spec.origin in (None, "built-in", "frozen"):
+            if spec is None:
+                return
+            continue
+        if package(spec.name, spec.origin) is not None:
+            return
+        _collect(Path(str(spec.origin)).resolve(), spec.parent or "", paths)
+    for step in submodules(spec, tuple(names)) if spec is not None else ():
+        inner = located(step)
+        if inner is not None and inner.origin and package(inner.name, inner.origin) is None:
+            _collect(Path(inner.origin).resolve(), inner.parent or "", paths)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). The workers of a cluster need it.") from None
