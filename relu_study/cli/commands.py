@@ -87,7 +87,7 @@ def show_plan(
 
     use_devices()
     with places_of(cluster, declared, workers, print) as places:
-        job = prepare(declared, folder, size.measure_config(), shard=part, machine=places and places.machine)
+        job = prepare(declared, folder, size.measure_config(), shard=part, machine=None if places is None else places.machine)
         title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
         print_plan(job, title, "" if no_memory or places else f"{job.kind.memory(job)}; ")
         for line in places.forecast(job.plan) if places else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +124,7 @@ class Flights:
         return set(heads.values())
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
+def differing(one: Any, other: Any) -> Sequence[str]:
     """The names of the arrays that differ in a bit between two answers of one tile."""
     names = sorted({*one, *other})
     return [name for name in names if name not in one or name not in other or not _equal(one[name], other[name])]

@@ -32,8 +32,11 @@ class Place(Protocol):
 
     number: int
     name: str
-    worker: Hashable  # the places of one worker share compiled programs, and are lost together
     slots: int  # threads that start tiles: with 2, one tile computes and the next one waits
+
+    @property
+    def worker(self) -> Hashable:
+        """The process: its places share compiled programs, and are lost together."""
 
     def start(self, tile: Any, should_continue: Callable[[], bool]) -> Started | None:
         """Start a tile. None if no longer requested. Raises PlaceLost."""
@@ -47,7 +50,10 @@ class Places(Protocol):
     """The places of a run."""
 
     changing: bool  # whether places come and go, and may be slow or lost
-    exact: bool  # whether all places give the same bits
+
+    @property
+    def exact(self) -> bool:
+        """Whether all places give the same bits."""
 
     def current(self) -> Sequence[Place]:
         """The usable places. If they change, it is called often, and does not wait."""
@@ -78,7 +84,8 @@ class DevicePlace:
     slots = 1
 
     def __init__(self, number: int, device: jax.Device, start: Callable[..., Any], collect: Callable[[Any], Any]) -> None:
-        self.number = self.worker = number  # no affinity between the places of a CPU, so that each starts another cohort
+        self.number = number
+        self.worker: Hashable = number  # no affinity between the places of a CPU, so that each starts another cohort
         self.name, self.device = f"device {number}", device
         self._start, self.collect = start, collect
 

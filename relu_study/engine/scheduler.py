@@ -2,98 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
-
-import jax
-import numpy as np
+from typing import Any, Generic, NamedTuple
 
 from relu_study.components.entry_errors import entry_errors, out_of_memory_reason
-from relu_study.engine import compilation, draw_block, train_tile
-from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.flights import Flight, Flights, differing
 from relu_study.engine.places import DevicePlace, DevicePlaces, Place, PlaceLost, Places, Started, places
-from relu_study.engine.plan import Plan, Tile
-from relu_study.engine.state import MeasureConfig
+from relu_study.engine.program_use import ProgramUse
+from relu_study.engine.work import Fallback, Finished, N, T, Work, assign_devices
 from relu_study.errors import UserError
-from relu_study.stats.streaming_moments import Sums
 
-T = TypeVar("T", bound=Tile | Block)
-N = TypeVar("N")
-Arrays = dict[str, np.ndarray]
-TRIM_INTERVAL = 10.0  # seconds between calls of malloc_trim, which takes some milliseconds
 IDLE_POLL, PLACES_POLL = (
     0.5,
     1.0,
 )  # seconds between looks of an idle place for a tile to repeat, and for new, lost and slow places
 NO_PLACE_SECONDS = 600.0  # without a place, until the run ends
-
-
-@runtime_checkable
-class Fallback(Protocol):
-    """Policy for tiles that cannot be computed as planned. Called in the thread that collects."""
-
-    def retile(self, tiles: Sequence[Any], why: str) -> Sequence[Any] | None:
-        """The same runs in narrower tiles, if a cohort does not fit in memory; None if the width is minimal or fixed."""
-
-    def give_up(self, tiles: Sequence[Any], why: str) -> None:
-        """Called with tiles that do not fit even when no other tile is in memory."""
-
-    def crash(self, tile: Any, why: str) -> None:
-        """Called with a tile that ended several workers. It is not tried again."""
-
-
-class Finished(NamedTuple, Generic[T, N]):
-    """A finished tile or block, its numbers and the number of its place."""
-
-    tile: T
-    numbers: N
-    place: int
-    compiling: float  # compile time in seconds
-
-
-@dataclass(frozen=True)
-class Work(Generic[T, N]):
-    """The tiles or blocks of a plan, and the functions that compute their numbers."""
-
-    tiles: Sequence[T]
-    cost: Callable[[T], float]  # relative
-    start: Callable[[T, jax.Device, Callable[[], bool]], Any]  # queues a tile on a device; None if the last argument is False
-    collect: Callable[[Any], N]  # waits for the numbers of a queued tile
-    required_programs: Callable[[T], set[tuple[Any, ...]]]  # the keys of the programs of a tile
-    evict: Callable[[tuple[Any, ...]], None]  # frees a program by its key
-
-
-def training(plan: Plan, measure_config: MeasureConfig, keep_params: bool = False) -> Work[Tile, Arrays]:
-    """The training of every tile of a plan."""
-
-    def start(tile: Tile, device: jax.Device, should_continue: Callable[[], bool]) -> train_tile.QueuedTile | None:
-        return train_tile.start_tile(
-            list(tile.runs), tile.width, device, measure_config, num_datasets=tile.num_datasets, should_continue=should_continue
-        )
-
-    return Work(
-        plan.tiles,
-        plan.cost,
-        start,
-        lambda pending: train_tile.fetch(pending, keep_params),
-        lambda tile: compilation.required_programs(tile.runs, measure_config),
-        compilation.evict,
-    )
-
-
-def drawing(plan: DrawPlan) -> Work[Block, Sums]:
-    """The drawing of every block of a plan."""
-    start, programs = draw_block.draw_block, draw_block.required_programs
-    return Work(plan.tiles, plan.cost, start, lambda sums: sums, programs, draw_block.evict)
 
 
 def finished(
@@ -143,9 +69,8 @@ class _Scheduler(Generic[T, N]):
     """The unfinished tiles, shared by the threads of the places that start them and the caller that collects them."""
 
     def __init__(self, work: Work[T, N], fallback: Fallback | None, at: Places) -> None:
-        self.work, self.fallback, self.at, self.last_trim = work, fallback, at, time.monotonic()
+        self.work, self.fallback, self.at, self.programs = work, fallback, at, ProgramUse(work)
         self.todo: list[T] = list(work.tiles)
-        self.remaining = Counter(key for tile in work.tiles for key in work.required_programs(tile))
         self.unfinished: dict[str, list[T]] = {}  # cohort -> its unfinished tiles
         for tile in work.tiles:
             self.unfinished.setdefault(tile.cohort, []).append(tile)
@@ -255,18 +180,25 @@ class _Scheduler(Generic[T, N]):
                     lambda t: t.cohort not in self.started,
                     lambda t: True,
                 ):
-                    for i, tile in enumerate(self.todo):
+                    for i, tile in enumerate(self.todo if not self._reserved(place) else ()):
                         if fits(tile) and tile.cohort not in self.oom_cohorts and not self.flights.crowded(tile, place):
                             self.started.add(tile.cohort)
                             compiled.add(tile.cohort)
                             own.add(tile.cohort)
                             return self.flights.begin(self.todo.pop(i), place)
                 idle = self.at.changing and not any(flight.place is place for flight in self.flights.current)
-                if idle and (tile := self.flights.to_repeat(place, lambda t: t.cohort in compiled)) is not None:
-                    return self.flights.begin(tile, place)
+                if idle and (late := self.flights.to_repeat(place, lambda t: t.cohort in compiled)) is not None:
+                    return self.flights.begin(late, place)
                 poll = IDLE_POLL + len(self.flights.current) / 200 if self.at.changing else None
                 self.changed.wait(poll)  # a tile in flight may still be retiled, lost or repeated
         return None
+
+    def _reserved(self, place: Place) -> bool:
+        """Whether the last tiles are for places that have none, so that none waits at a busy place."""
+        if not self.at.changing or len(self.todo) >= len(self.known):
+            return False
+        busy = {id(flight.place) for flight in self.flights.current}
+        return id(place) in busy and len(self.todo) <= len(self.known) - len(busy)
 
     # --------------------------------------------------------------------------------- collection
 
@@ -376,7 +308,8 @@ class _Scheduler(Generic[T, N]):
             return
         first, flight = self.answers.pop(id(item.flight.tile))
         if names := differing(first, item.flight.place.collect(item.started.pending)):
-            text = f"{flight.place.name} and {item.flight.place.name} return different numbers for the same runs ({', '.join(names)})"
+            both = f"{flight.place.name} and {item.flight.place.name}"
+            text = f"{both} return different numbers for the same runs ({', '.join(names)})"
             if self.at.exact:
                 raise UserError(
                     f"{text}. Stored results are kept; leave out one of these machines and run the study again in a new folder."
@@ -390,12 +323,9 @@ class _Scheduler(Generic[T, N]):
         assert self.fallback is not None
         with self.changed:
             self.oom_cohorts.add(tile.cohort)
-        self._release_programs(self.unfinished[tile.cohort], immediately=True)
-        gc.collect()
-        _malloc_trim()
+        self.programs.free(self.unfinished[tile.cohort])
         narrow: Sequence[T] | None = self.fallback.retile(self.unfinished[tile.cohort], why)
-        remaining = narrow or self.unfinished[tile.cohort]
-        self.remaining.update(key for other in remaining for key in self.work.required_programs(other))
+        self.programs.add(narrow or self.unfinished[tile.cohort])
         with self.changed:
             self.todo = [other for other in self.todo if other.cohort != tile.cohort]
             if narrow is not None:
@@ -410,39 +340,4 @@ class _Scheduler(Generic[T, N]):
             if not self.unfinished[tile.cohort]:
                 del self.unfinished[tile.cohort]
                 self.changed.notify_all()
-        if self._release_programs([tile]) or time.monotonic() - self.last_trim > TRIM_INTERVAL:
-            _malloc_trim()
-            self.last_trim = time.monotonic()
-
-    def _release_programs(self, tiles: Sequence[T], immediately: bool = False) -> bool:
-        """Evict the programs that no later tile requires, or all of these tiles if `immediately`; whether any was evicted."""
-        keys = Counter(key for tile in tiles for key in self.work.required_programs(tile))
-        self.remaining.subtract(keys)
-        unused = [key for key in keys if immediately or not self.remaining[key]]
-        for key in unused:
-            self.work.evict(key)
-        return bool(unused)
-
-
-def costs(planned: Sequence[T], cost: Callable[[T], float]) -> dict[str, float]:
-    """The total cost of the tiles of each cohort."""
-    totals: dict[str, float] = {}
-    for tile in planned:
-        totals[tile.cohort] = totals.get(tile.cohort, 0.0) + cost(tile)
-    return totals
-
-
-def assign_devices(planned: Sequence[T], cost: Callable[[T], float], devices: int) -> dict[str, int]:
-    """The device number of each cohort: the total `cost` per device is equal to within one cohort."""
-    assigned: dict[str, int] = {}
-    loads = [0.0] * devices
-    for cohort, total in sorted(costs(planned, cost).items(), key=lambda item: -item[1]):
-        assigned[cohort] = loads.index(min(loads))
-        loads[assigned[cohort]] += total
-    return assigned
-
-
-def _malloc_trim() -> None:
-    # glibc keeps the memory that the compiler has freed: about 40 MiB per program and device.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.programs.finish(tile)

@@ -14,7 +14,8 @@ from typing import Any
 from relu_study.engine.places import PlaceLost
 from relu_study.errors import UserError
 from relu_study.runner.cluster_address import Address, check_cluster
-from relu_study.runner.remote_places import SLOTS, Node, RemotePlaces
+from relu_study.runner.cluster_backend import Node
+from relu_study.runner.remote_places import SLOTS, RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.study import Study
@@ -147,7 +148,7 @@ class RayBackend:
         actor = self.ray.remote(Worker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
         )
-        handle = actor.remote(platform, places, self.settings, self.environment, self.sources)
+        handle: Any = actor.remote(platform, places, self.settings, self.environment, self.sources)
         self.reports[handle] = handle.machine.remote(own)
         if node is not None:
             self.homes[handle] = node.id

@@ -76,7 +76,7 @@ def execute(
       UserError: before training, if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
     with locks.writer_lock(folder, shard), places_of(cluster, study, workers, callback.on_message) as places:
-        job = prepare(study, folder, measure_config, shard=shard, machine=places and places.machine)
+        job = prepare(study, folder, measure_config, shard=shard, machine=None if places is None else places.machine)
         job = replace(job, provenance=with_digest(job.provenance, job.machine.digest))
         if per_seed:
             check_per_seed(len(job.ids))

@@ -23,9 +23,9 @@ from relu_study.study.draw_study import DrawStudy
 from relu_study.study.study import Study
 
 if TYPE_CHECKING:
-    from relu_study.engine.scheduler import Work
     from relu_study.engine.state import MeasureConfig
     from relu_study.engine.width_search import Rate
+    from relu_study.engine.work import Work
     from relu_study.report.tensorboard.live import Live
     from relu_study.runner.findings import StudyFindings
     from relu_study.runner.machine import Machine
@@ -114,9 +114,9 @@ class Training(Kind[Study, Plan, Tile]):
         return predict_memory(job)
 
     def work(self, job: Job[Study, Plan], keep_params: bool) -> Work[Tile, Arrays]:
-        from relu_study.engine import scheduler
+        from relu_study.engine.work import training
 
-        return scheduler.training(job.plan, job.measure_config, keep_params)
+        return training(job.plan, job.measure_config, keep_params)
 
     def with_measured_widths(
         self, job: Job[Study, Plan], folder: Path, on_message: Callable[[str], None], rate: Rate | None = None
@@ -184,9 +184,9 @@ class Drawing(Kind[DrawStudy, DrawPlan, Block]):
         return predict_memory_draws(job)
 
     def work(self, job: Job[DrawStudy, DrawPlan], keep_params: bool) -> Work[Block, Arrays]:
-        from relu_study.engine import scheduler
+        from relu_study.engine.work import drawing
 
-        return scheduler.drawing(job.plan)
+        return drawing(job.plan)
 
     def save(self, folder: Path, block: Block, numbers: Arrays, provenance: Mapping[str, Any]) -> Path:
         return block_files.write_block(folder, (block.cohort, block.first, block.count), numbers, provenance)

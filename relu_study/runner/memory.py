@@ -15,7 +15,7 @@ import psutil
 
 from relu_study.components.networks import network_of
 from relu_study.components.registry import tasks
-from relu_study.engine import cohorts, compilation, draw_block, scheduler, train_tile
+from relu_study.engine import cohorts, compilation, draw_block, train_tile, work
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.places import places
 from relu_study.engine.plan import Cohort, Plan, Tile
@@ -74,7 +74,7 @@ def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
         return MemoryEstimate(base + _reported(job), 0, limit)
     largest = max(todo, key=lambda c: c.bytes() + (LAYER_BYTES * c.work.layers if limit is None else 0))
     planned = job.plan.tiles
-    devices, costs = min(job.plan.devices, len(planned)), scheduler.costs(planned, job.plan.cost)
+    devices, costs = min(job.plan.devices, len(planned)), work.costs(planned, job.plan.cost)
     each = sum(costs.values()) / devices or 1.0
     shares = {name: math.ceil(cost / each) or 1 for name, cost in costs.items()}
 
@@ -84,7 +84,7 @@ def predict_memory(job: Job[Study, Plan]) -> MemoryEstimate:
             sorted((need(c) for c in todo for _ in range(min(len(c.tiles), shares[c.name], most))), reverse=True)[:devices]
         )
 
-    place = places()[scheduler.assign_devices(planned, job.plan.cost, job.plan.devices)[largest.name]]
+    place = places()[work.assign_devices(planned, job.plan.cost, job.plan.devices)[largest.name]]
     compilers = 1 if job.plan.platform == "cpu" else devices  # places of a CPU share their programs
     with _CacheHitCounter() as cache, _RssMonitor() as grown:
         tile = max(largest.tiles, key=lambda tile: tile.num_datasets)

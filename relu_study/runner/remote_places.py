@@ -8,59 +8,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, cast
 
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.places import Place, PlaceLost, Started
 from relu_study.engine.plan import Plan
-from relu_study.engine.scheduler import Work, assign_devices
 from relu_study.engine.state import MeasureConfig
+from relu_study.engine.work import Work, assign_devices
 from relu_study.errors import UserError
+from relu_study.runner.cluster_backend import Backend, Node
 from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Answer, Report, numbers_of
+from relu_study.runner.worker_account import WorkerAccount
 
 NODES_EVERY = 10.0  # seconds between looks for new nodes
 GRACE = 30.0  # seconds that the first worker waits for the others of the start
 WAITING_EVERY = 30.0  # seconds between lines about a wait
 START_FAILURES = 3  # of the workers of one node, until the node is left out
 SLOTS = 2  # tiles in flight at a place: one computes, one waits
-
-
-class Node(NamedTuple):
-    """A machine of the cluster that is alive."""
-
-    id: str
-    host: str
-    cpus: int
-    gpus: int
-    tpus: int
-
-    def count(self, platform: str) -> int:
-        """The places of a platform."""
-        return {"cpu": self.cpus, "gpu": self.gpus, "tpu": self.tpus}[platform]
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """The calls of a cluster software. A handle is a worker."""
-
-    def nodes(self) -> Sequence[Node]:
-        """The nodes that are alive."""
-
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
-        """Ask for a worker on a node (None: on any node, new ones too). Returns its handle at once."""
-
-    def report(self, handle: Any) -> tuple[str, Report] | None:
-        """The node and the machine of a worker; None while it starts. Raises PlaceLost or UserError if it cannot start."""
-
-    def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
-        """Call a method of `Worker` and wait for its answer. Raises PlaceLost."""
-
-    def send(self, handle: Any, method: str, *arguments: Any) -> None:
-        """Call a method of `Worker` without waiting."""
-
-    def kill(self, handle: Any) -> None:
-        """End a worker at once."""
 
 
 @dataclass(eq=False)
@@ -75,18 +40,6 @@ class Member:
     places: list[RemotePlace] = field(default_factory=list)
     dead: bool = False
     killed: bool = False
-
-
-@dataclass
-class Account:
-    """The work of one worker, for the summary."""
-
-    tiles: int = 0
-    results: int = 0  # runs or draws
-    seconds: float = 0.0  # of training
-    programs: int = 0
-    deaths: int = 0
-    places: int = 1
 
 
 class RemotePlace:
@@ -138,7 +91,7 @@ class RemotePlaces:
         self.on_message = on_message
         self.members: list[Member] = []  # starting or usable
         self.left_out: dict[str, str] = {}  # node -> reason
-        self.accounts: dict[str, Account] = {}  # by worker
+        self.accounts: dict[str, WorkerAccount] = {}  # by worker
         self.machine: Machine | None = None
         self.request: Callable[[Any, int], tuple[Any, ...]] = lambda tile, index: ()  # a tile and a place -> a call of `Worker`
         self.platform, self.closed = "cpu", False
@@ -287,7 +240,7 @@ class RemotePlaces:
             else:
                 number, self._next_number = self._next_number, self._next_number + 1
             member.places.append(RemotePlace(number, index, member, self))
-        self.accounts[member.name] = Account(places=report.devices)
+        self.accounts[member.name] = WorkerAccount(report.devices)
 
     def _leave_out(self, node: Node, reason: str) -> None:
         self.left_out[node.id] = reason
@@ -306,7 +259,7 @@ class RemotePlaces:
 
     # ------------------------------------------------------------------------------------- run
 
-    def current(self) -> Sequence[Place]:
+    def current(self) -> Sequence[RemotePlace]:
         """The places of the usable workers. Looks for new nodes and started workers."""
         with self._lock:
             if self.closed:
@@ -330,7 +283,7 @@ class RemotePlaces:
             with self._lock:
                 first, self._looked = not member.dead and not self.closed, float("-inf")
                 if first:
-                    self.accounts[member.name].deaths += 1
+                    self.accounts[member.name].ended = True
             self._drop(member)
             if first:
                 self.on_message(f"worker {member.name} has ended ({lost.reason}): its tiles go to other places")
@@ -339,11 +292,7 @@ class RemotePlaces:
     def count(self, member: Member, tile: Any, answer: Answer) -> None:
         """Add a finished tile to the summary."""
         with self._lock:
-            account = self.accounts[member.name]
-            account.tiles += 1
-            account.results += tile.size
-            account.seconds += answer.seconds
-            account.programs += answer.programs
+            self.accounts[member.name].add(tile.size, answer)
 
     def work(self, work: Work[Any, Any], measure_config: MeasureConfig, keep_params: bool) -> Work[Any, Any]:
         """The work of a plan at these places: a worker evicts the programs of a finished cohort itself."""
@@ -369,7 +318,7 @@ class RemotePlaces:
     def kill(self, place: Place, reason: str) -> None:
         """End the worker of a place."""
         with self._lock:
-            member = next((one for one in self.members if any(other is place for other in one.places)), None)
+            member = next((one for one in self.members if place in one.places), None)
         if member is not None and not member.killed:
             member.killed = True
             self.on_message(f"worker {member.name} is ended: {reason}")
@@ -385,22 +334,16 @@ class RemotePlaces:
     def forecast(self, plan: Plan | DrawPlan) -> list[str]:
         """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""
         numbers = [place.number for member in self.members for place in member.places]
-        assigned = assign_devices(plan.tiles, plan.cost, len(numbers))
-        cohorts = Counter(numbers[i] for i in assigned.values())
+        assigned = assign_devices(plan.tiles, cast(Any, plan.cost), len(numbers))
+        cohorts, parts = Counter(numbers[i] for i in assigned.values()), "cells" if plan.noun == "draws" else "cohorts"
         return [
             f"worker {member.name}: {len(member.places)} places on {member.report.host['device']}, "
             f"{member.report.processor.get('processor', '')}, "
-            f"compiles about {sum(cohorts[place.number] for place in member.places)} {'cells' if plan.noun == 'draws' else 'cohorts'}"
+            f"compiles about {sum(cohorts[place.number] for place in member.places)} {parts}"
             for member in self.members
             if member.report is not None
         ]
 
     def summary(self, noun: str) -> list[str]:
-        """One line a worker: tiles, rate, compiled programs, deaths."""
-        lines = []
-        for name, account in sorted(self.accounts.items()):
-            rate = account.results * account.places / account.seconds if account.seconds else 0.0
-            text = f"worker {name}: {account.tiles:,} tiles, {account.results:,} {noun}, {rate:,.1f} {noun}/s, "
-            ended = ", ended" if account.deaths else ""
-            lines.append(text + f"{account.programs:,} programs compiled or read from the cache{ended}")
-        return lines
+        """One line a worker: tiles, rate, programs, whether it ended early. `noun` names the results."""
+        return [account.line(name, noun) for name, account in sorted(self.accounts.items())]

@@ -25,7 +25,6 @@ from relu_study.study.draw_study import DrawStudy
 from relu_study.study.shard import Shard, shard_of
 from relu_study.study.study import Study
 
-
 # ------------------------------------------------------------------------------------------ run
 
 
@@ -180,6 +179,6 @@ def run_draws(
     part = _shard(shard, out)
     check_request(cluster, workers, "shard" if part else "")
     with _results_folder(out) as folder:
-        options = {"shard": part, "cluster": cluster, "workers": workers}
-        execute(study.with_preset(preset, draws), folder, MeasureConfig(), callback or Callback(), command_info, **options)
+        sized, options = study.with_preset(preset, draws), (False, False, False, part, cluster, workers)
+        execute(sized, folder, MeasureConfig(), callback or Callback(), command_info, *options)
         return None if part else load_cells(folder)

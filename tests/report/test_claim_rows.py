@@ -16,8 +16,8 @@ from relu_study.report.claim_rows import undecidable_rows
 from relu_study.report.verdicts import evaluate_claims
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
-from relu_study.runner.prepare import prepare
 from relu_study.runner.machine import local_machine
+from relu_study.runner.prepare import prepare
 from relu_study.runner.prepare_draws import request_draws
 from relu_study.storage.declaration import Declaration, DeclaredConfiguration, parse_cell_declaration
 from relu_study.study.claims import CellClaim, Claim, Target

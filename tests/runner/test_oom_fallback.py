@@ -21,7 +21,7 @@ from small_study import base, study
 
 from relu_study import Experiment
 from relu_study.components import entry_errors
-from relu_study.engine import cohorts, compilation, plan, scheduler, train_tile
+from relu_study.engine import cohorts, compilation, draw_block, plan, train_tile
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
@@ -225,7 +225,7 @@ def test_interrupted_run_resumes_at_the_narrower_width(tmp_path: Path, small_mem
 
 @pytest.mark.slow
 def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, block = scheduler.draw_block.draw_program, next(iter(coins_blocks(tmp_path)))
+    draw, block = draw_block.draw_program, next(iter(coins_blocks(tmp_path)))
     lost = coins_blocks(tmp_path)[-1].cell
 
     def limited(statistic: str, cell: Any, wide: int) -> Any:
@@ -234,7 +234,7 @@ def test_draws_continue_at_half_width(tmp_path: Path, monkeypatch: pytest.Monkey
         return draw(statistic, cell, wide)
 
     limited.evict = draw.evict  # type: ignore[attr-defined]
-    monkeypatch.setattr(scheduler.draw_block, "draw_program", limited)
+    monkeypatch.setattr(draw_block, "draw_program", limited)
     told = Told()
     cells = run_draws(coins, tmp_path / "coins", draws=100, callback=told)
     made = {name: there["width"] for (name, _, _), there in block_files.stored_blocks(tmp_path / "coins").items()}

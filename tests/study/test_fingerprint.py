@@ -27,8 +27,8 @@ from relu_study.engine import cohorts
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.report import report
-from relu_study.runner.prepare_runs import _cached, _measure_config
 from relu_study.runner.machine import local_host
+from relu_study.runner.prepare_runs import _cached, _measure_config
 from relu_study.runner.provenance import provenance, with_digest
 from relu_study.storage.manifest import read_manifest
 from relu_study.storage.provenance import differences

@@ -8,19 +8,20 @@ from typing import Any
 import jax
 import pytest
 
-from relu_study.engine import compilation, draw_block, scheduler
+from relu_study.engine import compilation, draw_block
+from relu_study.engine.program_use import ProgramUse
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_programs() -> Iterator[None]:
     """Evict programs that do not fit in memory, and no others. `test_scheduler.py` tests all evictions."""
-    release = scheduler._Scheduler._release_programs
+    release = ProgramUse.release
 
     def keep(self: Any, tiles: Any, immediately: bool = False) -> bool:
         return immediately and release(self, tiles, immediately)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler._Scheduler, "_release_programs", keep)
+        patch.setattr(ProgramUse, "release", keep)
         yield
     compilation.clear()
     draw_block.draw_program.clear()

@@ -1,0 +1,45 @@
+"""Interface of a cluster software: nodes, and workers that are started, called and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from relu_study.runner.worker import Answer, Report
+
+
+class Node(NamedTuple):
+    """A machine of the cluster that is alive."""
+
+    id: str
+    host: str
+    cpus: int
+    gpus: int
+    tpus: int
+
+    def count(self, platform: str) -> int:
+        """The places of a platform."""
+        return {"cpu": self.cpus, "gpu": self.gpus, "tpu": self.tpus}[platform]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The calls of a cluster software. A handle is a worker."""
+
+    def nodes(self) -> Sequence[Node]:
+        """The nodes that are alive."""
+
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
+        """Ask for a worker on a node (None: on any node, new ones too). Returns its handle at once."""
+
+    def report(self, handle: Any) -> tuple[str, Report] | None:
+        """The node and the machine of a worker; None while it starts. Raises PlaceLost or UserError if it cannot start."""
+
+    def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
+        """Call a method of `Worker` and wait for its answer. Raises PlaceLost."""
+
+    def send(self, handle: Any, method: str, *arguments: Any) -> None:
+        """Call a method of `Worker` without waiting."""
+
+    def kill(self, handle: Any) -> None:
+        """End a worker at once."""
