@@ -1,0 +1,266 @@
+"""Places that are slow, lost, late or wrong: no tile is lost, none is finished twice."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_places import Crashes, FakePlace, FakePlaces, carried_out, numbers, tile
+
+from relu_study.engine import flights, scheduler
+from relu_study.engine.places import PlaceLost
+from relu_study.engine.plan import Tile
+from relu_study.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PLACES_POLL", 0.02)
+    monkeypatch.setattr(scheduler, "IDLE_POLL", 0.02)
+
+
+def finished_once(done: list[Any], tiles: list[Tile]) -> bool:
+    return Counter(id(one.tile) for one in done) == Counter(map(id, tiles))
+
+
+def test_all_places_share_the_tiles() -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if len(place.began) == 1:
+            together.wait()
+        return numbers(one)
+
+    tiles = [tile("a", 3), tile("a", 3), tile("b", 2), tile("b", 2), tile("c", 1)]
+    places = FakePlaces([FakePlace(0, compute), FakePlace(1, compute)])
+    done = carried_out(tiles, places)
+    assert finished_once(done, tiles) and {one.place for one in done} == {0, 1}
+    assert all(one.numbers["steps"] == one.tile.steps for one in done)
+
+
+def test_a_cohort_stays_with_its_worker() -> None:
+    """An idle place takes a cohort that its worker has compiled before an unstarted one of another worker."""
+    begun, helped = threading.Barrier(3, timeout=60), threading.Event()
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.steps > 1:
+            begun.wait()
+        if [other.cohort for other in places[1].began] == ["c", "a", "a"]:
+            helped.set()
+        if place is not places[1]:
+            assert helped.wait(60)
+        return numbers(one)
+
+    tiles = [tile("a", 9), tile("c", 10), tile("b", 8), tile("a", 1), tile("a", 1), tile("d", 1)]
+    places = [FakePlace(i, compute, worker, slots=1) for i, worker in enumerate(("one", "one", "two"))]
+    assert scheduler.assign_devices(tiles, lambda one: one.steps, 3) == {"a": 0, "c": 1, "b": 2, "d": 2}
+    done = carried_out(tiles, FakePlaces(places))
+    assert finished_once(done, tiles) and helped.is_set()
+
+
+def test_tiles_of_a_lost_place_go_to_another() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def dies(one: Tile, place: FakePlace) -> Any:
+        both.wait()
+        place.lost.set()
+        raise PlaceLost("killed")
+
+    def waits(one: Tile, place: FakePlace) -> Any:
+        if len(place.began) == 1:
+            both.wait()
+        return numbers(one)
+
+    tiles = [tile("a", 2), tile("b", 2), tile("a", 1), tile("b", 1)]
+    places = FakePlaces([FakePlace(0, dies), FakePlace(1, waits)])
+    done = carried_out(tiles, places, Crashes())
+    assert finished_once(done, tiles) and {one.place for one in done} == {1}
+
+
+@pytest.fixture
+def endless() -> Iterator[Any]:
+    """A function that gives a new worker for each lost one."""
+    counter = iter(range(100, 200))
+
+    def follow(compute: Any, slots: int = 2) -> Any:
+        return lambda worker: [FakePlace(next(counter), compute, slots=slots)]
+
+    yield follow
+
+
+def test_tile_that_ends_three_workers_is_given_up(endless: Any) -> None:
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.cohort == "poison":
+            place.lost.set()
+            raise PlaceLost("exit code 1")
+        return numbers(one)
+
+    tiles = [tile("poison", 5), *[tile("a", 2) for _ in range(8)]]
+    policy = Crashes()
+    places = FakePlaces([FakePlace(0, compute)], replace=endless(compute))
+    done = carried_out(tiles, places, policy)
+    assert finished_once(done, tiles[1:]) and policy.crashed == [(tiles[0], "exit code 1")]
+    assert sum(one.cohort == "poison" for place in places.places for one in place.began) == flights.DEATHS
+
+
+def test_neighbours_of_a_poison_tile_are_not_given_up(endless: Any) -> None:
+    """All tiles of a worker are lost with it. Only one suspect at a time then runs on a worker."""
+    counter = iter(range(1000))
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.cohort == "poison":
+            places.lose(place.worker)
+            raise PlaceLost("exit code 1")
+        place.lost.wait(0.05)
+        return numbers(one)
+
+    def follow(worker: str) -> list[FakePlace]:
+        name = f"worker {next(counter)}"
+        return [FakePlace(i, compute, name) for i in range(4)]
+
+    tiles = [tile("poison", 5), *[tile("a", 2) for _ in range(20)]]
+    policy = Crashes()
+    places = FakePlaces(follow(""), replace=follow)
+    done = carried_out(tiles, places, policy)
+    assert finished_once(done, tiles[1:]) and [one for one, _ in policy.crashed] == tiles[:1]
+
+
+def test_lost_nodes_are_not_counted(endless: Any) -> None:
+    losses = iter(range(10))
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if next(losses, None) is not None:
+            place.lost.set()
+            raise PlaceLost("its node has ended", counted=False)
+        return numbers(one)
+
+    tiles = [tile("a", 1)]
+    done = carried_out(tiles, FakePlaces([FakePlace(0, compute)], replace=endless(compute)), Crashes())
+    assert finished_once(done, tiles) and next(losses, None) is None
+
+
+def test_late_place_takes_tiles() -> None:
+    late = FakePlace(1, lambda one, place: numbers(one))
+    places = FakePlaces([])
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if late not in places.places:
+            places.places.append(late)
+        place.lost.wait(0.05)
+        return numbers(one)
+
+    places.places.append(FakePlace(0, compute))
+    tiles = [tile("a", 1) for _ in range(30)]
+    done = carried_out(tiles, places)
+    assert finished_once(done, tiles) and {one.place for one in done} == {0, 1}
+
+
+def test_run_starts_without_a_place() -> None:
+    places = FakePlaces([])
+    threading.Timer(0.1, lambda: places.places.append(FakePlace(0, lambda one, place: numbers(one)))).start()
+    tiles = [tile("a", 1)]
+    assert finished_once(carried_out(tiles, places), tiles)
+
+
+def test_run_ends_without_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "NO_PLACE_SECONDS", 0.1)
+    with pytest.raises(UserError, match="no place to train was left.*Stored results are kept"):
+        carried_out([tile("a", 1)], FakePlaces([]))
+
+
+def test_idle_place_repeats_an_overdue_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first place never answers: the second one does."""
+    monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.1)
+    slow = tile("a", 10)
+
+    def never(one: Tile, place: FakePlace) -> Any:
+        if one is slow:
+            assert place.lost.wait(60)
+        return numbers(one)
+
+    tiles = [slow, *[tile("b", 1) for _ in range(5)]]
+    places = FakePlaces([FakePlace(0, never, slots=1), FakePlace(1, lambda one, place: numbers(one), slots=1)])
+    done = carried_out(tiles, places)
+    assert finished_once(done, tiles) and [one.place for one in done if one.tile is slow] == [1]
+    assert not places.messages and not places.killed
+
+
+class TestRepeatedAnswers:
+    """Two answers of one tile, while another tile is unfinished."""
+
+    def carried_out(self, monkeypatch: pytest.MonkeyPatch, other: Any, exact: bool) -> tuple[list[Any], FakePlaces, list[Tile]]:
+        monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.05)
+        repeated, settled = threading.Event(), threading.Event()
+        slow, open_ = tile("a", 10), tile("c", 10)
+
+        def computes(one: Tile, place: FakePlace) -> Any:
+            if one is slow and place.number == 0:
+                assert repeated.wait(60)
+                threading.Timer(0.5, settled.set).start()
+            elif one is slow:
+                repeated.set()
+                return other
+            elif one is open_:
+                assert settled.wait(60)
+            return numbers(one)
+
+        tiles = [slow, tile("b", 10), open_, tile("d", 10)]
+        places = FakePlaces([FakePlace(i, computes, slots=1) for i in range(4)], exact)
+        return carried_out(tiles, places), places, tiles
+
+    def test_equal_answers_count_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        done, places, tiles = self.carried_out(monkeypatch, {"steps": np.array([10])}, exact=True)
+        assert finished_once(done, tiles) and places.messages == []
+
+    def test_different_answers_are_an_error_on_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UserError, match=r"place of w\d and place of w\d return different numbers.*\(steps\)"):
+            self.carried_out(monkeypatch, {"steps": np.array([11])}, exact=True)
+
+    def test_different_answers_are_reported_on_accelerators(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        done, places, tiles = self.carried_out(monkeypatch, {"steps": np.array([11])}, exact=False)
+        assert finished_once(done, tiles)
+        assert len(places.messages) == 1 and "the first answer is stored" in places.messages[0]
+
+
+def test_worker_far_over_its_forecast_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(flights, "REPEAT_SECONDS", 1000.0)
+    hung = tile("a", 1)
+
+    def hangs(one: Tile, place: FakePlace) -> Any:
+        if one is hung and not places.killed:
+            assert place.lost.wait(60)
+        return numbers(one)
+
+    tiles = [hung, *[tile("b", 1) for _ in range(5)]]
+    places = FakePlaces([FakePlace(0, hangs), FakePlace(1, hangs)])
+    done = carried_out(tiles, places, Crashes())
+    assert finished_once(done, tiles) and len(places.killed) == 1
+    assert [f"w{one.place}" for one in done if one.tile is hung] != places.killed
+
+
+def test_memory_error_of_a_place_narrows_the_cohort() -> None:
+    class Halving(Crashes):
+        def retile(self, tiles: Any, why: str) -> Any:
+            assert "out of memory" in why and tiles[0].width == 2
+            return [Tile(one.cohort, 1, (), one.steps, 1) for one in tiles]
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.cohort == "a" and one.width == 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return numbers(one)
+
+    done = carried_out([tile("a", 2), tile("a", 2), tile("b", 1)], FakePlaces([FakePlace(0, compute)]), Halving())
+    assert sorted((one.tile.cohort, one.tile.width) for one in done) == [("a", 1), ("a", 1), ("b", 2)]
+
+
+def test_other_error_of_a_place_ends_the_run() -> None:
+    def compute(one: Tile, place: FakePlace) -> Any:
+        raise RuntimeError("INTERNAL: something else")
+
+    with pytest.raises(UserError, match="something else"):  # a test file counts as a user's
+        carried_out([tile("a", 1)], FakePlaces([FakePlace(0, compute)]), Crashes())
