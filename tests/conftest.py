@@ -17,6 +17,7 @@ import jax
 import jaxtyping
 import pytest
 from paths import ROOT
+from ray_cluster import RayCluster
 from tiers import QUICK, SHIPPED
 
 # The import hook makes every function and dataclass check its annotations, including array shapes, also in lazy imports.
@@ -153,3 +154,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """Return a Ray cluster with two nodes of one CPU on the loopback device. Tests that end nodes start their own."""
+    cluster = RayCluster([1, 1], tmp_path_factory.mktemp("ray"))
+    yield cluster
+    cluster.close()

@@ -168,7 +168,7 @@ def test_run_starts_without_a_place() -> None:
 
 def test_run_ends_without_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "NO_PLACE_SECONDS", 0.1)
-    with pytest.raises(UserError, match="no place to train was left.*Stored results are kept"):
+    with pytest.raises(UserError, match=r"no place to train was left.*Stored results are kept"):
         carried_out([tile("a", 1)], FakePlaces([]))
 
 

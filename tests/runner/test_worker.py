@@ -1,0 +1,266 @@
+"""A worker of a cluster in this process, and places of workers that are plain objects: no Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from small_draw_study import study as coins
+from small_study import study as small
+
+from relu_study.engine import train_tile
+from relu_study.engine.draw_block import draw_block
+from relu_study.engine.places import PlaceLost
+from relu_study.errors import UserError
+from relu_study.runner import remote_places
+from relu_study.runner.cluster_backend import Node
+from relu_study.runner.machine import package_digest, precision, software
+from relu_study.runner.prepare import prepare
+from relu_study.runner.remote_places import RemotePlaces
+from relu_study.runner.worker import Answer, Report, Worker, numbers_of
+from relu_study.study import data_files
+from relu_study.study.travelling_sources import travelling_sources
+
+HERE = ({**software(), **precision()}, package_digest())
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """A worker of this process, with the settings of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        made = Worker("cpu", 2, {}, {})
+        yield made
+        made._pinned.__exit__(None, None, None)
+        made.close()
+
+
+def equal(one: Any, other: Any) -> bool:
+    return set(one) == set(other) and all(np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes() for name in one)
+
+
+def test_a_worker_trains_and_draws_the_same_numbers(worker: Worker) -> None:
+    job, draws = prepare(small, None), prepare(coins.with_preset(draws=100), None)
+    tile, block = job.plan.tiles[0], draws.plan.tiles[0]
+    answer = worker.train(tile, 1, job.measure_config)
+    here = train_tile.train_tile(list(tile.runs), tile.width, measure_config=job.measure_config, num_datasets=tile.num_datasets)
+    assert answer.kind == "numbers" and equal(answer.value, here)
+    assert equal(worker.draw(block, 0).value, draw_block(block))
+
+
+def test_a_worker_reports_its_machine(worker: Worker) -> None:
+    report = worker.machine(["statistic coin"])
+    job = prepare(coins.with_preset(draws=100), None)
+    assert report.host == job.machine.host and report.digest == job.machine.digest() and report.package == package_digest()
+    assert report.devices == len(jax.devices()) and report.own == {"statistic coin": job.provenance["own"]["statistic coin"]}
+
+
+def test_a_memory_error_is_an_answer(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = prepare(small, None)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1600 bytes.\n a table")
+
+    monkeypatch.setattr(train_tile, "start_tile", full)
+    answer = worker.train(job.plan.tiles[0], 0, job.measure_config)
+    assert answer[:2] == ("lacking", "RESOURCE_EXHAUSTED: Out of memory allocating 1600 bytes.")
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        numbers_of(answer, "w")
+    with pytest.raises(MemoryError):
+        numbers_of(Answer("lacking", "MemoryError"), "w")
+
+
+def test_errors_of_a_worker_are_those_of_a_local_run(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = prepare(small, None)
+
+    def wrong(*_: Any, **__: Any) -> Any:
+        raise UserError("correct it")
+
+    monkeypatch.setattr(train_tile, "start_tile", wrong)
+    with pytest.raises(UserError, match="correct it"):
+        numbers_of(worker.train(job.plan.tiles[0], 0, job.measure_config), "w")
+
+
+def test_programs_of_a_finished_cohort_are_evicted(worker: Worker) -> None:
+    evicted: list[Any] = []
+    worker._programs = {"a": {("p", 1), ("shared",)}, "b": {("shared",)}}
+    worker._evict = evicted.append
+    worker.forget("a")
+    assert evicted == [("p", 1)]
+    worker.forget("b")
+    assert evicted == [("p", 1), ("shared",)] and worker._programs == {}
+
+
+# ------------------------------------------------------------------------------------ own sources
+
+
+def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is loaded from another folder, where the original paths do not exist."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "shift.txt").write_text("0.5")
+    (home / "travelling_part.py").write_text(
+        "from relu_study import data_file\nSHIFT = float(open(data_file('data/shift.txt')).read())\n"
+    )
+    (home / "travelling_entry.py").write_text("from travelling_part import SHIFT\n\ndef shifted(x):\n    return x - SHIFT\n")
+    monkeypatch.syspath_prepend(str(home))
+    import travelling_entry  # type: ignore[import-not-found]
+
+    made = travelling_sources({"activation shifted": travelling_entry.shifted})
+    assert made is not None and set(made.files) == {"travelling_part.py", "travelling_entry.py", "data/shift.txt"}
+    assert made.root == str(home) and made.modules == ("travelling_entry",)
+
+    home.rename(tmp_path / "gone")
+    monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path != str(home)])
+    for name in ("travelling_part", "travelling_entry"):
+        monkeypatch.delitem(__import__("sys").modules, name)
+    monkeypatch.setattr(data_files, "moved", {})
+    monkeypatch.setattr(data_files, "other_folders", [])
+    made.unpack(copy)
+    loaded = __import__("sys").modules["travelling_entry"]
+    assert Path(str(loaded.__file__)).is_relative_to(copy) and loaded.shifted(1.0) == 0.5
+    for name in ("travelling_part", "travelling_entry"):
+        del __import__("sys").modules[name]
+
+
+def test_entries_of_a_notebook_are_refused() -> None:
+    def typed(x: Any) -> Any:
+        return x
+
+    typed.__module__ = "__main__"
+    with pytest.raises(UserError, match=r"activation typed is defined in a notebook.*Move it to a module file"):
+        travelling_sources({"activation typed": typed})
+
+
+# ------------------------------------------------------------------------------------- agreement
+
+
+def report(**changes: Any) -> Report:
+    made = Report("cpu", "cpu", 2, {**HERE[0], "device": "cpu: cpu"}, {"processor": "one"}, None, "d1", HERE[1], {})
+    return made._replace(**changes)
+
+
+class FakeBackend:
+    """Workers as reports: one a node."""
+
+    def __init__(self, reports: Sequence[Report | Exception], answer: Callable[..., Answer] | None = None) -> None:
+        self.reports, self.answer = list(reports), answer
+        self.started: list[int] = []
+        self.killed: list[int] = []
+
+    def nodes(self) -> list[Node]:
+        return [Node(f"id{i}", f"node{i}", 2, 0, 0) for i in range(len(self.reports))]
+
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> int:
+        self.started.append(int(node.id[2:]) if node else -1)
+        return len(self.started) - 1
+
+    def report(self, handle: int) -> tuple[str, Report]:
+        found = self.reports[self.started[handle]]
+        if isinstance(found, Exception):
+            raise found
+        return f"id{self.started[handle]}", found
+
+    def call(self, handle: int, method: str, *arguments: Any) -> Answer:
+        assert self.answer is not None
+        return self.answer(handle, method, *arguments)
+
+    def send(self, handle: int, method: str, *arguments: Any) -> None:
+        self.sent = (handle, method, *arguments)
+
+    def kill(self, handle: int) -> None:
+        self.killed.append(handle)
+
+
+def places_of(
+    backend: FakeBackend, workers: int | None = None, own: dict[str, Any] | None = None
+) -> tuple[RemotePlaces, list[str]]:
+    told: list[str] = []
+    return RemotePlaces(backend, HERE, own or {}, told.append, workers), told
+
+
+def test_places_of_all_workers_make_one_machine() -> None:
+    places, told = places_of(FakeBackend([report(), report(devices=4)]))
+    machine = places.start()
+    assert (machine.platform, machine.devices, machine.digest()) == ("cpu", 6, "d1") and not told
+    assert [place.number for place in places.current()] == list(range(6))
+    assert {place.worker for place in places.current()} == {"node0-1", "node1-1"}
+
+
+def test_a_worker_with_other_bits_is_left_out_by_name() -> None:
+    backend = FakeBackend([report(), report(digest="d2"), report()])
+    places, told = places_of(backend)
+    assert places.start().devices == 4
+    assert len(told) == 1 and "worker node1-1 does not give the bits of the others" in told[0] and "left out" in told[0]
+    assert {place.worker for place in places.current()} == {"node0-1", "node2-1"} and backend.killed == [1]
+
+
+def test_no_majority_is_refused() -> None:
+    places, _ = places_of(FakeBackend([report(), report(digest="d2")]))
+    with pytest.raises(UserError, match=r"do not agree on the bits.*node0-1; node1-1"):
+        places.start()
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (report(host={**report().host, "versions": {"jax": "0.1"}}), "has versions"),
+        (report(package="other"), "has another version of relu_study"),
+        (report(own={"activation a": {"whole": "2"}}), "loads activation a with other content"),
+    ],
+)
+def test_workers_that_differ_from_the_driver_are_refused(other: Report, text: str) -> None:
+    places, _ = places_of(FakeBackend([other]), own={"activation a": {"whole": "1"}} if "activation" in text else None)
+    with pytest.raises(UserError, match=f"no worker of the cluster can be used: worker node0-1 {text}"):
+        places.start()
+
+
+def test_a_worker_that_cannot_load_the_study_is_refused_with_its_error() -> None:
+    places, _ = places_of(FakeBackend([UserError("mine.py, line 3 raises ValueError")]))
+    with pytest.raises(UserError, match="line 3 raises ValueError"):
+        places.start()
+
+
+def test_workers_limits_the_number_of_workers() -> None:
+    backend = FakeBackend([report(), report(), report()])
+    places, _ = places_of(backend, workers=2)
+    assert places.start().devices == 4 and backend.started == [0, 1]
+
+
+def test_a_lost_worker_is_replaced_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+
+    def dies(handle: int, *_: Any) -> Answer:
+        raise PlaceLost("exit code 1")
+
+    places, told = places_of(FakeBackend([report(), report()], dies))
+    places.start()
+    lost, kept = places.current()[0], places.current()[2]
+    together = threading.Barrier(2)
+
+    def start(place: Any, counted: list[bool]) -> None:
+        together.wait(60)
+        with pytest.raises(PlaceLost) as error:
+            place.start(None, lambda: True)
+        counted.append(error.value.counted)
+
+    places.request = lambda tile, index: ("train", tile, index)
+    counted: list[bool] = []
+    threads = [threading.Thread(target=start, args=(place, counted)) for place in places.current()[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(PlaceLost) as late:
+        lost.start(None, lambda: True)
+    assert not late.value.counted, "the worker had ended before"
+    assert sum("worker node0-1 has ended (exit code 1)" in line for line in told) == 1
+    current = places.current()
+    assert kept in current and lost not in current and sorted(place.number for place in current) == [0, 1, 2, 3]
+    assert {place.worker for place in current} == {"node0-2", "node1-1"}
+    assert any("node0-1" in line and "ended early" in line for line in places.summary("runs"))
