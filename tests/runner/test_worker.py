@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     (home / "data").mkdir(parents=True)
     (home / "data" / "shift.txt").write_text("0.5")
     (home / "travelling_part.py").write_text(
-        "from relu_study import data_file\nSHIFT = float(open(data_file('data/shift.txt')).read())\n"
+        "from pathlib import Path\nfrom relu_study import data_file\nSHIFT = float(Path(data_file('data/shift.txt')).read_text())\n"
     )
     (home / "travelling_entry.py").write_text("from travelling_part import SHIFT\n\ndef shifted(x):\n    return x - SHIFT\n")
     monkeypatch.syspath_prepend(str(home))
@@ -116,16 +117,16 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     assert made.root == str(home) and made.modules == ("travelling_entry",)
 
     home.rename(tmp_path / "gone")
-    monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path != str(home)])
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(home)])
     for name in ("travelling_part", "travelling_entry"):
-        monkeypatch.delitem(__import__("sys").modules, name)
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(data_files, "moved", {})
     monkeypatch.setattr(data_files, "other_folders", [])
     made.unpack(copy)
-    loaded = __import__("sys").modules["travelling_entry"]
+    loaded = sys.modules["travelling_entry"]
     assert Path(str(loaded.__file__)).is_relative_to(copy) and loaded.shifted(1.0) == 0.5
     for name in ("travelling_part", "travelling_entry"):
-        del __import__("sys").modules[name]
+        del sys.modules[name]
 
 
 def test_entries_of_a_notebook_are_refused() -> None:
