@@ -106,7 +106,8 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     (home / "data").mkdir(parents=True)
     (home / "data" / "shift.txt").write_text("0.5")
     (home / "travelling_part.py").write_text(
-        "from pathlib import Path\nfrom relu_study import data_file\nSHIFT = float(Path(data_file('data/shift.txt')).read_text())\n"
+        "from pathlib import Path\nfrom relu_study import data_file\n\n"
+        "SHIFT = float(Path(data_file('data/shift.txt')).read_text())\n"
     )
     (home / "travelling_entry.py").write_text("from travelling_part import SHIFT\n\ndef shifted(x):\n    return x - SHIFT\n")
     monkeypatch.syspath_prepend(str(home))
