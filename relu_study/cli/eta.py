@@ -21,6 +21,7 @@ class EtaEstimator:
     While none of its tiles is stored, the average rate of all others applies.
     Tiles that were first in their cohort also waited for compilation, so they are used only if there are no others.
     The remaining tiles are simulated in the order in which the devices will take them.
+    A device may join later, as on a cluster.
     """
 
     def __init__(self, plan: Plan | DrawPlan) -> None:
@@ -42,9 +43,10 @@ class EtaEstimator:
         """Record a stored tile, its device and its compile time in seconds."""
         _, cost = self.unfinished.pop(id(tile))
         first = (tile.cohort, device) not in self.compiled
-        total = self.totals.setdefault((tile.cohort, first), [0.0, 0.0])
-        total[0] += max(now - self.free_since[device] - compiling, 0.0)
-        total[1] += cost
+        if device in self.free_since:  # else it is new, and when it began is unknown
+            total = self.totals.setdefault((tile.cohort, first), [0.0, 0.0])
+            total[0] += max(now - self.free_since[device] - compiling, 0.0)
+            total[1] += cost
         self.free_since[device] = now
         self.compile_seconds += compiling
         if first:

@@ -126,7 +126,8 @@ class RayBackend:
         self.settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self.environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
         self.reports: dict[Any, Any] = {}  # handle -> reference of its report
-        self.homes: dict[Any, str] = {}  # handle -> node
+        self.asked: dict[Any, str] = {}  # handle -> id of the requested node
+        self.homes: dict[Any, str] = {}  # handle -> node of the cluster
 
     def nodes(self) -> Sequence[Node]:
         """The nodes that are alive."""
@@ -149,28 +150,26 @@ class RayBackend:
             max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
         )
         handle: Any = actor.remote(platform, places, self.settings, self.environment, self.sources)
-        self.reports[handle] = handle.machine.remote(own)
+        self.reports[handle] = handle.machine.remote(own), handle.__ray_call__.remote(_node_of_actor)
         if node is not None:
-            self.homes[handle] = node.id
+            self.asked[handle] = node.id
         return handle
 
     def report(self, handle: Any) -> tuple[str, Report] | None:
         """The node and the machine of an actor; None while it starts."""
-        reference = self.reports[handle]
-        ready, _ = self.ray.wait([reference], timeout=0, fetch_local=False)
-        if not ready:
+        references = list(self.reports[handle])
+        ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        if len(ready) < len(references):
             return None
         try:
-            report = self.ray.get(reference)
+            report, self.homes[handle] = self.ray.get(references)
         except self.ray.exceptions.RayTaskError as error:
             raise _as_user_error(error) from error
         except self.ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise _as_user_error(error) from error
             raise self._lost(handle, error) from error
-        if handle not in self.homes:
-            from ray.util.state import get_actor
-
-            self.homes[handle] = str(getattr(get_actor(handle._actor_id.hex()), "node_id", ""))
-        return self.homes[handle], report
+        return self.asked.get(handle, self.homes[handle]), report
 
     def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
         """Call a method of an actor and wait for its answer."""
@@ -196,7 +195,7 @@ class RayBackend:
         """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
-        node = self.homes.get(handle, "").partition("/")[0]
+        node = self.homes.get(handle) or self.asked.get(handle, "").partition("/")[0]
         if getattr(error, "preempted", False):
             return PlaceLost("its node was preempted", counted=False)
         if not isinstance(error, self.ray.exceptions.RayActorError):
@@ -211,7 +210,15 @@ def _as_user_error(error: Any) -> UserError:
     cause = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return UserError(str(cause))
-    return UserError(f"a worker raises {type(cause or error).__name__}: {str(error).strip().splitlines()[-1]}")
+    last = str(error).strip().splitlines()[-1].strip()
+    return UserError(last.removeprefix("relu_study.errors.UserError: "))
+
+
+def _node_of_actor(_: Worker) -> str:
+    """Called in an actor: the id of its node."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _node(entry: Mapping[str, Any]) -> Node:

@@ -159,7 +159,7 @@ class RemotePlaces:
                 self.on_message(
                     f"waiting for a worker since {now - began:.0f} s: its {self.platform.upper()}s are in use or starting"
                 )
-            time.sleep(0.05)
+            time.sleep(0.05 if self.members else 1.0)
 
     def _look(self, force: bool = False) -> None:
         """Ask for workers on the nodes that have none."""
