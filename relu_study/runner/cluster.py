@@ -48,7 +48,7 @@ def connected(
 
     entries = own_entries(study)
     own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()})
-    with _ray(address, workers):
+    with _ray(address):
         places = RemotePlaces(
             RayBackend(shipped, workers if address.local else None),
             ({**software(), **precision()}, package_digest()),
@@ -64,7 +64,7 @@ def connected(
 
 
 @contextlib.contextmanager
-def _ray(address: Address, workers: int | None) -> Iterator[None]:
+def _ray(address: Address) -> Iterator[None]:
     """A connection to a cluster, or a cluster on this machine that listens on the loopback device only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -102,11 +102,19 @@ def _own_signals() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    try:
+        yield
+    except SystemExit:  # of Ray's handler, if the signal arrives while Ray connects
+        restore()
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        restore()
 
 
 def _cores() -> int:
@@ -175,6 +183,8 @@ class RayBackend:
         """Call a method of an actor and wait for its answer."""
         try:
             return self.ray.get(getattr(handle, method).remote(*arguments))
+        except self.ray.exceptions.OutOfMemoryError:  # the worker has ended, and the next call tells it
+            return Answer("lacking", "out of memory: Ray has ended a worker because the memory of its node ran low")
         except self.ray.exceptions.RayTaskError as error:
             raise _as_user_error(error) from error
         except self.ray.exceptions.RayError as error:

@@ -133,7 +133,9 @@ def run_tiles(
 
     def close() -> None:
         check_exists(folder)
-        amend_manifest(folder, stopwatch.spent(), **job.kind.counts(folder, job.ids))
+        spent = stopwatch.spent()
+        spent["compile_s"] += places.compile_seconds() if places is not None else 0.0
+        amend_manifest(folder, spent, **job.kind.counts(folder, job.ids, len(fallback.oom_ids)))
         if tensorboard is not None:
             tensorboard.write()
 

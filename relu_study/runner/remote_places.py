@@ -344,6 +344,10 @@ class RemotePlaces:
             if member.report is not None
         ]
 
+    def compile_seconds(self) -> float:
+        """The compile time of all workers in seconds."""
+        return sum(account.compiling for account in self.accounts.values())
+
     def summary(self, noun: str) -> list[str]:
         """One line a worker: tiles, rate, programs, whether it ended early. `noun` names the results."""
         return [account.line(name, noun) for name, account in sorted(self.accounts.items())]

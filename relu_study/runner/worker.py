@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
 
+class WorkerError(Exception):
+    """An unexpected error of a worker, with its traceback."""
+
+
 class Answer(NamedTuple):
     """The result of a call. A memory error or another error is an answer too, so that it ends no worker."""
 
@@ -186,7 +190,8 @@ def numbers_of(answer: Answer, worker: str) -> Any:
 
     Raises:
         UserError: the error of a study's own code.
-        RuntimeError: another error of the worker, or a lack of memory, as `out_of_memory_reason` recognises it.
+        RuntimeError, MemoryError: a lack of memory, as `out_of_memory_reason` recognises it.
+        WorkerError: another error of the worker.
     """
     if answer.kind == "numbers":
         return answer.value
@@ -199,4 +204,4 @@ def numbers_of(answer: Answer, worker: str) -> Any:
             if text.startswith("MemoryError")
             else (RuntimeError(text))
         )
-    raise RuntimeError(f"worker {worker} raises:\n{answer.value}")
+    raise WorkerError(f"worker {worker} raises:\n{answer.value}")

@@ -14,6 +14,7 @@ import pytest
 from small_draw_study import study as coins
 from small_study import study as small
 
+from relu_study.components.entry_errors import out_of_memory_reason
 from relu_study.engine import train_tile
 from relu_study.engine.draw_block import draw_block
 from relu_study.engine.places import PlaceLost
@@ -23,7 +24,7 @@ from relu_study.runner.cluster_backend import Node
 from relu_study.runner.machine import package_digest, precision, software
 from relu_study.runner.prepare import prepare
 from relu_study.runner.remote_places import RemotePlaces
-from relu_study.runner.worker import Answer, Report, Worker, numbers_of
+from relu_study.runner.worker import Answer, Report, Worker, WorkerError, numbers_of
 from relu_study.study import data_files
 from relu_study.study.travelling_sources import travelling_sources
 
@@ -266,3 +267,9 @@ def test_a_lost_worker_is_replaced_with_the_same_numbers(monkeypatch: pytest.Mon
     assert kept in current and lost not in current and sorted(place.number for place in current) == [0, 1, 2, 3]
     assert {place.worker for place in current} == {"node0-2", "node1-1"}
     assert any("node0-1" in line and "ended early" in line for line in places.summary("runs"))
+
+
+def test_other_errors_of_a_worker_are_no_lack_of_memory() -> None:
+    with pytest.raises(WorkerError, match="worker w raises") as error:
+        numbers_of(Answer("error", "Traceback\nValueError: out of memory"), "w")
+    assert out_of_memory_reason(error.value) == ""
