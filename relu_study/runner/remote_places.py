@@ -16,6 +16,7 @@ from relu_study.engine.plan import Plan
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.work import Work, assign_devices
 from relu_study.errors import UserError
+from relu_study.runner.agreement import agreed, difference, unlike
 from relu_study.runner.cluster_backend import Backend, Node
 from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Answer, Report, numbers_of
@@ -118,16 +119,8 @@ class RemotePlaces:
         self.platform = platform or next((name for name in ("gpu", "tpu") if any(n.count(name) for n in nodes)), "cpu")
         self._look(force=True)
         reports = self._wait_for_first()
-        groups = Counter(member.report.bits for member in reports if member.report is not None)
-        (chosen, most), *others = groups.most_common()
-        if others and others[0][1] == most:
-            names = "; ".join(f"{', '.join(m.name for m in reports if m.report and m.report.bits == bits)}" for bits in groups)
-            raise UserError(
-                f"the workers do not agree on the bits of a small training, and no group is largest ({names}). Use machines of "
-                "one kind, or one of these groups with --workers."
-            )
-        first = next(member.report for member in reports if member.report is not None and member.report.bits == chosen)
-        places = sum(member.report.devices for member in reports if member.report and member.report.bits == chosen)
+        first = agreed({member.name: member.report for member in reports if member.report is not None})
+        places = sum(member.report.devices for member in reports if member.report and member.report.bits == first.bits)
         about = first.platform, first.kind, places, first.host, first.processor, first.memory
         self.machine = Machine(*about, lambda: first.digest)
         with self._lock:
@@ -206,32 +199,16 @@ class RemotePlaces:
         self._named[member.node.host] += 1
         member.name = f"{member.node.host}-{self._named[member.node.host]}"
         member.report = report
-        if reason := self._difference(report):
+        if reason := difference(report, self.here, self.platform, self.own):
             self._leave_out(member.node, f"worker {member.name} {reason}")
             self._drop(member)
-
-    def _difference(self, report: Report) -> str:
-        """The reason why a worker cannot compute the driver's study; empty if it can."""
-        software, package = self.here
-        for name, value in software.items():
-            if report.host.get(name) != value:
-                return f"has {name} {report.host.get(name)}, and the driver {value}"
-        if report.package != package:
-            return "has another version of relu_study than the driver (its source files differ)"
-        if report.platform != self.platform:
-            return f"has the platform {report.platform}, not {self.platform}"
-        for name, parts in self.own.items():
-            if report.own.get(name) != parts:
-                return f"loads {name} with other content than the driver"
-        return ""
 
     def _admit(self, member: Member) -> None:
         """Make the places of a worker usable if it agrees with the others."""
         report, machine = member.report, self.machine
         assert report is not None and machine is not None and member.node is not None
-        if (report.platform, report.host, report.digest) != (machine.platform, machine.host, machine.digest()):
-            about = f"device {report.host['device']}, digest {report.digest} instead of {machine.digest()}"
-            self._leave_out(member.node, f"worker {member.name} does not give the bits of the others ({about})")
+        if reason := unlike(report, machine):
+            self._leave_out(member.node, f"worker {member.name} does not give the bits of the others ({reason})")
             self._drop(member)
             return
         for index in range(report.devices):

@@ -1,0 +1,55 @@
+"""Agreement of the workers of a cluster: with the driver on software, and with each other on bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from relu_study.errors import UserError
+from relu_study.runner.machine import Machine
+from relu_study.runner.worker import Report
+
+
+def agreed(reports: Mapping[str, Report]) -> Report:
+    """Return the first report of the largest group of workers with equal bits. Raises UserError if no group is largest."""
+    groups = Counter(report.bits for report in reports.values())
+    (chosen, most), *others = groups.most_common()
+    if others and others[0][1] == most:
+        names = "; ".join(", ".join(name for name, report in reports.items() if report.bits == bits) for bits in groups)
+        raise UserError(
+            f"the workers do not agree on the bits of a small training, and no group is largest ({names}). Use machines of one "
+            "kind, or one worker with --workers 1."
+        )
+    return next(report for report in reports.values() if report.bits == chosen)
+
+
+def difference(report: Report, here: tuple[Mapping[str, Any], str], platform: str, own: Mapping[str, Any]) -> str:
+    """Return the reason why a worker cannot compute the driver's study; empty if it can.
+
+    Args:
+        report: The machine of the worker.
+        here: Versions and precision of the driver, and the hash of its package.
+        platform: The platform of the cluster's places.
+        own: The fingerprints of the study's own entries in the driver.
+    """
+    software, package = here
+    for name, value in software.items():
+        if report.host.get(name) != value:
+            return f"has {name} {report.host.get(name)}, and the driver {value}"
+    if report.package != package:
+        return "has another version of relu_study than the driver (its source files differ)"
+    if report.platform != platform:
+        return f"has the platform {report.platform}, not {platform}"
+    for name, parts in own.items():
+        if report.own.get(name) != parts:
+            return f"loads {name} with other content than the driver"
+    return ""
+
+
+def unlike(report: Report, machine: Machine) -> str:
+    """Return the differences of a worker's bits from those of the others; empty if they are equal."""
+    digest = machine.digest()
+    if (report.platform, report.host, report.digest) == (machine.platform, machine.host, digest):
+        return ""
+    return f"device {report.host['device']}, processor {report.processor.get('processor')}, digest {report.digest}, not {digest}"
