@@ -12,7 +12,8 @@ from typing import NamedTuple
 from relu_study.errors import UserError
 
 FORMS = "ray, ray:HOST:PORT or ray:local"
-PROBE_SECONDS = 2.0  # to reach the port of a cluster
+PROBE_SECONDS = 2.0  # to reach the port of a cluster, and for its answer
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
 
 class Address(NamedTuple):
@@ -90,7 +91,45 @@ def check_cluster(text: str) -> Address:
             f"no Ray cluster answers at {address.host}:{address.port} ({reason}). Start one with 'ray start --head', correct the "
             "address, or give --cluster ray:local."
         ) from None
+    _check_answer(address)
     return address
+
+
+def _check_answer(address: Address) -> None:
+    """Ask the head of a cluster for its id: `ray.init` would try for a minute.
+
+    Raises:
+        UserError: the token is wrong, or something else answers at the address.
+    """
+    import grpc
+
+    at, token = f"{address.host}:{address.port}", _token()
+    with grpc.insecure_channel(at, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(CLUSTER_ID)
+        try:
+            call(b"", timeout=PROBE_SECONDS, metadata=(("authorization", f"Bearer {token}"),) if token else ())
+        except grpc.RpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                raise UserError(
+                    f"the Ray cluster at {at} refuses the authentication token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                    "~/.ray/auth_token to the token of its head (there 'ray get-auth-token' prints it)."
+                ) from None
+            if code is not grpc.StatusCode.UNIMPLEMENTED:  # another version of Ray, which may still connect
+                raise UserError(
+                    f"{at} does not answer as the head of a Ray cluster ({code.name}). Give the address that 'ray status' prints."
+                ) from None
+
+
+def _token() -> str:
+    """The authentication token of this process, from the places that Ray reads; empty without one."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return ""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    with contextlib.suppress(OSError):
+        return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").read_text().strip()
+    return ""
 
 
 def _running_cluster() -> str:
