@@ -177,8 +177,8 @@ class Unlike:
     """A processor with another arithmetic."""
 
     def __init__(self, patched: pytest.MonkeyPatch) -> None:
-        patched.setattr(provenance, "digest", lambda: "0" * 12)
-        patched.setattr(preparation, "processor", lambda: {"processor": "Other CPU", "instructions": "avx", "xla_flags": ""})
+        patched.setattr(machine, "digest", lambda: "0" * 12)
+        patched.setattr(machine, "processor", lambda: {"processor": "Other CPU", "instructions": "avx", "xla_flags": ""})
 
 
 NAMED = r"\(digest: [0-9a-f]{12} there, 0{12} here \(the arithmetic differs: another processor, instruction set or XLA flag\)"
