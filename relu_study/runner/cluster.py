@@ -212,7 +212,7 @@ class RayBackend:
             return PlaceLost(f"its result is lost: {type(error).__name__}", counted=False)
         if "node has died" in str(error) or not any(entry["Alive"] and entry["NodeID"] == node for entry in self.ray.nodes()):
             return PlaceLost("its node has ended", counted=False)
-        return PlaceLost(line or type(error).__name__)
+        return PlaceLost(line.partition(" Some common causes")[0] or type(error).__name__)
 
 
 def _as_user_error(error: Any) -> UserError:

@@ -26,9 +26,9 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], bool]], 
     """Makes the scheduler drop the tiles that meet a condition, and list them in the manifest as the cluster does."""
 
     def lose(meets: Callable[[Any], bool]) -> None:
-        def finished(work: Any, fallback: Any) -> Iterator[Any]:
+        def finished(work: Any, fallback: Any, places: Any) -> Iterator[Any]:
             lost = []
-            for item in whole(work, fallback):
+            for item in whole(work, fallback, places):
                 if meets(item[0]):
                     lost += item[0].ids
                     amend_manifest(fallback.folder, {}, crashed=dict.fromkeys(lost, WHY))
