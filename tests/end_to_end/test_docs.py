@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ PAGES = {
 }
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.items())}
 SLOW = (
+    "docs/cluster.md",
     "docs/diagnosis.md",
     "docs/draw_studies.md",
     "docs/extending.md",
@@ -28,6 +30,7 @@ SLOW = (
     "docs/monitor.md",
     "docs/writing_a_study.md",
 )  # in the fast tier test_own_study.py runs two of them, tests/watch and tests/monitor have the functions of others
+RAY = ("docs/cluster.md",)  # their Python blocks start a Ray cluster on this machine
 PRINTING = ("docs/find_dead_units.md",)  # their blocks of text are the output of their Python blocks
 TOP = ("relu_study", "benchmarks", "results", "tests", "docs")
 PARTS = tuple(path.parent.name for path in ROOT.glob("relu_study/*/__init__.py"))
@@ -94,6 +97,8 @@ def fast_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str,
 
 @pytest.mark.parametrize("page", tiered(WITH_PYTHON, *FAST))
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if page in RAY and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     ran = request.getfixturevalue("fast_pages") if page in FAST else run_blocks([page], tmp_path)
     out, error = ran[page]
     assert not error, error
@@ -104,6 +109,7 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, request: pytest.F
 
 def test_pages_with_python_are_listed() -> None:
     names = (
+        "cluster",
         "concepts",
         "diagnosis",
         "draw_studies",
