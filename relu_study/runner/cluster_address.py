@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +138,9 @@ def _running_cluster() -> str:
     given = os.environ.get("RAY_ADDRESS", "")
     if given and given not in ("auto", "local"):
         return given
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    names = ["RAY_TMPDIR", "TMPDIR"] if sys.platform == "linux" else ["RAY_TMPDIR"]  # as Ray
+    temporary = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
+    file = Path(temporary) / "ray" / "ray_current_cluster"
     with contextlib.suppress(OSError):
         return file.read_text().strip()
     return ""
