@@ -43,14 +43,14 @@ def connected(
     jax.config.update("jax_platforms", "cpu")  # without effect if JAX has started before
     from relu_study.components.registry import function_of
     from relu_study.runner.machine import package_digest, precision, software
-    from relu_study.runner.own_entries import own_entries
+    from relu_study.runner.own_entries import own_entries, packed_entries
     from relu_study.runner.provenance import sources
 
     entries = own_entries(study)
     own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()})
     with _ray(address):
         places = RemotePlaces(
-            RayBackend(shipped, workers if address.local else None),
+            RayBackend(shipped, packed_entries(entries), workers if address.local else None),
             ({**software(), **precision()}, package_digest()),
             own,
             on_message,
@@ -124,13 +124,16 @@ def _cores() -> int:
 class RayBackend:
     """Workers as actors. They never restart: a lost worker is replaced by a new one."""
 
-    def __init__(self, sources: TravellingSources | None, split: int | None) -> None:
-        """`sources` are sent once to each node. `split` divides the cores of this machine among so many workers."""
+    def __init__(self, sources: TravellingSources | None, packed: Mapping[str, bytes], split: int | None) -> None:
+        """`sources` and `packed` entries are sent once to each node.
+
+        `split` divides the cores of this machine among so many workers.
+        """
         import jax
         import ray
 
         self.ray, self.split = ray, split
-        self.sources = None if sources is None else ray.put(sources)
+        self.own = [None if one is None else ray.put(one) for one in (sources, packed or None)]
         self.settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self.environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
         self.reports: dict[Any, Any] = {}  # handle -> reference of its report
@@ -157,7 +160,7 @@ class RayBackend:
         actor = self.ray.remote(Worker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
         )
-        handle: Any = actor.remote(platform, places, self.settings, self.environment, self.sources)
+        handle: Any = actor.remote(platform, places, self.settings, self.environment, *self.own)
         self.reports[handle] = handle.machine.remote(own), handle.__ray_call__.remote(_node_of_actor)
         if node is not None:
             self.asked[handle] = node.id

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from relu_study.components.registry import REGISTRIES, metrics, ours, statistics
+from relu_study.components.registry import REGISTRIES, function_of, metrics, ours, statistics
 from relu_study.errors import UserError
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.study import Study
+from relu_study.study.travelling_sources import of_package
 
 
 def own_entries(study: Study | DrawStudy) -> dict[str, Any]:
@@ -32,6 +34,27 @@ def registered_entries(names: Iterable[str]) -> dict[str, Any]:
     kinds = {registry.kind: registry for registry in REGISTRIES}
     split = {name: name.partition(" ") for name in names}
     return {name: kinds[kind][entry] for name, (kind, _, entry) in split.items()}
+
+
+def packed_entries(entries: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the entries that a function of the package made from user's arrays, as bytes: they have no source file."""
+    packed = {}
+    for name, entry in entries.items():
+        if of_package(function_of(entry)):
+            try:
+                packed[name] = pickle.dumps(entry)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                raise UserError(f"{name} cannot be sent to the workers of a cluster: {error}") from None
+    return packed
+
+
+def register_packed(packed: Mapping[str, bytes]) -> None:
+    """Register packed entries that no loaded source file has registered."""
+    kinds = {registry.kind: registry for registry in REGISTRIES}
+    for name, content in packed.items():
+        kind, _, entry = name.partition(" ")
+        if entry not in kinds[kind]:
+            kinds[kind].add(entry, pickle.loads(content))
 
 
 def _names_of_runs(study: Study) -> Iterator[str]:

@@ -70,8 +70,9 @@ class Worker:
         settings: Mapping[str, Any],
         environment: Mapping[str, str],
         sources: TravellingSources | None = None,
+        packed: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Start JAX with `places` devices on a CPU, and load the study's own sources.
+        """Start JAX with `places` devices on a CPU, load the study's own sources and register its `packed` entries.
 
         `settings` are settings of JAX, `environment` variables of the driver that change bits.
         """
@@ -82,6 +83,7 @@ class Worker:
         from relu_study.components.registry import REGISTRIES
         from relu_study.engine.jax_settings import pinned
         from relu_study.runner.devices import use_devices
+        from relu_study.runner.own_entries import register_packed
 
         if platform == "cpu":
             jax.config.update("jax_num_cpu_devices", places)
@@ -96,6 +98,7 @@ class Worker:
         self._root = "" if sources is None else sources.root
         if sources is not None:
             sources.unpack(self._folder)
+        register_packed(packed or {})
         from relu_study.engine.places import places as devices_of_places
 
         self._devices = devices_of_places()

@@ -49,10 +49,12 @@ class TravellingSources:
 def travelling_sources(functions: Mapping[str, Any]) -> TravellingSources | None:
     """Return the files that define these functions, by entry; None without own functions.
 
+    Functions of the package need no file.
+
     Raises:
         UserError: a function is defined in a notebook or in the running script, which workers cannot load.
     """
-    homes = {entry: module_of(function) for entry, function in functions.items()}
+    homes = {entry: module_of(function) for entry, function in functions.items() if not of_package(function)}
     if not homes:
         return None
     for entry, name in homes.items():
@@ -66,7 +68,8 @@ def travelling_sources(functions: Mapping[str, Any]) -> TravellingSources | None
     paths: dict[str, None] = {}
     for name in roots:
         _collect(Path(str(sys.modules[name].__file__)).resolve(), package_of(vars(sys.modules[name])), paths)
-    data = {path for (file, _), opened in data_files.opened_by.items() if str(Path(file).resolve()) in paths for path in opened}
+    opened = [*((file, names) for (file, _), names in data_files.opened_by.items()), *data_files.read_for.items()]
+    data = {path for file, names in opened if str(Path(file).resolve()) in paths for path in names}
     every = sorted({*paths, *data})
     root = os.path.commonpath([os.path.dirname(path) for path in every])
     relative = {path: os.path.relpath(path, root) for path in every}
@@ -87,6 +90,12 @@ def module_of(function: Any) -> str:
         function = function.func
     name = getattr(function, "__module__", None)
     return str(name if isinstance(name, str) else type(function).__module__)
+
+
+def of_package(function: Any) -> bool:
+    """Return whether a module of this package defines a function: `task_from_arrays` makes such entries."""
+    name = module_of(function)
+    return package(name, getattr(sys.modules.get(name), "__file__", None)) == "relu_study"
 
 
 def _loaded_last(name: str) -> bool:

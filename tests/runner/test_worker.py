@@ -15,6 +15,8 @@ from small_draw_study import study as coins
 from small_study import study as small
 
 from relu_study.components.entry_errors import out_of_memory_reason
+from relu_study.components.registry import activations, function_of, tasks
+from relu_study.components.tasks.own_arrays import task_from_arrays
 from relu_study.engine import train_tile
 from relu_study.engine.draw_block import draw_block
 from relu_study.engine.places import PlaceLost
@@ -22,10 +24,13 @@ from relu_study.errors import UserError
 from relu_study.runner import remote_places
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.machine import package_digest, precision, software
+from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
 from relu_study.runner.prepare import prepare
+from relu_study.runner.provenance import sources
 from relu_study.runner.remote_places import RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker, WorkerError, numbers_of
 from relu_study.study import data_files
+from relu_study.study.loading import load_study
 from relu_study.study.travelling_sources import travelling_sources
 
 HERE = ({**software(), **precision()}, package_digest())
@@ -129,6 +134,56 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     assert Path(str(loaded.__file__)).is_relative_to(copy) and loaded.shifted(1.0) == 0.5
     for name in ("travelling_part", "travelling_entry"):
         del sys.modules[name]
+
+
+def test_the_files_of_a_task_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study file gives a relative path to `task_from_arrays`. The package's own modules stay."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    home.mkdir()
+    np.savez(home / "rows.npz", x=np.eye(12), y=np.arange(12.0))
+    (home / "travelling_rows.py").write_text(
+        "import jax.numpy as jnp\n"
+        "from relu_study import Experiment, RunSpec, Study, activation, task_from_arrays\n\n"
+        "@activation('travelling_bend')\ndef travelling_bend(x):\n    return jnp.abs(x)\n\n"
+        "task_from_arrays('travelling_rows', 'rows.npz')\n"
+        "base = RunSpec(task='travelling_rows', activation='travelling_bend')\n"
+        "study = Study('rows', 'Rows', '?', [Experiment('main', {'bend': base})])\n"
+    )
+    for name, value in (("moved", {}), ("other_folders", []), ("read_for", {})):
+        monkeypatch.setattr(data_files, name, value)
+    monkeypatch.chdir(home)
+    study = load_study(home / "travelling_rows.py")
+    try:
+        entries = own_entries(study)
+        made = travelling_sources({name: function_of(entry) for name, entry in entries.items()})
+        assert made is not None and set(made.files) == {"travelling_rows.py", "rows.npz"}
+        fingerprint = sources(entries)
+
+        del tasks._entries["travelling_rows"], activations._entries["travelling_bend"]
+        monkeypatch.chdir(tmp_path)
+        home.rename(tmp_path / "gone")
+        made.unpack(copy)
+        assert sources(registered_entries(entries)) == fingerprint
+    finally:
+        tasks._entries.pop("travelling_rows", None)
+        activations._entries.pop("travelling_bend", None)
+
+
+def test_arrays_in_memory_travel_without_a_file() -> None:
+    """A notebook calls `task_from_arrays`: the entry is sent with its arrays."""
+    entry = task_from_arrays("travelling_arrays", np.eye(12), np.arange(12.0))
+    try:
+        entries = {"task travelling_arrays": entry}
+        assert travelling_sources({name: function_of(one) for name, one in entries.items()}) is None
+        packed, fingerprint = packed_entries(entries), sources(entries)
+        register_packed(packed)
+        assert tasks["travelling_arrays"] is entry  # registered already
+
+        del tasks._entries["travelling_arrays"]
+        register_packed(packed)
+        assert tasks["travelling_arrays"] is not entry and sources(registered_entries(entries)) == fingerprint
+    finally:
+        tasks._entries.pop("travelling_arrays", None)
 
 
 def test_entries_of_a_notebook_are_refused() -> None:

@@ -15,6 +15,7 @@ from relu_study.components.tasks.array_files import is_numeric, is_table, numeri
 from relu_study.components.tasks.array_rows import ArrayRows, build, share_of
 from relu_study.components.tasks.task import TaskEntry
 from relu_study.errors import UserError
+from relu_study.study.data_files import given_file
 
 MAX_FLOAT = float(np.finfo(np.float32).max)
 LABEL_KINDS = "biuUS"  # NumPy's kinds of labels: booleans, integers, texts
@@ -82,7 +83,7 @@ def _named_in(x: Any, val: Any, inputs: str) -> tuple[Any, Any, str]:
 def _read(what: str, x: Any, y: Any, inputs: str, tokens: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the inputs and targets of one set of rows, checked by themselves."""
     if isinstance(x, str | PurePath):
-        x, y = read_file(what, x, y, inputs)
+        x, y = read_file(what, given_file(x), y, inputs)
     if is_table(x):
         if isinstance(y, str):
             x, y = table_inputs(what, x, without=y), table_column(what, x, y)
