@@ -170,7 +170,7 @@ def _run_study(
 ) -> int:
     """Run a study with a progress bar, then print its summary; the exit status."""
     from relu_study.cli.progress import Progress
-    from relu_study.cli.summary import summary
+    from relu_study.cli.summary import crashed_line, summary
     from relu_study.runner.devices import use_devices
     from relu_study.runner.execute import execute
     from relu_study.runner.kinds import kind_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -135,7 +136,7 @@ def run_tiles(
         check_exists(folder)
         spent = stopwatch.spent()
         spent["compile_s"] += places.compile_seconds() if places is not None else 0.0
-        amend_manifest(folder, spent, **job.kind.counts(folder, job.ids, len(fallback.oom_ids)))
+        amend_manifest(folder, spent, **job.kind.counts(folder, job.ids))
         if tensorboard is not None:
             tensorboard.write()
 

@@ -85,9 +85,9 @@ def prepare(
     """
     kind, machine = kind_of(study), machine or local_machine()
     request = kind.request(study, folder, measure_config, machine)
-    has_raw_files = folder is not None and bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
     # Only stored files need the digest, which trains a tiny network.
-    provenance = with_digest(request.provenance, machine.digest) if has_raw_files else request.provenance
+    needs_digest = folder is not None and _has_raw_files(folder)
+    provenance = with_digest(request.provenance, machine.digest) if needs_digest else request.provenance
     state = read_folder_state(study.name, folder, provenance, kind.stored, request.ids, hint, request.derived)
     plan, widths, stored = request.plan(state, shard)
     return Job(
