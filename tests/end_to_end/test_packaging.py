@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -103,9 +102,9 @@ def declared(*extras: str) -> list[Requirement]:
 
 
 def of_extras() -> dict[str, Requirement]:
-    """Return the packages of the extras besides `dev` and `ray`: their own dependencies are not pinned."""
+    """Return the packages of the extras besides `dev`: their own dependencies are not pinned."""
     extras = PROJECT["project"]["optional-dependencies"]
-    named = [Requirement(line) for extra, lines in extras.items() if extra not in ("dev", "ray") for line in lines]
+    named = [Requirement(line) for extra, lines in extras.items() if extra != "dev" for line in lines]
     return {canonicalize_name(requirement.name): requirement for requirement in named}
 
 
@@ -137,17 +136,13 @@ def test_constraints_are_plain_pins():
 
 def test_constraints_pin_the_whole_closure_and_nothing_else():
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    closed = set(pinned(python)) - (set(of_extras()) - closure("dev"))
-    if importlib.util.find_spec("ray") is None:
-        assert closed > closure("dev"), "ray is not installed: its closure is unknown here"
-    else:
-        assert closed == closure("dev", "ray")
+    assert set(pinned(python)) - (set(of_extras()) - closure("dev")) == closure("dev")
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_are_in_the_declared_ranges(python):
     versions = pinned(python)
-    for requirement in declared("dev", "ray"):
+    for requirement in declared("dev"):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), (python, requirement)
     for name, requirement in of_extras().items():
         assert name not in versions or requirement.specifier.contains(versions[name]), (python, requirement)
@@ -214,7 +209,7 @@ except SystemExit as end:
 
 def test_study_and_report_modules_load_without_jax():
     # import-linter reads our import lines; this also sees what a library of ours drags in.
-    _, right, _ = PROJECT["tool"]["importlinter"]["contracts"]
+    right = PROJECT["tool"]["importlinter"]["contracts"][-1]
     assert imported_jax("\n".join(f"import {module}" for module in right["source_modules"])) == "[]"
 
 
