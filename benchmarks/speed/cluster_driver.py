@@ -1,0 +1,232 @@
+"""Cost of the driver of a cluster for `cluster.py`: CPU seconds a tile by size, an empty call, and the scheduler at many places."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from relu_study import Experiment, RunSpec, Study, grid
+from relu_study.engine import cohorts, scheduler, train_tile
+from relu_study.engine.places import Started
+from relu_study.engine.plan import Tile
+from relu_study.engine.state import MeasureConfig
+from relu_study.engine.work import Work
+from relu_study.runner import cluster, execute
+from relu_study.runner.callback import Callback
+from relu_study.runner.prepare import Job, prepare
+from relu_study.runner.remote_places import SLOTS, RemotePlaces
+from relu_study.runner.worker import Answer, Worker
+from relu_study.study.loading import load_study
+
+ABOUT = {"command": "python benchmarks/speed/cluster.py", "preset": "default"}
+WIDTH = 32  # of the tiles whose size is varied by their epochs
+RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]
+SKIPPED = 4  # first tiles, whose numbers are trained
+COHORTS = 32  # of the scheduler at many places
+TILES_A_PLACE = 4
+OFFERED = 250  # tiles per second of the scheduler at many places
+WINDOW = 5.0  # seconds of its measurement
+
+
+class Cost(NamedTuple):
+    """CPU seconds of the driver per tile of `mb` megabytes: all of it, and two of its parts."""
+
+    mb: float
+    total: float
+    transport: float  # the call of a worker, with the copy of its answer
+    save: float  # compression, checksum and file
+    wall: float  # seconds per tile of the whole, if no worker computes
+
+
+class RepeatingWorker(Worker):
+    """A worker that trains the first tile of each cohort, and answers the others with its numbers at once."""
+
+    def train(self, tile: Tile, place: int, measure_config: MeasureConfig, keep_params: bool = False) -> Answer:
+        with self.__dict__.setdefault("_training", threading.Lock()):
+            answers: dict[str, Answer] = self.__dict__.setdefault("_answers", {})
+            if tile.cohort not in answers:
+                answers[tile.cohort] = super().train(tile, place, measure_config, keep_params)
+            return answers[tile.cohort]
+
+
+def cpu() -> float:
+    """CPU seconds of all threads of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def megabytes(numbers: dict[str, np.ndarray]) -> float:
+    """The size of the arrays of a tile in MB (1e6 bytes)."""
+    return sum(np.asarray(array).nbytes for array in numbers.values()) / 1e6
+
+
+# ------------------------------------------------------------------------------------ cost of a tile
+
+
+class Ticks(Callback):
+    """CPU and elapsed seconds at the end of each stored tile."""
+
+    def __init__(self) -> None:
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+
+    def on_tile_end(self, *_: Any) -> None:
+        self.cpu.append(cpu())
+        self.wall.append(time.perf_counter())
+
+
+def sized_study(epochs: int, tiles: int) -> Study:
+    """A study of tiles of one size: net A on few rows."""
+    base = RunSpec(initializer="he_normal", rows=400, epochs=epochs)
+    arms = grid(base, learning_rate=RATES)
+    return Study("driver", "Driver", "What does a tile cost?", [Experiment("main", arms)], seeds=tiles * WIDTH // len(RATES))
+
+
+def repeated(call: Callable[[], Any], times: int) -> float:
+    """CPU seconds of a call, a mean over several after one to warm up."""
+    call()
+    before = cpu()
+    for _ in range(times):
+        call()
+    return (cpu() - before) / times
+
+
+def cost(places: RemotePlaces, epochs: int, tiles: int) -> Cost:
+    """The cost of tiles of so many epochs. The driver does all that it does in a run: files, TensorBoard and findings."""
+    ticks = Ticks()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "driver"
+        job: Job[Any, Any] = prepare(sized_study(epochs, tiles), folder, MeasureConfig(), machine=places.machine)
+        (width,) = job.widths.values()
+        if width != WIDTH:
+            raise SystemExit(f"cluster.py: tiles of {WIDTH} runs are expected, and the plan has {width}")
+        execute.run_tiles(job, folder, ticks, ABOUT, places=places)
+        tile = job.plan.tiles[0]
+        member = next(member for member in places.members if member.places)
+        numbers = places.call(member, *places.request(tile, 0)).value
+        transport = repeated(lambda: places.call(member, *places.request(tile, 0)), tiles)
+        save = repeated(lambda: job.kind.save(folder, tile, numbers, job.tile_provenance(tile)), tiles)
+    last = len(ticks.cpu) - 1
+    total, wall = ((series[last] - series[SKIPPED]) / (last - SKIPPED) for series in (ticks.cpu, ticks.wall))
+    return Cost(megabytes(numbers), total, transport, save, wall)
+
+
+def costs(lengths: Sequence[int], tiles: int, repeats: int, on_message: Callable[[str], None]) -> tuple[list[Cost], list[float]]:
+    """The costs by length in turn, `repeats` times, and the seconds of empty calls. A Ray connection is open."""
+    usual, cluster.Worker = cluster.Worker, RepeatingWorker  # type: ignore[misc]
+    try:
+        with cluster.connected("ray:local", sized_study(1, tiles), 1, on_message) as places:
+            member = next(member for member in places.members if member.places)
+            empty = []
+            for _ in range(50 * tiles):
+                began = time.perf_counter()
+                places.backend.call(member.handle, "forget", "no cohort")
+                empty.append(time.perf_counter() - began)
+            return [cost(places, epochs, tiles) for _ in range(repeats) for epochs in lengths], empty
+    finally:
+        cluster.Worker = usual  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------- real studies
+
+
+def study_tile(path: Path) -> tuple[int, int, float]:
+    """Runs and epochs of the widest costly tile of a study, and its MB, from a training of two measurements on few rows.
+
+    Every measurement adds arrays of the same size, so the size at the study's length follows.
+    """
+    study = load_study(path)
+    job: Any = prepare(study, None, MeasureConfig())
+    tile: Tile = max(job.plan.tiles, key=lambda one: (one.size, one.steps))
+    epochs = len(cohorts.epochs_measured(tile.runs[0], job.measure_config))
+    fewer = {"rows": 2000} if tile.runs[0].rows > 2000 else {}
+    runs = [run.replace(epochs=1, **fewer) for run in tile.runs]
+    numbers = train_tile.train_tile(runs, tile.width, measure_config=MeasureConfig())
+    fixed = {name: array for name, array in numbers.items() if np.ndim(array) < 2 or array.shape[1] != 2}
+    return tile.size, epochs, megabytes(fixed) + (megabytes(numbers) - megabytes(fixed)) * epochs / 2
+
+
+# ----------------------------------------------------------------------------- scheduler, many places
+
+
+class SleepingPlace:
+    """A place that waits instead of training."""
+
+    slots = SLOTS
+
+    def __init__(self, number: int, seconds: Iterator[float]) -> None:
+        self.number, self.seconds = number, seconds
+        self.worker, self.name = f"worker {number}", f"place {number}"
+        self.turn, self.ended = threading.Lock(), threading.Event()
+
+    def start(self, tile: Tile, should_continue: Callable[[], bool]) -> Started | None:
+        """Wait for the seconds of a tile."""
+        with self.turn:
+            seconds = next(self.seconds)
+            self.ended.wait(seconds)
+        return Started({}, 0.0, seconds) if should_continue() else None
+
+    def collect(self, pending: Any) -> Any:
+        """No numbers."""
+        return pending
+
+
+class SleepingPlaces:
+    """So many places, which never change but are treated as places of a cluster."""
+
+    changing, exact = True, True
+
+    def __init__(self, count: int, seconds: float) -> None:
+        draws = np.random.default_rng(0)
+        self.places = [SleepingPlace(i, iter(seconds * draws.uniform(0.7, 1.3, 1000))) for i in range(count)]
+
+    def current(self) -> list[SleepingPlace]:
+        """All places."""
+        return self.places
+
+    def kill(self, place: Any, reason: str) -> None:
+        raise AssertionError(f"{place.name}: {reason}")
+
+    def close(self) -> None:
+        """End all waits."""
+        for place in self.places:
+            place.ended.set()
+
+    def on_message(self, line: str) -> None:
+        """No message."""
+
+
+def scheduling(count: int, window: float) -> float:
+    """CPU seconds of the scheduler per tile, with a thread for each slot of so many places, for some seconds of a steady state."""
+    tiles = [Tile(f"cohort {i % COHORTS}", 1, (), 1, 1) for i in range(max(TILES_A_PLACE * count, 2 * round(OFFERED * window)))]
+    tiles.sort(key=lambda tile: tile.cohort)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("started on this machine")
+
+    work: Any = Work(tiles, lambda tile: 1.0, never, never, lambda tile: set(), lambda key: None)
+    places = SleepingPlaces(count, count / OFFERED)
+    began = before = 0.0
+    finished = scheduler.finished(work, None, places)
+    try:
+        for received, _ in enumerate(finished):
+            if received == count // 10:
+                began, before, first = time.perf_counter(), cpu(), received
+            elif received > count // 10 and time.perf_counter() - began > window:
+                return (cpu() - before) / (received - first)
+    finally:
+        finished.close()
+    raise SystemExit(f"cluster.py: {len(tiles)} tiles at {count} places end within {window:.0f} s")
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    """A median in milliseconds."""
+    return 1e3 * statistics.median(seconds)
