@@ -1,11 +1,11 @@
 """Throughput of a Ray cluster on this machine, and of a simulated large one: `python benchmarks/speed/cluster.py`.
 
-1. Efficiency: the same study in this process and at 1, 2 and 4 workers on the same cores, in turn, in one Ray cluster. Only the
-   steady state counts: programs are compiled, and the first and last tiles are left out. Goal: 95 % of the local runs per second.
+1. Efficiency: the same study in this process and at 1, 2 and 4 workers on the same cores, in turn. Only the steady state
+   counts: programs are compiled, and the first and last tiles are left out. Goal: 95 % of the local runs per second.
    Raw files, CSV files and tables must have the same bytes in all of them; otherwise the script fails.
-2. Driver: its CPU seconds per tile, by megabytes of a tile, with a worker that answers at once. The driver does all of a real run:
-   scheduling, files, TensorBoard, findings. Next to it an empty call, bytes of tiles of real studies, and the scheduler at many
-   places that wait instead of training.
+2. Driver: its CPU seconds per tile, by megabytes of a tile, with a worker that answers at once. It does all of a real run:
+   scheduling, files, TensorBoard, findings. Next to it an empty call, bytes of tiles of real studies, and the scheduler at
+   many places that wait instead of training.
 3. Simulation: a queue model of up to 4,000 places with these constants. `cluster_queue.py` lists its assumptions.
 
 `--quick` is small and writes to `--out` only. Writes results/speed/cluster.csv and .md, and a picture.
@@ -37,7 +37,6 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import derive
 from relu_study.runner import cluster, execute, run
 from relu_study.runner.callback import Callback
-from relu_study.runner.cluster_address import check_cluster
 from relu_study.runner.prepare import Job, prepare
 from relu_study.runner.provenance import with_digest
 from relu_study.runner.remote_places import RemotePlaces
@@ -115,7 +114,7 @@ def compared(folder: Path, first: Path) -> None:
 
 
 def efficiency(size: Size, scratch: Path) -> list[dict[str, Any]]:
-    """Rows of each number of workers next to runs in this process, in turn. A Ray connection is open."""
+    """Rows of each number of workers next to runs in this process, in turn."""
     study, rows, first = study_of(size.epochs, size.tiles), [], scratch / "local first"
     short = study_of(size.epochs, max(4 * timing.cores(), 8))
     trained(scratch / "short", short, None)
@@ -274,10 +273,9 @@ def main() -> None:
     run.use_devices()
     compilation.evict = lambda key: None  # the runs in this process and those of the workers keep their programs
     RemotePlaces.forget = lambda self, cohort: None  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as scratch, cluster._ray(check_cluster("ray:local"), None):
-        rows = efficiency(size, Path(scratch))
-        show(rows)
-        taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = show(efficiency(size, Path(scratch)))
+    taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)
     rows += show(driver_rows(taken, empty, size))
     tiles = {name: cluster_driver.study_tile(BENCHMARKS / f"{name}.py") for name in size.studies}
     for name, (runs, epochs, mb) in tiles.items():

@@ -1,4 +1,4 @@
-"""Cost of the driver of a cluster for `cluster.py`: CPU seconds a tile by size, an empty call, and the scheduler at many places."""
+"""Cost of a cluster's driver for `cluster.py`: CPU seconds a tile by size, an empty call, and the scheduler at many places."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def cost(places: RemotePlaces, epochs: int, tiles: int) -> Cost:
 
 
 def costs(lengths: Sequence[int], tiles: int, repeats: int, on_message: Callable[[str], None]) -> tuple[list[Cost], list[float]]:
-    """The costs by length in turn, `repeats` times, and the seconds of empty calls. A Ray connection is open."""
+    """The costs by length in turn, `repeats` times, and the seconds of empty calls."""
     usual, cluster.Worker = cluster.Worker, RepeatingWorker  # type: ignore[misc]
     try:
         with cluster.connected("ray:local", sized_study(1, tiles), 1, on_message) as places:
@@ -205,7 +205,7 @@ class SleepingPlaces:
 
 
 def scheduling(count: int, window: float) -> float:
-    """CPU seconds of the scheduler per tile, with a thread for each slot of so many places, for some seconds of a steady state."""
+    """CPU seconds of the scheduler per tile in a steady state, with a thread for each slot of so many places."""
     tiles = [Tile(f"cohort {i % COHORTS}", 1, (), 1, 1) for i in range(max(TILES_A_PLACE * count, 2 * round(OFFERED * window)))]
     tiles.sort(key=lambda tile: tile.cohort)
 

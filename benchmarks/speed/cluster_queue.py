@@ -3,8 +3,8 @@
 Assumptions:
 1. The driver is one core. It serves first the call of a worker (answer received, next tile chosen and sent), then the storage of
    the tile, in the order of arrival. In the real driver other threads run during the compression of a file.
-2. The cost of a tile is `fixed + per_mb * MB` CPU seconds, as measured with one worker, plus the measured growth of the scheduler's
-   cost with the number of places.
+2. The cost of a tile is `fixed + per_mb * MB` CPU seconds, as measured with one worker, plus the measured growth of the
+   scheduler's cost with the number of places.
 3. A place computes one tile at a time, and a second one waits there. The seconds of tiles vary by 10 % (lognormal).
 4. An answer takes half an empty call to the driver, and so does a tile to its place. The network is never full.
 5. Every place has compiled its programs. No place is lost, and no tile is repeated.
@@ -103,11 +103,9 @@ def simulate(places: int, seconds: float, driver: Driver, rounds: int = ROUNDS) 
         member.intervals.append((start, member.free_at))
         at(member.free_at + driver.delay, "answer", place)
 
-    for slot in range(SLOTS):
-        for place in range(places):
-            if todo:
-                free_at += driver.call
-                send(free_at, place)
+    for place in SLOTS * [*range(places)]:
+        free_at += driver.call
+        send(free_at, place)
     pending: deque[float] = deque()  # ends of the driver's services
     while events and todo:
         now, _, kind, place = heapq.heappop(events)
