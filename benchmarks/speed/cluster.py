@@ -122,7 +122,7 @@ def efficiency(size: Size, scratch: Path) -> list[dict[str, Any]]:
     for workers in WORKERS:
         if workers > timing.cores():
             about = f"not measured: {workers} workers need {workers} cores, and this machine has {timing.cores()}"
-            rows.append(row("efficiency", counted(workers, "worker"), "throughput over local", None, "ratio", note=about))
+            rows += show([row("efficiency", counted(workers, "worker"), "throughput over local", None, "ratio", note=about)])
             continue
         series: dict[str, list[float]] = {"local": [], "cluster": []}
         with cluster.connected("ray:local", study, workers, print) as places:
@@ -135,9 +135,9 @@ def efficiency(size: Size, scratch: Path) -> list[dict[str, Any]]:
         case = f"{counted(workers, 'worker')}, {counted(timing.cores() // workers, 'place')} each"
         about = f"{size.tiles} tiles of 32 runs; equal bytes in {len(contents(first))} files of each run"
         ratio = timing.ratio(series["local"], series["cluster"])
-        rows.append(row("efficiency", case, "throughput over local", ratio, "ratio", size.repeats, GOAL, about))
+        rows += show([row("efficiency", case, "throughput over local", ratio, "ratio", size.repeats, GOAL, about)])
         for name, seconds in series.items():
-            rows.append(row("efficiency", case, f"{name}: tiles", spread([1 / s for s in seconds]), "1/s", size.repeats))
+            rows += show([row("efficiency", case, f"{name}: tiles", spread([1 / s for s in seconds]), "1/s", size.repeats)])
     return rows
 
 
@@ -274,7 +274,7 @@ def main() -> None:
     compilation.evict = lambda key: None  # the runs in this process and those of the workers keep their programs
     RemotePlaces.forget = lambda self, cohort: None  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as scratch:
-        rows = show(efficiency(size, Path(scratch)))
+        rows = efficiency(size, Path(scratch))
     taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)
     rows += show(driver_rows(taken, empty, size))
     tiles = {name: cluster_driver.study_tile(BENCHMARKS / f"{name}.py") for name in size.studies}

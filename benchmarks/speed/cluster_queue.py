@@ -8,7 +8,7 @@ Assumptions:
 3. A place computes one tile at a time, and a second one waits there. The seconds of tiles vary by 10 % (lognormal).
 4. An answer takes half an empty call to the driver, and so does a tile to its place. The network is never full.
 5. Every place has compiled its programs. No place is lost, and no tile is repeated.
-6. The first two tiles of each place, and the time after the last tile is handed out, do not count.
+6. The first tiles, four for each place, and the time after the last tile is handed out, do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 SPREAD = 0.1
 SLOTS = 2
-ROUNDS, LEAST_TILES = 8, 200
+ROUNDS, SKIPPED_ROUNDS, LEAST_TILES = 12, 4, 200
 
 
 class Driver(NamedTuple):
@@ -115,7 +115,7 @@ def simulate(places: int, seconds: float, driver: Driver, rounds: int = ROUNDS) 
         pending.append(free_at)
         if kind == "answer":
             answered += 1
-            if answered == SLOTS * places:
+            if answered == SKIPPED_ROUNDS * places:
                 begin, served = free_at, 0
             send(free_at, place)
             at(free_at, "store", place)
