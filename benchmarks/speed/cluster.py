@@ -125,7 +125,7 @@ def efficiency(size: Size, scratch: Path) -> list[dict[str, Any]]:
             rows += show([row("efficiency", counted(workers, "worker"), "throughput over local", None, "ratio", note=about)])
             continue
         series: dict[str, list[float]] = {"local": [], "cluster": []}
-        with cluster.connected("ray:local", study, workers, print) as places:
+        with cluster.connected("ray:local", study, workers, print) as connected, cluster_driver.reusable(connected) as places:
             trained(scratch / f"short {workers}", short, places)
             for repeat in range(size.repeats):
                 for name, at in (("local", None), ("cluster", places)):
@@ -271,8 +271,7 @@ def main() -> None:
         parser.error("--quick does not replace the committed table. Give --out")
     size, (load, *_) = QUICK if asked.quick else FULL, os.getloadavg()
     run.use_devices()
-    compilation.evict = lambda key: None  # the runs in this process and those of the workers keep their programs
-    RemotePlaces.forget = lambda self, cohort: None  # type: ignore[method-assign]
+    compilation.evict = lambda key: None  # runs in this process keep their programs, as those of the workers do
     with tempfile.TemporaryDirectory() as scratch:
         rows = efficiency(size, Path(scratch))
     taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)

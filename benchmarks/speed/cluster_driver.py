@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 import tempfile
 import threading
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +70,13 @@ def megabytes(numbers: dict[str, np.ndarray]) -> float:
     return sum(np.asarray(array).nbytes for array in numbers.values()) / 1e6
 
 
+@contextlib.contextmanager
+def reusable(places: RemotePlaces) -> Iterator[RemotePlaces]:
+    """Places that stay open after a run, so that the next run finds the workers with their programs."""
+    with unittest.mock.patch.multiple(places, close=lambda: None, forget=lambda cohort: None):
+        yield places
+
+
 # ------------------------------------------------------------------------------------ cost of a tile
 
 
@@ -121,18 +130,18 @@ def cost(places: RemotePlaces, epochs: int, tiles: int) -> Cost:
 
 def costs(lengths: Sequence[int], tiles: int, repeats: int, on_message: Callable[[str], None]) -> tuple[list[Cost], list[float]]:
     """The costs by length in turn, `repeats` times, and the seconds of empty calls."""
-    usual, cluster.Worker = cluster.Worker, RepeatingWorker  # type: ignore[misc]
-    try:
-        with cluster.connected("ray:local", sized_study(1, tiles), 1, on_message) as places:
-            member = next(member for member in places.members if member.places)
-            empty = []
-            for _ in range(50 * tiles):
-                began = time.perf_counter()
-                places.backend.call(member.handle, "forget", "no cohort")
-                empty.append(time.perf_counter() - began)
-            return [cost(places, epochs, tiles) for _ in range(repeats) for epochs in lengths], empty
-    finally:
-        cluster.Worker = usual  # type: ignore[misc]
+    with (
+        unittest.mock.patch.object(cluster, "Worker", RepeatingWorker),
+        cluster.connected("ray:local", sized_study(1, tiles), 1, on_message) as connected,
+        reusable(connected) as places,
+    ):
+        member = next(member for member in places.members if member.places)
+        empty = []
+        for _ in range(50 * tiles):
+            began = time.perf_counter()
+            places.backend.call(member.handle, "forget", "no cohort")
+            empty.append(time.perf_counter() - began)
+        return [cost(places, epochs, tiles) for _ in range(repeats) for epochs in lengths], empty
 
 
 # ------------------------------------------------------------------------------------- real studies
