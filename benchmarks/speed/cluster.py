@@ -4,11 +4,11 @@
    counts: programs are compiled, and the first and last tiles are left out. Goal: 95 % of the local runs per second.
    Raw files, CSV files and tables must have the same bytes in all of them; otherwise the script fails.
 2. Driver: its CPU seconds per tile, by megabytes of a tile, with a worker that answers at once. It does all of a real run:
-   scheduling, files, TensorBoard, findings. Next to it an empty call, bytes of tiles of real studies, and the scheduler at
-   many places that wait instead of training.
+   scheduling, files, findings. Only TensorBoard is left out, which takes at most 3 % of a run. Next to it an empty call,
+   the size of tiles of real studies, and the scheduler at many places that wait instead of training.
 3. Simulation: a queue model of up to 4,000 places with these constants. `cluster_queue.py` lists its assumptions.
 
-`--quick` is small and writes to `--out` only. Writes results/speed/cluster.csv and .md, and a picture.
+`--quick` is small and needs `--out`. The column `load` is the load average of the minute before the start. Writes results/speed/cluster.csv and .md, and a picture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from relu_study.runner.remote_places import RemotePlaces
 
 GOAL = 0.95  # of the local throughput
 WORKERS = (1, 2, 4)
-STUDIES = ("article", "collapse", "architectures", "trainability")
+STUDIES = ("article", "collapse")
 BENCHMARKS = Path(__file__).resolve().parents[1]
 MANY = 1000  # places of the simulation of wide tiles
 
@@ -62,8 +62,8 @@ class Size(NamedTuple):
     studies: tuple[str, ...]
 
 
-FULL = Size(3, 8, 48, (1, 4, 16, 48), 30, (2, 10, 100, 1000, 4000), 5.0, (1, 3, 10, 30, 100, 300, 1000, 2000, 4000), STUDIES)
-QUICK = Size(1, 1, 16, (1, 4), 8, (2, 50), 0.5, (1, 10, 100), STUDIES[:1])
+FULL = Size(5, 5, 32, (2, 8, 32, 128), 24, (2, 10, 100, 1000), 3.0, (1, 3, 10, 30, 100, 300, 1000, 2000, 4000), STUDIES)
+QUICK = Size(1, 1, 16, (1, 4), 10, (2, 50), 0.5, (1, 10, 100), STUDIES[:1])
 
 
 # --------------------------------------------------------------------------------------- efficiency
@@ -266,10 +266,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes; give --out")
     parser.add_argument("--out", type=Path, default=timing.RESULTS)
+    parser.add_argument("--repeats", type=int, help="of each measurement")
     asked = parser.parse_args()
     if asked.quick and asked.out == timing.RESULTS:
         parser.error("--quick does not replace the committed table. Give --out")
     size, (load, *_) = QUICK if asked.quick else FULL, os.getloadavg()
+    size = size._replace(repeats=asked.repeats or size.repeats)
     run.use_devices()
     compilation.evict = lambda key: None  # runs in this process keep their programs, as those of the workers do
     with tempfile.TemporaryDirectory() as scratch:

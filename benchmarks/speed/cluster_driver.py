@@ -33,9 +33,7 @@ WIDTH = 32  # of the tiles whose size is varied by their epochs
 RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]
 SKIPPED = 4  # first tiles, whose numbers are trained
 COHORTS = 32  # of the scheduler at many places
-TILES_A_PLACE = 4
 OFFERED = 250  # tiles per second of the scheduler at many places
-WINDOW = 5.0  # seconds of its measurement
 
 
 class Cost(NamedTuple):
@@ -49,14 +47,15 @@ class Cost(NamedTuple):
 
 
 class RepeatingWorker(Worker):
-    """A worker that trains the first tile of each cohort, and answers the others with its numbers at once."""
+    """A worker that trains the first tile of each size, and answers the others with its numbers at once."""
 
     def train(self, tile: Tile, place: int, measure_config: MeasureConfig, keep_params: bool = False) -> Answer:
         with self.__dict__.setdefault("_training", threading.Lock()):
-            answers: dict[str, Answer] = self.__dict__.setdefault("_answers", {})
-            if tile.cohort not in answers:
-                answers[tile.cohort] = super().train(tile, place, measure_config, keep_params)
-            return answers[tile.cohort]
+            answers: dict[Any, Answer] = self.__dict__.setdefault("_answers", {})
+            key = tile.cohort, tile.steps, tile.size
+            if key not in answers:
+                answers[key] = super().train(tile, place, measure_config, keep_params)
+            return answers[key]
 
 
 def cpu() -> float:
@@ -109,7 +108,7 @@ def repeated(call: Callable[[], Any], times: int) -> float:
 
 
 def cost(places: RemotePlaces, epochs: int, tiles: int) -> Cost:
-    """The cost of tiles of so many epochs. The driver does all that it does in a run: files, TensorBoard and findings."""
+    """The cost of tiles of so many epochs. The driver does all of a run but TensorBoard."""
     ticks = Ticks()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "driver"
@@ -123,7 +122,7 @@ def cost(places: RemotePlaces, epochs: int, tiles: int) -> Cost:
         numbers = places.call(member, *places.request(tile, 0)).value
         transport = repeated(lambda: places.call(member, *places.request(tile, 0)), tiles)
         save = repeated(lambda: job.kind.save(folder, tile, numbers, job.tile_provenance(tile)), tiles)
-    last = len(ticks.cpu) - 1
+    last = len(ticks.cpu) - 2  # with the last tile all configurations are complete: TensorBoard, at most 3 % of a long run
     total, wall = ((series[last] - series[SKIPPED]) / (last - SKIPPED) for series in (ticks.cpu, ticks.wall))
     return Cost(megabytes(numbers), total, transport, save, wall)
 
@@ -214,26 +213,25 @@ class SleepingPlaces:
 
 
 def scheduling(count: int, window: float) -> float:
-    """CPU seconds of the scheduler per tile in a steady state, with a thread for each slot of so many places."""
-    tiles = [Tile(f"cohort {i % COHORTS}", 1, (), 1, 1) for i in range(max(TILES_A_PLACE * count, 2 * round(OFFERED * window)))]
-    tiles.sort(key=lambda tile: tile.cohort)
+    """CPU seconds of the scheduler per tile in a steady state, with a thread for each slot of so many places.
+
+    Each place has one tile on average before the measurement, and the list of unstarted tiles is not empty at its end.
+    """
+    measured, skipped = max(count, round(OFFERED * window)), max(count, 20)
+    total = measured + skipped + (SLOTS + 1) * count
+    tiles = [Tile(f"cohort {i * COHORTS // total}", 1, (), 1, 1) for i in range(total)]
 
     def never(*_: Any) -> Any:
         raise AssertionError("started on this machine")
 
     work: Any = Work(tiles, lambda tile: 1.0, never, never, lambda tile: set(), lambda key: None)
-    places = SleepingPlaces(count, count / OFFERED)
-    began = before = 0.0
-    finished = scheduler.finished(work, None, places)
-    try:
-        for received, _ in enumerate(finished):
-            if received == count // 10:
-                began, before, first = time.perf_counter(), cpu(), received
-            elif received > count // 10 and time.perf_counter() - began > window:
-                return (cpu() - before) / (received - first)
-    finally:
-        finished.close()
-    raise SystemExit(f"cluster.py: {len(tiles)} tiles at {count} places end within {window:.0f} s")
+    with contextlib.closing(scheduler.finished(work, None, SleepingPlaces(count, count / OFFERED))) as finished:
+        for _ in range(skipped):
+            next(finished)
+        before = cpu()
+        for _ in range(measured):
+            next(finished)
+        return (cpu() - before) / measured
 
 
 def median_ms(seconds: Sequence[float]) -> float:
