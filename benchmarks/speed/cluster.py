@@ -8,7 +8,8 @@
    the size of tiles of real studies, and the scheduler at many places that wait instead of training.
 3. Simulation: a queue model of up to 4,000 places with these constants. `cluster_queue.py` lists its assumptions.
 
-`--quick` is small and needs `--out`. The column `load` is the load average of the minute before the start. Writes results/speed/cluster.csv and .md, and a picture.
+`--quick` is small and needs `--out`. The column `load` is the load average of the minute before the start. Writes
+results/speed/cluster.csv and .md, and a picture.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from relu_study.runner.remote_places import RemotePlaces
 
 GOAL = 0.95  # of the local throughput
 WORKERS = (1, 2, 4)
-STUDIES = ("article", "collapse")
+STUDIES = ("article",)
 BENCHMARKS = Path(__file__).resolve().parents[1]
 MANY = 1000  # places of the simulation of wide tiles
 
@@ -272,6 +273,7 @@ def main() -> None:
         parser.error("--quick does not replace the committed table. Give --out")
     size, (load, *_) = QUICK if asked.quick else FULL, os.getloadavg()
     size = size._replace(repeats=asked.repeats or size.repeats)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: workers would starve next to other processes
     run.use_devices()
     compilation.evict = lambda key: None  # runs in this process keep their programs, as those of the workers do
     with tempfile.TemporaryDirectory() as scratch:

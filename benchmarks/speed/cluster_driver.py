@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from relu_study import Experiment, RunSpec, Study, grid
-from relu_study.engine import cohorts, scheduler, train_tile
+from relu_study.engine import cohorts, scheduler
 from relu_study.engine.places import Started
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.work import Work
-from relu_study.runner import cluster, execute
+from relu_study.runner import cluster, execute, memory
 from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import Job, prepare
 from relu_study.runner.remote_places import SLOTS, RemotePlaces
@@ -147,19 +148,18 @@ def costs(lengths: Sequence[int], tiles: int, repeats: int, on_message: Callable
 
 
 def study_tile(path: Path) -> tuple[int, int, float]:
-    """Runs and epochs of the widest costly tile of a study, and its MB, from a training of two measurements on few rows.
+    """Runs and measurements of the largest tile of a study, and the MB of its measurements, from the shapes of its programs."""
 
-    Every measurement adds arrays of the same size, so the size at the study's length follows.
-    """
-    study = load_study(path)
-    job: Any = prepare(study, None, MeasureConfig())
+    def output(program: Any, *arguments: Any) -> memory.Size:
+        shapes = jax.tree.leaves(program.jitted.eval_shape(*arguments))
+        return memory.Size(0, sum(leaf.size * leaf.dtype.itemsize for leaf in shapes), 0)
+
+    job: Any = prepare(load_study(path), None, MeasureConfig())
     tile: Tile = max(job.plan.tiles, key=lambda one: (one.size, one.steps))
-    epochs = len(cohorts.epochs_measured(tile.runs[0], job.measure_config))
-    fewer = {"rows": 2000} if tile.runs[0].rows > 2000 else {}
-    runs = [run.replace(epochs=1, **fewer) for run in tile.runs]
-    numbers = train_tile.train_tile(runs, tile.width, measure_config=MeasureConfig())
-    fixed = {name: array for name, array in numbers.items() if np.ndim(array) < 2 or array.shape[1] != 2}
-    return tile.size, epochs, megabytes(fixed) + (megabytes(numbers) - megabytes(fixed)) * epochs / 2
+    measurements = len(cohorts.epochs_measured(tile.runs[0], job.measure_config))
+    with unittest.mock.patch.object(memory, "_size", output):
+        sizes, _, _ = memory.compiled(tile, job.measure_config)
+    return tile.size, measurements, sizes["measure"].output * measurements / 1e6
 
 
 # ----------------------------------------------------------------------------- scheduler, many places

@@ -4,7 +4,7 @@ Assumptions:
 1. The driver is one core. It serves first the call of a worker (answer received, next tile chosen and sent), then the storage of
    the tile, in the order of arrival. In the real driver other threads run during the compression of a file.
 2. The cost of a tile is `fixed + per_mb * MB` CPU seconds, as measured with one worker, plus the measured growth of the
-   scheduler's cost with the number of places.
+   scheduler's cost with the number of places. That is linear beyond the most places measured.
 3. A place computes one tile at a time, and a second one waits there. The seconds of tiles vary by 10 % (lognormal).
 4. An answer takes half an empty call to the driver, and so does a tile to its place. The network is never full.
 5. Every place has compiled its programs. No place is lost, and no tile is repeated.
@@ -14,7 +14,6 @@ Assumptions:
 from __future__ import annotations
 
 import heapq
-import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -52,8 +51,11 @@ class Constants(NamedTuple):
     def driver(self, mb: float, places: int) -> Driver:
         """The driver of a cluster with so many places and tiles of so many megabytes."""
         counts = sorted(self.scheduler)
-        more = float(np.interp(math.log(places), np.log(counts), [self.scheduler[count] for count in counts]))
-        more = max(more - self.scheduler[counts[0]], 0.0)
+        seconds = [self.scheduler[count] for count in counts]
+        more = float(np.interp(places, counts, seconds))
+        if places > counts[-1] and len(counts) > 1:
+            more += (places - counts[-1]) * (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2])
+        more = max(more - seconds[0], 0.0)
         return Driver(self.call[0] + self.call[1] * mb + more, self.rest[0] + self.rest[1] * mb, self.delay)
 
 

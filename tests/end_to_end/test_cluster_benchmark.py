@@ -50,9 +50,10 @@ def test_a_delay_costs_nothing_while_a_second_tile_waits(queue: ModuleType) -> N
 
 def test_the_cost_of_a_tile_follows_its_size_and_the_places(queue: ModuleType) -> None:
     assert queue.line_through([0.1, 1.0, 4.0], [0.012, 0.03, 0.09]) == pytest.approx((0.01, 0.02))
-    constants = queue.Constants((0.001, 0.002), (0.003, 0.05), {2: 0.0005, 100: 0.0005, 10_000: 0.0025}, 0.001)
+    constants = queue.Constants((0.001, 0.002), (0.003, 0.05), {2: 0.0005, 100: 0.0005, 1100: 0.0015}, 0.001)
     assert constants.driver(2.0, 50) == pytest.approx((0.005, 0.103, 0.001))
-    assert constants.driver(2.0, 1000) == pytest.approx((0.006, 0.103, 0.001))
+    for places, more in ((600, 0.0005), (1100, 0.001), (4100, 0.004)):  # linear between the measured places and beyond
+        assert constants.driver(2.0, places) == pytest.approx((0.005 + more, 0.103, 0.001))
 
 
 @pytest.mark.slow
