@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cluster_driver
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import timing
@@ -38,6 +39,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import derive
 from relu_study.runner import cluster, execute, run
 from relu_study.runner.callback import Callback
+from relu_study.runner.cluster_address import check_cluster
 from relu_study.runner.prepare import Job, prepare
 from relu_study.runner.provenance import with_digest
 from relu_study.runner.remote_places import RemotePlaces
@@ -274,11 +276,13 @@ def main() -> None:
     size, (load, *_) = QUICK if asked.quick else FULL, os.getloadavg()
     size = size._replace(repeats=asked.repeats or size.repeats)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: workers would starve next to other processes
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     run.use_devices()
     compilation.evict = lambda key: None  # runs in this process keep their programs, as those of the workers do
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, cluster._ray(check_cluster("ray:local")):  # one cluster for all workers
         rows = efficiency(size, Path(scratch))
-    taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)
+        taken, empty = cluster_driver.costs(size.lengths, size.costed, size.repeats, print)
     rows += show(driver_rows(taken, empty, size))
     tiles = {name: cluster_driver.study_tile(BENCHMARKS / f"{name}.py") for name in size.studies}
     for name, (runs, epochs, mb) in tiles.items():
