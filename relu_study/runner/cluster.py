@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from relu_study.study.travelling_sources import TravellingSources, travelling_so
 CALLS = 4  # threads of an actor besides those of tiles: reports and evictions
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")  # of the driver, which change bits
 VARIABLES = ("XLA_FLAGS",)
+UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
 
 
 @contextlib.contextmanager
@@ -86,7 +88,8 @@ def _ray(address: Address) -> Iterator[None]:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"the Ray cluster at {address.host}:{address.port} cannot be used: {line}") from error
+            where = "started on this machine" if address.local else f"used at {address.host}:{address.port}"
+            raise UserError(f"a Ray cluster cannot be {where}: {line}") from error
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listens_wide
     try:
@@ -206,6 +209,7 @@ class RayBackend:
 
     def _lost(self, handle: Any, error: Any) -> PlaceLost:
         """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
+        error = self._settled(handle, error)
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
         node = self.homes.get(handle) or self.asked.get(handle, "").partition("/")[0]
@@ -213,9 +217,23 @@ class RayBackend:
             return PlaceLost("its node was preempted", counted=False)
         if not isinstance(error, self.ray.exceptions.RayActorError):
             return PlaceLost(f"its result is lost: {type(error).__name__}", counted=False)
+        if isinstance(error, self.ray.exceptions.ActorUnavailableError):
+            return PlaceLost("it cannot be reached", counted=False)
         if "node has died" in str(error) or not any(entry["Alive"] and entry["NodeID"] == node for entry in self.ray.nodes()):
             return PlaceLost("its node has ended", counted=False)
         return PlaceLost(line.partition(" Some common causes")[0] or type(error).__name__)
+
+    def _settled(self, handle: Any, error: Any) -> Any:
+        """The last error of an actor. At first Ray knows only that it is unavailable, then whether its process or node ended."""
+        limit = time.monotonic() + UNAVAILABLE_SECONDS
+        while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit:
+            time.sleep(UNAVAILABLE_POLL)
+            try:
+                self.ray.get(handle.__ray_ready__.remote(), timeout=UNAVAILABLE_SECONDS)
+                return error
+            except self.ray.exceptions.RayError as later:
+                error = later
+        return error
 
 
 def _as_user_error(error: Any) -> UserError:

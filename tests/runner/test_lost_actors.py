@@ -1,0 +1,85 @@
+"""Errors of Ray's actors as losses of a place: whether the tile may be the cause. No Ray."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from relu_study.runner import cluster
+from relu_study.runner.cluster import RayBackend
+
+
+class RayError(Exception):
+    pass
+
+
+class RayActorError(RayError):
+    pass
+
+
+class ActorUnavailableError(RayActorError):
+    pass
+
+
+class Actor:
+    """A handle whose calls raise these errors in turn, and then answer."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: self)
+
+
+def backend(actor: Actor, alive: bool = True) -> Any:
+    """A backend whose actor is on one node."""
+
+    def get(handle: Actor, timeout: float) -> bool:
+        if handle.errors:
+            raise handle.errors.pop(0)
+        return True
+
+    made = RayBackend.__new__(RayBackend)
+    known = {error.__name__: error for error in (RayError, RayActorError, ActorUnavailableError)}
+    made.ray = SimpleNamespace(exceptions=SimpleNamespace(**known), nodes=lambda: [{"Alive": alive, "NodeID": "n1"}], get=get)
+    made.homes, made.asked = {actor: "n1"}, {}
+    return made
+
+
+SOCKET = ActorUnavailableError("The actor is temporarily unavailable: RpcError: Socket closed")
+DIED = RayActorError("The actor died.\nclass_name: Worker\nThe worker process has died.\npid: 7")
+NODE = RayActorError("The actor died because its node has died.")
+
+
+@pytest.mark.parametrize(
+    ("later", "alive", "counted", "reason"),
+    [
+        ([DIED], True, True, "The worker process has died."),
+        ([SOCKET, DIED], True, True, "The worker process has died."),
+        ([SOCKET, NODE], True, False, "its node has ended"),
+        ([DIED], False, False, "its node has ended"),
+        ([], True, False, "it cannot be reached"),  # it answers again, without the result
+    ],
+)
+def test_unavailable_actor(
+    later: list[Exception], alive: bool, counted: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says at first that an actor is unavailable, and later why. The end of a node is never counted."""
+    monkeypatch.setattr(cluster, "UNAVAILABLE_POLL", 0.0)
+    actor = Actor(*later)
+    lost = backend(actor, alive)._lost(actor, SOCKET)
+    assert (lost.counted, lost.reason) == (counted, reason) and not actor.errors
+
+
+def test_actor_that_stays_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "UNAVAILABLE_POLL", 0.01)
+    monkeypatch.setattr(cluster, "UNAVAILABLE_SECONDS", 0.05)
+    actor = Actor(*[SOCKET] * 1000)
+    lost = backend(actor)._lost(actor, SOCKET)
+    assert (lost.counted, lost.reason) == (False, "it cannot be reached")
+
+
+def test_lost_result_is_not_counted() -> None:
+    actor = Actor()
+    lost = backend(actor)._lost(actor, RayError("ObjectReconstructionFailedError"))
+    assert not lost.counted and lost.reason == "its result is lost: RayError"
