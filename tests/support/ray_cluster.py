@@ -5,6 +5,7 @@ The processes of the cluster listen on 127.0.0.1 only, as `--cluster ray:local` 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from paths import ROOT
 
@@ -50,9 +52,9 @@ cluster.shutdown()
 class RayCluster:
     """A head without CPUs, and nodes. `address` is the value of `--cluster`."""
 
-    def __init__(self, cpus: list[int], folder: Path) -> None:
-        """Start the nodes, each with its number of CPUs. Compiled programs are kept in `folder`."""
-        self.environment = environment(folder)
+    def __init__(self, cpus: list[int], folder: Path, **more: str) -> None:
+        """Start the nodes, each with its number of CPUs. Compiled programs are kept in `folder`. `more` is environment."""
+        self.environment = environment(folder, **more)
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER, json.dumps(cpus)],
             env=self.environment,
@@ -77,23 +79,28 @@ class RayCluster:
 
     def close(self) -> None:
         """End all processes of the cluster."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
+        with self._process:  # closes the pipes
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(60)
 
-    def start(self, *words: str, cwd: Path, **more: str) -> subprocess.Popen[str]:
-        """Start `relu-study` on this cluster."""
-        return start(*words, "--cluster", self.address, cwd=cwd, environment={**self.environment, **more})
+    def start(self, *words: str, cwd: Path, before: str = "", **more: str) -> subprocess.Popen[str]:
+        """Start `relu-study` on this cluster, after the code `before`."""
+        return start(*words, "--cluster", self.address, cwd=cwd, environment={**self.environment, **more}, before=before)
 
-    def command(self, *words: str, cwd: Path, timeout: float = 300, **more: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: str, cwd: Path, timeout: float = 300, before: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `relu-study` on this cluster."""
-        return finish(self.start(*words, cwd=cwd, **more), timeout)
+        return finish(self.start(*words, cwd=cwd, before=before, **more), timeout)
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes of this cluster, with its workers."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def workers(self) -> list[int]:
-        """The process ids of the actors of all drivers on this cluster's machine."""
-        import psutil
-
-        return [p.pid for p in psutil.process_iter(["cmdline"]) if any("ray::Worker" in word for word in p.info["cmdline"] or ())]
+        """The process ids of the actors of all drivers on this cluster."""
+        return [process.pid for process in self.processes() if is_worker(process)]
 
     def _request(self, *request: Any) -> Any:
         assert self._process.stdin is not None
@@ -108,16 +115,39 @@ class RayCluster:
         return json.loads(line)
 
 
+QUIET = {"RAY_worker_niceness": "0"}  # Ray's 15 would make tests wait for all other work of the machine
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a user's process with its cache of compiled programs in a folder."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    return {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu", **more}
+    return {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu", **QUIET, **more}
 
 
-def start(*words: str, cwd: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Start `relu-study` in a process of its own."""
-    command = [sys.executable, "-m", "relu_study", *words]
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+MAIN = "\nfrom relu_study.cli.commands import main\nmain()\n"
+
+
+def start(
+    *words: str, cwd: Path, environment: dict[str, str], before: str = "", new_session: bool = False
+) -> subprocess.Popen[str]:
+    """Start `relu-study` in a process of its own, after the code `before`."""
+    command = [sys.executable, *(["-c", before + MAIN] if before else ["-m", "relu_study"]), *words]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=new_session,
+    )
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is a worker of a study."""
+    with contextlib.suppress(psutil.Error):
+        return any("ray::Worker" in word for word in process.cmdline())
+    return False
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
