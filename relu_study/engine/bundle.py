@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,8 @@ class Bundle:
     numbers cost to compute in a small study.
     """
 
-    def __init__(self, joined: Mapping[str, Array], layout: Layout) -> None:
+    def __init__(self, joined: Mapping[str, Any], layout: Layout) -> None:
+        # JAX also builds trees of shapes and of placeholders.
         self.joined, self.layout = dict(joined), layout
 
     @classmethod
@@ -33,11 +35,11 @@ class Bundle:
         joined = {dtype: jax.lax.concatenate(rows, 1) for dtype, rows in parts.items()}
         return cls(joined, tuple((name, values.dtype.name, values.shape[1:]) for name, values in arrays.items()))
 
-    def tree_flatten(self) -> tuple[tuple[Array, ...], tuple[tuple[str, ...], Layout]]:
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], Layout]]:
         return tuple(self.joined.values()), (tuple(self.joined), self.layout)
 
     @classmethod
-    def tree_unflatten(cls, names_and_layout: tuple[tuple[str, ...], Layout], arrays: Sequence[Array]) -> Bundle:
+    def tree_unflatten(cls, names_and_layout: tuple[tuple[str, ...], Layout], arrays: Sequence[Any]) -> Bundle:
         names, layout = names_and_layout
         return cls(dict(zip(names, arrays, strict=True)), layout)
 
