@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 BAR_INTERVAL = 1.0  # seconds between updates of the note
+MAX_WORKERS = 3  # of a cluster, named in the note; of more, the sum and the slowest
 MAX_FINDINGS = 20  # printed; a study has up to thousands of configurations
 
 
@@ -41,6 +42,7 @@ class Progress(Callback):
         self._findings = 0
         self.console = Console(stderr=True)
         self.done = 0
+        self._workers = ""
         self._bar: Bar | None = None
         self._dead = self._weight = 0.0
         self._last_note = -math.inf
@@ -81,7 +83,7 @@ class Progress(Callback):
         self._last_note = now
         left = self.eta.seconds(now - self._started)
         dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction unknown, "
-        note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left"
+        note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left{self._workers}"
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         else:
@@ -90,6 +92,15 @@ class Progress(Callback):
     def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Update the estimate for narrower tiles."""
         self.eta.retile(old, new)
+
+    def on_workers(self, rates: Mapping[str, float]) -> None:
+        """Add the rate of each worker to the note; of many workers, their sum and the slowest."""
+        if len(rates) > MAX_WORKERS:
+            slowest = min(rates, key=lambda name: rates[name])
+            total = f"{len(rates)} workers {sum(rates.values()):,.1f}/s"
+            self._workers = f", {total}, the slowest {slowest} {rates[slowest]:,.1f}/s"
+        else:
+            self._workers = "".join(f", {name} {rate:,.1f}/s" for name, rate in rates.items())
 
     def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
         """Print one line above the bar; after 20 of them, the command that lists them all."""

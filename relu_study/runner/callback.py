@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ class Callback:
         `device` is the device number, `compiling` the compile time in seconds.
         `dead_fraction` is the mean over the runs of the tile (NaN for draws).
         """
+
+    def on_workers(self, rates: Mapping[str, float]) -> None:
+        """Called before `on_tile_end` on a cluster, with the runs or draws per second of each worker so far."""
 
     def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
         """Called once for each configuration of a training study, when a tile with its first sick run is stored.

@@ -146,6 +146,8 @@ def run_tiles(
             path = job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
             if tensorboard is not None:
                 tensorboard.tile(path, tile.ids)
+            if places is not None:
+                callback.on_workers(places.rates())
             callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
             for sick in findings.tile(tile.runs, numbers) if findings else ():
                 callback.on_finding(*sick)

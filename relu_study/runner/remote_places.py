@@ -325,6 +325,11 @@ class RemotePlaces:
         """The compile time of all workers in seconds."""
         return sum(account.compiling for account in self.accounts.values())
 
+    def rates(self) -> dict[str, float]:
+        """The runs or draws per second of each worker that has not ended."""
+        with self._lock:
+            return {name: account.rate for name, account in sorted(self.accounts.items()) if not account.ended}
+
     def summary(self, noun: str) -> list[str]:
         """One line a worker: tiles, rate, programs, whether it ended early. `noun` names the results."""
         return [account.line(name, noun) for name, account in sorted(self.accounts.items())]

@@ -27,11 +27,15 @@ class WorkerAccount:
         self.compiling += answer.compiling
         self.programs += answer.programs
 
+    @property
+    def rate(self) -> float:
+        """Results per second of training."""
+        return self.results * self.places / self.seconds if self.seconds else 0.0
+
     def line(self, name: str, noun: str) -> str:
         """The account in words. `noun` names the results."""
-        rate = self.results * self.places / self.seconds if self.seconds else 0.0
         ended = ", ended early" if self.ended else ""
         return (
-            f"worker {name}: {self.tiles:,} tiles, {self.results:,} {noun}, {rate:,.1f} {noun}/s, {self.programs:,} programs "
-            f"compiled or read from the cache in {self.compiling:,.1f} s{ended}"
+            f"worker {name}: {self.tiles:,} tiles, {self.results:,} {noun}, {self.rate:,.1f} {noun}/s, "
+            f"{self.programs:,} programs compiled or read from the cache in {self.compiling:,.1f} s{ended}"
         )

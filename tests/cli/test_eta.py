@@ -158,6 +158,20 @@ def test_progress_prints_the_estimate(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert left == sorted(left, reverse=True) and left[0] > 0.8 * (end - history[0][1])
 
 
+def test_the_note_has_the_rates_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Few workers are named; of many, the sum and the slowest."""
+    plan = planned(4, 8, 2)
+    with Progress() as bar:
+        bar.on_start(plan, 0)
+        for tile, rates in zip(plan.tiles, [{"a-1": 2.0, "b-1": 1.5}, {f"n{i}-1": 2.0 + i for i in range(4)}], strict=False):
+            bar.on_workers(rates)
+            bar._last_note = float("-inf")
+            bar.on_tile_end(tile, 0, 0.0, 0.5)
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first.endswith(" s left, a-1 2.0/s, b-1 1.5/s")
+    assert second.endswith(" s left, 4 workers 14.0/s, the slowest n0-1 2.0/s")
+
+
 def test_manifest_time_gives_the_time_of_missing_runs() -> None:
     runs = [RunSpec(depth=depth, epochs=2, seed=seed) for depth in (1, 2) for seed in range(40)]
 
