@@ -94,10 +94,10 @@ class Worker:
         self._pinned.__enter__()  # for the life of the process
         for registry in REGISTRIES:
             registry.load()  # in one thread, before tiles ask for entries
-        self._folder = Path(tempfile.mkdtemp(prefix="relu_study_worker_"))
-        self._root = "" if sources is None else sources.root
+        self._folder, self._root = "", ""
         if sources is not None:
-            sources.unpack(self._folder)
+            self._folder, self._root = tempfile.mkdtemp(prefix="relu_study_worker_"), sources.root
+            sources.unpack(Path(self._folder))
         register_packed(packed or {})
         from relu_study.engine.places import places as devices_of_places
 
@@ -157,7 +157,8 @@ class Worker:
 
     def close(self) -> None:
         """Remove the copies of the study's sources."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _remember(self, cohort: str, keys: set[tuple[Any, ...]], evict: Callable[[tuple[Any, ...]], None]) -> None:
         with self._guard:
@@ -185,7 +186,7 @@ class Worker:
 
     def _as_on_driver(self, text: str) -> str:
         """Name the study's files as on the driver."""
-        return text.replace(str(self._folder), self._root) if self._root else text
+        return text.replace(self._folder, self._root) if self._folder else text
 
 
 def numbers_of(answer: Answer, worker: str) -> Any:
