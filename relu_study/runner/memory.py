@@ -171,7 +171,8 @@ def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> t
     programs = compilation.tile_programs(spec, measure_config)
     state = State(weights.params, weights.stats, output(programs.init_optimizer, weights.params, hparams, seeds))
     source = None if tile.num_datasets == wide else shape(wide, kind=np.int32)
-    at, table = [shape(kind=np.int32)] * 3, () if data.table is None else (data.table,)
+    at = [jax.ShapeDtypeStruct((), np.int32)] * 3  # numbers of the host, as in `start_tile`
+    table = () if data.table is None else (data.table,)
     sizes = {
         "advance": _size(programs.advance, state, data.train, seeds, hparams, *at, source, *table),
         "measure": _size(programs.measure, state._replace(opt=None), state.params, data, hparams, box, source),
