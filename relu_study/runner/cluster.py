@@ -49,7 +49,7 @@ def connected(
     from relu_study.runner.provenance import sources
 
     entries = own_entries(study)
-    own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()})
+    own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()}, study.name)
     with _ray(address):
         places = RemotePlaces(
             RayBackend(shipped, packed_entries(entries), workers if address.local else None),

@@ -12,10 +12,12 @@ from typing import Any
 
 from relu_study.errors import UserError
 from relu_study.study import data_files
+from relu_study.study.draw_study import DrawStudy
 from relu_study.study.imports import imports, located, package_of, parents, submodules
 from relu_study.study.loading import MODULE_PREFIX, load_study
 from relu_study.study.origins import package
 from relu_study.study.source_text import nested
+from relu_study.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,25 @@ class TravellingSources:
             importlib.import_module(name)
 
 
-def travelling_sources(functions: Mapping[str, Any]) -> TravellingSources | None:
-    """Return the files that define these functions, by entry; None without own functions.
+def travelling_sources(functions: Mapping[str, Any], study: str = "") -> TravellingSources | None:
+    """Return the files that define these functions, by entry, and the file of the study; None without own functions.
 
-    Functions of the package need no file.
+    Functions of installed packages need no file: the study's file registers them.
 
     Raises:
         UserError: a function is defined in a notebook or in the running script, which workers cannot load.
     """
     homes = {entry: module_of(function) for entry, function in functions.items() if not of_package(function)}
-    if not homes:
-        return None
+    own = {name for name in homes.values() if _package_of_module(name) is None}
     for entry, name in homes.items():
-        if name == "__main__" or not isinstance(getattr(sys.modules.get(name), "__file__", None), str):
+        if name in own and (name == "__main__" or not isinstance(getattr(sys.modules.get(name), "__file__", None), str)):
             raise UserError(
                 f"{entry} is defined in a notebook or in the running script, which the workers of a cluster cannot load. Move it "
                 "to a module file next to it, and import it from there."
             )
-    studies = [name for name in sys.modules if name.startswith(MODULE_PREFIX)]
-    roots = dict.fromkeys([*sorted({*homes.values()}), *(name for name in studies if _loaded_last(name))])
+    roots = dict.fromkeys([*sorted(own), *(name for name in sys.modules if homes and _declares(name, study))])
+    if not roots:
+        return None
     paths: dict[str, None] = {}
     for name in roots:
         _collect(Path(str(sys.modules[name].__file__)).resolve(), package_of(vars(sys.modules[name])), paths)
@@ -94,14 +96,17 @@ def module_of(function: Any) -> str:
 
 def of_package(function: Any) -> bool:
     """Return whether a module of this package defines a function: `task_from_arrays` makes such entries."""
-    name = module_of(function)
-    return package(name, getattr(sys.modules.get(name), "__file__", None)) == "relu_study"
+    return _package_of_module(module_of(function)) == "relu_study"
 
 
-def _loaded_last(name: str) -> bool:
-    """Whether a study file may register entries: its folder is still searched for modules."""
-    file = getattr(sys.modules[name], "__file__", None)
-    return isinstance(file, str) and Path(file).is_file() and str(Path(file).resolve().parent) in sys.path
+def _package_of_module(name: str) -> str | None:
+    return None if name == "__main__" else package(name, getattr(sys.modules.get(name), "__file__", None))
+
+
+def _declares(module: str, study: str) -> bool:
+    """Whether a module is the loaded file of a study with this name."""
+    values = vars(sys.modules[module]).values() if module.startswith(MODULE_PREFIX) else ()
+    return any(isinstance(value, (Study, DrawStudy)) and value.name == study for value in values)
 
 
 def _search_folder(name: str) -> Path:

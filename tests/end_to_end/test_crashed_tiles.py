@@ -11,6 +11,7 @@ import pytest
 from paths import ROOT
 
 from relu_study.cli import commands
+from relu_study.components.registry import statistics
 from relu_study.engine import scheduler
 from relu_study.storage import tile_files
 from relu_study.storage.manifest import amend_manifest, read_manifest
@@ -69,6 +70,17 @@ def test_crashed_tile_of_a_training_study(
         assert Path(f"out/{name}.csv").read_bytes() == Path(f"whole/{name}.csv").read_bytes(), name
 
 
+@pytest.fixture
+def own_statistics() -> Iterator[None]:
+    """Removes the statistic of the draw study, which another test may have imported from another module."""
+    kept = dict(statistics._entries)
+    statistics._entries.pop("coin", None)
+    yield
+    statistics._entries.clear()
+    statistics._entries.update(kept)
+
+
+@pytest.mark.usefixtures("own_statistics")
 def test_crashed_block_of_a_draw_study(here: Run, crash: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("run", COINS, "--max-draws", "40", "--out", "out")
     with monkeypatch.context() as patched:

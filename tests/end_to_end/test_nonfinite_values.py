@@ -15,6 +15,7 @@ from relu_study.components.metrics.metric import metric
 from relu_study.components.registry import metrics
 from relu_study.components.tasks.task import LOSSES
 from relu_study.engine import train_tile
+from relu_study.engine.bundle import Bundle
 from relu_study.report.report import report
 from relu_study.report.tables.entries import RunLookup
 from relu_study.storage.tile_files import read_tile, tile_paths, write_tile
@@ -79,7 +80,7 @@ def test_metric_of_a_nonfinite_validation_loss_is_missing() -> None:
         }
         for e in range(3)
     ]
-    measured = [{name: np.array(value, float) if "metric" in name else value for name, value in e.items()} for e in measured]
+    measured = [{name: jnp.asarray(value, float if "metric" in name else None) for name, value in e.items()} for e in measured]
     runs = [RunSpec(seed=seed) for seed in range(4)]
     try:
 
@@ -88,7 +89,7 @@ def test_metric_of_a_nonfinite_validation_loss_is_missing() -> None:
             """1 where the validation loss is low; 0 where it is no number."""
             return snapshot.val_loss < 2
 
-        tile = train_tile.fetch(train_tile.QueuedTile(runs, np.arange(3.0), {}, {}, measured, None, 8, []))
+        tile = train_tile.fetch(train_tile.QueuedTile(runs, np.arange(3.0), {}, {}, list(map(Bundle.of, measured)), None, 8, []))
     finally:
         metrics._entries.pop("_low")
     kept = [[True] * 3, [True, False, False], [True, True, False], [False] * 3]

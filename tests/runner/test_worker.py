@@ -155,7 +155,7 @@ def test_the_files_of_a_task_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     study = load_study(home / "travelling_rows.py")
     try:
         entries = own_entries(study)
-        made = travelling_sources({name: function_of(entry) for name, entry in entries.items()})
+        made = travelling_sources({name: function_of(entry) for name, entry in entries.items()}, study.name)
         assert made is not None and set(made.files) == {"travelling_rows.py", "rows.npz"}
         fingerprint = sources(entries)
 
