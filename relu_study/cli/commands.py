@@ -184,8 +184,8 @@ def _run_study(
         try:
             use_devices()
             info = {"command": command, "preset": size.preset}
-            options = all_epochs, per_seed, part, cluster, workers
-            execute(declared, folder, size.measure_config(), progress, info, False, *options)
+            options: dict[str, Any] = {"all_epochs": all_epochs, "per_seed": per_seed, "shard": part}
+            execute(declared, folder, size.measure_config(), progress, info, **options, cluster=cluster, workers=workers)
         except KeyboardInterrupt as stop:
             progress.on_message(f"interrupted: {stored()}; resume with: {command}")
             return _status(stop)

@@ -86,7 +86,7 @@ def _ray(address: Address) -> Iterator[None]:
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)  # the child starts another program
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
-        except Exception as error:  # Ray raises a plain Exception if a process of its own does not start
+        except Exception as error:  # Ray raises a plain Exception if one of its processes does not start
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             where = "started on this machine" if address.local else f"used at {address.host}:{address.port}"
             raise UserError(f"a Ray cluster cannot be {where}: {line}") from error

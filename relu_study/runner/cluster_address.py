@@ -28,7 +28,7 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """Return the address of a value of `--cluster`. Raises UserError for an invalid one."""
     kind, _, rest = text.partition(":")
-    if text == "ray://" or text.startswith("ray://"):
+    if text.startswith("ray://"):
         raise UserError(
             f"--cluster {text!r} is an address of Ray Client, which is not supported. Run this command on a node of the cluster "
             "with --cluster ray, or give ray:HOST:PORT with the port of the head (6379)."

@@ -26,11 +26,11 @@ from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import read_csv, read_runs, read_summary
 from relu_study.storage.declaration import DeclaredConfiguration, StudyManifest, read_declared
 from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame
+from relu_study.storage.statuses import STATUSES, STORED
 from relu_study.storage.tile_files import tile_paths
-from relu_study.storage.tile_identity import STORED
 from relu_study.study.measurement_times import tensorboard_scale
 
-ORDER = ("ok", "nonfinite", "oom", "crashed", "interrupted", "confirmed", "refuted", "inconclusive", "not testable")
+ORDER = (*STATUSES, "confirmed", "refuted", "inconclusive", "not testable")
 LONGEST_STUDY = 40  # characters of a study's name in a run_id, which some trackers limit to 64
 
 
