@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from relu_study.report.cell_report import incomplete_cells, read_cells
-from relu_study.report.exports.attachments import figure_files, overall_verdicts, scalars, table_frames
-from relu_study.report.exports.stored_study import stable_id
+from relu_study.report.exports.attachments import overall_verdicts
+from relu_study.report.exports.stored_study import whole_run
 from relu_study.report.exports.tracker import ExportedRun
 from relu_study.report.verdicts import TEXTS
 from relu_study.storage.csv_files import read_csv
@@ -27,17 +27,11 @@ def draw_run(folder: Path) -> ExportedRun:
     cells = read_cells(folder / "cells.csv", declaration)
     verdicts = read_csv(folder / "verdicts.csv", TEXTS)
     unfinished = incomplete_cells(cells, declaration)
-    config = {"study": manifest.study, "title": declaration.title, "preset": manifest.preset, "command": manifest.command}
-    whole = {"cells": cells["cell_id"].nunique(), "draws": sum(cell.draws for cell in declaration.cells)}
-    return ExportedRun(
-        run_id=stable_id(manifest.study, "study", "all"),
-        name=manifest.study,
-        kind="study",
-        group="study",
-        tags=(manifest.study,),
-        config=config | scalars({**whole, **manifest.provenance}),
+    return whole_run(
+        folder,
+        manifest,
+        sizes={"cells": cells["cell_id"].nunique(), "draws": sum(cell.draws for cell in declaration.cells)},
         complete=not unfinished,
         summary={"cells/unfinished": unfinished, **overall_verdicts(verdicts)},
-        tables=table_frames(folder, declaration, {"verdicts": verdicts, "cells": cells}),
-        figures=figure_files(folder, declaration),
+        tables={"verdicts": verdicts, "cells": cells},
     )

@@ -24,7 +24,7 @@ from relu_study.report.tensorboard.plugins import axis_steps
 from relu_study.report.verdicts import TEXTS, arm_labels
 from relu_study.storage.configurations import Configuration, collect
 from relu_study.storage.csv_files import read_csv, read_runs, read_summary
-from relu_study.storage.declaration import DeclaredConfiguration, StudyManifest, read_declared
+from relu_study.storage.declaration import CellManifest, DeclaredConfiguration, StudyManifest, read_declared
 from relu_study.storage.frames import configurations_from_runs_csv, runs_frame, summary_frame
 from relu_study.storage.statuses import STATUSES, STORED
 from relu_study.storage.tile_files import tile_paths
@@ -94,20 +94,40 @@ def read_study(folder: Path) -> StoredStudy:
 
 def study_run(stored: StoredStudy) -> ExportedRun:
     """Return the run of the whole study: its tables, its figures, the verdicts of its claims and the counts by status."""
-    manifest, declaration = stored.manifest, stored.manifest.declaration
-    config = {"study": manifest.study, "title": declaration.title, "preset": manifest.preset, "command": manifest.command}
     statuses = stored.runs["status"].tolist()
+    return whole_run(
+        stored.folder,
+        stored.manifest,
+        sizes={"configurations": len(stored.entries), "runs": len(stored.runs)},
+        complete=set(statuses) <= set(STORED),
+        summary=_status(statuses) | overall_verdicts(stored.verdicts),
+        tables={"verdicts": stored.verdicts},
+    )
+
+
+def whole_run(
+    folder: Path,
+    manifest: StudyManifest | CellManifest,
+    *,
+    sizes: Mapping[str, int],
+    complete: bool,
+    summary: Mapping[str, Scalar],
+    tables: Mapping[str, pd.DataFrame],
+) -> ExportedRun:
+    """Return the run of a whole study of either kind. `sizes` are part of its config, and declared tables follow `tables`."""
+    declaration = manifest.declaration
+    config = {"study": manifest.study, "title": declaration.title, "preset": manifest.preset, "command": manifest.command}
     return ExportedRun(
         run_id=stable_id(manifest.study, "study", "all"),
         name=manifest.study,
         kind="study",
         group="study",
         tags=(manifest.study,),
-        config=config | scalars({"configurations": len(stored.entries), "runs": len(stored.runs), **manifest.provenance}),
-        complete=set(statuses) <= set(STORED),
-        summary=_status(statuses) | overall_verdicts(stored.verdicts),
-        tables=table_frames(stored.folder, declaration, {"verdicts": stored.verdicts}),
-        figures=figure_files(stored.folder, declaration),
+        config=config | scalars({**sizes, **manifest.provenance}),
+        complete=complete,
+        summary=summary,
+        tables=table_frames(folder, declaration, tables),
+        figures=figure_files(folder, declaration),
     )
 
 
