@@ -32,7 +32,7 @@ from jaxtyping import Array
 from relu_study.components.layers import Context, FeatureMajorBatch
 from relu_study.components.registry import optimizers, tasks
 from relu_study.components.tasks.task import LOSSES, Signature
-from relu_study.engine import cohorts, compilation, plan, train_tile
+from relu_study.engine import cohorts, compilation, places, plan, train_tile
 from relu_study.engine.state import MeasureConfig, State, build
 from relu_study.engine.train_step import BLOCK, steps_per_epoch
 from relu_study.runner import run
@@ -50,8 +50,8 @@ def sgemm() -> Callable[[], float]:
         return jax.lax.fori_loop(0, 8, lambda _, y: jnp.dot(y, x, precision="highest") / SIDE**0.5, x)
 
     matrix = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
-    there = {device: jax.device_put(matrix, device) for device in jax.devices()}
-    return lambda: len(there) * 8 * 2 * SIDE**3 / timing.on_all(lambda device: multiply(there[device])) / 1e9
+    there = [jax.device_put(matrix, device) for device in places.places()]
+    return lambda: len(there) * 8 * 2 * SIDE**3 / timing.in_threads(lambda place, device: multiply(there[place])) / 1e9
 
 
 def repeated(spec: RunSpec, signature: Signature, part: str) -> Callable[..., Any]:
@@ -88,32 +88,32 @@ def parts(base: RunSpec, width: int) -> dict[str, Callable[[], float]]:
     signature, measure_config = tasks[base.task](base).signature, MeasureConfig()
     per_epoch = steps_per_epoch(signature.train_rows, base.batch_size)
     rounds = max(per_epoch // BLOCK, 1)
-    tiles = [[base.replace(seed=d * width + i, epochs=1) for i in range(width)] for d in range(len(jax.devices()))]
-    program, begun, measured = compilation.tile_programs(base, measure_config), {}, {}
-    for tile, device in zip(tiles, jax.devices(), strict=True):
+    program, begun, measured = compilation.tile_programs(base, measure_config), [], {}
+    for place, device in enumerate(places.places()):
+        tile = [base.replace(seed=place * width + i, epochs=1) for i in range(width)]
         state, data, *rest = train_tile.init_tile(tile, device, measure_config)
         block = data.train[:, : BLOCK * base.batch_size].reshape(width, BLOCK, base.batch_size, -1).swapaxes(2, 3)
         at = jax.device_put((np.int32(1), np.int32(0), np.int32(per_epoch)), device)
-        begun[device] = (state, data, *rest, block, at)
+        begun.append((state, data, *rest, block, at))
 
-    def advance(device: Any) -> Any:
-        state, data, seeds, hparams, *_, at = begun[device]
+    def advance(place: int, device: jax.Device) -> Any:
+        state, data, seeds, hparams, *_, at = begun[place]
         return program.advance(state, data.train, seeds, hparams, *at)
 
-    def measure(device: Any) -> Any:
-        state, data, _, hparams, box, *_ = begun[device]
+    def measure(place: int, device: jax.Device) -> Any:
+        state, data, _, hparams, box, *_ = begun[place]
         return program.measure(state._replace(opt=None), state.params, data, hparams, box)
 
     for part in PARTS[:3]:
         go = compilation.TracedOnce(repeated(cohorts.cohort(base, signature)[0], signature, part))
 
-        def up_to(device: Any, go: Callable[..., Any] = go) -> Any:
-            state, _, _, hparams, *_, block, _ = begun[device]
+        def up_to(place: int, device: jax.Device, go: Callable[..., Any] = go) -> Any:
+            state, _, _, hparams, *_, block, _ = begun[place]
             return go(state, block, hparams, jax.device_put(np.int32(rounds), device))
 
-        measured[part] = functools.partial(lambda work: timing.on_all(work) / (rounds * BLOCK), up_to)
-    measured["step"] = lambda: timing.on_all(advance) / per_epoch
-    measured["probes"] = lambda: timing.on_all(measure) / per_epoch
+        measured[part] = functools.partial(lambda work: timing.in_threads(work) / (rounds * BLOCK), up_to)
+    measured["step"] = lambda: timing.in_threads(advance) / per_epoch
+    measured["probes"] = lambda: timing.in_threads(measure) / per_epoch
     longer, shorter = base.replace(epochs=3), base.replace(epochs=1)
     measured["epoch"] = lambda: (
         (timing.busy(longer, width, measure_config) - timing.busy(shorter, width, measure_config)) / (2 * per_epoch)

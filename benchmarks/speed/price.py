@@ -22,7 +22,7 @@ import numpy as np
 import timing
 
 from relu_study.components.registry import metrics, tasks
-from relu_study.engine import cohorts, compilation, plan, train_tile
+from relu_study.engine import cohorts, compilation, places, plan, train_tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import steps_per_epoch
 from relu_study.runner import run
@@ -34,28 +34,29 @@ OPTIONAL = "all and optional"
 
 
 def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[str, Callable[[], float]]:
-    """Functions that measure, in seconds on every device at once, an epoch's training and each kind of measurement."""
-    begun = {}
-    for d, device in enumerate(jax.devices()):
-        tile = [base.replace(seed=d * width + i) for i in range(width)]
+    """Functions that measure, in seconds at every place at once, an epoch's training and each kind of measurement."""
+    begun = []
+    for place, device in enumerate(places.places()):
+        tile = [base.replace(seed=place * width + i) for i in range(width)]
         signature = tasks[base.task](base).signature
         steps = steps_per_epoch(signature.train_rows, base.batch_size)
-        begun[device] = train_tile.init_tile(tile, device), jax.device_put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        at = jax.device_put((np.int32(1), np.int32(0), np.int32(steps)), device)
+        begun.append((train_tile.init_tile(tile, device), at))
 
-    def train(device: Any) -> Any:
-        (state, data, seeds, hparams, *_), at = begun[device]
+    def train(place: int, device: jax.Device) -> Any:
+        (state, data, seeds, hparams, *_), at = begun[place]
         return compilation.tile_programs(base).advance(state, data.train, seeds, hparams, *at)
 
-    def measuring(measure_config: MeasureConfig) -> Callable[[Any], Any]:
-        def measure(device: Any) -> Any:
-            (state, data, _, hparams, box, _), _ = begun[device]
+    def measuring(measure_config: MeasureConfig) -> Callable[[int, jax.Device], Any]:
+        def measure(place: int, device: jax.Device) -> Any:
+            (state, data, _, hparams, box, _), _ = begun[place]
             program = compilation.tile_programs(base, measure_config)
             return program.measure(state._replace(opt=None), state.params, data, hparams, box)
 
         return measure
 
     works = {"training": train, **{name: measuring(measure_config) for name, measure_config in kinds.items()}}
-    return {name: lambda work=work: timing.on_all(work) for name, work in works.items()}
+    return {name: lambda work=work: timing.in_threads(work) for name, work in works.items()}
 
 
 def kinds_of(alone: bool) -> dict[str, MeasureConfig]:

@@ -77,11 +77,11 @@ def measured_length(minutes: float) -> int:
 
 
 def tile_seconds(width: int, every: int) -> float:
-    """Seconds of a tile on every device at once, compiled before: its runs share their rows, as those of the sweep do."""
+    """Seconds of a tile at every place at once, compiled before: its runs share their rows, as those of the sweep do."""
     spec, measure_config = BASE.replace(epochs=MEASURED * every), MeasureConfig(measure_every=every)
 
-    def one(device: jax.Device) -> Any:
-        return train_tile.train_tile([spec.replace(seed=device.id)] * width, width, device, measure_config, num_datasets=1)
+    def one(place: int, device: jax.Device) -> Any:
+        return train_tile.train_tile([spec.replace(seed=place)] * width, width, device, measure_config, num_datasets=1)
 
     return min(timing.interleaved({every: lambda: timing.in_threads(one)}, 2)[every])
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from relu_study import RunSpec, Signature, Task, task
-from relu_study.engine import train_tile
+from relu_study.engine import places, train_tile
 from relu_study.engine.state import MeasureConfig
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "speed"
@@ -48,23 +48,21 @@ NETS = {
 
 
 def busy(spec: RunSpec, width: int, measure_config: MeasureConfig = MeasureConfig(), probe: bool = True) -> float:
-    """Seconds for one tile on every device at once, seeds counting through."""
-    runs = {device: [spec.replace(seed=d * width + i) for i in range(width)] for d, device in enumerate(jax.devices())}
-    return in_threads(lambda device: train_tile.train_tile(runs[device], width, device, measure_config, probe=probe))
+    """Seconds for one tile at every place at once, seeds counting through."""
+
+    def train(place: int, device: jax.Device) -> None:
+        runs = [spec.replace(seed=place * width + i) for i in range(width)]
+        train_tile.train_tile(runs, width, device, measure_config, probe=probe)
+
+    return in_threads(train)
 
 
-def in_threads(work: Callable[[Any], Any]) -> float:
-    """Seconds for a piece of work that a thread does on each device, until all are done."""
+def in_threads(work: Callable[[int, jax.Device], Any]) -> float:
+    """Seconds for a piece of work that a thread does at each place of a study, until all results are computed."""
+    devices = places.places()
     began = time.perf_counter()
-    with ThreadPoolExecutor(len(jax.devices())) as pool:
-        list(pool.map(work, jax.devices()))  # what a thread raises is raised here
-    return time.perf_counter() - began
-
-
-def on_all(work: Callable[[Any], Any]) -> float:
-    """Seconds for a piece of work that is queued on every device, until all are done."""
-    began = time.perf_counter()
-    jax.block_until_ready([work(device) for device in jax.devices()])
+    with ThreadPoolExecutor(len(devices)) as pool:
+        jax.block_until_ready(list(pool.map(work, range(len(devices)), devices)))  # what a thread raises is raised here
     return time.perf_counter() - began
 
 
