@@ -6,7 +6,8 @@ every fourth; at the plan's own width also the optional metrics on top, and each
 validation rows.
 
 A metric by itself pays for the passes over the probe set and validation rows that it needs (what nobody asks for, XLA does not
-compute), so the single prices add up to more than the price of all. Writes results/speed/price.csv and .md, and a picture.
+compute), so the single prices add up to more than the price of all. `passes` is its lower limit: one forward and backward pass
+over the probe set and one forward pass over the validation rows. Writes results/speed/price.csv and .md, and a picture.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from relu_study.study.run_spec import RunSpec
 WIDTHS = (8, 32, 128, 512)
 NOTHING = ()
 OPTIONAL = "all and optional"
+PASSES = ("train_loss", "val_loss", "grad_norm")
 
 
 def epochs(base: RunSpec, width: int, kinds: dict[str, MeasureConfig]) -> dict[str, Callable[[], float]]:
@@ -65,7 +67,8 @@ def kinds_of(alone: bool) -> dict[str, MeasureConfig]:
         return {"all": MeasureConfig()}
     each = {name: MeasureConfig(histograms=False, metrics=(name,)) for name in metrics}
     with_optional = MeasureConfig(metrics=tuple(metrics))
-    return {"all": MeasureConfig(), OPTIONAL: with_optional, **each, "histograms": MeasureConfig(metrics=NOTHING)}
+    bare = MeasureConfig(histograms=False, metrics=PASSES)
+    return {"all": MeasureConfig(), OPTIONAL: with_optional, "passes": bare, **each, "histograms": MeasureConfig(metrics=NOTHING)}
 
 
 def rows(name: str, base: RunSpec, width: int, alone: bool, repeats: int) -> list[dict[str, Any]]:
