@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from relu_study.errors import UserError
 from relu_study.report.exports.tracker import ExportedRun, Scalar
 
 LONGEST_TAG = 64  # of W&B
+OWNER = "relu_study_export.txt"  # in an offline folder: its project and run_id, which its name does not tell exactly
 SETTINGS = {  # an export has no process, code or console of the training to record
     "console": "off",
     "silent": True,
@@ -22,14 +24,18 @@ SETTINGS = {  # an export has no process, code or console of the training to rec
     "disable_job_creation": True,
     "x_disable_stats": True,
     "x_disable_meta": True,
+    "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "x_log_level": logging.ERROR,  # of a file in each run's folder
+    "symlink": False,
 }
 
 
 class WandbProject:
     """A project of W&B.
 
-    A run with a known run_id is replaced: online by W&B itself, offline by removing the earlier folder that is not uploaded yet.
+    A run with a known run_id is replaced: online by W&B itself, offline by removing this project's earlier folder that is not
+    uploaded yet.
     The summary has final values under `final/`. W&B's own summary of the curves is off, since it shows the last finite value.
     """
 
@@ -61,6 +67,8 @@ class WandbProject:
             settings=dict(SETTINGS),
             reinit="create_new",
         )
+        if self._offline:
+            (Path(self._run.dir).parent / OWNER).write_text(self._owner() + run.run_id)
         if run.points:  # W&B shows tables and images by their summary
             self._run.define_metric("*", step_metric="epoch", summary="none")
         if not self._offline:
@@ -104,13 +112,19 @@ class WandbProject:
         return self._run
 
     def _earlier_folders(self) -> dict[str, list[Path]]:
-        """Return run_id -> the folders of offline runs that are not uploaded."""
+        """Return run_id -> the folders of this project's offline runs that are not uploaded."""
         found: dict[str, list[Path]] = {}
         for path in self._folder.glob("wandb/offline-run-*"):
-            run_id = path.name.split("-", 3)[-1]
-            if path.is_dir() and not path.is_symlink() and not list(path.glob("*.synced")):
-                found.setdefault(run_id, []).append(path)
+            if path.is_symlink() or list(path.glob("*.synced")) or not (path / OWNER).is_file():
+                continue
+            text = (path / OWNER).read_text()
+            if text.startswith(self._owner()):
+                found.setdefault(text.removeprefix(self._owner()), []).append(path)
         return found
+
+    def _owner(self) -> str:
+        """The project with its entity. Two projects can have the same run_id."""
+        return f"{os.environ.get('WANDB_ENTITY', '')}/{self._project}\n"
 
 
 def open_project(project: str, offline: bool, out: Path | None) -> WandbProject:

@@ -108,6 +108,19 @@ def test_a_second_export_replaces_the_first_but_no_uploaded_run(tmp_path: Path) 
     assert len(third) == 4 and again[0].folder in [run.folder for run in third]
 
 
+def test_an_export_keeps_the_runs_of_other_projects(tmp_path: Path) -> None:
+    """Two folders of one study in one directory: each project has its runs until they are uploaded."""
+    folder, out = trained(tmp_path / "tiny"), tmp_path / "out"
+    first = exported(folder, out, project="a")
+    exported(folder, out, project="b")
+    again = exported(folder, out, project="b")
+    by_project = {name: sorted(run.run_id for run in again if run.project == name) for name in ("a", "b")}
+    assert by_project["a"] == by_project["b"] == sorted(run.run_id for run in first) and len(again) == 6
+    (foreign := out / "wandb" / f"offline-run-20260101_000000-{first[0].run_id}").mkdir()
+    exported(folder, out, project="b")
+    assert foreign.is_dir(), "the folder of another program"
+
+
 def test_seeds_are_grouped_by_configuration(planted: Path, tmp_path: Path) -> None:
     found = {run.run_id: run for run in exported(planted, tmp_path, per_seed=True, project="other")}
     runs = list(seed_runs(read_study(planted)))
