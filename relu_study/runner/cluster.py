@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -25,6 +26,7 @@ from relu_study.study.travelling_sources import TravellingSources, travelling_so
 CALLS = 4  # threads of an actor besides those of tiles: reports and evictions
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")  # of the driver, which change bits
 VARIABLES = ("XLA_FLAGS",)
+_started: list[Address] = []  # the cluster that `_ray` has connected to
 UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
 
 
@@ -74,6 +76,7 @@ def _ray(address: Address) -> Iterator[None]:
     from ray._private import ray_constants
 
     if ray.is_initialized():
+        _check_connection(address, ray.get_runtime_context().gcs_address, ray.util.get_node_ip_address())
         yield  # the caller's connection stays
         return
     options: dict[str, Any] = {"include_dashboard": False} if address.local else {"address": f"{address.host}:{address.port}"}
@@ -92,15 +95,46 @@ def _ray(address: Address) -> Iterator[None]:
             raise UserError(f"a Ray cluster cannot be {where}: {line}") from error
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listens_wide
+    _started.append(address)
     try:
         yield
     finally:
+        _started.clear()
         ray.shutdown()
+
+
+def _check_connection(address: Address, connected: str, here: str) -> None:
+    """Raise UserError if this process is connected to another cluster than the requested one. `here` is the node's address."""
+    if _started == [address]:  # by `_ray` itself, around this call
+        return
+    if address.local:
+        raise UserError(
+            f"this process is already connected to the Ray cluster at {connected}, so ray:local cannot start one. Give "
+            f"ray:{connected}, or call ray.shutdown() first."
+        )
+    host, _, port = connected.rpartition(":")
+    if str(address.port) != port or not _addresses(address.host, here) & _addresses(host, here):
+        raise UserError(
+            f"this process is already connected to the Ray cluster at {connected}, not to {address.host}:{address.port}. Give "
+            f"ray:{connected}, or call ray.shutdown() first."
+        )
+
+
+def _addresses(host: str, here: str) -> set[str]:
+    """The addresses of a host. This machine has the loopback address and that of its node."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        found = {host}
+    return found | {"127.0.0.1", here} if found & {"127.0.0.1", "::1", here} else found
 
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Install the signal handlers of this process again at the end: Ray replaces that of SIGTERM."""
+    """Install the signal handlers of this process again if Ray has replaced them, as it does with that of SIGTERM.
+
+    A first signal may have installed handlers for a second one, which stay.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,7 +142,8 @@ def _own_signals() -> Iterator[None]:
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if str(getattr(signal.getsignal(number), "__module__", "")).partition(".")[0] == "ray":
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     try:
         yield
