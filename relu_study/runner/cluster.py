@@ -26,6 +26,7 @@ from relu_study.study.travelling_sources import TravellingSources, travelling_so
 CALLS = 4  # threads of an actor besides those of tiles: reports and evictions
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")  # of the driver, which change bits
 VARIABLES = ("XLA_FLAGS",)
+CLOSE_SECONDS = 1.0  # for a worker to remove its files before it is ended
 _started: list[Address] = []  # the cluster that `_ray` has connected to
 UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
 
@@ -237,8 +238,10 @@ class RayBackend:
             getattr(handle, method).remote(*arguments)
 
     def kill(self, handle: Any) -> None:
-        """End an actor at once."""
+        """End an actor at once, after it has removed its copies of the study's sources."""
         with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+            if self.own[0] is not None and handle in self.homes:
+                self.ray.wait([handle.close.remote()], timeout=CLOSE_SECONDS)
             self.ray.kill(handle)
         self.reports.pop(handle, None)
 

@@ -6,13 +6,10 @@ Importing this module does not import JAX, since the environment of a worker is 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relu_study.errors import UserError
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
     from relu_study.engine.draw_plan import Block
     from relu_study.engine.plan import Tile
     from relu_study.engine.state import MeasureConfig
+    from relu_study.runner.source_folder import SourceFolder
 
 # Platform -> JAX_PLATFORMS. Explicit names: JAX silently falls back to the CPU when another process holds the accelerator.
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -94,10 +92,13 @@ class Worker:
         self._pinned.__enter__()  # for the life of the process
         for registry in REGISTRIES:
             registry.load()  # in one thread, before tiles ask for entries
-        self._folder, self._root = "", ""
+        self._sources: SourceFolder | None = None
+        self._root = ""
         if sources is not None:
-            self._folder, self._root = tempfile.mkdtemp(prefix="relu_study_worker_"), sources.root
-            sources.unpack(Path(self._folder))
+            from relu_study.runner import source_folder  # not on Windows, as Ray
+
+            self._sources, self._root = source_folder.SourceFolder(), sources.root
+            sources.unpack(self._sources.path)
         register_packed(packed or {})
         from relu_study.engine.places import places as devices_of_places
 
@@ -157,8 +158,8 @@ class Worker:
 
     def close(self) -> None:
         """Remove the copies of the study's sources."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._sources is not None:
+            self._sources.close()
 
     def _remember(self, cohort: str, keys: set[tuple[Any, ...]], evict: Callable[[tuple[Any, ...]], None]) -> None:
         with self._guard:
@@ -186,7 +187,7 @@ class Worker:
 
     def _as_on_driver(self, text: str) -> str:
         """Name the study's files as on the driver."""
-        return text.replace(self._folder, self._root) if self._folder else text
+        return text.replace(str(self._sources.path), self._root) if self._sources is not None else text
 
 
 def numbers_of(answer: Answer, worker: str) -> Any:

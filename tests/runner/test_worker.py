@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +23,8 @@ from relu_study.engine import train_tile
 from relu_study.engine.draw_block import draw_block
 from relu_study.engine.places import PlaceLost
 from relu_study.errors import UserError
-from relu_study.runner import remote_places
+from relu_study.runner import remote_places, source_folder
+from relu_study.runner.cluster import RayBackend
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.machine import package_digest, precision, software
 from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
@@ -134,6 +137,43 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     assert Path(str(loaded.__file__)).is_relative_to(copy) and loaded.shifted(1.0) == 0.5
     for name in ("travelling_part", "travelling_entry"):
         del sys.modules[name]
+
+
+def test_abandoned_sources_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed worker leaves its folder; the next worker of the node removes it. Folders of living workers stay."""
+    monkeypatch.setattr(source_folder.tempfile, "tempdir", str(tmp_path))
+    living = source_folder.SourceFolder()
+    (abandoned := tmp_path / "relu_study_worker_gone").mkdir()
+    (abandoned / "study.py").write_text("")
+    (young := tmp_path / "relu_study_worker_young").mkdir()
+    (other := tmp_path / "other").mkdir()
+    for path in (living.path, abandoned, other):
+        os.utime(path, (0, 0))
+    source_folder.SourceFolder().close()
+    assert sorted(tmp_path.iterdir()) == sorted([living.path, young, other])
+    living.close()
+    assert not living.path.exists()
+
+
+class Handle:
+    """An actor that records its calls."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls, self.close = calls, SimpleNamespace(remote=lambda: calls.append("close"))
+
+
+@pytest.mark.parametrize(("sources", "expected"), [(None, ["kill"]), ("sources", ["close", "wait", "kill"])])
+def test_a_worker_removes_its_sources_before_it_is_ended(sources: Any, expected: list[str]) -> None:
+    calls: list[str] = []
+    handle, made = Handle(calls), RayBackend.__new__(RayBackend)
+    made.ray = SimpleNamespace(
+        exceptions=SimpleNamespace(RayError=ValueError),
+        wait=lambda references, timeout: calls.append("wait"),
+        kill=lambda one: calls.append("kill"),
+    )
+    made.own, made.homes, made.reports = [sources, None], {handle: "n1"}, {}
+    made.kill(handle)
+    assert calls == expected
 
 
 def test_the_files_of_a_task_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
