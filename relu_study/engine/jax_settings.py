@@ -111,15 +111,22 @@ def _trained(weights: Any, x: Any, y: Any) -> Any:
 
 def processor() -> dict[str, str]:
     """The processor's model, its instruction sets and the flags of XLA, for the manifest. They are never compared."""
+    model, flags = _model_and_flags()
+    sets = [name for name in INSTRUCTIONS if name in flags]
+    return {"processor": model, "instructions": " ".join(sets), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+
+
+def processor_hash() -> str:
+    """The hash of the processor's model and all its features: programs compiled for another one may not run."""
+    model, flags = _model_and_flags()
+    return hashlib.sha256(" ".join([model, *sorted(flags)]).encode()).hexdigest()[:8]
+
+
+def _model_and_flags() -> tuple[str, set[str]]:
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").is_file() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(about.get("flags", about.get("Features", "")).split())
-    sets = [name for name in INSTRUCTIONS if name in flags]
-    return {
-        "processor": about.get("model name", platform.processor() or platform.machine()),
-        "instructions": " ".join(sets),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
+    return about.get("model name", platform.processor() or platform.machine()), flags
 
 
 @contextlib.contextmanager

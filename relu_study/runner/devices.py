@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from relu_study.engine.jax_settings import processor_hash
+
 # parameters of glibc's mallopt, from malloc.h, and their values in bytes
 KEEP_MEMORY = {"M_MMAP_THRESHOLD": (-3, 64 << 20), "M_TRIM_THRESHOLD": (-1, 128 << 20)}
 
@@ -26,7 +28,8 @@ def use_devices() -> None:
             )
     if not jax.config.jax_compilation_cache_dir:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "relu_study" / "xla"))
+        # A home folder may be shared by machines with other processors.
+        jax.config.update("jax_compilation_cache_dir", str(home / "relu_study" / f"xla-{processor_hash()}"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
