@@ -86,7 +86,7 @@ def show_plan(
     from relu_study.storage.resume import doubts
 
     use_devices()
-    with places_of(cluster, declared, workers, print) as places:
+    with places_of(cluster, declared, workers, print, folder, size.measure_config()) as places:
         job = prepare(declared, folder, size.measure_config(), shard=part, machine=None if places is None else places.machine)
         title = f"{declared.name}: {declared.title}{f' (shard {part})' if part else ''}"
         print_plan(job, title, "" if no_memory or places else f"{job.kind.memory(job)}; ")

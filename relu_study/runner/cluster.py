@@ -11,12 +11,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from relu_study.engine.places import PlaceLost
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.cluster_address import Address, check_cluster
 from relu_study.runner.cluster_backend import Node
+from relu_study.runner.prepare import check_study
 from relu_study.runner.remote_places import SLOTS, RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker
 from relu_study.study.draw_study import DrawStudy
@@ -33,19 +36,26 @@ UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot 
 
 @contextlib.contextmanager
 def connected(
-    text: str, study: Study | DrawStudy, workers: int | None, on_message: Callable[[str], None]
+    text: str,
+    study: Study | DrawStudy,
+    workers: int | None,
+    on_message: Callable[[str], None],
+    folder: Path | None = None,
+    measure_config: MeasureConfig = MeasureConfig(),
 ) -> Iterator[RemotePlaces]:
     """Connect to a cluster, and give the places of its workers, which have loaded the study's own sources.
 
-    The driver uses only its CPU. At the end the workers are ended, and the connection is closed.
+    The study is checked before, which calls its entries: they open their data files. The driver uses only its CPU. At the end
+    the workers are ended, and the connection is closed.
 
     Raises:
-        UserError: the cluster cannot be reached, or no worker can compute the study.
+        UserError: the study is invalid, the cluster cannot be reached, or no worker can compute the study.
     """
     address = check_cluster(text)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # without effect if JAX has started before
+    check_study(study, folder, measure_config)
     from relu_study.components.registry import function_of
     from relu_study.runner.machine import package_digest, precision, software
     from relu_study.runner.own_entries import own_entries, packed_entries

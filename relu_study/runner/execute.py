@@ -76,11 +76,12 @@ def execute(
     Raises:
       UserError: before training, if `per_seed` gives more than 500 runs, or if another process writes the folder.
     """
-    with locks.writer_lock(folder, shard), places_of(cluster, study, workers, callback.on_message) as places:
+    if per_seed and isinstance(study, Study):
+        check_per_seed(len(study.runs()))
+    places_of_study = places_of(cluster, study, workers, callback.on_message, folder, measure_config)
+    with locks.writer_lock(folder, shard), places_of_study as places:
         job = prepare(study, folder, measure_config, shard=shard, machine=None if places is None else places.machine)
         job = replace(job, provenance=with_digest(job.provenance, job.machine.digest))
-        if per_seed:
-            check_per_seed(len(job.ids))
         locks.remove_stale_temporaries(folder, shard)
         check_writable(folder)
         if job.undecidable_rows:
@@ -91,14 +92,19 @@ def execute(
 
 
 def places_of(
-    cluster: str | None, study: Study | DrawStudy, workers: int | None, on_message: Callable[[str], None]
+    cluster: str | None,
+    study: Study | DrawStudy,
+    workers: int | None,
+    on_message: Callable[[str], None],
+    folder: Path | None,
+    measure_config: MeasureConfig,
 ) -> contextlib.AbstractContextManager[RemotePlaces | None]:
     """The places of a cluster for a study; None without a cluster, for this machine. Raises UserError."""
     if cluster is None:
         return contextlib.nullcontext()
     from relu_study.runner.cluster import connected
 
-    return connected(cluster, study, workers, on_message)
+    return connected(cluster, study, workers, on_message, folder, measure_config)
 
 
 def _shard_summary(job: Job[Any, Any], folder: Path) -> str:

@@ -16,7 +16,7 @@ from relu_study.engine.plan import Plan, Tile
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.kinds import Kind, kind_of
-from relu_study.runner.machine import Machine, local_machine
+from relu_study.runner.machine import Machine, local_machine, precision, software
 from relu_study.runner.provenance import with_digest
 from relu_study.storage import block_files, locks, tile_files
 from relu_study.storage.manifest import FORMAT, read_manifest, write_manifest
@@ -105,6 +105,17 @@ def prepare(
         request.undecidable_rows,
         shard,
     )
+
+
+@entry_errors()
+@pinned()
+def check_study(study: Study | DrawStudy, folder: Path | None, measure_config: MeasureConfig = MeasureConfig()) -> None:
+    """Check every run or cell of a study, before the machine that computes it is known.
+
+    Raises UserError if a run or cell is invalid.
+    """
+    unknown = Machine("cpu", "cpu", 1, {**software(), **precision()}, {}, None, lambda: None)
+    kind_of(study).request(study, folder, measure_config, unknown)
 
 
 def manifest_of(job: Job[Any, Any], command_info: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import marshal
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,8 @@ class TravellingSources:
     studies: tuple[str, ...]  # study files, as paths from the root
     modules: tuple[str, ...]  # other modules to import
     search: tuple[str, ...]  # folders of these modules, as paths from the root
+    # The data files that functions have opened: file and code of the function, paths of the files. Fingerprints count them.
+    opened: tuple[tuple[str, bytes, tuple[str, ...]], ...] = ()
 
     def unpack(self, folder: Path) -> None:
         """Write the files below a new folder, and load them: their entries are then registered."""
@@ -46,12 +49,16 @@ class TravellingSources:
             load_study(folder / name)
         for name in self.modules:
             importlib.import_module(name)
+        for name, code, paths in self.opened:
+            found = data_files.opened_by.setdefault((str(folder / name), marshal.loads(code)), {})
+            found.update(dict.fromkeys(str((folder / path).resolve()) for path in paths))
 
 
 def travelling_sources(functions: Mapping[str, Any], study: str = "") -> TravellingSources | None:
     """Return the files that define these functions, by entry, and the file of the study; None without own functions.
 
-    Functions of installed packages need no file: the study's file registers them.
+    Functions of installed packages need no file: the study's file registers them. A data file travels if it has been opened, so
+    the study's entries must have been called.
 
     Raises:
         UserError: a function is defined in a notebook or in the running script, which workers cannot load.
@@ -70,8 +77,9 @@ def travelling_sources(functions: Mapping[str, Any], study: str = "") -> Travell
     paths: dict[str, None] = {}
     for name in roots:
         _collect(Path(str(sys.modules[name].__file__)).resolve(), package_of(vars(sys.modules[name])), paths)
-    opened = [*((file, names) for (file, _), names in data_files.opened_by.items()), *data_files.read_for.items()]
-    data = {path for file, names in opened if str(Path(file).resolve()) in paths for path in names}
+    opened = [(file, code, names) for (file, code), names in data_files.opened_by.items() if str(Path(file).resolve()) in paths]
+    data = {path for file, names in data_files.read_for.items() if str(Path(file).resolve()) in paths for path in names}
+    data.update(path for _, _, names in opened for path in names)
     every = sorted({*paths, *data})
     root = os.path.commonpath([os.path.dirname(path) for path in every])
     relative = {path: os.path.relpath(path, root) for path in every}
@@ -83,6 +91,10 @@ def travelling_sources(functions: Mapping[str, Any], study: str = "") -> Travell
         tuple(relative[str(Path(str(sys.modules[name].__file__)).resolve())] for name in roots if name.startswith(MODULE_PREFIX)),
         tuple(modules),
         tuple(sorted({os.path.relpath(_search_folder(name), root) for name in modules})),
+        tuple(
+            (relative[str(Path(file).resolve())], marshal.dumps(code), tuple(relative[path] for path in names))
+            for file, code, names in opened
+        ),
     )
 
 

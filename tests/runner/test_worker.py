@@ -28,7 +28,7 @@ from relu_study.runner.cluster import RayBackend
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.machine import package_digest, precision, software
 from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
-from relu_study.runner.prepare import prepare
+from relu_study.runner.prepare import check_study, prepare
 from relu_study.runner.provenance import sources
 from relu_study.runner.remote_places import RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker, WorkerError, numbers_of
@@ -137,6 +137,40 @@ def test_sources_travel_with_siblings_and_data(tmp_path: Path, monkeypatch: pyte
     assert Path(str(loaded.__file__)).is_relative_to(copy) and loaded.shifted(1.0) == 0.5
     for name in ("travelling_part", "travelling_entry"):
         del sys.modules[name]
+
+
+def test_a_data_file_that_a_function_opens_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened when the study is checked. The worker's copy has the driver's fingerprint before any call."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "slope.txt").write_text("0.5")
+    (home / "travelling_slope.py").write_text(
+        "from pathlib import Path\nfrom relu_study import Experiment, RunSpec, Study, activation, data_file\n\n"
+        "@activation('travelling_slope', smooth=True)\ndef travelling_slope(x):\n"
+        "    return x * float(Path(data_file('data/slope.txt')).read_text())\n\n"
+        "base = RunSpec(rows=200, width=4, epochs=1, activation='travelling_slope')\n"
+        "study = Study('slope', 'Slope', '?', [Experiment('main', {'slope': base})], seeds=1)\n"
+    )
+    for name, value in (("moved", {}), ("other_folders", []), ("opened_by", data_files.opened_by)):
+        monkeypatch.setattr(data_files, name, value)
+    study = load_study(home / "travelling_slope.py")
+    try:
+        entries = own_entries(study)
+        check_study(study, None)
+        made = travelling_sources({name: function_of(entry) for name, entry in entries.items()}, study.name)
+        assert made is not None and set(made.files) == {"travelling_slope.py", "data/slope.txt"}
+        fingerprint = sources(entries)
+
+        del activations._entries["travelling_slope"]
+        home.rename(tmp_path / "gone")
+        for key in [key for key in data_files.opened_by if key[0].startswith(str(home))]:
+            del data_files.opened_by[key]
+        made.unpack(copy)
+        assert sources(registered_entries(entries)) == fingerprint
+        assert any(part.startswith("data ") for part in fingerprint["activation travelling_slope"])
+        assert function_of(activations["travelling_slope"])(2.0) == 1.0
+    finally:
+        activations._entries.pop("travelling_slope", None)
 
 
 def test_abandoned_sources_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
