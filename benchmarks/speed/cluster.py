@@ -275,7 +275,6 @@ def main() -> None:
         parser.error("--quick does not replace the committed table. Give --out")
     size, (load, *_) = QUICK if asked.quick else FULL, os.getloadavg()
     size = size._replace(repeats=asked.repeats or size.repeats)
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: workers would starve next to other processes
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     run.use_devices()

@@ -92,6 +92,7 @@ def _ray(address: Address) -> Iterator[None]:
         return
     options: dict[str, Any] = {"include_dashboard": False} if address.local else {"address": f"{address.host}:{address.port}"}
     if address.local:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let workers wait for all other programs
         options |= {"address": "local", "num_cpus": _cores(), "_node_ip_address": "127.0.0.1"}
     listens_wide = ray_constants.ENABLE_RAY_CLUSTER
     if address.local or address.host in ("localhost", "127.0.0.1"):
