@@ -19,6 +19,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner.cluster_address import Address, check_cluster
 from relu_study.runner.cluster_backend import Node
+from relu_study.runner.devices import use_cpu
 from relu_study.runner.prepare import check_study
 from relu_study.runner.remote_places import SLOTS, RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker
@@ -52,9 +53,7 @@ def connected(
         UserError: the study is invalid, the cluster cannot be reached, or no worker can compute the study.
     """
     address = check_cluster(text)
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # without effect if JAX has started before
+    use_cpu()
     check_study(study, folder, measure_config)
     from relu_study.components.registry import function_of
     from relu_study.runner.machine import package_digest, precision, software

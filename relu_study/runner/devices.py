@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 
@@ -13,6 +15,25 @@ from relu_study.engine.jax_settings import processor_hash
 
 # parameters of glibc's mallopt, from malloc.h, and their values in bytes
 KEEP_MEMORY = {"M_MMAP_THRESHOLD": (-3, 64 << 20), "M_TRIM_THRESHOLD": (-1, 128 << 20)}
+_restricted: list[str] = []  # not empty if `use_cpu` has turned off the accelerators of this process
+
+
+def use_cpu() -> None:
+    """Use the CPU only from now on, as the driver of a cluster: its workers need the accelerators.
+
+    Without effect if JAX has started before.
+    """
+    if jax.config.jax_platforms != "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        _restricted.append("cpu")
+
+
+def cpu_note() -> str:
+    """Return a line if this process computes on its CPU because of an earlier cluster run; empty otherwise."""
+    plugins = bool(importlib.metadata.entry_points(group="jax_plugins")) or importlib.util.find_spec("libtpu") is not None
+    if not _restricted or not plugins or jax.default_backend() != "cpu":
+        return ""
+    return "computing on the CPU: an earlier run of this process used a cluster. Start a new process to use accelerators."
 
 
 def use_devices() -> None:

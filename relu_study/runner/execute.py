@@ -20,6 +20,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.report.report import derive
 from relu_study.report.tensorboard.event_files import check_per_seed
 from relu_study.runner.callback import Callback
+from relu_study.runner.devices import cpu_note
 from relu_study.runner.oom_fallback import HalvingFallback
 from relu_study.runner.prepare import Job, begin, prepare
 from relu_study.runner.provenance import with_digest
@@ -78,6 +79,8 @@ def execute(
     """
     if per_seed and isinstance(study, Study):
         check_per_seed(len(study.runs()))
+    if cluster is None and (note := cpu_note()):
+        callback.on_message(note)
     places_of_study = places_of(cluster, study, workers, callback.on_message, folder, measure_config)
     with locks.writer_lock(folder, shard), places_of_study as places:
         job = prepare(study, folder, measure_config, shard=shard, machine=None if places is None else places.machine)

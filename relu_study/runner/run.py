@@ -88,6 +88,7 @@ def run(
         shard: (i, n) trains part i of n into a shared folder and returns None.
             After all parts, the same call without `shard` writes the report.
         cluster: Train on a Ray cluster: "ray", "ray:HOST:PORT" or "ray:local". None: on this machine.
+            Afterwards this process uses its CPU only: train on its own accelerators in another process.
         workers: Number of workers to ask the cluster for. None: one a CPU node or GPU.
 
     Raises:
@@ -170,6 +171,7 @@ def run_draws(
         shard: (i, n) draws part i of n into a shared folder and returns None.
             After all parts, the same call without `shard` writes the report.
         cluster: Draw on a Ray cluster: "ray", "ray:HOST:PORT" or "ray:local". None: on this machine.
+            Afterwards this process uses its CPU only, as with `run`.
         workers: Number of workers to ask the cluster for. None: one a CPU node or GPU.
 
     Raises:
