@@ -17,6 +17,7 @@ from typing import Any
 from relu_study.engine.places import PlaceLost
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
+from relu_study.report.markup import counted
 from relu_study.runner.cluster_address import Address, check_cluster
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.devices import use_cpu
@@ -53,6 +54,8 @@ def connected(
         UserError: the study is invalid, the cluster cannot be reached, or no worker can compute the study.
     """
     address = check_cluster(text)
+    if address.local and workers is not None and workers > _cores():
+        raise UserError(f"ray:local has {counted(_cores(), 'core')} for {workers} workers. Give --workers {_cores()} or fewer.")
     use_cpu()
     check_study(study, folder, measure_config)
     from relu_study.components.registry import function_of
@@ -63,15 +66,13 @@ def connected(
     entries = own_entries(study)
     own, shipped = sources(entries), travelling_sources({name: function_of(entry) for name, entry in entries.items()}, study.name)
     with _ray(address):
-        places = RemotePlaces(
-            RayBackend(shipped, packed_entries(entries), workers if address.local else None),
-            ({**software(), **precision()}, package_digest()),
-            own,
-            on_message,
-            workers,
-        )
+        backend = RayBackend(shipped, packed_entries(entries))
+        platform = "cpu" if address.local and os.environ.get("JAX_PLATFORMS") == "cpu" else None
+        if address.local and workers is not None:
+            backend.divide(workers, platform)
+        places = RemotePlaces(backend, ({**software(), **precision()}, package_digest()), own, on_message, workers)
         try:
-            places.start("cpu" if address.local and os.environ.get("JAX_PLATFORMS") == "cpu" else None)
+            places.start(platform)
             yield places
         finally:
             places.close()
@@ -173,15 +174,14 @@ def _cores() -> int:
 class RayBackend:
     """Workers as actors. They never restart: a lost worker is replaced by a new one."""
 
-    def __init__(self, sources: TravellingSources | None, packed: Mapping[str, bytes], split: int | None) -> None:
-        """`sources` and `packed` entries are sent once to each node.
+    split = 0  # number of workers that share the cores of this machine
 
-        `split` divides the cores of this machine among so many workers.
-        """
+    def __init__(self, sources: TravellingSources | None, packed: Mapping[str, bytes]) -> None:
+        """`sources` and `packed` entries are sent once to each node."""
         import jax
         import ray
 
-        self.ray, self.split = ray, split
+        self.ray = ray
         self.own = [None if one is None else ray.put(one) for one in (sources, packed or None)]
         self.settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self.environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
@@ -196,6 +196,21 @@ class RayBackend:
             return nodes
         cpus = max(1, nodes[0].cpus // self.split)  # one machine for several workers
         return [nodes[0]._replace(id=f"{nodes[0].id}/{i}", cpus=cpus) for i in range(self.split)]
+
+    def divide(self, workers: int, platform: str | None) -> None:
+        """Divide the cores of this machine among workers. If it has accelerators, each worker takes one of them instead.
+
+        Raises:
+            UserError: it has fewer accelerators than workers.
+        """
+        node = self.nodes()[0]
+        platform = platform or next((name for name in ("gpu", "tpu") if node.count(name)), "cpu")
+        if platform == "cpu":
+            self.split = workers
+        elif workers > (most := node.count(platform)):
+            raise UserError(
+                f"ray:local has {counted(most, platform.upper())} for {workers} workers. Give --workers {most} or fewer."
+            )
 
     def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
         """Ask for an actor on a node."""
