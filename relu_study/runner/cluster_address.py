@@ -67,8 +67,10 @@ def check_cluster(text: str) -> Address:
         UserError: the value is invalid, Ray is not installed, or there is no cluster at the address.
     """
     address = parse_address(text)
+    if sys.platform == "win32":
+        raise UserError("--cluster does not run on Windows. Run this command on Linux or macOS, or use --shard.")
     if importlib.util.find_spec("ray") is None:
-        raise UserError("--cluster needs Ray, which is not installed. Install it with: pip install 'relu-study[ray]'")
+        raise UserError("--cluster needs Ray, which is not installed. Install it with: pip install 'relu_study[ray]'")
     if address.local:
         return address
     if not address.host:
@@ -101,7 +103,11 @@ def _check_answer(address: Address) -> None:
 
     Raises:
         UserError: the token is wrong, or something else answers at the address.
+
+    A cluster with TLS is left to `ray.init`, which reads the certificates. So is a head that is too busy to answer in time.
     """
+    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        return
     import grpc
 
     at, token = f"{address.host}:{address.port}", _token()
@@ -116,7 +122,7 @@ def _check_answer(address: Address) -> None:
                     f"the Ray cluster at {at} refuses the authentication token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
                     "~/.ray/auth_token to the token of its head (there 'ray get-auth-token' prints it)."
                 ) from None
-            if code is not grpc.StatusCode.UNIMPLEMENTED:  # another version of Ray, which may still connect
+            if code not in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DEADLINE_EXCEEDED):  # another version of Ray; busy
                 raise UserError(
                     f"{at} does not answer as the head of a Ray cluster ({code.name}). Give the address that 'ray status' prints."
                 ) from None

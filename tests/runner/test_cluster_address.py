@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,54 @@ def test_ray_client_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UserError, match="RAY_ADDRESS is ray://head:10001"):
         check_cluster("ray")
+
+
+class Head:
+    """A channel to a head whose answer is an error with this code."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __enter__(self) -> Head:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def unary_unary(self, _: str) -> Callable[..., bytes]:
+        grpc = pytest.importorskip("grpc")
+
+        class Failed(grpc.RpcError):  # type: ignore[misc]
+            code = staticmethod(lambda: grpc.StatusCode[self.code])
+
+        def call(*_: object, **__: object) -> bytes:
+            raise Failed
+
+        return call
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("code", "tls", "refused"),
+    [
+        ("UNAVAILABLE", "0", "does not answer as the head of a Ray cluster"),
+        ("UNAUTHENTICATED", "0", "refuses the authentication token"),
+        ("DEADLINE_EXCEEDED", "0", ""),  # a busy head: `ray.init` waits longer
+        ("UNIMPLEMENTED", "0", ""),
+        ("UNAVAILABLE", "1", ""),  # of a cluster with TLS
+    ],
+)
+def test_answers_of_a_head(code: str, tls: str, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grpc = pytest.importorskip("grpc")
+    monkeypatch.setenv("RAY_USE_TLS", tls)
+    monkeypatch.setattr(grpc, "insecure_channel", lambda *_, **__: Head(code))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"ray:127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
+            assert check_cluster(address).port == head.getsockname()[1]
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UserError, match="--cluster does not run on Windows"):
+        check_cluster("ray:local")
