@@ -60,13 +60,13 @@ def write_dataset(folder: Path, out: Path | None) -> list[str]:
     if (place / CARD).exists() and MARK not in (place / CARD).read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{place / CARD} is not a card of relu-study. Move it away, or give another folder with --out.")
     figures = figure_files(folder, manifest.declaration)
-    if place.resolve() != folder.resolve():
+    if not (same := place.resolve() == folder.resolve()):
         make_dirs(place)
         for path in (*(folder / f"{name}.csv" for name in files), *figures.values()):
             _copy(path, place / path.relative_to(folder))
     text = f"---\n{_yaml(manifest, frames)}---\n\n{_body(manifest, frames, figures)}"
     write_atomically(place / CARD, text.encode())
-    left_out = " --exclude 'raw/*' 'tensorboard/*'" if place == folder else ""
+    left_out = " --exclude 'raw/*' 'tensorboard/*'" if same else ""
     return [
         f"{place / CARD}",
         f"The dataset has {counted(len(files), 'CSV file')}: {', '.join(files)}.",

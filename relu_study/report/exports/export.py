@@ -14,6 +14,7 @@ from relu_study.stats.numpy_defaults import numpy_defaults
 from relu_study.storage.checksums import one_line
 from relu_study.storage.declaration import is_of_draws, read_declared, read_declared_cells
 from relu_study.storage.manifest import is_monitored, read_manifest
+from relu_study.storage.statuses import STORED
 
 Progress = Callable[[int, int], None]  # of finished runs, of all runs
 
@@ -65,7 +66,7 @@ def export(
     draws = is_of_draws(read_manifest(folder))
     if draws and per_seed:
         raise UserError(f"{folder} is a draw study and has no seeds. Leave out --per-seed.")
-    lines, runs, count = (_draw_study if draws else _training_study)(folder, per_seed)
+    lines, runs, count = _draw_study(folder) if draws else _training_study(folder, per_seed)
     first = next(runs)
     tracker = open_tracker(to, project or first.name, offline, target)
     kinds: Counter[str] = Counter()
@@ -101,7 +102,7 @@ def _training_study(folder: Path, per_seed: bool) -> tuple[list[str], Iterator[E
     if not stored.raw:
         epochs = "the last epoch of each run" if per_seed else "the epochs in summary.csv"
         lines.append(f"{folder / 'raw'} is missing, as in a clone: curves have {epochs} only.")
-    missing = int((~stored.runs["status"].isin(("ok", "nonfinite"))).sum())
+    missing = int((~stored.runs["status"].isin(STORED)).sum())
     if missing:
         lines.append(
             f"{counted(missing, 'run')} of {len(stored.runs):,} not stored: exported with the status and without numbers."
@@ -111,7 +112,7 @@ def _training_study(folder: Path, per_seed: bool) -> tuple[list[str], Iterator[E
     return lines, _chained(study_run(stored), made), count
 
 
-def _draw_study(folder: Path, per_seed: bool) -> tuple[list[str], Iterator[ExportedRun], int]:
+def _draw_study(folder: Path) -> tuple[list[str], Iterator[ExportedRun], int]:
     from relu_study.report.exports.stored_draws import draw_run
 
     lines = _left_out(missing_outputs(folder, read_declared_cells(folder).declaration))

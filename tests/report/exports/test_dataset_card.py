@@ -69,7 +69,7 @@ def test_the_card_next_to_the_csv_files(planted: Path) -> None:
     assert body.count("![") == len(planted_study(SEEDS).figures)
     assert {path: path.read_bytes() for path in before} == before
     first = (planted / "README.md").read_bytes()
-    export(planted, "hf")
+    assert export(planted, "hf", out=planted / ".." / "planted")[-1].endswith(" --exclude 'raw/*' 'tensorboard/*'")
     assert (planted / "README.md").read_bytes() == first
 
 
