@@ -36,7 +36,7 @@ class FakePlace:
             numbers = self.compute(tile, self)
         if self.lost.is_set():
             raise PlaceLost("killed")
-        return Started(numbers, 0.0, 0.01 * tile.steps) if should_continue() else None
+        return Started(numbers, 0.0, 0.01 * getattr(tile, "steps", 1)) if should_continue() else None
 
     def collect(self, pending: Any) -> Any:
         return pending
