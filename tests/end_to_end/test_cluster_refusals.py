@@ -168,7 +168,7 @@ def seen(processes: list[psutil.Process]) -> Seen:
 
 @pytest.mark.parametrize("place", ["local", "nodes"])
 def test_listeners_and_usage_statistics(place: str, ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Of a driver with a cluster on this machine; of a driver on the test's cluster, and of that cluster."""
+    """Of a driver with a cluster on this machine, and all its processes; of a driver alone on the test's cluster."""
     faults = Faults(tmp_path, 1)
     faults.set({"kind": "sleep", "seconds": 600})
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as sessions:  # a short path, for sockets
@@ -181,12 +181,14 @@ def test_listeners_and_usage_statistics(place: str, ray_cluster: RayCluster, tmp
                 assert process.poll() is None and time.monotonic() < limit, finish(process, 10).stderr
                 time.sleep(0.1)
             driver = psutil.Process(process.pid)
-            found = seen([driver, *driver.children(recursive=True), *(ray_cluster.processes() if place == "nodes" else [])])
+            found = seen([driver, *driver.children(recursive=True)])
         finally:
             process.terminate()
             finish(process, 60)
         assert not list(Path(sessions).rglob("usage_stats.json")), "usage statistics are collected"
     print(place, json.dumps(sorted(found.listeners)))
-    assert len(found.listeners) > 3 and all(is_loopback(ip) for ip, _, _ in found.listeners), found.listeners
+    least = 4 if place == "local" else 1
+    assert len(found.listeners) >= least and all(is_loopback(ip) for ip, _, _ in found.listeners), found.listeners
     assert 8265 not in [port for _, port, _ in found.listeners], "the dashboard listens"
-    assert set(found.statistics) == {"0"} and len(found.statistics) > 3
+    if place == "local":  # Ray's processes have the driver's environment
+        assert set(found.statistics) == {"0"} and len(found.statistics) > 3
