@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from relu_study.cli.signals import StopSignal, handle_signals
 from relu_study.errors import UserError
 from relu_study.runner.cluster import _own_signals, _ray
 from relu_study.runner.cluster_address import Address
+
+NICENESS = "RAY_worker_niceness"
 
 
 @pytest.fixture
@@ -50,6 +53,22 @@ def test_an_earlier_connection_to_another_cluster_is_refused(address: Address, n
     with pytest.raises(UserError, match=f"connected to the Ray cluster at 127.0.0.1:6379, {named}") as error, _ray(address):
         raise AssertionError("used")
     assert "ray:127.0.0.1:6379" in str(error.value) and "ray.shutdown()" in str(error.value)
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize(("address", "nice"), [(Address(True), "0"), (Address(False, "10.0.0.7", 6379), None)])
+def test_workers_of_a_new_cluster_are_not_nice(address: Address, nice: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of `ray.init` have the driver's environment. Those of a running cluster do not."""
+    for name in (NICENESS, "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "x")  # removed again at the end
+        monkeypatch.delenv(name)
+    started: list[str | None] = []
+    monkeypatch.setitem(vars(sys.modules["ray"]), "is_initialized", lambda: False)
+    monkeypatch.setitem(vars(sys.modules["ray"]), "init", lambda **_: started.append(os.environ.get(NICENESS)))
+    monkeypatch.setitem(vars(sys.modules["ray"]), "shutdown", lambda: None)
+    monkeypatch.setattr(sys.modules["ray._private"].ray_constants, "ENABLE_RAY_CLUSTER", True, raising=False)
+    with _ray(address):
+        assert started == [nice]
 
 
 def of_ray(number: int, _: Any) -> None:
