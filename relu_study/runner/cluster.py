@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import warnings
@@ -18,7 +17,7 @@ from relu_study.engine.places import PlaceLost
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.markup import counted
-from relu_study.runner.cluster_address import Address, check_cluster
+from relu_study.runner.cluster_address import Address, check_cluster, check_connection
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.devices import use_cpu
 from relu_study.runner.prepare import check_study
@@ -87,7 +86,8 @@ def _ray(address: Address) -> Iterator[None]:
     from ray._private import ray_constants
 
     if ray.is_initialized():
-        _check_connection(address, ray.get_runtime_context().gcs_address, ray.util.get_node_ip_address())
+        if _started != [address]:  # not by this function, around this call
+            check_connection(address, ray.get_runtime_context().gcs_address, ray.util.get_node_ip_address())
         yield  # the caller's connection stays
         return
     options: dict[str, Any] = {"include_dashboard": False} if address.local else {"address": f"{address.host}:{address.port}"}
@@ -113,32 +113,6 @@ def _ray(address: Address) -> Iterator[None]:
     finally:
         _started.clear()
         ray.shutdown()
-
-
-def _check_connection(address: Address, connected: str, here: str) -> None:
-    """Raise UserError if this process is connected to another cluster than the requested one. `here` is the node's address."""
-    if _started == [address]:  # by `_ray` itself, around this call
-        return
-    if address.local:
-        raise UserError(
-            f"this process is already connected to the Ray cluster at {connected}, so ray:local cannot start one. Give "
-            f"ray:{connected}, or call ray.shutdown() first."
-        )
-    host, _, port = connected.rpartition(":")
-    if str(address.port) != port or not _addresses(address.host, here) & _addresses(host, here):
-        raise UserError(
-            f"this process is already connected to the Ray cluster at {connected}, not to {address.host}:{address.port}. Give "
-            f"ray:{connected}, or call ray.shutdown() first."
-        )
-
-
-def _addresses(host: str, here: str) -> set[str]:
-    """The addresses of a host. This machine has the loopback address and that of its node."""
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), None)}
-    except OSError:
-        found = {host}
-    return found | {"127.0.0.1", here} if found & {"127.0.0.1", "::1", here} else found
 
 
 @contextlib.contextmanager

@@ -98,6 +98,30 @@ def check_cluster(text: str) -> Address:
     return address
 
 
+def check_connection(address: Address, connected: str, here: str) -> None:
+    """Raise UserError if this process is connected to another cluster than the requested one. `here` is the node's address."""
+    if address.local:
+        raise UserError(
+            f"this process is already connected to the Ray cluster at {connected}, so ray:local cannot start one. Give "
+            f"ray:{connected}, or call ray.shutdown() first."
+        )
+    host, _, port = connected.rpartition(":")
+    if str(address.port) != port or not _addresses(address.host, here) & _addresses(host, here):
+        raise UserError(
+            f"this process is already connected to the Ray cluster at {connected}, not to {address.host}:{address.port}. Give "
+            f"ray:{connected}, or call ray.shutdown() first."
+        )
+
+
+def _addresses(host: str, here: str) -> set[str]:
+    """The addresses of a host. This machine has the loopback address and that of its node."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        found = {host}
+    return found | {"127.0.0.1", here} if found & {"127.0.0.1", "::1", here} else found
+
+
 def _check_answer(address: Address) -> None:
     """Ask the head of a cluster for its id: `ray.init` would try for a minute.
 
