@@ -35,8 +35,8 @@ def difference(report: Report, here: tuple[Mapping[str, Any], str], platform: st
     """
     software, package = here
     for name, value in software.items():
-        if report.host.get(name) != value:
-            return f"has {name} {report.host.get(name)}, and the driver {value}"
+        if differing := _differing(name, report.host.get(name), value):
+            return f"has {', '.join(differing)}"
     if report.package != package:
         return "has another version of relu_study than the driver (its source files differ)"
     if report.platform != platform:
@@ -53,3 +53,10 @@ def unlike(report: Report, machine: Machine) -> str:
     if (report.platform, report.host, report.digest) == (machine.platform, machine.host, digest):
         return ""
     return f"device {report.host['device']}, processor {report.processor.get('processor')}, digest {report.digest}, not {digest}"
+
+
+def _differing(name: str, there: Any, here: Any) -> list[str]:
+    """The names with their values on a worker and on the driver: of packages, only those with another version."""
+    if isinstance(here, Mapping):
+        return [text for one in here for text in _differing(one, (there or {}).get(one), here[one])]
+    return [] if there == here else [f"{name} {'missing' if there is None else there} (driver {here})"]

@@ -16,6 +16,7 @@ from relu_study.engine.plan import Plan
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.work import Work, assign_devices
 from relu_study.errors import UserError
+from relu_study.report.markup import counted
 from relu_study.runner.agreement import agreed, difference, unlike
 from relu_study.runner.cluster_backend import Backend, Node
 from relu_study.runner.machine import Machine
@@ -26,6 +27,7 @@ NODES_EVERY = 10.0  # seconds between looks for new nodes
 GRACE = 30.0  # seconds that the first worker waits for the others of the start
 WAITING_EVERY = 30.0  # seconds between lines about a wait
 START_FAILURES = 3  # of the workers of one node, until the node is left out
+SHOWN = 3  # reasons in one message
 SLOTS = 2  # tiles in flight at a place: one computes, one waits
 
 
@@ -145,7 +147,12 @@ class RemotePlaces:
                     return ready
             elif not starting:
                 if self.left_out:
-                    raise UserError("no worker of the cluster can be used: " + "; ".join(self.left_out.values()))
+                    reasons = list(self.left_out.values())
+                    more = f"; and {counted(len(reasons) - SHOWN, 'more node')}" if len(reasons) > SHOWN else ""
+                    raise UserError(
+                        f"no worker of the cluster can be used: {'; '.join(reasons[:SHOWN])}{more}. Install the packages and "
+                        "versions of the driver on every node, or correct the named error."
+                    )
                 self._look(force=True)
             if not ready and now - told > WAITING_EVERY:
                 told = now
@@ -247,7 +254,7 @@ class RemotePlaces:
                 if member.report is not None and not member.dead:
                     self._admit(member)
                     if not member.dead:
-                        self.on_message(f"worker {member.name} has joined with {len(member.places)} places")
+                        self.on_message(f"worker {member.name} has joined with {counted(len(member.places), 'place')}")
             return [place for member in self.members for place in member.places]
 
     def call(self, member: Member, method: str, *arguments: Any) -> Answer:
@@ -314,7 +321,7 @@ class RemotePlaces:
         assigned = assign_devices(plan.tiles, cast(Any, plan.cost), len(numbers))
         cohorts, parts = Counter(numbers[i] for i in assigned.values()), "cells" if plan.noun == "draws" else "cohorts"
         return [
-            f"worker {member.name}: {len(member.places)} places on {member.report.host['device']}, "
+            f"worker {member.name}: {counted(len(member.places), 'place')} on {member.report.host['device']}, "
             f"{member.report.processor.get('processor', '')}, "
             f"compiles about {sum(cohorts[place.number] for place in member.places)} {parts}"
             for member in self.members

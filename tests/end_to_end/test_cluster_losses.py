@@ -110,7 +110,7 @@ def test_lost_node_and_a_later_one(
     until(lambda: {record.process for record in faults.records()} - before, process)
     faults.set()
     messages = check(process, faults, local)
-    assert "has ended (its node" in messages and "has joined with 1 places" in messages, messages
+    assert "has ended (its node" in messages and "has joined with 1 place" in messages, messages
 
 
 LATE = """
