@@ -23,7 +23,7 @@ SHIFT = float(open(data_file("data/shift.txt")).read())
 
 @activation("own_bent", smooth=True)
 def own_bent(x):
-    return scaled(x) * SLOPE + SHIFT
+    return scaled(x) * SLOPE + SHIFT + float(open(data_file("data/late.txt")).read())
 
 
 base = RunSpec(rows=200, batch_size=32, width=4, epochs=1, optimizer="sgd")
@@ -43,6 +43,7 @@ def written(name: str, folder: Path) -> list[str]:
         return ["run", str(path), *(["--max-draws", "3000"] if "draw" in name else [])]
     (folder / "data").mkdir()
     (folder / "data" / "shift.txt").write_text("0.25")
+    (folder / "data" / "late.txt").write_text("0.125")
     (folder / "own_part.py").write_text("import jax\n\nSLOPE = 0.75\n\n\ndef scaled(x):\n    return x * jax.nn.sigmoid(x)\n")
     (folder / "own.py").write_text(OWN)
     return ["run", "own.py"]
