@@ -18,7 +18,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.report.markup import counted
 from relu_study.runner.cluster_address import Address, check_cluster, check_connection
-from relu_study.runner.cluster_backend import Node
+from relu_study.runner.cluster_backend import MemoryLost, Node
 from relu_study.runner.devices import use_cpu
 from relu_study.runner.prepare import check_study
 from relu_study.runner.remote_places import SLOTS, RemotePlaces
@@ -224,8 +224,8 @@ class RayBackend:
         """Call a method of an actor and wait for its answer."""
         try:
             return self.ray.get(getattr(handle, method).remote(*arguments))
-        except self.ray.exceptions.OutOfMemoryError:  # the worker has ended, and the next call tells it
-            return Answer("lacking", "out of memory: Ray has ended a worker because the memory of its node ran low")
+        except self.ray.exceptions.OutOfMemoryError as error:
+            raise MemoryLost("out of memory: Ray has ended a worker because the memory of its node ran low") from error
         except self.ray.exceptions.RayTaskError as error:
             raise _as_user_error(error) from error
         except self.ray.exceptions.RayError as error:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from relu_study.engine.places import PlaceLost
 from relu_study.runner.worker import Answer, Report
+
+
+class MemoryLost(PlaceLost):
+    """A worker ended because the memory of its node ran low. One of its tiles may have been too wide."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, counted=False)
 
 
 class Node(NamedTuple):
@@ -36,7 +44,7 @@ class Backend(Protocol):
         """The node and the machine of a worker; None while it starts. Raises PlaceLost or UserError if it cannot start."""
 
     def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
-        """Call a method of `Worker` and wait for its answer. Raises PlaceLost."""
+        """Call a method of `Worker` and wait for its answer. Raises PlaceLost, and MemoryLost for a lack of memory."""
 
     def send(self, handle: Any, method: str, *arguments: Any) -> None:
         """Call a method of `Worker` without waiting."""

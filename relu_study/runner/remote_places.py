@@ -18,7 +18,7 @@ from relu_study.engine.work import Work, assign_devices
 from relu_study.errors import UserError
 from relu_study.report.markup import counted
 from relu_study.runner.agreement import agreed, difference, unlike
-from relu_study.runner.cluster_backend import Backend, Node
+from relu_study.runner.cluster_backend import Backend, MemoryLost, Node
 from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Answer, Report, numbers_of
 from relu_study.runner.worker_account import WorkerAccount
@@ -258,7 +258,10 @@ class RemotePlaces:
             return [place for member in self.members for place in member.places]
 
     def call(self, member: Member, method: str, *arguments: Any) -> Answer:
-        """Call a worker. Raises PlaceLost at its end, after a line for the user."""
+        """Call a worker. Raises PlaceLost at its end, after a line for the user.
+
+        If it ended because memory ran low, one of its calls is answered with a lack of memory.
+        """
         if member.dead or self.closed:
             raise PlaceLost(f"worker {member.name} has ended", counted=False)
         try:
@@ -271,6 +274,8 @@ class RemotePlaces:
             self._drop(member)
             if first:
                 self.on_message(f"worker {member.name} has ended ({lost.reason}): its tiles go to other places")
+                if isinstance(lost, MemoryLost):
+                    return Answer("lacking", lost.reason)
             raise
 
     def count(self, member: Member, tile: Any, answer: Answer) -> None:

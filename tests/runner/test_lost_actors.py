@@ -9,6 +9,7 @@ import pytest
 
 from relu_study.runner import cluster
 from relu_study.runner.cluster import RayBackend
+from relu_study.runner.cluster_backend import MemoryLost
 
 
 class RayError(Exception):
@@ -23,21 +24,29 @@ class ActorUnavailableError(RayActorError):
     pass
 
 
+class OutOfMemoryError(RayError):
+    pass
+
+
 class Actor:
     """A handle whose calls raise these errors in turn, and then answer."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
-        self.__ray_ready__ = SimpleNamespace(remote=lambda: self)
+        self.train = self.__ray_ready__ = SimpleNamespace(remote=lambda: self)
+
+    def answer(self) -> bool:
+        """The next error, or True."""
+        if self.errors:
+            raise self.errors.pop(0)
+        return True
 
 
 def backend(actor: Actor, alive: bool = True) -> Any:
     """A backend whose actor is on one node."""
 
     def get(handle: Actor, timeout: float) -> bool:
-        if handle.errors:
-            raise handle.errors.pop(0)
-        return True
+        return handle.answer()
 
     made = RayBackend.__new__(RayBackend)
     known = {error.__name__: error for error in (RayError, RayActorError, ActorUnavailableError)}
@@ -77,6 +86,17 @@ def test_actor_that_stays_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Actor(*[SOCKET] * 1000)
     lost = backend(actor)._lost(actor, SOCKET)
     assert (lost.counted, lost.reason) == (False, "it cannot be reached")
+
+
+def test_worker_that_the_memory_monitor_ends() -> None:
+    """Every call of it raises the same error, so an answer would hide its end."""
+    actor = Actor(*[OutOfMemoryError("low")] * 2)
+    made = backend(actor)
+    made.ray.exceptions.OutOfMemoryError, made.ray.get = OutOfMemoryError, lambda handle: handle.answer()
+    for _ in range(2):
+        with pytest.raises(MemoryLost, match="out of memory") as error:
+            made.call(actor, "train")
+        assert not error.value.counted
 
 
 def test_lost_result_is_not_counted() -> None:

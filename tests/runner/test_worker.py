@@ -1,12 +1,10 @@
-"""A worker of a cluster in this process, and places of workers that are plain objects: no Ray."""
+"""A worker of a cluster in this process, and the sources of a study that travel to it: no Ray."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,22 +20,17 @@ from relu_study.components.registry import activations, function_of, tasks
 from relu_study.components.tasks.own_arrays import task_from_arrays
 from relu_study.engine import train_tile
 from relu_study.engine.draw_block import draw_block
-from relu_study.engine.places import PlaceLost
 from relu_study.errors import UserError
-from relu_study.runner import remote_places, source_folder
+from relu_study.runner import source_folder
 from relu_study.runner.cluster import RayBackend
-from relu_study.runner.cluster_backend import Node
-from relu_study.runner.machine import package_digest, precision, software
+from relu_study.runner.machine import package_digest
 from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
 from relu_study.runner.prepare import check_study, prepare
 from relu_study.runner.provenance import sources
-from relu_study.runner.remote_places import RemotePlaces
-from relu_study.runner.worker import Answer, Report, Worker, WorkerError, numbers_of
+from relu_study.runner.worker import Answer, Worker, WorkerError, numbers_of
 from relu_study.study import data_files
 from relu_study.study.loading import load_study
 from relu_study.study.travelling_sources import travelling_sources
-
-HERE = ({**software(), **precision()}, package_digest())
 
 
 @pytest.fixture(scope="module")
@@ -268,147 +261,6 @@ def test_entries_of_a_notebook_are_refused() -> None:
     typed.__module__ = "__main__"
     with pytest.raises(UserError, match=r"activation typed is defined in a notebook.*Move it to a module file"):
         travelling_sources({"activation typed": typed})
-
-
-# ------------------------------------------------------------------------------------- agreement
-
-
-def report(**changes: Any) -> Report:
-    made = Report("cpu", "cpu", 2, {**HERE[0], "device": "cpu: cpu"}, {"processor": "one"}, None, "d1", HERE[1], {})
-    return made._replace(**changes)
-
-
-class FakeBackend:
-    """Workers as reports: one a node."""
-
-    def __init__(self, reports: Sequence[Report | Exception], answer: Callable[..., Answer] | None = None) -> None:
-        self.reports, self.answer = list(reports), answer
-        self.started: list[int] = []
-        self.killed: list[int] = []
-
-    def nodes(self) -> list[Node]:
-        return [Node(f"id{i}", f"node{i}", 2, 0, 0) for i in range(len(self.reports))]
-
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> int:
-        self.started.append(int(node.id[2:]) if node else -1)
-        return len(self.started) - 1
-
-    def report(self, handle: int) -> tuple[str, Report]:
-        found = self.reports[self.started[handle]]
-        if isinstance(found, Exception):
-            raise found
-        return f"id{self.started[handle]}", found
-
-    def call(self, handle: int, method: str, *arguments: Any) -> Answer:
-        assert self.answer is not None
-        return self.answer(handle, method, *arguments)
-
-    def send(self, handle: int, method: str, *arguments: Any) -> None:
-        self.sent = (handle, method, *arguments)
-
-    def kill(self, handle: int) -> None:
-        self.killed.append(handle)
-
-
-def places_of(
-    backend: FakeBackend, workers: int | None = None, own: dict[str, Any] | None = None
-) -> tuple[RemotePlaces, list[str]]:
-    told: list[str] = []
-    return RemotePlaces(backend, HERE, own or {}, told.append, workers), told
-
-
-def test_places_of_all_workers_make_one_machine() -> None:
-    places, told = places_of(FakeBackend([report(), report(devices=4)]))
-    machine = places.start()
-    assert (machine.platform, machine.devices, machine.digest()) == ("cpu", 6, "d1") and not told
-    assert [place.number for place in places.current()] == list(range(6))
-    assert {place.worker for place in places.current()} == {"node0-1", "node1-1"}
-
-
-def test_a_worker_with_other_bits_is_left_out_by_name() -> None:
-    backend = FakeBackend([report(), report(digest="d2"), report()])
-    places, told = places_of(backend)
-    assert places.start().devices == 4
-    assert len(told) == 1 and "worker node1-1 does not give the bits of the others" in told[0] and "left out" in told[0]
-    assert {place.worker for place in places.current()} == {"node0-1", "node2-1"} and backend.killed == [1]
-
-
-def test_no_majority_is_refused() -> None:
-    places, _ = places_of(FakeBackend([report(), report(digest="d2")]))
-    with pytest.raises(UserError, match=r"do not agree on the bits.*node0-1; node1-1"):
-        places.start()
-
-
-@pytest.mark.parametrize(
-    ("other", "text"),
-    [
-        (
-            report(host={**report().host, "versions": {**report().host["versions"], "jax": "0.1", "flax": "0.2"}}),
-            rf"has jax 0\.1 \(driver {version('jax')}\), flax 0\.2 \(driver {version('flax')}\)\. Install the packages",
-        ),
-        (report(host={**report().host, "versions": {}}), r"has jax missing \(driver \S+\), jaxlib missing"),
-        (report(host={**report().host, "engine": 0}), rf"has engine 0 \(driver {report().host['engine']}\)\. Install"),
-        (report(package="other"), "has another version of relu_study"),
-        (report(own={"activation a": {"whole": "2"}}), "loads activation a with other content"),
-    ],
-)
-def test_workers_that_differ_from_the_driver_are_refused(other: Report, text: str) -> None:
-    places, _ = places_of(FakeBackend([other]), own={"activation a": {"whole": "1"}} if "activation" in text else None)
-    with pytest.raises(UserError, match=f"no worker of the cluster can be used: worker node0-1 {text}"):
-        places.start()
-
-
-def test_many_reasons_are_few_in_the_message() -> None:
-    places, told = places_of(FakeBackend([report(package="other")] * 5))
-    with pytest.raises(UserError, match=r"worker node2-1 has another version[^;]*; and 2 more nodes\. Install") as error:
-        places.start()
-    assert "node3" not in str(error.value) and len(told) == 5
-
-
-def test_a_worker_that_cannot_load_the_study_is_refused_with_its_error() -> None:
-    places, _ = places_of(FakeBackend([UserError("mine.py, line 3 raises ValueError")]))
-    with pytest.raises(UserError, match="line 3 raises ValueError"):
-        places.start()
-
-
-def test_workers_limits_the_number_of_workers() -> None:
-    backend = FakeBackend([report(), report(), report()])
-    places, _ = places_of(backend, workers=2)
-    assert places.start().devices == 4 and backend.started == [0, 1]
-
-
-def test_a_lost_worker_is_replaced_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
-
-    def dies(handle: int, *_: Any) -> Answer:
-        raise PlaceLost("exit code 1")
-
-    places, told = places_of(FakeBackend([report(), report()], dies))
-    places.start()
-    lost, kept = places.current()[0], places.current()[2]
-    together = threading.Barrier(2)
-
-    def start(place: Any, counted: list[bool]) -> None:
-        together.wait(60)
-        with pytest.raises(PlaceLost) as error:
-            place.start(None, lambda: True)
-        counted.append(error.value.counted)
-
-    places.request = lambda tile, index: ("train", tile, index)
-    counted: list[bool] = []
-    threads = [threading.Thread(target=start, args=(place, counted)) for place in places.current()[:2]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with pytest.raises(PlaceLost) as late:
-        lost.start(None, lambda: True)
-    assert not late.value.counted, "the worker had ended before"
-    assert sum("worker node0-1 has ended (exit code 1)" in line for line in told) == 1
-    current = places.current()
-    assert kept in current and lost not in current and sorted(place.number for place in current) == [0, 1, 2, 3]
-    assert {place.worker for place in current} == {"node0-2", "node1-1"}
-    assert any("node0-1" in line and "ended early" in line for line in places.summary("runs"))
 
 
 def test_other_errors_of_a_worker_are_no_lack_of_memory() -> None:

@@ -1,0 +1,119 @@
+"""Workers of a cluster as places: agreement on bits, losses and their replacements. No Ray."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from fake_backend import FakeBackend, places_of, report
+
+from relu_study.engine.places import PlaceLost
+from relu_study.errors import UserError
+from relu_study.runner import remote_places
+from relu_study.runner.cluster_backend import MemoryLost
+from relu_study.runner.worker import Answer, Report
+
+
+def test_places_of_all_workers_make_one_machine() -> None:
+    places, told = places_of(FakeBackend([report(), report(devices=4)]))
+    machine = places.start()
+    assert (machine.platform, machine.devices, machine.digest()) == ("cpu", 6, "d1") and not told
+    assert [place.number for place in places.current()] == list(range(6))
+    assert {place.worker for place in places.current()} == {"node0-1", "node1-1"}
+
+
+def test_a_worker_with_other_bits_is_left_out_by_name() -> None:
+    backend = FakeBackend([report(), report(digest="d2"), report()])
+    places, told = places_of(backend)
+    assert places.start().devices == 4
+    assert len(told) == 1 and "worker node1-1 does not give the bits of the others" in told[0] and "left out" in told[0]
+    assert {place.worker for place in places.current()} == {"node0-1", "node2-1"} and backend.killed == [1]
+
+
+def test_no_majority_is_refused() -> None:
+    places, _ = places_of(FakeBackend([report(), report(digest="d2")]))
+    with pytest.raises(UserError, match=r"do not agree on the bits.*node0-1; node1-1"):
+        places.start()
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (report(host={**report().host, "versions": {"jax": "0.1"}}), "has versions"),
+        (report(package="other"), "has another version of relu_study"),
+        (report(own={"activation a": {"whole": "2"}}), "loads activation a with other content"),
+    ],
+)
+def test_workers_that_differ_from_the_driver_are_refused(other: Report, text: str) -> None:
+    places, _ = places_of(FakeBackend([other]), own={"activation a": {"whole": "1"}} if "activation" in text else None)
+    with pytest.raises(UserError, match=f"no worker of the cluster can be used: worker node0-1 {text}"):
+        places.start()
+
+
+def test_a_worker_that_cannot_load_the_study_is_refused_with_its_error() -> None:
+    places, _ = places_of(FakeBackend([UserError("mine.py, line 3 raises ValueError")]))
+    with pytest.raises(UserError, match="line 3 raises ValueError"):
+        places.start()
+
+
+def test_workers_limits_the_number_of_workers() -> None:
+    backend = FakeBackend([report(), report(), report()])
+    places, _ = places_of(backend, workers=2)
+    assert places.start().devices == 4 and backend.started == [0, 1]
+
+
+def test_a_lost_worker_is_replaced_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+
+    def dies(handle: int, *_: Any) -> Answer:
+        raise PlaceLost("exit code 1")
+
+    places, told = places_of(FakeBackend([report(), report()], dies))
+    places.start()
+    lost, kept = places.current()[0], places.current()[2]
+    together = threading.Barrier(2)
+
+    def start(place: Any, counted: list[bool]) -> None:
+        together.wait(60)
+        with pytest.raises(PlaceLost) as error:
+            place.start(None, lambda: True)
+        counted.append(error.value.counted)
+
+    places.request = lambda tile, index: ("train", tile, index)
+    counted: list[bool] = []
+    threads = [threading.Thread(target=start, args=(place, counted)) for place in places.current()[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(PlaceLost) as late:
+        lost.start(None, lambda: True)
+    assert not late.value.counted, "the worker had ended before"
+    assert sum("worker node0-1 has ended (exit code 1)" in line for line in told) == 1
+    current = places.current()
+    assert kept in current and lost not in current and sorted(place.number for place in current) == [0, 1, 2, 3]
+    assert {place.worker for place in current} == {"node0-2", "node1-1"}
+    assert any("node0-1" in line and "ended early" in line for line in places.summary("runs"))
+
+
+def test_one_tile_of_a_worker_that_ran_out_of_memory_lacks_it() -> None:
+    """Ray raises the same error for every call of the ended worker. The others go to another place, and are not counted."""
+
+    def full(handle: int, *_: Any) -> Answer:
+        raise MemoryLost("out of memory: low") if handle == 0 else AssertionError(handle)
+
+    backend = FakeBackend([report(devices=4)], full)
+    places, told = places_of(backend)
+    places.start()
+    places.request = lambda tile, index: ("train", tile, index)
+    ended: list[Exception] = []
+    for place in places.current():
+        with pytest.raises((RuntimeError, PlaceLost)) as error:
+            place.start(None, lambda: True)
+        ended.append(error.value)
+    assert [type(error) for error in ended] == [RuntimeError, *[PlaceLost] * 3] and "out of memory" in str(ended[0])
+    assert not any(error.counted for error in ended if isinstance(error, PlaceLost))
+    assert backend.killed == [0] and told == ["worker node0-1 has ended (out of memory: low): its tiles go to other places"]
+    assert "ended early" in places.summary("runs")[0]
+    assert {place.worker for place in places.current()} == {"node0-2"}
