@@ -1,18 +1,17 @@
-"""Tiles in flight at places that may be slow or lost: forecasts, overdue tiles, deaths and repeated answers."""
+"""Tiles in flight at places that may be slow or lost: forecasts, overdue tiles, and repeated answers."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from relu_study.engine.places import Place
+from relu_study.engine.deaths import Deaths
+from relu_study.engine.places import Place, Started
 
-DEATHS = 3  # different workers that end with a tile before it is given up
 REPEAT_FACTOR, REPEAT_SECONDS = 2.0, 5.0  # an idle place repeats a tile after this multiple of its forecast, and these seconds
 SLOW_FACTOR, SLOW_SECONDS = 10.0, 300.0  # a worker is killed after this multiple of the forecast, and these seconds
 TINY = 1e-9
@@ -20,12 +19,13 @@ TINY = 1e-9
 
 @dataclass(eq=False)
 class Flight:
-    """A tile at a place. `answered`: another place has returned its numbers."""
+    """A tile at a place, until the caller has taken its end."""
 
     tile: Any
     place: Place
     began: float  # when the place became free for it
-    answered: bool = False
+    answered: bool = False  # another place has returned its numbers, or its tile is given up
+    first: tuple[Any, Flight] | None = None  # the numbers of another place, to compare
 
 
 @dataclass
@@ -34,36 +34,57 @@ class Flights:
 
     cost: Callable[[Any], float]
     clock: Callable[[], float] = time.monotonic
-    current: list[Flight] = field(default_factory=list)
-    deaths: dict[int, set[Hashable]] = field(default_factory=dict)  # id of a tile -> workers that ended with it
+    of_tile: dict[int, list[Flight]] = field(default_factory=dict)  # id of a tile -> its flights, until their ends are taken
+    at_worker: dict[Hashable, list[Flight]] = field(default_factory=dict)  # its flights that have not arrived, in their order
+    deaths: Deaths = field(default_factory=Deaths)
     seconds: float = 0.0
     finished_cost: float = 0.0
     longest_compile: float = 0.0
 
     def begin(self, tile: Any, place: Place) -> Flight:
         """Add a tile."""
-        self.current.append(flight := Flight(tile, place, self.clock()))
+        flight = Flight(tile, place, self.clock())
+        self.of_tile.setdefault(id(tile), []).append(flight)
+        self.at_worker.setdefault(place.worker, []).append(flight)
         return flight
 
-    def end(self, flight: Flight, seconds: float | None = None, compiling: float = 0.0) -> None:
-        """Remove a tile. With its training `seconds` it counts for the forecasts."""
-        self.current.remove(flight)
-        for other in self.current:
-            if other.place is flight.place:  # it waited
+    def arrive(self, flight: Flight) -> None:
+        """End the time of a tile at its place. The next tile of the place then begins."""
+        others = self.at_worker[flight.place.worker]
+        others.remove(flight)
+        for other in others:
+            if other.place is flight.place:
                 other.began = self.clock()
-        if seconds is not None:
-            self.seconds += seconds
+        if not others:
+            del self.at_worker[flight.place.worker]
+
+    def end(self, flight: Flight, started: Started | None = None) -> None:
+        """Remove a tile that has arrived. With its training time it counts for the forecasts."""
+        flights = self.of_tile[id(flight.tile)]
+        flights.remove(flight)
+        if not flights:
+            del self.of_tile[id(flight.tile)]
+        if started is not None and started.seconds is not None:
+            self.seconds += started.seconds
             self.finished_cost += self.cost(flight.tile)
-            self.longest_compile = max(self.longest_compile, compiling)
+            self.longest_compile = max(self.longest_compile, started.compiling)
+
+    def __iter__(self) -> Iterator[Flight]:
+        """The flights that have not arrived."""
+        return (flight for flights in self.at_worker.values() for flight in flights)
 
     @property
     def awaited(self) -> bool:
         """Whether a flight has no answer yet."""
-        return any(not flight.answered for flight in self.current)
+        return any(not flight.answered for flights in self.of_tile.values() for flight in flights)
 
     def of(self, tile: Any) -> list[Flight]:
         """The flights of a tile."""
-        return [flight for flight in self.current if flight.tile is tile]
+        return self.of_tile.get(id(tile), [])
+
+    def busy(self, place: Place) -> bool:
+        """Whether a place has a tile."""
+        return any(flight.place is place for flight in self.at_worker.get(place.worker, ()))
 
     def forecast(self, tile: Any) -> float | None:
         """The expected seconds of a tile; None before the first tile is finished."""
@@ -72,21 +93,20 @@ class Flights:
     def to_repeat(self, place: Place, compiled: Callable[[Any], bool]) -> Any | None:
         """The tile that an idle place repeats: the most overdue one, or else one that waits behind another at its place.
 
-        A waiting tile is repeated only if its programs are `compiled`.
+        A waiting tile is repeated only if its programs are `compiled`. A tile that ended a worker may end this one too.
         """
-        now, heads, flown = self.clock(), self._heads(), Counter(id(flight.tile) for flight in self.current)
-        worst, chosen = 0.0, None
-        for flight in self.current:
-            forecast = self.forecast(flight.tile)
-            if forecast is None or flight.answered or flown[id(flight.tile)] > 1 or flight.place.worker == place.worker:
+        now, heads, worst, chosen = self.clock(), self._heads(), 0.0, None
+        for flight in self:
+            forecast, tile = self.forecast(flight.tile), flight.tile
+            if forecast is None or flight.answered or len(self.of(tile)) > 1 or flight.place.worker == place.worker:
                 continue
-            if self.deaths.get(id(flight.tile)):  # it may end this worker too
+            if self.deaths.of(tile):
                 continue
             waits, elapsed = flight not in heads, now - flight.began
             overdue = elapsed > max(REPEAT_FACTOR * forecast, REPEAT_SECONDS) and not waits
-            urgency = elapsed / max(forecast, TINY) if overdue else TINY if waits and compiled(flight.tile) else 0.0
+            urgency = elapsed / max(forecast, TINY) if overdue else TINY if waits and compiled(tile) else 0.0
             if urgency > worst:
-                worst, chosen = urgency, flight.tile
+                worst, chosen = urgency, tile
         return chosen
 
     def slow(self) -> list[tuple[Flight, float]]:
@@ -103,23 +123,14 @@ class Flights:
 
         Other tiles in flight are then never given up for the fault of one tile.
         """
-        return self._is_suspect(tile) and any(
-            self._is_suspect(flight.tile) for flight in self.current if flight.place.worker == place.worker
+        return self.deaths.is_suspect(tile) and any(
+            self.deaths.is_suspect(flight.tile) for flight in self.at_worker.get(place.worker, ())
         )
-
-    def died(self, flight: Flight) -> bool:
-        """Count the end of a worker with this tile. True if the tile must be given up."""
-        workers = self.deaths.setdefault(id(flight.tile), set())
-        workers.add(flight.place.worker)
-        return len(workers) >= DEATHS
-
-    def _is_suspect(self, tile: Any) -> bool:
-        return len(self.deaths.get(id(tile), ())) >= DEATHS - 1
 
     def _heads(self) -> set[Flight]:
         """The first flight of each place: it computes, and the others wait."""
         heads: dict[int, Flight] = {}
-        for flight in self.current:
+        for flight in self:
             heads.setdefault(id(flight.place), flight)
         return set(heads.values())
 

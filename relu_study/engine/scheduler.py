@@ -79,7 +79,6 @@ class _Scheduler(Generic[T, N]):
         self.compiled: dict[Hashable, set[str]] = {}  # worker -> its cohorts
         self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no place takes their tiles
         self.flights = Flights(work.cost)
-        self.answers: dict[int, tuple[N, Flight]] = {}  # id of a tile in flight at another place -> its first numbers
         self.known: list[Place] = []  # places with threads
         self.changed, self.stopped = threading.Condition(), False
         self.lost = threading.Event()
@@ -149,23 +148,28 @@ class _Scheduler(Generic[T, N]):
         """Start tiles at a place until none is unfinished."""
         own: set[str] = set()
         while (flight := self._next_flight(place, own)) is not None:
-            try:
-                started = place.start(flight.tile, lambda: not self.stopped)
-            except PlaceLost as lost:
-                self.done.put(_Arrival(flight, lost=lost))
+            if not self._fly(flight):
                 return
-            except BaseException as error:
-                why = out_of_memory_reason(error) if self.fallback else ""
-                if not why:
-                    self.done.put(error)
-                    return
-                with self.changed:
-                    if self._current(flight.tile):
-                        self.oom_cohorts.add(flight.tile.cohort)
-                self.done.put(_Arrival(flight, why=why))
-            else:
-                if started is not None:
-                    self.done.put(_Arrival(flight, started))
+
+    def _fly(self, flight: Flight) -> bool:
+        """Run a tile at its place, and report its end. Whether the place can take another tile."""
+        lost, why, started = None, "", None
+        try:
+            started = flight.place.start(flight.tile, lambda: not self.stopped)
+        except PlaceLost as error:
+            lost = error
+        except BaseException as error:
+            why = out_of_memory_reason(error) if self.fallback else ""
+            if not why:
+                self.done.put(error)
+                return False
+        with self.changed:
+            self.flights.arrive(flight)
+            if why and self._current(flight.tile):
+                self.oom_cohorts.add(flight.tile.cohort)
+        if started is not None or why or lost is not None:
+            self.done.put(_Arrival(flight, started, why, lost))
+        return lost is None
 
     def _next_flight(self, place: Place, own: set[str]) -> Flight | None:
         # Each cohort compiles once per worker. Preference: a cohort this thread has started, an unstarted one assigned to its
@@ -186,10 +190,10 @@ class _Scheduler(Generic[T, N]):
                             compiled.add(tile.cohort)
                             own.add(tile.cohort)
                             return self.flights.begin(self.todo.pop(i), place)
-                idle = self.at.changing and not any(flight.place is place for flight in self.flights.current)
+                idle = self.at.changing and not self.flights.busy(place)
                 if idle and (late := self.flights.to_repeat(place, lambda t: t.cohort in compiled)) is not None:
                     return self.flights.begin(late, place)
-                poll = IDLE_POLL + len(self.flights.current) / 200 if self.at.changing else None
+                poll = IDLE_POLL + len(self.flights.of_tile) / 200 if self.at.changing else None
                 self.changed.wait(poll)  # a tile in flight may still be retiled, lost or repeated
         return None
 
@@ -197,23 +201,27 @@ class _Scheduler(Generic[T, N]):
         """Whether the last tiles are for places that have none, so that none waits at a busy place."""
         if not self.at.changing or len(self.todo) >= len(self.known):
             return False
-        busy = {id(flight.place) for flight in self.flights.current}
+        busy = {id(flight.place) for flight in self.flights}
         return id(place) in busy and len(self.todo) <= len(self.known) - len(busy)
 
     # --------------------------------------------------------------------------------- collection
 
     def finished(self) -> Iterator[Finished[T, N]]:
         """Yield tiles in the order of completion, until only those of `oom_cohorts` are unfinished."""
-        while self.flights.awaited or self.unfinished.keys() - self.oom_cohorts:
+        while self._is_awaited():
             item = self.done.get()
             if isinstance(item, BaseException):
                 raise item
             yield from self._received(item)
 
+    def _is_awaited(self) -> bool:
+        with self.changed:
+            return self.flights.awaited or bool(self.unfinished.keys() - self.oom_cohorts)
+
     def _received(self, item: _Arrival[T]) -> Iterator[Finished[T, N]]:
         tile, started = item.flight.tile, item.started
         with self.changed:
-            self.flights.end(item.flight, started.seconds if started else None, started.compiling if started else 0.0)
+            self.flights.end(item.flight, started)
         if item.lost is not None:
             self._lose(item.flight, item.lost)
         elif item.flight.answered:
@@ -225,8 +233,7 @@ class _Scheduler(Generic[T, N]):
                 return
             with self.changed:
                 for other in self.flights.of(tile):
-                    other.answered = True
-                    self.answers[id(tile)] = numbers, item.flight
+                    other.answered, other.first = True, (numbers, item.flight)
             yield Finished(tile, numbers, item.flight.place.number, started.compiling if started else 0.0)
             self._finish(tile)
 
@@ -285,7 +292,7 @@ class _Scheduler(Generic[T, N]):
         tile = flight.tile
         with self.changed:
             self.known = [place for place in self.known if place is not flight.place]
-            given_up = lost.counted and self.flights.died(flight) and self._current(tile)
+            given_up = self._current(tile) and lost.counted and self.flights.deaths.add(tile, flight.place.worker)
             if self._current(tile) and not given_up and not self.flights.of(tile):
                 self.todo.insert(0, tile)
             if given_up:
@@ -296,17 +303,15 @@ class _Scheduler(Generic[T, N]):
         self.lost.set()
         if given_up:
             if self.fallback is None:
-                raise UserError(
-                    f"a tile of cohort {tile.cohort} ended {len(self.flights.deaths[id(tile)])} workers: {lost.reason}"
-                )
+                raise UserError(f"a tile of cohort {tile.cohort} ended {self.flights.deaths.of(tile)} workers: {lost.reason}")
             self.fallback.crash(tile, lost.reason)
             self._finish(tile)
 
     def _compare(self, item: _Arrival[T]) -> None:
         """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
-        if item.started is None or id(item.flight.tile) not in self.answers:
+        if item.started is None or item.flight.first is None:
             return
-        first, flight = self.answers.pop(id(item.flight.tile))
+        first, flight = item.flight.first
         if names := differing(first, item.flight.place.collect(item.started.pending)):
             both = f"{flight.place.name} and {item.flight.place.name}"
             text = f"{both} return different numbers for the same runs ({', '.join(names)})"
@@ -336,6 +341,7 @@ class _Scheduler(Generic[T, N]):
 
     def _finish(self, tile: T) -> None:
         with self.changed:
+            self.flights.deaths.forget(tile)
             self.unfinished[tile.cohort] = [other for other in self.unfinished[tile.cohort] if other is not tile]
             if not self.unfinished[tile.cohort]:
                 del self.unfinished[tile.cohort]

@@ -12,6 +12,7 @@ import pytest
 from fake_places import Crashes, FakePlace, FakePlaces, carried_out, numbers, tile
 
 from relu_study.engine import flights, scheduler
+from relu_study.engine.deaths import DEATHS
 from relu_study.engine.places import PlaceLost
 from relu_study.engine.plan import Tile
 from relu_study.errors import UserError
@@ -104,7 +105,7 @@ def test_tile_that_ends_three_workers_is_given_up(endless: Any) -> None:
     places = FakePlaces([FakePlace(0, compute)], replace=endless(compute))
     done = carried_out(tiles, places, policy)
     assert finished_once(done, tiles[1:]) and policy.crashed == [(tiles[0], "exit code 1")]
-    assert sum(one.cohort == "poison" for place in places.places for one in place.began) == flights.DEATHS
+    assert sum(one.cohort == "poison" for place in places.places for one in place.began) == DEATHS
 
 
 def test_neighbours_of_a_poison_tile_are_not_given_up(endless: Any) -> None:
@@ -264,3 +265,14 @@ def test_other_error_of_a_place_ends_the_run() -> None:
 
     with pytest.raises(UserError, match="something else"):  # a test file counts as a user's
         carried_out([tile("a", 1)], FakePlaces([FakePlace(0, compute)]), Crashes())
+
+
+def test_slow_caller_makes_no_tile_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished tiles wait for the caller for longer than the limits."""
+    monkeypatch.setattr(flights, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.05)
+    tiles = [tile("a", 1) for _ in range(12)]
+    places = FakePlaces([FakePlace(0, numbers), FakePlace(1, numbers)])
+    done = carried_out(tiles, places, Crashes(), pause=0.2)
+    assert finished_once(done, tiles) and not places.killed
+    assert sum(len(place.began) for place in places.places) == len(tiles), "no tile is repeated"

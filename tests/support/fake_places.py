@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,11 +101,15 @@ def numbers(tile: Tile, place: Any = None) -> dict[str, np.ndarray]:
     return {"steps": np.array([tile.steps])}
 
 
-def carried_out(tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None) -> list[Finished[Any, Any]]:
-    """Run the tiles at fake places. Local starts are an error."""
+def carried_out(tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None, pause: float = 0.0) -> list[Finished[Any, Any]]:
+    """Run the tiles at fake places, with a pause of the caller after each. Local starts are an error."""
 
     def never(*_: Any) -> Any:
         raise AssertionError("started on this machine")
 
     work = Work(tiles, lambda one: float(one.steps), never, never, lambda one: set(), lambda key: None)
-    return list(scheduler.finished(work, fallback, places))
+    done = []
+    for one in scheduler.finished(work, fallback, places):
+        done.append(one)
+        time.sleep(pause)
+    return done
