@@ -100,7 +100,7 @@ class Flights:
             forecast, tile = self.forecast(flight.tile), flight.tile
             if forecast is None or flight.answered or len(self.of(tile)) > 1 or flight.place.worker == place.worker:
                 continue
-            if self.deaths.of(tile):
+            if self.deaths.of(tile) or self.crowded(tile, place):
                 continue
             waits, elapsed = flight not in heads, now - flight.began
             overdue = elapsed > max(REPEAT_FACTOR * forecast, REPEAT_SECONDS) and not waits
@@ -119,13 +119,9 @@ class Flights:
         return found
 
     def crowded(self, tile: Any, place: Place) -> bool:
-        """Whether a worker must not take a tile now, since only one of its tiles may have ended all workers but one.
-
-        Other tiles in flight are then never given up for the fault of one tile.
-        """
-        return self.deaths.is_suspect(tile) and any(
-            self.deaths.is_suspect(flight.tile) for flight in self.at_worker.get(place.worker, ())
-        )
+        """Whether a worker must not take a tile now: a suspect runs with no other tile on its worker."""
+        others = self.at_worker.get(place.worker, ())
+        return bool(others) and any(self.deaths.is_suspect(one) for one in (tile, *(other.tile for other in others)))
 
     def _heads(self) -> set[Flight]:
         """The first flight of each place: it computes, and the others wait."""

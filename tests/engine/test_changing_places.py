@@ -273,6 +273,32 @@ def test_slow_caller_makes_no_tile_slow(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.05)
     tiles = [tile("a", 1) for _ in range(12)]
     places = FakePlaces([FakePlace(0, numbers), FakePlace(1, numbers)])
-    done = carried_out(tiles, places, Crashes(), pause=0.2)
+    done = carried_out(tiles, places, Crashes(), pause=0.12)
     assert finished_once(done, tiles) and not places.killed
     assert sum(len(place.began) for place in places.places) == len(tiles), "no tile is repeated"
+
+
+def test_healthy_tiles_among_many_poison_ones_are_not_given_up() -> None:
+    """All tiles of a worker are lost with a poison one. A tile that lost two workers then runs with no other on its worker."""
+    counter = iter(range(1000))
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.cohort.startswith("poison"):
+            place.lost.wait(0.01)
+            places.lose(place.worker)
+            raise PlaceLost("exit code 1")
+        place.lost.wait(0.03)
+        return numbers(one)
+
+    def follow(worker: str) -> list[FakePlace]:
+        name = f"worker {next(counter)}"
+        return [FakePlace(i, compute, name) for i in range(4)]
+
+    poison = [tile(f"poison {i}", 5) for i in range(6)]
+    healthy = [tile(f"a{i % 3}", 2 + i % 5) for i in range(24)]
+    tiles = [one for i in range(6) for one in (*healthy[4 * i : 4 * i + 4], poison[i])]
+    policy = Crashes()
+    places = FakePlaces(follow(""), replace=follow)
+    done = carried_out(tiles, places, policy)
+    assert {one.cohort for one, _ in policy.crashed} == {one.cohort for one in poison} and len(policy.crashed) == 6
+    assert finished_once(done, healthy)
