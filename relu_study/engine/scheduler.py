@@ -139,8 +139,8 @@ class _Scheduler(Generic[T, N]):
                     )
                 with self.changed:
                     slow = self.flights.slow()
-                for flight, elapsed in slow:
-                    self.at.kill(flight.place, f"a tile takes {elapsed:,.0f} s, far over its forecast")
+                for flight in slow:
+                    self.at.kill(flight.place, flight.hung)
         except BaseException as error:
             self.done.put(error)
 
@@ -164,7 +164,7 @@ class _Scheduler(Generic[T, N]):
                 self.done.put(error)
                 return False
         with self.changed:
-            self.flights.arrive(flight)
+            self.flights.arrive(flight, started)
             if why and self._current(flight.tile):
                 self.oom_cohorts.add(flight.tile.cohort)
         if started is not None or why or lost is not None:
@@ -191,7 +191,7 @@ class _Scheduler(Generic[T, N]):
                             own.add(tile.cohort)
                             return self.flights.begin(self.todo.pop(i), place)
                 idle = self.at.changing and not self.flights.busy(place)
-                if idle and (late := self.flights.to_repeat(place, lambda t: t.cohort in compiled)) is not None:
+                if idle and (late := self.flights.to_repeat(place)) is not None:
                     return self.flights.begin(late, place)
                 poll = IDLE_POLL + len(self.flights.of_tile) / 200 if self.at.changing else None
                 self.changed.wait(poll)  # a tile in flight may still be retiled, lost or repeated
@@ -221,7 +221,7 @@ class _Scheduler(Generic[T, N]):
     def _received(self, item: _Arrival[T]) -> Iterator[Finished[T, N]]:
         tile, started = item.flight.tile, item.started
         with self.changed:
-            self.flights.end(item.flight, started)
+            self.flights.end(item.flight)
         if item.lost is not None:
             self._lose(item.flight, item.lost)
         elif item.flight.answered:
@@ -287,25 +287,31 @@ class _Scheduler(Generic[T, N]):
                 raise
             return None, why
 
-    def _lose(self, flight: Flight, lost: PlaceLost) -> None:
-        """Return the tile of a lost place, or give it up if it has ended too many workers."""
-        tile = flight.tile
+    def _lose(self, flight: Flight, lost: PlaceLost) -> bool:
+        """Return the tile of a lost place, or give it up if it has ended too many workers. Whether it is given up."""
+        tile, given_up = flight.tile, list[T]()
         with self.changed:
             self.known = [place for place in self.known if place is not flight.place]
-            given_up = self._current(tile) and lost.counted and self.flights.deaths.add(tile, flight.place.worker)
-            if self._current(tile) and not given_up and not self.flights.of(tile):
-                self.todo.insert(0, tile)
-            if given_up:
-                self.todo = [other for other in self.todo if other is not tile]
-                for other in self.flights.of(tile):
-                    other.answered = True
+            if self._current(tile):
+                if (lost.counted or flight.hung) and self.flights.blame(flight):
+                    given_up = list(self.unfinished[tile.cohort]) if self.flights.is_hopeless(tile.cohort) else [tile]
+                elif not self.flights.of(tile):
+                    self.todo.insert(0, tile)
             self.changed.notify_all()
         self.lost.set()
-        if given_up:
-            if self.fallback is None:
-                raise UserError(f"a tile of cohort {tile.cohort} ended {self.flights.deaths.of(tile)} workers: {lost.reason}")
-            self.fallback.crash(tile, lost.reason)
-            self._finish(tile)
+        for one in given_up:
+            self._give_up(one, flight.hung or lost.reason)
+        return bool(given_up)
+
+    def _give_up(self, tile: T, why: str) -> None:
+        with self.changed:
+            self.todo = [other for other in self.todo if other is not tile]
+            for flight in self.flights.of(tile):
+                flight.answered = True
+        if self.fallback is None:
+            raise UserError(f"a tile of cohort {tile.cohort} ended several workers: {why}")
+        self.fallback.crash(tile, why)
+        self._finish(tile)
 
     def _compare(self, item: _Arrival[T]) -> None:
         """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
@@ -334,6 +340,9 @@ class _Scheduler(Generic[T, N]):
         with self.changed:
             self.todo = [other for other in self.todo if other.cohort != tile.cohort]
             if narrow is not None:
+                for other in self.unfinished[tile.cohort]:
+                    self.flights.deaths.forget(other)
+                self.flights.renew(tile.cohort)
                 self.unfinished[tile.cohort] = list(narrow)
                 self.todo = [*narrow, *self.todo]
                 self.oom_cohorts.discard(tile.cohort)

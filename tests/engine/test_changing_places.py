@@ -22,6 +22,7 @@ from relu_study.errors import UserError
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PLACES_POLL", 0.02)
     monkeypatch.setattr(scheduler, "IDLE_POLL", 0.02)
+    monkeypatch.setattr(flights, "COMPILE_SECONDS", 0.0)
 
 
 def finished_once(done: list[Any], tiles: list[Tile]) -> bool:
@@ -242,6 +243,22 @@ def test_worker_far_over_its_forecast_is_killed(monkeypatch: pytest.MonkeyPatch)
     done = carried_out(tiles, places, Crashes())
     assert finished_once(done, tiles) and len(places.killed) == 1
     assert [f"w{one.place}" for one in done if one.tile is hung] != places.killed
+
+
+def test_cohort_that_hangs_everywhere_is_given_up(monkeypatch: pytest.MonkeyPatch, endless: Any) -> None:
+    monkeypatch.setattr(flights, "SLOW_SECONDS", 0.05)
+
+    def hangs(one: Tile, place: FakePlace) -> Any:
+        if one.cohort == "hung":
+            assert place.lost.wait(60)
+        return numbers(one)
+
+    tiles = [tile("hung", 3), tile("hung", 3), tile("hung", 3), *[tile("b", 1) for _ in range(5)]]
+    policy, places = Crashes(), FakePlaces([FakePlace(0, hangs), FakePlace(1, hangs)], replace=endless(hangs))
+    done = carried_out(tiles, places, policy)
+    assert finished_once(done, tiles[3:]) and len(places.killed) == flights.HANGS
+    assert {id(one) for one, _ in policy.crashed} == set(map(id, tiles[:3])) and len(policy.crashed) == 3
+    assert all("no worker has finished one of its cohort" in why for _, why in policy.crashed)
 
 
 def test_memory_error_of_a_place_narrows_the_cohort() -> None:
