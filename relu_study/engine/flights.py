@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,18 +105,18 @@ class Flights:
         """The expected seconds of a tile; None before the first tile is finished."""
         return self.cost(tile) * self.seconds / self.finished_cost if self.finished_cost else None
 
-    def to_repeat(self, place: Place) -> Any | None:
+    def to_repeat(self, place: Place, alone: Container[str] = ()) -> Any | None:
         """The tile that an idle place repeats: the most overdue one, or else one that waits behind another at its place.
 
         A waiting tile is repeated only by a worker that has its programs. A tile that compiles is not overdue. A tile that ended
-        a worker may end this one too.
+        a worker may end this one too. The cohorts `alone` fit only with no other tile in memory.
         """
         now, heads, worst, chosen = self.clock(), self._heads(), 0.0, None
         for flight in self:
             forecast, tile = self.forecast(flight.tile), flight.tile
             if forecast is None or flight.answered or len(self.of(tile)) > 1 or flight.place.worker == place.worker:
                 continue
-            if self.deaths.of(tile) or self.crowded(tile, place):
+            if self.deaths.of(tile) or self.crowded(tile, place) or tile.cohort in alone:
                 continue
             if heads[flight.place] is not flight:
                 urgency = TINY if tile.cohort in self.ready.get(place.worker, ()) else 0.0

@@ -107,7 +107,7 @@ class _Scheduler(Generic[T, N]):
         for thread in self.threads:
             thread.join()
 
-    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _run(self, function: Callable[..., object], *arguments: Any) -> None:
         self.threads.append(thread := threading.Thread(target=function, args=arguments, daemon=True))
         thread.start()
 
@@ -191,7 +191,7 @@ class _Scheduler(Generic[T, N]):
                             own.add(tile.cohort)
                             return self.flights.begin(self.todo.pop(i), place)
                 idle = self.at.changing and not self.flights.busy(place)
-                if idle and (late := self.flights.to_repeat(place)) is not None:
+                if idle and (late := self.flights.to_repeat(place, self.oom_cohorts)) is not None:
                     return self.flights.begin(late, place)
                 poll = IDLE_POLL + len(self.flights.of_tile) / 200 if self.at.changing else None
                 self.changed.wait(poll)  # a tile in flight may still be retiled, lost or repeated
@@ -250,31 +250,38 @@ class _Scheduler(Generic[T, N]):
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""
         for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
             for tile in list(self.unfinished[cohort]):
-                item = self._run_serially(tile)
-                numbers, why = self._numbers(item)
-                if why:
-                    assert self.fallback is not None
-                    self.fallback.give_up(self.unfinished[cohort], why)
-                    break
-                yield Finished(tile, numbers, item.flight.place.number, item.started.compiling if item.started else 0.0)
-                self._finish(tile)
+                while self._current(tile):  # else it is given up
+                    item = self._flown_alone(tile)
+                    if item.lost is not None:
+                        self._lose(item.flight, item.lost)
+                        continue
+                    numbers, why = self._numbers(item)
+                    if why:
+                        assert self.fallback is not None
+                        self.fallback.give_up(self.unfinished.pop(cohort), why)
+                        continue
+                    yield Finished(tile, numbers, item.flight.place.number, item.started.compiling if item.started else 0.0)
+                    self._finish(tile)
 
-    def _run_serially(self, tile: T) -> _Arrival[T]:
-        """Run a tile at the first place. A lost place counts as lacking memory."""
-        waiting = time.monotonic()
-        while not (current := self.at.current()):
-            if time.monotonic() - waiting > NO_PLACE_SECONDS:
-                raise UserError("no place to train is left. Stored results are kept; run the same command again.")
-            time.sleep(PLACES_POLL)
-        flight = Flight(tile, current[0], time.monotonic())
-        try:
-            return _Arrival(flight, current[0].start(tile, lambda: True))
-        except PlaceLost as lost:
-            return _Arrival(flight, why=lost.reason)
-        except Exception as error:
-            if not self.fallback or not (why := out_of_memory_reason(error)):
-                raise
-            return _Arrival(flight, why=why)
+    def _flown_alone(self, tile: T) -> _Arrival[T]:
+        """Run a tile at the place with the fewest others. A thread waits for its end, so a signal reaches this one."""
+        flight = None
+        while True:
+            with self.changed:
+                if flight is None and self.known:
+                    place = min(self.known, key=lambda one: (len(self.flights.at_worker.get(one.worker, ())), one.number))
+                    self._run(self._fly, flight := self.flights.begin(tile, place))
+            try:
+                item = self.done.get(timeout=None if flight else PLACES_POLL)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            with self.changed:
+                self.flights.end(item.flight)
+            if item.flight is flight:
+                return item
+            self._compare(item)  # the last tiles of other cohorts may have been repeated
 
     def _numbers(self, item: _Arrival[T]) -> tuple[Any, str]:
         """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
@@ -295,7 +302,7 @@ class _Scheduler(Generic[T, N]):
             if self._current(tile):
                 if (lost.counted or flight.hung) and self.flights.blame(flight):
                     given_up = list(self.unfinished[tile.cohort]) if self.flights.is_hopeless(tile.cohort) else [tile]
-                elif not self.flights.of(tile):
+                elif not self.flights.of(tile) and tile.cohort not in self.oom_cohorts:
                     self.todo.insert(0, tile)
             self.changed.notify_all()
         self.lost.set()
