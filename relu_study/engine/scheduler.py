@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple
 
@@ -78,6 +79,7 @@ class _Scheduler(Generic[T, N]):
         self.started: set[str] = set()
         self.compiled: dict[Hashable, set[str]] = {}  # worker -> its cohorts
         self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no place takes their tiles
+        self.lacking: Counter[str] = Counter()  # cohort -> its lacks of memory that the caller has not taken
         self.flights = Flights(work.cost)
         self.known: list[Place] = []  # places with threads
         self.changed, self.stopped = threading.Condition(), False
@@ -165,8 +167,7 @@ class _Scheduler(Generic[T, N]):
                 return False
         with self.changed:
             self.flights.arrive(flight, started)
-            if why and self._current(flight.tile):
-                self.oom_cohorts.add(flight.tile.cohort)
+            self.lacking[flight.tile.cohort] += bool(why)
         if started is not None or why or lost is not None:
             self.done.put(_Arrival(flight, started, why, lost))
         return lost is None
@@ -185,7 +186,7 @@ class _Scheduler(Generic[T, N]):
                     lambda t: True,
                 ):
                     for i, tile in enumerate(self.todo if not self._reserved(place) else ()):
-                        if fits(tile) and tile.cohort not in self.oom_cohorts and not self.flights.crowded(tile, place):
+                        if fits(tile) and not self.lacking[tile.cohort] and not self.flights.crowded(tile, place):
                             self.started.add(tile.cohort)
                             compiled.add(tile.cohort)
                             own.add(tile.cohort)
@@ -230,12 +231,16 @@ class _Scheduler(Generic[T, N]):
             numbers, why = self._numbers(item)
             if why:
                 self._retile(tile, why)
-                return
+            else:
+                with self.changed:
+                    for other in self.flights.of(tile):
+                        other.answered, other.first = True, (numbers, item.flight)
+                yield Finished(tile, numbers, item.flight.place.number, started.compiling if started else 0.0)
+                self._finish(tile)
+        if item.why:
             with self.changed:
-                for other in self.flights.of(tile):
-                    other.answered, other.first = True, (numbers, item.flight)
-            yield Finished(tile, numbers, item.flight.place.number, started.compiling if started else 0.0)
-            self._finish(tile)
+                self.lacking[tile.cohort] -= 1
+                self.changed.notify_all()
 
     def already_finished(self) -> Iterator[Finished[T, N]]:
         """Yield the tiles that were finished when the caller was interrupted."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
-from fake_places import Crashes, FakePlace, FakePlaces, carried_out, numbers, tile
+from fake_places import Crashes, FakePlace, FakePlaces, carried_out, carried_out_one_by_one, numbers, tile
 
 from relu_study.engine import flights, scheduler
 from relu_study.engine.deaths import DEATHS
@@ -110,3 +112,36 @@ def test_signal_reaches_the_caller_during_a_serial_retry() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert threads and threading.main_thread() not in threads
+
+
+def test_repeat_that_lacks_memory_after_the_first_answer_makes_no_cohort_serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller takes the first answer after the repeat has failed. A tile that comes back later still goes to any place."""
+    monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler._Scheduler, "retry_serially", lambda self: iter(()))
+    repeated, lacked, tries = threading.Event(), threading.Event(), Counter[int]()
+    late, held, other = tile("a", 10), tile("a", 1000), tile("b", 1)
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        tries[one.steps] += 1
+        if one is late and tries[one.steps] == 1:
+            assert repeated.wait(60)
+            time.sleep(0.1)  # until the other answer is in the queue
+            lacked.set()
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        if one is late:
+            repeated.set()
+        if one is held and tries[one.steps] == 1:
+            assert lacked.wait(60)
+            time.sleep(0.3)
+            place.lost.set()
+            raise PlaceLost("its node has ended", counted=False)
+        return numbers(one)
+
+    places = FakePlaces([FakePlace(i, compute, slots=1) for i in range(3)])
+    done = []
+    for one in carried_out_one_by_one([held, late, other], places, Crashes()):
+        done.append(one.tile)
+        if one.tile is other:
+            assert lacked.wait(60)
+            time.sleep(0.1)
+    assert done == [other, late, held] and tries == {10: 2, 1000: 2, 1: 1}

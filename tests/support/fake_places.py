@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,15 +101,22 @@ def numbers(tile: Tile, place: Any = None) -> dict[str, np.ndarray]:
     return {"steps": np.array([tile.steps])}
 
 
-def carried_out(tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None, pause: float = 0.0) -> list[Finished[Any, Any]]:
-    """Run the tiles at fake places, with a pause of the caller after each. Local starts are an error."""
+def carried_out(
+    tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None, pause: float = 0.0
+) -> list[Finished[Any, Any]]:
+    """Run the tiles at fake places, with a pause of the caller after each."""
+    done = []
+    for one in carried_out_one_by_one(tiles, places, fallback):
+        done.append(one)
+        time.sleep(pause)
+    return done
+
+
+def carried_out_one_by_one(tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None) -> Iterator[Finished[Any, Any]]:
+    """Run the tiles at fake places. Local starts are an error."""
 
     def never(*_: Any) -> Any:
         raise AssertionError("started on this machine")
 
     work = Work(tiles, lambda one: float(one.steps), never, never, lambda one: set(), lambda key: None)
-    done = []
-    for one in scheduler.finished(work, fallback, places):
-        done.append(one)
-        time.sleep(pause)
-    return done
+    return scheduler.finished(work, fallback, places)
