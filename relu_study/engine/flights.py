@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from relu_study.engine.deaths import Deaths
-from relu_study.engine.places import Place, Started
+from relu_study.engine.places import Place, PlaceLost, Started
 
 REPEAT_FACTOR, REPEAT_SECONDS = 2.0, 5.0  # an idle place repeats a tile after this multiple of its forecast, and these seconds
 SLOW_FACTOR, SLOW_SECONDS = 10.0, 300.0  # a worker is killed after this multiple of the forecast, and these seconds
@@ -31,6 +31,15 @@ class Flight:
     answered: bool = False  # another place has returned its numbers, or its tile is given up
     first: tuple[Any, Flight] | None = None  # the numbers of another place, to compare
     hung: str = ""  # the reason, if its worker is killed because of this tile
+
+
+class Arrival(NamedTuple):
+    """The end of a flight: a started tile, the reason (`why`) why it does not fit, or the loss of its place."""
+
+    flight: Flight
+    started: Started | None = None
+    why: str = ""
+    lost: PlaceLost | None = None
 
 
 @dataclass

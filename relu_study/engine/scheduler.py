@@ -6,20 +6,20 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Generic
 
 from relu_study.components.entry_errors import entry_errors, out_of_memory_reason
-from relu_study.engine.flights import Flight, Flights, differing
-from relu_study.engine.places import DevicePlace, DevicePlaces, Place, PlaceLost, Places, Started, places
+from relu_study.engine.affinity import Affinity
+from relu_study.engine.flights import Arrival, Flight, Flights, differing
+from relu_study.engine.places import DevicePlace, DevicePlaces, Place, PlaceLost, Places, places
 from relu_study.engine.program_use import ProgramUse
-from relu_study.engine.work import Fallback, Finished, N, T, Work, assign_devices
+from relu_study.engine.waiting_tiles import WaitingTiles
+from relu_study.engine.work import Fallback, Finished, N, T, Work
 from relu_study.errors import UserError
 
-IDLE_POLL, PLACES_POLL = (
-    0.5,
-    1.0,
-)  # seconds between looks of an idle place for a tile to repeat, and for new, lost and slow places
+IDLE_POLL = 0.5  # seconds between looks of an idle place for a tile to repeat
+PLACES_POLL = 1.0  # seconds between looks for new, lost and slow places
 NO_PLACE_SECONDS = 600.0  # without a place, until the run ends
 
 
@@ -30,8 +30,6 @@ def finished(
 
     `at` gives the places (default: the devices of this machine, which queue tiles asynchronously, each before the previous one
     has finished). Each slot of a place has a thread.
-    By `work.cost`, each cohort is assigned to a place. On accelerators the same plan then finds most programs in JAX's cache,
-    whose keys include the device.
     A program is evicted after the last tile that requires it, so memory does not grow with the number of cohorts or
     datasets.
     If a tile does not fit in memory, `fallback` retiles its whole cohort. If it cannot, the tile is retried after all
@@ -57,44 +55,30 @@ def finished(
             scheduler.close()
 
 
-class _Arrival(NamedTuple, Generic[T]):
-    """The end of a flight: a started tile, the reason (`why`) why it does not fit, or the loss of its place."""
-
-    flight: Flight
-    started: Started | None = None
-    why: str = ""
-    lost: PlaceLost | None = None
-
-
 class _Scheduler(Generic[T, N]):
     """The unfinished tiles, shared by the threads of the places that start them and the caller that collects them."""
 
     def __init__(self, work: Work[T, N], fallback: Fallback | None, at: Places) -> None:
         self.work, self.fallback, self.at, self.programs = work, fallback, at, ProgramUse(work)
-        self.todo: list[T] = list(work.tiles)
-        self.unfinished: dict[str, list[T]] = {}  # cohort -> its unfinished tiles
+        self.waiting = WaitingTiles(work.tiles)
+        self.unfinished: dict[str, dict[int, T]] = {}  # cohort -> its unfinished tiles by id
         for tile in work.tiles:
-            self.unfinished.setdefault(tile.cohort, []).append(tile)
-        self.assigned: dict[str, int] = {}  # cohort -> number of a place
-        self.started: set[str] = set()
-        self.compiled: dict[Hashable, set[str]] = {}  # worker -> its cohorts
+            self.unfinished.setdefault(tile.cohort, {})[id(tile)] = tile
+        self.affinity = Affinity(work, ())
         self.oom_cohorts: set[str] = set()  # cohorts that do not fit: no place takes their tiles
         self.lacking: Counter[str] = Counter()  # cohort -> its lacks of memory that the caller has not taken
         self.flights = Flights(work.cost)
-        self.known: list[Place] = []  # places with threads
-        self.changed, self.stopped = threading.Condition(), False
-        self.lost = threading.Event()
+        self.known: set[Place] = set()  # places with threads
+        self.changed, self.lost, self.stopped = threading.Condition(), threading.Event(), False
         self.threads: list[threading.Thread] = []
-        self.done: queue.Queue[_Arrival[T] | BaseException] = queue.Queue()
+        self.done: queue.Queue[Arrival | BaseException] = queue.Queue()
 
     # ------------------------------------------------------------------------------------- places
 
     def open(self) -> None:
         """Start the threads of all places."""
         first = self.at.current()
-        numbers = [place.number for place in first]
-        loads = assign_devices(self.work.tiles, self.work.cost, len(numbers)) if numbers else {}
-        self.assigned = {cohort: numbers[i] for cohort, i in loads.items()}
+        self.affinity = Affinity(self.work, first)
         self._update(first)
         if self.at.changing:
             self._run(self._watch)
@@ -116,8 +100,8 @@ class _Scheduler(Generic[T, N]):
     def _update(self, current: Sequence[Place]) -> None:
         """Start the threads of new places. The threads of lost places end."""
         with self.changed:
-            new = [place for place in current if not any(place is one for one in self.known)]
-            self.known = list(current)
+            new = [place for place in current if place not in self.known]
+            self.known = set(current)
             self.changed.notify_all()
         for place in new:
             for _ in range(place.slots):
@@ -169,28 +153,20 @@ class _Scheduler(Generic[T, N]):
             self.flights.arrive(flight, started)
             self.lacking[flight.tile.cohort] += bool(why)
         if started is not None or why or lost is not None:
-            self.done.put(_Arrival(flight, started, why, lost))
+            self.done.put(Arrival(flight, started, why, lost))
         return lost is None
 
     def _next_flight(self, place: Place, own: set[str]) -> Flight | None:
-        # Each cohort compiles once per worker. Preference: a cohort this thread has started, an unstarted one assigned to its
-        # place, one that the worker has compiled, any unstarted one, any.
+        def rank(cohort: str) -> int | None:
+            return None if self.lacking[cohort] else self.affinity.rank(cohort, place, own)
+
         with self.changed:
-            compiled = self.compiled.setdefault(place.worker, set())
-            while not self.stopped and self.unfinished and any(place is one for one in self.known):
-                for fits in (
-                    lambda t: t.cohort in own,
-                    lambda t: t.cohort not in self.started and self.assigned.get(t.cohort) == place.number,
-                    lambda t: t.cohort in compiled,
-                    lambda t: t.cohort not in self.started,
-                    lambda t: True,
-                ):
-                    for i, tile in enumerate(self.todo if not self._reserved(place) else ()):
-                        if fits(tile) and not self.lacking[tile.cohort] and not self.flights.crowded(tile, place):
-                            self.started.add(tile.cohort)
-                            compiled.add(tile.cohort)
-                            own.add(tile.cohort)
-                            return self.flights.begin(self.todo.pop(i), place)
+            while not self.stopped and self.unfinished and place in self.known:
+                tile = None if self._reserved(place) else self.waiting.take(rank, lambda t: not self.flights.crowded(t, place))
+                if tile is not None:
+                    own.add(tile.cohort)
+                    self.affinity.start(tile.cohort, place)
+                    return self.flights.begin(tile, place)
                 idle = self.at.changing and not self.flights.busy(place)
                 if idle and (late := self.flights.to_repeat(place, self.oom_cohorts)) is not None:
                     return self.flights.begin(late, place)
@@ -200,10 +176,9 @@ class _Scheduler(Generic[T, N]):
 
     def _reserved(self, place: Place) -> bool:
         """Whether the last tiles are for places that have none, so that none waits at a busy place."""
-        if not self.at.changing or len(self.todo) >= len(self.known):
+        if not self.at.changing or len(self.waiting) >= len(self.known) or not self.flights.busy(place):
             return False
-        busy = {id(flight.place) for flight in self.flights}
-        return id(place) in busy and len(self.todo) <= len(self.known) - len(busy)
+        return len(self.waiting) <= len(self.known) - len({flight.place for flight in self.flights})
 
     # --------------------------------------------------------------------------------- collection
 
@@ -219,7 +194,7 @@ class _Scheduler(Generic[T, N]):
         with self.changed:
             return self.flights.awaited or bool(self.unfinished.keys() - self.oom_cohorts)
 
-    def _received(self, item: _Arrival[T]) -> Iterator[Finished[T, N]]:
+    def _received(self, item: Arrival) -> Iterator[Finished[T, N]]:
         tile, started = item.flight.tile, item.started
         with self.changed:
             self.flights.end(item.flight)
@@ -246,7 +221,7 @@ class _Scheduler(Generic[T, N]):
         """Yield the tiles that were finished when the caller was interrupted."""
         while not self.done.empty():
             item = self.done.get()
-            if isinstance(item, _Arrival) and item.started and not item.flight.answered and self._current(item.flight.tile):
+            if isinstance(item, Arrival) and item.started and not item.flight.answered and self._current(item.flight.tile):
                 numbers, why = self._numbers(item)
                 if not why:
                     yield Finished(item.flight.tile, numbers, item.flight.place.number, item.started.compiling)
@@ -254,7 +229,7 @@ class _Scheduler(Generic[T, N]):
     def retry_serially(self) -> Iterator[Finished[T, N]]:
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""
         for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
-            for tile in list(self.unfinished[cohort]):
+            for tile in list(self.unfinished[cohort].values()):
                 while self._current(tile):  # else it is given up
                     item = self._flown_alone(tile)
                     if item.lost is not None:
@@ -263,12 +238,12 @@ class _Scheduler(Generic[T, N]):
                     numbers, why = self._numbers(item)
                     if why:
                         assert self.fallback is not None
-                        self.fallback.give_up(self.unfinished.pop(cohort), why)
+                        self.fallback.give_up(list(self.unfinished.pop(cohort).values()), why)
                         continue
                     yield Finished(tile, numbers, item.flight.place.number, item.started.compiling if item.started else 0.0)
                     self._finish(tile)
 
-    def _flown_alone(self, tile: T) -> _Arrival[T]:
+    def _flown_alone(self, tile: T) -> Arrival:
         """Run a tile at the place with the fewest others. A thread waits for its end, so a signal reaches this one."""
         flight = None
         while True:
@@ -288,7 +263,7 @@ class _Scheduler(Generic[T, N]):
                 return item
             self._compare(item)  # the last tiles of other cohorts may have been repeated
 
-    def _numbers(self, item: _Arrival[T]) -> tuple[Any, str]:
+    def _numbers(self, item: Arrival) -> tuple[Any, str]:
         """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
         if item.started is None:
             return None, item.why
@@ -303,12 +278,12 @@ class _Scheduler(Generic[T, N]):
         """Return the tile of a lost place, or give it up if it has ended too many workers. Whether it is given up."""
         tile, given_up = flight.tile, list[T]()
         with self.changed:
-            self.known = [place for place in self.known if place is not flight.place]
+            self.known.discard(flight.place)
             if self._current(tile):
                 if (lost.counted or flight.hung) and self.flights.blame(flight):
-                    given_up = list(self.unfinished[tile.cohort]) if self.flights.is_hopeless(tile.cohort) else [tile]
+                    given_up = list(self.unfinished[tile.cohort].values()) if self.flights.is_hopeless(tile.cohort) else [tile]
                 elif not self.flights.of(tile) and tile.cohort not in self.oom_cohorts:
-                    self.todo.insert(0, tile)
+                    self.waiting.put_first([tile])
             self.changed.notify_all()
         self.lost.set()
         for one in given_up:
@@ -317,7 +292,7 @@ class _Scheduler(Generic[T, N]):
 
     def _give_up(self, tile: T, why: str) -> None:
         with self.changed:
-            self.todo = [other for other in self.todo if other is not tile]
+            self.waiting.remove(tile)
             for flight in self.flights.of(tile):
                 flight.answered = True
         if self.fallback is None:
@@ -325,7 +300,7 @@ class _Scheduler(Generic[T, N]):
         self.fallback.crash(tile, why)
         self._finish(tile)
 
-    def _compare(self, item: _Arrival[T]) -> None:
+    def _compare(self, item: Arrival) -> None:
         """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
         if item.started is None or item.flight.first is None:
             return
@@ -340,31 +315,34 @@ class _Scheduler(Generic[T, N]):
             self.at.on_message(f"{text}; the first answer is stored")
 
     def _current(self, tile: T) -> bool:
-        return any(tile is one for one in self.unfinished.get(tile.cohort, ()))
+        return id(tile) in self.unfinished.get(tile.cohort, ())
 
     def _retile(self, tile: T, why: str) -> None:
         assert self.fallback is not None
+        cohort = tile.cohort
         with self.changed:
-            self.oom_cohorts.add(tile.cohort)
-        self.programs.free(self.unfinished[tile.cohort])
-        narrow: Sequence[T] | None = self.fallback.retile(self.unfinished[tile.cohort], why)
-        self.programs.add(narrow or self.unfinished[tile.cohort])
+            self.oom_cohorts.add(cohort)
+            self.waiting.remove_cohort(cohort)
+        tiles = list(self.unfinished[cohort].values())
+        self.programs.free(tiles)
+        narrow: Sequence[T] | None = self.fallback.retile(tiles, why)
+        self.programs.add(narrow or tiles)
         with self.changed:
-            self.todo = [other for other in self.todo if other.cohort != tile.cohort]
             if narrow is not None:
-                for other in self.unfinished[tile.cohort]:
+                for other in tiles:
                     self.flights.deaths.forget(other)
-                self.flights.renew(tile.cohort)
-                self.unfinished[tile.cohort] = list(narrow)
-                self.todo = [*narrow, *self.todo]
-                self.oom_cohorts.discard(tile.cohort)
+                self.flights.renew(cohort)
+                self.unfinished[cohort] = {id(one): one for one in narrow}
+                self.waiting.put_first(narrow)
+                self.oom_cohorts.discard(cohort)
             self.changed.notify_all()
 
     def _finish(self, tile: T) -> None:
         with self.changed:
             self.flights.deaths.forget(tile)
-            self.unfinished[tile.cohort] = [other for other in self.unfinished[tile.cohort] if other is not tile]
-            if not self.unfinished[tile.cohort]:
+            unfinished = self.unfinished[tile.cohort]
+            del unfinished[id(tile)]
+            if not unfinished:
                 del self.unfinished[tile.cohort]
                 self.changed.notify_all()
         self.programs.finish(tile)

@@ -15,6 +15,7 @@ from relu_study.engine import flights, scheduler
 from relu_study.engine.deaths import DEATHS
 from relu_study.engine.places import PlaceLost
 from relu_study.engine.plan import Tile
+from relu_study.engine.work import assign_devices
 from relu_study.errors import UserError
 
 
@@ -59,7 +60,7 @@ def test_a_cohort_stays_with_its_worker() -> None:
 
     tiles = [tile("a", 9), tile("c", 10), tile("b", 8), tile("a", 1), tile("a", 1), tile("d", 1)]
     places = [FakePlace(i, compute, worker, slots=1) for i, worker in enumerate(("one", "one", "two"))]
-    assert scheduler.assign_devices(tiles, lambda one: one.steps, 3) == {"a": 0, "c": 1, "b": 2, "d": 2}
+    assert assign_devices(tiles, lambda one: one.steps, 3) == {"a": 0, "c": 1, "b": 2, "d": 2}
     done = carried_out(tiles, FakePlaces(places))
     assert finished_once(done, tiles) and helped.is_set()
 

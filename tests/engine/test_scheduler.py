@@ -20,6 +20,7 @@ from hypothesis import strategies as some
 from relu_study.engine import compilation, scheduler
 from relu_study.engine.places import places
 from relu_study.engine.plan import Tile
+from relu_study.engine.work import Finished, Work, assign_devices
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) != 2, reason="two devices meet")
 
@@ -38,16 +39,16 @@ def cost(tile: Tile) -> float:
     return float(tile.steps)
 
 
-def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[scheduler.Finished[Any, Any]]:
-    work = scheduler.Work(tiles, cost, start, lambda made: made, lambda tile: set(), lambda key: None)
+def carried_out(tiles: list[Tile], start: Callable[..., Any], fallback: Any = None) -> list[Finished[Any, Any]]:
+    work = Work(tiles, cost, start, lambda made: made, lambda tile: set(), lambda key: None)
     return list(scheduler.finished(work, fallback))
 
 
 @given(some.lists(some.tuples(some.sampled_from("abcdefgh"), some.integers(1, 100)), min_size=1), some.integers(1, 5))
 def test_device_loads_are_equal_to_within_a_cohort(tiles: list[tuple[str, int]], devices: int) -> None:
     planned = [tile(*one) for one in tiles]
-    homes = scheduler.assign_devices(planned, cost, devices)
-    assert homes == scheduler.assign_devices(planned, cost, devices) and set(homes) == {one.cohort for one in planned}
+    homes = assign_devices(planned, cost, devices)
+    assert homes == assign_devices(planned, cost, devices) and set(homes) == {one.cohort for one in planned}
     costs, load = Counter[str](), Counter[int](dict.fromkeys(range(devices), 0))
     for one in planned:
         costs[one.cohort] += one.steps
@@ -67,7 +68,7 @@ def test_cohort_starts_on_its_assigned_device() -> None:
 
     tiles = [tile(cohort, 10) for cohort in "abcdefghij"]
     done = carried_out(tiles, start)
-    assert {one.tile.cohort: one.place for one in done} == scheduler.assign_devices(tiles, cost, 2)
+    assert {one.tile.cohort: one.place for one in done} == assign_devices(tiles, cost, 2)
     assert all(one.place == one.numbers for one in done)
 
 
@@ -88,7 +89,7 @@ def test_idle_device_prefers_an_unstarted_cohort() -> None:
     """The second device is held up by the first tile of `b`: the other takes `c` from it before more of `b`."""
     begun, taken, mine = threading.Event(), threading.Event(), list[str]()
     tiles = [tile("a", 10), tile("a", 10), tile("b", 6), tile("b", 6), tile("c", 5)]
-    assert scheduler.assign_devices(tiles, cost, 2) == {"a": 0, "b": 1, "c": 1}
+    assert assign_devices(tiles, cost, 2) == {"a": 0, "b": 1, "c": 1}
 
     def start(tile: Tile, device: Any, wanted: Any) -> int:
         if tile.cohort == "c":

@@ -23,6 +23,7 @@ from relu_study.components import registry
 from relu_study.engine import cohorts, compilation, scheduler, train_tile
 from relu_study.engine.plan import Tile
 from relu_study.engine.state import MeasureConfig
+from relu_study.engine.work import assign_devices
 from relu_study.runner import callback, execute, memory
 from relu_study.runner.prepare import Job, prepare
 from relu_study.study import shard
@@ -113,7 +114,7 @@ def test_plan_compiles_the_programs_of_the_run(
     monkeypatch.setattr(scheduler, "places", jax.devices)
     both = asking(deep={"depth": 2, "epochs": 1}, long={"epochs": 9})
     job = prepare(both, None, FEW)
-    homes = scheduler.assign_devices(job.plan.tiles, job.plan.cost, 2)
+    homes = assign_devices(job.plan.tiles, job.plan.cost, 2)
     deep = next(cohort for cohort in job.plan.cohorts if cohort.work.layers == 8)
     assert homes[deep.name] == 1
     for tile in deep.tiles:

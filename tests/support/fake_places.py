@@ -101,9 +101,7 @@ def numbers(tile: Tile, place: Any = None) -> dict[str, np.ndarray]:
     return {"steps": np.array([tile.steps])}
 
 
-def carried_out(
-    tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None, pause: float = 0.0
-) -> list[Finished[Any, Any]]:
+def carried_out(tiles: Sequence[Tile], places: FakePlaces, fallback: Any = None, pause: float = 0.0) -> list[Finished[Any, Any]]:
     """Run the tiles at fake places, with a pause of the caller after each."""
     done = []
     for one in carried_out_one_by_one(tiles, places, fallback):
