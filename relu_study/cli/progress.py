@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from relu_study.engine.plan import Plan, Tile
     from relu_study.runner.findings import FindingCounts
     from relu_study.runner.prepare import Job
+    from relu_study.runner.worker_account import Accounts
     from relu_study.study.run_spec import RunSpec
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
@@ -42,7 +43,7 @@ class Progress(Callback):
         self._findings = 0
         self.console = Console(stderr=True)
         self.done = 0
-        self._workers = ""
+        self._accounts: Accounts | None = None  # on a cluster
         self._bar: Bar | None = None
         self._dead = self._weight = 0.0
         self._last_note = -math.inf
@@ -83,24 +84,34 @@ class Progress(Callback):
         self._last_note = now
         left = self.eta.seconds(now - self._started)
         dead = f"{self._dead / self._weight:.1%} dead, " if self._weight else "dead fraction unknown, "
-        note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left{self._workers}"
+        note = f"{dead if self.noun == 'runs' else ''}{left:.0f} s left{self._workers()}"
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         else:
-            self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False)
+            self.console.print(f"{self.done}/{self.total} {self.noun}, {note}", highlight=False, soft_wrap=True)
 
     def on_retile(self, old: Sequence[Tile | Block], new: Sequence[Tile | Block]) -> None:
         """Update the estimate for narrower tiles."""
         self.eta.retile(old, new)
 
-    def on_workers(self, rates: Mapping[str, float]) -> None:
-        """Add the rate of each worker to the note; of many workers, their sum and the slowest."""
+    def on_workers(self, accounts: Accounts) -> None:
+        """Keep the accounts for the note."""
+        self._accounts = accounts
+
+    def _workers(self) -> str:
+        """The rate of each worker, or of many workers the sum and the slowest; deaths and recompilations, if any."""
+        if self._accounts is None:
+            return ""
+        rates = self._accounts.rates()
         if len(rates) > MAX_WORKERS:
             slowest = min(rates, key=lambda name: rates[name])
             total = f"{len(rates)} workers {sum(rates.values()):,.1f}/s"
-            self._workers = f", {total}, the slowest {slowest} {rates[slowest]:,.1f}/s"
+            note = f", {total}, the slowest {slowest} {rates[slowest]:,.1f}/s"
         else:
-            self._workers = "".join(f", {name} {rate:,.1f}/s" for name, rate in rates.items())
+            note = "".join(f", {name} {rate:,.1f}/s" for name, rate in rates.items())
+        deaths, recompilations = self._accounts.deaths(), self._accounts.recompilations()
+        note += f", ended early: {deaths:,}" if deaths else ""
+        return note + (f", recompiled programs: {recompilations:,}" if recompilations else "")
 
     def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
         """Print one line above the bar; after 20 of them, the command that lists them all."""

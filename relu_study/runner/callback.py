@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from relu_study.engine.draw_plan import Block, DrawPlan
     from relu_study.engine.plan import Plan, Tile
     from relu_study.runner.findings import FindingCounts
+    from relu_study.runner.worker_account import Accounts
     from relu_study.study.run_spec import RunSpec
 
 
@@ -29,8 +30,8 @@ class Callback:
         `dead_fraction` is the mean over the runs of the tile (NaN for draws).
         """
 
-    def on_workers(self, rates: Mapping[str, float]) -> None:
-        """Called before `on_tile_end` on a cluster, with the runs or draws per second of each worker so far."""
+    def on_workers(self, accounts: Accounts) -> None:
+        """Called after `on_start` on a cluster. The accounts of its workers change with each tile."""
 
     def on_finding(self, run: RunSpec, arm: str, finding: Finding) -> None:
         """Called once for each configuration of a training study, when a tile with its first sick run is stored.

@@ -140,11 +140,13 @@ def run_tiles(
     if places is not None:
         work = places.work(work, job.measure_config, keep_params)
     callback.on_start(job.plan, job.stored)
+    if places is not None:
+        callback.on_workers(places.accounts)
 
     def close() -> None:
         check_exists(folder)
         spent = stopwatch.spent()
-        spent["compile_s"] += places.compile_seconds() if places is not None else 0.0
+        spent["compile_s"] += places.accounts.compile_seconds() if places is not None else 0.0
         amend_manifest(folder, spent, **job.kind.counts(folder, job.ids))
         if tensorboard is not None:
             tensorboard.write()
@@ -155,13 +157,11 @@ def run_tiles(
             path = job.kind.save(folder, tile, numbers, job.tile_provenance(tile))
             if tensorboard is not None:
                 tensorboard.tile(path, tile.ids)
-            if places is not None:
-                callback.on_workers(places.rates())
             callback.on_tile_end(tile, device, compiling, _dead_fraction(numbers))
             for sick in findings.tile(tile.runs, numbers) if findings else ():
                 callback.on_finding(*sick)
         fallback.raise_if_blocked()
-    for line in places.summary(job.kind.noun) if places is not None else ():
+    for line in places.accounts.summary(job.kind.noun) if places is not None else ():
         callback.on_message(line)
     if findings is not None:
         callback.on_finding_counts(findings.counts())

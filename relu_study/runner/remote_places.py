@@ -21,7 +21,7 @@ from relu_study.runner.agreement import agreed, difference, unlike
 from relu_study.runner.cluster_backend import Backend, MemoryLost, Node
 from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Answer, Report, numbers_of
-from relu_study.runner.worker_account import WorkerAccount
+from relu_study.runner.worker_account import Accounts
 
 NODES_EVERY = 10.0  # seconds between looks for new nodes
 GRACE = 30.0  # seconds that the first worker waits for the others of the start
@@ -60,7 +60,7 @@ class RemotePlace:
         if not should_continue():
             return None
         numbers = numbers_of(answer, self.member.name)
-        self.cluster.count(self.member, tile, answer)
+        self.cluster.accounts.add(self.member.name, tile, answer)
         return Started(numbers, answer.compiling, answer.seconds)
 
     def collect(self, pending: Any) -> Any:
@@ -94,7 +94,7 @@ class RemotePlaces:
         self.on_message = on_message
         self.members: list[Member] = []  # starting or usable
         self.left_out: dict[str, str] = {}  # node -> reason
-        self.accounts: dict[str, WorkerAccount] = {}  # by worker
+        self.accounts = Accounts()
         self.machine: Machine | None = None
         self.request: Callable[[Any, int], tuple[Any, ...]] = lambda tile, index: ()  # a tile and a place -> a call of `Worker`
         self.platform, self.closed = "cpu", False
@@ -224,7 +224,7 @@ class RemotePlaces:
             else:
                 number, self._next_number = self._next_number, self._next_number + 1
             member.places.append(RemotePlace(number, index, member, self))
-        self.accounts[member.name] = WorkerAccount(report.devices)
+        self.accounts.open(member.name, report.devices)
 
     def _leave_out(self, node: Node, reason: str) -> None:
         self.left_out[node.id] = reason
@@ -270,18 +270,13 @@ class RemotePlaces:
             with self._lock:
                 first, self._looked = not member.dead and not self.closed, float("-inf")
                 if first:
-                    self.accounts[member.name].ended = True
+                    self.accounts.end(member.name)
             self._drop(member)
             if first:
                 self.on_message(f"worker {member.name} has ended ({lost.reason}): its tiles go to other places")
                 if isinstance(lost, MemoryLost):
                     return Answer("lacking", lost.reason)
             raise
-
-    def count(self, member: Member, tile: Any, answer: Answer) -> None:
-        """Add a finished tile to the summary."""
-        with self._lock:
-            self.accounts[member.name].add(tile.size, answer)
 
     def work(self, work: Work[Any, Any], measure_config: MeasureConfig, keep_params: bool) -> Work[Any, Any]:
         """The work of a plan at these places: a worker evicts the programs of a finished cohort itself."""
@@ -332,16 +327,3 @@ class RemotePlaces:
             for member in self.members
             if member.report is not None
         ]
-
-    def compile_seconds(self) -> float:
-        """The compile time of all workers in seconds."""
-        return sum(account.compiling for account in self.accounts.values())
-
-    def rates(self) -> dict[str, float]:
-        """The runs or draws per second of each worker that has not ended."""
-        with self._lock:
-            return {name: account.rate for name, account in sorted(self.accounts.items()) if not account.ended}
-
-    def summary(self, noun: str) -> list[str]:
-        """One line a worker: tiles, rate, programs, whether it ended early. `noun` names the results."""
-        return [account.line(name, noun) for name, account in sorted(self.accounts.items())]

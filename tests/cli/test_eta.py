@@ -15,7 +15,9 @@ from relu_study.cli import progress
 from relu_study.cli.eta import EtaEstimator
 from relu_study.cli.progress import Progress
 from relu_study.engine import plan as planning
-from relu_study.engine.plan import Plan, RunCost
+from relu_study.engine.plan import Plan, RunCost, Tile
+from relu_study.runner.worker import Answer
+from relu_study.runner.worker_account import Accounts
 from relu_study.study.run_spec import RunSpec
 
 
@@ -158,18 +160,37 @@ def test_progress_prints_the_estimate(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert left == sorted(left, reverse=True) and left[0] > 0.8 * (end - history[0][1])
 
 
-def test_the_note_has_the_rates_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
-    """Few workers are named; of many, the sum and the slowest."""
-    plan = planned(4, 8, 2)
+def test_the_note_has_the_workers_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    """Few workers are named; of many, the sum and the slowest. Deaths and recompilations follow."""
+    plan, accounts = planned(4, 8, 2), Accounts()
+    first, second, third, *_ = plan.tiles
+
+    def tell(tile: Tile) -> None:
+        bar._last_note = float("-inf")
+        bar.on_tile_end(tile, 0, 0.0, 0.5)
+
     with Progress() as bar:
         bar.on_start(plan, 0)
-        for tile, rates in zip(plan.tiles, [{"a-1": 2.0, "b-1": 1.5}, {f"n{i}-1": 2.0 + i for i in range(4)}], strict=False):
-            bar.on_workers(rates)
-            bar._last_note = float("-inf")
-            bar.on_tile_end(tile, 0, 0.0, 0.5)
-    first, second, *_ = capsys.readouterr().err.splitlines()
-    assert first.endswith(" s left, a-1 2.0/s, b-1 1.5/s")
-    assert second.endswith(" s left, 4 workers 14.0/s, the slowest n0-1 2.0/s")
+        bar.on_workers(accounts)
+        for name, seconds in (("a-1", first.size / 2), ("b-1", first.size)):
+            accounts.open(name, 1)
+            accounts.add(name, first, Answer("numbers", None, 0.0, seconds))
+        tell(first)
+        accounts.end("a-1")
+        for i in range(4):
+            accounts.open(f"n{i}-1", 1)
+            accounts.add(f"n{i}-1", second, Answer("numbers", None, 1.0, second.size / (2 + i), 3))
+        tell(second)
+        accounts.add("b-1", second, Answer("numbers", None, 0.0, 0.0))
+        tell(third)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith(" s left, a-1 2.0/s, b-1 1.0/s")
+    assert lines[1].endswith(" s left, 5 workers 15.0/s, the slowest b-1 1.0/s, ended early: 1, recompiled programs: 9")
+    assert lines[2].endswith("recompiled programs: 9"), "no program, no recompilation"
+    summary = accounts.summary("runs")
+    assert summary[0].endswith("0 programs compiled or read from the cache in 0.0 s, ended early")
+    assert summary[3].endswith("3 programs compiled or read from the cache in 1.0 s, 3 recompiled")
+    assert summary[-1] == "6 workers in all, ended early: 1, recompiled programs: 9"
 
 
 def test_manifest_time_gives_the_time_of_missing_runs() -> None:

@@ -94,7 +94,7 @@ def test_a_lost_worker_is_replaced_with_the_same_numbers(monkeypatch: pytest.Mon
     current = places.current()
     assert kept in current and lost not in current and sorted(place.number for place in current) == [0, 1, 2, 3]
     assert {place.worker for place in current} == {"node0-2", "node1-1"}
-    assert any("node0-1" in line and "ended early" in line for line in places.summary("runs"))
+    assert any("node0-1" in line and "ended early" in line for line in places.accounts.summary("runs"))
 
 
 def test_one_tile_of_a_worker_that_ran_out_of_memory_lacks_it() -> None:
@@ -115,5 +115,5 @@ def test_one_tile_of_a_worker_that_ran_out_of_memory_lacks_it() -> None:
     assert [type(error) for error in ended] == [RuntimeError, *[PlaceLost] * 3] and "out of memory" in str(ended[0])
     assert not any(error.counted for error in ended if isinstance(error, PlaceLost))
     assert backend.killed == [0] and told == ["worker node0-1 has ended (out of memory: low): its tiles go to other places"]
-    assert "ended early" in places.summary("runs")[0]
+    assert "ended early" in places.accounts.summary("runs")[0]
     assert {place.worker for place in places.current()} == {"node0-2"}
