@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -33,6 +34,8 @@ VARIABLES = ("XLA_FLAGS",)
 CLOSE_SECONDS = 1.0  # for a worker to remove its files before it is ended
 _started: list[Address] = []  # the cluster that `_ray` has connected to
 UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
+HEAD_SECONDS, HEAD_TIMEOUT = 30.0, 2.0  # until a silent head ends the run; of one try. Ray ends the process after 60
+WAKE_SECONDS = 5.0  # between looks of a waiting call for the end of the head
 
 
 @contextlib.contextmanager
@@ -162,11 +165,32 @@ class RayBackend:
         self.reports: dict[Any, Any] = {}  # handle -> reference of its report
         self.asked: dict[Any, str] = {}  # handle -> id of the requested node
         self.homes: dict[Any, str] = {}  # handle -> node of the cluster
+        self.head = ray.get_runtime_context().gcs_address
+        self.gone, self._answered = False, time.monotonic()
+
+    def answers(self) -> bool:
+        """Whether the head of the cluster answers: calls of Ray about nodes would wait for it.
+
+        Raises:
+            UserError: it has not answered for 30 seconds.
+        """
+        host, _, port = self.head.rpartition(":")
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_TIMEOUT).close()
+            self._answered = time.monotonic()
+            return True
+        if time.monotonic() - self._answered > HEAD_SECONDS:
+            self.gone = True
+            raise UserError(
+                f"the head of the Ray cluster at {self.head} has not answered for {HEAD_SECONDS:.0f} s. Stored results are kept; "
+                "start the cluster and run the same command again."
+            )
+        return False
 
     def nodes(self) -> Sequence[Node]:
         """The nodes that are alive."""
         nodes = [_node(entry) for entry in self.ray.nodes() if entry["Alive"]]
-        if not self.split:
+        if not self.split or not nodes:
             return nodes
         cpus = max(1, nodes[0].cpus // self.split)  # one machine for several workers
         return [nodes[0]._replace(id=f"{nodes[0].id}/{i}", cpus=cpus) for i in range(self.split)]
@@ -223,7 +247,7 @@ class RayBackend:
     def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
         """Call a method of an actor and wait for its answer."""
         try:
-            return self.ray.get(getattr(handle, method).remote(*arguments))
+            return self._get(getattr(handle, method).remote(*arguments))
         except self.ray.exceptions.OutOfMemoryError as error:
             raise MemoryLost("out of memory: Ray has ended a worker because the memory of its node ran low") from error
         except self.ray.exceptions.RayTaskError as error:
@@ -244,9 +268,18 @@ class RayBackend:
             self.ray.kill(handle)
         self.reports.pop(handle, None)
 
+    def _get(self, reference: Any) -> Answer:
+        while not self.gone:
+            with contextlib.suppress(self.ray.exceptions.GetTimeoutError):
+                answer: Answer = self.ray.get(reference, timeout=WAKE_SECONDS)
+                return answer
+        raise PlaceLost("the head of its cluster has ended", counted=False)
+
     def _lost(self, handle: Any, error: Any) -> PlaceLost:
         """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
         error = self._settled(handle, error)
+        if self.gone:
+            return PlaceLost("the head of its cluster has ended", counted=False)
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
         node = self.homes.get(handle) or self.asked.get(handle, "").partition("/")[0]
@@ -263,11 +296,13 @@ class RayBackend:
     def _settled(self, handle: Any, error: Any) -> Any:
         """The last error of an actor. At first Ray knows only that it is unavailable, then whether its process or node ended."""
         limit = time.monotonic() + UNAVAILABLE_SECONDS
-        while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit:
+        while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit and not self.gone:
             time.sleep(UNAVAILABLE_POLL)
             try:
-                self.ray.get(handle.__ray_ready__.remote(), timeout=UNAVAILABLE_SECONDS)
+                self.ray.get(handle.__ray_ready__.remote(), timeout=WAKE_SECONDS)
                 return error
+            except self.ray.exceptions.GetTimeoutError:
+                continue
             except self.ray.exceptions.RayError as later:
                 error = later
         return error

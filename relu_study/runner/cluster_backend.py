@@ -34,6 +34,9 @@ class Node(NamedTuple):
 class Backend(Protocol):
     """The calls of a cluster software. A handle is a worker."""
 
+    def answers(self) -> bool:
+        """Whether the cluster answers now. Raises UserError if it has not for long."""
+
     def nodes(self) -> Sequence[Node]:
         """The nodes that are alive."""
 

@@ -245,11 +245,13 @@ class RemotePlaces:
 
     def current(self) -> Sequence[RemotePlace]:
         """The places of the usable workers. Looks for new nodes and started workers."""
+        answers = not self.closed and self.backend.answers()
         with self._lock:
             if self.closed:
                 return []
-            self._look()
-            for member in [member for member in self.members if member.report is None]:
+            if answers:
+                self._look()
+            for member in [member for member in self.members if member.report is None and answers]:
                 self._poll(member)
                 if member.report is not None and not member.dead:
                     self._admit(member)

@@ -172,3 +172,21 @@ def test_slow_place(ray_cluster: RayCluster, here: Callable[[RayCluster, Faults]
     slow = [record for record in faults.records() if "bent 1.4" in record.tile]
     assert len({record.process for record in slow}) == len(slow) == 2, "the tile is repeated once, by the other worker"
     assert "its tiles go to other places" not in messages and "different numbers" not in messages, messages
+
+
+def test_head_that_ends(faults: Faults, tmp_path: Path) -> None:
+    """One line and status 2 before Ray ends the driver, which it does a minute after the head."""
+    cluster = RayCluster([1], tmp_path)
+    try:
+        faults.set({"kind": "sleep", "seconds": 0.5})
+        process = started(cluster, faults)
+        until(lambda: tiles(faults) >= 2, process)
+        (head,) = [one for one in cluster.processes() if "gcs_server" in one.name()]
+        head.kill()
+        faults.set({"kind": "sleep", "seconds": 600})
+        done = finish(process, 60)
+    finally:
+        cluster.close()
+    assert done.returncode == 2 and "has not answered for 30 s. Stored results are kept" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "GCS" not in done.stderr, done.stderr
+    assert tiles(faults) >= 2 and (faults.study.parent / "there" / "manifest.json").exists()

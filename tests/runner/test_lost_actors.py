@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from relu_study.engine.places import PlaceLost
+from relu_study.errors import UserError
 from relu_study.runner import cluster
 from relu_study.runner.cluster import RayBackend
 from relu_study.runner.cluster_backend import MemoryLost
@@ -26,6 +30,17 @@ class ActorUnavailableError(RayActorError):
 
 class OutOfMemoryError(RayError):
     pass
+
+
+class GetTimeoutError(RayError):
+    pass
+
+
+class RayTaskError(RayError):
+    pass
+
+
+ERRORS = (RayError, RayActorError, ActorUnavailableError, OutOfMemoryError, GetTimeoutError, RayTaskError)
 
 
 class Actor:
@@ -49,9 +64,9 @@ def backend(actor: Actor, alive: bool = True) -> Any:
         return handle.answer()
 
     made = RayBackend.__new__(RayBackend)
-    known = {error.__name__: error for error in (RayError, RayActorError, ActorUnavailableError)}
+    known = {error.__name__: error for error in ERRORS}
     made.ray = SimpleNamespace(exceptions=SimpleNamespace(**known), nodes=lambda: [{"Alive": alive, "NodeID": "n1"}], get=get)
-    made.homes, made.asked = {actor: "n1"}, {}
+    made.homes, made.asked, made.gone = {actor: "n1"}, {}, False
     return made
 
 
@@ -92,7 +107,6 @@ def test_worker_that_the_memory_monitor_ends() -> None:
     """Every call of it raises the same error, so an answer would hide its end."""
     actor = Actor(*[OutOfMemoryError("low")] * 2)
     made = backend(actor)
-    made.ray.exceptions.OutOfMemoryError, made.ray.get = OutOfMemoryError, lambda handle: handle.answer()
     for _ in range(2):
         with pytest.raises(MemoryLost, match="out of memory") as error:
             made.call(actor, "train")
@@ -103,3 +117,30 @@ def test_lost_result_is_not_counted() -> None:
     actor = Actor()
     lost = backend(actor)._lost(actor, RayError("ObjectReconstructionFailedError"))
     assert not lost.counted and lost.reason == "its result is lost: RayError"
+
+
+# ------------------------------------------------------------------------------------------ head
+
+
+def test_head_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends with one line, and waiting calls end with it. Ray itself would end the process after a minute."""
+    monkeypatch.setattr(cluster, "HEAD_SECONDS", 0.2)
+    actor = Actor(*[GetTimeoutError()] * 3)
+    made = backend(actor)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        made.head, made._answered = f"127.0.0.1:{head.getsockname()[1]}", float("-inf")
+        assert made.answers() and made.answers()
+    assert made.call(actor, "train") and not actor.errors, "a call waits as long as the head answers"
+    assert not made.answers()
+    time.sleep(0.3)
+    with pytest.raises(UserError, match=r"the head of the Ray cluster at 127.0.0.1:\d+ has not answered.*run the same command"):
+        made.answers()
+    with pytest.raises(PlaceLost, match="head of its cluster has ended") as error:
+        made.call(actor, "train")
+    assert not error.value.counted
+
+
+def test_node_of_this_machine_that_ends() -> None:
+    made = backend(Actor(), alive=False)
+    made.split = 2
+    assert made.nodes() == []

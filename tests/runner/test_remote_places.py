@@ -117,3 +117,15 @@ def test_one_tile_of_a_worker_that_ran_out_of_memory_lacks_it() -> None:
     assert backend.killed == [0] and told == ["worker node0-1 has ended (out of memory: low): its tiles go to other places"]
     assert "ended early" in places.accounts.summary("runs")[0]
     assert {place.worker for place in places.current()} == {"node0-2"}
+
+
+def test_silent_cluster_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call about nodes would wait for the head, with the lock of the places."""
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    backend = FakeBackend([report()])
+    places, _ = places_of(backend)
+    places.start()
+    backend.silent, backend.reports = True, [report(), report()]
+    assert len(places.current()) == 2 and backend.started == [0]
+    backend.silent = False
+    assert len(places.current()) == 4 and backend.started == [0, 1]

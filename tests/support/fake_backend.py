@@ -26,6 +26,10 @@ class FakeBackend:
         self.reports, self.answer = list(reports), answer
         self.started: list[int] = []
         self.killed: list[int] = []
+        self.silent = False
+
+    def answers(self) -> bool:
+        return not self.silent
 
     def nodes(self) -> list[Node]:
         return [Node(f"id{i}", f"node{i}", 2, 0, 0) for i in range(len(self.reports))]
