@@ -25,7 +25,8 @@ from relu_study.engine.work import Work
 from relu_study.runner import cluster, execute, memory
 from relu_study.runner.callback import Callback
 from relu_study.runner.prepare import Job, prepare
-from relu_study.runner.remote_places import SLOTS, RemotePlaces
+from relu_study.runner.remote_place import SLOTS
+from relu_study.runner.remote_places import RemotePlaces
 from relu_study.runner.worker import Answer, Worker
 from relu_study.study.loading import load_study
 

@@ -22,7 +22,8 @@ from relu_study.runner.cluster_address import Address, check_cluster, check_conn
 from relu_study.runner.cluster_backend import MemoryLost, Node
 from relu_study.runner.devices import use_cpu
 from relu_study.runner.prepare import check_study
-from relu_study.runner.remote_places import SLOTS, RemotePlaces
+from relu_study.runner.remote_place import SLOTS
+from relu_study.runner.remote_places import RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker
 from relu_study.study.draw_study import DrawStudy
 from relu_study.study.study import Study
@@ -210,15 +211,17 @@ class RayBackend:
                 f"ray:local has {counted(most, platform.upper())} for {workers} workers. Give --workers {most} or fewer."
             )
 
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
-        """Ask for an actor on a node."""
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str], without: Sequence[str]) -> Any:
+        """Ask for an actor on a node, or on a later one."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"num_cpus": places} if platform == "cpu" else {"num_cpus": 1, "num_gpus": 1}
         if platform == "tpu":
             options = {"num_cpus": 1, "resources": {"TPU": 1}}
         if node is not None:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node.id.partition("/")[0], soft=False)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_node_id(node.id), soft=False)
+        elif without:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted({_node_id(name) for name in without}))})"}
         actor = self.ray.remote(Worker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
         )
@@ -282,7 +285,7 @@ class RayBackend:
             return PlaceLost("the head of its cluster has ended", counted=False)
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
-        node = self.homes.get(handle) or self.asked.get(handle, "").partition("/")[0]
+        node = self.homes.get(handle) or _node_id(self.asked.get(handle, ""))
         if getattr(error, "preempted", False):
             return PlaceLost("its node was preempted", counted=False)
         if not isinstance(error, self.ray.exceptions.RayActorError):
@@ -322,6 +325,11 @@ def _node_of_actor(_: Worker) -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _node_id(name: str) -> str:
+    """The id of a node in the cluster, without the part that `split` adds."""
+    return name.partition("/")[0]
 
 
 def _node(entry: Mapping[str, Any]) -> Node:

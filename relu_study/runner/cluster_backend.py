@@ -40,8 +40,8 @@ class Backend(Protocol):
     def nodes(self) -> Sequence[Node]:
         """The nodes that are alive."""
 
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> Any:
-        """Ask for a worker on a node (None: on any node, new ones too). Returns its handle at once."""
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str], without: Sequence[str]) -> Any:
+        """Ask for a worker on a node (None: on any node but those `without`, new ones too). Returns its handle at once."""
 
     def report(self, handle: Any) -> tuple[str, Report] | None:
         """The node and the machine of a worker; None while it starts. Raises PlaceLost or UserError if it cannot start."""

@@ -7,11 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from relu_study.engine.draw_plan import Block, DrawPlan
-from relu_study.engine.places import Place, PlaceLost, Started
+from relu_study.engine.places import Place, PlaceLost
 from relu_study.engine.plan import Plan
 from relu_study.engine.state import MeasureConfig
 from relu_study.engine.work import Work, assign_devices
@@ -20,7 +20,8 @@ from relu_study.report.markup import counted
 from relu_study.runner.agreement import agreed, difference, unlike
 from relu_study.runner.cluster_backend import Backend, MemoryLost, Node
 from relu_study.runner.machine import Machine
-from relu_study.runner.worker import Answer, Report, numbers_of
+from relu_study.runner.remote_place import Member, RemotePlace
+from relu_study.runner.worker import Answer, numbers_of
 from relu_study.runner.worker_account import Accounts
 
 NODES_EVERY = 10.0  # seconds between looks for new nodes
@@ -28,44 +29,7 @@ GRACE = 30.0  # seconds that the first worker waits for the others of the start
 WAITING_EVERY = 30.0  # seconds between lines about a wait
 START_FAILURES = 3  # of the workers of one node, until the node is left out
 SHOWN = 3  # reasons in one message
-SLOTS = 2  # tiles in flight at a place: one computes, one waits
-
-
-@dataclass(eq=False)
-class Member:
-    """A worker, from its request to its end."""
-
-    handle: Any
-    node: Node | None
-    asked: float
-    name: str = ""
-    report: Report | None = None
-    places: list[RemotePlace] = field(default_factory=list)
-    dead: bool = False
-    killed: bool = False
-
-
-class RemotePlace:
-    """One device of a worker. It starts a tile there and waits for its numbers."""
-
-    slots = SLOTS
-
-    def __init__(self, number: int, index: int, member: Member, cluster: RemotePlaces) -> None:
-        self.number, self.index, self.member, self.cluster = number, index, member, cluster
-        self.worker, self.name = member.name, f"place {index} of {member.name}"
-
-    def start(self, tile: Any, should_continue: Callable[[], bool]) -> Started | None:
-        """Compute a tile, and return its numbers. Raises PlaceLost if the worker ends."""
-        answer = self.cluster.call(self.member, *self.cluster.request(tile, self.index))
-        if not should_continue():
-            return None
-        numbers = numbers_of(answer, self.member.name)
-        self.cluster.accounts.add(self.member.name, tile, answer)
-        return Started(numbers, answer.compiling, answer.seconds)
-
-    def collect(self, pending: Any) -> Any:
-        """Return the numbers of a tile."""
-        return pending
+LATER = ""  # instead of a node, for workers that wait for a later one
 
 
 class RemotePlaces:
@@ -168,19 +132,25 @@ class RemotePlaces:
         self._looked = time.monotonic()
         per_node = Counter(member.node.id for member in self.members if member.node is not None)
         asked = len(self.members)
-        nodes = [node for node in self.backend.nodes() if node.id not in self.left_out and node.count(self.platform)]
+        usable = [node for node in self.backend.nodes() if node.count(self.platform)]
+        nodes = [node for node in usable if node.id not in self.left_out]
         for node in nodes:
-            workers = 1 if self.platform == "cpu" else node.count(self.platform)
-            for _ in range(workers - per_node[node.id]):
+            for _ in range(self._workers(node) - per_node[node.id]):
                 if self.wanted is None or asked < self.wanted:
                     self._ask(node)
                     asked += 1
-        for _ in range(asked, self.wanted or 0):
-            self._ask(None, max((node.cpus for node in nodes), default=1))
+        asked += sum(self._workers(node) for node in usable if node.id in self.left_out)
+        for _ in range(asked, self.wanted or 0):  # on nodes that come later
+            if self._failures[LATER] < START_FAILURES:
+                self._ask(None, max((node.cpus for node in nodes), default=1))
+
+    def _workers(self, node: Node) -> int:
+        """The number of workers of a node."""
+        return 1 if self.platform == "cpu" else node.count(self.platform)
 
     def _ask(self, node: Node | None, cpus: int = 1) -> None:
         places = (node.cpus if node is not None else cpus) if self.platform == "cpu" else 1
-        handle = self.backend.start(node, self.platform, places, sorted(self.own))
+        handle = self.backend.start(node, self.platform, places, sorted(self.own), sorted(self.left_out))
         self.members.append(Member(handle, node, time.monotonic()))
 
     def _poll(self, member: Member) -> None:
@@ -195,6 +165,7 @@ class RemotePlaces:
                 if isinstance(error, UserError) or self._failures[node.id] >= START_FAILURES:
                     self._leave_out(node, f"a worker on {node.host} does not start ({error})")
             else:
+                self._failures[LATER] += 1
                 self.on_message(f"a worker does not start ({error})")
             return
         if found is None:
@@ -227,8 +198,9 @@ class RemotePlaces:
         self.accounts.open(member.name, report.devices)
 
     def _leave_out(self, node: Node, reason: str) -> None:
-        self.left_out[node.id] = reason
-        self.on_message(f"{reason}: it is left out")
+        if node.id not in self.left_out:
+            self.left_out[node.id] = reason
+            self.on_message(f"{reason}: it is left out")
 
     def _drop(self, member: Member) -> None:
         """Forget a worker, and end it."""

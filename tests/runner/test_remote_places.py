@@ -129,3 +129,31 @@ def test_silent_cluster_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(places.current()) == 2 and backend.started == [0]
     backend.silent = False
     assert len(places.current()) == 4 and backend.started == [0, 1]
+
+
+# ----------------------------------------------------------------------------------- left-out nodes
+
+
+@pytest.mark.parametrize("wanted", [4, 5])
+def test_left_out_node_gets_no_other_worker(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as a worker of --workers. Workers for later nodes avoid it, and its line comes once."""
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    monkeypatch.setattr(remote_places, "GRACE", 0.0)
+    backend = FakeBackend([report(), report(digest="d2"), report(), report()], later=1)
+    places, told = places_of(backend, workers=wanted)
+    places.start()
+    for _ in range(5):
+        assert {place.worker for place in places.current()} == {"node0-1", "node2-1", "node3-1"}
+    assert backend.started == [0, 1, 2, 3, *[-1, -1] * (wanted - 4)] and len(told) == 1
+    assert backend.without[4:] == [[], ["id1"]][: 2 * (wanted - 4)]
+
+
+def test_workers_for_later_nodes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    monkeypatch.setattr(remote_places, "GRACE", 0.0)
+    backend = FakeBackend([report()], later=PlaceLost("exit code 1"))
+    places, told = places_of(backend, workers=2)
+    places.start()
+    for _ in range(10):
+        places.current()
+    assert len(told) == remote_places.START_FAILURES and backend.started == [0, -1, -1, -1]

@@ -20,12 +20,21 @@ def report(**changes: Any) -> Report:
 
 
 class FakeBackend:
-    """Workers as reports: one a node."""
+    """Workers as reports: one a node.
 
-    def __init__(self, reports: Sequence[Report | Exception], answer: Callable[..., Answer] | None = None) -> None:
-        self.reports, self.answer = list(reports), answer
+    Workers for later nodes wait, or start on the node `later` unless they avoid it, or do not start with an exception.
+    """
+
+    def __init__(
+        self,
+        reports: Sequence[Report | Exception],
+        answer: Callable[..., Answer] | None = None,
+        later: int | Exception | None = None,
+    ) -> None:
+        self.reports, self.answer, self.later = list(reports), answer, later
         self.started: list[int] = []
         self.killed: list[int] = []
+        self.without: list[Sequence[str]] = []
         self.silent = False
 
     def answers(self) -> bool:
@@ -34,11 +43,18 @@ class FakeBackend:
     def nodes(self) -> list[Node]:
         return [Node(f"id{i}", f"node{i}", 2, 0, 0) for i in range(len(self.reports))]
 
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str]) -> int:
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str], without: Sequence[str]) -> int:
+        self.without.append(without)
         self.started.append(int(node.id[2:]) if node else -1)
         return len(self.started) - 1
 
-    def report(self, handle: int) -> tuple[str, Report]:
+    def report(self, handle: int) -> tuple[str, Report] | None:
+        if self.started[handle] < 0:
+            if isinstance(self.later, Exception):
+                raise self.later
+            if self.later is None or f"id{self.later}" in self.without[handle]:
+                return None
+            return f"id{self.later}", self.reports[self.later]
         found = self.reports[self.started[handle]]
         if isinstance(found, Exception):
             raise found
