@@ -7,9 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, cast
 
+from relu_study.engine.deaths import DEATHS
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.places import Place, PlaceLost
 from relu_study.engine.plan import Plan
@@ -27,6 +29,7 @@ from relu_study.runner.worker_account import Accounts
 NODES_EVERY = 10.0  # seconds between looks for new nodes
 GRACE = 30.0  # seconds that the first worker waits for the others of the start
 WAITING_EVERY = 30.0  # seconds between lines about a wait
+NO_WORKER_SECONDS, NO_WORKER_POLL = 600.0, 1.0  # without a worker that measures a width, until the run ends; between looks
 START_FAILURES = 3  # of the workers of one node, until the node is left out
 SHOWN = 3  # reasons in one message
 LATER = ""  # instead of a node, for workers that wait for a later one
@@ -66,6 +69,7 @@ class RemotePlaces:
         self._named: Counter[str] = Counter()
         self._numbers: list[int] = []  # free numbers of places
         self._next_number, self._looked = 0, float("-inf")
+        self._rating: threading.Thread | None = None  # measures a tile width
         self._lock = threading.RLock()
 
     @property
@@ -269,9 +273,39 @@ class RemotePlaces:
             self.backend.send(member.handle, "forget", cohort)
 
     def rate(self, tile: Any, measure_config: MeasureConfig) -> float:
-        """The training steps per second of a tile, measured by the first worker."""
-        member = next(member for member in self.members if member.places)
-        return float(numbers_of(self.call(member, "rate", tile, measure_config), member.name)["steps_per_second"])
+        """The training steps per second of a tile, measured by a worker; by another one if it is lost.
+
+        A thread calls the worker, so a signal reaches this one.
+
+        Raises:
+            UserError: no worker is left, or several ended.
+        """
+        rate: Future[float] = Future()
+
+        def measure() -> None:
+            try:
+                rate.set_result(self._measured_rate(tile, measure_config))
+            except BaseException as error:
+                rate.set_exception(error)
+
+        self._rating = threading.Thread(target=measure, daemon=True)
+        self._rating.start()
+        return rate.result()
+
+    def _measured_rate(self, tile: Any, measure_config: MeasureConfig) -> float:
+        ended, waiting = 0, time.monotonic()
+        while time.monotonic() - waiting < NO_WORKER_SECONDS and not self.closed:
+            if not (current := self.current()):
+                time.sleep(NO_WORKER_POLL)
+                continue
+            member = current[0].member
+            try:
+                return float(numbers_of(self.call(member, "rate", tile, measure_config), member.name)["steps_per_second"])
+            except PlaceLost as lost:
+                ended, waiting = ended + lost.counted, time.monotonic()
+                if ended >= DEATHS:
+                    raise UserError(f"the first tile of cohort {tile.cohort} ended {ended} workers ({lost.reason}).") from lost
+        raise UserError("no worker is left to measure a tile width. Stored results are kept; run the same command again.")
 
     def kill(self, place: Place, reason: str) -> None:
         """End the worker of a place."""
@@ -288,6 +322,8 @@ class RemotePlaces:
             self.closed, members = True, list(self.members)
         for member in members:
             self._drop(member)
+        if self._rating is not None:
+            self._rating.join()
 
     def forecast(self, plan: Plan | DrawPlan) -> list[str]:
         """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from fake_backend import FakeBackend, places_of, report
+from fake_places import tile
 
 from relu_study.engine.places import PlaceLost
+from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner import remote_places
 from relu_study.runner.cluster_backend import MemoryLost
@@ -157,3 +159,45 @@ def test_workers_for_later_nodes_that_do_not_start_are_given_up(monkeypatch: pyt
     for _ in range(10):
         places.current()
     assert len(told) == remote_places.START_FAILURES and backend.started == [0, -1, -1, -1]
+
+
+# ------------------------------------------------------------------------------------------ rates
+
+
+def test_width_is_measured_by_another_worker_if_one_is_lost() -> None:
+    def dies(handle: int, method: str, *_: Any) -> Answer:
+        threads.append(threading.current_thread())
+        if handle == 0:
+            raise PlaceLost("exit code 1")
+        return Answer("numbers", {"steps_per_second": 7.0})
+
+    threads: list[threading.Thread] = []
+    places, _ = places_of(FakeBackend([report(), report()], dies))
+    places.start()
+    assert places.rate(tile("a", 1), MeasureConfig()) == 7.0
+    assert len(threads) == 2 and threading.main_thread() not in threads, "a call of Ray in it would change an exit status"
+    places.close()
+
+
+def test_width_that_no_worker_measures_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    monkeypatch.setattr(remote_places, "NO_WORKER_SECONDS", 0.05)
+    monkeypatch.setattr(remote_places, "NO_WORKER_POLL", 0.01)
+
+    def dies(*_: Any) -> Answer:
+        raise PlaceLost("exit code 1")
+
+    places, _ = places_of(FakeBackend([report()], dies))
+    places.start()
+    with pytest.raises(UserError, match=r"cohort a ended 3 workers \(exit code 1\)"):
+        places.rate(tile("a", 1), MeasureConfig())
+    empty, _ = places_of(FakeBackend([]))
+    with pytest.raises(UserError, match="no worker is left to measure a tile width"):
+        empty.rate(tile("a", 1), MeasureConfig())
+
+
+def test_lack_of_memory_of_a_measured_width_stays_one() -> None:
+    places, _ = places_of(FakeBackend([report()], lambda *_: Answer("lacking", "RESOURCE_EXHAUSTED: a table")))
+    places.start()
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        places.rate(tile("a", 1), MeasureConfig())
