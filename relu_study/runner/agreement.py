@@ -11,17 +11,24 @@ from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Report
 
 
-def agreed(reports: Mapping[str, Report]) -> Report:
-    """Return the first report of the largest group of workers with equal bits. Raises UserError if no group is largest."""
-    groups = Counter(report.bits for report in reports.values())
+def agreed(reports: Mapping[str, Report], digest: str | None = None) -> Report:
+    """Return the first report of the largest group of workers with equal bits.
+
+    Only groups with this `digest`, if there is one: a folder is continued by no other.
+
+    Raises:
+        UserError: no group is largest.
+    """
+    matching = {name: report for name, report in reports.items() if digest is not None and report.digest == digest} or reports
+    groups = Counter(report.bits for report in matching.values())
     (chosen, most), *others = groups.most_common()
     if others and others[0][1] == most:
-        names = "; ".join(", ".join(name for name, report in reports.items() if report.bits == bits) for bits in groups)
+        names = "; ".join(", ".join(name for name, report in matching.items() if report.bits == bits) for bits in groups)
         raise UserError(
             f"the workers do not agree on the bits of a small training, and no group is largest ({names}). Use machines of one "
             "kind, or one worker with --workers 1."
         )
-    return next(report for report in reports.values() if report.bits == chosen)
+    return next(report for report in matching.values() if report.bits == chosen)
 
 
 def difference(report: Report, here: tuple[Mapping[str, Any], str], platform: str, own: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from relu_study.report.markup import counted
 from relu_study.runner.cluster_address import Address, check_cluster, check_connection
 from relu_study.runner.cluster_backend import MemoryLost, Node
 from relu_study.runner.devices import use_cpu
-from relu_study.runner.prepare import check_study
+from relu_study.runner.prepare import check_study, stored_digest
 from relu_study.runner.remote_place import SLOTS
 from relu_study.runner.remote_places import RemotePlaces
 from relu_study.runner.worker import Answer, Report, Worker
@@ -52,6 +52,7 @@ def connected(
 
     The study is checked before, which calls its entries: they open their data files. The driver uses only its CPU. At the end
     the workers are ended, and the connection is closed.
+    Workers with the digest of the results in `folder` are preferred, since it is continued by no others.
 
     Raises:
         UserError: the study is invalid, the cluster cannot be reached, or no worker can compute the study.
@@ -75,7 +76,7 @@ def connected(
             backend.divide(workers, platform)
         places = RemotePlaces(backend, ({**software(), **precision()}, package_digest()), own, on_message, workers)
         try:
-            places.start(platform)
+            places.start(platform, stored_digest(folder))
             yield places
         finally:
             places.close()

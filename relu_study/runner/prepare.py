@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -183,6 +184,15 @@ def _refuse_unlike_shards(
 
 def _has_raw_files(folder: Path) -> bool:
     return bool(tile_files.tile_paths(folder) or block_files.block_paths(folder))
+
+
+def stored_digest(folder: Path | None) -> str | None:
+    """The digest of the machines that computed the results of a folder; None without results, or if it is unknown."""
+    if folder is not None and _has_raw_files(folder):
+        with contextlib.suppress(UserError):
+            digest: str | None = read_manifest(folder)["provenance"].get("digest")
+            return digest
+    return None
 
 
 def _unlike(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

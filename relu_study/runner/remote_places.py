@@ -79,8 +79,10 @@ class RemotePlaces:
 
     # ----------------------------------------------------------------------------------- start
 
-    def start(self, platform: str | None = None) -> Machine:
+    def start(self, platform: str | None = None, digest: str | None = None) -> Machine:
         """Ask for workers, wait for the first ones, and return the machine that they agree on.
+
+        Workers with the `digest` of a folder that is continued are preferred.
 
         Raises:
             UserError: no worker can be used, or no majority has equal versions and arithmetic.
@@ -89,7 +91,7 @@ class RemotePlaces:
         self.platform = platform or next((name for name in ("gpu", "tpu") if any(n.count(name) for n in nodes)), "cpu")
         self._look(force=True)
         reports = self._wait_for_first()
-        first = agreed({member.name: member.report for member in reports if member.report is not None})
+        first = agreed({member.name: member.report for member in reports if member.report is not None}, digest)
         places = sum(member.report.devices for member in reports if member.report and member.report.bits == first.bits)
         about = first.platform, first.kind, places, first.host, first.processor, first.memory
         self.machine = Machine(*about, lambda: first.digest)

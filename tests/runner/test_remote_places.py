@@ -201,3 +201,11 @@ def test_lack_of_memory_of_a_measured_width_stays_one() -> None:
     places.start()
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         places.rate(tile("a", 1), MeasureConfig())
+
+
+def test_folder_that_is_continued_chooses_its_machines() -> None:
+    """Two machines of another kind are more, but the folder would refuse them."""
+    reports = [report(), report(digest="d2"), report(digest="d2")]
+    for digest, expected in ((None, "d2"), ("d1", "d1"), ("d2", "d2"), ("d3", "d2")):
+        places, _ = places_of(FakeBackend(reports))
+        assert places.start(digest=digest).digest() == expected

@@ -14,6 +14,7 @@ import pytest
 from small_study import base, study
 
 from relu_study.engine import cohorts, train_tile
+from relu_study.engine.jax_settings import digest
 from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.runner import prepare, single_run
@@ -131,6 +132,14 @@ def test_finished_study_trains_nothing(finished: Path) -> None:
     before, callback = csvs(finished), Counted()
     runner.run(study, finished, callback=callback)
     assert callback.trained == [] and csvs(finished) == before
+
+
+def test_digest_of_stored_results(finished: Path, tmp_path: Path) -> None:
+    """A cluster chooses the workers that can continue a folder."""
+    assert prepare.stored_digest(finished) == digest() is not None
+    assert prepare.stored_digest(tmp_path) is None and prepare.stored_digest(None) is None
+    shutil.copytree(finished / "raw", tmp_path / "raw")
+    assert prepare.stored_digest(tmp_path) is None, "no manifest"
 
 
 def test_more_seeds_keep_existing_rows(finished: Path, tmp_path: Path) -> None:
