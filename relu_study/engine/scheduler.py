@@ -274,8 +274,8 @@ class _Scheduler(Generic[T, N]):
                 raise
             return None, why
 
-    def _lose(self, flight: Flight, lost: PlaceLost) -> bool:
-        """Return the tile of a lost place, or give it up if it has ended too many workers. Whether it is given up."""
+    def _lose(self, flight: Flight, lost: PlaceLost) -> None:
+        """Return the tile of a lost place, or give it up if it has ended too many workers."""
         tile, given_up = flight.tile, list[T]()
         with self.changed:
             self.known.discard(flight.place)
@@ -288,7 +288,6 @@ class _Scheduler(Generic[T, N]):
         self.lost.set()
         for one in given_up:
             self._give_up(one, flight.hung or lost.reason)
-        return bool(given_up)
 
     def _give_up(self, tile: T, why: str) -> None:
         with self.changed:

@@ -223,7 +223,11 @@ class RemotePlaces:
 
     def current(self) -> Sequence[RemotePlace]:
         """The places of the usable workers. Looks for new nodes and started workers."""
-        answers = not self.closed and self.backend.answers()
+        try:
+            answers = not self.closed and self.backend.answers()
+        except UserError:
+            self.closed = True  # no line for each worker
+            raise
         with self._lock:
             if self.closed:
                 return []

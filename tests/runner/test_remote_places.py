@@ -209,3 +209,20 @@ def test_folder_that_is_continued_chooses_its_machines() -> None:
     for digest, expected in ((None, "d2"), ("d1", "d1"), ("d2", "d2"), ("d3", "d2")):
         places, _ = places_of(FakeBackend(reports))
         assert places.start(digest=digest).digest() == expected
+
+
+def test_cluster_that_ends_has_no_line_for_each_worker() -> None:
+    def ended(*_: Any) -> Answer:
+        raise PlaceLost("the head of its cluster has ended", counted=False)
+
+    backend = FakeBackend([report(), report()], ended)
+    places, told = places_of(backend)
+    places.start()
+    running = places.current()
+    backend.silent = UserError("no head")
+    with pytest.raises(UserError, match="no head"):
+        places.current()
+    for place in running:
+        with pytest.raises(PlaceLost):
+            place.start(None, lambda: True)
+    assert not told and places.current() == []

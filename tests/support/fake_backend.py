@@ -35,9 +35,11 @@ class FakeBackend:
         self.started: list[int] = []
         self.killed: list[int] = []
         self.without: list[Sequence[str]] = []
-        self.silent = False
+        self.silent: bool | Exception = False
 
     def answers(self) -> bool:
+        if isinstance(self.silent, Exception):
+            raise self.silent
         return not self.silent
 
     def nodes(self) -> list[Node]:
