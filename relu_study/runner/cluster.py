@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import warnings
@@ -20,6 +19,7 @@ from relu_study.errors import UserError
 from relu_study.report.markup import counted
 from relu_study.runner.cluster_address import Address, check_cluster, check_connection
 from relu_study.runner.cluster_backend import MemoryLost, Node
+from relu_study.runner.cluster_watch import ClusterWatch
 from relu_study.runner.devices import use_cpu
 from relu_study.runner.prepare import check_study, stored_digest
 from relu_study.runner.remote_place import SLOTS
@@ -35,7 +35,6 @@ VARIABLES = ("XLA_FLAGS",)
 CLOSE_SECONDS = 1.0  # for a worker to remove its files before it is ended
 _started: list[Address] = []  # the cluster that `_ray` has connected to
 UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
-HEAD_SECONDS, HEAD_TIMEOUT = 30.0, 2.0  # until a silent head ends the run; of one try. Ray ends the process after 60
 WAKE_SECONDS = 5.0  # between looks of a waiting call for the end of the head
 
 
@@ -167,27 +166,12 @@ class RayBackend:
         self.reports: dict[Any, Any] = {}  # handle -> reference of its report
         self.asked: dict[Any, str] = {}  # handle -> id of the requested node
         self.homes: dict[Any, str] = {}  # handle -> node of the cluster
-        self.head = ray.get_runtime_context().gcs_address
-        self.gone, self._answered = False, time.monotonic()
+        here = ray.get_runtime_context()
+        self.watch = ClusterWatch(here.gcs_address, _raylet(ray.nodes(), here.get_node_id()))
 
     def answers(self) -> bool:
-        """Whether the head of the cluster answers: calls of Ray about nodes would wait for it.
-
-        Raises:
-            UserError: it has not answered for 30 seconds.
-        """
-        host, _, port = self.head.rpartition(":")
-        with contextlib.suppress(OSError):
-            socket.create_connection((host.strip("[]"), int(port)), HEAD_TIMEOUT).close()
-            self._answered = time.monotonic()
-            return True
-        if time.monotonic() - self._answered > HEAD_SECONDS:
-            self.gone = True
-            raise UserError(
-                f"the head of the Ray cluster at {self.head} has not answered for {HEAD_SECONDS:.0f} s. Stored results are kept; "
-                "start the cluster and run the same command again."
-            )
-        return False
+        """Whether the head of the cluster answers: calls of Ray about nodes would wait for it. Raises UserError."""
+        return self.watch.answers()
 
     def nodes(self) -> Sequence[Node]:
         """The nodes that are alive."""
@@ -267,13 +251,13 @@ class RayBackend:
     def kill(self, handle: Any) -> None:
         """End an actor at once, after it has removed its copies of the study's sources."""
         with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
-            if self.own[0] is not None and handle in self.homes:
+            if self.own[0] is not None and handle in self.homes and not self.watch.gone:
                 self.ray.wait([handle.close.remote()], timeout=CLOSE_SECONDS)
             self.ray.kill(handle)
         self.reports.pop(handle, None)
 
     def _get(self, reference: Any) -> Answer:
-        while not self.gone:
+        while not self.watch.gone:
             with contextlib.suppress(self.ray.exceptions.GetTimeoutError):
                 answer: Answer = self.ray.get(reference, timeout=WAKE_SECONDS)
                 return answer
@@ -282,7 +266,7 @@ class RayBackend:
     def _lost(self, handle: Any, error: Any) -> PlaceLost:
         """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
         error = self._settled(handle, error)
-        if self.gone:
+        if self.watch.gone:
             return PlaceLost("the head of its cluster has ended", counted=False)
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
@@ -300,7 +284,7 @@ class RayBackend:
     def _settled(self, handle: Any, error: Any) -> Any:
         """The last error of an actor. At first Ray knows only that it is unavailable, then whether its process or node ended."""
         limit = time.monotonic() + UNAVAILABLE_SECONDS
-        while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit and not self.gone:
+        while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit and not self.watch.gone:
             time.sleep(UNAVAILABLE_POLL)
             try:
                 self.ray.get(handle.__ray_ready__.remote(), timeout=WAKE_SECONDS)
@@ -337,3 +321,8 @@ def _node(entry: Mapping[str, Any]) -> Node:
     resources = entry["Resources"]
     counts = (int(resources.get(name, 0)) for name in ("CPU", "GPU", "TPU"))
     return Node(entry["NodeID"], entry["NodeManagerHostname"], *counts)
+
+
+def _raylet(nodes: Sequence[Mapping[str, Any]], node: str) -> str:
+    """The address of Ray's process on a node."""
+    return next(f"{entry['NodeManagerAddress']}:{entry['NodeManagerPort']}" for entry in nodes if entry["NodeID"] == node)

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_faults import Faults
-from ray_cluster import RayCluster, finish, needs_ray, same_bytes, start
+from ray_cluster import RayCluster, environment, finish, needs_ray, same_bytes, start
 from tiers import QUICK
 
 pytestmark = [pytest.mark.slow, needs_ray]
@@ -193,3 +194,19 @@ def test_head_that_ends(faults: Faults, tmp_path: Path) -> None:
     assert done.returncode == 2 and "has not answered for 30 s. Stored results are kept" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "GCS" not in done.stderr, done.stderr
     assert tiles(faults) >= 2 and (faults.study.parent / "there" / "manifest.json").exists()
+
+
+def test_ray_of_the_machine_of_the_driver_ends(faults: Faults, tmp_path: Path) -> None:
+    """The next access to the store of objects would end the driver without a line."""
+    faults.set({"kind": "sleep", "seconds": 0.5})
+    environ = {**environment(tmp_path), "XLA_FLAGS": QUICK}
+    process = start(*RUN, "there", "--cluster", "ray:local", cwd=faults.study.parent, environment=environ)
+    until(lambda: tiles(faults) >= 2, process)
+    faults.set({"kind": "sleep", "seconds": 600})
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if child.name() == "raylet").kill()
+    done = finish(process, 60)
+    assert done.returncode == 2 and "the processes of Ray on this machine have ended" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "plasma" not in done.stderr, done.stderr
+    psutil.wait_procs(children, 60)
+    assert not any(child.is_running() for child in children)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from relu_study.engine.places import PlaceLost
 from relu_study.errors import UserError
-from relu_study.runner import cluster
+from relu_study.runner import cluster, cluster_watch
 from relu_study.runner.cluster import RayBackend
 from relu_study.runner.cluster_backend import MemoryLost
+from relu_study.runner.cluster_watch import ClusterWatch
 
 
 class RayError(Exception):
@@ -66,7 +68,7 @@ def backend(actor: Actor, alive: bool = True) -> Any:
     made = RayBackend.__new__(RayBackend)
     known = {error.__name__: error for error in ERRORS}
     made.ray = SimpleNamespace(exceptions=SimpleNamespace(**known), nodes=lambda: [{"Alive": alive, "NodeID": "n1"}], get=get)
-    made.homes, made.asked, made.gone = {actor: "n1"}, {}, False
+    made.homes, made.asked, made.watch = {actor: "n1"}, {}, ClusterWatch("", "")
     return made
 
 
@@ -122,15 +124,28 @@ def test_lost_result_is_not_counted() -> None:
 # ------------------------------------------------------------------------------------------ head
 
 
-def test_head_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run ends with one line, and waiting calls end with it. Ray itself would end the process after a minute."""
-    monkeypatch.setattr(cluster, "HEAD_SECONDS", 0.2)
-    actor = Actor(*[GetTimeoutError()] * 3)
+@pytest.fixture
+def servers() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Ports of a head and of Ray on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as raylet:
+        yield head, raylet
+
+
+def connected(actor: Actor, servers: tuple[socket.socket, socket.socket]) -> Any:
+    """A backend that answers."""
     made = backend(actor)
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        made.head, made._answered = f"127.0.0.1:{head.getsockname()[1]}", float("-inf")
-        assert made.answers() and made.answers()
-    assert made.call(actor, "train") and not actor.errors, "a call waits as long as the head answers"
+    made.watch = ClusterWatch(*(f"127.0.0.1:{server.getsockname()[1]}" for server in servers))
+    assert made.answers() and made.answers()
+    return made
+
+
+def test_head_that_ends(servers: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends with one line, and waiting calls end with it. Ray itself would end the process after a minute."""
+    monkeypatch.setattr(cluster_watch, "HEAD_SECONDS", 0.2)
+    actor = Actor(*[GetTimeoutError()] * 3)
+    made = connected(actor, servers)
+    servers[0].close()
+    assert made.call(actor, "train") and not actor.errors, "a call waits for its answer"
     assert not made.answers()
     time.sleep(0.3)
     with pytest.raises(UserError, match=r"the head of the Ray cluster at 127.0.0.1:\d+ has not answered.*run the same command"):
@@ -138,6 +153,17 @@ def test_head_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlaceLost, match="head of its cluster has ended") as error:
         made.call(actor, "train")
     assert not error.value.counted
+
+
+def test_ray_on_this_machine_that_ends(servers: tuple[socket.socket, socket.socket]) -> None:
+    """The next access to its store of objects would end the process."""
+    actor = Actor()
+    made = connected(actor, servers)
+    servers[1].close()
+    with pytest.raises(UserError, match="processes of Ray on this machine have ended"):
+        made.answers()
+    with pytest.raises(PlaceLost):
+        made.call(actor, "train")
 
 
 def test_node_of_this_machine_that_ends() -> None:

@@ -218,7 +218,7 @@ def test_cluster_that_ends_has_no_line_for_each_worker() -> None:
     backend = FakeBackend([report(), report()], ended)
     places, told = places_of(backend)
     places.start()
-    running = places.current()
+    running, places.request = places.current(), lambda tile, index: ("train", tile, index)
     backend.silent = UserError("no head")
     with pytest.raises(UserError, match="no head"):
         places.current()
