@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -42,7 +43,12 @@ def test_no_majority_is_refused() -> None:
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        (report(host={**report().host, "versions": {"jax": "0.1"}}), "has versions"),
+        (
+            report(host={**report().host, "versions": {**report().host["versions"], "jax": "0.1", "flax": "0.2"}}),
+            rf"has jax 0\.1 \(driver {version('jax')}\), flax 0\.2 \(driver {version('flax')}\)\. Install the packages",
+        ),
+        (report(host={**report().host, "versions": {}}), r"has jax missing \(driver \S+\), jaxlib missing"),
+        (report(host={**report().host, "engine": 0}), rf"has engine 0 \(driver {report().host['engine']}\)\. Install"),
         (report(package="other"), "has another version of relu_study"),
         (report(own={"activation a": {"whole": "2"}}), "loads activation a with other content"),
     ],
@@ -51,6 +57,13 @@ def test_workers_that_differ_from_the_driver_are_refused(other: Report, text: st
     places, _ = places_of(FakeBackend([other]), own={"activation a": {"whole": "1"}} if "activation" in text else None)
     with pytest.raises(UserError, match=f"no worker of the cluster can be used: worker node0-1 {text}"):
         places.start()
+
+
+def test_many_reasons_are_few_in_the_message() -> None:
+    places, told = places_of(FakeBackend([report(package="other")] * 5))
+    with pytest.raises(UserError, match=r"worker node2-1 has another version[^;]*; and 2 more nodes\. Install") as error:
+        places.start()
+    assert "node3" not in str(error.value) and len(told) == 5
 
 
 def test_a_worker_that_cannot_load_the_study_is_refused_with_its_error() -> None:

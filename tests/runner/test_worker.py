@@ -23,6 +23,7 @@ from relu_study.engine.draw_block import draw_block
 from relu_study.errors import UserError
 from relu_study.runner import source_folder
 from relu_study.runner.cluster import RayBackend
+from relu_study.runner.cluster_watch import ClusterWatch
 from relu_study.runner.machine import package_digest
 from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
 from relu_study.runner.prepare import check_study, prepare
@@ -200,6 +201,7 @@ def test_a_worker_removes_its_sources_before_it_is_ended(sources: Any, expected:
         kill=lambda one: calls.append("kill"),
     )
     made.own, made.homes, made.reports = [sources, None], {handle: "n1"}, {}
+    made.watch = ClusterWatch("", "")
     made.kill(handle)
     assert calls == expected
 
