@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from relu_study.report.markup import counted
 from relu_study.runner.worker import Answer
 
 
@@ -40,8 +41,9 @@ class WorkerAccount:
         recompiled = f", {self.recompiled:,} recompiled" if self.recompiled else ""
         ended = ", ended early" if self.ended else ""
         return (
-            f"worker {name}: {self.tiles:,} tiles, {self.results:,} {noun}, {self.rate:,.1f} {noun}/s, "
-            f"{self.programs:,} programs compiled or read from the cache in {self.compiling:,.1f} s{recompiled}{ended}"
+            f"worker {name}: {counted(self.tiles, 'tile')}, {counted(self.results, noun.removesuffix('s'))}, "
+            f"{self.rate:,.1f} {noun}/s, {counted(self.programs, 'program')} compiled or read from the cache in "
+            f"{self.compiling:,.1f} s{recompiled}{ended}"
         )
 
 
