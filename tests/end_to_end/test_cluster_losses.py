@@ -19,6 +19,7 @@ from tiers import QUICK
 
 pytestmark = [pytest.mark.slow, needs_ray]
 RUN = ("run", "grains.py", "--out")
+LIMITS = "from relu_study.engine import flights\nflights.{0}_FACTOR, flights.{0}_SECONDS = 2.0, {1}\n"
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,10 @@ def test_killed_workers(ray_cluster: RayCluster, here: Callable[[RayCluster, Fau
 def test_lost_node_and_a_later_one(
     way: str, changing_cluster: RayCluster, here: Callable[[RayCluster, Faults], Path], faults: Faults
 ) -> None:
+    """No idle place repeats the tile that the lost node has begun, so the run cannot end before the loss is known."""
     local = here(changing_cluster, faults)
     faults.set({"kind": "sleep", "seconds": 6})
-    process = started(changing_cluster, faults)
+    process = started(changing_cluster, faults, LIMITS.format("REPEAT", 1e9))
     until(lambda: len({record.process for record in faults.records()}) == 2 and tiles(faults) >= 1, process)
     before = {record.process for record in faults.records()}
     getattr(changing_cluster, way)(changing_cluster.nodes.pop())
@@ -149,9 +151,6 @@ def test_node_lost_between_a_result_and_its_fetch(
     trained = Counter(record.tile for record in faults.records("ended"))
     assert max(trained.values()) >= 2, "no result was lost"
     assert "has ended (" in messages, messages
-
-
-LIMITS = "from relu_study.engine import flights\nflights.{0}_FACTOR, flights.{0}_SECONDS = 2.0, {1}\n"
 
 
 def test_hung_worker_is_ended(ray_cluster: RayCluster, here: Callable[[RayCluster, Faults], Path], faults: Faults) -> None:
