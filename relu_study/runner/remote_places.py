@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import replace
 from typing import Any, cast
 
@@ -102,7 +102,7 @@ class RemotePlaces:
 
     def _wait_for_first(self) -> list[Member]:
         """Wait until a worker is ready, and then at most `GRACE` seconds for the others."""
-        began = told = time.monotonic()
+        began = told = tried = time.monotonic()
         first = None
         while True:
             starting = [member for member in list(self.members) if member.report is None]
@@ -124,6 +124,9 @@ class RemotePlaces:
                         "versions of the driver on every node, or correct the named error."
                     )
                 self._look(force=True)
+            if now - tried > NO_WORKER_POLL:
+                tried = now
+                self.backend.answers()
             if not ready and now - told > WAITING_EVERY:
                 told = now
                 self.on_message(
@@ -286,7 +289,7 @@ class RemotePlaces:
         Raises:
             UserError: no worker is left, or several ended.
         """
-        rate: Future[float] = Future()
+        rate: futures.Future[float] = futures.Future()
 
         def measure() -> None:
             try:
@@ -296,6 +299,8 @@ class RemotePlaces:
 
         self._rating = threading.Thread(target=measure, daemon=True)
         self._rating.start()
+        while not futures.wait([rate], NO_WORKER_POLL).done:
+            self.backend.answers()
         return rate.result()
 
     def _measured_rate(self, tile: Any, measure_config: MeasureConfig) -> float:

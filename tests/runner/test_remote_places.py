@@ -239,3 +239,28 @@ def test_cluster_that_ends_has_no_line_for_each_worker() -> None:
         with pytest.raises(PlaceLost):
             place.start(None, lambda: True)
     assert not told and places.current() == []
+
+
+def test_cluster_that_ends_during_a_wait_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else watches it before the first tile: at the start, and while a width is measured."""
+    monkeypatch.setattr(remote_places, "NO_WORKER_POLL", 0.01)
+    ended = threading.Event()
+
+    def waits(*_: Any) -> Answer:
+        backend.silent = UserError("no head")
+        assert ended.wait(60)
+        raise PlaceLost("the head of its cluster has ended", counted=False)
+
+    backend = FakeBackend([report()], waits)
+    places, _ = places_of(backend)
+    places.start()
+    with pytest.raises(UserError, match="no head"):
+        places.rate(tile("a", 1), MeasureConfig())
+    ended.set()
+    places.close()
+
+    starting = FakeBackend([report()], later=None)
+    starting.silent = UserError("no head")
+    monkeypatch.setattr(starting, "report", lambda handle: None)
+    with pytest.raises(UserError, match="no head"):
+        places_of(starting)[0].start()
