@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relu_study.errors import UserError
+from relu_study.report.markup import counted
 from relu_study.runner.machine import Machine
 from relu_study.runner.worker import Report
+
+SHOWN = 3  # reasons in one message
 
 
 def agreed(reports: Mapping[str, Report], digest: str | None = None) -> Report:
@@ -52,6 +55,15 @@ def difference(report: Report, here: tuple[Mapping[str, Any], str], platform: st
         if report.own.get(name) != parts:
             return f"loads {name} with other content than the driver"
     return ""
+
+
+def unusable(reasons: Sequence[str]) -> UserError:
+    """Return the error if no worker can be used. It names the first reasons."""
+    more = f"; and {counted(len(reasons) - SHOWN, 'more node')}" if len(reasons) > SHOWN else ""
+    return UserError(
+        f"no worker of the cluster can be used: {'; '.join(reasons[:SHOWN])}{more}. Install the packages and versions of the "
+        "driver on every node, or correct the named error."
+    )
 
 
 def unlike(report: Report, machine: Machine) -> str:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from relu_study.engine.deaths import DEATHS
 from relu_study.engine.draw_plan import Block, DrawPlan
@@ -19,7 +19,7 @@ from relu_study.engine.state import MeasureConfig
 from relu_study.engine.work import Work, assign_devices
 from relu_study.errors import UserError
 from relu_study.report.markup import counted
-from relu_study.runner.agreement import agreed, difference, unlike
+from relu_study.runner.agreement import agreed, difference, unlike, unusable
 from relu_study.runner.cluster_backend import Backend, MemoryLost, Node
 from relu_study.runner.machine import Machine
 from relu_study.runner.remote_place import Member, RemotePlace
@@ -31,7 +31,7 @@ GRACE = 30.0  # seconds that the first worker waits for the others of the start
 WAITING_EVERY = 30.0  # seconds between lines about a wait
 NO_WORKER_SECONDS, NO_WORKER_POLL = 600.0, 1.0  # without a worker that measures a width, until the run ends; between looks
 START_FAILURES = 3  # of the workers of one node, until the node is left out
-SHOWN = 3  # reasons in one message
+R = TypeVar("R")
 LATER = ""  # instead of a node, for workers that wait for a later one
 
 
@@ -69,7 +69,7 @@ class RemotePlaces:
         self._named: Counter[str] = Counter()
         self._numbers: list[int] = []  # free numbers of places
         self._next_number, self._looked = 0, float("-inf")
-        self._rating: threading.Thread | None = None  # measures a tile width
+        self._calling: threading.Thread | None = None  # starts the workers, or measures a tile width
         self._lock = threading.RLock()
 
     @property
@@ -87,6 +87,9 @@ class RemotePlaces:
         Raises:
             UserError: no worker can be used, or no majority has equal versions and arithmetic.
         """
+        return self._in_thread(lambda: self._start(platform, digest))
+
+    def _start(self, platform: str | None, digest: str | None) -> Machine:
         nodes = self.backend.nodes()
         self.platform = platform or next((name for name in ("gpu", "tpu") if any(n.count(name) for n in nodes)), "cpu")
         self._look(force=True)
@@ -102,9 +105,9 @@ class RemotePlaces:
 
     def _wait_for_first(self) -> list[Member]:
         """Wait until a worker is ready, and then at most `GRACE` seconds for the others."""
-        began = told = tried = time.monotonic()
+        began = told = time.monotonic()
         first = None
-        while True:
+        while not self.closed:
             starting = [member for member in list(self.members) if member.report is None]
             for member in starting:
                 self._poll(member)
@@ -117,22 +120,15 @@ class RemotePlaces:
                     return ready
             elif not starting:
                 if self.left_out:
-                    reasons = list(self.left_out.values())
-                    more = f"; and {counted(len(reasons) - SHOWN, 'more node')}" if len(reasons) > SHOWN else ""
-                    raise UserError(
-                        f"no worker of the cluster can be used: {'; '.join(reasons[:SHOWN])}{more}. Install the packages and "
-                        "versions of the driver on every node, or correct the named error."
-                    )
+                    raise unusable(list(self.left_out.values()))
                 self._look(force=True)
-            if now - tried > NO_WORKER_POLL:
-                tried = now
-                self.backend.answers()
             if not ready and now - told > WAITING_EVERY:
                 told = now
                 self.on_message(
                     f"waiting for a worker since {now - began:.0f} s: its {self.platform.upper()}s are in use or starting"
                 )
             time.sleep(0.05 if self.members else 1.0)
+        raise UserError("the start of the workers is interrupted.")
 
     def _look(self, force: bool = False) -> None:
         """Ask for workers on the nodes that have none."""
@@ -284,24 +280,26 @@ class RemotePlaces:
     def rate(self, tile: Any, measure_config: MeasureConfig) -> float:
         """The training steps per second of a tile, measured by a worker; by another one if it is lost.
 
-        A thread calls the worker, so a signal reaches this one.
-
         Raises:
             UserError: no worker is left, or several ended.
         """
-        rate: futures.Future[float] = futures.Future()
+        return self._in_thread(lambda: self._measured_rate(tile, measure_config))
 
-        def measure() -> None:
+    def _in_thread(self, function: Callable[[], R]) -> R:
+        """Call a function of the cluster in a thread. A signal then reaches this one, and it sees the end of the cluster."""
+        result: futures.Future[R] = futures.Future()
+
+        def call() -> None:
             try:
-                rate.set_result(self._measured_rate(tile, measure_config))
+                result.set_result(function())
             except BaseException as error:
-                rate.set_exception(error)
+                result.set_exception(error)
 
-        self._rating = threading.Thread(target=measure, daemon=True)
-        self._rating.start()
-        while not futures.wait([rate], NO_WORKER_POLL).done:
+        self._calling = threading.Thread(target=call, daemon=True)
+        self._calling.start()
+        while not futures.wait([result], NO_WORKER_POLL).done:
             self.backend.answers()
-        return rate.result()
+        return result.result()
 
     def _measured_rate(self, tile: Any, measure_config: MeasureConfig) -> float:
         ended, waiting = 0, time.monotonic()
@@ -333,8 +331,8 @@ class RemotePlaces:
             self.closed, members = True, list(self.members)
         for member in members:
             self._drop(member)
-        if self._rating is not None:
-            self._rating.join()
+        if self._calling is not None:
+            self._calling.join()
 
     def forecast(self, plan: Plan | DrawPlan) -> list[str]:
         """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""

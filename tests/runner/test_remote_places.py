@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from importlib.metadata import version
 from typing import Any
@@ -239,6 +241,34 @@ def test_cluster_that_ends_has_no_line_for_each_worker() -> None:
         with pytest.raises(PlaceLost):
             place.start(None, lambda: True)
     assert not told and places.current() == []
+
+
+def test_signal_during_the_start_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread calls no cluster software, which would swallow the exception of the handler, and ends the start."""
+
+    class Stopped(KeyboardInterrupt):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    def waits(handle: int) -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    threads: list[threading.Thread] = []
+    backend = FakeBackend([report()])
+    monkeypatch.setattr(backend, "report", waits)
+    places, _ = places_of(backend)
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(Stopped):
+            places.start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    places.close()
+    assert threads and threading.main_thread() not in threads and backend.killed == [0]
 
 
 def test_cluster_that_ends_during_a_wait_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
