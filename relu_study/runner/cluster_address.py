@@ -69,8 +69,12 @@ def check_cluster(text: str) -> Address:
     address = parse_address(text)
     if sys.platform == "win32":
         raise UserError("--cluster does not run on Windows. Run this command on Linux or macOS, or use --shard.")
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--cluster needs Ray, which is not installed. Install it with: pip install 'relu_study[ray]'")
+    for module in ("ray", "grpc"):  # plain Ray does not require gRPC
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"--cluster needs the Python package {module}, which is not installed. Install ray and grpcio with: "
+                "pip install 'relu_study[ray]'"
+            )
     if address.local:
         return address
     if not address.host:

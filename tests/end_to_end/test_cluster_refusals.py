@@ -96,7 +96,8 @@ def test_ray_that_is_not_installed(tmp_path: Path) -> None:
     before = "import sys\nsys.modules['ray'] = None\n"
     for address in ("ray", "ray:local", "ray:127.0.0.1:6379"):
         done = timed("run", "tiny.py", "--cluster", address, cwd=tmp_path, env=environment(tmp_path), before=before)
-        refused(done, "--cluster needs Ray, which is not installed. Install it with: pip install 'relu_study[ray]'")
+        text = "--cluster needs the Python package ray, which is not installed. Install ray and grpcio with: "
+        refused(done, f"{text}pip install 'relu_study[ray]'")
 
 
 def test_commands_without_a_cluster_import_no_ray(tmp_path: Path) -> None:

@@ -130,3 +130,11 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match="--cluster does not run on Windows"):
         check_cluster("ray:local")
+
+
+@pytest.mark.parametrize("missing", ["ray", "grpc"])
+def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(UserError, match=rf"needs the Python package {missing}, .*'relu_study\[ray\]'"):
+        check_cluster("ray:127.0.0.1:6379")
