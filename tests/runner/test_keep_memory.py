@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from relu_study.runner import devices
 
 FAULTS = """
 import resource, sys
@@ -37,8 +41,21 @@ def test_freed_arrays_are_used_again() -> None:
     assert faults("kept") < 2 * pages
 
 
-def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from relu_study.runner import devices
-
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_users_choice_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "2")
     assert not devices.keep_memory()
+
+
+def test_an_older_glibc_gets_a_smaller_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        values.append((parameter, value))
+        return int(value <= 64 << 20 and not (parameter == devices.M_MMAP_THRESHOLD and value > 32 << 20))
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    assert devices.keep_memory()
+    assert values[1:] == [(devices.M_MMAP_THRESHOLD, 32 << 20), (devices.M_TRIM_THRESHOLD, 64 << 20)]
