@@ -68,7 +68,7 @@ class WandbProject:
             reinit="create_new",
         )
         if self._offline:
-            (Path(self._run.dir).parent / OWNER).write_text(self._owner() + run.run_id)
+            (Path(self._run.dir).parent / OWNER).write_text(self._owner() + run.run_id, encoding="utf-8")
         if run.points:  # W&B shows tables and images by their summary
             self._run.define_metric("*", step_metric="epoch", summary="none")
         if not self._offline:
@@ -117,7 +117,7 @@ class WandbProject:
         for path in self._folder.glob("wandb/offline-run-*"):
             if path.is_symlink() or list(path.glob("*.synced")) or not (path / OWNER).is_file():
                 continue
-            text = (path / OWNER).read_text()
+            text = (path / OWNER).read_text(encoding="utf-8")
             if text.startswith(self._owner()):
                 found.setdefault(text.removeprefix(self._owner()), []).append(path)
         return found
