@@ -112,6 +112,8 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     else:
         messages.append(f"{folder / 'raw'} has no tiles, as in a clone. The CSV files and tensorboard/ stay unchanged.")
     csvs = _read(folder, manifest, messages)
+    paged = {"runs", "units", "verdicts"} <= set(csvs)
+    found = (stored_health(folder, manifest) or read_health(folder, manifest)) if paged else None  # before files are written
     tables = _write_tables(folder, manifest, csvs, messages)
     if not raw:
         whole = csvs.get("summary", summary_frame({}, manifest))
@@ -124,9 +126,8 @@ def derive(folder: str | Path, all_epochs: bool = False, per_seed: bool = False,
     kept = {"tables": declared["tables"] if tables is None else set(tables)}
     kept["figures"] = {path.stem for path in drawn} if raw else declared["figures"]
     messages += _drop_stale(folder, kept)
-    if {"runs", "units", "verdicts"} <= set(csvs):
+    if found is not None:
         check_exists(folder)
-        found = stored_health(folder, manifest) or read_health(folder, manifest)
         text = page(folder, manifest, csvs["runs"], csvs["units"], _rows(csvs), found)
         write_atomically(folder / "report.md", text.encode())
         write_atomically(folder / "report.html", html(text, manifest.declaration.title, folder).encode())
