@@ -100,6 +100,22 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(7_000, 10, 10)
 
 
+def _with_deep_stack(call: Callable[[], bool]) -> bool:
+    return call()
+
+
+# CPython maps its stack in chunks of 16 KB and frees a chunk when the first frame in it returns. A loop at the end of a chunk
+# maps and unmaps memory at each call: 190,000 times in 9 s of tracing. The chunk of a frame of 560 KB has 1 MB: room for all.
+_with_deep_stack.__code__ = _with_deep_stack.__code__.replace(co_stacksize=70_000)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run a test with its fixtures as pytest does, but in one chunk of Python's stack."""
+    runner = item.config.pluginmanager.get_plugin("runner")
+    return _with_deep_stack(lambda: runner.pytest_runtest_protocol(item=item, nextitem=nextitem))
+
+
 @pytest.fixture(scope="module")
 def as_shipped(pytestconfig: pytest.Config) -> Iterator[None]:
     """Compile the engine's programs with a user's flags, for tests of equal bits."""
