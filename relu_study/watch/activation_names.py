@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -43,6 +43,11 @@ FIXED: dict[str, Callable[[Any], Any]] = {
     "square": jnp.square,
     "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z),
 }
+FAMILIES: dict[str, Callable[[Any, Any], Any]] = {
+    "leaky_relu": lambda z, leak: jnp.where(z > 0, z, leak * z),
+    "elu": jax.nn.elu,
+    "celu": jax.nn.celu,
+}
 RTOL, ATOL = 1e-4, 1e-5  # float32 rounding of different formulas; also separates neighbours on the grid
 
 
@@ -56,7 +61,8 @@ def activation_name(program: Program, region: Region) -> str:
         return UNKNOWN
     eps = float(jnp.finfo(program.avals[region.pre].dtype).eps)
     rtol, atol, coarse = (RTOL, ATOL, False) if eps < RTOL else (8 * eps, 8 * eps, True)
-    curves = {**_fixed(), **_curves(_fitted(*found))}
+    with jax.core.eval_context():  # also inside a trace
+        curves = {**_fixed(), **_fitted(*found)}
     distances = {}
     for name, known in curves.items():
         if all(np.allclose(part, other, rtol, atol) for part, other in zip(found, known, strict=True)):
@@ -69,34 +75,37 @@ def activation_name(program: Program, region: Region) -> str:
 
 @functools.cache
 def _fixed() -> dict[str, Curve]:
-    return _curves(FIXED)
+    return _arrays(FIXED, jax.jit(lambda grid: [_curve(function, grid) for function in FIXED.values()])(GRID))
 
 
-def _curves(functions: Mapping[str, Callable[[Any], Any]]) -> dict[str, Curve]:
-    """Return the values and slopes of functions on the grid. One program computes them all."""
-
-    def on_grid(function: Callable[[Any], Any], grid: Any) -> tuple[Any, Any]:
-        values, pull = jax.vjp(function, grid)
-        return values, jnp.abs(pull(jnp.ones_like(values))[0])
-
-    with jax.core.eval_context():
-        curves = jax.jit(lambda grid: [on_grid(function, grid) for function in functions.values()])(jnp.asarray(GRID))
-    return {name: (np.asarray(v, float), np.asarray(s, float)) for name, (v, s) in zip(functions, curves, strict=True)}
+@jax.jit
+def _of_families(grid: Any, numbers: dict[str, Any]) -> list[tuple[Any, Any]]:
+    return [_curve(function, grid, numbers[name]) for name, function in FAMILIES.items()]
 
 
-def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Callable[[Any], Any]]:
+def _curve(function: Callable[..., Any], grid: Any, *number: Any) -> tuple[Any, Any]:
+    """Return the values and slopes of a function on the grid."""
+    values, pull = jax.vjp(lambda z: function(z, *number), grid)
+    return values, jnp.abs(pull(jnp.ones_like(values))[0])
+
+
+def _arrays(names: Iterable[str], curves: Iterable[tuple[Any, Any]]) -> dict[str, Curve]:
+    return {name: (np.asarray(v, float), np.asarray(s, float)) for name, (v, s) in zip(names, curves, strict=True)}
+
+
+def _fitted(values: np.ndarray, slopes: np.ndarray) -> dict[str, Curve]:
     """Return the activations of one parameter, with the parameter that the values suggest."""
     lowest = int(np.argmin(GRID))
     leak, floor = float(values[lowest] / GRID[lowest]), float(-values[lowest])
     is_floor = 1e-6 < floor < -float(GRID[lowest])  # cubes and exponentials have none
-    scale = floor
+    scale = floor if is_floor else 1.0
     for _ in range(50 if is_floor else 0):  # -floor = scale * expm1(z / scale) at the lowest z
         scale = -floor / float(np.expm1(GRID[lowest] / max(scale, 1e-6)))
-    fitted: dict[str, Callable[[Any], Any]] = {}
+    curves = _arrays(FAMILIES, _of_families(GRID, {"leaky_relu": leak, "elu": floor, "celu": scale}))
+    fitted: dict[str, Curve] = {}
     if abs(leak) > 1e-6:
-        fitted[f"leaky_relu({leak:.4g})"] = lambda z: jnp.where(z > 0, z, leak * z)
+        fitted[f"leaky_relu({leak:.4g})"] = curves["leaky_relu"]
     if is_floor:
-        name = "elu" if abs(floor - 1) < 1e-4 else f"elu({floor:.4g})"
-        fitted[name] = lambda z: jax.nn.elu(z, floor)
-        fitted[f"celu({scale:.4g})"] = lambda z: jax.nn.celu(z, scale)
+        fitted["elu" if abs(floor - 1) < 1e-4 else f"elu({floor:.4g})"] = curves["elu"]
+        fitted[f"celu({scale:.4g})"] = curves["celu"]
     return fitted

@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from relu_study.watch import jax_internals
-from relu_study.watch.primitives import COMPARISONS, LOGICAL, SUMS
+from relu_study.watch.primitives import COMPARISONS, ELEMENTWISE, LOGICAL, SUMS
 from relu_study.watch.program import CUSTOM, Op, Program
 from relu_study.watch.regions import Region
 
 # Odd multiples of 1/32: never on the kink of a common activation.
 GRID = np.concatenate([(2 * np.arange(-96, 96) + 1) / 32, (2 * np.arange(-64, 64) + 1) / 8]).astype(np.float32)
 CASTS = {"pvary", "pcast"}  # of types inside shard_map; they keep the value
+SHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"}  # they keep the values of a uniform array
+CALLS = {"pjit": "jaxpr", "jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def function_of(program: Program, region: Region, env: Mapping[int, Any]) -> Callable[[Any], Any]:
@@ -51,12 +53,54 @@ def on_grid(program: Program, region: Region, grid: np.ndarray = GRID) -> tuple[
         if env is None:
             return None
         phi = function_of(program, region, env)
+        if (curve := _flat_curve(phi, aval, grid)) is not None:
+            return curve
         parts = []
         for block in np.array_split(grid, -(-len(grid) // size)):
             pre = jnp.asarray(np.resize(block, aval.shape), aval.dtype)
             parts.append([np.ravel(values)[: len(block)].astype(float) for values in (phi(pre), slope_of(phi, pre))])
     values, slopes = (np.concatenate(part) for part in zip(*parts, strict=True))
     return values, slopes
+
+
+def _flat_curve(phi: Callable[[Any], Any], aval: Any, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return phi and its slope on a grid, or None if they consist of other than elementwise operations on uniform arrays.
+
+    The operations are evaluated in the shape of the grid, so activations of other shapes compile none of them again.
+    """
+
+    def curve(pre: Any) -> tuple[Any, Any]:
+        post, pull = jax.vjp(phi, pre)
+        return post, jnp.abs(pull(jnp.ones_like(post))[0])
+
+    traced = jax.make_jaxpr(curve)(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+    found = _flat(traced, [jnp.asarray(grid, aval.dtype)])
+    if found is None:
+        return None
+    values, slopes = (np.array(np.broadcast_to(value, grid.shape), float) for value in found)
+    return values, slopes
+
+
+def _flat(closed: Any, operands: list[Any]) -> list[Any] | None:
+    """Evaluate a jaxpr of elementwise operations for operands that are scalars or vectors, in place of arrays of its shapes."""
+    known = dict(zip(closed.jaxpr.invars, operands, strict=True))
+    for variable, constant in zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True):
+        if np.any(constant != np.ravel(constant)[0]):
+            return None
+        known[variable] = np.ravel(constant)[0]
+    for eqn in closed.jaxpr.eqns:
+        values = [atom.val if hasattr(atom, "val") else known[atom] for atom in eqn.invars]
+        results: list[Any] | None = None
+        if eqn.primitive.name in SHAPES or eqn.primitive.name in CASTS:
+            results = values[:1]
+        elif eqn.primitive.name in CALLS:
+            results = _flat(eqn.params[CALLS[eqn.primitive.name]], values)
+        elif eqn.primitive.name in ELEMENTWISE:
+            results = jax_internals.evaluate(eqn, jnp.broadcast_arrays(*values))
+        if results is None:
+            return None
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [atom.val if hasattr(atom, "val") else known[atom] for atom in closed.jaxpr.outvars]
 
 
 def is_even(program: Program, region: Region) -> bool:

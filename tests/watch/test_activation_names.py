@@ -42,6 +42,20 @@ def named(phi: Callable[..., Any], *parameters: Any) -> list[str]:
     return [site.activation for site in find_sites(lambda w, x, *p: phi(x @ w, *p), ONE, POINTS, *parameters)]
 
 
+def test_the_names_of_other_shapes_and_leaks_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def sites(width: int, leak: float) -> list[str]:
+        def net(w: Any, x: Any) -> Any:
+            return jax.nn.tanh(jax.nn.leaky_relu(x @ w, leak) @ w)
+
+        shapes = [jax.ShapeDtypeStruct((rows, width), jnp.float32) for rows in (width, 9)]
+        return [site.activation for site in find_sites(net, *shapes)]
+
+    assert sites(5, 0.2) == ["leaky_relu(0.2)", "tanh"]
+    with jax.log_compiles(True):
+        assert sites(7, 0.3) == ["leaky_relu(0.3)", "tanh"]
+    assert "Finished tracing" in caplog.text and "XLA compilation" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("phi", "expected"),
     [
