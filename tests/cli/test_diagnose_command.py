@@ -27,7 +27,7 @@ SEEDS = 4
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted_folder(tmp_path_factory.mktemp("diagnose") / "planted", SEEDS)
+    return planted_folder(tmp_path_factory.mktemp("diagnose") / "planted", SEEDS, figures=False)
 
 
 def rows(text: str) -> list[dict[str, str]]:

@@ -78,7 +78,7 @@ def test_the_folder_of_a_monitor_is_refused(here: Any, tmp_path: Path) -> None:
 
 
 def test_without_derived_files_the_error_names_the_report(here: Any, tmp_path: Path) -> None:
-    planted_folder(tmp_path / "planted", 2)
+    planted_folder(tmp_path / "planted", 2, figures=False)
     status, _, err = here("export", "planted", "--to", "hf")
     assert status == 2 and "runs.csv is missing. Rebuild it with 'relu-study report planted'" in err
     report(tmp_path / "planted")

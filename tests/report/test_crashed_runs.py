@@ -54,7 +54,7 @@ def test_runs_csv_has_status_and_reason(crashed: tuple[Path, list[str]]) -> None
 def test_no_number_counts_a_crashed_run(crashed: tuple[Path, list[str]], tmp_path: Path) -> None:
     """The same folder without the entry differs only in the names of the statuses."""
     folder, _ = crashed
-    interrupted = planted_folder(tmp_path / "interrupted", left_out=tuple(LOST))
+    interrupted = planted_folder(tmp_path / "interrupted", left_out=tuple(LOST), figures=False)
     report(interrupted)
     for name in DERIVED[1:]:
         assert (folder / f"{name}.csv").read_bytes() == (interrupted / f"{name}.csv").read_bytes(), name
@@ -75,7 +75,7 @@ def test_no_number_counts_a_crashed_run(crashed: tuple[Path, list[str]], tmp_pat
 
 def test_table_names_the_missing_runs(tmp_path: Path) -> None:
     lost = tuple(planted_arms(planted_study())["he_normal", "wave"].replace(seed=seed).run_id for seed in (0, 1, 2))
-    folder = planted_folder(tmp_path, left_out=lost)
+    folder = planted_folder(tmp_path, left_out=lost, figures=False)
     report(listing(folder, crashed=dict.fromkeys(lost, WHY)))
     rows = [line for line in (folder / "tables" / "initialisers.md").read_text().splitlines() if "he_normal" in line]
     assert rows and "n=5/8 (3 not run)" in rows[0], rows
@@ -113,7 +113,7 @@ def test_reports_repeat_byte_for_byte_and_in_a_clone(crashed: tuple[Path, list[s
 
 def test_stored_run_is_not_crashed(tmp_path: Path) -> None:
     """An entry of a run that is stored, or that the study does not declare, changes no file."""
-    stored, listed = planted_folder(tmp_path / "stored"), planted_folder(tmp_path / "listed")
+    stored, listed = (planted_folder(tmp_path / name, figures=False) for name in ("stored", "listed"))
     report(stored)
     report(listing(listed, crashed={LOST[0]: WHY, "0" * 12: WHY}))
     for path in (path for path in stored.rglob("*") if path.is_file() and path.suffix in (".csv", ".md", ".tex", ".html")):

@@ -169,7 +169,7 @@ def test_a_nonfinite_run_has_no_number_after_its_last_finite_one(stored: StoredS
 
 
 def test_a_single_seed_has_a_mean_and_no_band(tmp_path: Path) -> None:
-    report(planted_folder(tmp_path / "one", 1))
+    report(planted_folder(tmp_path / "one", 1, figures=False))
     for run in configuration_runs(read_study(tmp_path / "one")):
         losses = {name for _, values in run.points for name in values if name.startswith("val_loss")}
         assert losses == {"val_loss/all/mean"}
@@ -224,7 +224,7 @@ def test_per_seed_has_a_run_for_each_seed_and_counts_them(planted: Path, recorde
 
 
 def test_runs_that_are_not_stored_have_their_status_and_no_number(tmp_path: Path, recorded: Recorder) -> None:
-    folder = planted_folder(tmp_path / "part", SEEDS, left_out=(LOST.run_id,))
+    folder = planted_folder(tmp_path / "part", SEEDS, left_out=(LOST.run_id,), figures=False)
     report(folder)
     lines = export(folder, "wandb")
     assert "1 run of 80 not stored: exported with the status and without numbers." in lines
@@ -248,7 +248,7 @@ def test_a_clone_has_the_numbers_of_its_csv_files(planted: Path, tmp_path: Path,
 
 
 def test_old_derived_files_are_refused(planted: Path, tmp_path: Path, recorded: Recorder) -> None:
-    part = planted_folder(tmp_path / "part", SEEDS, left_out=(LOST.run_id,))
+    part = planted_folder(tmp_path / "part", SEEDS, left_out=(LOST.run_id,), figures=False)
     report(part)
     for tile in (part / "raw").iterdir():
         tile.unlink()

@@ -20,7 +20,6 @@ import relu_study
 from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.report.tables.pivot_table import compare, table
-from relu_study.storage.manifest import read_manifest, write_manifest
 
 SEEDS = 8
 HALF = scipy.stats.t.ppf(0.975, SEEDS - 1) * scipy.stats.sem([noise(s, SEEDS) for s in range(SEEDS)])
@@ -28,10 +27,7 @@ HALF = scipy.stats.t.ppf(0.975, SEEDS - 1) * scipy.stats.sem([noise(s, SEEDS) fo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = planted_folder(tmp_path_factory.mktemp("pivot"))
-    manifest = read_manifest(path)
-    manifest["declaration"] |= {"figures": [], "sections": []}  # no pictures are drawn
-    write_manifest(path, manifest)
+    path = planted_folder(tmp_path_factory.mktemp("pivot"), figures=False)
     report(path)
     return path
 
