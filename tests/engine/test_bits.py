@@ -202,7 +202,7 @@ def test_measurements_within_epochs_change_no_bit(monkeypatch: pytest.MonkeyPatc
     tasks.add("shifting", lambda spec: replace(tasks["negative_box"](spec.replace(task="negative_box")), phases=3))
     base = SMALL.replace(task="shifting", target="sum", epochs=3.5)
     whole, quarters, listed = (
-        train_tile.train_tile(runs(2, base), 2, measure_config=FEW._replace(measure_every=every), keep_params=True)
+        train_tile.train_tile(runs(2, base), 4, measure_config=PROBE._replace(measure_every=every), keep_params=True)
         for every in (1, 0.25, (0.05, 0.1, 0.5, 1, 1.7, 2))
     )
     assert len(quarters["epoch"]) == 15 and len(listed["epoch"]) == 7  # 0.05 and 0.1 round to one step
@@ -220,7 +220,7 @@ def test_measurements_within_epochs_change_no_bit(monkeypatch: pytest.MonkeyPatc
 
 
 def test_update_norm_is_since_the_last_measurement_in_the_epoch() -> None:
-    config, spec = FEW._replace(measure_every=(0.3, 1.7, 2)), SMALL.replace(rows=128, epochs=2)  # three steps an epoch
+    config, spec, epoch_steps = PROBE._replace(measure_every=(0.3, 1.7, 2)), SMALL.replace(epochs=2), 14
     states: dict[int, np.ndarray] = {}
 
     class Watcher:
@@ -230,12 +230,12 @@ def test_update_norm_is_since_the_last_measurement_in_the_epoch() -> None:
         def see(self, dispatch: train_tile.Dispatch) -> None:
             for step, state in ((dispatch.start, dispatch.before), (dispatch.stop, dispatch.after)):
                 leaves = [np.ravel(np.asarray(leaf)[0]) for leaf in jax.tree.leaves(state.params)]
-                states[3 * (dispatch.epoch - 1) + step] = np.concatenate(leaves).astype(np.float64)
+                states[epoch_steps * (dispatch.epoch - 1) + step] = np.concatenate(leaves).astype(np.float64)
 
-    tile = train_tile.train_tile([spec], 2, measure_config=config, observer=Watcher())
-    assert tile["epoch"].tolist() == [0, 0.333333333, 1.66666667, 2] and sorted(states) == list(range(7))
-    # After step 5 the change is that of epoch 2: the last measurement is in epoch 1.
-    expected = [np.linalg.norm(states[to] - states[since]) for since, to in ((0, 1), (3, 5), (5, 6))]
+    tile = train_tile.train_tile([spec], 4, measure_config=config, observer=Watcher())
+    assert tile["epoch"].tolist() == pytest.approx([0, 4 / 14, 24 / 14, 2]) and sorted(states) == list(range(29))
+    # After step 24 the change is that of epoch 2: the last measurement is in epoch 1.
+    expected = [np.linalg.norm(states[to] - states[since]) for since, to in ((0, 4), (14, 24), (24, 28))]
     np.testing.assert_allclose(tile["metric:update_norm/all"][0, 1:], expected, rtol=1e-5)
 
 
