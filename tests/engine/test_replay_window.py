@@ -50,7 +50,7 @@ def recorded(spec: RunSpec, start: float, end: float, measure_config: MeasureCon
 
 
 def test_observed_training_has_the_same_bits() -> None:
-    spec = dying.replace(optimizer="momentum", epochs=2.4, depth=1, learning_rate=0.01)
+    spec = dying.replace(optimizer="momentum", epochs=2.4, learning_rate=0.01)
     recorder, numbers = recorded(spec, 0.5, 2.3)
     plain = train_tile.train_tile([spec], 2, measure_config=FEW, num_datasets=1)
     for name, values in plain.items():
@@ -108,7 +108,7 @@ def test_steps_of_gradient_descent_are_those_of_the_gradient(spec: RunSpec) -> N
 
 
 def test_nonfinite_parameters_are_named() -> None:
-    spec = dying.replace(learning_rate=3e38, gain=10.0, epochs=0.2)  # one step
+    spec = dying.replace(optimizer="momentum", learning_rate=3e38, gain=10.0, epochs=0.2)  # one step
     recorder = Recorder(spec, FEW, Window.between(spec, 0, 1), jax.devices()[0])
     numbers = train_tile.train_tile([spec], 2, measure_config=FEW, num_datasets=1, observer=recorder, keep_params=True)
     params = {name.removeprefix("param:"): values[0] for name, values in numbers.items() if name.startswith("param:")}
