@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ class ExportedRun:
     figures: Mapping[str, Path] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """One project of an experiment tracker. `start` and `finish` enclose the calls of one run; `close` follows the last run.
 
