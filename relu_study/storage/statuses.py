@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 STORED = ("ok", "nonfinite")  # of runs with numbers
 LISTED = ("oom", "crashed")  # of runs without numbers, by manifest entry
@@ -13,7 +14,7 @@ AGAIN = "run the same command to try them again"
 MAX_REASONS = 3  # in one line
 
 
-def listed(manifest: Mapping[str, Collection[str]]) -> dict[str, str]:
+def listed(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return run_id or cell_id -> status of the runs or cells that the entries of a manifest list as not stored."""
     return {name: status for status in LISTED for name in manifest.get(status, ())}
 
