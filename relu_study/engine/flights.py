@@ -28,9 +28,14 @@ class Flight:
     tile: Any
     place: Place
     began: float  # when the place became free for it
-    answered: bool = False  # another place has returned its numbers, or its tile is given up
+    answered: bool = False  # another place has returned its numbers, or its tile is given up or retiled
     first: tuple[Any, Flight] | None = None  # the numbers of another place, to compare
     hung: str = ""  # the reason, if its worker is killed because of this tile
+
+    @property
+    def stale(self) -> bool:
+        """Whether its tile is given up, or has been replaced by tiles of another width."""
+        return self.answered and self.first is None
 
 
 class Arrival(NamedTuple):
@@ -69,7 +74,7 @@ class Flights:
     def arrive(self, flight: Flight, started: Started | None = None) -> None:
         """End the time of a tile at its place. The next tile of the place then begins.
 
-        With its training time it counts for the forecasts.
+        With its training time it counts for the forecasts. The programs of a stale tile are those of another width.
         """
         worker, cohort = flight.place.worker, flight.tile.cohort
         others = self.at_worker[worker]
@@ -82,6 +87,7 @@ class Flights:
         if started is not None and started.seconds is not None:
             self.seconds += started.seconds
             self.finished_cost += self.cost(flight.tile)
+        if started is not None and started.seconds is not None and not flight.stale:
             self.longest_compile = max(self.longest_compile, started.compiling)
             self.compiles[cohort] = max(self.compiles.get(cohort, 0.0), started.compiling)
             self.ready.setdefault(worker, set()).add(cohort)
@@ -144,7 +150,7 @@ class Flights:
             if flight.place.worker in self.killed or elapsed <= self._limit(flight):
                 continue
             flight.hung = f"a tile takes {elapsed:,.0f} s, far over its forecast"
-            if cohort not in self.compiles:
+            if cohort not in self.compiles and not flight.stale:
                 flight.hung = f"a tile takes {elapsed:,.0f} s, and no worker has finished one of its cohort"
                 self.hangs[cohort] += 1  # doubles the limit of the others
             self.killed.add(flight.place.worker)
@@ -167,8 +173,16 @@ class Flights:
         """Whether no worker finishes a tile of a cohort within any limit."""
         return cohort not in self.compiles and self.hangs[cohort] >= HANGS
 
-    def renew(self, cohort: str) -> None:
-        """Forget the compiled programs of a cohort, whose tiles have another width now."""
+    def answer(self, tile: Any, first: tuple[Any, Flight] | None = None) -> None:
+        """Wait no longer for a tile: `first` are its numbers, or none are needed."""
+        for flight in self.of(tile):
+            flight.answered, flight.first = True, first
+
+    def retile(self, cohort: str, tiles: Sequence[Any]) -> None:
+        """Forget the tiles and the compiled programs of a cohort, whose tiles have another width now."""
+        for tile in tiles:
+            self.deaths.forget(tile)
+            self.answer(tile)
         self.compiles.pop(cohort, None)
         for cohorts in self.ready.values():
             cohorts.discard(cohort)
@@ -188,7 +202,8 @@ class Flights:
 
     def _compiling(self, flight: Flight) -> float:
         """The seconds that a tile may compile: none if its worker has finished another one of the cohort."""
-        return 0.0 if flight.tile.cohort in self.ready.get(flight.place.worker, ()) else COMPILE_SECONDS
+        compiled = flight.tile.cohort in self.ready.get(flight.place.worker, ()) and not flight.stale
+        return 0.0 if compiled else COMPILE_SECONDS
 
     def _heads(self) -> dict[Place, Flight]:
         """The first flight of each place: it computes, and the others wait."""

@@ -208,8 +208,7 @@ class _Scheduler(Generic[T, N]):
                 self._retile(tile, why)
             else:
                 with self.changed:
-                    for other in self.flights.of(tile):
-                        other.answered, other.first = True, (numbers, item.flight)
+                    self.flights.answer(tile, (numbers, item.flight))
                 yield Finished(tile, numbers, item.flight.place.number, started.compiling if started else 0.0)
                 self._finish(tile)
         if item.why:
@@ -292,8 +291,7 @@ class _Scheduler(Generic[T, N]):
     def _give_up(self, tile: T, why: str) -> None:
         with self.changed:
             self.waiting.remove(tile)
-            for flight in self.flights.of(tile):
-                flight.answered = True
+            self.flights.answer(tile)
         if self.fallback is None:
             raise UserError(f"a tile of cohort {tile.cohort} ended several workers: {why}")
         self.fallback.crash(tile, why)
@@ -328,9 +326,7 @@ class _Scheduler(Generic[T, N]):
         self.programs.add(narrow or tiles)
         with self.changed:
             if narrow is not None:
-                for other in tiles:
-                    self.flights.deaths.forget(other)
-                self.flights.renew(cohort)
+                self.flights.retile(cohort, tiles)
                 self.unfinished[cohort] = {id(one): one for one in narrow}
                 self.waiting.put_first(narrow)
                 self.oom_cohorts.discard(cohort)

@@ -262,12 +262,13 @@ def test_cohort_that_hangs_everywhere_is_given_up(monkeypatch: pytest.MonkeyPatc
     assert all("no worker has finished one of its cohort" in why for _, why in policy.crashed)
 
 
-def test_memory_error_of_a_place_narrows_the_cohort() -> None:
-    class Halving(Crashes):
-        def retile(self, tiles: Any, why: str) -> Any:
-            assert "out of memory" in why and tiles[0].width == 2
-            return [Tile(one.cohort, 1, (), one.steps, 1) for one in tiles]
+class Halving(Crashes):
+    def retile(self, tiles: Any, why: str) -> Any:
+        assert "out of memory" in why and tiles[0].width == 2
+        return [Tile(one.cohort, 1, (), one.steps, 1) for one in tiles]
 
+
+def test_memory_error_of_a_place_narrows_the_cohort() -> None:
     def compute(one: Tile, place: FakePlace) -> Any:
         if one.cohort == "a" and one.width == 2:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -275,6 +276,26 @@ def test_memory_error_of_a_place_narrows_the_cohort() -> None:
 
     done = carried_out([tile("a", 2), tile("a", 2), tile("b", 1)], FakePlaces([FakePlace(0, compute)]), Halving())
     assert sorted((one.tile.cohort, one.tile.width) for one in done) == [("a", 1), ("a", 1), ("b", 2)]
+
+
+def test_run_does_not_wait_for_a_tile_of_the_old_width() -> None:
+    """One place is in the middle of a wide tile when another one lacks memory."""
+    began = threading.Event()
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one.width == 2 and place.number == 0:
+            began.set()
+            wide.append(one)
+            assert place.lost.wait(60)
+        elif one.width == 2:
+            assert began.wait(60)
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return numbers(one)
+
+    wide: list[Tile] = []
+    places = FakePlaces([FakePlace(i, compute, slots=1) for i in range(3)])
+    done = carried_out([tile("a", 2), tile("a", 2)], places, Halving())
+    assert [one.tile.width for one in done] == [1, 1] and len(wide) == 1
 
 
 def test_other_error_of_a_place_ends_the_run() -> None:

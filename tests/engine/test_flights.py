@@ -146,5 +146,21 @@ def test_waiting_tile_is_repeated_by_a_worker_with_its_programs(flights: Flights
     flights.begin(tile("a", 1), here)
     waiting = flights.begin(tile("a", 2), here)
     assert flights.to_repeat(other) is None and flights.to_repeat(ready) is waiting.tile
-    flights.renew("a")
+    flights.retile("a", [])
     assert flights.to_repeat(ready) is None, "tiles of another width have other programs"
+
+
+def test_wide_tile_counts_for_no_program_of_the_narrow_ones(flights: Flights, clock: Clock) -> None:
+    """It is neither repeated nor awaited, its end compiles nothing of the new width, and its own programs stay uncompiled."""
+    here, ready = place(0), place(1)
+    finish(flights, flights.begin(tile("a", 1), ready), 1.0)
+    wide, late = flights.begin(tile("a", 1), here), flights.begin(tile("a", 1), place(2, "w0"))
+    flights.retile("a", [wide.tile, late.tile])
+    assert not flights.awaited
+    finish(flights, wide, 1.0, compiling=500.0)
+    assert "a" not in flights.compiles and "a" not in flights.ready.get("w0", ()) and flights.longest_compile == 0.0
+    finish(flights, flights.begin(tile("a", 1), here), 1.0)
+    clock.now = limits.SLOW_SECONDS + limits.COMPILE_SECONDS
+    assert flights.to_repeat(ready) is None and not flights.slow(), "the narrow tile of its worker does not make it slow"
+    clock.now += 1
+    assert flights.slow() == [late] and not flights.hangs["a"]
