@@ -224,6 +224,7 @@ class _Scheduler(Generic[T, N]):
                 numbers, why = self._numbers(item)
                 if not why:
                     yield Finished(item.flight.tile, numbers, item.flight.place.number, item.started.compiling)
+                    self._finish(item.flight.tile)
 
     def retry_serially(self) -> Iterator[Finished[T, N]]:
         """Retry the tiles of `oom_cohorts` one at a time. The first that does not fit ends its cohort."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_places import Crashes, FakePlace, FakePlaces, carried_out, numbers, tile
+from fake_places import Crashes, FakePlace, FakePlaces, carried_out, carried_out_one_by_one, numbers, tile
 
 from relu_study.engine import flights, scheduler
 from relu_study.engine.deaths import DEATHS
@@ -341,3 +342,32 @@ def test_healthy_tiles_among_many_poison_ones_are_not_given_up() -> None:
     done = carried_out(tiles, places, policy)
     assert {one.cohort for one, _ in policy.crashed} == {one.cohort for one in poison} and len(policy.crashed) == 6
     assert finished_once(done, healthy)
+
+
+def test_interrupted_run_takes_one_of_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile and its repeat are both in the queue when the caller is interrupted."""
+    monkeypatch.setattr(flights, "REPEAT_SECONDS", 0.05)
+    repeated = threading.Barrier(2, timeout=60)
+
+    def compute(one: Tile, place: FakePlace) -> Any:
+        if one is slow:
+            repeated.wait()
+        return numbers(one)
+
+    def interrupted(self: Any, item: Any) -> Any:
+        if item.flight.tile is not slow:
+            yield from received(self, item)
+            return
+        self.done.put(item)
+        while self.done.qsize() < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    received, slow, done = scheduler._Scheduler._received, tile("a", 10), []
+    monkeypatch.setattr(scheduler._Scheduler, "_received", interrupted)
+    tiles = [slow, tile("b", 1), tile("b", 1)]
+    places = FakePlaces([FakePlace(i, compute, slots=1) for i in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        for one in carried_out_one_by_one(tiles, places):
+            done.append(one)
+    assert finished_once(done, tiles)
