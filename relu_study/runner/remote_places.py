@@ -119,9 +119,9 @@ class RemotePlaces:
                 if not starting or now - first > GRACE:
                     return ready
             elif not starting:
-                if self.left_out:
-                    raise unusable(list(self.left_out.values()))
                 self._look(force=True)
+                if self.left_out and not self.members:
+                    raise unusable(list(self.left_out.values()))
             if not ready and now - told > WAITING_EVERY:
                 told = now
                 self.on_message(

@@ -165,6 +165,20 @@ def test_left_out_node_gets_no_other_worker(wanted: int, monkeypatch: pytest.Mon
     assert backend.without[4:] == [[], ["id1"]][: 2 * (wanted - 4)]
 
 
+def test_failed_start_next_to_a_left_out_node_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend([report(package="other"), PlaceLost("exit code 1")])
+
+    def start(*arguments: Any) -> int:
+        backend.reports[1] = report() if 1 in backend.started else backend.reports[1]
+        return started(*arguments)
+
+    started = backend.start
+    monkeypatch.setattr(backend, "start", start)
+    places, told = places_of(backend)
+    assert places.start().devices == 2 and backend.started == [0, 1, 1]
+    assert len(told) == 1 and "worker node0-1 has another version" in told[0]
+
+
 def test_workers_for_later_nodes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
     monkeypatch.setattr(remote_places, "GRACE", 0.0)
