@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from relu_study.engine.deaths import Deaths
-from relu_study.engine.places import Place, PlaceLost, Started
+from relu_study.engine.places import Place, PlaceLost, Places, Started
+from relu_study.errors import UserError
 
 REPEAT_FACTOR, REPEAT_SECONDS = 2.0, 5.0  # an idle place repeats a tile after this multiple of its forecast, and these seconds
 SLOW_FACTOR, SLOW_SECONDS = 10.0, 300.0  # a worker is killed after this multiple of the forecast, and these seconds
@@ -211,6 +212,21 @@ class Flights:
         for flight in self:
             heads.setdefault(flight.place, flight)
         return heads
+
+
+def compare(item: Arrival, at: Places) -> None:
+    """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
+    if item.started is None or item.flight.first is None:
+        return
+    first, flight = item.flight.first
+    if names := differing(first, item.flight.place.collect(item.started.pending)):
+        both = f"{flight.place.name} and {item.flight.place.name}"
+        text = f"{both} return different numbers for the same runs ({', '.join(names)})"
+        if at.exact:
+            raise UserError(
+                f"{text}. Stored results are kept; leave out one of these machines and run the study again in a new folder."
+            )
+        at.on_message(f"{text}; the first answer is stored")
 
 
 def differing(one: Any, other: Any) -> Sequence[str]:

@@ -11,7 +11,7 @@ from typing import Any, Generic
 
 from relu_study.components.entry_errors import entry_errors, out_of_memory_reason
 from relu_study.engine.affinity import Affinity
-from relu_study.engine.flights import Arrival, Flight, Flights, differing
+from relu_study.engine.flights import Arrival, Flight, Flights, compare
 from relu_study.engine.places import DevicePlace, DevicePlaces, Place, PlaceLost, Places, places
 from relu_study.engine.program_use import ProgramUse
 from relu_study.engine.waiting_tiles import WaitingTiles
@@ -201,7 +201,7 @@ class _Scheduler(Generic[T, N]):
         if item.lost is not None:
             self._lose(item.flight, item.lost)
         elif item.flight.answered:
-            self._compare(item)
+            compare(item, self.at)
         elif self._current(tile):  # else its cohort has been retiled since
             numbers, why = self._numbers(item)
             if why:
@@ -261,7 +261,7 @@ class _Scheduler(Generic[T, N]):
                 self.flights.end(item.flight)
             if item.flight is flight:
                 return item
-            self._compare(item)  # the last tiles of other cohorts may have been repeated
+            compare(item, self.at)  # the last tiles of other cohorts may have been repeated
 
     def _numbers(self, item: Arrival) -> tuple[Any, str]:
         """The numbers of a tile, or the reason why it does not fit. XLA runs asynchronously and reports it only on collection."""
@@ -281,36 +281,29 @@ class _Scheduler(Generic[T, N]):
             self.known.discard(flight.place)
             if self._current(tile):
                 if (lost.counted or flight.hung) and self.flights.blame(flight):
-                    given_up = list(self.unfinished[tile.cohort].values()) if self.flights.is_hopeless(tile.cohort) else [tile]
+                    given_up = self._given_up(tile)
                 elif not self.flights.of(tile) and tile.cohort not in self.oom_cohorts:
                     self.waiting.put_first([tile])
             self.changed.notify_all()
         self.lost.set()
-        for one in given_up:
-            self._give_up(one, flight.hung or lost.reason)
-
-    def _give_up(self, tile: T, why: str) -> None:
-        with self.changed:
-            self.waiting.remove(tile)
-            self.flights.answer(tile)
-        if self.fallback is None:
-            raise UserError(f"a tile of cohort {tile.cohort} ended several workers: {why}")
-        self.fallback.crash(tile, why)
-        self._finish(tile)
-
-    def _compare(self, item: Arrival) -> None:
-        """Compare a repeated answer with the first one. Raises UserError if bits that must be equal differ."""
-        if item.started is None or item.flight.first is None:
+        if not given_up:
             return
-        first, flight = item.flight.first
-        if names := differing(first, item.flight.place.collect(item.started.pending)):
-            both = f"{flight.place.name} and {item.flight.place.name}"
-            text = f"{both} return different numbers for the same runs ({', '.join(names)})"
-            if self.at.exact:
-                raise UserError(
-                    f"{text}. Stored results are kept; leave out one of these machines and run the study again in a new folder."
-                )
-            self.at.on_message(f"{text}; the first answer is stored")
+        if self.fallback is None:
+            raise UserError(f"a tile of cohort {tile.cohort} ended several workers: {flight.hung or lost.reason}")
+        self.fallback.crash(given_up, flight.hung or lost.reason)
+        for one in given_up:
+            self._finish(one)
+
+    def _given_up(self, tile: T) -> list[T]:
+        """Stop a tile that has ended too many workers, and all of its cohort if no worker finishes one."""
+        tiles = [tile]
+        if self.flights.is_hopeless(tile.cohort):
+            tiles = list(self.unfinished[tile.cohort].values())
+            self.waiting.remove_cohort(tile.cohort)
+        self.waiting.remove(tile)
+        for one in tiles:
+            self.flights.answer(one)
+        return tiles
 
     def _current(self, tile: T) -> bool:
         return id(tile) in self.unfinished.get(tile.cohort, ())

@@ -30,8 +30,8 @@ class Fallback(Protocol):
     def give_up(self, tiles: Sequence[Any], why: str) -> None:
         """Called with tiles that do not fit even when no other tile is in memory."""
 
-    def crash(self, tile: Any, why: str) -> None:
-        """Called with a tile that ended several workers. It is not tried again."""
+    def crash(self, tiles: Sequence[Any], why: str) -> None:
+        """Called with a tile that ended several workers, or all of a cohort that no worker finishes. None is tried again."""
 
 
 class Finished(NamedTuple, Generic[T, N]):

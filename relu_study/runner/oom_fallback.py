@@ -68,13 +68,19 @@ class HalvingFallback:
             "its runs are skipped"
         )
 
-    def crash(self, tile: Tile | Block, why: str) -> None:
-        """Mark the runs of a tile `crashed`. A later run tries them again."""
-        self.crashed = dict(sorted({**self.crashed, **dict.fromkeys(tile.ids, why)}.items()))
+    def crash(self, tiles: Sequence[Tile | Block], why: str) -> None:
+        """Mark the runs of a tile or of a cohort `crashed`. A later run tries them again."""
+        self.crashed = dict(sorted({**self.crashed, **{name: why for tile in tiles for name in tile.ids}}.items()))
+        size = f"{sum(tile.size for tile in tiles):,} {self.job.kind.noun}"
         manifest.amend_manifest(self.folder, {}, crashed=self.crashed)
         self.callback.on_message(
-            f"{self.job.plan.describe(tile)}: a tile of {tile.size:,} {self.job.kind.noun} has ended several workers and is not "
-            f"tried again in this run ({why})"
+            f"{self.job.plan.describe(tiles[0])}: "
+            + (
+                f"a tile of {size} has ended several workers and is"
+                if len(tiles) == 1
+                else f"no worker finishes a tile of this cohort. Its {size} are"
+            )
+            + f" not tried again in this run ({why})"
         )
 
     def raise_if_blocked(self) -> None:

@@ -259,7 +259,7 @@ def test_cohort_that_hangs_everywhere_is_given_up(monkeypatch: pytest.MonkeyPatc
     policy, places = Crashes(), FakePlaces([FakePlace(0, hangs), FakePlace(1, hangs)], replace=endless(hangs))
     done = carried_out(tiles, places, policy)
     assert finished_once(done, tiles[3:]) and len(places.killed) == flights.HANGS
-    assert {id(one) for one, _ in policy.crashed} == set(map(id, tiles[:3])) and len(policy.crashed) == 3
+    assert {id(one) for one, _ in policy.crashed} == set(map(id, tiles[:3])) and policy.sizes == [3]
     assert all("no worker has finished one of its cohort" in why for _, why in policy.crashed)
 
 

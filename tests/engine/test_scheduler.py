@@ -176,7 +176,7 @@ def test_serially_retried_tile_reports_its_compile_time() -> None:
         def give_up(self, tiles: Any, why: str) -> None:
             raise AssertionError(why)
 
-        def crash(self, tile: Any, why: str) -> None:
+        def crash(self, tiles: Any, why: str) -> None:
             raise AssertionError(why)
 
     (one,) = carried_out([tile("a", 7)], start, Settled())

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -28,8 +29,9 @@ from relu_study.errors import UserError
 from relu_study.runner import prepare
 from relu_study.runner import run as runner
 from relu_study.runner.callback import Callback
+from relu_study.runner.oom_fallback import HalvingFallback
 from relu_study.runner.run import run_draws
-from relu_study.storage import block_files, tile_files
+from relu_study.storage import block_files, manifest, tile_files
 from relu_study.storage.frames import load
 from relu_study.storage.manifest import read_manifest
 
@@ -315,3 +317,25 @@ def test_a_cap_on_the_address_space(tmp_path: Path) -> None:
         json.loads(str(tile_files.read_tile(path)["provenance"]))["width"] for path in tile_files.tile_paths(tmp_path / "capped")
     }
     assert made == set(read_manifest(tmp_path / "capped")["widths"].values()) and 32 in made and min(made) < 32
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1, "cohort a: a tile of 2 runs has ended several workers and is not tried again in this run (exit code 1)"),
+        (3, "cohort a: no worker finishes a tile of this cohort. Its 6 runs are not tried again in this run (exit code 1)"),
+    ],
+)
+def test_given_up_tiles_have_one_line_and_one_entry(
+    count: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(manifest, "amend_manifest", lambda folder, columns, crashed: written.append(crashed))
+    tiles = [SimpleNamespace(cohort="a", size=2, ids=[f"r{i}", f"s{i}"]) for i in range(count)]
+    job = SimpleNamespace(
+        widths={}, plan=SimpleNamespace(describe=lambda tile: f"cohort {tile.cohort}"), kind=SimpleNamespace(noun="runs")
+    )
+    policy = HalvingFallback(cast(Any, job), tmp_path, told := Told())
+    policy.crash(cast(Any, tiles), "exit code 1")
+    assert told.said == [text]
+    assert written == [{name: "exit code 1" for tile in tiles for name in sorted(tile.ids)}]

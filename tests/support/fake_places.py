@@ -82,9 +82,10 @@ class FakePlaces:
 
 
 class Crashes:
-    """A fallback that records the given up tiles."""
+    """A fallback that records the given up tiles, and their numbers in each call."""
 
     def __init__(self) -> None:
+        self.sizes: list[int] = []
         self.crashed: list[tuple[Tile, str]] = []
 
     def retile(self, tiles: Any, why: str) -> None:
@@ -93,8 +94,9 @@ class Crashes:
     def give_up(self, tiles: Any, why: str) -> None:
         raise AssertionError(why)
 
-    def crash(self, tile: Tile, why: str) -> None:
-        self.crashed.append((tile, why))
+    def crash(self, tiles: Sequence[Tile], why: str) -> None:
+        self.sizes.append(len(tiles))
+        self.crashed += [(tile, why) for tile in tiles]
 
 
 def numbers(tile: Tile, place: Any = None) -> dict[str, np.ndarray]:
