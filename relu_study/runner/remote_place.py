@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from relu_study.engine.draw_plan import DrawPlan
 from relu_study.engine.places import Started
+from relu_study.engine.plan import Plan
+from relu_study.engine.work import assign_devices
+from relu_study.report.markup import counted
 from relu_study.runner.cluster_backend import Node
 from relu_study.runner.worker import Report, numbers_of
 
@@ -51,3 +56,17 @@ class RemotePlace:
     def collect(self, pending: Any) -> Any:
         """Return the numbers of a tile."""
         return pending
+
+
+def forecast(members: Sequence[Member], plan: Plan | DrawPlan) -> list[str]:
+    """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""
+    numbers = [place.number for member in members for place in member.places]
+    assigned = assign_devices(plan.tiles, cast(Any, plan.cost), len(numbers))
+    cohorts, parts = Counter(numbers[i] for i in assigned.values()), "cells" if plan.noun == "draws" else "cohorts"
+    return [
+        f"worker {member.name}: {counted(len(member.places), 'place')} on {member.report.host['device']}, "
+        f"{member.report.processor.get('processor', '')}, "
+        f"compiles about {sum(cohorts[place.number] for place in member.places)} {parts}"
+        for member in members
+        if member.report is not None
+    ]

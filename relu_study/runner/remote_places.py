@@ -9,20 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from relu_study.engine.deaths import DEATHS
 from relu_study.engine.draw_plan import Block, DrawPlan
 from relu_study.engine.places import Place, PlaceLost
 from relu_study.engine.plan import Plan
 from relu_study.engine.state import MeasureConfig
-from relu_study.engine.work import Work, assign_devices
+from relu_study.engine.work import Work
 from relu_study.errors import UserError
 from relu_study.report.markup import counted
 from relu_study.runner.agreement import agreed, difference, unlike, unusable
 from relu_study.runner.cluster_backend import Backend, MemoryLost, Node
 from relu_study.runner.machine import Machine
-from relu_study.runner.remote_place import Member, RemotePlace
+from relu_study.runner.remote_place import Member, RemotePlace, forecast
 from relu_study.runner.worker import Answer, numbers_of
 from relu_study.runner.worker_account import Accounts
 
@@ -98,9 +98,8 @@ class RemotePlaces:
         places = sum(member.report.devices for member in reports if member.report and member.report.bits == first.bits)
         about = first.platform, first.kind, places, first.host, first.processor, first.memory
         self.machine = Machine(*about, lambda: first.digest)
-        with self._lock:
-            for member in reports:
-                self._admit(member)
+        for member in reports:
+            self._admit(member)
         return self.machine
 
     def _wait_for_first(self) -> list[Member]:
@@ -163,6 +162,8 @@ class RemotePlaces:
         try:
             found = self.backend.report(member.handle)
         except (PlaceLost, UserError) as error:
+            if member.dead:
+                return  # the run has ended
             self._drop(member)
             node = member.node
             if node is not None:
@@ -194,13 +195,16 @@ class RemotePlaces:
             self._leave_out(member.node, f"worker {member.name} does not give the bits of the others ({reason})")
             self._drop(member)
             return
-        for index in range(report.devices):
-            if self._numbers:
-                number = heapq.heappop(self._numbers)
-            else:
-                number, self._next_number = self._next_number, self._next_number + 1
-            member.places.append(RemotePlace(number, index, member, self))
-        self.accounts.open(member.name, report.devices)
+        with self._lock:
+            if member.dead:
+                return
+            self.accounts.open(member.name, report.devices)
+            for index in range(report.devices):
+                if self._numbers:
+                    number = heapq.heappop(self._numbers)
+                else:
+                    number, self._next_number = self._next_number, self._next_number + 1
+                member.places.append(RemotePlace(number, index, member, self))
 
     def _leave_out(self, node: Node, reason: str) -> None:
         if node.id not in self.left_out:
@@ -232,12 +236,14 @@ class RemotePlaces:
                 return []
             if answers:
                 self._look()
-            for member in [member for member in self.members if member.report is None and answers]:
-                self._poll(member)
-                if member.report is not None and not member.dead:
-                    self._admit(member)
-                    if not member.dead:
-                        self.on_message(f"worker {member.name} has joined with {counted(len(member.places), 'place')}")
+            starting = [member for member in self.members if member.report is None and answers]
+        for member in starting:
+            self._poll(member)  # without the lock: it waits for a worker that cannot be reached
+            if member.report is not None and not member.dead:
+                self._admit(member)
+            if member.places:
+                self.on_message(f"worker {member.name} has joined with {counted(len(member.places), 'place')}")
+        with self._lock:
             return [place for member in self.members for place in member.places]
 
     def call(self, member: Member, method: str, *arguments: Any) -> Answer:
@@ -335,14 +341,5 @@ class RemotePlaces:
             self._calling.join()
 
     def forecast(self, plan: Plan | DrawPlan) -> list[str]:
-        """One line a worker: places, device, processor, and the cohorts that it compiles if it takes its part of the work."""
-        numbers = [place.number for member in self.members for place in member.places]
-        assigned = assign_devices(plan.tiles, cast(Any, plan.cost), len(numbers))
-        cohorts, parts = Counter(numbers[i] for i in assigned.values()), "cells" if plan.noun == "draws" else "cohorts"
-        return [
-            f"worker {member.name}: {counted(len(member.places), 'place')} on {member.report.host['device']}, "
-            f"{member.report.processor.get('processor', '')}, "
-            f"compiles about {sum(cohorts[place.number] for place in member.places)} {parts}"
-            for member in self.members
-            if member.report is not None
-        ]
+        """One line a worker: its places, device and processor, and the cohorts that it may compile."""
+        return forecast(self.members, plan)

@@ -148,6 +148,47 @@ def test_silent_cluster_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(places.current()) == 4 and backend.started == [0, 1]
 
 
+def test_report_that_takes_long_blocks_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot be reached is called for half a minute before its start is given up."""
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    backend, reached, begun = FakeBackend([report()]), threading.Event(), threading.Event()
+    places, told = places_of(backend)
+    places.start()
+
+    def waits(handle: int) -> Any:
+        begun.set()
+        assert reached.wait(60)
+        raise PlaceLost("it cannot be reached", counted=False)
+
+    (first, _), backend.reports = places.current(), [report(), report()]
+    monkeypatch.setattr(backend, "report", waits)
+    (watch := threading.Thread(target=places.current)).start()
+    assert begun.wait(60)
+    (other := threading.Thread(target=places.kill, args=(first, "it hangs"), daemon=True)).start()
+    other.join(5)
+    assert backend.killed == [0] and told == ["worker node0-1 is ended: it hangs"]
+    reached.set()
+    watch.join()
+
+
+@pytest.mark.parametrize("answer", [("id1", report()), UserError("exit code 1")])
+def test_worker_that_reports_after_the_end_has_no_place(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)
+    backend = FakeBackend([report()])
+    places, told = places_of(backend)
+    places.start()
+
+    def late(handle: int) -> Any:
+        places.close()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    backend.reports = [report(), report()]
+    monkeypatch.setattr(backend, "report", late)
+    assert places.current() == [] and not told and sorted(backend.killed) == [0, 1]
+
+
 # ----------------------------------------------------------------------------------- left-out nodes
 
 
