@@ -32,7 +32,7 @@ from relu_study.study.travelling_sources import TravellingSources, travelling_so
 CALLS = 4  # threads of an actor besides those of tiles: reports and evictions
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")  # of the driver, which change bits
 VARIABLES = ("XLA_FLAGS",)
-CLOSE_SECONDS = 1.0  # for a worker to remove its files before it is ended
+CLOSE_SECONDS = 1.0  # for all workers to remove their files before they are ended
 _started: list[Address] = []  # the cluster that `_ray` has connected to
 UNAVAILABLE_SECONDS, UNAVAILABLE_POLL = 30.0, 0.5  # until an actor that cannot be reached is given up; between calls of it
 WAKE_SECONDS = 5.0  # between looks of a waiting call for the end of the head
@@ -248,13 +248,20 @@ class RayBackend:
         with contextlib.suppress(self.ray.exceptions.RayError):
             getattr(handle, method).remote(*arguments)
 
-    def kill(self, handle: Any) -> None:
-        """End an actor at once, after it has removed its copies of the study's sources."""
-        with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+    def kill(self, *handles: Any) -> None:
+        """End actors at once, after they have removed their copies of the study's sources."""
+        closing = []
+        for handle in handles:
             if self.own[0] is not None and handle in self.homes and not self.watch.gone:
-                self.ray.wait([handle.close.remote()], timeout=CLOSE_SECONDS)
-            self.ray.kill(handle)
-        self.reports.pop(handle, None)
+                with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+                    closing.append(handle.close.remote())
+        with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+            if closing:
+                self.ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for handle in handles:
+            with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+                self.ray.kill(handle)
+            self.reports.pop(handle, None)
 
     def _get(self, reference: Any) -> Answer:
         while not self.watch.gone:

@@ -52,5 +52,5 @@ class Backend(Protocol):
     def send(self, handle: Any, method: str, *arguments: Any) -> None:
         """Call a method of `Worker` without waiting."""
 
-    def kill(self, handle: Any) -> None:
-        """End a worker at once."""
+    def kill(self, *handles: Any) -> None:
+        """End workers at once."""

@@ -211,16 +211,17 @@ class RemotePlaces:
             self.left_out[node.id] = reason
             self.on_message(f"{reason}: it is left out")
 
-    def _drop(self, member: Member) -> None:
-        """Forget a worker, and end it."""
+    def _drop(self, *members: Member) -> None:
+        """Forget workers, and end them."""
         with self._lock:
-            if member not in self.members:
-                return
-            self.members.remove(member)
-            member.dead = True
-            for place in member.places:
-                heapq.heappush(self._numbers, place.number)
-        self.backend.kill(member.handle)
+            ended = [member for member in members if member in self.members]
+            for member in ended:
+                self.members.remove(member)
+                member.dead = True
+                for place in member.places:
+                    heapq.heappush(self._numbers, place.number)
+        if ended:
+            self.backend.kill(*(member.handle for member in ended))
 
     # ------------------------------------------------------------------------------------- run
 
@@ -335,8 +336,7 @@ class RemotePlaces:
         """End all workers, and with them all waiting calls."""
         with self._lock:
             self.closed, members = True, list(self.members)
-        for member in members:
-            self._drop(member)
+        self._drop(*members)
         if self._calling is not None:
             self._calling.join()
 

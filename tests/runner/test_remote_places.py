@@ -148,6 +148,16 @@ def test_silent_cluster_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(places.current()) == 4 and backend.started == [0, 1]
 
 
+def test_all_workers_are_ended_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, ended = FakeBackend([report(), report(), report()]), list[tuple[int, ...]]()
+    places, _ = places_of(backend)
+    places.start()
+    monkeypatch.setattr(backend, "kill", lambda *handles: ended.append(handles))
+    places.close()
+    places.close()
+    assert ended == [(0, 1, 2)]
+
+
 def test_report_that_takes_long_blocks_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that cannot be reached is called for half a minute before its start is given up."""
     monkeypatch.setattr(remote_places, "NODES_EVERY", 0.0)

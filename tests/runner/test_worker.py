@@ -191,18 +191,21 @@ class Handle:
         self.calls, self.close = calls, SimpleNamespace(remote=lambda: calls.append("close"))
 
 
-@pytest.mark.parametrize(("sources", "expected"), [(None, ["kill"]), ("sources", ["close", "wait", "kill"])])
-def test_a_worker_removes_its_sources_before_it_is_ended(sources: Any, expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("sources", "expected"), [(None, ["kill"] * 2), ("sources", ["close", "close", "wait 2", "kill", "kill"])]
+)
+def test_workers_remove_their_sources_before_they_are_ended(sources: Any, expected: list[str]) -> None:
+    """All have the time of one."""
     calls: list[str] = []
-    handle, made = Handle(calls), RayBackend.__new__(RayBackend)
+    handles, made = [Handle(calls), Handle(calls)], RayBackend.__new__(RayBackend)
     made.ray = SimpleNamespace(
         exceptions=SimpleNamespace(RayError=ValueError),
-        wait=lambda references, timeout: calls.append("wait"),
+        wait=lambda references, num_returns, timeout: calls.append(f"wait {num_returns}"),
         kill=lambda one: calls.append("kill"),
     )
-    made.own, made.homes, made.reports = [sources, None], {handle: "n1"}, {}
+    made.own, made.homes, made.reports = [sources, None], dict.fromkeys(handles, "n1"), {}
     made.watch = ClusterWatch("", "")
-    made.kill(handle)
+    made.kill(*handles)
     assert calls == expected
 
 

@@ -69,8 +69,8 @@ class FakeBackend:
     def send(self, handle: int, method: str, *arguments: Any) -> None:
         self.sent = (handle, method, *arguments)
 
-    def kill(self, handle: int) -> None:
-        self.killed.append(handle)
+    def kill(self, *handles: int) -> None:
+        self.killed += handles
 
 
 def places_of(
