@@ -12,7 +12,7 @@ from relu_study.runner.worker import Answer
 
 @dataclass
 class WorkerAccount:
-    """Sums over the finished tiles of a worker."""
+    """Sums over the finished tiles of a worker. A tile that another worker has repeated counts for both."""
 
     places: int
     tiles: int = 0
@@ -97,5 +97,8 @@ class Accounts:
     def summary(self, noun: str) -> list[str]:
         """One line a worker: tiles, rate, programs, whether it ended early. Then the sums. `noun` names the results."""
         lines = [account.line(name, noun) for name, account in sorted(self._accounts.items())]
-        total = f"{len(lines):,} workers in all, ended early: {self.deaths():,}, recompiled programs: {self.recompilations():,}"
+        total = (
+            f"{len(lines):,} workers in all, repeated tiles included, ended early: {self.deaths():,}, "
+            f"recompiled programs: {self.recompilations():,}"
+        )
         return [*lines, *([total] if len(lines) > 1 else [])]

@@ -192,7 +192,7 @@ def test_the_note_has_the_workers_of_a_cluster(capsys: pytest.CaptureFixture[str
     assert summary[0].endswith("0 programs compiled or read from the cache in 0.0 s, ended early")
     assert summary[3].endswith("3 programs compiled or read from the cache in 1.0 s, 3 recompiled")
     assert ": 1 tile, " in summary[3] and not any(re.search(r"\b1 (tiles|runs|draws|programs)\b", line) for line in summary)
-    assert summary[-1] == "6 workers in all, ended early: 1, recompiled programs: 9"
+    assert summary[-1] == "6 workers in all, repeated tiles included, ended early: 1, recompiled programs: 9"
 
 
 def test_manifest_time_gives_the_time_of_missing_runs() -> None:
