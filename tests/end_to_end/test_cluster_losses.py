@@ -59,7 +59,12 @@ def started(cluster: RayCluster, faults: Faults, before: str = "") -> subprocess
 
 def tiles(faults: Faults) -> int:
     """The number of stored tiles."""
-    return len(list((faults.study.parent / "there" / "raw").glob("tile-*")))
+    return len(stored(faults))
+
+
+def stored(faults: Faults) -> dict[Path, bytes]:
+    """The stored tiles."""
+    return {path: path.read_bytes() for path in (faults.study.parent / "there" / "raw").glob("tile-*")}
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
@@ -184,6 +189,7 @@ def test_head_that_ends(faults: Faults, tmp_path: Path) -> None:
         faults.set({"kind": "sleep", "seconds": 0.5})
         process = started(cluster, faults)
         until(lambda: tiles(faults) >= 2, process)
+        before = stored(faults)
         (head,) = [one for one in cluster.processes() if "gcs_server" in one.name()]
         head.kill()
         faults.set({"kind": "sleep", "seconds": 600})
@@ -192,7 +198,8 @@ def test_head_that_ends(faults: Faults, tmp_path: Path) -> None:
         cluster.close()
     assert done.returncode == 2 and "has not answered for 30 s. Stored results are kept" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "GCS" not in done.stderr, done.stderr
-    assert tiles(faults) >= 2 and (faults.study.parent / "there" / "manifest.json").exists()
+    assert before.items() <= stored(faults).items(), "a stored tile is lost or changed"
+    assert (faults.study.parent / "there" / "manifest.json").exists()
 
 
 def test_ray_of_the_machine_of_the_driver_ends(faults: Faults, tmp_path: Path) -> None:
