@@ -121,18 +121,18 @@ class Flights:
         """The expected seconds of a tile; None before the first tile is finished."""
         return self.cost(tile) * self.seconds / self.finished_cost if self.finished_cost else None
 
-    def to_repeat(self, place: Place, alone: Container[str] = ()) -> Any | None:
+    def to_repeat(self, place: Place, serial: Container[str] = ()) -> Any | None:
         """The tile that an idle place repeats: the most overdue one, or else one that waits behind another at its place.
 
         A waiting tile is repeated only by a worker that has its programs. A tile that compiles is not overdue. A tile that ended
-        a worker may end this one too. The cohorts `alone` fit only with no other tile in memory.
+        a worker may end this one too. The cohorts `serial` fit only with no other tile in memory.
         """
         now, heads, worst, chosen = self.clock(), self._heads(), 0.0, None
         for flight in self:
             forecast, tile = self.forecast(flight.tile), flight.tile
             if forecast is None or flight.answered or len(self.of(tile)) > 1 or flight.place.worker == place.worker:
                 continue
-            if self.deaths.of(tile) or self.crowded(tile, place) or tile.cohort in alone:
+            if self.deaths.of(tile) or self.crowded(tile, place) or tile.cohort in serial:
                 continue
             if heads[flight.place] is not flight:
                 urgency = TINY if tile.cohort in self.ready.get(place.worker, ()) else 0.0
@@ -158,7 +158,7 @@ class Flights:
             found.append(flight)
         return found
 
-    def blame(self, flight: Flight) -> bool:
+    def count_death(self, flight: Flight) -> bool:
         """Count the end of a worker with this tile. True if the tile must be given up.
 
         A worker that was killed for a hung tile counts only against that tile. It does not count before a worker has finished a

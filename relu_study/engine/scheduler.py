@@ -134,10 +134,10 @@ class _Scheduler(Generic[T, N]):
         """Start tiles at a place until none is unfinished."""
         own: set[str] = set()
         while (flight := self._next_flight(place, own)) is not None:
-            if not self._fly(flight):
+            if not self._run_flight(flight):
                 return
 
-    def _fly(self, flight: Flight) -> bool:
+    def _run_flight(self, flight: Flight) -> bool:
         """Run a tile at its place, and report its end. Whether the place can take another tile."""
         lost, why, started = None, "", None
         try:
@@ -231,7 +231,7 @@ class _Scheduler(Generic[T, N]):
         for cohort in sorted(self.oom_cohorts & self.unfinished.keys()):
             for tile in list(self.unfinished[cohort].values()):
                 while self._current(tile):  # else it is given up
-                    item = self._flown_alone(tile)
+                    item = self._run_serially(tile)
                     if item.lost is not None:
                         self._lose(item.flight, item.lost)
                         continue
@@ -243,14 +243,14 @@ class _Scheduler(Generic[T, N]):
                     yield Finished(tile, numbers, item.flight.place.number, item.started.compiling if item.started else 0.0)
                     self._finish(tile)
 
-    def _flown_alone(self, tile: T) -> Arrival:
+    def _run_serially(self, tile: T) -> Arrival:
         """Run a tile at the place with the fewest others. A thread waits for its end, so a signal reaches this one."""
         flight = None
         while True:
             with self.changed:
                 if flight is None and self.known:
                     place = min(self.known, key=lambda one: (len(self.flights.at_worker.get(one.worker, ())), one.number))
-                    self._run(self._fly, flight := self.flights.begin(tile, place))
+                    self._run(self._run_flight, flight := self.flights.begin(tile, place))
             try:
                 item = self.done.get(timeout=None if flight else PLACES_POLL)
             except queue.Empty:
@@ -280,7 +280,7 @@ class _Scheduler(Generic[T, N]):
         with self.changed:
             self.known.discard(flight.place)
             if self._current(tile):
-                if (lost.counted or flight.hung) and self.flights.blame(flight):
+                if (lost.counted or flight.hung) and self.flights.count_death(flight):
                     given_up = self._given_up(tile)
                 elif not self.flights.of(tile) and tile.cohort not in self.oom_cohorts:
                     self.waiting.put_first([tile])

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(eq=False)
+class RayWorker:
+    """An actor and its node."""
+
+    actor: Any
+    report: Sequence[Any] = ()  # references of its report and of its node
+    requested: str = ""  # id of the requested node
+    node: str = ""  # id of its node in the cluster, after its report
+
+
 class RayBackend:
     """Workers as actors. They never restart: a lost worker is replaced by a new one."""
 
@@ -163,9 +174,6 @@ class RayBackend:
         self.own = [None if one is None else ray.put(one) for one in (sources, packed or None)]
         self.settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self.environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        self.reports: dict[Any, Any] = {}  # handle -> reference of its report
-        self.asked: dict[Any, str] = {}  # handle -> id of the requested node
-        self.homes: dict[Any, str] = {}  # handle -> node of the cluster
         here = ray.get_runtime_context()
         self.watch = ClusterWatch(here.gcs_address, _raylet(ray.nodes(), here.get_node_id()))
 
@@ -196,7 +204,7 @@ class RayBackend:
                 f"ray:local has {counted(most, platform.upper())} for {workers} workers. Give --workers {most} or fewer."
             )
 
-    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str], without: Sequence[str]) -> Any:
+    def start(self, node: Node | None, platform: str, places: int, own: Sequence[str], without: Sequence[str]) -> RayWorker:
         """Ask for an actor on a node, or on a later one."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -207,35 +215,33 @@ class RayBackend:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_node_id(node.id), soft=False)
         elif without:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted({_node_id(name) for name in without}))})"}
-        actor = self.ray.remote(Worker).options(
+        prepared = self.ray.remote(Worker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SLOTS * places + CALLS, **options
         )
-        handle: Any = actor.remote(platform, places, self.settings, self.environment, *self.own)
-        self.reports[handle] = handle.machine.remote(own), handle.__ray_call__.remote(_node_of_actor)
-        if node is not None:
-            self.asked[handle] = node.id
-        return handle
+        actor: Any = prepared.remote(platform, places, self.settings, self.environment, *self.own)
+        report = actor.machine.remote(own), actor.__ray_call__.remote(_node_of_actor)
+        return RayWorker(actor, report, node.id if node is not None else "")
 
-    def report(self, handle: Any) -> tuple[str, Report] | None:
+    def report(self, handle: RayWorker) -> tuple[str, Report] | None:
         """The node and the machine of an actor; None while it starts."""
-        references = list(self.reports[handle])
+        references = list(handle.report)
         ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         if len(ready) < len(references):
             return None
         try:
-            report, self.homes[handle] = self.ray.get(references)
+            report, handle.node = self.ray.get(references)
         except self.ray.exceptions.RayTaskError as error:
             raise _as_user_error(error) from error
         except self.ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
                 raise _as_user_error(error) from error
             raise self._lost(handle, error) from error
-        return self.asked.get(handle, self.homes[handle]), report
+        return handle.requested or handle.node, report
 
-    def call(self, handle: Any, method: str, *arguments: Any) -> Answer:
+    def call(self, handle: RayWorker, method: str, *arguments: Any) -> Answer:
         """Call a method of an actor and wait for its answer."""
         try:
-            return self._get(getattr(handle, method).remote(*arguments))
+            return self._get(getattr(handle.actor, method).remote(*arguments))
         except self.ray.exceptions.OutOfMemoryError as error:
             raise MemoryLost("out of memory: Ray has ended a worker because the memory of its node ran low") from error
         except self.ray.exceptions.RayTaskError as error:
@@ -243,25 +249,24 @@ class RayBackend:
         except self.ray.exceptions.RayError as error:
             raise self._lost(handle, error) from error
 
-    def send(self, handle: Any, method: str, *arguments: Any) -> None:
+    def send(self, handle: RayWorker, method: str, *arguments: Any) -> None:
         """Call a method of an actor without waiting."""
         with contextlib.suppress(self.ray.exceptions.RayError):
-            getattr(handle, method).remote(*arguments)
+            getattr(handle.actor, method).remote(*arguments)
 
-    def kill(self, *handles: Any) -> None:
+    def kill(self, *handles: RayWorker) -> None:
         """End actors at once, after they have removed their copies of the study's sources."""
         closing = []
         for handle in handles:
-            if self.own[0] is not None and handle in self.homes and not self.watch.gone:
+            if self.own[0] is not None and handle.node and not self.watch.gone:
                 with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
-                    closing.append(handle.close.remote())
+                    closing.append(handle.actor.close.remote())
         with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
             if closing:
                 self.ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
         for handle in handles:
             with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
-                self.ray.kill(handle)
-            self.reports.pop(handle, None)
+                self.ray.kill(handle.actor)
 
     def _get(self, reference: Any) -> Answer:
         while not self.watch.gone:
@@ -270,14 +275,14 @@ class RayBackend:
                 return answer
         raise PlaceLost("the head of its cluster has ended", counted=False)
 
-    def _lost(self, handle: Any, error: Any) -> PlaceLost:
+    def _lost(self, handle: RayWorker, error: Any) -> PlaceLost:
         """The loss of an actor. The end of its node and a preemption are no fault of a tile."""
         error = self._settled(handle, error)
         if self.watch.gone:
             return PlaceLost("the head of its cluster has ended", counted=False)
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         line = next((line for line in reversed(lines) if not line.startswith(("class_name", "actor_id", "pid"))), "")
-        node = self.homes.get(handle) or _node_id(self.asked.get(handle, ""))
+        node = handle.node or _node_id(handle.requested)
         if getattr(error, "preempted", False):
             return PlaceLost("its node was preempted", counted=False)
         if not isinstance(error, self.ray.exceptions.RayActorError):
@@ -288,13 +293,13 @@ class RayBackend:
             return PlaceLost("its node has ended", counted=False)
         return PlaceLost(line.partition(" Some common causes")[0] or type(error).__name__)
 
-    def _settled(self, handle: Any, error: Any) -> Any:
+    def _settled(self, handle: RayWorker, error: Any) -> Any:
         """The last error of an actor. At first Ray knows only that it is unavailable, then whether its process or node ended."""
         limit = time.monotonic() + UNAVAILABLE_SECONDS
         while isinstance(error, self.ray.exceptions.ActorUnavailableError) and time.monotonic() < limit and not self.watch.gone:
             time.sleep(UNAVAILABLE_POLL)
             try:
-                self.ray.get(handle.__ray_ready__.remote(), timeout=WAKE_SECONDS)
+                self.ray.get(handle.actor.__ray_ready__.remote(), timeout=WAKE_SECONDS)
                 return error
             except self.ray.exceptions.GetTimeoutError:
                 continue

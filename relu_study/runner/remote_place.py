@@ -27,7 +27,6 @@ class Member:
 
     handle: Any
     node: Node | None
-    asked: float
     name: str = ""
     report: Report | None = None
     places: list[RemotePlace] = field(default_factory=list)

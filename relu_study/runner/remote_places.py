@@ -135,27 +135,27 @@ class RemotePlaces:
             return
         self._looked = time.monotonic()
         per_node = Counter(member.node.id for member in self.members if member.node is not None)
-        asked = len(self.members)
+        requested = len(self.members)
         usable = [node for node in self.backend.nodes() if node.count(self.platform)]
         nodes = [node for node in usable if node.id not in self.left_out]
         for node in nodes:
             for _ in range(self._workers(node) - per_node[node.id]):
-                if self.wanted is None or asked < self.wanted:
-                    self._ask(node)
-                    asked += 1
-        asked += sum(self._workers(node) for node in usable if node.id in self.left_out)
-        for _ in range(asked, self.wanted or 0):  # on nodes that come later
+                if self.wanted is None or requested < self.wanted:
+                    self._request(node)
+                    requested += 1
+        requested += sum(self._workers(node) for node in usable if node.id in self.left_out)
+        for _ in range(requested, self.wanted or 0):  # on nodes that come later
             if self._failures[LATER] < START_FAILURES:
-                self._ask(None, max((node.cpus for node in nodes), default=1))
+                self._request(None, max((node.cpus for node in nodes), default=1))
 
     def _workers(self, node: Node) -> int:
         """The number of workers of a node."""
         return 1 if self.platform == "cpu" else node.count(self.platform)
 
-    def _ask(self, node: Node | None, cpus: int = 1) -> None:
+    def _request(self, node: Node | None, cpus: int = 1) -> None:
         places = (node.cpus if node is not None else cpus) if self.platform == "cpu" else 1
         handle = self.backend.start(node, self.platform, places, sorted(self.own), sorted(self.left_out))
-        self.members.append(Member(handle, node, time.monotonic()))
+        self.members.append(Member(handle, node))
 
     def _poll(self, member: Member) -> None:
         """Take the report of a starting worker. A worker that cannot start, or differs from the driver, is left out."""

@@ -105,7 +105,7 @@ def test_long_compile_is_not_hung(flights: Flights, clock: Clock) -> None:
     assert flights.to_repeat(place(1)) is second.tile
     assert flights.slow() == [second] and "far over its forecast" in second.hung
     assert not flights.slow(), "its worker is killed once"
-    assert not flights.blame(second) and flights.deaths.of(second.tile) == 1
+    assert not flights.count_death(second) and flights.deaths.of(second.tile) == 1
 
 
 def test_hung_tiles_of_an_unfinished_cohort_double_its_limit(flights: Flights, clock: Clock) -> None:
@@ -117,7 +117,7 @@ def test_hung_tiles_of_an_unfinished_cohort_double_its_limit(flights: Flights, c
         assert flights.slow() == [flight] and "no worker has finished one of its cohort" in flight.hung
         assert not flights.slow()
         flights.arrive(flight)
-        assert flights.blame(flight) == (i == limits.HANGS - 1)
+        assert flights.count_death(flight) == (i == limits.HANGS - 1)
         flights.end(flight)
     assert flights.is_hopeless("a") and not any(flights.deaths.of(one) for one in tiles)
 
@@ -137,7 +137,7 @@ def test_neighbours_of_a_hung_tile_are_not_to_blame(flights: Flights, clock: Clo
     neighbour.began = 1e6
     clock.now = limits.SLOW_SECONDS + limits.COMPILE_SECONDS + 1
     assert flights.slow() == [hung]
-    assert not flights.blame(neighbour) and not flights.deaths.of(neighbour.tile)
+    assert not flights.count_death(neighbour) and not flights.deaths.of(neighbour.tile)
 
 
 def test_waiting_tile_is_repeated_by_a_worker_with_its_programs(flights: Flights, clock: Clock) -> None:

@@ -13,7 +13,7 @@ import pytest
 from relu_study.engine.places import PlaceLost
 from relu_study.errors import UserError
 from relu_study.runner import cluster, cluster_watch
-from relu_study.runner.cluster import RayBackend
+from relu_study.runner.cluster import RayBackend, RayWorker
 from relu_study.runner.cluster_backend import MemoryLost
 from relu_study.runner.cluster_watch import ClusterWatch
 
@@ -68,8 +68,12 @@ def backend(actor: Actor, alive: bool = True) -> Any:
     made = RayBackend.__new__(RayBackend)
     known = {error.__name__: error for error in ERRORS}
     made.ray = SimpleNamespace(exceptions=SimpleNamespace(**known), nodes=lambda: [{"Alive": alive, "NodeID": "n1"}], get=get)
-    made.homes, made.asked, made.watch = {actor: "n1"}, {}, ClusterWatch("", "")
+    made.watch = ClusterWatch("", "")
     return made
+
+
+def worker(actor: Actor) -> RayWorker:
+    return RayWorker(actor, node="n1")
 
 
 SOCKET = ActorUnavailableError("The actor is temporarily unavailable: RpcError: Socket closed")
@@ -93,7 +97,7 @@ def test_unavailable_actor(
     """Ray says at first that an actor is unavailable, and later why. The end of a node is never counted."""
     monkeypatch.setattr(cluster, "UNAVAILABLE_POLL", 0.0)
     actor = Actor(*later)
-    lost = backend(actor, alive)._lost(actor, SOCKET)
+    lost = backend(actor, alive)._lost(worker(actor), SOCKET)
     assert (lost.counted, lost.reason) == (counted, reason) and not actor.errors
 
 
@@ -101,7 +105,7 @@ def test_actor_that_stays_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "UNAVAILABLE_POLL", 0.01)
     monkeypatch.setattr(cluster, "UNAVAILABLE_SECONDS", 0.05)
     actor = Actor(*[SOCKET] * 1000)
-    lost = backend(actor)._lost(actor, SOCKET)
+    lost = backend(actor)._lost(worker(actor), SOCKET)
     assert (lost.counted, lost.reason) == (False, "it cannot be reached")
 
 
@@ -111,13 +115,13 @@ def test_worker_that_the_memory_monitor_ends() -> None:
     made = backend(actor)
     for _ in range(2):
         with pytest.raises(MemoryLost, match="out of memory") as error:
-            made.call(actor, "train")
+            made.call(worker(actor), "train")
         assert not error.value.counted
 
 
 def test_lost_result_is_not_counted() -> None:
     actor = Actor()
-    lost = backend(actor)._lost(actor, RayError("ObjectReconstructionFailedError"))
+    lost = backend(actor)._lost(worker(actor), RayError("ObjectReconstructionFailedError"))
     assert not lost.counted and lost.reason == "its result is lost: RayError"
 
 
@@ -145,13 +149,13 @@ def test_head_that_ends(servers: tuple[socket.socket, socket.socket], monkeypatc
     actor = Actor(*[GetTimeoutError()] * 3)
     made = connected(actor, servers)
     servers[0].close()
-    assert made.call(actor, "train") and not actor.errors, "a call waits for its answer"
+    assert made.call(worker(actor), "train") and not actor.errors, "a call waits for its answer"
     assert not made.answers()
     time.sleep(0.3)
     with pytest.raises(UserError, match=r"the head of the Ray cluster at 127.0.0.1:\d+ has not answered.*run the same command"):
         made.answers()
     with pytest.raises(PlaceLost, match="head of its cluster has ended") as error:
-        made.call(actor, "train")
+        made.call(worker(actor), "train")
     assert not error.value.counted
 
 
@@ -163,7 +167,7 @@ def test_ray_on_this_machine_that_ends(servers: tuple[socket.socket, socket.sock
     with pytest.raises(UserError, match="processes of Ray on this machine have ended"):
         made.answers()
     with pytest.raises(PlaceLost):
-        made.call(actor, "train")
+        made.call(worker(actor), "train")
 
 
 def test_node_of_this_machine_that_ends() -> None:

@@ -22,7 +22,7 @@ from relu_study.engine import train_tile
 from relu_study.engine.draw_block import draw_block
 from relu_study.errors import UserError
 from relu_study.runner import source_folder
-from relu_study.runner.cluster import RayBackend
+from relu_study.runner.cluster import RayBackend, RayWorker
 from relu_study.runner.cluster_watch import ClusterWatch
 from relu_study.runner.machine import package_digest
 from relu_study.runner.own_entries import own_entries, packed_entries, register_packed, registered_entries
@@ -197,13 +197,13 @@ class Handle:
 def test_workers_remove_their_sources_before_they_are_ended(sources: Any, expected: list[str]) -> None:
     """All have the time of one."""
     calls: list[str] = []
-    handles, made = [Handle(calls), Handle(calls)], RayBackend.__new__(RayBackend)
+    handles, made = [RayWorker(Handle(calls), node="n1") for _ in range(2)], RayBackend.__new__(RayBackend)
     made.ray = SimpleNamespace(
         exceptions=SimpleNamespace(RayError=ValueError),
         wait=lambda references, num_returns, timeout: calls.append(f"wait {num_returns}"),
         kill=lambda one: calls.append("kill"),
     )
-    made.own, made.homes, made.reports = [sources, None], dict.fromkeys(handles, "n1"), {}
+    made.own = [sources, None]
     made.watch = ClusterWatch("", "")
     made.kill(*handles)
     assert calls == expected
