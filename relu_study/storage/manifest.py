@@ -69,9 +69,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = strict_json(path.read_bytes())
+        if not isinstance(manifest["format"], int):
+            raise ValueError("its format is invalid")
         if manifest["format"] not in (1, FORMAT):
             raise UserError(
-                f"{path} has format {manifest['format']!r}, and this relu-study reads formats up to {FORMAT}. "
+                f"{path} has format {manifest['format']}, and this relu-study reads formats up to {FORMAT}. "
                 "Use the version that wrote it."
             )
         manifest = without_checksum(manifest, needed=manifest["format"] > 1)

@@ -102,7 +102,9 @@ def test_foreign_tile_is_named(tmp_path: Path) -> None:
             tile_files.read_tile(path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1', '{"format": 1}', "\x00", b"\xff\xfe\x00{"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "{}", '{"format": 1', '{"format": 1}', "\x00", '{"format": {"name": 1}}', b"\xff\xfe\x00{"]
+)
 def test_corrupt_manifest_is_named(content: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
