@@ -48,7 +48,7 @@ def refused(place: Path, name: str, said: str, command: str = "run") -> None:
     err, status = ((place / f"{name}.{kind}").read_text() for kind in ("err", "status"))
     *progress, last = err.splitlines()
     assert status.strip() == "2" and re.fullmatch(said, last), err
-    assert all(re.match(r"\d+/6 runs|.*UserWarning|\s+warnings\.warn", line) for line in progress), err
+    assert all(re.match(r"\d+/6 runs|not_learning: main|.*UserWarning|\s+warnings\.warn", line) for line in progress), err
     if command == "run":
         assert not re.search(r"\.tmp$|half-written", (place / f"{name}.files").read_text(), re.MULTILINE)
 
