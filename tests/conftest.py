@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.dist != "no" and not config.option.collectonly:
         return  # the controller runs no test, and its workers start only after it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, whose children would ignore Ctrl-C too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for registry in importlib.import_module("relu_study.components.registry").REGISTRIES:
         registry.load()  # before tests add and remove entries
     if quick := compiles_quickly(config):
