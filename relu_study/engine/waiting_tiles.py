@@ -31,7 +31,7 @@ class WaitingTiles(Generic[T]):
         self._count += len(tiles)
 
     def take(self, rank: Callable[[str], int | None], is_allowed: Callable[[T], bool]) -> T | None:
-        """Remove and return the first allowed tile of the cohorts with the smallest rank. Those without a rank keep theirs."""
+        """Remove and return the first allowed tile of the cohorts with the smallest rank. Cohorts of rank None wait."""
         best: tuple[int, int] | None = None
         chosen = 0
         for cohort, queue in self._queues.items():

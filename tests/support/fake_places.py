@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,3 +121,8 @@ def carried_out_one_by_one(tiles: Sequence[Tile], places: FakePlaces, fallback: 
 
     work = Work(tiles, lambda one: float(one.steps), never, never, lambda one: set(), lambda key: None)
     return scheduler.finished(work, fallback, places)
+
+
+def finished_once(done: list[Any], tiles: list[Tile]) -> bool:
+    """Whether exactly these tiles are finished, each once."""
+    return Counter(id(one.tile) for one in done) == Counter(map(id, tiles))
