@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relu_study.engine import cohorts, compilation
+from relu_study.engine.trace_settings import PINNED
 
 OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as patterns of their texts
     "Explicitly requested dtype",  # a user's entry: its numbers get the precision in use
@@ -27,27 +28,6 @@ OF_LIBRARIES = (  # warnings of JAX on matters that this package has decided, as
 )
 
 LOGGERS = ("jax._src.callback", "jax._src.debugging", "absl")
-
-# Numbers never follow these: nonfinite runs are results, and the suite's own programs rely on the standard promotion.
-PINNED: dict[str, Any] = {
-    "jax_debug_nans": False,
-    "jax_debug_infs": False,
-    "jax_disable_jit": False,
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
-    "jax_threefry_partitionable": True,
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_random_seed_offset": 0,
-    "jax_check_tracer_leaks": False,
-    "jax_debug_key_reuse": False,
-    "jax_softmax_custom_jvp": False,
-    "jax_high_dynamic_range_gumbel": False,
-    "jax_use_direct_linearize": True,
-    "jax_transfer_guard": None,
-    "jax_transfer_guard_host_to_device": None,
-    "jax_transfer_guard_device_to_host": None,
-    "jax_transfer_guard_device_to_device": None,
-}
 
 INSTRUCTIONS = ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_cuda_data_dir")  # flags that move no bit
