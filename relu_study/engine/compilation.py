@@ -21,6 +21,7 @@ from relu_study.components.networks import network_of
 from relu_study.components.options import program_options, values
 from relu_study.components.registry import Registry, optimizers, tasks
 from relu_study.components.tasks.task import Signature
+from relu_study.engine import stored_programs, trace_settings
 from relu_study.engine.bundle import Bundle
 from relu_study.engine.cohorts import OPTIONS, cohort, init_programs, program_fields
 from relu_study.engine.compile_time import timed_lock
@@ -44,24 +45,37 @@ class Programs:
 
 
 class TracedOnce:
-    """A function jitted with the engine's compiler options, traced once, and compiled once per device and shapes."""
+    """A function jitted with the engine's compiler options, and compiled once per device, shapes and settings of JAX.
 
-    def __init__(self, function: Callable[..., Any]):
-        self.jitted = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()))
+    With a `key`, its programs are stored between processes.
+    """
+
+    def __init__(self, function: Callable[..., Any], key: stored_programs.Key | None = None):
+        options = OPTIONS.get(jax.default_backend())
+        self.jitted = jax.jit(function, compiler_options=options)
+        self._key = None if key is None else (*key, repr(options))
         self._tracing = threading.Lock()
         self._compiling: dict[Hashable, threading.Lock] = {}
-        self._compiled: set[Hashable] = set()
+        self.programs: dict[Hashable, jax.stages.Compiled] = {}  # by device, shapes and settings
 
     def __call__(self, *args: Any) -> Any:
-        if (variant := variant_of(args)) in self._compiled:
-            return self.jitted(*args)
-        # A second place waits for the trace of the first, and for its compilation only if they share a device.
-        with timed_lock(self._tracing):
-            self.jitted.trace(*args)
+        return self.compiled(*args)(*args)
+
+    def compiled(self, *args: Any) -> jax.stages.Compiled:
+        """The program for arguments, or for committed shapes, like these."""
+        variant = variant_of(args), trace_settings.current()
+        if (program := self.programs.get(variant)) is not None:
+            return program
+        # A second place waits for the program of the first only if they share a device.
         with timed_lock(self._compiling.setdefault(variant, threading.Lock())):
-            results = self.jitted(*args)
-        self._compiled.add(variant)
-        return results
+            if variant not in self.programs:
+                self.programs[variant] = stored_programs.obtain(self._key, args, lambda: self._compile(args))
+        return self.programs[variant]
+
+    def _compile(self, args: Any) -> jax.stages.Compiled:
+        with timed_lock(self._tracing):
+            traced = self.jitted.trace(*args)
+        return traced.lower().compile()
 
 
 class ProgramCache:
@@ -116,7 +130,7 @@ def measure_program(spec: RunSpec, signature: Signature, measure_config: Measure
         runs = (state, previous, jnp.arange(len(box)) if source is None else source, hparams, box)
         return Bundle.of(map_in_groups(one, runs, size))
 
-    return TracedOnce(measure)
+    return TracedOnce(measure, ("measure", spec, signature, measure_config, boxed))
 
 
 @ProgramCache
@@ -129,15 +143,16 @@ def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureCo
         rates = {**values(step_spec), **hparams, **constants}
         return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed, rates)
 
-    return Programs(TracedOnce(make_advance(step_spec, signature)), measure, TracedOnce(jax.vmap(init_optimizer)))
+    advance = TracedOnce(make_advance(step_spec, signature), ("advance", step_spec, signature))
+    return Programs(advance, measure, TracedOnce(jax.vmap(init_optimizer), ("init_optimizer", step_spec, signature)))
 
 
 @ProgramCache
 def init_program(spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct) -> Callable[..., Weights]:
     """Initialisation of W runs: (seeds, hparams, inputs) -> parameters and other variables."""
-    if not network_of(spec).sized:
-        return TracedOnce(jax.vmap(make_flax_init(spec, inputs, outputs)))
-    return TracedOnce(jax.vmap(make_init(spec, *inputs.shape, *outputs.shape)))
+    flax = not network_of(spec).sized
+    init = make_flax_init(spec, inputs, outputs) if flax else make_init(spec, *inputs.shape, *outputs.shape)
+    return TracedOnce(jax.vmap(init), ("init", spec, inputs, outputs))
 
 
 @ProgramCache

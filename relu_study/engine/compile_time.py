@@ -13,6 +13,8 @@ import jax
 
 STAGES = tuple(f"/jax/core/compile/{stage}_duration" for stage in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile"))
 
+CACHE_EVENTS = tuple(f"/jax/compilation_cache/{event}" for event in ("compile_requests_use_cache", "cache_hits"))
+
 
 class Stopwatch:
     """Wall time and compile time since its creation. The compile time is a sum over devices."""
@@ -38,6 +40,19 @@ def thread_compile_seconds() -> float:
     return _compiling[threading.get_ident()]
 
 
+def thread_cache_hits() -> int:
+    """Number of programs that this thread has read from JAX's cache. Use differences of two values."""
+    _listen()
+    return _hits[threading.get_ident()]
+
+
+def record_read(program: str, seconds: float) -> None:
+    """Tell all listeners of a program that was read from another cache than JAX's, by JAX's events of a read."""
+    for event in CACHE_EVENTS:
+        jax.monitoring.record_event(event)
+    jax.monitoring.record_event_duration_secs(STAGES[-1], seconds, fun_name=program)
+
+
 @contextlib.contextmanager
 def timed_lock(lock: threading.Lock) -> Iterator[None]:
     """Hold a compilation lock. The waiting time counts as compile time of this thread."""
@@ -49,6 +64,7 @@ def timed_lock(lock: threading.Lock) -> Iterator[None]:
 
 _compiling: defaultdict[int, float] = defaultdict(float)  # thread -> seconds
 _programs: defaultdict[int, int] = defaultdict(int)  # thread -> programs
+_hits: defaultdict[int, int] = defaultdict(int)  # thread -> programs from JAX's cache
 
 
 def _total_compile_seconds() -> float:
@@ -64,4 +80,8 @@ def _listen() -> None:
         if event == STAGES[-1]:
             _programs[threading.get_ident()] += 1
 
+    def on_event(event: str, **_: str | int) -> None:
+        _hits[threading.get_ident()] += event == CACHE_EVENTS[-1]
+
     jax.monitoring.register_event_duration_secs_listener(on_duration)
+    jax.monitoring.register_event_listener(on_event)

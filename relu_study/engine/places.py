@@ -119,7 +119,7 @@ class DevicePlaces:
 
 
 def variant_of(arguments: Any) -> Hashable:
-    """Return the device, shapes and dtypes of a program's arguments: they decide whether it must be compiled."""
-    leaves = jax.tree.leaves(arguments)
-    devices = next((leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)), None)
-    return devices, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    """Return the device, structure, shapes and dtypes of a program's arguments: they decide whether it must be compiled."""
+    leaves, structure = jax.tree.flatten(arguments)
+    device = next((leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None), None)
+    return device, structure, tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)

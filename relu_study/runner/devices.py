@@ -11,7 +11,8 @@ from pathlib import Path
 
 import jax
 
-from relu_study.engine.jax_settings import processor_hash
+from relu_study.engine import stored_programs
+from relu_study.runner.program_folder import cache_folder, program_folder
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, from malloc.h
 KEPT_BYTES = (64 << 20, 32 << 20)  # of one array; an older glibc accepts the second value only
@@ -50,7 +51,9 @@ def use_devices() -> None:
     if not jax.config.jax_compilation_cache_dir:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # A home folder may be shared by machines with other processors.
-        jax.config.update("jax_compilation_cache_dir", str(home / "relu_study" / f"xla-{processor_hash()}"))
+        folder = cache_folder(home / "relu_study")
+        stored_programs.use(program_folder(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -181,7 +181,7 @@ def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> t
 
 
 def _size(program: Any, *arguments: Any) -> Size:
-    size = program.jitted.lower(*arguments).compile().memory_analysis()
+    size = program.compiled(*arguments).memory_analysis()
     return Size(size.argument_size_in_bytes, size.output_size_in_bytes - size.alias_size_in_bytes, size.temp_size_in_bytes)
 
 

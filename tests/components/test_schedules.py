@@ -178,7 +178,7 @@ def test_runs_of_all_values_train_with_one_program() -> None:
     off, high, low = trained(*set_ones)
     again = trained(base.replace(clip_norm=0.5, warmup=0.25), base.replace(clip_norm=0, warmup=1))
     (new,) = set(compilation.programs.entries) - before
-    assert compilation.programs.entries[new].advance.jitted._cache_size() == 1
+    assert len(compilation.programs.entries[new].advance.programs) == 1
     np.testing.assert_allclose(off, plain, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(high, plain, rtol=1e-5, atol=1e-7)
     (first,) = trained(base.replace(epochs=0))

@@ -8,15 +8,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from relu_study.engine import jax_settings
+from relu_study.engine import jax_settings, stored_programs
 from relu_study.runner.devices import use_devices
 
 SETTINGS = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
 
 
 @pytest.fixture
-def settings() -> Iterator[None]:
-    """Restores the settings of JAX's cache."""
+def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restores the settings of JAX's cache, and stores no programs."""
+    monkeypatch.setattr(stored_programs, "_store", None)
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in SETTINGS}
     yield
     for name, value in before.items():
