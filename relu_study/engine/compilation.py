@@ -134,17 +134,22 @@ def measure_program(spec: RunSpec, signature: Signature, measure_config: Measure
 
 
 @ProgramCache
-def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
-    """The programs of a cohort."""
-    measure = measure_program(_measured(step_spec), signature, measure_config, boxed)
-    constants = compiled_rates(step_spec, signature)
+def optimizer_program(spec: RunSpec, compiled_in: tuple[tuple[str, float], ...]) -> TracedOnce:
+    """Initial optimiser state of W runs: (parameters, hparams, seeds) -> state. Cohorts with equal optimisers share it."""
 
     def init_optimizer(params: Any, hparams: Any, seed: Array) -> Any:
-        rates = {**values(step_spec), **hparams, **constants}
-        return optimizers[step_spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed, rates)
+        rates = {**values(spec), **hparams, **dict(compiled_in)}
+        return optimizers[spec.optimizer].first_state(params, rates["learning_rate"], rates["weight_decay"], seed, rates)
 
+    return TracedOnce(jax.vmap(init_optimizer), ("init_optimizer", spec, compiled_in))
+
+
+@ProgramCache
+def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
+    """The programs of a cohort."""
     advance = TracedOnce(make_advance(step_spec, signature), ("advance", step_spec, signature))
-    return Programs(advance, measure, TracedOnce(jax.vmap(init_optimizer), ("init_optimizer", step_spec, signature)))
+    measure = measure_program(_measured(step_spec), signature, measure_config, boxed)
+    return Programs(advance, measure, optimizer_program(*_optimized(step_spec, signature)))
 
 
 @ProgramCache
@@ -181,6 +186,7 @@ def site_layout(
 CACHES = {
     "programs": programs,
     "measure": measure_program,
+    "optimizer": optimizer_program,
     "init": init_program,
     "sample": sample_program,
     "layout": site_layout,
@@ -223,12 +229,19 @@ def _measured(step_spec: RunSpec) -> RunSpec:
     )
 
 
+def _optimized(step_spec: RunSpec, signature: Signature) -> tuple[RunSpec, tuple[tuple[str, float], ...]]:
+    """The fields of a cohort's program that its optimiser reads, and the rates that are compiled in."""
+    options = program_options(step_spec, "optimizer")
+    return RunSpec(optimizer=step_spec.optimizer, options=options), tuple(compiled_rates(step_spec, signature).items())
+
+
 def required_programs(runs: Iterable[RunSpec], measure_config: MeasureConfig = MeasureConfig()) -> set[tuple[Any, ...]]:
     """The keys of the programs that these runs require, for `evict`."""
     keys: set[tuple[Any, ...]] = set()
     for spec in {program_fields(spec): spec for spec in runs}.values():
         step_spec, *rest = _programs_key(spec, measure_config)
         keys |= {("programs", step_spec, *rest), ("measure", _measured(step_spec), *rest), *init_programs(spec)}
+        keys.add(("optimizer", *_optimized(step_spec, rest[0])))
     return keys
 
 
