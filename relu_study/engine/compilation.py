@@ -111,6 +111,12 @@ class ProgramCache:
 
 
 @ProgramCache
+def advance_program(step_spec: RunSpec, signature: Signature) -> TracedOnce:
+    """The training of W runs between two measurements, however they are measured."""
+    return TracedOnce(make_advance(step_spec, signature), ("advance", step_spec, signature))
+
+
+@ProgramCache
 def measure_program(spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> TracedOnce:
     """Measurement of W runs, of all cohorts with this network and task.
 
@@ -145,14 +151,6 @@ def optimizer_program(spec: RunSpec, compiled_in: tuple[tuple[str, float], ...])
 
 
 @ProgramCache
-def programs(step_spec: RunSpec, signature: Signature, measure_config: MeasureConfig, boxed: bool) -> Programs:
-    """The programs of a cohort."""
-    advance = TracedOnce(make_advance(step_spec, signature), ("advance", step_spec, signature))
-    measure = measure_program(_measured(step_spec), signature, measure_config, boxed)
-    return Programs(advance, measure, optimizer_program(*_optimized(step_spec, signature)))
-
-
-@ProgramCache
 def init_program(spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.ShapeDtypeStruct) -> Callable[..., Weights]:
     """Initialisation of W runs: (seeds, hparams, inputs) -> parameters and other variables."""
     flax = not network_of(spec).sized
@@ -161,10 +159,13 @@ def init_program(spec: RunSpec, inputs: jax.ShapeDtypeStruct, outputs: jax.Shape
 
 
 @ProgramCache
-def sample_program(spec: RunSpec, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
-    """Data of one phase of a task: seeds and traced options of W runs -> their datasets, without a table."""
+def sample_program(spec: RunSpec, phase: int, val_rows: int) -> Callable[..., Data]:
+    """Data of one phase of a task: seeds and traced options of W runs -> their datasets, without a table.
+
+    Of the validation rows they have the first `val_rows`.
+    """
     task = tasks[spec.task](spec)
-    sample_one = (make_sample if task.table is None else make_split)(task, phase, measure_config)
+    sample_one = (make_sample if task.table is None else make_split)(task, phase, val_rows)
     size = functools.partial(sampled_bytes, task.signature)
 
     def sample(seeds: UInt32[Array, " W"], options: Mapping[str, Array] = MappingProxyType({})) -> Data:
@@ -184,9 +185,9 @@ def site_layout(
 
 # By the kind of a key.
 CACHES = {
-    "programs": programs,
+    "advance": advance_program,
     "measure": measure_program,
-    "optimizer": optimizer_program,
+    "init_optimizer": optimizer_program,
     "init": init_program,
     "sample": sample_program,
     "layout": site_layout,
@@ -208,12 +209,19 @@ def clear() -> None:
 
 def tile_programs(spec: RunSpec, measure_config: MeasureConfig = MeasureConfig()) -> Programs:
     """The programs that train and measure a tile of runs like `spec`."""
-    return programs(*_programs_key(spec, measure_config))
+    keys = _program_keys(spec, measure_config)
+    return Programs(**{kind: CACHES[kind](*key) for kind, key in keys.items()})
 
 
-def _programs_key(spec: RunSpec, measure_config: MeasureConfig) -> tuple[Any, ...]:
+def _program_keys(spec: RunSpec, measure_config: MeasureConfig) -> dict[str, tuple[Any, ...]]:
+    """The arguments of the programs of a cohort, by their kinds."""
     task = tasks[spec.task](spec)
-    return *cohort(spec, task.signature), measure_config, task.box is not None
+    step_spec, signature = cohort(spec, task.signature)
+    return {
+        "advance": (step_spec, signature),
+        "measure": (_measured(step_spec), signature, measure_config.for_measurement(), task.box is not None),
+        "init_optimizer": _optimized(step_spec, signature),
+    }
 
 
 def _measured(step_spec: RunSpec) -> RunSpec:
@@ -239,9 +247,8 @@ def required_programs(runs: Iterable[RunSpec], measure_config: MeasureConfig = M
     """The keys of the programs that these runs require, for `evict`."""
     keys: set[tuple[Any, ...]] = set()
     for spec in {program_fields(spec): spec for spec in runs}.values():
-        step_spec, *rest = _programs_key(spec, measure_config)
-        keys |= {("programs", step_spec, *rest), ("measure", _measured(step_spec), *rest), *init_programs(spec)}
-        keys.add(("optimizer", *_optimized(step_spec, rest[0])))
+        keys.update((kind, *key) for kind, key in _program_keys(spec, measure_config).items())
+        keys.update(init_programs(spec))
     return keys
 
 

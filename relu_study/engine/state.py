@@ -91,6 +91,10 @@ class MeasureConfig(NamedTuple):
         """Number of validation examples that metrics read (the first ones)."""
         return signature.val_rows if self.val_examples is None else min(signature.val_rows, self.val_examples)
 
+    def for_measurement(self) -> MeasureConfig:
+        """The fields that a compiled measurement reads, with constants in the others."""
+        return self._replace(measure_every=MeasureConfig().measure_every)
+
 
 def build(spec: RunSpec, d_in: int, d_out: int) -> nnx.Module:
     """The network of a spec with placeholder weights, of a kind that takes sizes."""

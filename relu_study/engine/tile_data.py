@@ -55,7 +55,7 @@ def draw(readers: list[RunSpec], phase: int, device: Any, measure_config: Measur
     def sample(key: RunSpec) -> Data:
         # Runs of another key, whose rows are not selected, may lack an option.
         options = {name: numbers([run.get(name, 0.0) for run in traced], device) for name in cohorts.task_numbers(key)}
-        return compilation.sample_program(key, phase, measure_config)(seeds, options)
+        return compilation.sample_program(key, phase, measure_config.validation(tasks[key.task](key).signature))(seeds, options)
 
     data = init_per_key(readers, cohorts.data_spec, sample)
     if tasks[readers[0].task](readers[0]).table is not None:

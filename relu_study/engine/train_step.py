@@ -304,8 +304,8 @@ def make_init(spec: RunSpec, d_in: int, d_out: int) -> Callable[..., Weights]:
     return init
 
 
-def make_sample(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
-    """Build `sample(seed)`: the data of one run, with the first validation rows only, which are measured.
+def make_sample(task: Task, phase: int, val_rows: int | None = None) -> Callable[..., Data]:
+    """Build `sample(seed)`: the data of one run, with the first `val_rows` validation rows (None: all), which are measured.
 
     Traced options of the task are further arguments by name.
     """
@@ -313,24 +313,25 @@ def make_sample(task: Task, phase: int, measure_config: MeasureConfig) -> Callab
 
     def sample(seed: UInt32[Array, ""], **options: Any) -> Data:
         rows = pack(signature, *task.sample(random_streams.stream(seed, "data", phase), phase, **options))
-        return parts(signature, rows, measure_config)
+        return parts(signature, rows, val_rows)
 
     return sample
 
 
-def make_split(task: Task, phase: int, measure_config: MeasureConfig) -> Callable[..., Data]:
+def make_split(task: Task, phase: int, val_rows: int | None = None) -> Callable[..., Data]:
     """Build `split(seed)`: the data of one run of a task with a table, as indices into its rows."""
     assert task.split is not None
     split = task.split
 
     def indices(seed: UInt32[Array, ""]) -> Data:
         chosen = split(random_streams.stream(seed, "data", phase), phase).astype(jnp.int32)
-        return parts(task.signature, chosen, measure_config)
+        return parts(task.signature, chosen, val_rows)
 
     return indices
 
 
-def parts(signature: Signature, rows: Any, measure_config: MeasureConfig) -> Data:
+def parts(signature: Signature, rows: Any, val_rows: int | None) -> Data:
     """Return the training rows, and the validation rows that are measured."""
-    n, val_rows = signature.train_rows, measure_config.validation(signature)
-    return Data(jax.tree.map(lambda leaf: leaf[:n], rows), jax.tree.map(lambda leaf: leaf[n : n + val_rows], rows))
+    n = signature.train_rows
+    end = n + (signature.val_rows if val_rows is None else val_rows)
+    return Data(jax.tree.map(lambda leaf: leaf[:n], rows), jax.tree.map(lambda leaf: leaf[n:end], rows))

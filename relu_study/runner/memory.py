@@ -161,7 +161,7 @@ def compiled(tile: Tile, measure_config: MeasureConfig, device: Any = None) -> t
     seeds, box = shape(wide, kind=np.uint32), shape(wide, 2)
     hparams = {name: shape(wide) for name in cohorts.traced_numbers(spec)}
     options = {name: shape(tile.num_datasets) for name in cohorts.task_numbers(spec)}
-    sample = compilation.sample_program(cohorts.data_spec(spec), 0, measure_config)
+    sample = compilation.sample_program(cohorts.data_spec(spec), 0, measure_config.validation(signature))
     data = output(sample, shape(tile.num_datasets, kind=np.uint32), options)
     if tasks[spec.task](spec).table is not None:
         data = data._replace(table=_shaped(jax.eval_shape(lambda: pack(signature, *tasks[spec.task](spec).table)), device))

@@ -173,12 +173,12 @@ def test_runs_of_all_values_train_with_one_program() -> None:
         return list(np.concatenate(kernels, axis=1))
 
     (plain,) = trained(base)
-    before = set(compilation.programs.entries)
+    before = set(compilation.advance_program.entries)
     set_ones = [base.replace(clip_norm=value, warmup=0.0) for value in (0.0, 1e3, 1e-6)]
     off, high, low = trained(*set_ones)
     again = trained(base.replace(clip_norm=0.5, warmup=0.25), base.replace(clip_norm=0, warmup=1))
-    (new,) = set(compilation.programs.entries) - before
-    assert len(compilation.programs.entries[new].advance.programs) == 1
+    (new,) = set(compilation.advance_program.entries) - before
+    assert len(compilation.advance_program.entries[new].programs) == 1
     np.testing.assert_allclose(off, plain, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(high, plain, rtol=1e-5, atol=1e-7)
     (first,) = trained(base.replace(epochs=0))

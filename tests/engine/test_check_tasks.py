@@ -18,7 +18,6 @@ from user_entries import FEW, MINE, add_task, refused, sampled
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import Signature, Task, task
 from relu_study.engine import check_tasks, cohorts, train_tile
-from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
@@ -39,7 +38,7 @@ def test_sample_must_fit_its_signature(rows: int, d_in: int, d_out: int, dtype: 
     add_task(lambda key, phase: (*whole(key, phase), 0)[:parts] if parts != 1 else whole(key, phase)[0])
     if rows >= 60 and d_in == 4 and d_out == 1 and dtype != jnp.complex64 and parts == 2:
         cohorts.check(MINE, FEW)
-        data = jax.jit(make_sample(tasks["mine"](MINE), 0, MeasureConfig(val_examples=None)))(np.uint32(0))
+        data = jax.jit(make_sample(tasks["mine"](MINE), 0))(np.uint32(0))
         assert data.train.shape == (40, 5) and data.val.shape == (20, 5) and data.train.dtype == jnp.result_type(float)
     else:
         refused(MINE, "task 'mine'", ". ")

@@ -215,5 +215,19 @@ def test_cohorts_that_differ_in_their_optimiser_share_a_measurement() -> None:
         assert compilation.tile_programs(other, LOSS).measure is not programs[0].measure
     keys = [compilation.required_programs([spec], LOSS) for spec in cohorts]
     assert {key for key in set.intersection(*keys) if key[0] == "measure"} and not any(
-        k[0] == "programs" for k in keys[0] & keys[1]
+        k[0] == "advance" for k in keys[0] & keys[1]
     )
+
+
+def test_studies_that_differ_in_their_measurement_share_what_trains() -> None:
+    first, *others = [compilation.tile_programs(SMALL, config) for config in (LOSS, LOSS._replace(metrics=None), PROBE)]
+    assert all(other.advance is first.advance and other.init_optimizer is first.init_optimizer for other in others)
+    assert len({id(program.measure) for program in (first, *others)}) == 3
+    seldom = compilation.tile_programs(SMALL, LOSS._replace(measure_every=(0.5, 2)))
+    assert seldom.measure is first.measure and seldom.advance is first.advance
+    required = compilation.required_programs([SMALL], LOSS)
+    assert required == compilation.required_programs([SMALL], LOSS._replace(measure_every=7))
+    for key in required:
+        compilation.evict(key)
+    again = compilation.tile_programs(SMALL, LOSS)
+    assert again.advance is not first.advance and again.measure is not first.measure

@@ -20,7 +20,6 @@ from relu_study.components.activations import Activation, activation
 from relu_study.components.registry import activations, tasks
 from relu_study.components.tasks.task import Signature, Task
 from relu_study.engine import check_functions, check_tasks, compilation
-from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.study.run_spec import TRACED_FIELDS, RunSpec
@@ -278,7 +277,7 @@ def test_a_generated_task_gives_its_own_rows(task: Drawn) -> None:
     assert check_tasks.check_task(SPEC) == []
     for phase in range(task.phases):
         x, y = task.rows(random_streams.stream(3, "data", phase), phase)
-        data = make_sample(task.task(), phase, MeasureConfig(val_examples=None))(jnp.uint32(3))
+        data = make_sample(task.task(), phase)(jnp.uint32(3))
         whole = np.hstack([x, y])[: task.train + task.val]
         np.testing.assert_array_equal(np.vstack([data.train, data.val]), whole)
 

@@ -57,7 +57,7 @@ def traces(*specs: RunSpec) -> int:
     compilation.clear()
     for spec in specs:
         losses(spec, spec.replace(seed=1))
-    return sum(len(cache.entries) for name, cache in compilation.CACHES.items() if name == "programs")
+    return sum(len(cache.entries) for name, cache in compilation.CACHES.items() if name == "advance")
 
 
 def test_a_traced_option_compiles_nothing_and_a_static_one_a_program() -> None:

@@ -17,7 +17,6 @@ from user_entries import FEW, MINE, SPEC, add_task, refused, sampled, study_of
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import LOSSES, METRICS, Signature, accuracy, targets, trained
 from relu_study.engine import cohorts, train_tile
-from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.runner.prepare import prepare
 from relu_study.storage.declaration import parse_declaration
@@ -37,7 +36,7 @@ LABELS = list(itertools.product(["cross_entropy", "ce"], [(60,), (60, 1)], [np.i
 def test_labels_become_one_hot(dtype: Any, shape: tuple[int, ...], loss: str) -> None:
     add_task(sampled(y=lambda x: jnp.asarray(CLASSES.reshape(shape), dtype)), Signature(40, 20, 4, 3, loss, ("accuracy",)))
     cohorts.check(MINE, FEW)
-    data = jax.jit(make_sample(tasks["mine"](MINE), 0, MeasureConfig(val_examples=None)))(np.uint32(0))
+    data = jax.jit(make_sample(tasks["mine"](MINE), 0))(np.uint32(0))
     assert np.array_equal(np.concatenate([data.train, data.val])[:, 4:], np.eye(3)[CLASSES])
 
 

@@ -178,7 +178,7 @@ def trained_by_engine() -> State:
     state = State(params, stats, jax.vmap(optimizers[BASE.optimizer](0.0, 0.0).init)(params))
     train = np.stack([np.concatenate(examples(TRAIN + VAL, len(BRANCHES)), axis=1)[:TRAIN].astype(dtype)] * 2)
     seeds = np.array([run.seed for run in RUNS], np.uint32)
-    advance = compilation.programs(*cohorts.cohort(BASE, SIGNATURE), MeasureConfig(), False).advance
+    advance = compilation.advance_program(*cohorts.cohort(BASE, SIGNATURE))
     for epoch in range(1, EPOCHS + 1):
         state = advance(state, train, seeds, hparams_of_runs(), np.int32(epoch), np.int32(0), np.int32(STEPS))
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.stats))} == {np.dtype(dtype)}
@@ -305,7 +305,7 @@ def by_hand(runs: list[RunSpec], beginning: Tile, *parts: list[tuple[int, int, i
     seeds, after = np.array([run.seed for run in runs], np.uint32), []
     for part in parts:
         for at in part:
-            advance = compilation.programs(step, signature, MeasureConfig(), False).advance
+            advance = compilation.advance_program(step, signature)
             state = advance(state, train, seeds, hparams, *map(np.int32, at))
         after.append({f"param:{name}": value for name, value in by_name(state.params).items()})
     return after

@@ -29,7 +29,7 @@ SEEDS = 4
 def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, rows, 64) images and (SEEDS, rows, 10) classes as runs get them: the training rows first."""
     task = tasks["digits"](DIGITS.replace(**words))
-    data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
+    data = jax.jit(jax.vmap(make_sample(task, 0)))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., :64], xy[..., 64:]
 

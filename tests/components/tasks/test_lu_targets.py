@@ -11,7 +11,6 @@ import pytest
 from scipy.integrate import quad
 
 from relu_study.components.registry import tasks
-from relu_study.engine.state import MeasureConfig
 from relu_study.engine.train_step import make_sample
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
@@ -33,7 +32,7 @@ def lu(target: str, **words: Any) -> RunSpec:
 def drawn(target: str) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, ROWS, d) inputs and (SEEDS, ROWS, o) targets as runs get them: the training rows first."""
     task = tasks["lu_targets"](lu(target))
-    data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
+    data = jax.jit(jax.vmap(make_sample(task, 0)))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., : task.signature.d_in], xy[..., task.signature.d_in :]
 

@@ -12,7 +12,6 @@ import pytest
 from relu_study.components.registry import tasks
 from relu_study.components.tasks.task import Signature, Task, TaskEntry, task
 from relu_study.engine.compilation import sample_program
-from relu_study.engine.state import MeasureConfig
 from relu_study.errors import UserError
 from relu_study.study.run_spec import RunSpec
 
@@ -64,7 +63,7 @@ def test_traced_option_reaches_the_rows_as_an_array() -> None:
     spec = RunSpec(task="noisy", rows=20, batch_size=4)
     x, y = tasks["noisy"](spec).sample(jax.random.key(0), 0)
     assert np.allclose(y[:, 0], x[:, 0] + 0.5)
-    program = sample_program(spec, 0, MeasureConfig())
+    program = sample_program(spec, 0, 0)
     seeds = np.array([1, 1, 2], np.uint32)
     data = program(seeds, {"noise": jnp.asarray([0.0, 2.0, 0.0])})
     assert np.allclose(data.train[1] - data.train[0], [0, 0, 0, 2.0]) and not np.allclose(data.train[0], data.train[2])

@@ -28,7 +28,7 @@ ROWS, SEEDS = 2001, 48  # not a multiple of ten: the split rounds
 def drawn(**words: Any) -> tuple[np.ndarray, np.ndarray]:
     """(SEEDS, ROWS, 4) inputs and (SEEDS, ROWS) targets as runs get them: the training rows first."""
     task = tasks["negative_box"](RunSpec(rows=ROWS, **words))
-    data = jax.jit(jax.vmap(make_sample(task, 0, MeasureConfig(val_examples=None))))(np.arange(SEEDS, dtype=np.uint32))
+    data = jax.jit(jax.vmap(make_sample(task, 0)))(np.arange(SEEDS, dtype=np.uint32))
     xy = np.concatenate(data[:2], axis=1).astype(np.float64)
     return xy[..., :4], xy[..., 4]
 
@@ -126,7 +126,7 @@ def test_comparisons_are_paired_by_seed() -> None:
 def test_seventy_of_a_hundred_rows_are_for_training(rows: int, train: int, val: int) -> None:
     task = tasks["negative_box"](RunSpec(rows=rows, batch_size=1))
     assert task.signature[:4] == (train, val, 4, 1) and task.phases == 1
-    data = jax.eval_shape(make_sample(task, 0, MeasureConfig(val_examples=None)), np.uint32(0))
+    data = jax.eval_shape(make_sample(task, 0), np.uint32(0))
     assert data.train.shape == (train, 5) and data.val.shape == (val, 5)
 
 
