@@ -14,7 +14,7 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import serialize_executable
@@ -26,6 +26,7 @@ from relu_study.study.fingerprint import essence, fingerprint
 Key = tuple[str, *tuple[Any, ...]]  # the kind of a program and the arguments of the function that makes it
 
 
+@runtime_checkable
 class Store(Protocol):
     """Stored bytes by name, of programs traced from these sources and libraries on this model of processor."""
 
