@@ -6,9 +6,12 @@ Public names are imported on first use. The command line's help and reports ther
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+IMPORTED = time.time()  # sources that are newer may differ from the modules of this process
 
 if TYPE_CHECKING:
     from relu_study.components.activations import activation as activation
