@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import flax
 import jax
 from jax.experimental import serialize_executable
+from jaxlib import xla_client
 
 from relu_study.components.registry import REGISTRIES, metrics, ours
+from relu_study.components.tasks.task import LOSSES, METRICS
 from relu_study.engine.compile_time import record_read, thread_cache_hits
 from relu_study.study.fingerprint import essence, fingerprint
 
@@ -82,15 +85,16 @@ def _name(key: Key, args: Any) -> str | None:
         return None
     if not all(map(ours, entries.values())):
         return None
-    parts = {name: _fingerprint(entry) for name, entry in entries.items()}
+    parts = {name: _fingerprint(entry) for name, entry in sorted(entries.items())}
     if any({"unverifiable", "unverified"} & set(part) for part in parts.values()):
         return None
     shapes = [(leaf.shape, str(leaf.dtype), bool(getattr(leaf, "weak_type", False))) for leaf in leaves]
     settings = sorted(
         (name, repr(getattr(jax.config, name, value))) for name, value in jax.config.values.items() if "cache" not in name
     )
-    flags = sorted((name, value) for name, value in os.environ.items() if name.startswith(("XLA_", "FLAX_")))
-    known = (key, parts, str(tree), shapes, settings, flags, first.device_kind)
+    flags = sorted((name, value) for name, value in os.environ.items() if name.startswith("XLA_"))
+    used = xla_client.CompileOptions().SerializeAsString()  # XLA reads its flags once, and they may have changed since
+    known = (key, parts, str(tree), shapes, settings, vars(flax.config), flags, used, first.device_kind)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
 
@@ -104,8 +108,10 @@ def _texts(value: Any) -> set[str]:
 
 
 def _entries(names: set[str]) -> dict[str, Any]:
-    """The registered entries with these names, and all metrics, since a program may measure every one."""
-    entries: dict[str, Any] = {}
+    """The entries with these names, the initializer of output layers, and all metrics: a program may measure every one."""
+    names = names | {"glorot_uniform"}
+    entries = {f"loss {name}": LOSSES[name] for name in names & LOSSES.keys()}
+    entries |= {f"metric of a task {name}": METRICS[name] for name in names & METRICS.keys()}
     for registry in REGISTRIES:
         registry.load()
         named = {name: entry for name, entry in registry.registered().items() if registry is metrics or name in names}

@@ -6,18 +6,22 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import flax
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from jaxlib import xla_client
 
-from relu_study.components.registry import activations, metrics
+from relu_study.components.registry import activations, initializers, metrics
+from relu_study.components.tasks.task import LOSSES, METRICS, Signature
 from relu_study.engine import compilation, stored_programs, train_tile
 from relu_study.engine.compile_time import thread_programs
 from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
 
 SPEC = RunSpec(rows=60, width=3, batch_size=8, epochs=1)
+SIGNATURE = Signature(2, 1, 40, 20, "squared_error", metrics=("accuracy",))
 FEW = MeasureConfig(30, 20, histograms=False, metrics=("train_loss", "dead_fraction"))
 
 
@@ -104,7 +108,7 @@ def names(store: Memory, spec: RunSpec = SPEC) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "get", asked.append)
         patch.setattr(store, "put", lambda name, content: None)
-        compilation.TracedOnce(lambda x: x, ("advance", spec, FEW))(np.float32(0))
+        compilation.TracedOnce(lambda x: x, ("advance", spec, SIGNATURE, FEW))(np.float32(0))
     return set(asked)
 
 
@@ -115,12 +119,28 @@ def test_the_name_changes_with_all_that_a_trace_depends_on(store: Memory, monkey
     with monkeypatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
         found.append(names(store))
-    relu = activations["relu"]
-    monkeypatch.setitem(activations._entries, "relu", dataclasses.replace(relu, function=activations["elu"].function))
-    found.append(names(store))
-    monkeypatch.setitem(activations._entries, "relu", relu)
-    assert [len(one) for one in found] == [1] * 5 and len(set().union(*found)) == 5
+    changed = (
+        (activations._entries, "relu", dataclasses.replace(activations["relu"], function=activations["elu"].function)),
+        (initializers._entries, "glorot_uniform", initializers["he_normal"]),  # that of output layers, with any other one
+        (LOSSES, "squared_error", LOSSES["cross_entropy"]),
+        (METRICS, "accuracy", METRICS["trained"]),
+        (flax.config._values, "flax_always_shard_variable", not flax.config.flax_always_shard_variable),
+    )
+    for place, name, entry in changed:
+        with monkeypatch.context() as patch:
+            patch.setitem(place, name, entry)
+            found.append(names(store))
+    assert [len(one) for one in found] == [1] * 9 and len(set().union(*found)) == 9
     assert names(store) == found[0]
+
+
+def test_flags_that_xla_does_not_read_any_more_do_not_rename_its_programs(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable of a process may have lost the flags that its programs are compiled with."""
+    before = names(store)
+    other = xla_client.CompileOptions()
+    other.executable_build_options.debug_options.xla_cpu_enable_fast_math = True
+    monkeypatch.setattr(stored_programs.xla_client, "CompileOptions", lambda: other)
+    assert names(store) != before
 
 
 def test_programs_of_own_entries_are_not_stored(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
