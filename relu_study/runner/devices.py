@@ -52,7 +52,7 @@ def use_devices() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # A home folder may be shared by machines with other processors.
         folder = cache_folder(home / "relu_study")
-        stored_programs.use(program_folder(folder))
+        stored_programs.use(program_folder(folder) if jax.config.jax_enable_compilation_cache else None)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

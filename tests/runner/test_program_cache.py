@@ -11,7 +11,12 @@ import pytest
 from relu_study.engine import jax_settings, stored_programs
 from relu_study.runner.devices import use_devices
 
-SETTINGS = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
+SETTINGS = (
+    "enable_compilation_cache",
+    "compilation_cache_dir",
+    "persistent_cache_min_compile_time_secs",
+    "persistent_cache_min_entry_size_bytes",
+)
 
 
 @pytest.fixture
@@ -38,3 +43,13 @@ def test_processors_with_other_features_share_no_folder(monkeypatch: pytest.Monk
     folders = [folder("one", "avx2", "fma"), folder("one", "avx2"), folder("other", "avx2", "fma")]
     assert len(set(folders)) == 3 and folder("one", "fma", "avx2") == folders[0]
     assert {Path(one).parent for one in folders} == {tmp_path / "relu_study"}
+
+
+@pytest.mark.usefixtures("settings")
+def test_without_the_cache_of_jax_no_program_is_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for enabled in (True, False):
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        use_devices()
+        assert (stored_programs._store is not None) == enabled
