@@ -23,7 +23,7 @@ from jaxlib import xla_client
 
 from relu_study.components.registry import REGISTRIES, metrics, ours
 from relu_study.components.tasks.task import LOSSES, METRICS
-from relu_study.engine.compile_time import record_read, thread_cache_hits
+from relu_study.engine.compile_time import record_read, thread_cache_hits, thread_programs
 from relu_study.study.fingerprint import essence, fingerprint
 
 Key = tuple[str, *tuple[Any, ...]]  # the kind of a program and the arguments of the function that makes it
@@ -58,9 +58,10 @@ def obtain(key: Key | None, args: Any, compile_now: Callable[[], jax.stages.Comp
     if (program := _read(store, name)) is not None:
         record_read(key[0], time.perf_counter() - started)
         return program
-    hits = thread_cache_hits()
+    programs, hits = thread_programs(), thread_cache_hits()
     program = compile_now()
-    if thread_cache_hits() == hits:  # what JAX has read from its cache, XLA cannot serialise: functions would be missing
+    # XLA leaves functions out of a program that JAX has read, now or before, and a call of the stored one would fail.
+    if thread_programs() > programs and thread_cache_hits() == hits:
         with contextlib.suppress(Exception):  # it is then compiled by the next process too
             store.put(name, pickle.dumps(serialize_executable.serialize(program)))
     return program

@@ -97,6 +97,12 @@ def test_a_program_from_the_cache_of_jax_is_not_stored(store: Memory) -> None:
     assert again(np.float32(2)) == 7 and len(store) == 1
 
 
+def test_a_program_of_an_earlier_compilation_is_not_stored(store: Memory) -> None:
+    """JAX may have read it from its cache. Without listeners, which a user can remove, nothing tells."""
+    program = jax.jit(lambda x: x * 5).lower(np.float32(2)).compile()
+    assert stored_programs.obtain(("one",), (np.float32(2),), lambda: program) is program and not store
+
+
 def test_a_refused_program_is_compiled(store: Memory, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "get", lambda name: b"no program")
     assert compilation.TracedOnce(lambda x: x + 4, ("one",))(np.float32(2)) == 6 and compiled == ["<lambda>"]
