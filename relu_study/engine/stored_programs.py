@@ -111,7 +111,7 @@ def _texts(value: Any) -> set[str]:
 def _entries(names: set[str]) -> dict[str, Any]:
     """The entries with these names, the initializer of output layers, and all metrics: a program may measure every one."""
     names = names | {"glorot_uniform"}
-    entries = {f"loss {name}": LOSSES[name] for name in names & LOSSES.keys()}
+    entries: dict[str, Any] = {f"loss {name}": LOSSES[name] for name in names & LOSSES.keys()}
     entries |= {f"metric of a task {name}": METRICS[name] for name in names & METRICS.keys()}
     for registry in REGISTRIES:
         registry.load()
