@@ -29,7 +29,7 @@ class Stopwatch:
 
 
 def thread_programs() -> int:
-    """Number of programs that this thread has compiled or read from JAX's cache. Use differences of two values."""
+    """Number of programs that this thread has compiled or read from a cache. Use differences of two values."""
     _listen()
     return _programs[threading.get_ident()]
 
@@ -47,7 +47,7 @@ def thread_cache_hits() -> int:
 
 
 def record_read(program: str, seconds: float) -> None:
-    """Tell all listeners of a program that was read from another cache than JAX's, by JAX's events of a read."""
+    """Report a program from another cache to all listeners, by JAX's events of a cache read."""
     for event in CACHE_EVENTS:
         jax.monitoring.record_event(event)
     jax.monitoring.record_event_duration_secs(STAGES[-1], seconds, fun_name=program)
