@@ -54,17 +54,20 @@ class ProgramFolder:
 
 
 def cache_folder(home: Path) -> Path:
-    """Return the folder of JAX's cache in `home`. Programs and folders of other versions that are a month old are deleted."""
+    """Return the folder of JAX's cache in `home`, and delete programs and other folders that no one has used for a month.
+
+    JAX's own files are deleted too: a program that JAX reads from them could not be stored again.
+    """
     folder = home / f"xla-{processor_hash()}-{_version() or 'edited'}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(folder)
         for other in home.glob("xla-*"):
-            if _unused(other):
+            if _old(other.stat().st_mtime):
                 shutil.rmtree(other, ignore_errors=True)
-        for program in (folder / "programs").glob("*"):
-            if _unused(program):
-                program.unlink()
+        for file in folder.rglob("*"):
+            if file.is_file() and _old(max(file.stat().st_mtime, file.stat().st_atime)):
+                file.unlink()
     return folder
 
 
@@ -107,8 +110,8 @@ def _edited(sources: list[Path]) -> bool:
     return any(max(about.st_mtime, about.st_ctime) > relu_study.IMPORTED for about in map(os.stat, sources))
 
 
-def _unused(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > DAYS * 24 * 3600
+def _old(when: float) -> bool:
+    return time.time() - when > DAYS * 24 * 3600
 
 
 def _private(folder: Path) -> bool:

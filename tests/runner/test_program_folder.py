@@ -113,8 +113,11 @@ def test_a_program_that_no_one_uses_is_deleted(package: Path) -> None:
         folder.put(name, b"code")
         os.utime(folder.folder / name, (0, 0))
     assert folder.get("used") == b"code"
+    for name, days in (("jit_old-cache", DAYS + 1), ("jit_recent-cache", DAYS - 1)):
+        (folder.folder.parent / name).write_bytes(b"")
+        os.utime(folder.folder.parent / name, (time.time() - days * 24 * 3600,) * 2)
     cache_folder(package)
-    assert [path.name for path in folder.folder.iterdir()] == ["used"]
+    assert {path.name for path in folder.folder.parent.rglob("*")} == {"programs", "used", "jit_recent-cache"}
 
 
 def test_a_folder_that_no_one_uses_is_deleted(tmp_path: Path) -> None:
