@@ -69,13 +69,13 @@ class TracedOnce:
         # A second place waits for the program of the first only if they share a device.
         with timed_lock(self._compiling.setdefault(variant, threading.Lock())):
             if variant not in self.programs:
-                self.programs[variant] = stored_programs.obtain(self._key, args, lambda: self._compile(args))
+                self.programs[variant] = stored_programs.obtain(self._key, args, lambda: self._lower(args))
         return self.programs[variant]
 
-    def _compile(self, args: Any) -> jax.stages.Compiled:
+    def _lower(self, args: Any) -> jax.stages.Lowered:
         with timed_lock(self._tracing):
             traced = self.jitted.trace(*args)
-        return traced.lower().compile()
+        return traced.lower()
 
 
 class ProgramCache:

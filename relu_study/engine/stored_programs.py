@@ -49,17 +49,18 @@ def use(store: Store | None) -> None:
     _store = store
 
 
-def obtain(key: Key | None, args: Any, compile_now: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
-    """Return the program of this key for arguments of these shapes: the stored one, or else one compiled and stored now."""
+def obtain(key: Key | None, args: Any, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+    """Return the program of this key for arguments of these shapes: the stored one, or one compiled and stored now."""
     store, name = _store, None if _store is None or key is None else _name(key, args)
     if store is None or key is None or name is None:
-        return compile_now()
+        return lower().compile()
     started = time.perf_counter()
     if (program := _read(store, name)) is not None:
         record_read(key[0], time.perf_counter() - started)
         return program
-    programs, hits = thread_programs(), thread_cache_hits()
-    program = compile_now()
+    lowered = lower()
+    programs, hits = thread_programs(), thread_cache_hits()  # a trace compiles and reads small programs of its own
+    program = lowered.compile()
     # XLA leaves functions out of a program that JAX has read, now or before, and a call of the stored one would fail.
     if thread_programs() > programs and thread_cache_hits() == hits:
         with contextlib.suppress(Exception):  # it is then compiled by the next process too

@@ -16,7 +16,7 @@ from jaxlib import xla_client
 from relu_study.components.registry import activations, initializers, metrics
 from relu_study.components.tasks.task import LOSSES, METRICS, Signature
 from relu_study.engine import compilation, stored_programs, train_tile
-from relu_study.engine.compile_time import thread_programs
+from relu_study.engine.compile_time import thread_cache_hits, thread_programs
 from relu_study.engine.state import MeasureConfig
 from relu_study.study.run_spec import RunSpec
 
@@ -60,13 +60,13 @@ def empty_cache(tmp_path: Path) -> Iterator[None]:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The functions of the engine that were traced and compiled."""
     names: list[str] = []
-    compile_now = compilation.TracedOnce._compile
+    lower = compilation.TracedOnce._lower
 
-    def counted(program: compilation.TracedOnce, args: object) -> jax.stages.Compiled:
+    def counted(program: compilation.TracedOnce, args: object) -> jax.stages.Lowered:
         names.append(vars(program.jitted)["__name__"])
-        return compile_now(program, args)
+        return lower(program, args)
 
-    monkeypatch.setattr(compilation.TracedOnce, "_compile", counted)
+    monkeypatch.setattr(compilation.TracedOnce, "_lower", counted)
     return names
 
 
@@ -99,8 +99,24 @@ def test_a_program_from_the_cache_of_jax_is_not_stored(store: Memory) -> None:
 
 def test_a_program_of_an_earlier_compilation_is_not_stored(store: Memory) -> None:
     """JAX may have read it from its cache. Without listeners, which a user can remove, nothing tells."""
-    program = jax.jit(lambda x: x * 5).lower(np.float32(2)).compile()
-    assert stored_programs.obtain(("one",), (np.float32(2),), lambda: program) is program and not store
+    lowered = jax.jit(lambda x: x * 5).lower(np.float32(2))
+    lowered.compile()
+    assert stored_programs.obtain(("one",), (np.float32(2),), lambda: lowered)(np.float32(3)) == 15 and not store
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_program_is_stored_even_if_its_trace_reads_the_cache_of_jax(store: Memory) -> None:
+    """As random streams do for their keys, which are constants."""
+
+    def constant() -> float:
+        with jax.ensure_compile_time_eval():
+            return float(jax.jit(lambda x: x * 11 + 3)(np.float32(2)))
+
+    assert constant() == 25
+    jax.clear_caches()
+    hits = thread_cache_hits()
+    program = compilation.TracedOnce(lambda x: x + constant(), ("one",))
+    assert program(np.float32(2)) == 27 and len(store) == 1 and thread_cache_hits() > hits
 
 
 def test_a_refused_program_is_compiled(store: Memory, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +156,8 @@ def test_the_name_changes_with_all_that_a_trace_depends_on(store: Memory, monkey
     assert names(store) == found[0]
 
 
-def test_flags_that_xla_does_not_read_any_more_do_not_rename_its_programs(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable of a process may have lost the flags that its programs are compiled with."""
+def test_the_name_changes_with_the_flags_that_xla_has_read(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment may have lost the flags that its programs are compiled with."""
     before = names(store)
     other = xla_client.CompileOptions()
     other.executable_build_options.debug_options.xla_cpu_enable_fast_math = True
