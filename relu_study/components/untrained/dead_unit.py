@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
-from scipy import stats
 
 from relu_study.components.untrained.dense_layers import require_int
 from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
@@ -20,6 +19,8 @@ LAWS = ("normal", "uniform")
 def _theory(cell: Cell) -> Mapping[str, Theory]:
     law, d, r = cell["law"], cell["d"], cell["r"]
     if law == "normal":
+        from scipy import stats  # at first use: its import takes half a second
+
         return {"dead": Theory(stats.t.sf(r * d**0.5, d))}
     if d == 1:  # the mean over |w| ~ U(0, 1) of P(bias <= -r |w|) = (1 - r |w|)^+ / 2
         return {"dead": Theory(1 / (4 * r) if r >= 1 else (2 - r) / 4)}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from scipy import special, stats
+from scipy import special
 
 from relu_study.components.untrained.dense_layers import dense, require_int
 from relu_study.components.untrained.statistic import Cell, Quantity, Theory, statistic
@@ -31,6 +31,8 @@ def log_factor(width: int, gain: float) -> tuple[float, float]:
     The number j of positive g_i is binomial. The sum is then chi-squared with j degrees of freedom; its logarithm has mean
     digamma(j / 2) + log 2 and variance trigamma(j / 2).
     """
+    from scipy import stats  # at first use: its import takes half a second
+
     j = np.arange(1, width + 1)
     chance = stats.binom.pmf(j, width, 0.5) / (1 - 0.5**width)
     mean = np.sum(chance * special.digamma(j / 2))
