@@ -122,9 +122,10 @@ def _message(every: Sequence[ClaimRow], noun: str) -> str:
 
 def _hint(rows: Sequence[ClaimRow], stuck: Sequence[int], noun: str) -> str:
     """Return the sentence with the numbers of seeds and of rows that suffice."""
+    in_doubt = set(stuck)
 
     def suffices(n: int) -> bool:
-        p = [row.least_p(n if i in stuck else row.n) for i, row in enumerate(rows)]
+        p = [row.least_p(n if i in in_doubt else row.n) for i, row in enumerate(rows)]
         return bool((corrected_p(p) < SIGNIFICANT).all())
 
     few, enough = 0, 1
