@@ -21,9 +21,11 @@ from relu_study.storage.declaration import read_declared
 from relu_study.storage.frames import configurations_from_runs_csv, load
 from relu_study.storage.manifest import read_manifest, write_manifest
 from relu_study.storage.tile_files import tile_paths
+from relu_study.study.outputs import Figure
 
 WHY, OTHER = "3 workers died: signal 9 | killed", "3 workers died: signal 11"
 LOST = [planted_arms(planted_study())["tanh", "wave"].replace(seed=seed).run_id for seed in (0, 1, 2)]
+CURVES = Figure("activations", "", "curves", ("activations",), metrics=("val_loss",))  # of the arm with lost runs, too
 DERIVED = ("runs", "experiments", "summary", "units", "survival", "verdicts", "health")
 
 
@@ -36,7 +38,7 @@ def listing(folder: Path, **entries: object) -> Path:
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A reported folder in which two runs crashed, one did not fit in memory, and no other is missing; and the messages."""
-    folder = planted_folder(tmp_path_factory.mktemp("crashed"), left_out=tuple(LOST))
+    folder = planted_folder(tmp_path_factory.mktemp("crashed"), left_out=tuple(LOST), figures=(CURVES,))
     listing(folder, crashed={LOST[0]: WHY, LOST[1]: f"{OTHER}\n"}, oom=[LOST[2]])
     return folder, report(folder)
 
@@ -113,7 +115,8 @@ def test_reports_repeat_byte_for_byte_and_in_a_clone(crashed: tuple[Path, list[s
 
 def test_stored_run_is_not_crashed(tmp_path: Path) -> None:
     """An entry of a run that is stored, or that the study does not declare, changes no file."""
-    stored, listed = (planted_folder(tmp_path / name, figures=False) for name in ("stored", "listed"))
+    stored = planted_folder(tmp_path / "stored", seeds=2, figures=False)
+    listed = Path(shutil.copytree(stored, tmp_path / "listed"))
     report(stored)
     report(listing(listed, crashed={LOST[0]: WHY, "0" * 12: WHY}))
     for path in (path for path in stored.rglob("*") if path.is_file() and path.suffix in (".csv", ".md", ".tex", ".html")):
@@ -122,8 +125,8 @@ def test_stored_run_is_not_crashed(tmp_path: Path) -> None:
 
 
 def test_folder_without_any_stored_run(tmp_path: Path) -> None:
-    every = tuple(spec.replace(seed=seed).run_id for spec in set(planted_arms(planted_study()).values()) for seed in range(8))
-    folder = planted_folder(tmp_path, left_out=every)
+    every = tuple(spec.replace(seed=seed).run_id for spec in set(planted_arms(planted_study()).values()) for seed in range(2))
+    folder = planted_folder(tmp_path, seeds=2, left_out=every)
     report(listing(folder, crashed=dict.fromkeys(every, WHY)))
     assert set(pd.read_csv(folder / "runs.csv")["status"]) == {"crashed"} and not tile_paths(folder)
     assert f"{len(every)} crashed" in (folder / "report.md").read_text()
@@ -154,7 +157,7 @@ def test_manifest_counts_every_status(crashed: tuple[Path, list[str]]) -> None:
 @pytest.mark.parametrize("entry", [{LOST[0]: 3}, [LOST[0]], "everything"])
 def test_invalid_entry_is_refused(entry: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest.json has an invalid declaration .*`\$.crashed"):
-        report(listing(planted_folder(tmp_path), crashed=entry))
+        report(listing(planted_folder(tmp_path, seeds=1), crashed=entry))
 
 
 def test_crashed_cells_of_a_draw_study(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from relu_study.errors import UserError
 from relu_study.report.report import report
 from relu_study.report.tables.pivot_table import compare, table
 from relu_study.storage.manifest import read_manifest, write_manifest
+from relu_study.study.outputs import Figure
+
+CURVES = Figure("activations", "", "curves", ("activations",), metrics=("val_loss",))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = planted_folder(tmp_path_factory.mktemp("contract"))
+    path = planted_folder(tmp_path_factory.mktemp("contract"), figures=(CURVES,))
     report(path)
     return path
 

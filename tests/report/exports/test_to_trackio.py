@@ -93,7 +93,7 @@ def test_a_second_export_replaces_the_first(tmp_path: Path) -> None:
 
 def test_seeds_without_numbers_have_their_status(tmp_path: Path) -> None:
     lost = planted_arms(planted_study(SEEDS))["stuck", "wave"]
-    folder = planted_folder(tmp_path / "part", SEEDS, left_out=(lost.run_id,))
+    folder = planted_folder(tmp_path / "part", SEEDS, left_out=(lost.run_id,), figures=False)
     report(folder)
     export(folder, "trackio", per_seed=True)
     found = stored("planted")
@@ -124,7 +124,7 @@ def test_a_remote_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_tensorboard_folder_imports_as_it_is(tmp_path: Path) -> None:
     pytest.importorskip("tbparse", reason="needs trackio's extra tensorboard")
-    folder = planted_folder(tmp_path / "planted", SEEDS)
+    folder = planted_folder(tmp_path / "planted", SEEDS, figures=False)
     report(folder)
     trackio.import_tf_events(folder / "tensorboard", project="events")
     runs = {run.name: SQLiteStorage.get_logs("events", run.name, run_id=run.id) for run in trackio.Api().runs("events")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def test_unwritable_path_is_a_one_line_error(folder: Path, tmp_path: Path) -> No
     for place, message in (("file/a.png", "cannot write"), ("dir.png", "is a folder. Name a file")):
         (tmp_path / "dir.png").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):
-            figure(folder, "depth", out=tmp_path / place)
+            figure(folder, "depth", arms="baseline", out=tmp_path / place)
 
 
 def test_bad_folders_are_one_line_errors(folder: Path, tmp_path: Path) -> None:
@@ -276,15 +275,12 @@ def test_a_missing_csv_is_named(clone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("coarse")
 def test_report_draws_all_kinds_and_a_clone_those_with_input(tmp_path: Path) -> None:
-    own = planted_folder(tmp_path / "own", seeds=2)
-    manifest = read_manifest(own)
-    shown = [
-        Figure("depth", "d", "depth", metrics=("grad_norm",)),
+    shown = (
+        Figure("depth", "d", "depth", arms=("baseline", "tanh"), metrics=("grad_norm",)),
         Figure("histograms", "h", "histograms", arms=("baseline",), metrics=("post/site_1",)),
         Figure("map", "m", "map", ("tuned",), metrics=("val_loss",), rows="activation", cols="learning_rate"),
-    ]
-    manifest["declaration"] |= {"figures": [asdict(one) for one in shown], "sections": []}
-    write_manifest(own, manifest)
+    )
+    own = planted_folder(tmp_path / "own", seeds=2, figures=shown)
     report(own)
     names = sorted(path.name for path in (own / "figures").iterdir())
     assert names == sorted(f"{kind}.{suffix}" for kind in ("depth", "histograms", "map") for suffix in ("png", "svg"))
