@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,19 @@ def contents(path: Path) -> dict[str, bytes]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Configuration], Path]:
     path = tmp_path_factory.mktemp("events")
     return *written(path), path
+
+
+@pytest.fixture(scope="module")
+def of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], tuple[StudyManifest, dict[str, Configuration]]]:
+    """A function that copies the event files of two seeds to a folder and returns what `written` returns."""
+    path = tmp_path_factory.mktemp("two")
+    manifest, configurations = written(path, seeds=2)
+
+    def copied(to: Path) -> tuple[StudyManifest, dict[str, Configuration]]:
+        shutil.copytree(path / "tensorboard", to / "tensorboard")
+        return manifest, copy.deepcopy(configurations)
+
+    return copied
 
 
 def test_every_value_of_every_configuration_round_trips(folder: Any) -> None:
@@ -204,16 +219,16 @@ def test_last_point_equals_the_summary_if_every_run_is_nonfinite(tmp_path: Path)
         assert list(series[f"update_norm/all/{tag}"]) == [1, 2, 5]  # before training there is none to have
 
 
-def test_rewriting_gives_the_same_bytes_without_duplicates(tmp_path: Path) -> None:
-    manifest, configurations = written(tmp_path, seeds=2)
+def test_rewriting_gives_the_same_bytes_without_duplicates(tmp_path: Path, of_two_seeds: Any) -> None:
+    manifest, configurations = of_two_seeds(tmp_path)
     first = contents(tmp_path)
     assert first and {Path(name).name for name in first} == {EVENT_FILE}
     write_events(manifest, configurations, tmp_path)
     assert contents(tmp_path) == first
 
 
-def test_new_values_replace_old_files(tmp_path: Path) -> None:
-    manifest, configurations = written(tmp_path, seeds=2)
+def test_new_values_replace_old_files(tmp_path: Path, of_two_seeds: Any) -> None:
+    manifest, configurations = of_two_seeds(tmp_path)
     for configuration in configurations.values():
         del configuration.values["grad_norm/all"]
         configuration.values["val_loss/all"] += 1
@@ -223,8 +238,8 @@ def test_new_values_replace_old_files(tmp_path: Path) -> None:
         same(read(tmp_path / "tensorboard" / names[config_id]), expected(configuration))
 
 
-def test_interrupted_write_keeps_the_old_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest, configurations = written(tmp_path, seeds=2)
+def test_interrupted_write_keeps_the_old_file_only(tmp_path: Path, of_two_seeds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, configurations = of_two_seeds(tmp_path)
     before = contents(tmp_path)
     for configuration in configurations.values():
         configuration.values["val_loss/all"] += 1
@@ -247,8 +262,8 @@ def test_interrupted_write_keeps_the_old_file_only(tmp_path: Path, monkeypatch: 
     assert all(after[name] in (before[name], whole_now[name]) for name in before), "a file is the old one or the new one"
 
 
-def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Path) -> None:
-    manifest, configurations = written(tmp_path, seeds=2)
+def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Path, of_two_seeds: Any) -> None:
+    manifest, configurations = of_two_seeds(tmp_path)
     root = tmp_path / "tensorboard"
     (root / "mine").mkdir()
     (root / "mine" / "events.out.tfevents.1.mine").write_bytes(b"")
@@ -267,8 +282,8 @@ def test_only_our_own_runs_of_undeclared_configurations_are_removed(tmp_path: Pa
     assert {name: before[name] for name in after} == after
 
 
-def test_a_relabelled_arm_is_shown_once(tmp_path: Path) -> None:
-    manifest, configurations = written(tmp_path, seeds=2)
+def test_a_relabelled_arm_is_shown_once(tmp_path: Path, of_two_seeds: Any) -> None:
+    manifest, configurations = of_two_seeds(tmp_path)
     renamed = [replace(e, arm=e.arm.replace("baseline", "start")) for e in manifest.declaration.configurations]
     write_events(with_entries(manifest, renamed), configurations, tmp_path)
     runs = {p.name for p in (tmp_path / "tensorboard").iterdir()}
