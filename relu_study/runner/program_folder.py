@@ -22,7 +22,7 @@ import relu_study
 from relu_study.engine.jax_settings import processor_hash
 from relu_study.storage.atomic_write import write_atomically
 
-LIBRARIES = (jax, flax, optax)  # their sources count, and of compiled libraries the versions
+LIBRARIES = (jax, flax, optax)  # hashed by their sources; jaxlib and NumPy by their versions
 TRACED = ("components", "diagnosis", "engine", "stats", "study", "watch")  # the folders that the engine imports
 DAYS = 30  # after its last use a program, or a folder of another version, is deleted
 
@@ -30,7 +30,7 @@ DAYS = 30  # after its last use a program, or a folder of another version, is de
 class ProgramFolder:
     """Programs as files, compressed and with a checksum. A folder that cannot be written stays as it is.
 
-    From an edit of the package's sources on, no program is read or stored: modules of this process may be older or newer.
+    After an edit of the package's sources no program is read or stored: modules of this process may be older or newer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,11 +82,12 @@ def program_folder(cache: Path) -> ProgramFolder | None:
 
 @functools.cache
 def _version() -> str | None:
-    """The hash of all sources that programs are traced from, and of versions; None if it may not be that of the imports."""
+    """The hash of all sources that programs are traced from, and of versions; None if a source is newer than the import."""
     hashed = hashlib.sha256(f"{platform.python_version()} {jaxlib.__version__} {np.__version__}".encode())
     with contextlib.suppress(OSError):
         libraries = [Path(str(library.__file__)).parent for library in LIBRARIES]
-        for root, sources in [(_package(), _sources(_package())), *((root, sorted(root.rglob("*.py"))) for root in libraries)]:
+        by_root = {_package(): _sources(_package())} | {root: sorted(root.rglob("*.py")) for root in libraries}
+        for root, sources in by_root.items():
             if not sources or _edited(sources):
                 return None
             for path in sources:
